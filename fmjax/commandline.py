@@ -1,0 +1,175 @@
+"""The command line: flags, overrides of the config, and how a command ends.
+
+A script names its flags and makes one call; its docstring, with an example, is its help:
+
+    def main(argv=None):
+        flags = commandline.Flags(__doc__, config=True)
+        flags.add("--workdir", type=Path, required=True, help="the run directory")
+        return commandline.run(flags, lambda args: train(load(args), args.workdir), argv)
+
+    if __name__ == "__main__":
+        sys.exit(main())
+
+Exit codes: 0 done; 2 the user's input is at fault, said in one line; 75 interrupted, to be continued by the
+same command. Any other end is a bug of fmjax, and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import select
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.errors import Interrupted, UserError, nearest
+
+DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
+OVERRIDE = "--config."
+EPILOG = "exit codes: 0 done; 2 something in the input is wrong; 75 interrupted, the same command continues"
+
+
+class Flags(argparse.ArgumentParser):
+    """The flags of a script. Every mistake is a UserError; flags cannot be abbreviated.
+
+    With `config=True` there are `--config FILE[:ARG,ARG]` and `--config.KEY=VALUE`; `load` reads both.
+    """
+
+    def __init__(self, doc: str | None, config: bool = False):
+        super().__init__(
+            description=(doc or "").strip(),
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.names = ["-h", "--help"]
+        self.takes_config = config
+        self.add("--debug", action="store_true", help="show the traceback of an error in the input")
+        if config:
+            form = "a config file with arguments; --config.KEY=VALUE overrides a key (--config.train.steps=9)"
+            self.add("--config", required=True, metavar="FILE[:ARG,ARG]", help=form)
+
+    def add(self, *names: str, choices: Sequence[str] = (), **options: Any) -> None:
+        """Adds a flag as `argparse.ArgumentParser.add_argument` does; errors list and suggest `choices`."""
+        if choices:
+            options = {"type": one_of(choices), "metavar": "{" + ",".join(choices) + "}"} | options
+        self.add_argument(*names, **options)
+        self.names += names
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Returns the values of the flags; with a config also `overrides`, (key, text) pairs in order.
+
+        Raises UserError for an unknown, missing or wrong flag; prints the help and exits if asked for it.
+        """
+        rest, overrides = self.split_overrides(argv) if self.takes_config else (list(argv), [])
+        for word in rest:
+            name = word.partition("=")[0]
+            if looks_like_flag(name) and name not in self.names:
+                self.refuse_flag(name)
+        args, strays = self.parse_known_args(rest)
+        if strays:
+            raise UserError(f'"{strays[0]}" belongs to no flag; quote spaces, or see {self.prog} --help')
+        if self.takes_config:
+            args.overrides = overrides
+        return args
+
+    def split_overrides(self, argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+        """Returns the other words, and the overrides: `--config.KEY=VALUE` or `--config.KEY VALUE`."""
+        rest, overrides = [], []
+        words = iter(argv)
+        for word in words:
+            if not word.startswith(OVERRIDE):
+                rest.append(word)
+                continue
+            key, equals, text = word.removeprefix(OVERRIDE).partition("=")
+            if not equals:
+                text = next(words, "--")
+                if text.startswith("--"):
+                    raise UserError(f"{word}: has no value; write {word}=VALUE")
+            overrides.append((key, text))
+        return rest, overrides
+
+    def refuse_flag(self, name: str) -> NoReturn:
+        names = [known for known in self.names if known.startswith("--")]
+        hint = nearest(name, names)
+        if name.startswith(OVERRIDE):
+            hint = ", as this command takes no config"
+        elif self.takes_config and "." in name:
+            hint = f' (did you mean "{OVERRIDE}{name.lstrip("-")}"?)'
+        raise UserError(f"{name}: no such flag{hint}; there are {', '.join(sorted(names))}")
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse has found as a UserError; it would print its usage and exit."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def looks_like_flag(word: str) -> bool:
+    """Returns whether a word is meant as a flag: it begins with a dash and is no number and no sentence."""
+    return bool(re.match(r"--?[A-Za-z][^\s]*$", word))
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """Returns a reader of flags that accepts these values alone."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            offer = f"choose one of {', '.join(choices)}"
+            raise argparse.ArgumentTypeError(f'"{text}" is not known{nearest(text, choices)}; {offer}')
+        return text
+
+    return read
+
+
+def load(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the config that the flags name, with its overrides, as JSON holds it. Raises UserError."""
+    config = load_config(args.config)
+    apply_overrides(config, args.overrides)
+    return to_dict(config)
+
+
+def run(flags: Flags, main: Callable[[argparse.Namespace], object], argv: Sequence[str] | None = None) -> int:
+    """Reads the flags (`argv`, else those of the process), calls `main` with them and returns the exit code.
+
+    Writes one line to stderr if the input is at fault or the run was interrupted; a bug passes through.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        main(flags.parse(words))
+        sys.stdout.flush()
+        return DONE
+    except UserError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+    except Interrupted as error:
+        print(f"interrupted: {one_line(error)}", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted: by the keyboard; run the same command again", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        if not close_broken_output():
+            raise  # another pipe, such as a worker's
+        return INTERRUPTED
+
+
+def one_line(error: Exception) -> str:
+    """Returns the message as one line, with what a terminal would take for a command spelt out."""
+    line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
+
+def close_broken_output() -> bool:
+    """Returns whether the reader of our output (`| head`) has gone; the rest of it then goes nowhere."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    broken = [stream for stream, event in poll.poll(0) if event & select.POLLERR]
+    for stream in broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return bool(broken)

@@ -1,0 +1,133 @@
+"""The embedded corpus: the English of Python's own manual and of the standard library's docstrings, read offline.
+
+The manual is `pydoc_data.topics`; docstrings are read with `ast`, so no module is imported. A fifth of the files is held
+out, for validation and test, by a hash of the file's name; a text that training files hold is not held out as well.
+The texts differ between versions of Python, so a source's fingerprint names the version.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data import topics
+from typing import NamedTuple
+
+from fmjax.errors import UserError, nearest
+
+SPLITS = ("train", "validation", "test")
+
+# Folders of the library path that are no part of the library, hold tests, or are packaged apart on some systems.
+SKIPPED = frozenset(("test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo", "site-packages", "dist-packages"))
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+RULER = re.compile(r"\s*([*=~^#\"_+-])\1{2,}\s*")
+LETTERS = 0.75  # share of letters and spaces below which a paragraph is a table, a signature or code
+
+
+class Document(NamedTuple):
+    """A docstring or a topic of the manual, one paragraph a line, and the file it comes from."""
+
+    file: str
+    text: str
+
+
+def split_of(file: str) -> str:
+    """Returns the split of a file: of twenty files, one is for "validation", three for "test", the others for "train"."""
+    lot = int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") % 20
+    return "validation" if lot == 0 else "test" if lot < 4 else "train"
+
+
+@functools.cache
+def documents(split: str = "") -> tuple[Document, ...]:
+    """Returns the documents of a split, or of all, in the order of their files' names; no text occurs twice.
+
+    Raises UserError for an unknown split, and if this Python comes without the sources of its library.
+    """
+    if split:
+        if split not in SPLITS:
+            raise UserError(f'python_docs has no split "{split}"{nearest(split, SPLITS)}; choose one of {", ".join(SPLITS)}')
+        return tuple(document for document in documents() if split_of(document.file) == split)
+    found = [Document(file, text) for file, raw in texts() if (text := clean(raw))]
+    # Training files come first, so that of a text found on both sides the training files keep the only copy.
+    found.sort(key=lambda document: (SPLITS.index(split_of(document.file)), document.file))
+    first: dict[str, Document] = {}
+    for document in found:
+        first.setdefault(" ".join(document.text.casefold().split()), document)
+    return tuple(sorted(first.values(), key=lambda document: document.file))
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Yields (file, text): each topic of the manual, and each docstring of the standard library."""
+    for name, text in sorted(topics.topics.items()):
+        yield f"topics/{name}", text
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted(path for path in root.rglob("*.py") if not SKIPPED & set(path.relative_to(root).parts))
+    if not files:
+        raise UserError(f"{root} holds no sources of Python's standard library, the embedded corpus; give data.files instead")
+    for path in files:
+        for text in docstrings(path.read_bytes()):
+            yield path.relative_to(root).as_posix(), text
+
+
+def docstrings(source: bytes) -> Iterator[str]:
+    """Yields the docstrings of a module, its classes and functions; none if it is not valid Python."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old escapes in the library's own strings
+            nodes: list[ast.AST] = [ast.parse(source)]
+    except (SyntaxError, ValueError):
+        return
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
+            yield text
+        # Statements alone hold definitions: expressions, most of a tree, are not visited.
+        for block in ("finalbody", "orelse", "handlers", "body"):
+            nodes.extend(reversed(getattr(node, block, [])))
+
+
+def clean(text: str) -> str:
+    """Returns the prose of a text, one paragraph a line, without doctests, grammars, tables and code."""
+    paragraphs = []
+    for block in re.split(r"\n\s*\n", text.strip("\n")):
+        if ">>>" in block or "::=" in block:
+            continue
+        words = [word for line in block.split("\n") if not RULER.fullmatch(line) for word in line.split()]
+        paragraph = " ".join(words)
+        plain = sum(character.isalpha() or character == " " for character in paragraph)
+        if words and plain >= LETTERS * len(paragraph):
+            paragraphs.append(paragraph)
+    return "\n".join(paragraphs)
+
+
+class PythonDocs:
+    """The embedded corpus as a source of records: `text`, and the `file` it comes from.
+
+    Raises UserError for an unknown split.
+    """
+
+    columns = ("text", "file")
+
+    def __init__(self, split: str):
+        self.split = split
+        self.documents = documents(split)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        return self.documents[index]._asdict()
+
+    def where(self, index: int) -> str:
+        return f"python_docs {self.documents[index].file}"
+
+    def fingerprint(self) -> dict[str, object]:
+        digest = hashlib.sha256("\0".join(document.text for document in self.documents).encode())
+        version = ".".join(map(str, sys.version_info[:3]))
+        return {"source": "python_docs", "split": self.split, "python": version, "sha256": digest.hexdigest()}

@@ -1,0 +1,32 @@
+"""Normalisation layers, computed in fp32 whatever the compute type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016).
+
+    The variance is the mean squared deviation: E[x^2] - E[x]^2, Flax's default, loses digits when the mean is large.
+    """
+
+    epsilon: float = 1e-12
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D] in `dtype`."""
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)), shape)
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)), shape)
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        broadcast = (1,) * (x.ndim - 1) + shape
+        y = centred * (jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(broadcast)) + bias.reshape(broadcast)
+        return y.astype(self.dtype)

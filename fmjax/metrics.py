@@ -1,0 +1,138 @@
+"""Metrics of a whole evaluation, computed on the host from per-example arrays gathered from all devices.
+
+AUC, F1 and rank correlations are not sums over batches, so they see all examples at once. `valid [N]` is 1
+for a real row and 0 for one that fills up the last batch, which is dropped first. Sums are in float64.
+
+A metric that the data leave undefined (the AUC of a class that never occurs, the correlation with a constant)
+is left out, so every value is a finite number and metrics.jsonl is valid JSON. As in scikit-learn, precision,
+recall, F1 and MCC with nothing to divide by are 0.
+
+Letters: N examples, C classes, K columns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.special import log_softmax
+from scipy.stats import rankdata
+from sklearn import metrics as sk
+
+from fmjax.errors import UserError
+
+
+def classification(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> dict[str, float]:
+    """Returns the metrics of one label an example: logits [N,C], labels [N] from 0 to C-1.
+
+    accuracy, mcc, f1_macro, f1_micro, f1_weighted, precision_macro, recall_macro: averages over the classes
+    that occur among labels or predictions, as is scikit-learn's default. roc_auc, pr_auc: see `areas`; of
+    class 1 where there are two, else the mean of every class that occurs against the rest. With two classes
+    also precision, recall and f1 of class 1.
+    """
+    logits, labels = real_rows(valid, logits, labels)
+    predicted = logits.argmax(axis=1)
+    values = {"accuracy": np.mean(predicted == labels), "mcc": sk.matthews_corrcoef(labels, predicted)}
+    for average in ("macro", "micro", "weighted"):
+        values[f"f1_{average}"] = sk.f1_score(labels, predicted, average=average, zero_division=0)
+    values["precision_macro"] = sk.precision_score(labels, predicted, average="macro", zero_division=0)
+    values["recall_macro"] = sk.recall_score(labels, predicted, average="macro", zero_division=0)
+    if logits.shape[1] != 2:
+        one_hot = labels[:, None] == np.arange(logits.shape[1])
+        return defined(values | areas(one_hot, log_softmax(logits, axis=1)))
+    truth, guess = labels == 1, predicted == 1
+    values["precision"] = sk.precision_score(truth, guess, zero_division=0)
+    values["recall"] = sk.recall_score(truth, guess, zero_division=0)
+    values["f1"] = sk.f1_score(truth, guess, zero_division=0)
+    return defined(values | areas(truth[:, None], logits[:, 1:] - logits[:, :1]))
+
+
+def multilabel(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> dict[str, float]:
+    """Returns the metrics of any number of labels an example: logits [N,C], labels [N,C] of 0 and 1.
+
+    A class is predicted where its logit is above 0. accuracy: the share of examples with all C classes right;
+    f1_micro, f1_macro: over all C; roc_auc, pr_auc: see `areas`, over the classes that only some examples
+    have.
+    """
+    logits, labels = real_rows(valid, logits, labels)
+    truth, predicted = labels > 0.5, logits > 0
+    # F1 as 2 TP / (2 TP + FP + FN), for each class: scikit-learn would read a single column as two classes.
+    hits, total = (truth & predicted).sum(axis=0), truth.sum(axis=0) + predicted.sum(axis=0)
+    values = {
+        "accuracy": np.mean((truth == predicted).all(axis=1)),
+        "f1_micro": 2 * hits.sum() / max(total.sum(), 1),
+        "f1_macro": np.mean(2 * hits / np.maximum(total, 1)),
+    }
+    return defined(values | areas(truth, logits))
+
+
+def areas(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Returns the means over columns of the areas under two curves: truth (bool) and scores [N,K].
+
+    roc_auc: of the receiver operating characteristic; pr_auc: of precision over recall, as average precision
+    (no interpolation). A column without both values has no curve and is left out; so are the keys if none
+    has.
+    """
+    columns = [column for column in range(truth.shape[1]) if 0 < truth[:, column].sum() < len(truth)]
+    if not columns:
+        return {}
+    pairs = [(truth[:, column], scores[:, column]) for column in columns]
+    return {
+        "roc_auc": float(np.mean([sk.roc_auc_score(*pair) for pair in pairs])),
+        "pr_auc": float(np.mean([sk.average_precision_score(*pair) for pair in pairs])),
+    }
+
+
+def regression(predictions: np.ndarray, targets: np.ndarray, valid: np.ndarray) -> dict[str, float]:
+    """Returns mse, mae, pearson and spearman (ties share their mean rank) of predictions [N] and targets
+    [N]."""
+    predictions, targets = real_rows(valid, predictions, targets)
+    values = {
+        "mse": np.mean((predictions - targets) ** 2),
+        "mae": np.mean(np.abs(predictions - targets)),
+        "pearson": correlation(predictions, targets),
+        "spearman": correlation(rankdata(predictions), rankdata(targets)),
+    }
+    return defined(values)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns Pearson's correlation of two arrays [N], NaN if one of them is constant."""
+    return np.corrcoef(a, b)[0, 1] if np.ptp(a) and np.ptp(b) else math.nan
+
+
+def token_level(
+    losses_sum: np.ndarray, weights: np.ndarray, correct: np.ndarray, valid: np.ndarray
+) -> dict[str, float]:
+    """Returns loss (nats a predicted token), perplexity and accuracy, every token counting the same.
+
+    Takes of each example [N] the sum of its tokens' losses, how many tokens are predicted, and how many
+    right. Raises UserError if no token is predicted.
+    """
+    losses_sum, weights, correct = real_rows(valid, losses_sum, weights, correct)
+    total = weights.sum()
+    if not total:
+        raise UserError("evaluation: no token of this split is to be predicted; give it longer texts")
+    loss = losses_sum.sum() / total
+    with np.errstate(over="ignore"):
+        return defined({"loss": loss, "perplexity": np.exp(loss), "accuracy": correct.sum() / total})
+
+
+def real_rows(valid: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Returns the rows of the arrays where `valid` is above 0; what is not of whole numbers becomes float64.
+
+    Raises UserError if there are none, or a value is not finite: metrics of it would mislead.
+    """
+    real = np.asarray(valid) > 0
+    if not real.any():
+        raise UserError("evaluation: this split has no examples; give it some")
+    rows = [np.asarray(array)[real] for array in arrays]
+    rows = [array if array.dtype.kind in "biu" else array.astype(np.float64) for array in rows]
+    if not all(np.isfinite(array).all() for array in rows):
+        raise UserError("evaluation: the model's outputs are not finite numbers; lower optim.learning_rate")
+    return rows
+
+
+def defined(values: dict[str, float]) -> dict[str, float]:
+    """Returns the values that are numbers, as plain floats."""
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}

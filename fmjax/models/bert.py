@@ -1,0 +1,362 @@
+"""BERT (Devlin et al. 2019, arXiv:1810.04805), following Hugging Face's `modeling_bert.py`.
+
+Letters: B batch, L length, M masked positions, D width, H heads, K head width, F mlp width, V vocabulary, P positions,
+T token types, N layers. RoBERTa, DistilBERT and ELECTRA are this encoder with other edges; see the files of those names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax import hub
+from fmjax.errors import UserError, nearest
+from fmjax.layers.attention import Attention, key_mask, segment_mask
+from fmjax.layers.blocks import PostNorm, stack
+from fmjax.layers.heads import Classify, ClassifyMean, Features, Heads, MaskedLm, Pooled, linear_head
+from fmjax.layers.linear import Dense, Initializer, embedding, normal
+from fmjax.layers.mlp import ACTIVATIONS, Mlp, activation
+from fmjax.layers.norm import LayerNorm
+from fmjax.models.sizes import checked, resolve
+from fmjax.sharding import constrain
+
+Batch = Mapping[str, jax.Array]
+Config = Mapping[str, Any]
+Table = Mapping[str, tuple[str, Any]]
+
+# tiny to medium are the miniatures of Turc et al. 2019 (arXiv:1908.08962).
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 128, "layers": 2, "attention_heads": 2, "mlp_width": 512},
+    "mini": {"width": 256, "layers": 4, "attention_heads": 4, "mlp_width": 1024},
+    "small": {"width": 512, "layers": 4, "attention_heads": 8, "mlp_width": 2048},
+    "medium": {"width": 512, "layers": 8, "attention_heads": 8, "mlp_width": 2048},
+    "base": {"width": 768, "layers": 12, "attention_heads": 12, "mlp_width": 3072},
+    "large": {"width": 1024, "layers": 24, "attention_heads": 16, "mlp_width": 4096},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The numbers and choices that make one BERT; `model` in a config."""
+
+    width: int
+    layers: int
+    attention_heads: int
+    mlp_width: int
+    vocab_size: int
+    positions: int = 512
+    position_offset: int = 0
+    token_types: int = 2
+    embedding_width: int = 0  # 0: as wide as the layers
+    activation: str = "gelu"
+    epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    dropout: float = 0.1
+    embedding_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    classifier_dropout: float = 0.1
+    dtype: str = "float32"
+    scan_layers: bool = False
+
+
+class Embed(nn.Module):
+    """Word + position + token-type embeddings, normalised."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Returns the embedded input [B,L,D] and the word table [V,E]."""
+        s = self.settings
+        dtype, init = jnp.dtype(s.dtype), normal(s.initializer_range)
+        width = s.embedding_width or s.width
+        table = partial(embedding, width=width, init=init, dtype=dtype)
+        ids = batch["input_ids"]
+        positions = batch.get("position_ids", jnp.arange(ids.shape[1], dtype=jnp.int32)[None])
+
+        word = table(s.vocab_size, axis="vocab", name="word")
+        x = word(ids) + table(s.positions + s.position_offset, axis=None, name="position")(positions + s.position_offset)
+        if s.token_types:
+            types = batch.get("token_type_ids", jnp.zeros_like(ids))
+            x = x + table(s.token_types, axis=None, name="token_type")(types)
+        x = LayerNorm(s.epsilon, dtype, name="norm")(x)
+        x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
+        if width != s.width:
+            x = Dense((s.width,), (None, "embed"), init, dtype=dtype, name="projection")(x)
+        return constrain(x, "act_batch", "act_length", "act_embed"), word.embedding
+
+
+class Encoder(nn.Module):
+    """The stack of layers, and the pooler where a head reads it."""
+
+    settings: Settings
+    pool: bool
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, mask: jax.Array | None) -> dict[str, jax.Array]:
+        """Returns the features `hidden [B,L,D]` and, if pooled, `pooled [B,D]`."""
+        s = self.settings
+        shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+        head_width = s.width // s.attention_heads
+        block = partial(
+            PostNorm,
+            attention=partial(Attention, s.attention_heads, head_width, s.attention_dropout, **shared),
+            mlp=partial(Mlp, s.mlp_width, activation(s.activation), **shared),
+            norm=partial(LayerNorm, s.epsilon, jnp.dtype(s.dtype)),
+            dropout=s.dropout,
+        )
+        hidden = stack(self, block, s.layers, s.scan_layers, x_BLD, mask)
+        if not self.pool:
+            return {"hidden": hidden}
+        pooler = Dense((s.width,), ("embed", None), name="pooler", **shared)
+        return {"hidden": hidden, "pooled": jnp.tanh(pooler(hidden[:, 0]))}
+
+
+class ClassifyFirst(nn.Module):
+    """The classifier of BERT's descendants: dense, activation and linear layer over the first token's hidden state."""
+
+    activation: Callable[[jax.Array], jax.Array]
+    input_dropout: float
+    reads_pooled: ClassVar[bool] = False
+    classes: int = 2
+    dropout: float = 0.1
+    kernel_init: Initializer = normal(0.02)
+
+    @nn.compact
+    def __call__(self, features: Features, batch: Features) -> jax.Array:
+        """Returns logits [B,C] in fp32."""
+        fixed = not self.has_rng("dropout")
+        x = nn.Dropout(self.input_dropout, deterministic=fixed)(features["hidden"][:, 0].astype(jnp.float32))
+        x = self.activation(Dense(x.shape[-1:], ("embed", None), self.kernel_init, name="dense")(x))
+        return linear_head(self, nn.Dropout(self.dropout, deterministic=fixed)(x))
+
+
+class Bert(nn.Module):
+    """Maps a batch to features: `hidden [B,L,D]`, `pooled [B,D]` where a head reads it, and each head's output by kind.
+
+    Inputs: `input_ids [B,L]`; optionally `position_ids`, `token_type_ids` [B,L], and one of `attention_mask [B,L]`
+    (masks keys, as the reference does) and `segment_ids [B,L]` (packed rows; 0 is padding).
+    """
+
+    heads: Mapping[str, Mapping[str, Any]]
+    settings: Settings
+
+    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
+        """Returns, for each kind of head that the family has, what builds it from the kind's numbers."""
+        s = self.settings
+        init = normal(s.initializer_range)
+        return {
+            "pooled": Pooled,
+            "mlm": self.masked_lm(s.activation),
+            "nsp": partial(Classify, classes=2, dropout=0.0, kernel_init=init),
+            "classify": partial(Classify, dropout=s.classifier_dropout, kernel_init=init),
+            "classify_mean": partial(ClassifyMean, dropout=s.classifier_dropout, kernel_init=init),
+        }
+
+    def masked_lm(self, name: str) -> Callable[..., nn.Module]:
+        """Returns what builds a masked-language-model head with the activation of that name."""
+        s = self.settings
+        init = normal(s.initializer_range)
+        return partial(MaskedLm, activation(name), s.epsilon, kernel_init=init, dtype=jnp.dtype(s.dtype))
+
+    def classify_first(self, name: str, input_dropout: float) -> Callable[..., nn.Module]:
+        """Returns what builds the classifier of BERT's descendants with the activation of that name."""
+        s = self.settings
+        init = normal(s.initializer_range)
+        return partial(ClassifyFirst, activation(name), input_dropout, dropout=s.classifier_dropout, kernel_init=init)
+
+    @nn.compact
+    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+        makers = self.head_makers()
+        kinds = {kind: partial(makers[kind], **numbers) for kind, numbers in self.heads.items()}
+        mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else None
+        if "attention_mask" in batch:
+            mask = key_mask(batch["attention_mask"])
+        pool = any(make(parent=None).reads_pooled for make in kinds.values())
+
+        x, word_table = Embed(self.settings, name="embed")(batch)
+        features = Encoder(self.settings, pool, name="encoder")(x, mask)
+        return features | Heads(kinds, name="head")(features | {"word_table": word_table}, batch)
+
+    def forward_flops(self, batch: Mapping[str, Any]) -> float:
+        """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
+        s = self.settings
+        rows, length = batch["input_ids"].shape
+        predicted = batch["masked_positions"].shape[1] if "masked_positions" in batch else length
+        width, embedded = s.width, s.embedding_width or s.width
+        layer = 4 * width * width + 2 * width * s.mlp_width + 2 * width * length
+        token = s.layers * layer + (embedded * width if embedded != width else 0)
+        head = predicted * embedded * (width + s.vocab_size) if "mlm" in self.heads else 0
+        return 2.0 * rows * (length * token + head)
+
+
+def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Bert:
+    """Returns a BERT of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+
+    Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
+    """
+    return checked(Bert(heads, resolve(Settings, SIZES, size, settings)))
+
+
+# The reference (transformers' BertConfig and BertModel): what hub.py and pretrained.py read from a family.
+MODEL_TYPES = ("bert",)
+PREFIX = "bert."  # before the names of the body, except in a bare model
+
+# Class -> kind of head -> name of its output.
+ARCHITECTURES: dict[str, dict[str, str]] = {
+    "BertModel": {"pooled": "pooler_output"},
+    "BertForMaskedLM": {"mlm": "logits"},
+    "BertForPreTraining": {"mlm": "prediction_logits", "nsp": "seq_relationship_logits"},
+    "BertForNextSentencePrediction": {"nsp": "logits"},
+    "BertForSequenceClassification": {"classify": "logits"},
+}
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+# The reference's setting -> ours, and the reference's default.
+SETTINGS: Table = {
+    "vocab_size": ("vocab_size", 30522),
+    "hidden_size": ("width", 768),
+    "num_hidden_layers": ("layers", 12),
+    "num_attention_heads": ("attention_heads", 12),
+    "intermediate_size": ("mlp_width", 3072),
+    "max_position_embeddings": ("positions", 512),
+    "type_vocab_size": ("token_types", 2),
+    "hidden_act": ("activation", "gelu"),
+    "layer_norm_eps": ("epsilon", 1e-12),
+    "initializer_range": ("initializer_range", 0.02),
+    "hidden_dropout_prob": ("dropout", 0.1),
+    "attention_probs_dropout_prob": ("attention_dropout", 0.1),
+    "classifier_dropout": ("classifier_dropout", None),  # None: hidden_dropout_prob
+}
+# Settings of the reference that are handled with this value alone.
+FIXED: Config = {
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "position_embedding_type": "absolute",
+    "tie_word_embeddings": True,
+    "pooler_type": "first_token_transform",
+}
+# Settings that the reference itself never reads: left behind by BERT's first code.
+UNREAD = ("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head")
+# Our settings that the reference has with this value alone.
+CONSTANTS: Config = {"position_offset": 0, "embedding_width": 0}
+
+# Ours -> the reference's, whose body stands under PREFIX; `{layer}` runs over the stacked axis, kernels are transposed.
+BODY: dict[str, str] = {
+    "embed/word/embedding": "embeddings.word_embeddings.weight",
+    "embed/position/embedding": "embeddings.position_embeddings.weight",
+    "embed/token_type/embedding": "embeddings.token_type_embeddings.weight",
+    "embed/norm/scale": "embeddings.LayerNorm.weight",
+    "embed/norm/bias": "embeddings.LayerNorm.bias",
+    "encoder/layers/attention/query/kernel": "encoder.layer.{layer}.attention.self.query.weight",
+    "encoder/layers/attention/query/bias": "encoder.layer.{layer}.attention.self.query.bias",
+    "encoder/layers/attention/key/kernel": "encoder.layer.{layer}.attention.self.key.weight",
+    "encoder/layers/attention/key/bias": "encoder.layer.{layer}.attention.self.key.bias",
+    "encoder/layers/attention/value/kernel": "encoder.layer.{layer}.attention.self.value.weight",
+    "encoder/layers/attention/value/bias": "encoder.layer.{layer}.attention.self.value.bias",
+    "encoder/layers/attention/out/kernel": "encoder.layer.{layer}.attention.output.dense.weight",
+    "encoder/layers/attention/out/bias": "encoder.layer.{layer}.attention.output.dense.bias",
+    "encoder/layers/attention_norm/scale": "encoder.layer.{layer}.attention.output.LayerNorm.weight",
+    "encoder/layers/attention_norm/bias": "encoder.layer.{layer}.attention.output.LayerNorm.bias",
+    "encoder/layers/mlp/up/kernel": "encoder.layer.{layer}.intermediate.dense.weight",
+    "encoder/layers/mlp/up/bias": "encoder.layer.{layer}.intermediate.dense.bias",
+    "encoder/layers/mlp/down/kernel": "encoder.layer.{layer}.output.dense.weight",
+    "encoder/layers/mlp/down/bias": "encoder.layer.{layer}.output.dense.bias",
+    "encoder/layers/mlp_norm/scale": "encoder.layer.{layer}.output.LayerNorm.weight",
+    "encoder/layers/mlp_norm/bias": "encoder.layer.{layer}.output.LayerNorm.bias",
+    "encoder/pooler/kernel": "pooler.dense.weight",
+    "encoder/pooler/bias": "pooler.dense.bias",
+}
+WEIGHTS: dict[str, str] = {ours: PREFIX + theirs for ours, theirs in BODY.items()} | {
+    "head/mlm/dense/kernel": "cls.predictions.transform.dense.weight",
+    "head/mlm/dense/bias": "cls.predictions.transform.dense.bias",
+    "head/mlm/norm/scale": "cls.predictions.transform.LayerNorm.weight",
+    "head/mlm/norm/bias": "cls.predictions.transform.LayerNorm.bias",
+    "head/mlm/bias": "cls.predictions.bias",
+    "head/nsp/kernel": "cls.seq_relationship.weight",
+    "head/nsp/bias": "cls.seq_relationship.bias",
+    "head/classify/kernel": "classifier.weight",
+    "head/classify/bias": "classifier.bias",
+}
+# Copies that the reference may store of a weight that it shares -> ours.
+TIED = {"cls.predictions.decoder.weight": "embed/word/embedding", "cls.predictions.decoder.bias": "head/mlm/bias"}
+
+
+def renamed(changes: Mapping[str, str], prefix: str, without: tuple[str, ...]) -> dict[str, str]:
+    """Returns the body's table of a descendant: BERT's with parts of the reference's names changed, in order."""
+    table = {ours: theirs for ours, theirs in BODY.items() if not ours.startswith(without)}
+    for old, new in changes.items():
+        table = {ours: theirs.replace(old, new) for ours, theirs in table.items()}
+    return {ours: prefix + theirs for ours, theirs in table.items()}
+
+
+def read_settings(config: Config, table: Table, fixed: Config, constants: Config, unread: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the settings of a reference config of BERT or a descendant, by the descendant's tables.
+
+    Raises UserError naming each setting that is not handled.
+    """
+    settings = hub.read_settings(config, table, fixed, unread)
+    name = settings["activation"]
+    if name not in ACTIVATIONS:
+        key = next(key for key, (ours, _) in table.items() if ours == "activation")
+        raise UserError(
+            f'config.json: {key}="{name}" is not handled{nearest(name, ACTIVATIONS)}; those that are: {", ".join(ACTIVATIONS)}'
+        )
+    if settings["classifier_dropout"] is None:
+        settings["classifier_dropout"] = settings["dropout"]
+    return settings | dict(constants) | {"embedding_dropout": settings["dropout"]}
+
+
+def from_reference(config: Config) -> dict[str, Any]:
+    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
+    return read_settings(config, SETTINGS, FIXED, CONSTANTS, UNREAD)
+
+
+def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
+    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
+    config = hub.write_settings(settings, SETTINGS, CONSTANTS)
+    return config | {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0}
+
+
+def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
+    """Returns the batch of the reference's inputs: ids as int32, positions counted from 0, the mask as bool.
+
+    Raises UserError, naming the value and the table, for an id that has no embedding, and for rows that are too long.
+    """
+    if "position_ids" not in arrays:
+        check_length(arrays["input_ids"].shape[1], settings)
+    tables = {
+        "input_ids": ("vocabulary", settings.vocab_size),
+        "token_type_ids": ("token-type table", settings.token_types),
+        "position_ids": ("position table", settings.positions + settings.position_offset),
+    }
+    batch = {}
+    for name, array in arrays.items():
+        if name in tables:
+            check_range(name, array, *tables[name])
+        # The range is looked at before the conversion, in which large numbers would wrap.
+        batch[name] = array.astype(np.int32 if name in tables else bool)
+    if "position_ids" in batch:
+        batch["position_ids"] -= settings.position_offset
+    return batch
+
+
+def check_range(name: str, ids: np.ndarray, table: str, rows: int) -> None:
+    """Raises UserError if an id is not a row of its table."""
+    wrong = ids[(ids < 0) | (ids >= rows)]
+    if wrong.size:
+        raise UserError(f"{name}: {wrong[0]} is out of range; the {table} has {rows} entries, 0 to {rows - 1}; correct the ids")
+
+
+def check_length(tokens: int, settings: Settings) -> None:
+    """Raises UserError if a row has more tokens than there are positions."""
+    if tokens > settings.positions:
+        raise UserError(f"input_ids: {tokens} tokens are more than the {settings.positions} positions; shorten or split the text")

@@ -1,0 +1,107 @@
+"""DistilBERT (Sanh et al. 2019, arXiv:1910.01108), following Hugging Face's `modeling_distilbert.py`.
+
+BERT with half the layers, without token types and pooler. In training, the reference has no dropout on the output of
+attention; here `dropout` acts there too, as in BERT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from fmjax import hub
+from fmjax.models import bert
+from fmjax.models.sizes import checked, resolve
+
+SIZES = {"base": bert.SIZES["base"] | {"layers": 6}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(bert.Settings):
+    """BERT's settings with DistilBERT's values."""
+
+    token_types: int = 0
+    classifier_dropout: float = 0.2
+
+
+class DistilBert(bert.Bert):
+    """A BERT with DistilBERT's heads."""
+
+    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
+        """Returns, for each kind of head, what builds it."""
+        makers = super().head_makers()
+        del makers["nsp"], makers["pooled"]
+        return makers | {"classify": self.classify_first("relu", input_dropout=0.0)}
+
+
+def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> DistilBert:
+    """Returns a DistilBERT of a named size (SIZES) with the given heads; see `bert.build`."""
+    return checked(DistilBert(heads, resolve(Settings, SIZES, size, settings)))
+
+
+MODEL_TYPES = ("distilbert",)
+PREFIX = "distilbert."
+ARCHITECTURES: dict[str, dict[str, str]] = {
+    "DistilBertModel": {},
+    "DistilBertForMaskedLM": {"mlm": "logits"},
+    "DistilBertForSequenceClassification": {"classify": "logits"},
+}
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+SETTINGS: bert.Table = {
+    "vocab_size": ("vocab_size", 30522),
+    "dim": ("width", 768),
+    "n_layers": ("layers", 6),
+    "n_heads": ("attention_heads", 12),
+    "hidden_dim": ("mlp_width", 3072),
+    "max_position_embeddings": ("positions", 512),
+    "activation": ("activation", "gelu"),
+    "initializer_range": ("initializer_range", 0.02),
+    "dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+    "seq_classif_dropout": ("classifier_dropout", 0.2),
+}
+FIXED = {**bert.FIXED, "tie_weights_": True}
+CONSTANTS = {**bert.CONSTANTS, "token_types": 0, "epsilon": 1e-12}
+# How the position table was initialised, and another head's setting.
+UNREAD = ("sinusoidal_pos_embds", "qa_dropout")
+# BERT's name -> DistilBERT's, in this order.
+RENAMED = {
+    "encoder.": "transformer.",
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
+WEIGHTS: dict[str, str] = bert.renamed(RENAMED, PREFIX, without=("embed/token_type", "encoder/pooler")) | {
+    "head/mlm/dense/kernel": "vocab_transform.weight",
+    "head/mlm/dense/bias": "vocab_transform.bias",
+    "head/mlm/norm/scale": "vocab_layer_norm.weight",
+    "head/mlm/norm/bias": "vocab_layer_norm.bias",
+    "head/mlm/bias": "vocab_projector.bias",
+    "head/classify/dense/kernel": "pre_classifier.weight",
+    "head/classify/dense/bias": "pre_classifier.bias",
+    "head/classify/kernel": "classifier.weight",
+    "head/classify/bias": "classifier.bias",
+}
+TIED = {"vocab_projector.weight": "embed/word/embedding"}
+
+
+def from_reference(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
+    return bert.read_settings(config, SETTINGS, FIXED, CONSTANTS, UNREAD)
+
+
+def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
+    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
+    config = hub.write_settings(settings, SETTINGS, CONSTANTS)
+    return config | {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0}
+
+
+reference_inputs = bert.reference_inputs

@@ -1,0 +1,120 @@
+"""ELECTRA (Clark et al. 2020, arXiv:2003.10555), following Hugging Face's `modeling_electra.py`.
+
+BERT with embeddings of their own width, and the heads of a generator (`mlm`) and of a discriminator (`rtd`: was this
+token replaced?).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax import hub
+from fmjax.layers.heads import Features, linear_head
+from fmjax.layers.linear import Dense, Initializer, normal
+from fmjax.layers.mlp import activation
+from fmjax.models import bert
+from fmjax.models.sizes import checked, resolve
+
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"width": 256, "layers": 12, "attention_heads": 4, "mlp_width": 1024, "embedding_width": 128},
+    "base": bert.SIZES["base"],
+    "large": bert.SIZES["large"],
+}
+Settings = bert.Settings
+
+
+class ReplacedToken(nn.Module):
+    """The discriminator's head: dense, activation and one logit for each token, positive where it was replaced."""
+
+    activation: Callable[[jax.Array], jax.Array]
+    reads_pooled: ClassVar[bool] = False
+    classes: int = 1
+    kernel_init: Initializer = normal(0.02)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, batch: Features) -> jax.Array:
+        """Returns logits [B,L] in fp32."""
+        x = features["hidden"]
+        x = self.activation(Dense(x.shape[-1:], ("embed", None), self.kernel_init, dtype=self.dtype, name="dense")(x))
+        return linear_head(self, x.reshape(-1, x.shape[-1])).reshape(x.shape[:-1])
+
+
+class Electra(bert.Bert):
+    """A BERT with ELECTRA's heads."""
+
+    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
+        """Returns, for each kind of head, what builds it."""
+        s = self.settings
+        makers = super().head_makers()
+        del makers["nsp"], makers["pooled"]
+        replaced = partial(
+            ReplacedToken, activation(s.activation), kernel_init=normal(s.initializer_range), dtype=jnp.dtype(s.dtype)
+        )
+        classify = self.classify_first("gelu", input_dropout=s.classifier_dropout)
+        return makers | {"mlm": self.masked_lm("gelu"), "rtd": replaced, "classify": classify}
+
+
+def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Electra:
+    """Returns an ELECTRA of a named size (SIZES) with the given heads; see `bert.build`."""
+    return checked(Electra(heads, resolve(Settings, SIZES, size, settings)))
+
+
+MODEL_TYPES = ("electra",)
+PREFIX = "electra."
+ARCHITECTURES: dict[str, dict[str, str]] = {
+    "ElectraModel": {},
+    "ElectraForMaskedLM": {"mlm": "logits"},
+    "ElectraForPreTraining": {"rtd": "logits"},
+    "ElectraForSequenceClassification": {"classify": "logits"},
+}
+INPUTS = bert.INPUTS
+SETTINGS: bert.Table = {
+    **bert.SETTINGS,
+    "embedding_size": ("embedding_width", 128),
+    "hidden_size": ("width", 256),
+    "num_attention_heads": ("attention_heads", 4),
+    "intermediate_size": ("mlp_width", 1024),
+}
+CONSTANTS = {"position_offset": 0}
+# The reference's sequence summary serves multiple choice alone.
+UNREAD = ("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout")
+WEIGHTS: dict[str, str] = bert.renamed({}, PREFIX, without=("encoder/pooler",)) | {
+    "embed/projection/kernel": PREFIX + "embeddings_project.weight",
+    "embed/projection/bias": PREFIX + "embeddings_project.bias",
+    "head/mlm/dense/kernel": "generator_predictions.dense.weight",
+    "head/mlm/dense/bias": "generator_predictions.dense.bias",
+    "head/mlm/norm/scale": "generator_predictions.LayerNorm.weight",
+    "head/mlm/norm/bias": "generator_predictions.LayerNorm.bias",
+    "head/mlm/bias": "generator_lm_head.bias",
+    "head/rtd/dense/kernel": "discriminator_predictions.dense.weight",
+    "head/rtd/dense/bias": "discriminator_predictions.dense.bias",
+    "head/rtd/kernel": "discriminator_predictions.dense_prediction.weight",
+    "head/rtd/bias": "discriminator_predictions.dense_prediction.bias",
+    "head/classify/dense/kernel": "classifier.dense.weight",
+    "head/classify/dense/bias": "classifier.dense.bias",
+    "head/classify/kernel": "classifier.out_proj.weight",
+    "head/classify/bias": "classifier.out_proj.bias",
+}
+TIED = {"generator_lm_head.weight": "embed/word/embedding"}
+
+
+def from_reference(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
+    return bert.read_settings(config, SETTINGS, bert.FIXED, CONSTANTS, UNREAD)
+
+
+def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
+    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
+    config = hub.write_settings(settings, SETTINGS, CONSTANTS)
+    own = {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0}
+    return config | own | {"embedding_size": settings.embedding_width or settings.width}
+
+
+reference_inputs = bert.reference_inputs

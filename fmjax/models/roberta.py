@@ -1,0 +1,107 @@
+"""RoBERTa (Liu et al. 2019, arXiv:1907.11692), following Hugging Face's `modeling_roberta.py`; XLM-R and CamemBERT too.
+
+BERT with positions that begin after the padding id, another classifier, and no next-sentence head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from fmjax import hub
+from fmjax.errors import UserError
+from fmjax.models import bert
+from fmjax.models.sizes import checked, resolve
+
+SIZES = bert.SIZES
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(bert.Settings):
+    """BERT's settings with RoBERTa's values. `position_offset` is the padding id + 1: where the reference begins to count."""
+
+    position_offset: int = 2
+    token_types: int = 1
+    epsilon: float = 1e-5
+
+
+class Roberta(bert.Bert):
+    """A BERT with RoBERTa's heads."""
+
+    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
+        """Returns, for each kind of head, what builds it."""
+        makers = super().head_makers()
+        del makers["nsp"]
+        classify = self.classify_first("tanh", input_dropout=self.settings.classifier_dropout)
+        return makers | {"mlm": self.masked_lm("gelu"), "classify": classify}
+
+
+def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Roberta:
+    """Returns a RoBERTa of a named size (SIZES) with the given heads; see `bert.build`."""
+    return checked(Roberta(heads, resolve(Settings, SIZES, size, settings)))
+
+
+MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
+PREFIX = "roberta."
+ARCHITECTURES: dict[str, dict[str, str]] = {
+    name + kind: outputs
+    for name in ("Roberta", "XLMRoberta", "Camembert")
+    for kind, outputs in {
+        "Model": {"pooled": "pooler_output"},
+        "ForMaskedLM": {"mlm": "logits"},
+        "ForSequenceClassification": {"classify": "logits"},
+    }.items()
+}
+INPUTS = bert.INPUTS
+SETTINGS: bert.Table = {**bert.SETTINGS, "vocab_size": ("vocab_size", 50265)}
+CONSTANTS = {"embedding_width": 0}
+WEIGHTS: dict[str, str] = bert.renamed({}, PREFIX, without=()) | {
+    "head/mlm/dense/kernel": "lm_head.dense.weight",
+    "head/mlm/dense/bias": "lm_head.dense.bias",
+    "head/mlm/norm/scale": "lm_head.layer_norm.weight",
+    "head/mlm/norm/bias": "lm_head.layer_norm.bias",
+    "head/mlm/bias": "lm_head.bias",
+    "head/classify/dense/kernel": "classifier.dense.weight",
+    "head/classify/dense/bias": "classifier.dense.bias",
+    "head/classify/kernel": "classifier.out_proj.weight",
+    "head/classify/bias": "classifier.out_proj.bias",
+}
+TIED = {"lm_head.decoder.weight": "embed/word/embedding", "lm_head.decoder.bias": "head/mlm/bias"}
+
+
+def from_reference(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
+    settings = bert.read_settings(config, SETTINGS, bert.FIXED, CONSTANTS, bert.UNREAD)
+    padding, rows = config.get("pad_token_id", 1), settings["positions"]
+    if type(padding) is not int or not 0 <= padding < rows - 1:
+        raise UserError(f"config.json: pad_token_id={padding} leaves no positions of {rows}; correct the config")
+    return settings | {"position_offset": padding + 1, "positions": rows - padding - 1}
+
+
+def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
+    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
+    config = hub.write_settings(settings, SETTINGS, CONSTANTS)
+    offset = settings.position_offset
+    if pad_id not in (None, offset - 1):
+        raise UserError(
+            f"the tokenizer's padding id is {pad_id} but model.position_offset={offset}, where the reference has the "
+            f"padding id + 1; train with model.position_offset={pad_id + 1}"
+        )
+    own = {"model_type": MODEL_TYPES[0], "pad_token_id": offset - 1}
+    return config | own | {"max_position_embeddings": settings.positions + offset}
+
+
+def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
+    """Returns the batch of the reference's inputs; see `bert.reference_inputs`.
+
+    Where no positions are given, tokens are counted and padding is not, wherever it stands, as in the reference.
+    """
+    if "position_ids" not in arrays:
+        real = arrays["input_ids"] != settings.position_offset - 1
+        bert.check_length(int(real.sum(axis=1).max()), settings)
+        arrays = {**arrays, "position_ids": real.cumsum(axis=1) * real + settings.position_offset - 1}
+    return bert.reference_inputs(arrays, settings)

@@ -1,0 +1,57 @@
+"""Predictions for a file of examples."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fmjax.errors import UserError
+from fmjax.pretrained import load
+from fmjax.train.logs import Bar, say
+
+CHUNK = 32
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """Yields the JSON value of each line. Raises UserError, naming the line, for one that is not JSON."""
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    if line.strip():
+                        yield json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path} line {number}: is not JSON ({error}); write one object a line") from None
+    except OSError as error:
+        raise UserError(f"--input={path}: cannot be read ({error.strerror}); name a .jsonl file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--input={path}: is not UTF-8; save it as UTF-8") from None
+
+
+def predict_file(folder: Path, source: Path, target: Path) -> None:
+    """Writes a line of predictions for each line of `source`; `target` appears only when it is whole.
+
+    Raises UserError if an input cannot be read, or the target is already there.
+    """
+    if target.exists():
+        raise UserError(f"--output={target}: is already there; name another file")
+    examples = list(read_lines(source))
+    if not examples:
+        raise UserError(f"--input={source}: has no examples; give one JSON object a line")
+    model = load(folder)
+    temporary = target.with_name(target.name + ".new")
+    try:
+        with open(temporary, "w", encoding="utf-8") as output, Bar("predict", len(examples)) as bar:
+            for begin in range(0, len(examples), CHUNK):
+                for prediction in model.predict(examples[begin : begin + CHUNK]):
+                    output.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+                bar.advance(min(begin + CHUNK, len(examples)))
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"--output={target}: cannot be written ({error.strerror}); name another file") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    say(f"{len(examples)} predictions are in {target}")

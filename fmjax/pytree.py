@@ -1,0 +1,98 @@
+"""Names of tree paths: parameters are chosen by name, never by rank.
+
+Stacked layers give biases and norm scales a leading axis, so "rank 2 and more decays" is wrong here; a regular
+expression on the slash-joined path says what is meant (the habit of t5x and big_vision).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from fmjax.errors import UserError
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Returns a JAX key path as 'encoder/layers/mlp/up/kernel'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Maps `function(name, leaf, *other_leaves)` over a tree (and trees of the same structure)."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
+
+
+def names(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by slash-joined name, in tree order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unnames(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested dictionary of a flat one: the inverse of `names` on nested dictionaries."""
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def mask(tree: Any, patterns: Iterable[str], setting: str) -> Any:
+    """Returns a tree of bool: whether any of the regular expressions is found in the leaf's name.
+
+    Raises UserError, naming the config key `setting`, if a pattern is malformed or matches no leaf: a rule that does
+    nothing is a mistake.
+    """
+    known = list(names(tree))
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            hits = [name for name in known if re.search(pattern, name)]
+        except re.error as error:
+            raise UserError(f'{setting}: "{pattern}" is not a regular expression ({error}); correct it') from None
+        if not hits:
+            raise UserError(f'{setting}: "{pattern}" matches no parameter; names look like "{known[0]}", "{known[-1]}"')
+        found.update(hits)
+    return map_named(lambda name, _: name in found, tree)
+
+
+def merge(fresh: Any, loaded: Any, optional: Iterable[str], origin: str) -> tuple[Any, list[str], list[str]]:
+    """Returns a tree like `fresh` with the leaves that `loaded` has, the names left fresh, and the loaded names not used.
+
+    Only names that match one of the regular expressions `optional` may be left fresh or unused (a head of another shape,
+    say); any other name that is missing, unexpected or misshapen is a UserError that lists them all, grouped.
+    """
+    ours, theirs = names(fresh), names(loaded)
+
+    def free(name: str) -> bool:
+        return any(re.search(pattern, name) for pattern in optional)
+
+    fits = {name for name in ours if name in theirs and ours[name].shape == theirs[name].shape}
+    left = [name for name in ours if name not in fits]
+    unused = [name for name in theirs if name not in fits]
+    problems = {
+        "missing": [name for name in left if name not in theirs and not free(name)],
+        "unexpected": [name for name in unused if name not in ours and not free(name)],
+        "misshapen": [
+            f"{name} {tuple(theirs[name].shape)} where {tuple(ours[name].shape)} is needed"
+            for name in left
+            if name in theirs and not free(name)
+        ],
+    }
+    if any(problems.values()):
+        raise UserError(f"{origin}: the weights do not fit the model; {grouped(problems)}; give the model the sizes of the weights")
+    return map_named(lambda name, leaf: theirs[name] if name in fits else leaf, fresh), left, unused
+
+
+def grouped(problems: Mapping[str, list[str]], most: int = 10) -> str:
+    """Returns 'missing: a, b; misshapen: c' of the groups that are not empty, the first `most` names of each."""
+    return "; ".join(
+        f"{group} ({len(found)}): {', '.join(found[:most])}{', ...' if len(found) > most else ''}"
+        for group, found in problems.items()
+        if found
+    )

@@ -1,0 +1,61 @@
+"""Tasks: what a model learns from a batch and how it is judged. One file a task, found by its name.
+
+A task module has a class `Task`, made from the config (`Task(**config.task)`), with
+
+- `heads`: the heads it reads, `{kind: numbers}`;
+- `resolve(source) -> dict`: settings that follow from the training data (label names), for the stored config;
+- `examples(source, tokenizer, max_length, train) -> Examples`: random access to fixed-shape examples;
+- `weights(batch) -> {term: weight}` and `loss(outputs, batch) -> {term: sum}`: the loss is the sum over terms of sum / weight.
+  Weights are taken over the whole global batch, so splitting a batch does not change the loss;
+- `predictions(outputs, batch) -> arrays [B, ...]` and `metrics(arrays, valid) -> {name: number}`: evaluation on the host;
+- `inputs(examples, tokenizer, max_length) -> batch` and `describe(outputs, batch, tokenizer) -> [dict]`: predicting.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from fmjax.errors import UserError, nearest
+
+Example = dict[str, np.ndarray]
+
+
+class Examples(Protocol):
+    """Random access to the examples of a split; `draw` adds what is random, such as masks, anew each epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        """Returns the example as the model sees it this time; random in `rng` alone."""
+        ...
+
+
+def task(name: str) -> ModuleType:
+    """Returns the module of the task of that name. Raises UserError listing those there are."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if name not in names:
+        raise UserError(f'task.name="{name}": no such task{nearest(name, names)}; choose one of {", ".join(names)}')
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def make(settings: Mapping[str, Any]) -> Any:
+    """Returns the task described by a config's `task` section.
+
+    Raises UserError for an unknown task or setting.
+    """
+    # JSON has no tuples, and settings are hashable.
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    module = task(settings.pop("name"))
+    known = list(module.Task.__dataclass_fields__)
+    for name in settings:
+        if name not in known:
+            raise UserError(f"task.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}")
+    return module.Task(**settings)

@@ -1,0 +1,265 @@
+"""Classification of a text or a pair of texts: one label, several, or a number (regression).
+
+The classifier reads BERT's pooled output (`pool="first"`, Devlin et al. 2019), the mean over the text's tokens
+(`"mean"`), or the hidden state at the text's mask token (`"mask"`: which word stands here?).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax import losses, metrics
+from fmjax.data.sources import Source, check_columns
+from fmjax.data.tokenizers import Tokenizer
+from fmjax.errors import UserError, nearest
+from fmjax.tasks.corpus import pad_rows
+
+Batch = Mapping[str, Any]
+Example = dict[str, np.ndarray]
+
+KINDS = ("single", "multi", "regression")
+POOLS = ("first", "mean", "mask")
+OVERLONG = ("error", "truncate")
+SEPARATOR = "|"  # between the labels of a multi-label record in a csv or tsv file
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Settings of classification. `labels` are found in the training data where they are not given."""
+
+    kind: str = "single"
+    text: str = "text"
+    text_pair: str = ""
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+    pool: str = "first"
+    overlong: str = "error"
+    label_smoothing: float = 0.0
+    token_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("kind", KINDS), ("pool", POOLS), ("overlong", OVERLONG)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
+        for name in ("label_smoothing", "token_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"task.{name}={getattr(self, name)}: must be at least 0 and less than 1")
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        return {self.head: {"classes": 1 if self.kind == "regression" else len(self.labels)}}
+
+    @property
+    def head(self) -> str:
+        return "classify" if self.pool == "first" else "classify_mean"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.text, self.text_pair) if self.text_pair else (self.text,)
+
+    def resolve(self, source: Source) -> dict[str, Any]:
+        """Returns the label names found in the training data, unless they are given or the task is regression.
+
+        Raises UserError, naming the record, if whole-number labels are mixed with others, negative, or have gaps.
+        """
+        check_columns(source, (*self.columns, self.label))
+        if self.kind == "regression" or self.labels:
+            return {}
+        first: dict[str, int] = {}
+        for index in range(len(source)):
+            for value in self.values(source, index):
+                first.setdefault(value, index)
+        numbers = {name for name in first if name.lstrip("-").isdigit()}
+        if not numbers:
+            return {"labels": tuple(sorted(first))}
+        for name, index in first.items():
+            if name not in numbers or not 0 <= int(name) < len(first):
+                found = ", ".join(sorted(first)[:10])
+                raise UserError(
+                    f'{source.where(index)}: label "{name}" does not fit; whole-number labels run from 0 without gaps and '
+                    f"those of the training data are {found}; correct the record, or list the labels in task.labels"
+                )
+        return {"labels": tuple(map(str, range(len(first))))}
+
+    def values(self, source: Source, index: int) -> list[str]:
+        """Returns the label names of a record. Raises UserError, naming it, if there is none or it is not a name."""
+        value = source[index][self.label]
+        items = value if isinstance(value, list) else str(value).split(SEPARATOR) if self.kind == "multi" else [value]
+        for item in items:
+            if isinstance(item, bool) or not isinstance(item, str | int) or not str(item).strip():
+                if self.kind == "multi" and item == "":
+                    continue
+                raise UserError(f'{source.where(index)}: column "{self.label}" holds {item!r}, not a label; correct the record')
+        return [str(item).strip() for item in items if item != ""]
+
+    def target(self, source: Source, index: int) -> np.ndarray:
+        """Returns a record's target: int32 class, float32 [C] of 0 and 1, or float32 number.
+
+        Raises UserError, naming the record, for a label that is not among `labels` or a value that is not a number.
+        """
+        if self.kind == "regression":
+            value = source[index][self.label]
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not math.isfinite(number):
+                raise UserError(f'{source.where(index)}: column "{self.label}" holds {value!r}, not a number; correct the record')
+            return np.float32(number)
+        names = self.values(source, index)
+        for name in names:
+            if name not in self.labels:
+                raise UserError(
+                    f'{source.where(index)}: label "{name}" is out of range{nearest(name, self.labels)}; '
+                    f"the labels are {', '.join(self.labels)}; correct the record, or list all labels in task.labels"
+                )
+        if self.kind == "single":
+            return np.int32(self.labels.index(names[0]))
+        return np.isin(self.labels, names).astype(np.float32)
+
+    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Texts:
+        """Tokenises a source into examples of `max_length` tokens."""
+        check_columns(source, (*self.columns, self.label))
+        targets = np.stack([self.target(source, index) for index in range(len(source))])
+        records = [source[index] for index in range(len(source))]
+        rows = self.rows(records, tokenizer, max_length, source.where)
+        return Texts(self, rows, targets, tokenizer, max_length, self.token_dropout if train else 0.0)
+
+    def rows(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, most: int, where: Any) -> list[tuple]:
+        """Returns (ids, token types) of each record, in at most `most` tokens.
+
+        Raises UserError, naming the record, where a text is not a string, is too long and may not be truncated, or
+        lacks the mask token at which the classifier is to read.
+        """
+        for index, record in enumerate(records):
+            for column in self.columns:
+                if not isinstance(record[column], str):
+                    raise UserError(f'{where(index)}: column "{column}" holds {record[column]!r}, not text; correct the record')
+        parts = [tokenizer.encode_batch([record[column] for record in records]) for column in self.columns]
+        rows = []
+        for index, ids in enumerate(zip(*parts, strict=True)):
+            row = tokenizer.assemble(*ids)
+            if row[0].size > most:
+                if self.overlong == "error":
+                    raise UserError(
+                        f"{where(index)}: {row[0].size} tokens are more than data.max_length={most}; "
+                        "raise it, or choose task.overlong=truncate"
+                    )
+                row = tokenizer.assemble(*self.truncate(ids, most - (row[0].size - sum(map(len, ids))), tokenizer))
+            if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
+                raise UserError(f"{where(index)}: the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one")
+            rows.append(row)
+        return rows
+
+    def truncate(self, parts: Sequence[np.ndarray], most: int, tokenizer: Tokenizer) -> list[np.ndarray]:
+        """Cuts token by token off the longer text; with `pool="mask"`, keeps a window around the mask."""
+        lengths = [len(ids) for ids in parts]
+        while sum(lengths) > max(most, 0):
+            lengths[int(np.argmax(lengths))] -= 1
+        begins = [0] * len(parts)
+        if self.pool == "mask":
+            for part, ids in enumerate(parts):
+                for place in np.flatnonzero(ids == tokenizer.mask_id)[:1]:
+                    begins[part] = int(np.clip(place - lengths[part] // 2, 0, len(ids) - lengths[part]))
+        return [ids[begin : begin + length] for ids, begin, length in zip(parts, begins, lengths, strict=True)]
+
+    def pool_weights(self, ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+        """Returns float32 weights like `ids`: the first mask token, or all that are not special."""
+        if self.pool == "mask":
+            masks = ids == tokenizer.mask_id
+            return (masks & (masks.cumsum(axis=-1) == 1)).astype(np.float32)
+        return (~np.isin(ids, list(tokenizer.special_ids - {tokenizer.unk_id}))).astype(np.float32)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the number of examples."""
+        return {"classify": jnp.float32(batch["labels"].shape[0])}
+
+    def losses(self, outputs: Batch, labels: jax.Array) -> jax.Array:
+        """Returns the loss of each example [B]."""
+        logits = outputs[self.head]
+        if self.kind == "regression":
+            return losses.squared_error(logits[:, 0], labels)
+        if self.kind == "multi":
+            return losses.sigmoid_cross_entropy(logits, labels)
+        return losses.softmax_cross_entropy(logits, labels, self.label_smoothing)
+
+    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sum of the examples' losses."""
+        return {"classify": self.losses(outputs, batch["labels"]).sum()}
+
+    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns each example's logits, target and loss without label smoothing."""
+        plain = dataclasses.replace(self, label_smoothing=0.0)
+        return {"logits": outputs[self.head], "labels": batch["labels"], "losses": plain.losses(outputs, batch["labels"])}
+
+    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray) -> dict[str, float]:
+        """Returns the loss and the metrics of the kind of labels."""
+        loss = {"loss": float(arrays["losses"][valid > 0].mean())}
+        if self.kind == "regression":
+            return loss | metrics.regression(arrays["logits"][:, 0], arrays["labels"], valid)
+        judge = metrics.multilabel if self.kind == "multi" else metrics.classification
+        return loss | judge(arrays["logits"], arrays["labels"], valid)
+
+    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> dict[str, np.ndarray]:
+        """Returns a batch from texts, pairs of texts, or records with the task's text columns."""
+        records = []
+        for number, example in enumerate(examples):
+            if isinstance(example, str):
+                example = (example,)
+            if not isinstance(example, Mapping):
+                example = dict(zip(self.columns, example, strict=False))
+            if missing := [column for column in self.columns if column not in example]:
+                raise UserError(f'example {number}: lacks "{missing[0]}"; the task reads {", ".join(self.columns)}')
+            records.append(example)
+        rows = self.rows(records, tokenizer, max_length, lambda index: f"example {index}")
+        batch = pad_rows(rows, tokenizer.pad_id)
+        return batch if self.pool == "first" else batch | {"pool_weights": self.pool_weights(batch["input_ids"], tokenizer)}
+
+    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """Returns the label and score of each text; all labels above one half if there may be several; or the number."""
+        logits = np.asarray(outputs[self.head], np.float32)
+        if self.kind == "regression":
+            return [{"score": float(value)} for value in logits[:, 0]]
+        scores = np.asarray(jax.nn.sigmoid(logits) if self.kind == "multi" else jax.nn.softmax(logits, axis=-1))
+        described: list[dict[str, Any]] = []
+        for row in scores:
+            scored = {label: float(score) for label, score in zip(self.labels, row, strict=True)}
+            if self.kind == "multi":
+                described.append({"labels": [name for name, score in scored.items() if score > 0.5], "scores": scored})
+            else:
+                best = int(row.argmax())
+                described.append({"label": self.labels[best], "score": float(row[best]), "scores": scored})
+        return described
+
+
+class Texts:
+    """Tokenised, labelled texts; `draw` replaces tokens by the unknown one with a probability (word dropout)."""
+
+    def __init__(self, task: Task, rows: list[tuple], targets: np.ndarray, tokenizer: Tokenizer, max_length: int, dropout: float):
+        self.task, self.rows, self.targets = task, rows, targets
+        self.tokenizer, self.max_length, self.dropout = tokenizer, max_length, dropout
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns `input_ids`, `token_type_ids`, `attention_mask` [L] and `labels`, and `pool_weights [L]` if pooled."""
+        row = pad_rows([self.rows[index]], self.tokenizer.pad_id, self.max_length)
+        if self.task.pool != "first":
+            row["pool_weights"] = self.task.pool_weights(row["input_ids"], self.tokenizer)
+        return {name: array[0] for name, array in row.items()} | {"labels": self.targets[index]}
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        if not self.dropout:
+            return example
+        ids = example["input_ids"]
+        hit = (rng.random(ids.size) < self.dropout) & ~np.isin(ids, list(self.tokenizer.special_ids))
+        return example | {"input_ids": np.where(hit, self.tokenizer.unk_id, ids).astype(np.int32)}

@@ -1,0 +1,242 @@
+"""Masked language modelling, and next-sentence prediction on request (Devlin et al. 2019, section 3.1).
+
+Masks are drawn anew each time an example is seen (RoBERTa's dynamic masking), and logits are computed at the masked
+positions only. Without next-sentence prediction, the pieces of several short documents share a row; a document's
+tokens attend to their own document (`segment_ids`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax import losses, metrics
+from fmjax.data.sources import Source, check_columns
+from fmjax.data.tokenizers import Tokenizer
+from fmjax.errors import UserError
+from fmjax.tasks.corpus import Corpus, pad_rows, tokenise
+
+Batch = Mapping[str, Any]
+Example = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Settings of masked language modelling. Of the chosen tokens, 80 % become the mask, 10 % a random token."""
+
+    mask_rate: float = 0.15
+    whole_word: bool = False
+    nsp: bool = False
+    column: str = "text"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_rate < 1:
+            raise UserError(f"task.mask_rate={self.mask_rate}: must lie between 0 and 1; BERT has 0.15")
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        return {"mlm": {}, "nsp": {}} if self.nsp else {"mlm": {}}
+
+    def resolve(self, source: Source) -> dict[str, Any]:
+        """Returns no settings: none follow from the data. Raises UserError if the text column is not there."""
+        check_columns(source, (self.column,))
+        return {}
+
+    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Rows | Pairs:
+        """Tokenises a source into rows of `max_length` tokens."""
+        check_columns(source, (self.column,))
+        corpus = tokenise(source, self.column, tokenizer)
+        kind = Pairs if self.nsp else Rows
+        return kind(corpus, Masker(self, tokenizer, max_length), tokenizer, max_length)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the number of masked tokens, and of pairs, in the batch."""
+        weights = {"mlm": batch["masked_weights"].sum()}
+        return weights | ({"nsp": jnp.float32(batch["nsp_labels"].shape[0])} if self.nsp else {})
+
+    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sums of the cross-entropies over masked tokens, and over pairs."""
+        tokens = losses.softmax_cross_entropy(outputs["mlm"], batch["masked_labels"])
+        terms = {"mlm": (tokens * batch["masked_weights"]).sum()}
+        return terms | ({"nsp": losses.softmax_cross_entropy(outputs["nsp"], batch["nsp_labels"]).sum()} if self.nsp else {})
+
+    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns per-row sums over masked tokens, and the pair logits."""
+        weights, labels = batch["masked_weights"], batch["masked_labels"]
+        tokens = losses.softmax_cross_entropy(outputs["mlm"], labels)
+        correct = (outputs["mlm"].argmax(axis=-1) == labels) * weights
+        arrays = {"losses": (tokens * weights).sum(-1), "weights": weights.sum(-1), "correct": correct.sum(-1)}
+        return arrays | ({"nsp": outputs["nsp"], "nsp_labels": batch["nsp_labels"]} if self.nsp else {})
+
+    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray) -> dict[str, float]:
+        """Returns loss (nats per masked token), perplexity and accuracy; and the accuracy on pairs."""
+        values = metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
+        if self.nsp:
+            values["nsp_accuracy"] = metrics.classification(arrays["nsp"], arrays["nsp_labels"], valid)["accuracy"]
+        return values
+
+    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> dict[str, np.ndarray]:
+        """Returns a batch from texts (or {"text": ...}) in which the tokenizer's mask token marks what to predict."""
+        texts = [example if isinstance(example, str) else example[self.column] for example in examples]
+        rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(texts)]
+        masked = [np.flatnonzero(ids == tokenizer.mask_id) for ids, _ in rows]
+        for text, (ids, _), places in zip(texts, rows, masked, strict=True):
+            if not places.size:
+                raise UserError(f'"{text[:60]}" has no {tokenizer.token(tokenizer.mask_id)}; put one where a word is to be predicted')
+            if ids.size > max_length:
+                raise UserError(f'"{text[:60]}" has {ids.size} tokens, more than {max_length}; shorten it')
+        places_BM = np.zeros((len(rows), max(map(len, masked))), np.int32)
+        for row, places in zip(places_BM, masked, strict=True):
+            row[: places.size] = places
+        return pad_rows(rows, tokenizer.pad_id) | {"masked_positions": places_BM}
+
+    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """Returns, for each text, the five best tokens with their probabilities at each mask."""
+        scores = np.asarray(jax.nn.softmax(outputs["mlm"], axis=-1))
+        counts = (np.asarray(batch["input_ids"]) == tokenizer.mask_id).sum(axis=1)
+        best = np.argsort(-scores, axis=-1)[..., :5]
+        return [
+            {
+                "masks": [
+                    [{"token": tokenizer.token(int(i)), "score": float(scores[row, m, i])} for i in best[row, m]]
+                    for m in range(count)
+                ]
+            }
+            for row, count in enumerate(counts)
+        ]
+
+
+class Masker:
+    """Draws which tokens of a row are masked, and with what."""
+
+    def __init__(self, task: Task, tokenizer: Tokenizer, max_length: int):
+        self.rate, self.whole_word = task.mask_rate, task.whole_word
+        self.most = max(1, round(task.mask_rate * max_length))
+        self.mask_id = tokenizer.mask_id
+        self.ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size, dtype=np.int32), sorted(tokenizer.special_ids))
+
+    def choose(self, maskable: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns the sorted positions to mask, out of the `maskable` ones; `starts [L]` says where words begin."""
+        wanted = min(self.most, max(1, round(self.rate * maskable.size))) if maskable.size else 0
+        if not self.whole_word:
+            return np.sort(rng.choice(maskable, wanted, replace=False))
+        word = np.cumsum(starts[maskable])
+        words = np.split(maskable, np.flatnonzero(np.diff(word)) + 1)
+        chosen: list[int] = []
+        for index in rng.permutation(len(words)):
+            # A word that would exceed the budget is passed over, as in BERT's create_pretraining_data.py.
+            if len(chosen) + words[index].size <= wanted:
+                chosen.extend(words[index].tolist())
+        return np.sort(np.array(chosen, np.int64))
+
+    def __call__(self, ids: np.ndarray, maskable: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> Example:
+        """Returns `input_ids` with masks, and the positions, labels and weights [M] of what was masked."""
+        places = self.choose(maskable, starts, rng)
+        labels = ids[places]
+        lot = rng.random(places.size)
+        noise = self.ordinary[rng.integers(self.ordinary.size, size=places.size)]
+        corrupted = ids.copy()
+        corrupted[places] = np.where(lot < 0.8, self.mask_id, np.where(lot < 0.9, noise, labels))
+        fill = self.most - places.size
+        return {
+            "input_ids": corrupted,
+            "masked_positions": np.pad(places, (0, fill)).astype(np.int32),
+            "masked_labels": np.pad(labels, (0, fill)).astype(np.int32),
+            "masked_weights": np.pad(np.ones(places.size, np.float32), (0, fill)),
+        }
+
+
+class Rows:
+    """Documents cut into pieces, consecutive pieces packed into rows."""
+
+    def __init__(self, corpus: Corpus, masker: Masker, tokenizer: Tokenizer, max_length: int):
+        self.corpus, self.masker, self.tokenizer, self.max_length = corpus, masker, tokenizer, max_length
+        empty = tokenizer.assemble(np.zeros(0, np.int32))[0]
+        self.pieces = corpus.pieces(max_length - empty.size)
+        self.rows = pack(self.pieces[:, 1] - self.pieces[:, 0] + empty.size, max_length)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns `input_ids`, `segment_ids`, `position_ids` [L], before masking."""
+        ids = np.full(self.max_length, self.tokenizer.pad_id, np.int32)
+        segments, positions = np.zeros(self.max_length, np.int32), np.zeros(self.max_length, np.int32)
+        at = 0
+        for number, (begin, end) in enumerate(self.pieces[slice(*self.rows[index])], start=1):
+            piece, _ = self.tokenizer.assemble(self.corpus.tokens[begin:end])
+            span = slice(at, at + piece.size)
+            ids[span], segments[span], positions[span] = piece, number, np.arange(piece.size)
+            at += piece.size
+        return {"input_ids": ids, "segment_ids": segments, "position_ids": positions}
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        return example | mask_row(self.masker, self.tokenizer, example["input_ids"], rng)
+
+
+class Pairs:
+    """Pieces of documents split in two, the second half exchanged for that of another document every other time.
+
+    The split falls on the start of a word, not of a sentence: a corpus need not come with sentences.
+    """
+
+    def __init__(self, corpus: Corpus, masker: Masker, tokenizer: Tokenizer, max_length: int):
+        self.corpus, self.masker, self.tokenizer, self.max_length = corpus, masker, tokenizer, max_length
+        empty = tokenizer.assemble(np.zeros(0, np.int32), np.zeros(0, np.int32))[0]
+        pieces = corpus.pieces(max_length - empty.size)
+        self.pieces = pieces[pieces[:, 1] - pieces[:, 0] >= 2]
+        self.documents = np.searchsorted(corpus.bounds, self.pieces[:, 0], side="right")
+        if len(np.unique(self.documents)) < 2:
+            raise UserError("task.nsp=true needs at least two documents of two tokens; give more text, or task.nsp=false")
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns the piece's index; what stands in the row is drawn."""
+        return {"piece": np.int32(index)}
+
+    def other(self, index: int, rng: np.random.Generator) -> int:
+        """Returns a piece of another document. A document's pieces are consecutive, so it takes one draw."""
+        own = self.documents == self.documents[index]
+        first, count = int(own.argmax()), int(own.sum())
+        lot = int(rng.integers(len(self.pieces) - count))
+        return lot if lot < first else lot + count
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        index = int(example["piece"])
+        begin, end = self.pieces[index]
+        tokens = self.corpus.tokens[begin:end]
+        starts = np.flatnonzero(self.tokenizer.word_starts(tokens)[1:]) + 1
+        split = int(rng.choice(starts)) if starts.size else tokens.size // 2
+        first, second = tokens[:split], tokens[split:]
+        random = rng.random() < 0.5
+        if random:
+            begin, end = self.pieces[self.other(index, rng)]
+            second = self.corpus.tokens[begin : min(end, begin + second.size)]
+        ids, types = self.tokenizer.assemble(first, second)
+        row = {k: array[0] for k, array in pad_rows([(ids, types)], self.tokenizer.pad_id, self.max_length).items()}
+        masked = mask_row(self.masker, self.tokenizer, row["input_ids"], rng)
+        return row | masked | {"nsp_labels": np.int32(random)}
+
+
+def mask_row(masker: Masker, tokenizer: Tokenizer, ids: np.ndarray, rng: np.random.Generator) -> Example:
+    """Masks a row whose special tokens, padding among them, are left alone."""
+    maskable = np.flatnonzero(~np.isin(ids, list(tokenizer.special_ids)))
+    return masker(ids, maskable, tokenizer.word_starts(ids) if masker.whole_word else np.zeros(0, bool), rng)
+
+
+def pack(lengths: np.ndarray, most: int) -> np.ndarray:
+    """Returns [rows, 2]: the first and the one-past-last piece of each row, pieces in order, no row over `most`."""
+    rows, begin, filled = [], 0, 0
+    for index, length in enumerate(lengths.tolist()):
+        if filled + length > most:
+            rows.append((begin, index))
+            begin, filled = index, 0
+        filled += length
+    return np.array(rows + [(begin, len(lengths))] if len(lengths) else [], np.int64).reshape(-1, 2)

@@ -1,0 +1,103 @@
+"""The run directory: who may use it, and where its contents came from.
+
+`config.json` (resolved), `provenance.json`, `tokenizer/`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fmjax.errors import UserError
+
+CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = "config.json", "provenance.json", "tokenizer", "checkpoints"
+LOCK = ".lock"
+PACKAGES = ("fmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "sentencepiece", "numpy")
+
+
+def check_workdir(workdir: Path) -> bool:
+    """Returns whether the folder holds a run to be continued; makes it if it is not there.
+
+    Raises UserError if it cannot be written to, or holds something that is not a run.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / LOCK).touch()
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--workdir={workdir}: is a file, not a folder; name another") from None
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written to ({error.strerror}); name another or mend its rights") from None
+    found = sorted(path.name for path in workdir.iterdir() if path.name != LOCK)
+    if not found:
+        return False
+    try:
+        run = "fmjax" in json.loads((workdir / CONFIG).read_text())
+    except (OSError, ValueError):
+        run = False
+    if not run:
+        raise UserError(
+            f"--workdir={workdir}: is not empty ({', '.join(found[:3])}) and holds no run of fmjax; name a new folder"
+        )
+    return True
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the run directory for this process. Raises UserError if another one is training in it."""
+    with open(workdir / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--workdir={workdir}: another process is training in it; wait for it or name another") from None
+        yield
+
+
+def read_provenance(workdir: Path) -> dict[str, Any]:
+    """Returns what `record` has written so far, empty if nothing."""
+    path = workdir / PROVENANCE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def record(workdir: Path, data: dict[str, Any]) -> None:
+    """Writes `provenance.json`: the data's fingerprints, and for each start the command, versions, device and time."""
+    start = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": commit(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    content = {"data": data, "starts": [*read_provenance(workdir).get("starts", []), start]}
+    temporary = workdir / f"{PROVENANCE}.new"
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, workdir / PROVENANCE)
+
+
+def version(package: str) -> str:
+    """Returns the installed version, '' if it is not installed as a package (run from a checkout)."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def commit() -> str:
+    """Returns the commit of the checkout that this file stands in, '' if there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

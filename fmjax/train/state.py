@@ -1,0 +1,90 @@
+"""The one training state, described before it is made, and made already sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fmjax.optim import map_params
+from fmjax.sharding import Rules, parameter_shardings
+
+BatchSpec = Mapping[str, jax.ShapeDtypeStruct]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes: the step number (int32), the fp32 parameters, and the optimizer's state.
+
+    Randomness is not in it: the key of a step is `fold_in(key(seed), step)`.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+
+
+def batch_spec(batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes of a batch."""
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
+
+
+def init_params(model: nn.Module, spec: BatchSpec, key: jax.Array) -> Any:
+    """Returns fresh parameters, each still boxed with the logical names of its axes."""
+    return model.init(key, {name: jnp.zeros(array.shape, array.dtype) for name, array in spec.items()})["params"]
+
+
+def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules) -> Any:
+    """Returns the parameters' shapes, dtypes and shardings, with no array made.
+
+    Raises UserError where an axis does not divide over the devices it is to be sharded over.
+    """
+    boxed = jax.eval_shape(lambda: init_params(model, spec, jax.random.key(0)))
+    shardings = parameter_shardings(boxed, rules, mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), nn.meta.unbox(boxed), shardings
+    )
+
+
+def abstract_state(params: Any, transform: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the abstract state: optimizer moments are sharded as their parameters, counters are on every device."""
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(leaf: Any, sharding: NamedSharding = whole) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    opt_state = map_params(
+        transform,
+        lambda leaf, param: place(leaf, param.sharding),
+        jax.eval_shape(transform.init, params),
+        params,
+        other=place,
+    )
+    return TrainState(step=place(jax.ShapeDtypeStruct((), jnp.int32)), params=params, opt_state=opt_state)
+
+
+def create_state(
+    model: nn.Module, transform: optax.GradientTransformation, spec: BatchSpec, abstract: TrainState, seed: int
+) -> TrainState:
+    """Returns a fresh state; no array ever stands whole on one device unless its sharding says so."""
+
+    def create(key: jax.Array) -> TrainState:
+        params = nn.meta.unbox(init_params(model, spec, key))
+        return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+
+
+def with_params(params: Any, transform: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """Returns the state at step 0 that starts from given parameters."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    placed = jax.tree.map(jax.device_put, params, shardings.params)
+    opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(placed)
+    return TrainState(jax.device_put(jnp.int32(0), shardings.step), placed, opt_state)

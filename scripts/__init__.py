@@ -1,0 +1,1 @@
+"""The command line: each file reads its flags and makes one call."""

@@ -1,0 +1,26 @@
+"""Converts between a Hugging Face folder and a run directory.
+
+    python scripts/convert.py --from runs/mine --to exported         # transformers loads the result
+    python scripts/convert.py --from BERT_DIR --to runs/converted    # a run at step 0, to evaluate or predict with
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: a checkout need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fmjax.convert import convert
+
+from fmjax import commandline
+
+
+def main(argv: list[str] | None = None) -> int:
+    flags = commandline.Flags(__doc__)
+    flags.add("--from", dest="source", type=Path, required=True, help="a run directory or a Hugging Face folder")
+    flags.add("--to", dest="target", type=Path, required=True, help="the folder of the other kind to make")
+    return commandline.run(flags, lambda args: convert(args.source, args.target), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

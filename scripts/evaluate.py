@@ -1,0 +1,28 @@
+"""Evaluates a run at its best step (its newest, if none was chosen); the last line of stdout is one JSON object.
+
+    python scripts/evaluate.py --workdir runs/mine --split test --files test.csv
+"""
+
+import json
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: a checkout need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fmjax import commandline
+from fmjax.evaluate import evaluate_run
+
+
+def main(argv: list[str] | None = None) -> int:
+    flags = commandline.Flags(__doc__)
+    flags.add("--workdir", type=Path, required=True, help="the run directory")
+    flags.add("--split", default="validation", help="the split to evaluate on (default: validation)")
+    flags.add("--files", help="files to evaluate on as that split, if not those of the config")
+    return commandline.run(
+        flags, lambda args: print(json.dumps(evaluate_run(args.workdir, args.split, args.files))), argv
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Trains what a config describes, or continues it: the same command again resumes from the newest checkpoint.
+
+    python scripts/train.py --config configs/bert_mlm.py:tiny --workdir runs/tiny
+    python scripts/train.py --config configs/bert_classify.py:files --workdir runs/mine \\
+        --config.init.from=BERT_DIR --config.data.files.train=train.csv
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: a checkout need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fmjax import commandline
+from fmjax.train.loop import train
+
+
+def main(argv: list[str] | None = None) -> int:
+    flags = commandline.Flags(__doc__, config=True)
+    flags.add("--workdir", type=Path, required=True, help="the run directory: new, or that of a run to continue")
+    return commandline.run(flags, lambda args: train(commandline.load(args), args.workdir), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Makes the golden folders beside this file: tiny random models of the reference, with inputs and its outputs.
+
+    pip install 'fmjax[parity]'
+    python tests/golden/make.py
+
+Each folder is a Hugging Face folder plus `expected.npz`, whose arrays are named `<set>.<input or output>`. Every weight,
+bias and norm scale is drawn at order 0.3: at the usual initialisation, biases are zero and a wrong activation hardly
+shows. Made with torch 2.13.0 and transformers 5.23.0; the tests in `tests/parity` do the same live.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 50,
+    "max_position_embeddings": 130,
+    "layer_norm_eps": 1e-5,  # at 1e-12 a wrong epsilon would not show
+}
+DISTIL = {"vocab_size": 97, "dim": 36, "n_layers": 2, "n_heads": 3, "hidden_dim": 50, "max_position_embeddings": 130}
+ROBERTA = SMALL | {"max_position_embeddings": 132, "type_vocab_size": 2}
+ELECTRA = SMALL | {"embedding_size": 20}
+LABELS = {"id2label": {0: "no", 1: "yes", 2: "maybe"}, "label2id": {"no": 0, "yes": 1, "maybe": 2}}
+
+# Folder -> the reference's class and settings.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert_pretraining": ("BertForPreTraining", SMALL),
+    "bert_classify": ("BertForSequenceClassification", SMALL | LABELS),
+    "roberta_mlm": ("RobertaForMaskedLM", ROBERTA),
+    "roberta_classify": ("RobertaForSequenceClassification", ROBERTA | LABELS),
+    "distilbert_mlm": ("DistilBertForMaskedLM", DISTIL),
+    "distilbert_classify": ("DistilBertForSequenceClassification", DISTIL | LABELS),
+    "electra_mlm": ("ElectraForMaskedLM", ELECTRA),
+    "electra_rtd": ("ElectraForPreTraining", ELECTRA),
+    "electra_classify": ("ElectraForSequenceClassification", ELECTRA | LABELS),
+}
+
+
+def reference(name: str, settings: dict[str, Any], seed: int, scale: float = 0.3) -> Any:
+    """Returns a model of the reference in evaluation mode, its parameters drawn anew; scale 0: as it initialises them."""
+    torch.manual_seed(seed)
+    model = getattr(transformers, name)
+    model = model(model.config_class(**settings)).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters() if scale else ():
+            drawn = scale * torch.randn_like(parameter)
+            norm = key.endswith("weight") and "norm" in key.lower()
+            parameter.copy_(1 + drawn if norm else drawn)
+    return model
+
+
+def inputs(model: Any, rows: int, length: int, seed: int, masked: bool = True) -> dict[str, np.ndarray]:
+    """Returns inputs with padding at both ends and holes in the middle; RoBERTa's padding stands in the ids too."""
+    rng = np.random.default_rng(seed)
+    config = model.config
+    ids = rng.integers(3, config.vocab_size, (rows, length))
+    mask = np.ones((rows, length), np.int64)
+    if masked:
+        mask[0, length - 5 :] = 0
+        mask[1, :3] = 0
+        mask[2:] = rng.random((rows - 2, length)) < 0.7
+        mask[:, length // 2] = 1  # the reference gives a row without any key another meaning from one kernel to the next
+        ids[mask == 0] = config.pad_token_id
+    arrays = {"input_ids": ids, "attention_mask": mask}
+    if getattr(config, "type_vocab_size", 0):
+        arrays["token_type_ids"] = rng.integers(0, config.type_vocab_size, (rows, length))
+    return arrays
+
+
+def outputs(model: Any, arrays: dict[str, np.ndarray], body: bool = True) -> dict[str, np.ndarray]:
+    """Returns the reference's outputs, with those of its body, as numpy arrays."""
+    tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+    with torch.no_grad():
+        found = (dict(model.base_model(**tensors)) if body else {}) | dict(model(**tensors))
+    return {name: value.float().numpy() for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def main() -> None:
+    """Writes all folders."""
+    for seed, (case, (name, settings)) in enumerate(CASES.items()):
+        folder = Path(__file__).parent / case
+        model = reference(name, settings, seed)
+        model.save_pretrained(folder)
+        body = case.endswith(("mlm", "pretraining"))  # once a family: the files are to stay small
+        expected = {}
+        for label, arrays in {
+            "short": inputs(model, 3, 20, seed),
+            "full": inputs(model, 1, 130, seed, masked=False),
+        }.items():
+            expected |= {f"{label}.{key}": array for key, array in (arrays | outputs(model, arrays, body)).items()}
+        np.savez_compressed(folder / "expected.npz", **expected)
+
+
+if __name__ == "__main__":
+    main()
