@@ -103,8 +103,7 @@ def build(config: Mapping[str, Any], params: Any, steps: int) -> Optimizer:
     get an update of zero whatever their gradient, count for no norm, and have no moments: in a state,
     optax.MaskedNode stands for them, which `map_params` passes over. The average has every parameter.
 
-    Raises UserError for an unknown setting or choice, a value out of range, or an expression that matches
-    nothing.
+    Raises UserError for an unknown setting or choice, a value out of range, or an expression without a match.
     """
     settings, algorithm, direction = read(config)
     count = warmup(settings, steps)
@@ -130,8 +129,7 @@ def build(config: Mapping[str, Any], params: Any, steps: int) -> Optimizer:
 
 
 def read(config: Mapping[str, Any]) -> tuple[Settings, str, optax.GradientTransformation]:
-    """Returns the settings that all optimizers share, the algorithm's stage name, and its stage. None is
-    unset."""
+    """Returns the settings all optimizers share, and the algorithm's name and stage. None is unset."""
     given = {key: value for key, value in config.items() if value is not None}
     name = given.pop("name", "adamw")
     algorithm = choose("name", name, ALGORITHMS)
@@ -185,7 +183,7 @@ def schedule(
     - linear, cosine: falling so to `end_fraction` of it at `steps`, where it stays;
     - inverse_sqrt: `learning_rate * sqrt(warmup_steps / number)` (Vaswani et al. 2017, section 5.3).
 
-    With warm-up the first update has rate 0, as in transformers (get_linear_schedule_with_warmup and its kin).
+    With warm-up the first update has rate 0, as in transformers (get_linear_schedule_with_warmup and kin).
 
     Raises UserError for an unknown name, inverse_sqrt without warm-up, or an `end_fraction` without effect.
     """

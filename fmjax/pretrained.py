@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +18,10 @@ from fmjax.config import read_config
 from fmjax.data.tokenizers import Tokenizer, load_tokenizer
 from fmjax.errors import UserError, nearest
 from fmjax.train.checkpoint import Best, CheckpointReader
+from fmjax.train.logs import say
 from fmjax.train.rundir import CHECKPOINTS, TOKENIZER
 
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 CHUNK = 32  # examples predicted at once, and the multiple to which their lengths are filled up
 KINDS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
 
@@ -36,6 +36,7 @@ class Pretrained:
     params: Any  # fp32; from a Hugging Face folder: on the host, with those of other heads that it holds
     tokenizer: Tokenizer | None
     task: Any = None  # a run's
+    step: int = 0  # a run's
 
     def apply(self, **arrays: Any) -> dict[str, jax.Array]:
         """Returns the reference's outputs for the reference's inputs, by its names, and `last_hidden_state` always.
@@ -117,9 +118,9 @@ def load_reference(folder: Path) -> Pretrained:
         lost = f"{hub.architecture(family, config)} lacks its {', '.join(loaded.fresh)}"
         raise UserError(f"{folder}: {lost}; get the whole weights, or correct architectures in config.json")
     if loaded.unused:
-        logging.getLogger(__name__).warning("%s: not used: %s", folder, ", ".join(loaded.unused))
+        say(f"warning: {folder}: not used: {', '.join(loaded.unused)}")
     params = pytree.unnames(pytree.names(loaded.params) | pytree.names(loaded.others))
-    named = any((folder / name).exists() for name in TOKENIZERS)
+    named = any(any(folder.glob(pattern)) for pattern in TOKENIZERS)
     return Pretrained(config, family, model, params, load_tokenizer(folder) if named else None)
 
 
@@ -132,14 +133,15 @@ def load_run(folder: Path) -> Pretrained:
     family = models.family(settings.pop("name"))
     model = family.build(heads=task.heads, **settings)
     chosen = config["checkpoint"].get("best")
-    checkpoints = CheckpointReader(folder / CHECKPOINTS, best=Best(chosen, config["checkpoint"]["mode"]) if chosen else None)
+    best = Best(f"eval/validation/{chosen}", config["checkpoint"]["mode"]) if chosen else None
+    checkpoints = CheckpointReader(folder / CHECKPOINTS, best=best)
     step = checkpoints.best()
     step = checkpoints.latest() if step is None else step
     if step is None:
         raise UserError(f"{folder}: has no checkpoint yet; train it first, with the same --workdir")
     item = "ema" if "ema" in checkpoints.items(step) else "params"
     params = checkpoints.restore(step, {item: abstract_params(model)})[item]
-    return Pretrained(config, family, model, params, load_tokenizer(folder / TOKENIZER), task)
+    return Pretrained(config, family, model, params, load_tokenizer(folder / TOKENIZER), task, step)
 
 
 def abstract_params(model: nn.Module) -> Any:

@@ -85,7 +85,7 @@ def merge(fresh: Any, loaded: Any, optional: Iterable[str], origin: str) -> tupl
         ],
     }
     if any(problems.values()):
-        raise UserError(f"{origin}: the weights do not fit the model; {grouped(problems)}; give the model the sizes of the weights")
+        raise UserError(f"{origin}: these weights do not fit the model; {grouped(problems)}; give it their sizes")
     return map_named(lambda name, leaf: theirs[name] if name in fits else leaf, fresh), left, unused
 
 

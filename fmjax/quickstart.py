@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fmjax import baselines
 from fmjax.config import apply_overrides, load_config, to_dict
-from fmjax.data.python_docs import preposition_splits
+from fmjax.data.prepositions import preposition_splits
 from fmjax.evaluate import evaluate_run
 from fmjax.train.logs import say
 from fmjax.train.loop import train
@@ -38,7 +38,7 @@ def quickstart(workdir: Path, seeds: int = 3, tiny: bool = False) -> None:
             run = workdir / f"{name}-{seed}"
             train(config(f"finetune{suffix}", seed, origin, workdir / "pretrain" / "tokenizer"), run, f"{name} {seed}")
             rows[f"BERT {'from scratch' if origin is None else name}"].append(evaluate_run(run, "test"))
-    splits = preposition_splits()
+    splits = preposition_splits().examples
     simple = baseline_rows(splits)
     show(simple | rows, splits, seeds)
     say(ending(workdir, time.perf_counter() - begin))
@@ -69,7 +69,8 @@ def baseline_rows(splits: dict[str, list[dict[str, str]]]) -> dict[str, list[Met
 
 def show(rows: dict[str, list[Metrics]], splits: dict[str, list[dict[str, str]]], seeds: int) -> None:
     """Prints the table of results on stdout."""
-    title = f"Which of ten prepositions stands at the mask? {len(splits['train']):,} labels, {len(splits['test']):,} test sentences"
+    sizes = f"{len(splits['train']):,} labels, {len(splits['test']):,} test examples"
+    title = f"Which of ten prepositions stands at the mask? {sizes}"
     table = Table(title=title)
     table.add_column("model")
     for column in COLUMNS:
@@ -93,7 +94,8 @@ def ending(workdir: Path, seconds: float) -> str:
 Caveats: the labels come from the text itself, so the scarcity of labels is staged; some windows of words are much alike
 across files; one pretraining run stands behind all pretrained rows; Python's documentation is not English at large.
 
-{seconds / 60:.1f} minutes. The runs are in {workdir}/: pretrain/ (checkpoints in pretrain/checkpoints/), scratch-*/, pretrained-*/.
+{seconds / 60:.1f} minutes. The runs are in {workdir}/: pretrain/ (its checkpoints in
+pretrain/checkpoints/), scratch-*/ and pretrained-*/.
 TensorBoard: pip install tensorboard && tensorboard --logdir {workdir}
 
 Next, on your own text:

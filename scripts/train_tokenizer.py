@@ -5,13 +5,31 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmjax.data.tokenizers import KINDS, train_tokenizer_files
 
-from fmjax import commandline
+from fmjax import commandline  # noqa: E402
+from fmjax.data.sources import check_columns, open_source  # noqa: E402
+from fmjax.data.tokenizers import train_tokenizer  # noqa: E402
+from fmjax.errors import UserError  # noqa: E402
+from fmjax.train.logs import say  # noqa: E402
+
+KINDS = ("wordpiece", "bpe", "unigram", "word")
+
+
+def train(args: Any) -> None:
+    if args.output.exists() and any(args.output.iterdir()):
+        raise UserError(f"--output={args.output}: is not empty; name a new folder")
+    source = open_source("auto", args.files, split="train")
+    check_columns(source, (args.column,))
+    texts = (source[index][args.column] for index in range(len(source)))
+    tokenizer = train_tokenizer(texts, args.kind, args.vocab_size, lowercase=not args.keep_case)
+    tokenizer.save(args.output)
+    say(f"{args.kind} with {tokenizer.vocab_size} pieces from {len(source):,} records is in {args.output}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     flags.add("--kind", choices=KINDS, default="wordpiece", help="the kind of tokenizer (default: wordpiece)")
     flags.add("--vocab_size", type=int, default=8000, help="the number of pieces, special ones included (default: 8000)")
     flags.add("--keep_case", action="store_true", help="tell capital letters from small ones")
-    flags.add("--output", type=Path, required=True, help="the folder to write; it must not be there yet, or be empty")
-    return commandline.run(flags, train_tokenizer_files, argv)
+    flags.add("--output", type=Path, required=True, help="the folder to write: new or empty")
+    return commandline.run(flags, train, argv)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from fmjax.pretrained import abstract_params
 
 GOLDEN = Path(__file__).parent / "golden"
 MLM_NSP = {"mlm": {}, "nsp": {}}
+ABSTRACT: dict = {}  # by config and heads, to trace each model once
 
 
 @pytest.fixture
@@ -31,7 +32,10 @@ def folder(tmp_path) -> Path:
 def abstract(folder: Path, heads=MLM_NSP):
     config = hub.read_config(folder)
     family = models.family_of(config["model_type"])
-    return family, abstract_params(family.build(heads=heads, **family.from_reference(config)))
+    key = json.dumps([config, heads])
+    if key not in ABSTRACT:
+        ABSTRACT[key] = abstract_params(family.build(heads=heads, **family.from_reference(config)))
+    return family, ABSTRACT[key]
 
 
 def read(folder: Path, heads=MLM_NSP) -> hub.Loaded:

@@ -1,4 +1,4 @@
-"""Optimizers against formulas written out in numpy, and what names decide: decay, freezing, scales, shardings."""
+"""Optimizers against formulas written out in numpy; decay, freezing, scales and shardings by name."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ STEADY: dict[str, Any] = {"schedule": "constant", "learning_rate": 0.01}
 
 def draw(seed: int, scale: float = 1.0) -> Any:
     rng = np.random.default_rng(seed)
-    return pytree.unnames({name: jnp.asarray(rng.normal(size=s) * scale, jnp.float32) for name, s in SHAPES.items()})
+    flat = {name: rng.normal(size=shape) * scale for name, shape in SHAPES.items()}
+    return pytree.unnames({name: jnp.asarray(leaf, jnp.float32) for name, leaf in flat.items()})
 
 
-def run(optimizer: optim.Optimizer, params: Any, gradients: list[Any]) -> tuple[Any, Any]:
-    """Returns the parameters and the optimizer's state after an update with each of the gradients."""
+def run(optimizer: optim.Optimizer, params: Any, gradients: list[Any]) -> list[tuple[Any, Any]]:
+    """Returns the parameters and the optimizer's state after each of the updates with the gradients."""
 
     @jax.jit
     def update(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
@@ -44,16 +45,19 @@ def run(optimizer: optim.Optimizer, params: Any, gradients: list[Any]) -> tuple[
         return optax.apply_updates(params, updates), state
 
     state = jax.jit(optimizer.transform.init)(params)
+    history = []
     for gradient in gradients:
         params, state = update(params, state, gradient)
-    return params, state
+        history.append((params, state))
+    return history
 
 
 def moved(config: dict[str, Any], gradient: Any | None = None) -> dict[str, np.ndarray]:
     """Returns how far one update moves each parameter."""
     params = draw(0)
-    after, _ = run(optim.build(STEADY | config, params, 10), params, [draw(1) if gradient is None else gradient])
-    return pytree.names(jax.tree.map(lambda new, old: np.asarray(new - old), after, params))
+    gradient = draw(1) if gradient is None else gradient
+    after, _ = run(optim.build(STEADY | config, params, 10), params, [gradient])[-1]
+    return pytree.names(jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), after, params))
 
 
 def by_hand(name: str, rate: float, steps: int, warmup: int, end: float, count: int) -> float:
@@ -74,15 +78,14 @@ def by_hand(name: str, rate: float, steps: int, warmup: int, end: float, count: 
 @pytest.mark.parametrize("end", [0.0, 0.1])
 def test_schedule_is_its_formula_at_every_step(name: str, warmup: int, end: float) -> None:
     if (name == "inverse_sqrt" and not warmup) or (end and name in ("constant", "inverse_sqrt")):
-        with pytest.raises(UserError, match="warm-up" if not end else ""):
+        with pytest.raises(UserError, match=r"end of warm-up|is not used by schedule"):
             optim.schedule(name, 0.5, 100, warmup, end)
         return
     rate = optim.schedule(name, 0.5, 100, warmup, end)
     expected = [by_hand(name, 0.5, 100, warmup, end, count) for count in range(130)]
-    found = np.array([rate(count) for count in range(130)])
-    assert found.dtype == np.float32
+    found = rate(jnp.arange(130))
+    assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(jax.jit(jax.vmap(rate))(jnp.arange(130)), found, rtol=1e-6, atol=1e-7)
 
 
 def test_schedule_at_its_corners() -> None:
@@ -92,7 +95,8 @@ def test_schedule_at_its_corners() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "warmup"), [({}, 0), ({"warmup_steps": 7}, 7), ({"warmup_ratio": 0.06}, 6), ({"warmup_ratio": 0.061}, 7)]
+    ("config", "warmup"),
+    [({}, 0), ({"warmup_steps": 7}, 7), ({"warmup_ratio": 0.06}, 6), ({"warmup_ratio": 0.061}, 7)],
 )
 def test_warmup_is_given_in_steps_or_as_a_share(config: dict[str, Any], warmup: int) -> None:
     rate = optim.build({"learning_rate": 1.0, "schedule": "constant"} | config, draw(0), 100).learning_rate
@@ -122,7 +126,7 @@ def test_adamw_with_clipping_decay_and_warmup_is_that_of_numpy() -> None:
             m, v = mean[name] / (1 - 0.8 ** (count + 1)), square[name] / (1 - 0.95 ** (count + 1))
             decay = 0.0 if name in UNDECAYED else 0.1
             expected[name] = expected[name] - rate * (m / (np.sqrt(v) + 1e-6) + decay * expected[name])
-    found, state = run(optim.build(config, params, 8), params, gradients)
+    found, state = run(optim.build(config, params, 8), params, gradients)[-1]
     for name, leaf in pytree.names(found).items():
         assert leaf.dtype == jnp.float32
         np.testing.assert_allclose(leaf, expected[name], atol=1e-6, err_msg=name)
@@ -130,52 +134,59 @@ def test_adamw_with_clipping_decay_and_warmup_is_that_of_numpy() -> None:
 
 
 def test_only_named_parameters_decay_also_where_layers_are_stacked() -> None:
-    zero = jax.tree.map(jnp.zeros_like, draw(0))
+    zero = draw(0, scale=0.0)
     params = pytree.names(draw(0))
     for name, change in moved({"weight_decay": 0.5}, zero).items():
-        expected = 0 * params[name] if name in UNDECAYED else -0.01 * 0.5 * params[name]
+        expected = np.asarray(params[name]) * (0 if name in UNDECAYED else -0.01 * 0.5)
         np.testing.assert_allclose(change, expected, atol=1e-6, err_msg=name)
 
 
 def test_stages_are_those_asked_for_in_order() -> None:
     params = draw(0)
     everything = {"clip_norm": 1.0, "freeze": ["^embed"], "multipliers": {"^head": 2.0}, "ema": 0.9}
-    full = optim.build(STEADY | everything, params, 10).transform.init(params)
-    assert type(full) is dict and list(full) == ["freeze", "clip", "adam", "decay", "scale", "rate", "ema"]
-    bare = optim.build(STEADY | {"weight_decay": 0.0}, params, 10).transform.init(params)
-    assert list(bare) == ["adam", "rate"]
+    transform = optim.build(STEADY | everything, params, 10).transform
+    state = transform.init(params)
+    assert list(state) == ["freeze", "clip", "adam", "decay", "scale", "rate", "ema"]
+    # A plain dictionary stays one, so a state read from a checkpoint has the structure of a computed one.
+    _, updated = jax.eval_shape(transform.update, draw(1), state, params)
+    assert type(state) is type(updated) is dict
+    assert jax.tree.structure(updated) == jax.tree.structure(state)
+    bare = optim.build(STEADY | {"weight_decay": 0.0}, params, 10).transform
+    assert list(bare.init(params)) == ["adam", "rate"]
 
 
 def test_frozen_parameters_never_change_by_a_bit() -> None:
     params = draw(0)
-    params["embed"]["word"]["embedding"] = params["embed"]["word"]["embedding"].at[0].set(jnp.array([-0.0, 0, 1e-40, 1]))
-    config = STEADY | {"freeze": ["^embed", "pooler"], "clip_norm": 1.0, "weight_decay": 0.1, "ema": 0.9}
+    word = params["embed"]["word"]
+    word["embedding"] = word["embedding"].at[0].set(jnp.array([-0.0, 0, 1e-40, 1]))
+    config = STEADY | {"freeze": ["^embed", "pooler"], "clip_norm": 1.0, "layer_decay": 0.5, "ema": 0.9}
     gradients = [draw(seed) for seed in (1, 2, 3)]
     gradients[1]["embed"]["word"]["embedding"] *= jnp.nan
-    after, state = run(optim.build(config | {"layer_decay": 0.5}, params, 10), params, gradients)
+    after, state = run(optim.build(config, params, 10), params, gradients)[-1]
     average = pytree.names(state["ema"].ema)
     for name, leaf in pytree.names(after).items():
         before = np.asarray(pytree.names(params)[name])
         if name.startswith("embed") or "pooler" in name:
             assert np.asarray(leaf).tobytes() == before.tobytes(), name
-            np.testing.assert_array_equal(average[name], before)
+            np.testing.assert_allclose(average[name], before, rtol=0, atol=1e-37)  # the CPU flushes 1e-40
         else:
             assert np.isfinite(leaf).all() and (np.asarray(leaf) != before).all(), name
 
 
 def test_frozen_parameters_count_for_no_norm_and_have_no_moments() -> None:
     params, gradient = draw(0), draw(1)
-    config = STEADY | {"freeze": ["^embed"], "clip_norm": 0.1, "eps": 1.0}  # a large eps makes the scale visible
-    found, state = run(optim.build(config, params, 10), params, [gradient])
+    # A large eps keeps Adam from undoing the scale of the gradient.
+    config = STEADY | {"freeze": ["^embed"], "clip_norm": 0.1, "eps": 1.0}
+    found, state = run(optim.build(config, params, 10), params, [gradient])[-1]
     assert not any(name.startswith("embed") for name in pytree.names(state["adam"].inner_state.mu))
     trained = {key: params[key] for key in ("encoder", "head")}
     alone = {key: gradient[key] for key in trained}
-    expected, _ = run(optim.build({**config, "freeze": ()}, trained, 10), trained, [alone])
+    expected, _ = run(optim.build({**config, "freeze": ()}, trained, 10), trained, [alone])[-1]
     jax.tree.map(np.testing.assert_array_equal, {key: found[key] for key in trained}, expected)
 
 
 def test_backward_pass_of_frozen_parameters_is_dropped() -> None:
-    """The gradient of the frozen matrix is one of two matrix products of its own; without it there are fewer."""
+    """The gradient of a frozen matrix takes matrix products that the compiled update does not have."""
 
     def dots(freeze: list[str]) -> int:
         params = {"a": {"kernel": jnp.ones((8, 16))}, "b": {"kernel": jnp.ones((16, 4))}}
@@ -183,7 +194,10 @@ def test_backward_pass_of_frozen_parameters_is_dropped() -> None:
         optimizer = optim.build(config, params, 10)
 
         def update(params: Any, state: Any, x: jax.Array) -> Any:
-            grads = jax.grad(lambda p: jnp.sum(jnp.tanh(x @ p["a"]["kernel"]) @ p["b"]["kernel"] ** 2))(params)
+            def loss(params: Any) -> jax.Array:
+                return jnp.sum((jnp.tanh(x @ params["a"]["kernel"]) @ params["b"]["kernel"]) ** 2)
+
+            grads = jax.grad(loss)(params)
             updates, state = optimizer.transform.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
@@ -213,9 +227,8 @@ def test_encoder_and_decoder_count_their_own_layers() -> None:
         "decoder": {"layers": {"kernel": jnp.ones((3, 5))}},
     }
     found = optim.factors(params, {}, 0.5)
-    assert found["encoder/layers/kernel"].shape == (2, 1, 1) and found["decoder/layers/kernel"].shape == (3, 1)
-    assert found["encoder/layers/kernel"].ravel().tolist() == [0.25, 0.5]
-    assert found["decoder/layers/kernel"].ravel().tolist() == [0.125, 0.25, 0.5]
+    assert found["encoder/layers/kernel"].tolist() == [[[0.25]], [[0.5]]]
+    assert found["decoder/layers/kernel"].tolist() == [[0.125], [0.25], [0.5]]
     assert found["embed/word/embedding"] == 0.5**4 and found["encoder/norm/scale"] == 1
 
 
@@ -224,11 +237,10 @@ def test_ema_averages_the_updated_parameters() -> None:
     optimizer = optim.build(STEADY | {"ema": 0.75}, params, 10)
     expected = jax.tree.map(np.float64, params)
     gradients = [draw(seed) for seed in (1, 2, 3)]
-    for count in (1, 2, 3):
-        after, _ = run(optimizer, params, gradients[:count])
+    for after, state in run(optimizer, params, gradients):
         expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * np.float64(new), expected, after)
-    _, state = run(optimizer, params, gradients)
-    jax.tree.map(lambda found, hand: np.testing.assert_allclose(found, hand, atol=1e-6), state["ema"].ema, expected)
+        for name, leaf in pytree.names(state["ema"].ema).items():
+            np.testing.assert_allclose(leaf, pytree.names(expected)[name], atol=1e-6, err_msg=name)
 
 
 def test_ema_and_parameters_can_be_donated_together() -> None:
@@ -246,23 +258,18 @@ def test_states_take_on_what_belongs_to_the_parameters(freeze: tuple[str, ...]) 
     config = STEADY | {"ema": 0.9, "clip_norm": 1.0, "freeze": freeze, "layer_decay": 0.9}
     transform = optim.build(config, params, 10).transform
     specs = pytree.map_named(lambda name, leaf: PartitionSpec(name), params)
-    state = optim.map_params(
-        transform, lambda leaf, spec: spec, jax.eval_shape(transform.init, params), specs, other=lambda leaf: "whole"
-    )
+    shapes = jax.eval_shape(transform.init, params)
+    state = optim.map_params(transform, lambda leaf, spec: spec, shapes, specs, other=lambda leaf: "whole")
     adam = state["adam"].inner_state if freeze else state["adam"]
     trained = {name for name in SHAPES if not (freeze and name.startswith("embed"))}
     for moments in (adam.mu, adam.nu):
         assert pytree.names(moments) == {name: PartitionSpec(name) for name in trained}
     assert state["ema"].ema == specs and adam.count == "whole"
     if not freeze:
-        plain = optax.tree_utils.tree_map_params(
-            transform,
-            lambda leaf, spec: spec,
-            jax.eval_shape(transform.init, params),
-            specs,
-            transform_non_params=lambda leaf: "whole",
+        tree_map_params = optax.tree_utils.tree_map_params
+        assert state == tree_map_params(
+            transform, lambda leaf, spec: spec, shapes, specs, transform_non_params=lambda leaf: "whole"
         )
-        assert plain == state
 
 
 def test_trainable_is_what_no_expression_matches() -> None:
@@ -281,7 +288,7 @@ def test_unset_settings_are_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"learning_rat": 1e-3}, 'optim.learning_rat is not a setting of adamw (did you mean "learning_rate"?)'),
+        ({"learning_rat": 1}, 'learning_rat is not a setting of adamw (did you mean "learning_rate"?)'),
         ({"name": "adamv"}, '"adamv" (did you mean "adamw"?); choose from adamw'),
         ({"schedule": "cosin"}, '"cosin" (did you mean "cosine"?); choose from constant, linear'),
         ({"warmup_steps": 1, "warmup_ratio": 0.1}, "warmup_steps and optim.warmup_ratio are both set"),

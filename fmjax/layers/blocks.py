@@ -42,9 +42,8 @@ def stack(parent: nn.Module, block: ModuleFactory, layers: int, scan: bool, x: j
 
     def init(key: jax.Array) -> Any:
         boxed = jax.vmap(lambda k: module.init(k, x, *args)["params"])(jax.random.split(key, layers))
-        return jax.tree.map(
-            lambda box: box.add_axis(0, {nn.PARTITION_NAME: "layers"}), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
-        )
+        axis = {nn.PARTITION_NAME: "layers"}
+        return jax.tree.map(lambda box: box.add_axis(0, axis), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 
     params = parent.param("layers", init)
     key = parent.make_rng("dropout") if parent.has_rng("dropout") else None

@@ -87,7 +87,7 @@ class Task:
         masked = [np.flatnonzero(ids == tokenizer.mask_id) for ids, _ in rows]
         for text, (ids, _), places in zip(texts, rows, masked, strict=True):
             if not places.size:
-                raise UserError(f'"{text[:60]}" has no {tokenizer.token(tokenizer.mask_id)}; put one where a word is to be predicted')
+                raise UserError(f'"{text[:60]}" has no {tokenizer.token(tokenizer.mask_id)}; put one where to predict')
             if ids.size > max_length:
                 raise UserError(f'"{text[:60]}" has {ids.size} tokens, more than {max_length}; shorten it')
         places_BM = np.zeros((len(rows), max(map(len, masked))), np.int32)
@@ -239,4 +239,4 @@ def pack(lengths: np.ndarray, most: int) -> np.ndarray:
             rows.append((begin, index))
             begin, filled = index, 0
         filled += length
-    return np.array(rows + [(begin, len(lengths))] if len(lengths) else [], np.int64).reshape(-1, 2)
+    return np.array([*rows, (begin, len(lengths))] if len(lengths) else [], np.int64).reshape(-1, 2)

@@ -18,6 +18,8 @@ import math
 import os
 import re
 import shutil
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -41,9 +43,25 @@ LEFTOVER = re.compile(r"\d+\.(deleted|orbax-checkpoint-tmp.*)")
 # Orbax gives up a save after this time, by default ten minutes; a slow disk is no error.
 LONGEST_SAVE = 6 * 3600
 
-# Orbax logs a traceback for each error that it also raises, through the logger that it shares with Grain and TFDS: what
-# comes from its files is dropped there, so that the user sees our one line, and the others can still be heard.
-logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+
+def quiet_orbax() -> None:
+    """Leaves a failed save to the one line of our UserError; what else fails or speaks in the process is still heard.
+
+    Orbax logs a traceback of each error that it also raises, through the logger that it shares with Grain and TFDS; leaves
+    coroutines that it had planned unawaited; and closes its event loop while other writes still report to it.
+    """
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+
+
+quiet_orbax()
 
 
 class DamagedError(UserError):
@@ -255,7 +273,8 @@ class Checkpoints(CheckpointReader):
         self._clean()
         found = self.steps()
         # The cause stands at the end of what the storage layer says, after the paths.
-        reason = " ".join(str(error).split())[-120:] or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if len(reason) < 120 else f"...{reason[-120:]}"
         return UserError(
             f"{self._folder(step)}: the checkpoint could not be written ({reason}); free space on the disk or mend its rights, "
             f"then the same command continues {f'from step {found[-1]}' if found else 'from the start'}"
@@ -269,7 +288,7 @@ class Checkpoints(CheckpointReader):
 
     def _clean(self) -> None:
         """Removes leftovers: temporary folders, and steps of Orbax (or empty ones) that have no manifest. Nothing else."""
-        for path in self.directory.iterdir():
+        for path in self.directory.glob("*"):
             unfinished = path.name.isdecimal() and path.is_dir() and not (path / MANIFEST).exists()
             if LEFTOVER.fullmatch(path.name) or (unfinished and ((path / MADE_BY_ORBAX).exists() or not any(path.iterdir()))):
                 shutil.rmtree(path, ignore_errors=True)

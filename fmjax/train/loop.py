@@ -135,23 +135,21 @@ class Run:
 
     def steps(self, state: TrainState, start: int, batches: TrainBatches, signals: Signals) -> None:
         """Takes the steps. Metrics are read one step late, so that the device never waits for the host."""
-        last: tuple[int, Any] | None = None
+        last: tuple[int, int, Any] | None = None
         saved = start
         for number in range(start + 1, self.experiment.steps + 1):
             if self.out_of_patience():
-                self.bar.note(f"early stopping at step {number - 1}: no better {self.stopping.metric} in {self.patience} evaluations")
+                self.bar.note(f"early stopping at step {number - 1}: no better {self.stopping.metric} in {self.patience}")
                 break
             batch = next(batches)
             tokens = count_tokens(batch)
             state, metrics = self.step(state, self.place(batch), self.key)
             if last:
                 self.observe(*last)
-            last = (number, metrics)
-            if number == start + 1:
+            last = (number, tokens, metrics)
+            if number == start + 1:  # the time to compile is no part of any rate
                 jax.block_until_ready(metrics)
                 self.clock.reset()
-            else:
-                self.clock.count(tokens)
 
             final = number == self.experiment.steps
             improved = False
@@ -228,12 +226,13 @@ class Run:
         self.records.append({"step": number} | values)
         self.log.write(number, values)
 
-    def observe(self, number: int, device_metrics: Mapping[str, jax.Array]) -> None:
+    def observe(self, number: int, tokens: int, device_metrics: Mapping[str, jax.Array]) -> None:
         """Reads the metrics of a step: shows them, logs them when due, and stops a run whose loss is not finite.
 
         Raises UserError, naming the first step, after `max_nonfinite` steps in a row that had to be left out.
         """
         metrics = {name: float(value) for name, value in jax.device_get(dict(device_metrics)).items()}
+        self.clock.count(tokens)
         skipped = metrics.pop("nonfinite")
         self.nonfinite = [*self.nonfinite, number] if skipped else []
         self.skipped += int(skipped)
@@ -259,8 +258,9 @@ def describe(experiment: Experiment, start: int) -> str:
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract.params))
     sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in experiment.examples.items())
     return (
-        f"{experiment.config['model']['name']} {count:,} parameters, {sizes} examples, vocabulary {experiment.tokenizer.vocab_size:,}, "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}, steps {start} to {experiment.steps}"
+        f"{experiment.config['model']['name']} {count:,} parameters, {sizes} examples, "
+        f"vocabulary {experiment.tokenizer.vocab_size:,}, {jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"steps {start} to {experiment.steps}"
     )
 
 

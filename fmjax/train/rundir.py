@@ -38,7 +38,7 @@ def check_workdir(workdir: Path) -> bool:
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--workdir={workdir}: is a file, not a folder; name another") from None
     except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written to ({error.strerror}); name another or mend its rights") from None
+        raise UserError(f"--workdir={workdir}: cannot be written to ({error.strerror}); name another") from None
     found = sorted(path.name for path in workdir.iterdir() if path.name != LOCK)
     if not found:
         return False

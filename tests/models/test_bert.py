@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def eager():
         yield
 
 
+@functools.cache
+def golden(case: str) -> Pretrained:
+    return load(GOLDEN / case)
+
+
 def expected(case: str, part: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns the inputs and the reference's outputs of one set of a golden folder."""
     with np.load(GOLDEN / case / "expected.npz") as stored:
@@ -42,6 +48,7 @@ def error(model: Pretrained, case: str, part: str = "short", **changed: np.ndarr
     """Returns the largest absolute error over all outputs."""
     inputs, outputs = expected(case, part)
     found = model.apply(**inputs | changed)
+    assert set(outputs) <= set(found) <= set(outputs) | {"last_hidden_state", "pooler_output"}
     return max(float(np.abs(np.asarray(found[name]) - array).max()) for name, array in outputs.items())
 
 
@@ -53,26 +60,26 @@ def changed(model: Pretrained, **settings: object) -> Pretrained:
 @pytest.mark.parametrize("part", ["short", "full"])
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_are_those_of_the_reference(case, part):
-    assert error(load(GOLDEN / case), case, part) <= TOLERANCE[case.partition("_")[0]]
+    assert error(golden(case), case, part) <= TOLERANCE[case.partition("_")[0]]
 
 
 def test_compiled_and_scanned_are_the_same():
     case = "bert_classify"
     with jax.disable_jit(False):
-        assert error(load(GOLDEN / case), case) <= TOLERANCE["bert"]
-    assert error(changed(load(GOLDEN / case), scan_layers=True), case) <= TOLERANCE["bert"]
+        assert error(golden(case), case) <= TOLERANCE["bert"]
+    assert error(changed(golden(case), scan_layers=True), case) <= TOLERANCE["bert"]
 
 
 @pytest.mark.parametrize("case", BODIES)
 @pytest.mark.parametrize("mutation", [{"activation": "gelu_new"}, {"activation": "relu"}, {"epsilon": 1e-2}])
 def test_settings_matter(case, mutation):
     # 1e-2 is a thousand times BERT's epsilon here. DistilBERT's is 1e-12, of which a thousand is still nothing in fp32.
-    assert error(changed(load(GOLDEN / case), **mutation), case) > 4 * TOLERANCE[case.partition("_")[0]]
+    assert error(changed(golden(case), **mutation), case) > 4 * TOLERANCE[case.partition("_")[0]]
 
 
 @pytest.mark.parametrize("case", BODIES)
 def test_inputs_matter(case):
-    model, tolerance = load(GOLDEN / case), 4 * TOLERANCE[case.partition("_")[0]]
+    model, tolerance = golden(case), 4 * TOLERANCE[case.partition("_")[0]]
     inputs, _ = expected(case, "short")
     assert error(model, case, attention_mask=np.ones_like(inputs["attention_mask"])) > tolerance
     if "token_type_ids" in inputs:
@@ -86,7 +93,7 @@ def test_inputs_matter(case):
 
 @pytest.mark.parametrize("case", BODIES)
 def test_biases_matter(case):
-    model = load(GOLDEN / case)
+    model = golden(case)
     names = [name for name in pytree.names(model.params) if name.endswith("/bias")]
     assert len(names) >= 10
     inputs, _ = expected(case, "short")
@@ -192,7 +199,7 @@ def test_classifier_dropout_defaults_to_that_of_the_layers():
 
 
 def test_dropout_acts_in_training_alone():
-    model = load(GOLDEN / "roberta_classify")
+    model = golden("roberta_classify")
     ids = np.full((1, 4), 5, np.int32)
     with jax.disable_jit(False):
         run = jax.jit(lambda rngs: model.model.apply({"params": model.params}, {"input_ids": ids}, rngs=rngs)["classify"])

@@ -1,0 +1,144 @@
+"""SentencePiece models (Kudo and Richardson 2018), read by the sentencepiece library, for `tokenizers.Tokenizer`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from fmjax.errors import UserError
+
+MODEL = "spiece.model"
+SPACE = "▁"
+MASKS = ("[MASK]", "<mask>")
+
+
+class SentencePieces:
+    """A SentencePiece model. In a text, its mask token alone is read as a token; SentencePiece itself reads none."""
+
+    def __init__(self, proto: bytes):
+        self.proto = proto
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        self.tokens = [self.processor.id_to_piece(number) for number in range(self.processor.get_piece_size())]
+        self.masks = [name for name in MASKS if name in self.tokens]
+        self.unk = self.processor.id_to_piece(self.processor.unk_id())
+
+    def __reduce__(self) -> tuple[type[SentencePieces], tuple[bytes]]:
+        return SentencePieces, (self.proto,)
+
+    @property
+    def content(self) -> bytes:
+        """What makes the ids: the model's bytes."""
+        return self.proto
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text."""
+        plain = [index for index, text in enumerate(texts) if not any(mask in text for mask in self.masks)]
+        rows: list[list[int]] = [[] for _ in texts]
+        for index, ids in zip(plain, self.processor.encode([texts[index] for index in plain]), strict=True):
+            rows[index] = ids
+        for index in set(range(len(texts))).difference(plain):
+            rows[index] = self.encode(texts[index])[0]
+        return rows
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns the ids of a text, and where each stands in it, in characters."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        at = 0
+        for part in re.split(f"({'|'.join(map(re.escape, self.masks))})", text) if self.masks else [text]:
+            if part in self.masks:
+                ids.append(self.tokens.index(part))
+                offsets.append((at, at + len(part)))
+            else:
+                found = self.processor.encode(part, return_type="offset_mapping")
+                ids.extend(found["ids"])
+                offsets.extend((at + begin, at + end) for begin, end in found["offsets"])
+            at += len(part)
+        return ids, offsets
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids; control tokens, such as [CLS], have none."""
+        return self.processor.decode(list(ids))
+
+    def special(self) -> set[int]:
+        """Returns the ids of control tokens."""
+        return {number for number in range(len(self.tokens)) if self.processor.is_control(number)}
+
+    def openings(self) -> np.ndarray:
+        """Returns [vocabulary] bool: whether a token begins a word."""
+        return np.array([token.startswith(SPACE) for token in self.tokens])
+
+    def closings(self) -> np.ndarray:
+        """Returns [vocabulary] bool: whether a token ends a word by itself; none does."""
+        return np.zeros(len(self.tokens), bool)
+
+    def template(self) -> Any:
+        """Returns a tokenizer that puts two texts together in BERT's way, as ALBERT does, where there is [CLS] and [SEP]."""
+        shell = tokenizers.Tokenizer(models.WordLevel({token: n for n, token in enumerate(self.tokens)}, unk_token=self.unk))
+        if {"[CLS]", "[SEP]"} <= set(self.tokens):
+            shell.post_processor = bert_template(self.tokens.index("[CLS]"), self.tokens.index("[SEP]"))
+        return shell
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes `spiece.model`, and a `tokenizer.json` that the reference reads; returns settings for the reader.
+
+        The reference's reading of a unigram model agrees except where a text joins characters by U+200D and its kin. For
+        other kinds of model no `tokenizer.json` is written.
+        """
+        (folder / MODEL).write_bytes(self.proto)
+        spec = self.specification
+        if spec.trainer_spec.model_type == spec.trainer_spec.UNIGRAM:
+            self.convert().save(str(folder / "tokenizer.json"))
+        return {"fmjax": MODEL}
+
+    @functools.cached_property
+    def specification(self) -> Any:
+        # Here, because it needs protobuf, and saving alone needs it.
+        from sentencepiece import sentencepiece_model_pb2 as messages
+
+        specification = messages.ModelProto()  # type: ignore[attr-defined]
+        specification.ParseFromString(self.proto)
+        return specification
+
+    def convert(self) -> Any:
+        """Returns a unigram model as one of the tokenizers library, as the reference's `convert_slow_tokenizer.py` does."""
+        spec, fallback = self.specification, self.specification.trainer_spec.byte_fallback
+        pieces = [(piece.piece, piece.score) for piece in spec.pieces]
+        whole = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=self.processor.unk_id(), byte_fallback=fallback))
+        steps: list[Any] = []
+        if spec.normalizer_spec.precompiled_charsmap:
+            steps.append(normalizers.Precompiled(spec.normalizer_spec.precompiled_charsmap))
+        if spec.normalizer_spec.remove_extra_whitespaces:
+            steps += [normalizers.Replace(tokenizers.Regex(" {2,}"), " "), normalizers.Strip()]
+        whole.normalizer = normalizers.Sequence(steps)
+        prepend = "always" if spec.normalizer_spec.add_dummy_prefix else "never"
+        whole.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+        whole.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=prepend)])
+        whole.add_special_tokens([AddedToken(mask, lstrip=True, normalized=False) for mask in self.masks])
+        whole.post_processor = self.template().post_processor or processors.Sequence([])
+        return whole
+
+
+def bert_template(cls_id: int, sep_id: int) -> Any:
+    """Returns BERT's way of putting texts together: [CLS] A [SEP], [CLS] A [SEP] B [SEP]."""
+    return processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls_id), ("[SEP]", sep_id)],
+    )
+
+
+def read_model(path: Path) -> SentencePieces:
+    """Reads a SentencePiece model file. Raises UserError if it is none."""
+    try:
+        return SentencePieces(path.read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: is not a SentencePiece model; fetch it again") from error
