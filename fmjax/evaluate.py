@@ -32,7 +32,7 @@ def evaluate(
     task: Any,
     params: Any,
     batches: Iterable[Mapping[str, np.ndarray]],
-    place: Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]],
+    place: Callable[[dict[str, np.ndarray]], Mapping[str, Any]] = dict,
 ) -> dict[str, float]:
     """Returns the task's metrics over all examples of the batches, each counted once.
 
@@ -64,5 +64,5 @@ def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[st
     examples = loaded.task.examples(source, loaded.tokenizer, data["max_length"], train=False)
     batches = eval_batches(examples, batch_size=size, seed=config["train"]["seed"])
     with Bar(f"evaluate {split}", -(-len(examples) // size)) as bar:
-        metrics = evaluate(make_predict(loaded.model, loaded.task), loaded.task, loaded.params, bar.track(batches), dict)
+        metrics = evaluate(make_predict(loaded.model, loaded.task), loaded.task, loaded.params, bar.track(batches))
     return {"workdir": str(workdir), "split": split, "examples": len(examples), "step": loaded.step} | metrics

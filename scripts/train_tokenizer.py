@@ -10,13 +10,11 @@ from typing import Any
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax.data.tokenizers import KINDS, train_tokenizer_files
-
-from fmjax import commandline  # noqa: E402
-from fmjax.data.sources import check_columns, open_source  # noqa: E402
-from fmjax.data.tokenizers import train_tokenizer  # noqa: E402
-from fmjax.errors import UserError  # noqa: E402
-from fmjax.train.logs import say  # noqa: E402
+from fmjax import commandline
+from fmjax.data.sources import check_columns, open_source
+from fmjax.data.tokenizers import train_tokenizer
+from fmjax.errors import UserError
+from fmjax.train.logs import say
 
 KINDS = ("wordpiece", "bpe", "unigram", "word")
 

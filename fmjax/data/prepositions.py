@@ -29,7 +29,7 @@ class Splits(NamedTuple):
     free: dict[str, int]
 
 
-def prepositions(corpus: Iterable[Document], max_words: int = 16, min_words: int = 4) -> list[dict[str, str]]:
+def prepositions(corpus: Iterable[Document], max_words: int = 18, min_words: int = 4) -> list[dict[str, str]]:
     """Returns an example for each preposition: `text` with the mask in its place, `label`, and the `file`.
 
     The text is a window of at most `max_words` words around it, of a document that has at least `min_words`.

@@ -14,7 +14,7 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from pydoc_data import topics
 from typing import NamedTuple
@@ -53,11 +53,13 @@ def documents(split: str = "") -> tuple[Document, ...]:
         if split not in SPLITS:
             raise UserError(f'python_docs has no split "{split}"{nearest(split, SPLITS)}; choose one of {", ".join(SPLITS)}')
         return tuple(document for document in documents() if split_of(document.file) == split)
-    found = [Document(file, text) for file, raw in texts() if (text := clean(raw))]
-    # Training files come first, so that of a text found on both sides the training files keep the only copy.
-    found.sort(key=lambda document: (SPLITS.index(split_of(document.file)), document.file))
+    return unique(Document(file, text) for file, raw in texts() if (text := clean(raw)))
+
+
+def unique(found: Iterable[Document]) -> tuple[Document, ...]:
+    """Returns the documents without repetition, by file; of a text on both sides, training files keep the only copy."""
     first: dict[str, Document] = {}
-    for document in found:
+    for document in sorted(found, key=lambda document: split_of(document.file) != "train"):
         first.setdefault(" ".join(document.text.casefold().split()), document)
     return tuple(sorted(first.values(), key=lambda document: document.file))
 

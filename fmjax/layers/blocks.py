@@ -38,7 +38,7 @@ def stack(parent: nn.Module, block: ModuleFactory, layers: int, scan: bool, x: j
     the loss do not depend on `scan`: one compiled body for all layers, or an unrolled loop, which runs faster and
     compiles slower.
     """
-    module = block(parent=None)
+    module: Any = block(parent=None)
 
     def init(key: jax.Array) -> Any:
         boxed = jax.vmap(lambda k: module.init(k, x, *args)["params"])(jax.random.split(key, layers))
@@ -56,5 +56,5 @@ def stack(parent: nn.Module, block: ModuleFactory, layers: int, scan: bool, x: j
         return jax.lax.scan(lambda x, layer: (apply(x, *layer), None), x, (jnp.arange(layers), params))[0]
     leaves, structure = jax.tree.flatten(params)
     for index, layer in enumerate(zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True)):
-        x = apply(x, index, structure.unflatten(layer))
+        x = apply(x, index, jax.tree.unflatten(structure, layer))
     return x

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.layers.linear import Dense, Initializer, normal
+from fmjax.layers.linear import Dense, Initializer, normal, parameter
 from fmjax.layers.norm import LayerNorm
 
 Features = Mapping[str, jax.Array]
@@ -69,8 +69,8 @@ class ClassifyMean(nn.Module):
 
 def linear_head(head: Any, x: jax.Array) -> jax.Array:
     """The last layer of a classifier: `kernel` and `bias` directly in the head, in fp32."""
-    kernel = head.param("kernel", nn.with_logical_partitioning(head.kernel_init, ("embed", None)), (x.shape[-1], head.classes))
-    bias = head.param("bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), (None,)), (head.classes,))
+    kernel = parameter(head, "kernel", head.kernel_init, ("embed", None), (x.shape[-1], head.classes))
+    bias = parameter(head, "bias", nn.initializers.zeros_init(), (None,), (head.classes,))
     return x.astype(jnp.float32) @ kernel + bias[None]
 
 
@@ -95,7 +95,7 @@ class MaskedLm(nn.Module):
         vocabulary, width = table_VE.shape
         x = Dense((width,), ("embed", None), self.kernel_init, dtype=self.dtype, name="dense")(x)
         x = LayerNorm(self.epsilon, self.dtype, name="norm")(self.activation(x))
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",)), (vocabulary,))
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), ("vocab",), (vocabulary,))
         rows = x.reshape(-1, width)
         logits = jnp.dot(rows, table_VE.astype(self.dtype).T, preferred_element_type=jnp.float32) + bias[None]
         return logits.reshape(*x.shape[:-1], vocabulary)

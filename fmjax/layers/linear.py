@@ -21,6 +21,14 @@ def normal(stddev: float) -> Initializer:
     return nn.initializers.normal(stddev)
 
 
+def parameter(
+    module: nn.Module, name: str, init: Initializer, axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> jax.Array:
+    """Returns a parameter of a module, made by `init` in fp32; `axes` are the logical names of its axes."""
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    return value
+
+
 class Dense(nn.Module):
     """y = x @ kernel + bias, contracting the last `len(axes) - len(features)` axes of x.
 
@@ -40,12 +48,11 @@ class Dense(nn.Module):
         """Maps [..., *contracted] to [..., *features], in `dtype`; parameters are fp32."""
         contracted = len(self.axes) - len(self.features)
         inputs = x.shape[x.ndim - contracted :]
-        kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, self.axes), inputs + self.features)
+        kernel = parameter(self, "kernel", self.kernel_init, self.axes, inputs + self.features)
         rows = x.reshape(-1, math.prod(inputs)).astype(self.dtype)
         y = rows @ kernel.astype(self.dtype).reshape(math.prod(inputs), -1)
         if self.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[contracted:])
-            bias = self.param("bias", zeros, self.features)
+            bias = parameter(self, "bias", nn.initializers.zeros_init(), self.axes[contracted:], self.features)
             y = y + bias.astype(self.dtype).reshape(1, -1)
         return y.reshape(x.shape[: x.ndim - contracted] + self.features)
 

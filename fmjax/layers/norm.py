@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.layers.linear import parameter
+
 
 class LayerNorm(nn.Module):
     """Layer normalisation over the last axis (Ba et al. 2016).
@@ -22,8 +24,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D] in `dtype`."""
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)), shape)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)), shape)
+        scale = parameter(self, "scale", nn.initializers.ones_init(), ("embed",), shape)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), ("embed",), shape)
         x = x.astype(jnp.float32)
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)

@@ -23,7 +23,7 @@ import numpy as np
 
 from fmjax.errors import UserError, nearest
 
-Example = dict[str, np.ndarray]
+Example = dict[str, Any]  # arrays by name
 
 
 class Examples(Protocol):

@@ -22,7 +22,7 @@ from fmjax.errors import UserError, nearest
 from fmjax.tasks.corpus import pad_rows
 
 Batch = Mapping[str, Any]
-Example = dict[str, np.ndarray]
+Example = dict[str, Any]
 
 KINDS = ("single", "multi", "regression")
 POOLS = ("first", "mean", "mask")
@@ -100,7 +100,7 @@ class Task:
                 raise UserError(f'{source.where(index)}: column "{self.label}" holds {item!r}, not a label; correct the record')
         return [str(item).strip() for item in items if item != ""]
 
-    def target(self, source: Source, index: int) -> np.ndarray:
+    def target(self, source: Source, index: int) -> Any:
         """Returns a record's target: int32 class, float32 [C] of 0 and 1, or float32 number.
 
         Raises UserError, naming the record, for a label that is not among `labels` or a value that is not a number.

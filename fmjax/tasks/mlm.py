@@ -22,7 +22,7 @@ from fmjax.errors import UserError
 from fmjax.tasks.corpus import Corpus, pad_rows, tokenise
 
 Batch = Mapping[str, Any]
-Example = dict[str, np.ndarray]
+Example = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

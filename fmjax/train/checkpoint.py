@@ -47,10 +47,12 @@ LONGEST_SAVE = 6 * 3600
 def quiet_orbax() -> None:
     """Leaves a failed save to the one line of our UserError; what else fails or speaks in the process is still heard.
 
-    Orbax logs a traceback of each error that it also raises, through the logger that it shares with Grain and TFDS; leaves
-    coroutines that it had planned unawaited; and closes its event loop while other writes still report to it.
+    Orbax logs a traceback of each error that it also raises, through the logger that it shares with Grain and TFDS. It
+    leaves the other writes of that save to themselves: some fail unheard, some were never begun, and some report to an
+    event loop that it has closed.
     """
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     usual = sys.unraisablehook
 

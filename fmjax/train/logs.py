@@ -84,8 +84,8 @@ class Bar:
         self._progress.stop()
 
     def advance(self, done: int, note: str = "") -> None:
-        """Moves the bar to `done`."""
-        self._progress.update(self._task, completed=done, **({"note": note} if note else {}))
+        """Moves the bar to `done`, with a note beside it."""
+        self._progress.update(self._task, completed=done, note=note)
 
     def track(self, items: Iterable[T]) -> Iterator[T]:
         """Yields the items, moving on by one at each."""

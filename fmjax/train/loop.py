@@ -97,8 +97,8 @@ class Run:
         self.every["checkpoint"] = int(config["checkpoint"]["every"])
         stopping, best = config["train"]["early_stopping"], config["checkpoint"].get("best")
         self.patience = int(stopping["patience"])
-        self.stopping = Best(PREFIX + stopping["metric"], stopping["mode"])
-        self.best = Best(PREFIX + best, config["checkpoint"]["mode"]) if best else None
+        self.stopping = Best(stopping["metric"], stopping["mode"])
+        self.best = Best(best, config["checkpoint"]["mode"]) if best else None
         self.checkpoints = Checkpoints(
             experiment.workdir / rundir.CHECKPOINTS, keep=int(config["checkpoint"]["keep"]), best=self.best
         )
@@ -198,9 +198,8 @@ class Run:
             return False
         params = to_items(state).get("ema", state.params)
         metrics = evaluate(self.predict, experiment.task, params, experiment.eval_batches("validation"), self.place)
-        self.evaluation = {PREFIX + name: value for name, value in metrics.items()}
-        self.evaluated = number
-        self.write(number, self.evaluation)
+        self.evaluation, self.evaluated = metrics, number
+        self.write(number, {PREFIX + name: value for name, value in metrics.items()})
         self.bar.note(f"step {number}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         self.clock.reset()
         *before, value = self.history(self.best) if self.best else [0.0]
@@ -212,10 +211,11 @@ class Run:
         Raises UserError if the task has no such metric.
         """
         if self.evaluation and chosen.metric not in self.evaluation:
-            known, named = (", ".join(key.removeprefix(PREFIX) for key in self.evaluation), chosen.metric.removeprefix(PREFIX))
-            raise UserError(f'"{named}" is not a metric of this task{nearest(named, known.split(", "))}; it has {known}')
-        sign = 1 if chosen.mode == "max" else -1
-        return [sign * record[chosen.metric] for record in self.records if chosen.metric in record]
+            known = ", ".join(self.evaluation)
+            hint = nearest(chosen.metric, self.evaluation)
+            raise UserError(f'"{chosen.metric}" is not a metric of this task{hint}; it has {known}')
+        name, sign = PREFIX + chosen.metric, 1 if chosen.mode == "max" else -1
+        return [sign * record[name] for record in self.records if name in record]
 
     def out_of_patience(self) -> bool:
         """Whether the last `patience` evaluations were all no better than the best before them."""

@@ -1,0 +1,57 @@
+"""Between Hugging Face folders and run directories, in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from fmjax import pytree
+from fmjax.config import to_dict, write_config
+from fmjax.defaults import experiment
+from fmjax.errors import UserError
+from fmjax.hub import is_run
+from fmjax.pretrained import Pretrained, abstract_params, load, reference_task
+from fmjax.train import rundir
+from fmjax.train.checkpoint import Checkpoints
+from fmjax.train.logs import say
+
+
+def convert(source: Path, target: Path) -> None:
+    """Writes a run directory's model as a Hugging Face folder, or a Hugging Face folder as a run at step 0.
+
+    Raises UserError if the source cannot be read, the target holds something else, or the other side has no such model.
+    """
+    exported = is_run(source)
+    pretrained = load(source)
+    if exported:
+        pretrained.save(target)
+    else:
+        write_run(pretrained, target)
+    say(f"{source} is now {'a Hugging Face folder' if exported else 'a run at step 0'} in {target}")
+
+
+def write_run(pretrained: Pretrained, target: Path) -> None:
+    """Writes a run at step 0 with a model's parameters. Raises UserError if the folder is not empty or no task fits."""
+    if pretrained.tokenizer is None:
+        raise UserError("the Hugging Face folder has no tokenizer, which a run needs; add tokenizer.json to it")
+    task = reference_task(pretrained, [])
+    if rundir.check_workdir(target):
+        raise UserError(f"--to={target}: already holds a run; name a new folder")
+    family = pretrained.family.__name__.rpartition(".")[2]
+    config = to_dict(experiment(family, type(task).__module__.rpartition(".")[2]))
+    settings = pretrained.model.settings
+    config["model"] = {"name": family} | dataclasses.asdict(settings)
+    config["task"] |= dataclasses.asdict(task)
+    config["data"]["max_length"] = min(512, settings.positions)
+    with rundir.locked(target):
+        pretrained.tokenizer.save(target / rundir.TOKENIZER)
+        checkpoints = Checkpoints(target / rundir.CHECKPOINTS)
+        held = pytree.names(pretrained.params)
+        params = pytree.map_named(lambda name, _: jnp.asarray(held[name]), abstract_params(pretrained.model))
+        checkpoints.save(0, {"params": params}, {})
+        checkpoints.close()
+        write_config(target, config)
+
+
