@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -47,11 +48,10 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
     config["data"]["max_length"] = min(512, settings.positions)
     with rundir.locked(target):
         pretrained.tokenizer.save(target / rundir.TOKENIZER)
-        checkpoints = Checkpoints(target / rundir.CHECKPOINTS)
         held = pytree.names(pretrained.params)
         params = pytree.map_named(lambda name, _: jnp.asarray(held[name]), abstract_params(pretrained.model))
-        checkpoints.save(0, {"params": params}, {})
-        checkpoints.close()
+        with closing(Checkpoints(target / rundir.CHECKPOINTS)) as checkpoints:
+            checkpoints.save(0, {"params": params}, {})
         write_config(target, config)
 
 

@@ -133,7 +133,7 @@ def load_run(folder: Path) -> Pretrained:
     family = models.family(settings.pop("name"))
     model = family.build(heads=task.heads, **settings)
     chosen = config["checkpoint"].get("best")
-    best = Best(f"eval/validation/{chosen}", config["checkpoint"]["mode"]) if chosen else None
+    best = Best(chosen, config["checkpoint"]["mode"]) if chosen else None
     checkpoints = CheckpointReader(folder / CHECKPOINTS, best=best)
     step = checkpoints.best()
     step = checkpoints.latest() if step is None else step

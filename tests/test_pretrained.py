@@ -42,6 +42,11 @@ def tokenizer():
     return trained
 
 
+@pytest.fixture(scope="module")
+def classifier() -> Pretrained:
+    return load(GOLDEN / "bert_classify")
+
+
 @pytest.fixture
 def with_tokenizer(tmp_path, tokenizer):
     """Returns a function that copies a golden folder, gives it a tokenizer, and changes its config."""
@@ -83,9 +88,9 @@ def test_importing_fmjax_is_cheap():
         ({"input_ids": IDS, "inputs_embeds": IDS}, r'"inputs_embeds" is not an input'),
     ],
 )
-def test_wrong_inputs_are_named(inputs, message):
+def test_wrong_inputs_are_named(classifier, inputs, message):
     with pytest.raises(UserError, match=message):
-        load(GOLDEN / "bert_classify").apply(**inputs)
+        classifier.apply(**inputs)
 
 
 def test_inputs_depend_on_the_family():
@@ -216,7 +221,7 @@ def make_run(folder: Path, tokenizer, task: dict, steps: dict[int, dict], best: 
     tokenizer.save(folder / "tokenizer")
     rng = np.random.default_rng(0)
     expected = {}
-    checkpoints = Checkpoints(folder / "checkpoints", keep=9, best=Best(f"eval/validation/{best}") if best else None)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=9, best=Best(best) if best else None)
     for step, metrics in steps.items():
         trees = {
             item: jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(model))
@@ -243,7 +248,7 @@ def test_a_run_loads_its_newest_step(tmp_path, tokenizer):
 
 
 def test_a_run_prefers_its_best_step_and_its_average(tmp_path, tokenizer):
-    steps = {5: {"eval/validation/accuracy": 0.9}, 10: {"eval/validation/accuracy": 0.8}}
+    steps = {5: {"accuracy": 0.9}, 10: {"accuracy": 0.8}}
     expected = make_run(tmp_path, tokenizer, CLASSIFY, steps, best="accuracy")
     model = load(tmp_path)
     assert model.step == 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import hashlib
 import re
 import sys
@@ -53,7 +54,13 @@ def documents(split: str = "") -> tuple[Document, ...]:
         if split not in SPLITS:
             raise UserError(f'python_docs has no split "{split}"{nearest(split, SPLITS)}; choose one of {", ".join(SPLITS)}')
         return tuple(document for document in documents() if split_of(document.file) == split)
-    return unique(Document(file, text) for file, raw in texts() if (text := clean(raw)))
+    collecting = gc.isenabled()
+    gc.disable()  # trees hold no cycles, and looking for some beside a loaded JAX takes half as long again
+    try:
+        return unique(Document(file, text) for file, raw in texts() if (text := clean(raw)))
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def unique(found: Iterable[Document]) -> tuple[Document, ...]:

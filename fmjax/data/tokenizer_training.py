@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import sentencepiece
 import tokenizers
@@ -104,7 +103,6 @@ def words(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> P
 def unigram(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> SentencePieces:
     """Trains SentencePiece's unigram model, which falls back to bytes; it has its own way with rare pieces."""
     model = io.BytesIO()
-    settings: dict[str, Any] = {"normalization_rule_name": "nmt_nfkc_cf" if lowercase else "nmt_nfkc"}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences(texts),
@@ -123,11 +121,12 @@ def unigram(texts: list[str], size: int, lowercase: bool, min_frequency: int) ->
             user_defined_symbols=["[MASK]"],
             num_threads=THREADS,
             max_sentence_length=8 * CHUNK,
+            normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
             minloglevel=2,
-            **settings,
         )
     except (RuntimeError, OSError) as error:
-        raise UserError(f"no unigram vocabulary of {size} tokens could be trained ({error}); change data.vocab_size") from error
+        reason = str(error).rpartition("] ")[2]
+        raise UserError(f"data.vocab_size={size}: SentencePiece cannot train as many tokens ({reason}); change it") from error
     return SentencePieces(model.getvalue())
 
 

@@ -92,7 +92,9 @@ class Task:
     def values(self, source: Source, index: int) -> list[str]:
         """Returns the label names of a record. Raises UserError, naming it, if there is none or it is not a name."""
         value = source[index][self.label]
-        items = value if isinstance(value, list) else str(value).split(SEPARATOR) if self.kind == "multi" else [value]
+        items = [value]
+        if self.kind == "multi" and isinstance(value, str | list):
+            items = value.split(SEPARATOR) if isinstance(value, str) else value
         for item in items:
             if isinstance(item, bool) or not isinstance(item, str | int) or not str(item).strip():
                 if self.kind == "multi" and item == "":

@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -34,8 +34,6 @@ from jax.sharding import SingleDeviceSharding
 from fmjax.errors import UserError
 from fmjax.pytree import grouped, names, unnames
 from fmjax.train.logs import say
-
-Read = TypeVar("Read")
 
 MANIFEST = "manifest.json"
 MADE_BY_ORBAX = "_CHECKPOINT_METADATA"
@@ -47,9 +45,8 @@ LONGEST_SAVE = 6 * 3600
 def quiet_orbax() -> None:
     """Leaves a failed save to the one line of our UserError; what else fails or speaks in the process is still heard.
 
-    Orbax logs a traceback of each error that it also raises, through the logger that it shares with Grain and TFDS. It
-    leaves the other writes of that save to themselves: some fail unheard, some were never begun, and some report to an
-    event loop that it has closed.
+    Orbax logs each error that it also raises, through the logger that Grain and TFDS share. It leaves the other writes of
+    that save to themselves: some fail unheard, some were never begun, some report to an event loop that it has closed.
     """
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
@@ -163,7 +160,7 @@ class CheckpointReader:
     def _first_whole(self, steps: Iterable[int]) -> int | None:
         return next((step for step in steps if self._unless_damaged(self._verify, step)), None)
 
-    def _unless_damaged(self, read: Callable[[int], Read], step: int) -> Read | None:
+    def _unless_damaged(self, read: Callable[[int], dict[str, Any]], step: int) -> dict[str, Any] | None:
         """Returns what `read` does, None if the step is gone, or is damaged and was passed over."""
         try:
             return read(step)
@@ -207,8 +204,7 @@ class Checkpoints(CheckpointReader):
             raise UserError(f"{directory}: cannot be made ({error.strerror}); name another --workdir") from None
         self._keep = keep
         self._clean()
-        options = ocp.AsyncOptions(timeout_secs=LONGEST_SAVE)
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), timeout_secs=LONGEST_SAVE)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
 
@@ -236,9 +232,8 @@ class Checkpoints(CheckpointReader):
         }
         content = json.loads(json.dumps(content))  # As it is now, and as it will be read.
         # Orbax refuses an item without arrays, such as the state of plain SGD: the manifest alone remembers it.
-        copies = {item: unnames(owned(tree)) for item, tree in trees.items() if tree}
+        arguments = {item: ocp.args.StandardSave(unnames(owned(tree))) for item, tree in trees.items() if tree}
         try:
-            arguments = {item: ocp.args.StandardSave(tree) for item, tree in copies.items()}
             self._orbax.save(self._folder(step), args=ocp.args.Composite(**arguments))
         except (OSError, ValueError) as error:
             raise self._failed(step, error) from error
@@ -249,8 +244,7 @@ class Checkpoints(CheckpointReader):
         if self._pending is None:
             return
         step, future = self._pending
-        error = future.exception()
-        self._pending = None
+        error, self._pending = future.exception(), None
         if error:
             raise self._failed(step, error) from error
 

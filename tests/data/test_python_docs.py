@@ -8,7 +8,7 @@ import re
 import pytest
 
 from fmjax.data import python_docs
-from fmjax.data.prepositions import LABELS, MASK, prepositions, preposition_splits
+from fmjax.data.prepositions import LABELS, MASK, preposition_splits, prepositions
 from fmjax.data.python_docs import SPLITS, Document, clean, docstrings, documents, split_of, unique
 from fmjax.data.sources import open_source
 from fmjax.errors import UserError

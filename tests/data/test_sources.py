@@ -118,7 +118,8 @@ def test_empty_data_are_refused(tmp_path, name, content):
 
 
 def test_json_lines(tmp_path):
-    path = write(tmp_path, "a.jsonl", '{"text": "é \\u00e9", "label": 1, "tags": ["x"]}\n\n{"label": 2.5, "tags": [], "text": ""}\n')
+    lines = ['{"text": "é \\u00e9", "label": 1, "tags": ["x"]}', "", '{"label": 2.5, "tags": [], "text": ""}']
+    path = write(tmp_path, "a.jsonl", "\n".join(lines))
     source = open_source("auto", path, "train")
     assert source.columns == ("text", "label", "tags")
     assert records(source) == [{"text": "é é", "label": 1, "tags": ["x"]}, {"text": "", "label": 2.5, "tags": []}]
@@ -260,8 +261,8 @@ class TinyTexts(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.2.0")
 
     def _info(self):
-        text = tfds.features.Text()
-        columns = {"text": text, "label": tfds.features.ClassLabel(names=["no", "yes"]), "score": tfds.features.Scalar(np.float32)}
+        text, label = tfds.features.Text(), tfds.features.ClassLabel(names=["no", "yes"])
+        columns = {"text": text, "label": label, "score": tfds.features.Scalar(np.float32)}
         columns |= {"tags": tfds.features.Sequence(text), "spans": tfds.features.Sequence(np.int32)}
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(columns))
 
