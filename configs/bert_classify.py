@@ -11,7 +11,8 @@ On your own files, with one label a line:
 `task.text`, `task.text_pair` and `task.label` name the columns; `task.kind` is single, multi or regression. Without
 `init.from` the model starts from random weights, of size `model.size`, with a tokenizer trained on the training texts.
 
-Arguments: `:files` (your files instead of TFDS), `:tiny` (seconds on one core, on sentences of the embedded corpus).
+Arguments: `:files` (your files instead of TFDS), `:tiny` (seconds on one core; without files, which preposition is
+missing in sentences of the embedded corpus).
 """
 
 from fmjax.config import arguments
@@ -31,7 +32,9 @@ def get_config(arg: str = ""):
     config.train.eval_every = 500
     config.checkpoint.every = 500
     config.checkpoint.best = "accuracy"
-    if "files" not in chosen and "tiny" not in chosen:
+    if "tiny" in chosen and "files" not in chosen:
+        config.data.source = "prepositions"
+    elif "files" not in chosen:
         config.data.source = "tfds"
         config.data.name = "glue/sst2"
         config.task.text = "sentence"

@@ -24,7 +24,7 @@ def pretrain():
     config.optim.learning_rate = 3e-3
     config.optim.schedule = "cosine"
     config.optim.warmup_ratio = 0.06
-    config.train.steps = 5000
+    config.train.steps = 2800
     config.train.eval_every = 1000
     config.checkpoint.every = 1000
     return config
@@ -47,6 +47,9 @@ def finetune():
 def small(config, tiny: bool):
     config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 128, 2, 4, 512
     config.model.positions = 32
+    # At this width 0.02 makes the branches of a post-norm layer too faint to learn from: MLM loss after 1,000 steps 5.35,
+    # against 5.07 with 0.08.
+    config.model.initializer_range = 0.08
     config.data.batch_size = 32
     config.data.max_length = 32
     config.optim.b2 = 0.98

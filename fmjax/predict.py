@@ -38,6 +38,8 @@ def predict_file(folder: Path, source: Path, target: Path) -> None:
     """
     if target.exists():
         raise UserError(f"--output={target}: is already there; name another file")
+    if not target.parent.is_dir():
+        raise UserError(f"--output={target}: cannot be written (no folder {target.parent}); make the folder, or name another")
     examples = list(read_lines(source))
     if not examples:
         raise UserError(f"--input={source}: has no examples; give one JSON object a line")

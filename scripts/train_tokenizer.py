@@ -14,18 +14,20 @@ from fmjax import commandline
 from fmjax.data.sources import check_columns, open_source
 from fmjax.data.tokenizers import train_tokenizer
 from fmjax.errors import UserError
+from fmjax.tasks.corpus import texts
 from fmjax.train.logs import say
 
 KINDS = ("wordpiece", "bpe", "unigram", "word")
 
 
 def train(args: Any) -> None:
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output={args.output}: is a file, not a folder; name a new folder")
     if args.output.exists() and any(args.output.iterdir()):
         raise UserError(f"--output={args.output}: is not empty; name a new folder")
     source = open_source("auto", args.files, split="train")
     check_columns(source, (args.column,))
-    texts = (source[index][args.column] for index in range(len(source)))
-    tokenizer = train_tokenizer(texts, args.kind, args.vocab_size, lowercase=not args.keep_case)
+    tokenizer = train_tokenizer(texts(source, args.column), args.kind, args.vocab_size, lowercase=not args.keep_case)
     tokenizer.save(args.output)
     say(f"{args.kind} with {tokenizer.vocab_size} pieces from {len(source):,} records is in {args.output}")
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmjax"
 
 FLOORS = {
     "errors": 0, "pytree": 0, "sharding": 0, "config": 0, "commandline": 0,
-    "layers": 1, "data": 1, "losses": 1, "metrics": 1, "optim": 1, "hub": 1,
+    "layers": 1, "data": 1, "losses": 1, "metrics": 1, "optim": 1, "hub": 1, "tensorfiles": 1,
     "models": 2, "tasks": 2,
     "train": 3, "evaluate": 3, "pretrained": 3, "predict": 3, "convert": 3, "defaults": 3, "baselines": 3, "quickstart": 3,
 }  # fmt: skip

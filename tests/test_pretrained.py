@@ -258,7 +258,6 @@ def test_a_run_prefers_its_best_step_and_its_average(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("task", "architecture"),
     [
-        ({"name": "mlm"}, "BertForMaskedLM"),
         ({"name": "mlm", "nsp": True}, "BertForPreTraining"),
         (CLASSIFY, "BertForSequenceClassification"),
         ({"name": "classify", "kind": "regression"}, "BertForSequenceClassification"),

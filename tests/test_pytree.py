@@ -47,7 +47,8 @@ def test_map_named_passes_names_and_leaves():
 
 def test_mask_searches_names():
     found = pytree.names(pytree.mask(TREE, ["bias$", "^embed/"], "optim.no_decay"))
-    assert [name for name, hit in found.items() if hit] == ["embed/word/embedding", "encoder/layers/mlp/up/bias", "head/classify/bias"]
+    hits = ["embed/word/embedding", "encoder/layers/mlp/up/bias", "head/classify/bias"]
+    assert [name for name, hit in found.items() if hit] == hits
     assert not any(pytree.names(pytree.mask(TREE, [], "optim.freeze")).values())
 
 

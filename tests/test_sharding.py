@@ -26,7 +26,9 @@ def test_meshes_cover_the_devices(axes, sizes):
     assert set(mesh.axis_types) == {AxisType.Auto} and set(mesh.devices.flat) == set(jax.devices())
 
 
-@pytest.mark.parametrize("axes", [{"data": 3}, {"data": 4}, {"data": 16}, {"data": -1, "fsdp": -1}, {"data": 0}, {"data": -1, "x": 3}, {}])
+@pytest.mark.parametrize(
+    "axes", [{"data": 3}, {"data": 4}, {"data": 16}, {"data": -1, "fsdp": -1}, {"data": 0}, {"data": -1, "x": 3}, {}]
+)
 def test_meshes_that_do_not_fit_are_refused(axes):
     with pytest.raises(UserError, match="mesh.axes=.*multiply to the 8 devices"):
         sharding.make_mesh(axes)
@@ -56,13 +58,15 @@ def test_axes_that_the_mesh_lacks_are_left_whole():
 
 
 def test_unnamed_parameters_are_on_every_device():
-    found = sharding.parameter_shardings({"x": jax.ShapeDtypeStruct((3,), jnp.float32)}, sharding.RULES["fsdp_tp"], sharding.make_mesh(CUBE))
+    plain = {"x": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    found = sharding.parameter_shardings(plain, sharding.RULES["fsdp_tp"], sharding.make_mesh(CUBE))
     assert found["x"].is_fully_replicated
 
 
 def test_an_axis_that_does_not_divide_is_named():
     boxed = {"up": {"kernel": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4, 5), jnp.float32), ("embed", "mlp"))}}
-    with pytest.raises(UserError, match='^up/kernel: axis "mlp" of size 5 does not divide over the 2 devices of mesh axis tensor'):
+    message = '^up/kernel: axis "mlp" of size 5 does not divide over the 2 devices of mesh axis tensor'
+    with pytest.raises(UserError, match=message):
         sharding.parameter_shardings(boxed, sharding.RULES["fsdp_tp"], sharding.make_mesh(CUBE))
 
 

@@ -41,6 +41,11 @@ class Tokenizer:
         self.roles = {role: name for role, names in ROLES.items() if (name := self._name(role, names)) in self._ids}
         self.special_ids = frozenset({self._ids[name] for name in self.roles.values()} | pieces.special())
 
+    @functools.cached_property
+    def special_mask(self) -> np.ndarray:
+        """Bool [vocab_size]: which ids are special tokens."""
+        return np.isin(np.arange(self.vocab_size), list(self.special_ids))
+
     def _name(self, role: str, usual: Sequence[str]) -> str:
         """Returns the token of a role: as the settings say, or by the usual names."""
         given = self.settings.get(f"{role}_token")

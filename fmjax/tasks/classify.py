@@ -110,7 +110,7 @@ class Task:
         if self.kind == "regression":
             value = source[index][self.label]
             try:
-                number = float(value)
+                number = math.nan if isinstance(value, bool) else float(value)
             except (TypeError, ValueError):
                 number = math.nan
             if not math.isfinite(number):
@@ -145,6 +145,9 @@ class Task:
             for column in self.columns:
                 if not isinstance(record[column], str):
                     raise UserError(f'{where(index)}: column "{column}" holds {record[column]!r}, not text; correct the record')
+        special = tokenizer.special_count(pair=len(self.columns) == 2)
+        if most <= special:
+            raise UserError(f"data.max_length={most} leaves no room for a token beside the {special} special ones; raise it")
         parts = [tokenizer.encode_batch([record[column] for record in records]) for column in self.columns]
         rows = []
         for index, ids in enumerate(zip(*parts, strict=True)):
@@ -155,7 +158,7 @@ class Task:
                         f"{where(index)}: {row[0].size} tokens are more than data.max_length={most}; "
                         "raise it, or choose task.overlong=truncate"
                     )
-                row = tokenizer.assemble(*self.truncate(ids, most - (row[0].size - sum(map(len, ids))), tokenizer))
+                row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
             if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
                 raise UserError(f"{where(index)}: the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one")
             rows.append(row)
@@ -164,7 +167,7 @@ class Task:
     def truncate(self, parts: Sequence[np.ndarray], most: int, tokenizer: Tokenizer) -> list[np.ndarray]:
         """Cuts token by token off the longer text; with `pool="mask"`, keeps a window around the mask."""
         lengths = [len(ids) for ids in parts]
-        while sum(lengths) > max(most, 0):
+        while sum(lengths) > most:
             lengths[int(np.argmax(lengths))] -= 1
         begins = [0] * len(parts)
         if self.pool == "mask":
@@ -178,7 +181,7 @@ class Task:
         if self.pool == "mask":
             masks = ids == tokenizer.mask_id
             return (masks & (masks.cumsum(axis=-1) == 1)).astype(np.float32)
-        return (~np.isin(ids, list(tokenizer.special_ids - {tokenizer.unk_id}))).astype(np.float32)
+        return (~tokenizer.special_mask[ids] | (ids == tokenizer.unk_id)).astype(np.float32)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the number of examples."""
@@ -214,10 +217,11 @@ class Task:
         """Returns a batch from texts, pairs of texts, or records with the task's text columns."""
         records = []
         for number, example in enumerate(examples):
-            if isinstance(example, str):
-                example = (example,)
             if not isinstance(example, Mapping):
-                example = dict(zip(self.columns, example, strict=False))
+                texts = example if isinstance(example, list | tuple) else (example,)
+                if len(texts) > len(self.columns):
+                    raise UserError(f"example {number}: has {len(texts)} texts; the task reads {', '.join(self.columns)}")
+                example = dict(zip(self.columns, texts, strict=False))
             if missing := [column for column in self.columns if column not in example]:
                 raise UserError(f'example {number}: lacks "{missing[0]}"; the task reads {", ".join(self.columns)}')
             records.append(example)
@@ -263,5 +267,5 @@ class Texts:
         if not self.dropout:
             return example
         ids = example["input_ids"]
-        hit = (rng.random(ids.size) < self.dropout) & ~np.isin(ids, list(self.tokenizer.special_ids))
+        hit = (rng.random(ids.size) < self.dropout) & ~self.tokenizer.special_mask[ids]
         return example | {"input_ids": np.where(hit, self.tokenizer.unk_id, ids).astype(np.int32)}

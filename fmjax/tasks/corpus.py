@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -34,6 +34,18 @@ class Corpus:
         return np.concatenate(spans) if spans else np.zeros((0, 2), np.int64)
 
 
+def texts(source: Source, column: str, begin: int = 0, end: int | None = None) -> Iterator[str]:
+    """Yields a column of the records from `begin` to before `end`.
+
+    Raises UserError, naming the record, for a value that is not a string.
+    """
+    for index in range(len(source))[begin:end]:
+        text = source[index][column]
+        if not isinstance(text, str):
+            raise UserError(f'{source.where(index)}: column "{column}" holds {text!r:.60}, not text; correct the record')
+        yield text
+
+
 def tokenise(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 4096) -> Corpus:
     """Tokenises a column of every record, a chunk of records at a time.
 
@@ -42,13 +54,7 @@ def tokenise(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 409
     tokens: list[np.ndarray] = []
     lengths: list[int] = []
     for begin in range(0, len(source), chunk):
-        texts = []
-        for index in range(begin, min(begin + chunk, len(source))):
-            text = source[index][column]
-            if not isinstance(text, str):
-                raise UserError(f'{source.where(index)}: column "{column}" holds {type(text).__name__}, not text; correct it')
-            texts.append(text)
-        ids = tokenizer.encode_batch(texts)
+        ids = tokenizer.encode_batch(list(texts(source, column, begin, begin + chunk)))
         tokens.extend(ids)
         lengths.extend(map(len, ids))
     bounds = np.cumsum(np.array(lengths, np.int64))

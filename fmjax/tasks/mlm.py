@@ -82,7 +82,10 @@ class Task:
 
     def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> dict[str, np.ndarray]:
         """Returns a batch from texts (or {"text": ...}) in which the tokenizer's mask token marks what to predict."""
-        texts = [example if isinstance(example, str) else example[self.column] for example in examples]
+        texts = [example.get(self.column) if isinstance(example, Mapping) else example for example in examples]
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f'example {number}: is not a text; give a string, or an object with a "{self.column}"')
         rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(texts)]
         masked = [np.flatnonzero(ids == tokenizer.mask_id) for ids, _ in rows]
         for text, (ids, _), places in zip(texts, rows, masked, strict=True):
@@ -97,7 +100,8 @@ class Task:
 
     def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         """Returns, for each text, the five best tokens with their probabilities at each mask."""
-        scores = np.asarray(jax.nn.softmax(outputs["mlm"], axis=-1))
+        # A model may have more embeddings than the tokenizer has pieces; those beyond are no words.
+        scores = np.asarray(jax.nn.softmax(outputs["mlm"], axis=-1))[..., : tokenizer.vocab_size]
         counts = (np.asarray(batch["input_ids"]) == tokenizer.mask_id).sum(axis=1)
         best = np.argsort(-scores, axis=-1)[..., :5]
         return [
@@ -115,40 +119,50 @@ class Masker:
     """Draws which tokens of a row are masked, and with what."""
 
     def __init__(self, task: Task, tokenizer: Tokenizer, max_length: int):
-        self.rate, self.whole_word = task.mask_rate, task.whole_word
+        self.rate, self.whole_word, self.tokenizer = task.mask_rate, task.whole_word, tokenizer
         self.most = max(1, round(task.mask_rate * max_length))
         self.mask_id = tokenizer.mask_id
-        self.ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size, dtype=np.int32), sorted(tokenizer.special_ids))
+        self.special = tokenizer.special_mask
+        self.ordinary = np.flatnonzero(~self.special).astype(np.int32)
 
-    def choose(self, maskable: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns the sorted positions to mask, out of the `maskable` ones; `starts [L]` says where words begin."""
+    def choose(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns the positions to mask, in order; special tokens, padding among them, are never masked."""
+        maskable = np.flatnonzero(~self.special[ids])
         wanted = min(self.most, max(1, round(self.rate * maskable.size))) if maskable.size else 0
-        if not self.whole_word:
-            return np.sort(rng.choice(maskable, wanted, replace=False))
-        word = np.cumsum(starts[maskable])
+        if self.whole_word:
+            return self.choose_words(ids, maskable, wanted, rng)
+        chosen = np.zeros(ids.size, bool)
+        chosen[rng.permutation(maskable)[:wanted]] = True
+        return np.flatnonzero(chosen)
+
+    def choose_words(self, ids: np.ndarray, maskable: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns the positions of words drawn until `wanted` are taken; one that would exceed it is passed over, as in
+        BERT's create_pretraining_data.py."""
+        word = np.cumsum(self.tokenizer.word_starts(ids)[maskable])
         words = np.split(maskable, np.flatnonzero(np.diff(word)) + 1)
         chosen: list[int] = []
         for index in rng.permutation(len(words)):
-            # A word that would exceed the budget is passed over, as in BERT's create_pretraining_data.py.
             if len(chosen) + words[index].size <= wanted:
                 chosen.extend(words[index].tolist())
-        return np.sort(np.array(chosen, np.int64))
+        return np.array(sorted(chosen), np.int64)
 
-    def __call__(self, ids: np.ndarray, maskable: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> Example:
+    def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> Example:
         """Returns `input_ids` with masks, and the positions, labels and weights [M] of what was masked."""
-        places = self.choose(maskable, starts, rng)
-        labels = ids[places]
-        lot = rng.random(places.size)
-        noise = self.ordinary[rng.integers(self.ordinary.size, size=places.size)]
-        corrupted = ids.copy()
-        corrupted[places] = np.where(lot < 0.8, self.mask_id, np.where(lot < 0.9, noise, labels))
-        fill = self.most - places.size
-        return {
-            "input_ids": corrupted,
-            "masked_positions": np.pad(places, (0, fill)).astype(np.int32),
-            "masked_labels": np.pad(labels, (0, fill)).astype(np.int32),
-            "masked_weights": np.pad(np.ones(places.size, np.float32), (0, fill)),
+        places = self.choose(ids, rng)
+        count, labels = places.size, ids[places]
+        lot = rng.random(count)
+        noise = self.ordinary[rng.integers(self.ordinary.size, size=count)]
+        masked = {
+            "input_ids": ids.copy(),
+            "masked_positions": np.zeros(self.most, np.int32),
+            "masked_labels": np.zeros(self.most, np.int32),
+            "masked_weights": np.zeros(self.most, np.float32),
         }
+        masked["input_ids"][places] = np.where(lot < 0.8, self.mask_id, np.where(lot < 0.9, noise, labels))
+        masked["masked_positions"][:count] = places
+        masked["masked_labels"][:count] = labels
+        masked["masked_weights"][:count] = 1
+        return masked
 
 
 class Rows:
@@ -176,7 +190,7 @@ class Rows:
         return {"input_ids": ids, "segment_ids": segments, "position_ids": positions}
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        return example | mask_row(self.masker, self.tokenizer, example["input_ids"], rng)
+        return example | self.masker(example["input_ids"], rng)
 
 
 class Pairs:
@@ -221,14 +235,7 @@ class Pairs:
             second = self.corpus.tokens[begin : min(end, begin + second.size)]
         ids, types = self.tokenizer.assemble(first, second)
         row = {k: array[0] for k, array in pad_rows([(ids, types)], self.tokenizer.pad_id, self.max_length).items()}
-        masked = mask_row(self.masker, self.tokenizer, row["input_ids"], rng)
-        return row | masked | {"nsp_labels": np.int32(random)}
-
-
-def mask_row(masker: Masker, tokenizer: Tokenizer, ids: np.ndarray, rng: np.random.Generator) -> Example:
-    """Masks a row whose special tokens, padding among them, are left alone."""
-    maskable = np.flatnonzero(~np.isin(ids, list(tokenizer.special_ids)))
-    return masker(ids, maskable, tokenizer.word_starts(ids) if masker.whole_word else np.zeros(0, bool), rng)
+        return row | self.masker(row["input_ids"], rng) | {"nsp_labels": np.int32(random)}
 
 
 def pack(lengths: np.ndarray, most: int) -> np.ndarray:

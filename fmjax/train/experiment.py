@@ -19,7 +19,9 @@ from fmjax.data.sources import Source, hold_out, open_source
 from fmjax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.pretrained import Pretrained, load
+from fmjax.tasks.corpus import texts
 from fmjax.train import rundir
+from fmjax.train.checkpoint import CheckpointReader
 from fmjax.train.logs import say
 from fmjax.train.state import TrainState, abstract_params, abstract_state, create_state, with_params
 
@@ -86,13 +88,14 @@ def prepare(given: Config, workdir: Path) -> Experiment:
 
     sources = open_sources(config["data"])
     origin = config.get("init", {}).get("from")
-    source = load(origin) if origin and not resumed else None
+    # A run that was stopped before its first checkpoint starts from the same weights again.
+    source = load(origin) if origin and not (resumed and CheckpointReader(workdir / rundir.CHECKPOINTS).steps()) else None
+    settings = config["task"] | tasks.make(config["task"]).resolve(sources["train"])
     tokenizer = resolve_tokenizer(config, workdir if resumed else None, source, sources["train"])
     data = {split: opened.fingerprint() for split, opened in sources.items()} | {"tokenizer": tokenizer.sha256}
     if resumed:
         check_same_data(workdir, data)
 
-    settings = config["task"] | tasks.make(config["task"]).resolve(sources["train"])
     task = tasks.make(settings)
     model = resolve_model(config, source, tokenizer, task)
     config = config | {"task": settings, "model": {"name": config["model"]["name"]} | dataclasses.asdict(model.settings)}
@@ -194,8 +197,7 @@ def resolve_tokenizer(config: Config, workdir: Path | None, source: Pretrained |
     column = config["task"].get("column") or config["task"].get("text", "text")
     kind, size = data["tokenizer_kind"], data["vocab_size"]
     say(f"tokenizer: training {kind} with {size} pieces on the training data")
-    texts = (train[index][column] for index in range(len(train)))
-    return train_tokenizer(texts, kind, size)
+    return train_tokenizer(texts(train, column), kind, size)
 
 
 def resolve_model(config: Config, source: Pretrained | None, tokenizer: Tokenizer, task: Any) -> nn.Module:
@@ -212,6 +214,9 @@ def resolve_model(config: Config, source: Pretrained | None, tokenizer: Tokenize
             raise UserError(f'init.from holds a "{theirs}" but model.name="{name}"; add --config.model.name={theirs}')
         section = dataclasses.asdict(source.model.settings) | section
     section.setdefault("vocab_size", tokenizer.vocab_size)
+    if source is None and family.Settings.position_offset:
+        # Positions begin after the padding id in RoBERTa and its kin; another offset could not be exported.
+        section.setdefault("position_offset", tokenizer.pad_id + 1)
     if section["vocab_size"] < tokenizer.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, more than model.vocab_size={section['vocab_size']} embeddings; "
@@ -239,5 +244,6 @@ def total_steps(config: Config, examples: int) -> int:
         raise UserError("give one of train.steps and train.epochs, not both; --config.train.steps=none unsets the first")
     count = steps if steps is not None else math.ceil(epochs * examples / config["data"]["batch_size"])
     if count < 1:
-        raise UserError(f"train.{'epochs' if steps is None else 'steps'}={steps or epochs}: must be positive")
+        given = f"steps={steps}" if epochs is None else f"epochs={epochs}"
+        raise UserError(f"train.{given}: must be positive; raise it")
     return count

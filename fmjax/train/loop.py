@@ -37,13 +37,16 @@ def train(given: Config, workdir: Path, title: str = "train") -> dict[str, float
     Raises UserError if the config or the data do not fit, Interrupted if a signal ended the run after its state was
     saved.
     """
-    experiment = prepare(given, workdir)
-    with rundir.locked(workdir), jax.set_mesh(experiment.mesh), nn.logical_axis_rules(tuple(experiment.rules.items())):
+    rundir.check_workdir(workdir)
+    with rundir.locked(workdir):
+        experiment = prepare(given, workdir)
         if not experiment.resumed:
             experiment.tokenizer.save(workdir / rundir.TOKENIZER)
-            write_config(workdir, experiment.config, given)
         rundir.record(workdir, experiment.data)
-        return Run(experiment, title).run()
+        # Last, as the config makes the folder a run; at a restart it takes up what may change.
+        write_config(workdir, experiment.config, given)
+        with jax.set_mesh(experiment.mesh), nn.logical_axis_rules(tuple(experiment.rules.items())):
+            return Run(experiment, title).run()
 
 
 class Signals:
@@ -153,17 +156,19 @@ class Run:
 
             final = number == self.experiment.steps
             improved = False
-            if signals.caught or final or self.due("eval", number) or self.due("checkpoint", number):
+            caught = signals.caught  # read once: a signal that comes now ends the next step
+            if caught or final or self.due("eval", number) or self.due("checkpoint", number):
                 self.observe(*last)
                 last = None
-                if not signals.caught and (final or self.due("eval", number)):
+                # After a signal as well: once this step is saved, nothing would make up for it.
+                if final or self.due("eval", number):
                     improved = self.evaluate(state, number)
-            if signals.caught or final or improved or self.due("checkpoint", number):
+            if caught or final or improved or self.due("checkpoint", number):
                 self.save(state, number, batches)
                 saved = number
-            if signals.caught:
+            if caught and not final:
                 self.checkpoints.wait()
-                name = signal.Signals(signals.caught).name
+                name = signal.Signals(caught).name
                 raise Interrupted(f"{name}: saved step {number}; the same command continues from there")
         if saved < int(state.step):
             self.save(state, int(state.step), batches)
@@ -183,13 +188,16 @@ class Run:
         if step is None:
             return self.experiment.initial_state()
         restored = self.checkpoints.restore(step, to_items(self.experiment.abstract))
-        batches.restore(self.checkpoints.data(step)["batches"])
+        data = self.checkpoints.data(step)
+        batches.restore(data["batches"])
+        self.nonfinite, self.skipped = data["nonfinite"], data["skipped"]
         return from_items(restored, self.experiment.abstract)
 
     def save(self, state: TrainState, number: int, batches: TrainBatches) -> None:
         """Starts writing a checkpoint, its metrics those of an evaluation at this very step."""
         metrics = self.evaluation if self.evaluated == number else None
-        self.checkpoints.save(number, to_items(state), {"batches": batches.state()}, metrics)
+        data = {"batches": batches.state(), "nonfinite": self.nonfinite, "skipped": self.skipped}
+        self.checkpoints.save(number, to_items(state), data, metrics)
 
     def evaluate(self, state: TrainState, number: int) -> bool:
         """Evaluates on the validation split; returns whether that was the best so far by the chosen metric."""
@@ -252,7 +260,6 @@ class Run:
             self.clock.reset()
 
 
-
 def describe(experiment: Experiment, start: int) -> str:
     """Returns one line about the run that is about to go on."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract.params))
@@ -284,5 +291,3 @@ def from_items(items: Mapping[str, Any], abstract: TrainState) -> TrainState:
     if "ema" in items:
         opt_state["ema"] = abstract.opt_state["ema"]._replace(ema=items["ema"])
     return TrainState(items["step"], items["params"], {name: opt_state[name] for name in abstract.opt_state})
-
-

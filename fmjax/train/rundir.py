@@ -34,23 +34,27 @@ def check_workdir(workdir: Path) -> bool:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / LOCK).touch()
+        found = {path.name for path in workdir.iterdir()}
+        run = holds_run(workdir)
+        # What a run that was killed before its config was written has left: only where there is a lock is it ours.
+        begun = LOCK in found and found <= {LOCK, TOKENIZER, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
+        if run or begun or not found:
+            (workdir / LOCK).touch()
+            return run
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--workdir={workdir}: is a file, not a folder; name another") from None
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be written to ({error.strerror}); name another") from None
-    found = sorted(path.name for path in workdir.iterdir() if path.name != LOCK)
-    if not found:
-        return False
+    listed = ", ".join(sorted(found - {LOCK})[:3])
+    raise UserError(f"--workdir={workdir}: is not empty ({listed}) and holds no run of fmjax; name a new folder")
+
+
+def holds_run(workdir: Path) -> bool:
+    """Returns whether the folder has the `config.json` of a run, which is written last when a run begins."""
     try:
-        run = "fmjax" in json.loads((workdir / CONFIG).read_text())
-    except (OSError, ValueError):
-        run = False
-    if not run:
-        raise UserError(
-            f"--workdir={workdir}: is not empty ({', '.join(found[:3])}) and holds no run of fmjax; name a new folder"
-        )
-    return True
+        return "fmjax" in json.loads((workdir / CONFIG).read_text())
+    except (FileNotFoundError, ValueError, TypeError):
+        return False
 
 
 @contextmanager

@@ -48,7 +48,9 @@ def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules)
     boxed = jax.eval_shape(lambda: init_params(model, spec, jax.random.key(0)))
     shardings = parameter_shardings(boxed, rules, mesh)
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), nn.meta.unbox(boxed), shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(nn.meta.unbox, boxed),  # under a mesh, unboxing constrains, which a shape alone cannot be
+        shardings,
     )
 
 

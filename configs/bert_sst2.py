@@ -1,0 +1,51 @@
+"""SST-2 sentences from random weights: a one-layer BERT over words, strongly regularised.
+
+    D=../shared/data/cls_sst2     # or any folder with train.tsv, dev.tsv and test.tsv: sentence<TAB>label, no header
+    python scripts/train.py --config configs/bert_sst2.py --workdir runs/sst2-0 --config.train.seed=0 \
+        --config.data.files.train=$D/train.tsv --config.data.files.validation=$D/dev.tsv
+    python scripts/evaluate.py --workdir runs/sst2-0 --split test --files $D/test.tsv
+
+The epoch is chosen on the validation split (`checkpoint.best`), the test split is read once.
+
+Arguments: `:pretrain` gives the same encoder and vocabulary a start by masked language modelling on the training
+sentences and whatever text `data.files.train` names besides; fine-tune with `--config.init.from=RUN`.
+"""
+
+from fmjax.config import arguments
+from fmjax.defaults import experiment
+
+
+def get_config(arg: str = ""):
+    chosen = arguments(arg, "pretrain")
+    config = experiment("bert", "mlm" if "pretrain" in chosen else "classify")
+    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 96, 1, 4, 384
+    config.model.positions = 64
+    config.model.dropout, config.model.embedding_dropout, config.model.classifier_dropout = 0.2, 0.6, 0.5
+    config.data.source = "tsv"
+    config.data.columns = ("sentence", "label")
+    config.data.tokenizer_kind = "word"
+    config.data.vocab_size = 16_000
+    config.data.batch_size = 50
+    config.data.max_length = 64
+    config.optim.b2 = 0.98
+    config.optim.clip_norm = 1.0
+    config.optim.warmup_ratio = 0.1
+    if "pretrain" in chosen:
+        config.task.column = "sentence"
+        config.model.embedding_dropout = 0.1
+        config.data.hold_out = 0.05
+        config.optim.learning_rate = 2e-3
+        config.train.epochs = 10.0
+        return config
+    config.task.text = "sentence"
+    config.task.pool = "mean"
+    config.task.label_smoothing = 0.1
+    config.task.token_dropout = 0.3
+    config.optim.learning_rate = 6e-4
+    config.optim.weight_decay = 0.1
+    config.optim.ema = 0.995
+    config.train.epochs = 7.0
+    config.train.eval_every = 139  # an epoch
+    config.checkpoint.every = 139
+    config.checkpoint.best = "accuracy"
+    return config

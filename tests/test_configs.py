@@ -1,0 +1,90 @@
+"""The shipped configs: each loads with every argument that its docstring names, and the tiny ones train."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fmjax import models, tasks
+from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.data import prepositions, python_docs
+from fmjax.errors import UserError
+from fmjax.train.experiment import prepare
+from fmjax.train.loop import train
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+def named_arguments(path: Path) -> list[str]:
+    """Returns the arguments that a config's docstring names, as `:tiny`."""
+    return re.findall(r"`:(\w+)`", ast.get_docstring(ast.parse(path.read_text())) or "")
+
+
+SPECS = [(path, argument) for path in FILES for argument in ("", *named_arguments(path))]
+
+
+def test_all_configs_are_found():
+    assert {"bert_mlm", "bert_classify", "quickstart"} <= {path.stem for path in FILES}
+    assert set(named_arguments(FOLDER / "bert_mlm.py")) == {"tiny", "nsp", "whole_word"}
+
+
+@pytest.mark.parametrize(("path", "argument"), SPECS, ids=[f"{path.stem}:{argument}" for path, argument in SPECS])
+def test_every_config_loads(path, argument):
+    config = load_config(f"{path}:{argument}" if argument else str(path))
+    plain = to_dict(config)
+    assert set(plain) >= {"model", "task", "data", "optim", "train", "checkpoint", "mesh", "init"}
+    assert ("steps" in plain["train"]) != ("epochs" in plain["train"])
+    task = tasks.make(plain["task"])
+    family = models.family(plain["model"]["name"])
+    sizes = {key: value for key, value in plain["model"].items() if key != "name"}
+    family.build(heads=task.heads, **{"vocab_size": 100} | sizes)
+    fields = {field.name for field in dataclasses.fields(family.Settings)}
+    assert set(plain["model"]) - {"name", "size"} <= fields
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_an_unknown_argument_is_refused(path):
+    with pytest.raises(UserError, match=r'config argument "tyni" is not known \(did you mean "tiny"\?\)'):
+        load_config(f"{path}:tyni")
+
+
+@pytest.fixture
+def small_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the embedded corpus: reading all of it takes seconds."""
+    texts = list(small_texts())
+    monkeypatch.setattr(python_docs, "texts", lambda: iter(texts))
+    monkeypatch.setattr(prepositions, "preposition_splits", functools.partial(prepositions.preposition_splits, 40, 20, 20))
+    python_docs.documents.cache_clear()
+    yield
+    python_docs.documents.cache_clear()
+
+
+@functools.cache
+def small_texts() -> tuple[tuple[str, str], ...]:
+    from pydoc_data import topics
+
+    return tuple((f"topics/{name}", text) for name, text in sorted(topics.topics.items()))
+
+
+@pytest.mark.parametrize("spec", ["bert_mlm.py:tiny", "bert_classify.py:tiny", "quickstart.py:tiny"])
+def test_tiny_configs_train(spec, small_corpus, tmp_path):
+    config = load_config(str(FOLDER / spec))
+    steps = [("train.steps", "2"), ("train.log_every", "1"), ("train.epochs", "none")]
+    dropout = [(f"model.{name}dropout", "0.0") for name in ("", "embedding_", "attention_", "classifier_")]  # slow to compile
+    apply_overrides(config, [*steps, *dropout, ("model.layers", "1")])
+    plain = to_dict(config)
+    experiment = prepare(plain, tmp_path / "abstract")
+    assert experiment.steps == 2
+    assert {path.name for path in (tmp_path / "abstract").iterdir()} == {".lock"}
+
+    metrics = train(plain, tmp_path / "run")
+    assert metrics["loss"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]

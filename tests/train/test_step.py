@@ -1,0 +1,250 @@
+"""The training step: accumulation, sharding and donation do not change it, and what may not train or is not finite stays."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from fmjax import optim, pytree, sharding
+from fmjax.layers.heads import Classify, Heads, MaskedLm
+from fmjax.layers.linear import embedding, normal
+from fmjax.layers.mlp import Mlp, gelu
+from fmjax.models import bert
+from fmjax.tasks.mlm import Task
+from fmjax.train.state import abstract_params, abstract_state, batch_spec, create_state, with_params
+from fmjax.train.step import make_step
+
+ROWS, LENGTH, MASKS, VOCABULARY = 8, 8, 3, 32
+CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
+TASK = Task(nsp=True)
+# A large eps: where a gradient is zero but for rounding, as a key's bias is, Adam would make steps of the rounding.
+OPTIM = {"learning_rate": 1e-2, "schedule": "constant", "eps": 1e-3, "weight_decay": 0.01, "clip_norm": 1.0}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """The model is small: compiling it well costs more than running it."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+class Small(nn.Module):
+    """An encoder of one position-wise layer, which compiles in no time."""
+
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, batch):
+        word = embedding(VOCABULARY, 8, axis="vocab", init=normal(0.3), dtype=jnp.float32, name="embed")
+        x = Mlp(16, gelu, normal(0.3), name="encoder")(word(batch["input_ids"]))
+        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
+        features = {"hidden": x, "pooled": x[:, 0], "word_table": word.embedding}
+        heads = {"mlm": partial(MaskedLm, gelu, 1e-12), "nsp": partial(Classify, dropout=0.0, kernel_init=normal(0.3))}
+        return Heads(heads, name="head")(features, batch)
+
+
+def build(dropout: float = 0.0) -> nn.Module:
+    """Returns a small BERT, for what depends on how a model is sharded."""
+    numbers = {"width": 8, "layers": 2, "attention_heads": 2, "mlp_width": 16, "vocab_size": VOCABULARY, "positions": LENGTH}
+    rates = dict.fromkeys(("dropout", "embedding_dropout", "attention_dropout"), dropout)
+    return bert.build(heads=TASK.heads, scan_layers=True, initializer_range=0.3, **numbers, **rates)
+
+
+def batch(seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns rows with 3, 0, 1, 2, ... masked tokens: no two ways to split them weigh the parts alike."""
+    rng = np.random.default_rng(seed)
+    counts = np.array([3, 0, 1, 2, 3, 3, 0, 1])
+    return {
+        "input_ids": rng.integers(5, VOCABULARY, (ROWS, LENGTH), dtype=np.int32),
+        "token_type_ids": rng.integers(0, 2, (ROWS, LENGTH), dtype=np.int32),
+        "attention_mask": (np.arange(LENGTH) < rng.integers(4, LENGTH + 1, ROWS)[:, None]).astype(np.int32),
+        "masked_positions": np.sort(rng.integers(0, LENGTH, (ROWS, MASKS), dtype=np.int32)),
+        "masked_labels": rng.integers(5, VOCABULARY, (ROWS, MASKS), dtype=np.int32),
+        "masked_weights": (np.arange(MASKS) < counts[:, None]).astype(np.float32),
+        "nsp_labels": rng.integers(0, 2, ROWS, dtype=np.int32),
+    }
+
+
+def one_device() -> jax.sharding.Mesh:
+    return jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+
+
+def begin(model, rules=None, mesh=None, **changes):
+    """Returns the step function's parts: the initial state, the optimizer's transform, and which parameters train."""
+    mesh, rules = mesh or one_device(), rules or {}
+    params = abstract_params(model, batch_spec(batch()), mesh, rules)
+    config = OPTIM | changes
+    transform = optim.build(config, params, 10).transform
+    state = create_state(model, transform, batch_spec(batch()), abstract_state(params, transform, mesh), seed=0)
+    return state, transform, optim.trainable(params, config.get("freeze", ()))
+
+
+def run(model, steps: int = 2, accumulate: int = 1, key: int = 1, **changes):
+    """Returns the state and the metrics after some steps on one device."""
+    state, transform, trainable = begin(model, **changes)
+    step = jax.jit(make_step(model, TASK, transform, trainable, accumulate))
+    for number in range(steps):
+        state, metrics = step(state, batch(number), jax.random.key(key))
+    return state, metrics
+
+
+def close(first, second, tolerance: float) -> None:
+    one, two = pytree.names(first), pytree.names(second)
+    assert one.keys() == two.keys()
+    for name, leaf in one.items():
+        np.testing.assert_allclose(np.asarray(leaf), np.asarray(two[name]), atol=tolerance, rtol=tolerance, err_msg=name)
+
+
+def test_accumulated_parts_are_the_whole_batch():
+    model = Small()
+    whole, metrics = run(model)
+    start = begin(model)[0]
+    assert int(whole.step) == 2
+    moves = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), whole.params, start.params)
+    assert min(jax.tree.leaves(moves)) > 1e-4
+    assert float(metrics["loss"]) == pytest.approx(float(metrics["loss_mlm"] + metrics["loss_nsp"]))
+    for parts in (2, 4):
+        state, other = run(model, accumulate=parts)
+        close(whole.params, state.params, 1e-6)
+        close(metrics, other, 1e-5)
+
+
+def test_the_loss_is_of_sums_over_weights():
+    model, first = Small(), batch()
+    state, transform, trainable = begin(model)
+    metrics = jax.jit(make_step(model, TASK, transform, trainable))(state, first, jax.random.key(0))[1]
+    outputs = model.apply({"params": state.params}, first)
+    logs = np.asarray(jax.nn.log_softmax(outputs["mlm"]))
+    at = np.take_along_axis(logs, first["masked_labels"][..., None], -1)[..., 0]
+    assert float(metrics["loss_mlm"]) == pytest.approx(-(at * first["masked_weights"]).sum() / 13, rel=1e-5)
+    pairs = np.asarray(jax.nn.log_softmax(outputs["nsp"]))[np.arange(ROWS), first["nsp_labels"]]
+    assert float(metrics["loss_nsp"]) == pytest.approx(-pairs.mean(), rel=1e-5)
+
+
+class Spoiled(Task):
+    """The task, whose loss is multiplied by a number in the batch."""
+
+    def loss(self, outputs, batch):
+        return {name: total * batch["factor"][0] for name, total in super().loss(outputs, batch).items()}
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    model = Small()
+    state, transform, trainable = begin(model, ema=0.9)
+    step = jax.jit(make_step(model, Spoiled(nsp=True), transform, trainable))
+
+    def go(state, factor):
+        return step(state, batch() | {"factor": np.full(ROWS, factor, np.float32)}, jax.random.key(0))
+
+    state, metrics = go(state, 1.0)
+    assert float(metrics["nonfinite"]) == 0 and int(state.step) == 1
+    # 1e30: the loss is finite and the gradient's norm is not.
+    for number, factor in enumerate((np.nan, np.inf, 1e30), start=2):
+        after, metrics = go(state, factor)
+        assert float(metrics["nonfinite"]) == 1 and int(after.step) == number
+        assert np.isfinite(float(metrics["loss"])) == (factor == 1e30)
+        for name, leaf in pytree.names((state.params, state.opt_state)).items():
+            kept = pytree.names((after.params, after.opt_state))[name]
+            assert np.asarray(leaf).tobytes() == np.asarray(kept).tobytes() and leaf.dtype == kept.dtype, name
+        state = after
+    after, metrics = go(state, 1.0)
+    assert float(metrics["nonfinite"]) == 0
+    assert not np.array_equal(after.params["head"]["mlm"]["bias"], state.params["head"]["mlm"]["bias"])
+
+
+def test_frozen_parameters_stay_and_count_for_no_norm():
+    model, frozen = Small(), ("^embed/", "^encoder/up/")
+    start, transform, trainable = begin(model, freeze=frozen)
+    state, metrics = jax.jit(make_step(model, TASK, transform, trainable))(start, batch(), jax.random.key(0))
+    before, after = pytree.names(start.params), pytree.names(state.params)
+    hits = {name: name.startswith(("embed/", "encoder/up/")) for name in before}
+    assert any(hits.values()) and not all(hits.values())
+    for name, hit in hits.items():
+        assert np.array_equal(before[name], after[name]) == hit, name
+
+    def loss(params):
+        outputs = model.apply({"params": params}, batch())
+        terms, weights = TASK.loss(outputs, batch()), TASK.weights(batch())
+        return sum(terms[name] / weights[name] for name in terms)
+
+    grads = pytree.names(jax.jit(jax.grad(loss))(start.params))
+    squares = {name: float(jnp.square(grad).sum()) for name, grad in grads.items()}
+    trained = sum(square for name, square in squares.items() if not hits[name])
+    assert float(metrics["grad_norm"]) == pytest.approx(trained**0.5, rel=1e-4)
+    assert sum(squares.values()) > 1.02 * trained
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The state and metrics of three steps with dropout on one device."""
+    return run(build(dropout=0.2), steps=3)
+
+
+@pytest.mark.parametrize("rules", ["dp", "fsdp", "fsdp_tp"])
+def test_sharded_steps_are_those_of_one_device(alone, rules):
+    model, mesh, table = build(dropout=0.2), sharding.make_mesh(CUBE), sharding.RULES[rules]
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(table.items())):
+        state, transform, trainable = begin(model, table, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        place = sharding.batch_shardings(batch(), table, mesh)
+        step = jax.jit(make_step(model, TASK, transform, trainable), donate_argnums=0)
+        for number in range(3):
+            before = state
+            state, metrics = step(state, jax.device_put(batch(number), place), jax.random.key(1))
+            # Donated: the old state's memory is the new one's.
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
+            # A state that changed its shardings would be compiled for anew.
+            moved = jax.tree.map(lambda leaf, at: leaf.sharding.is_equivalent_to(at, leaf.ndim), state, shardings)
+            assert all(jax.tree.leaves(moved)), [name for name, same in pytree.names(moved).items() if not same]
+    close(alone[0].params, state.params, 1e-5)
+    close(alone[1], metrics, 1e-5)
+
+
+@pytest.mark.parametrize(("rules", "parts"), [("dp", (1, 1)), ("fsdp", (2, 1)), ("fsdp_tp", (2, 2))])
+def test_states_are_sharded_from_birth_moments_as_parameters(rules, parts):
+    state, _, _ = begin(build(), sharding.RULES[rules], sharding.make_mesh(CUBE))
+    kernel = state.params["encoder"]["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 8 // parts[0], 16 // parts[1])
+    params, adam = pytree.names(state.params), state.opt_state["adam"]
+    for moments in (adam.mu, adam.nu):
+        assert {name: leaf.sharding for name, leaf in pytree.names(moments).items()} == {
+            name: leaf.sharding for name, leaf in params.items()
+        }
+    assert adam.count.sharding.is_fully_replicated and state.step.sharding.is_fully_replicated
+
+
+def test_states_depend_on_the_seed_and_not_on_the_sharding():
+    model, spec = build(), batch_spec(batch())
+    states = {}
+    for name, (mesh, rules) in {"one": (one_device(), {}), "cube": (sharding.make_mesh(CUBE), sharding.RULES["fsdp_tp"])}.items():
+        params = abstract_params(model, spec, mesh, rules)
+        transform = optim.build(OPTIM, params, 10).transform
+        abstract = abstract_state(params, transform, mesh)
+        states[name] = create_state(model, transform, spec, abstract, seed=0)
+    close(states["one"].params, states["cube"].params, 1e-6)
+    other = create_state(model, transform, spec, abstract, seed=1)
+    assert not np.isclose(other.params["embed"]["word"]["embedding"], states["one"].params["embed"]["word"]["embedding"]).any()
+    # Given parameters are placed in the same way.
+    given = with_params(jax.device_get(states["one"].params), transform, abstract)
+    close(given.params, states["one"].params, 0)
+    assert jax.tree.map(lambda leaf: leaf.sharding, given) == jax.tree.map(lambda leaf: leaf.sharding, states["cube"])
+    assert int(given.step) == 0
+
+
+def test_dropout_depends_on_key_and_step():
+    model = Small(dropout=0.2)
+    state, transform, trainable = begin(model)
+    step = jax.jit(make_step(model, TASK, transform, trainable))
+    losses = {
+        (key, number): float(step(state.replace(step=jnp.int32(number)), batch(), jax.random.key(key))[1]["loss"])
+        for key, number in ((0, 0), (0, 1), (1, 0))
+    }
+    assert len(set(losses.values())) == 3
+    assert float(step(state, batch(), jax.random.key(0))[1]["loss"]) == losses[0, 0]
