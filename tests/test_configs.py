@@ -51,8 +51,8 @@ def test_every_config_loads(path, argument):
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_an_unknown_argument_is_refused(path):
-    with pytest.raises(UserError, match=r'config argument "tyni" is not known \(did you mean "tiny"\?\)'):
-        load_config(f"{path}:tyni")
+    with pytest.raises(UserError, match='config argument "tinyy" is not known.*; choose from '):
+        load_config(f"{path}:tinyy")
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class Task:
 
     def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> dict[str, np.ndarray]:
         """Returns a batch from texts (or {"text": ...}) in which the tokenizer's mask token marks what to predict."""
-        texts = [example.get(self.column) if isinstance(example, Mapping) else example for example in examples]
+        texts: list[Any] = [example.get(self.column) if isinstance(example, Mapping) else example for example in examples]
         for number, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f'example {number}: is not a text; give a string, or an object with a "{self.column}"')
