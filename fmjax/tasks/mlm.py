@@ -232,7 +232,11 @@ class Pairs:
         random = rng.random() < 0.5
         if random:
             begin, end = self.pieces[self.other(index, rng)]
-            second = self.corpus.tokens[begin : min(end, begin + second.size)]
+            other = self.corpus.tokens[begin:end]
+            # From a word inside the piece on: a beginning of a piece would give the pair away.
+            inside = np.flatnonzero(self.tokenizer.word_starts(other)[1:]) + 1
+            at = int(rng.choice(inside)) if inside.size else 0
+            second = other[at : at + second.size]
         ids, types = self.tokenizer.assemble(first, second)
         row = {k: array[0] for k, array in pad_rows([(ids, types)], self.tokenizer.pad_id, self.max_length).items()}
         return row | self.masker(row["input_ids"], rng) | {"nsp_labels": np.int32(random)}
