@@ -5,7 +5,9 @@
         --config.data.files.train=$D/train.tsv --config.data.files.validation=$D/dev.tsv
     python scripts/evaluate.py --workdir runs/sst2-0 --split test --files $D/test.tsv
 
-The epoch is chosen on the validation split (`checkpoint.best`), the test split is read once.
+The epoch is chosen on the validation split (`checkpoint.best`), the test split is read once. Test accuracy of seeds 0, 1
+and 2: .807, .808, .812; 140 to 199 s each on two cores that had other work. On the same files TF-IDF + logistic regression
+has .813, the CNN from random vectors of Kim 2014 .827.
 
 Arguments: `:pretrain` gives the same encoder and vocabulary a start by masked language modelling on the training
 sentences and whatever text `data.files.train` names besides; fine-tune with `--config.init.from=RUN`.
