@@ -71,7 +71,7 @@ class Signals:
 
 
 class Clock:
-    """Counts steps and tokens against time spent in steps; `laps` gives rates since the last one."""
+    """Counts steps and tokens since the last `reset`, for rates."""
 
     def __init__(self, flops_per_step: float):
         self.flops, (self.peak, self.origin) = flops_per_step, peak_flops()
