@@ -21,6 +21,14 @@ from sklearn import metrics as sk
 
 from fmjax.errors import UserError
 
+# The names of what the functions below return.
+AREAS = ("roc_auc", "pr_auc")
+CLASSIFICATION = ("accuracy", "mcc", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro", *AREAS)
+TWO_CLASSES = ("precision", "recall", "f1")
+MULTILABEL = ("accuracy", "f1_micro", "f1_macro", *AREAS)
+REGRESSION = ("mse", "mae", "pearson", "spearman")
+TOKEN_LEVEL = ("loss", "perplexity", "accuracy")
+
 
 def classification(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> dict[str, float]:
     """Returns the metrics of one label an example: logits [N,C], labels [N] from 0 to C-1.

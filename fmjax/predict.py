@@ -15,14 +15,14 @@ from fmjax.train.logs import Bar, say
 CHUNK = 32
 
 
-def read_lines(path: Path) -> Iterator[Any]:
-    """Yields the JSON value of each line. Raises UserError, naming the line, for one that is not JSON."""
+def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields the number and JSON value of each line that is not blank. Raises UserError, naming it, for one that is not JSON."""
     try:
         with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
                     if line.strip():
-                        yield json.loads(line)
+                        yield number, json.loads(line)
                 except ValueError as error:
                     raise UserError(f"{path} line {number}: is not JSON ({error}); write one object a line") from None
     except OSError as error:
@@ -40,15 +40,17 @@ def predict_file(folder: Path, source: Path, target: Path) -> None:
         raise UserError(f"--output={target}: is already there; name another file")
     if not target.parent.is_dir():
         raise UserError(f"--output={target}: cannot be written (no folder {target.parent}); make the folder, or name another")
-    examples = list(read_lines(source))
-    if not examples:
+    lines = list(read_lines(source))
+    if not lines:
         raise UserError(f"--input={source}: has no examples; give one JSON object a line")
+    numbers, examples = zip(*lines, strict=True)
     model = load(folder)
     temporary = target.with_name(target.name + ".new")
     try:
         with open(temporary, "w", encoding="utf-8") as output, Bar("predict", len(examples)) as bar:
             for begin in range(0, len(examples), CHUNK):
-                for prediction in model.predict(examples[begin : begin + CHUNK]):
+                where = [f"{source} line {number}" for number in numbers[begin : begin + CHUNK]]
+                for prediction in model.predict(examples[begin : begin + CHUNK], where.__getitem__):
                     output.write(json.dumps(prediction, ensure_ascii=False) + "\n")
                 bar.advance(min(begin + CHUNK, len(examples)))
         os.replace(temporary, target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,10 +48,11 @@ class Pretrained:
         names = {"hidden": "last_hidden_state", "pooled": "pooler_output"} | self._outputs()
         return {names[name]: array for name, array in features.items()}
 
-    def predict(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
+    def predict(self, examples: Sequence[Any], where: Callable[[int], str] = "example {}".format) -> list[dict[str, Any]]:
         """Returns what the model's task says of each example: a text, a pair of texts, or a record of the task's columns.
 
-        Raises UserError if there is no tokenizer or no task for this model, or the task cannot read an example.
+        Raises UserError if there is no tokenizer or no task for this model, or the task cannot read an example, which
+        `where(index)` names.
         """
         if self.tokenizer is None:
             raise UserError("the model's folder has no tokenizer, so texts cannot be read; add tokenizer.json, or use .apply")
@@ -62,7 +63,9 @@ class Pretrained:
         most = min(self.config["data"]["max_length"], positions) if self.task else positions
         described: list[dict[str, Any]] = []
         for begin in range(0, len(examples), CHUNK):
-            batch = task.inputs(examples[begin : begin + CHUNK], self.tokenizer, most)
+            chunk = examples[begin : begin + CHUNK]
+            named = [where(index) for index in range(begin, begin + len(chunk))]
+            batch = task.inputs(chunk, self.tokenizer, most, named.__getitem__)
             outputs = self._features(fill_up(batch, self.tokenizer.pad_id, positions))
             heads = jax.device_get({kind: outputs[kind] for kind in self.model.heads})
             described += task.describe(heads, batch, self.tokenizer)

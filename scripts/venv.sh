@@ -10,7 +10,11 @@ find_python() {
       return
     fi
   done
-  echo "error: no Python 3.11 or newer was found; install one, or name it: PYTHON=/path/to/python3.11" >&2
+  if [ -n "${PYTHON:-}" ]; then
+    echo "error: PYTHON=$PYTHON is not a Python 3.11 or newer; name another" >&2
+  else
+    echo "error: no Python 3.11 or newer was found; install one, or name it: PYTHON=/path/to/python3.11" >&2
+  fi
   return 2
 }
 

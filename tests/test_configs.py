@@ -31,7 +31,7 @@ SPECS = [(path, argument) for path in FILES for argument in ("", *named_argument
 
 
 def test_all_configs_are_found():
-    assert {"bert_mlm", "bert_classify", "quickstart"} <= {path.stem for path in FILES}
+    assert {"bert_mlm", "bert_classify", "bert_sst2", "quickstart"} <= {path.stem for path in FILES}
     assert set(named_arguments(FOLDER / "bert_mlm.py")) == {"tiny", "nsp", "whole_word"}
 
 
@@ -73,7 +73,7 @@ def small_texts() -> tuple[tuple[str, str], ...]:
     return tuple((f"topics/{name}", text) for name, text in sorted(topics.topics.items()))
 
 
-@pytest.mark.parametrize("spec", ["bert_mlm.py:tiny", "bert_classify.py:tiny", "quickstart.py:tiny"])
+@pytest.mark.parametrize("spec", [*(f"{path.name}:tiny" for path in FILES), "bert_sst2.py:tiny,pretrain"])
 def test_tiny_configs_train(spec, small_corpus, tmp_path):
     config = load_config(str(FOLDER / spec))
     steps = [("train.steps", "2"), ("train.log_every", "1"), ("train.epochs", "none")]

@@ -10,8 +10,6 @@ import jax
 import numpy as np
 from grain.experimental import ElasticIterator
 
-from fmjax.errors import UserError
-
 Batch = dict[str, np.ndarray]
 
 
@@ -24,11 +22,6 @@ class TrainBatches:
     """
 
     def __init__(self, examples: Any, *, batch_size: int, seed: int, threads: int = 1):
-        if len(examples) < batch_size:
-            raise UserError(
-                f"the training data has {len(examples)} examples, fewer than data.batch_size={batch_size}; "
-                "lower the batch size or give more data"
-            )
         stream = grain.MapDataset.source(examples).seed(seed).shuffle().repeat(None).random_map(examples.draw)
         shard = grain.sharding.ShardOptions(shard_index=jax.process_index(), shard_count=jax.process_count())
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * batch_size)

@@ -8,14 +8,16 @@ A task module has a class `Task`, made from the config (`Task(**config.task)`), 
 - `weights(batch) -> {term: weight}` and `loss(outputs, batch) -> {term: sum}`: the loss is the sum over terms of sum / weight.
   Weights are taken over the whole global batch, so splitting a batch does not change the loss;
 - `predictions(outputs, batch) -> arrays [B, ...]` and `metrics(arrays, valid) -> {name: number}`: evaluation on the host;
-- `inputs(examples, tokenizer, max_length) -> batch` and `describe(outputs, batch, tokenizer) -> [dict]`: predicting.
+- `measures`: the names of the metrics, of which one may be undefined on some data (AUC where there is one class alone);
+- `inputs(examples, tokenizer, max_length, where) -> batch` and `describe(outputs, batch, tokenizer) -> [dict]`: predicting;
+  `where(index)` names an example in errors.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -23,7 +25,9 @@ import numpy as np
 
 from fmjax.errors import UserError, nearest
 
+Batch = Mapping[str, Any]  # arrays by name
 Example = dict[str, Any]  # arrays by name
+Where = Callable[[int], str]  # the name of a record or example, by its index
 
 
 class Examples(Protocol):

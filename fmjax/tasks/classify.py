@@ -19,10 +19,8 @@ from fmjax import losses, metrics
 from fmjax.data.sources import Source, check_columns
 from fmjax.data.tokenizers import Tokenizer
 from fmjax.errors import UserError, nearest
+from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.corpus import pad_rows
-
-Batch = Mapping[str, Any]
-Example = dict[str, Any]
 
 KINDS = ("single", "multi", "regression")
 POOLS = ("first", "mean", "mask")
@@ -60,6 +58,12 @@ class Task:
     @property
     def head(self) -> str:
         return "classify" if self.pool == "first" else "classify_mean"
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        if self.kind == "single":
+            return ("loss", *metrics.CLASSIFICATION, *(metrics.TWO_CLASSES if len(self.labels) == 2 else ()))
+        return ("loss", *(metrics.MULTILABEL if self.kind == "multi" else metrics.REGRESSION))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -135,7 +139,7 @@ class Task:
         rows = self.rows(records, tokenizer, max_length, source.where)
         return Texts(self, rows, targets, tokenizer, max_length, self.token_dropout if train else 0.0)
 
-    def rows(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, most: int, where: Any) -> list[tuple]:
+    def rows(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, most: int, where: Where) -> list[tuple]:
         """Returns (ids, token types) of each record, in at most `most` tokens.
 
         Raises UserError, naming the record, where a text is not a string, is too long and may not be truncated, or
@@ -213,19 +217,19 @@ class Task:
         judge = metrics.multilabel if self.kind == "multi" else metrics.classification
         return loss | judge(arrays["logits"], arrays["labels"], valid)
 
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> dict[str, np.ndarray]:
+    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
         """Returns a batch from texts, pairs of texts, or records with the task's text columns."""
         records = []
         for number, example in enumerate(examples):
             if not isinstance(example, Mapping):
                 texts = example if isinstance(example, list | tuple) else (example,)
                 if len(texts) > len(self.columns):
-                    raise UserError(f"example {number}: has {len(texts)} texts; the task reads {', '.join(self.columns)}")
+                    raise UserError(f"{where(number)}: has {len(texts)} texts; the task reads {', '.join(self.columns)}")
                 example = dict(zip(self.columns, texts, strict=False))
             if missing := [column for column in self.columns if column not in example]:
-                raise UserError(f'example {number}: lacks "{missing[0]}"; the task reads {", ".join(self.columns)}')
+                raise UserError(f'{where(number)}: lacks "{missing[0]}"; the task reads {", ".join(self.columns)}')
             records.append(example)
-        rows = self.rows(records, tokenizer, max_length, lambda index: f"example {index}")
+        rows = self.rows(records, tokenizer, max_length, where)
         batch = pad_rows(rows, tokenizer.pad_id)
         return batch if self.pool == "first" else batch | {"pool_weights": self.pool_weights(batch["input_ids"], tokenizer)}
 

@@ -19,10 +19,8 @@ from fmjax import losses, metrics
 from fmjax.data.sources import Source, check_columns
 from fmjax.data.tokenizers import Tokenizer
 from fmjax.errors import UserError
+from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.corpus import Corpus, pad_rows, tokenise
-
-Batch = Mapping[str, Any]
-Example = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +39,10 @@ class Task:
     @property
     def heads(self) -> dict[str, dict[str, Any]]:
         return {"mlm": {}, "nsp": {}} if self.nsp else {"mlm": {}}
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return (*metrics.TOKEN_LEVEL, *(("nsp_accuracy",) if self.nsp else ()))
 
     def resolve(self, source: Source) -> dict[str, Any]:
         """Returns no settings: none follow from the data. Raises UserError if the text column is not there."""
@@ -80,19 +82,19 @@ class Task:
             values["nsp_accuracy"] = metrics.classification(arrays["nsp"], arrays["nsp_labels"], valid)["accuracy"]
         return values
 
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> dict[str, np.ndarray]:
+    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
         """Returns a batch from texts (or {"text": ...}) in which the tokenizer's mask token marks what to predict."""
         texts: list[Any] = [example.get(self.column) if isinstance(example, Mapping) else example for example in examples]
         for number, text in enumerate(texts):
             if not isinstance(text, str):
-                raise UserError(f'example {number}: is not a text; give a string, or an object with a "{self.column}"')
+                raise UserError(f'{where(number)}: is not a text; give a string, or an object with a "{self.column}"')
         rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(texts)]
         masked = [np.flatnonzero(ids == tokenizer.mask_id) for ids, _ in rows]
-        for text, (ids, _), places in zip(texts, rows, masked, strict=True):
+        for number, ((ids, _), places) in enumerate(zip(rows, masked, strict=True)):
             if not places.size:
-                raise UserError(f'"{text[:60]}" has no {tokenizer.token(tokenizer.mask_id)}; put one where to predict')
+                raise UserError(f"{where(number)}: has no {tokenizer.token(tokenizer.mask_id)}; put one where to predict")
             if ids.size > max_length:
-                raise UserError(f'"{text[:60]}" has {ids.size} tokens, more than {max_length}; shorten it')
+                raise UserError(f"{where(number)}: has {ids.size} tokens, more than {max_length}; shorten it")
         places_BM = np.zeros((len(rows), max(map(len, masked))), np.int32)
         for row, places in zip(places_BM, masked, strict=True):
             row[: places.size] = places

@@ -17,7 +17,7 @@ from fmjax.config import check_resumable, differences, read_config
 from fmjax.data.pipeline import eval_batches
 from fmjax.data.sources import Source, hold_out, open_source
 from fmjax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from fmjax.errors import UserError
+from fmjax.errors import UserError, nearest
 from fmjax.pretrained import Pretrained, load
 from fmjax.tasks.corpus import texts
 from fmjax.train import rundir
@@ -97,6 +97,7 @@ def prepare(given: Config, workdir: Path) -> Experiment:
         check_same_data(workdir, data)
 
     task = tasks.make(settings)
+    check_measures(config, task)
     model = resolve_model(config, source, tokenizer, task)
     config = config | {"task": settings, "model": {"name": config["model"]["name"]} | dataclasses.asdict(model.settings)}
     if config["data"]["max_length"] > model.settings.positions:
@@ -223,6 +224,17 @@ def resolve_model(config: Config, source: Pretrained | None, tokenizer: Tokenize
             "leave model.vocab_size out to fit it to the tokenizer, or name the weights' own tokenizer"
         )
     return family.build(heads=task.heads, **section)
+
+
+def check_measures(config: Config, task: Any) -> None:
+    """Raises UserError if the metric that chooses the best step, or ends the run, is not one of the task's."""
+    stopping = config["train"]["early_stopping"]
+    chosen = {"checkpoint.best": config["checkpoint"].get("best")}
+    chosen |= {"train.early_stopping.metric": stopping["metric"]} if stopping["patience"] else {}
+    for key, metric in chosen.items():
+        if metric and metric not in task.measures:
+            hint = nearest(metric, task.measures)
+            raise UserError(f'{key}="{metric}" is not a metric of this task{hint}; it has {", ".join(task.measures)}')
 
 
 def check_same_data(workdir: Path, data: Config) -> None:

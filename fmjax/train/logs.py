@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 METRICS = "metrics.jsonl"
+EVALUATION = "eval/validation/"  # before the names of the metrics that training sees
 T = TypeVar("T")
 
 

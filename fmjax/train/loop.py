@@ -16,19 +16,18 @@ import numpy as np
 
 from fmjax.config import write_config
 from fmjax.data.pipeline import TrainBatches
-from fmjax.errors import Interrupted, UserError, nearest
+from fmjax.errors import Interrupted, UserError
 from fmjax.evaluate import evaluate, make_predict
 from fmjax.optim import trainable
 from fmjax.sharding import batch_shardings
 from fmjax.train import rundir
 from fmjax.train.checkpoint import Best, Checkpoints
 from fmjax.train.experiment import Config, Experiment, prepare
-from fmjax.train.logs import Bar, MetricsLog, read_metrics, say
+from fmjax.train.logs import EVALUATION, Bar, MetricsLog, read_metrics, say
+from fmjax.train.report import write_report
 from fmjax.train.state import TrainState
 from fmjax.train.step import make_step
 from fmjax.train.throughput import peak_flops
-
-PREFIX = "eval/validation/"  # of the metrics that training sees
 
 
 def train(given: Config, workdir: Path, title: str = "train") -> dict[str, float]:
@@ -71,7 +70,7 @@ class Signals:
 
 
 class Clock:
-    """Counts steps and tokens since the last `reset`, for rates."""
+    """Counts steps and tokens since the last `reset`, for rates of training alone: evaluating and saving is `paused` time."""
 
     def __init__(self, flops_per_step: float):
         self.flops, (self.peak, self.origin) = flops_per_step, peak_flops()
@@ -79,6 +78,12 @@ class Clock:
 
     def reset(self) -> None:
         self.start, self.steps, self.tokens = time.perf_counter(), 0, 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - begun
 
     def count(self, tokens: int) -> None:
         self.steps += 1
@@ -134,6 +139,7 @@ class Run:
         finally:
             self.checkpoints.close()
             self.log.close()
+            write_report(experiment.workdir)
         return self.evaluation
 
     def steps(self, state: TrainState, start: int, batches: TrainBatches, signals: Signals) -> None:
@@ -162,9 +168,11 @@ class Run:
                 last = None
                 # After a signal as well: once this step is saved, nothing would make up for it.
                 if final or self.due("eval", number):
-                    improved = self.evaluate(state, number)
+                    with self.clock.paused():
+                        improved = self.evaluate(state, number)
             if caught or final or improved or self.due("checkpoint", number):
-                self.save(state, number, batches)
+                with self.clock.paused():
+                    self.save(state, number, batches)
                 saved = number
             if caught and not final:
                 self.checkpoints.wait()
@@ -207,22 +215,22 @@ class Run:
         params = to_items(state).get("ema", state.params)
         metrics = evaluate(self.predict, experiment.task, params, experiment.eval_batches("validation"), self.place)
         self.evaluation, self.evaluated = metrics, number
-        self.write(number, {PREFIX + name: value for name, value in metrics.items()})
+        self.write(number, {EVALUATION + name: value for name, value in metrics.items()})
         self.bar.note(f"step {number}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        self.clock.reset()
         *before, value = self.history(self.best) if self.best else [0.0]
         return self.best is not None and value > max(before, default=-math.inf)
 
     def history(self, chosen: Best) -> list[float]:
         """Returns a metric at each evaluation so far, those before a restart included; its sign such that more is better.
 
-        Raises UserError if the task has no such metric.
+        Raises UserError if the newest evaluation could not tell.
         """
         if self.evaluation and chosen.metric not in self.evaluation:
-            known = ", ".join(self.evaluation)
-            hint = nearest(chosen.metric, self.evaluation)
-            raise UserError(f'"{chosen.metric}" is not a metric of this task{hint}; it has {known}')
-        name, sign = PREFIX + chosen.metric, 1 if chosen.mode == "max" else -1
+            raise UserError(
+                f'"{chosen.metric}" is not defined on the validation data, as where one class alone occurs; '
+                f"choose one of {', '.join(self.evaluation)}"
+            )
+        name, sign = EVALUATION + chosen.metric, 1 if chosen.mode == "max" else -1
         return [sign * record[name] for record in self.records if name in record]
 
     def out_of_patience(self) -> bool:

@@ -1,6 +1,6 @@
 """The run directory: who may use it, and where its contents came from.
 
-`config.json` (resolved), `provenance.json`, `tokenizer/`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
+`config.json` (resolved), `provenance.json`, `tokenizer/`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `report.html`.
 """
 
 from __future__ import annotations

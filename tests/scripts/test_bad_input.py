@@ -87,6 +87,12 @@ CASES = {
     "heads": ("", ("model.attention_heads=3",), ("model.width=16", "model.attention_heads=3")),
     "freeze of nothing": ("", ('optim.freeze=["^encodr"]',), ("optim.freeze", "matches no parameter")),
     "steps and epochs": ("", ("train.epochs=1.0",), ("train.steps and train.epochs",)),
+    "unknown metric": ("", ("checkpoint.best=accurcy",), ('checkpoint.best="accurcy"', 'did you mean "accuracy"?', "perplexity")),
+    "unknown stopping metric": (
+        "classify",
+        ("train.early_stopping.metric=f2", "train.early_stopping.patience=1"),
+        ('train.early_stopping.metric="f2" is not a metric', "roc_auc"),
+    ),
     "no steps": ("", ("train.steps=0",), ("train.steps=0", "positive")),
     "unknown tokenizer kind": ("classify", ("data.tokenizer_kind=wordpeace",), ('did you mean "wordpiece"?',)),
     "no tokenizer there": ("", ("data.tokenizer={here}/none",), ("none", "no such")),
@@ -220,7 +226,7 @@ INPUTS = {
     '{"text": \n': "line 1: is not JSON",
     "": "has no examples",
     '{"txt": "the cat"}\n': 'lacks "text"',
-    "5\n": "example 0",
+    "\n5\n": "in.jsonl line 2",
     '{"text": 5}\n': "not text",
     json.dumps({"text": "the cat " * 40}): "more than data.max_length=16",
 }

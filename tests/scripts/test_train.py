@@ -92,6 +92,8 @@ def test_a_run(whole):
     assert {"loss", "grad_norm", "learning_rate", *RATES} <= set(json.loads((whole / "metrics.jsonl").read_text().split("\n")[0]))
     assert any(name.startswith("ema") for name in items(whole))
     assert CheckpointReader(whole / "checkpoints").steps() == [5, 10]
+    report = (whole / "report.html").read_text()
+    assert "10 steps" in report and "loss over steps" in report and "<code>optim.learning_rate</code>" in report
 
 
 @pytest.mark.parametrize(("number", "step", "code", "resumes"), [(KILL, 8, -9, 5), (TERM, 8, 75, 8), (INT, 3, 75, 3)])

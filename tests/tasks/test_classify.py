@@ -182,7 +182,7 @@ def test_overlong_texts_are_an_error_unless_truncated(tokenizer):
         Task(labels=("a",)).examples(source, tokenizer, 10, train=False)
     assert len(Task(labels=("a",)).examples(source, tokenizer, 11, train=False)) == 2
     with pytest.raises(UserError, match="example 0: 11 tokens"):
-        Task(labels=("a",)).inputs([source[1]], tokenizer, 10)
+        Task(labels=("a",)).inputs([source[1]], tokenizer, 10, "example {}".format)
 
 
 def test_no_room_for_special_tokens_is_an_error(tokenizer):
@@ -219,7 +219,7 @@ def test_pool_weights_choose_what_is_read(tokenizer):
     mask = Task(labels=("a",), pool="mask").examples(source, tokenizer, 9, train=True)[0]
     assert mask["pool_weights"].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0]
     assert "pool_weights" not in Task(labels=("a",)).examples(source, tokenizer, 9, train=True)[0]
-    batch = Task(labels=("a",), pool="mask").inputs(["w1 [MASK]", "[MASK]"], tokenizer, 9)
+    batch = Task(labels=("a",), pool="mask").inputs(["w1 [MASK]", "[MASK]"], tokenizer, 9, "example {}".format)
     assert batch["pool_weights"].tolist() == [[0, 0, 1, 0], [0, 1, 0, 0]]
     with pytest.raises(UserError, match=r"line 2: the text has no \[MASK\]; task.pool=mask needs one"):
         Task(labels=("a",), pool="mask").examples(labelled("a"), tokenizer, 9, train=True)
@@ -299,9 +299,9 @@ def test_descriptions_are_what_the_predictions_say(tokenizer):
 
 def test_inputs_are_texts_pairs_or_records(tokenizer):
     single, double = Task(labels=("a",)), Task(labels=("a",), text_pair="other")
-    batch = single.inputs(["w1", {"text": "w2 w3", "label": "unused"}, ["w4"]], tokenizer, 8)
+    batch = single.inputs(["w1", {"text": "w2 w3", "label": "unused"}, ["w4"]], tokenizer, 8, "example {}".format)
     assert batch["input_ids"].tolist() == [[CLS, 6, SEP, PAD], [CLS, 7, 8, SEP], [CLS, 9, SEP, PAD]]
-    pairs = double.inputs([("w1", "w2"), ["w1", "w2"], {"other": "w2", "text": "w1"}], tokenizer, 8)
+    pairs = double.inputs([("w1", "w2"), ["w1", "w2"], {"other": "w2", "text": "w1"}], tokenizer, 8, "example {}".format)
     assert pairs["input_ids"].tolist() == [[CLS, 6, SEP, 7, SEP]] * 3
     assert pairs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]] * 3
 
@@ -319,4 +319,4 @@ def test_inputs_are_texts_pairs_or_records(tokenizer):
 def test_examples_that_do_not_fit_are_refused(tokenizer, columns, example, message):
     good = {"text": "w1", "other": "w2"}
     with pytest.raises(UserError, match=message):
-        Task(labels=("a",), **columns).inputs([good, example], tokenizer, 8)
+        Task(labels=("a",), **columns).inputs([good, example], tokenizer, 8, "example {}".format)

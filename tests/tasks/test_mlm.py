@@ -313,7 +313,7 @@ def test_heads_follow_the_settings():
 
 def test_predictions_are_made_at_every_mask(tokenizer):
     task = Task()
-    batch = task.inputs(["w1 [MASK] w2 [MASK]", {"text": "[MASK]s w9"}], tokenizer, 16)
+    batch = task.inputs(["w1 [MASK] w2 [MASK]", {"text": "[MASK]s w9"}], tokenizer, 16, "example {}".format)
     assert batch["masked_positions"].tolist() == [[2, 4], [1, 0]]
     assert batch["input_ids"][0].tolist() == [CLS, 6, MASK, 7, MASK, SEP]
     assert batch["attention_mask"].sum(axis=1).tolist() == [6, int((batch["input_ids"][1] != PAD).sum())]
@@ -329,8 +329,8 @@ def test_predictions_are_made_at_every_mask(tokenizer):
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        ("w1 w2", r'"w1 w2" has no \[MASK\]'),
-        ("[MASK] " + "w1 " * 20, "has 23 tokens, more than 16"),
+        ("w1 w2", r"example 1: has no \[MASK\]"),
+        ("[MASK] " + "w1 " * 20, "example 1: has 23 tokens, more than 16"),
         ({"txt": "[MASK]"}, 'example 1.*"text"'),
         (7, "example 1"),
         ({"text": 7}, "example 1"),
@@ -338,4 +338,4 @@ def test_predictions_are_made_at_every_mask(tokenizer):
 )
 def test_texts_that_cannot_be_predicted_are_refused(tokenizer, example, message):
     with pytest.raises(UserError, match=message):
-        Task().inputs(["[MASK]", example], tokenizer, 16)
+        Task().inputs(["[MASK]", example], tokenizer, 16, "example {}".format)
