@@ -19,7 +19,7 @@ import pytest
 
 from fmjax import losses, optim, pytree, sharding
 from fmjax.data.pipeline import TrainBatches, eval_batches
-from fmjax.layers.attention import Attention, attend, key_mask
+from fmjax.layers.attention import Context, CrossAttention, attend, key_mask
 from fmjax.layers.heads import Heads
 from fmjax.layers.linear import Dense, embedding, normal, parameter
 from fmjax.layers.norm import LayerNorm
@@ -137,7 +137,8 @@ class Decoder(nn.Module):
         causal = jnp.arange(key.shape[1])[None, :] <= places[:, None]
         seen = attend(query, key, value, causal[None, None], lambda weights: weights)
         x = LayerNorm(name="norm")(x + Dense((D,), ("heads", "kv", "embed"), name="out")(seen))
-        x = LayerNorm(name="cross_norm")(x + Attention(2, D // 2, name="cross")(x, memory_mask, memory))
+        context = Context(memory=memory, memory_mask=memory_mask)
+        x = LayerNorm(name="cross_norm")(x + CrossAttention(2, D // 2, name="cross")(x, context)[0])
         return x, cache
 
 

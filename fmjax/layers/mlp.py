@@ -45,16 +45,36 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 class Mlp(nn.Module):
-    """down(activation(up(x)))."""
+    """down(dropout(activation(up(x))))."""
 
     width: int
     activation: Callable[[jax.Array], jax.Array]
     kernel_init: Initializer = normal(0.02)
     dtype: Any = jnp.float32
+    use_bias: bool = True
+    down_init: Initializer | None = None  # None: kernel_init
+    dropout: float = 0.0  # of what the activation gives
+
+    def part(self, features: int, name: str) -> Dense:
+        axes = ("mlp", "embed") if name == "down" else ("embed", "mlp")
+        init = self.down_init if name == "down" and self.down_init else self.kernel_init
+        return Dense((features,), axes, init, self.use_bias, self.dtype, name=name)
+
+    def hidden(self, x_BLD: jax.Array) -> jax.Array:
+        """Returns [B,L,F]."""
+        return self.activation(self.part(self.width, "up")(x_BLD))
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """Maps [B,L,D] to [B,L,D] through width F."""
-        up = Dense((self.width,), ("embed", "mlp"), self.kernel_init, dtype=self.dtype, name="up")
-        down = Dense((x_BLD.shape[-1],), ("mlp", "embed"), self.kernel_init, dtype=self.dtype, name="down")
-        return down(constrain(self.activation(up(x_BLD)), "act_batch", "act_length", "act_mlp"))
+        hidden = constrain(self.hidden(x_BLD), "act_batch", "act_length", "act_mlp")
+        hidden = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(hidden)
+        return self.part(x_BLD.shape[-1], "down")(hidden)
+
+
+class GatedMlp(Mlp):
+    """down(dropout(activation(gate(x)) * up(x))) (Shazeer 2020, arXiv:2002.05202): SwiGLU with silu, GEGLU with gelu."""
+
+    def hidden(self, x_BLD: jax.Array) -> jax.Array:
+        """Returns [B,L,F]."""
+        return self.activation(self.part(self.width, "gate")(x_BLD)) * self.part(self.width, "up")(x_BLD)

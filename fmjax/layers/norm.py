@@ -32,3 +32,19 @@ class LayerNorm(nn.Module):
         broadcast = (1,) * (x.ndim - 1) + shape
         y = centred * (jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(broadcast)) + bias.reshape(broadcast)
         return y.astype(self.dtype)
+
+
+class RmsNorm(nn.Module):
+    """Division by the root of the mean square of the last axis, and a scale (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D] in `dtype`."""
+        shape = (x.shape[-1],)
+        scale = parameter(self, "scale", nn.initializers.ones_init(), ("embed",), shape)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale.reshape((1,) * (x.ndim - 1) + shape)).astype(self.dtype)

@@ -18,7 +18,7 @@ import numpy as np
 
 from fmjax import hub
 from fmjax.errors import UserError, nearest
-from fmjax.layers.attention import Attention, key_mask, segment_mask
+from fmjax.layers.attention import Attention, Context, key_mask, segment_mask
 from fmjax.layers.blocks import PostNorm, stack
 from fmjax.layers.heads import Classify, ClassifyMean, Features, Heads, MaskedLm, Pooled, linear_head
 from fmjax.layers.linear import Dense, Initializer, embedding, normal
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
             norm=partial(LayerNorm, s.epsilon, jnp.dtype(s.dtype)),
             dropout=s.dropout,
         )
-        hidden = stack(self, block, s.layers, s.scan_layers, x_BLD, mask)
+        hidden, _ = stack(self, block, s.layers, s.scan_layers, x_BLD, Context(mask=mask))
         if not self.pool:
             return {"hidden": hidden}
         pooler = Dense((s.width,), ("embed", None), name="pooler", **shared)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fmjax.errors import UserError
-from fmjax.layers.attention import Attention, attend, key_mask, segment_mask
+from fmjax.layers.attention import Attention, Context, CrossAttention, attend, key_mask, segment_mask
 from fmjax.layers.blocks import PostNorm, stack
 from fmjax.layers.heads import ClassifyMean, MaskedLm
 from fmjax.layers.linear import Dense, embedding, normal
@@ -108,8 +108,8 @@ def test_a_row_that_may_attend_to_nothing_averages(dtype):
 
 
 def test_attention_projects_to_heads_and_back():
-    x, memory, layer = draw(2, 3, 8), draw(2, 5, 8, seed=1), Attention(2, 4)
-    p = randomised(layer, x)
+    x, memory = draw(2, 3, 8), draw(2, 5, 8, seed=1)
+    p = randomised(Attention(2, 4), x, Context())
     assert {name: leaf["kernel"].shape for name, leaf in p.items()} == {
         "query": (8, 2, 4), "key": (8, 2, 4), "value": (8, 2, 4), "out": (2, 4, 8),
     }  # fmt: skip
@@ -121,18 +121,18 @@ def test_attention_projects_to_heads_and_back():
         )
         everything = np.ones((2, 2, x.shape[1], s.shape[1]), bool)
         expected = np.einsum("blhk,hkd->bld", plain_attention(q, k, v, everything), p["out"]["kernel"]) + p["out"]["bias"]
-        np.testing.assert_allclose(layer.apply({"params": p}, x, None, source), expected, atol=1e-5)
+        layer, context = (Attention, Context()) if source is None else (CrossAttention, Context(memory=memory))
+        np.testing.assert_allclose(layer(2, 4).apply({"params": p}, x, context)[0], expected, atol=1e-5)
 
 
 def test_attention_drops_only_with_a_key():
     x, layer = draw(1, 4, 8), Attention(2, 4, dropout=0.5)
-    params = {"params": randomised(layer, x)}
-    calm, first, again, other = (
-        layer.apply(params, x, rngs=rngs) for rngs in ({}, {"dropout": KEY}, {"dropout": KEY}, {"dropout": jax.random.key(1)})
-    )
+    params = {"params": randomised(layer, x, Context())}
+    keys = ({}, {"dropout": KEY}, {"dropout": KEY}, {"dropout": jax.random.key(1)})
+    calm, first, again, other = (layer.apply(params, x, Context(), rngs=rngs)[0] for rngs in keys)
     assert np.array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3 and np.abs(first - calm).max() > 1e-3
-    np.testing.assert_array_equal(calm, layer.clone(dropout=0.0).apply(params, x))
+    np.testing.assert_array_equal(calm, layer.clone(dropout=0.0).apply(params, x, Context())[0])
 
 
 def test_gelu_is_the_exact_one():
@@ -185,9 +185,9 @@ class Small(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x, shift):
+    def __call__(self, x, shift, cache=None):
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
-        return jnp.tanh(x + shift + drop(Dense((8,), ("embed", "mlp"), name="up")(x)))
+        return jnp.tanh(x + shift + drop(Dense((8,), ("embed", "mlp"), name="up")(x))), cache
 
 
 class Tower(nn.Module):
@@ -198,17 +198,18 @@ class Tower(nn.Module):
 
     @nn.compact
     def __call__(self, x, shift):
-        return stack(self, partial(Small, self.dropout), 3, self.scan, x, shift)
+        return stack(self, partial(Small, self.dropout), 3, self.scan, x, shift)[0]
 
 
 def test_a_block_normalises_after_each_residual_sum():
-    x, mask = draw(2, 3, 8), key_mask(jnp.array([[1, 1, 0], [1, 1, 1]]))
+    x, context = draw(2, 3, 8), Context(mask=key_mask(jnp.array([[1, 1, 0], [1, 1, 1]])))
     parts = {name: make() for name, make in BLOCK.items()}
     block = PostNorm(**BLOCK)
-    p = randomised(block, x, mask)
-    y = parts["norm"].apply({"params": p["attention_norm"]}, x + parts["attention"].apply({"params": p["attention"]}, x, mask))
+    p = randomised(block, x, context)
+    seen = parts["attention"].apply({"params": p["attention"]}, x, context)[0]
+    y = parts["norm"].apply({"params": p["attention_norm"]}, x + seen)
     y = parts["norm"].apply({"params": p["mlp_norm"]}, y + parts["mlp"].apply({"params": p["mlp"]}, y))
-    np.testing.assert_allclose(block.apply({"params": p}, x, mask), y, atol=1e-6)
+    np.testing.assert_allclose(block.apply({"params": p}, x, context)[0], y, atol=1e-6)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -258,10 +259,10 @@ class Marks(nn.Module):
     """A block that writes which of 64 numbers dropout leaves, one binary digit a layer."""
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, context, cache=None):
         weight = self.param("weight", nn.with_logical_partitioning(nn.initializers.ones_init(), (None,)), (1,))
         kept = nn.Dropout(0.5, deterministic=False)(jnp.ones_like(x)) > 0
-        return 2 * x + kept * weight
+        return 2 * x + kept * weight, cache
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -269,7 +270,7 @@ def test_each_layer_drops_something_else(scan):
     class Three(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return stack(self, Marks, 3, scan, x)
+            return stack(self, Marks, 3, scan, x, Context())[0]
 
     params = {"params": {"layers": {"weight": jnp.ones((3, 1))}}}
     digits = np.asarray(Three().apply(params, jnp.zeros(64), rngs={"dropout": KEY})).astype(int)
@@ -279,12 +280,12 @@ def test_each_layer_drops_something_else(scan):
 
 
 def test_bf16_computes_near_fp32_with_fp32_parameters():
-    x, mask = draw(2, 4, 8), key_mask(jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]]))
+    x, context = draw(2, 4, 8), Context(mask=key_mask(jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])))
     low = PostNorm(**{name: partial(make, dtype=jnp.bfloat16) for name, make in BLOCK.items()})
-    assert {leaf.dtype for leaf in jax.tree.leaves(low.init(KEY, jnp.array(x, jnp.bfloat16), mask))} == {jnp.dtype("float32")}
-    params = {"params": randomised(PostNorm(**BLOCK), x, mask)}
-    out = low.apply(params, jnp.array(x, jnp.bfloat16), mask)
-    expected = PostNorm(**BLOCK).apply(params, x, mask)
+    assert {leaf.dtype for leaf in jax.tree.leaves(low.init(KEY, jnp.array(x, jnp.bfloat16), context))} == {jnp.dtype("float32")}
+    params = {"params": randomised(PostNorm(**BLOCK), x, context)}
+    out = low.apply(params, jnp.array(x, jnp.bfloat16), context)[0]
+    expected = PostNorm(**BLOCK).apply(params, x, context)[0]
     assert out.dtype == jnp.bfloat16
     error = np.abs(np.asarray(out, np.float32) - np.asarray(expected))
     assert 1e-5 < error.max() < 0.15 and error.mean() < 0.03  # values of order 1, with 8 bits

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +21,6 @@ PAD, UNK, CLS, SEP, MASK = range(5)
 ENDING = len(SPECIAL) + len(WORDS)  # the id of ##s
 VOCABULARY = ENDING + 1
 SIZE = {"width": 16, "layers": 2, "attention_heads": 2, "mlp_width": 32, "vocab_size": VOCABULARY, "positions": 32}
-
-# XLA's newer code generator for CPUs takes several times as long to compile these functions.
-compiled = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
 
 
 class Records(list):
@@ -178,7 +173,7 @@ def model_and_params():
 
 def test_packed_logits_are_those_of_each_document_alone(tokenizer, model_and_params):
     model, params = model_and_params
-    apply = compiled(lambda batch: model.apply({"params": params}, batch)["mlm"])
+    apply = jax.jit(lambda batch: model.apply({"params": params}, batch)["mlm"])
     packed = Task().examples(documents(4, 3), tokenizer, 24, train=True)
     assert len(packed) == 1
     row = {name: array[None] for name, array in packed[0].items()}
@@ -206,8 +201,8 @@ def test_the_loss_is_that_of_full_logits_at_the_masked_positions(tokenizer, mode
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     assert len({float(row["masked_weights"].sum()) for row in rows}) > 1
     everywhere = {name: array for name, array in batch.items() if name != "masked_positions"}
-    full = np.asarray(compiled(lambda batch: model.apply({"params": params}, batch)["mlm"])(everywhere), np.float64)
-    outputs = compiled(lambda batch: model.apply({"params": params}, batch))(batch)
+    full = np.asarray(jax.jit(lambda batch: model.apply({"params": params}, batch)["mlm"])(everywhere), np.float64)
+    outputs = jax.jit(lambda batch: model.apply({"params": params}, batch))(batch)
     logs = full - np.log(np.exp(full).sum(-1, keepdims=True))
     total, right, count = 0.0, 0, 0
     for row, drawn in enumerate(rows):

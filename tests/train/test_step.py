@@ -27,9 +27,6 @@ TASK = Task(nsp=True)
 OPTIM = {"learning_rate": 1e-2, "schedule": "constant", "eps": 1e-3, "weight_decay": 0.01, "clip_norm": 1.0}
 
 
-# XLA's newer code generator for CPUs takes five times as long to compile these functions.
-compiled = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
-
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
@@ -99,7 +96,7 @@ def begin(model, rules=None, mesh=None, **changes):
 def run(model, start, steps: int, accumulate: int = 1):
     """Returns the state and the metrics after some steps on one device."""
     state, transform, trainable = start
-    step = compiled(make_step(model, TASK, transform, trainable, accumulate))
+    step = jax.jit(make_step(model, TASK, transform, trainable, accumulate))
     for number in range(steps):
         state, metrics = step(state, batch(number), jax.random.key(1))
     return state, metrics
@@ -129,7 +126,7 @@ def test_accumulated_parts_are_the_whole_batch():
 def test_the_loss_is_of_sums_over_weights():
     model, first = Small(), batch()
     state, transform, trainable = small()
-    metrics = compiled(make_step(model, TASK, transform, trainable))(state, first, jax.random.key(0))[1]
+    metrics = jax.jit(make_step(model, TASK, transform, trainable))(state, first, jax.random.key(0))[1]
     outputs = model.apply({"params": state.params}, first)
     logs = np.asarray(jax.nn.log_softmax(outputs["mlm"]))
     at = np.take_along_axis(logs, first["masked_labels"][..., None], -1)[..., 0]
@@ -148,7 +145,7 @@ class Spoiled(Task):
 def test_a_step_that_is_not_finite_changes_nothing():
     model = Small()
     state, transform, trainable = small(ema=0.9)
-    step = compiled(make_step(model, Spoiled(nsp=True), transform, trainable))
+    step = jax.jit(make_step(model, Spoiled(nsp=True), transform, trainable))
 
     def go(state, factor):
         return step(state, batch() | {"factor": np.full(ROWS, factor, np.float32)}, jax.random.key(0))
@@ -172,7 +169,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
 def test_frozen_parameters_stay_and_count_for_no_norm():
     model, frozen = Small(), ("^embed/", "^head/mlm/")
     start, transform, trainable = small(freeze=frozen)
-    state, metrics = compiled(make_step(model, TASK, transform, trainable))(start, batch(), jax.random.key(0))
+    state, metrics = jax.jit(make_step(model, TASK, transform, trainable))(start, batch(), jax.random.key(0))
     before, after = pytree.names(start.params), pytree.names(state.params)
     hits = {name: name.startswith(("embed/", "head/mlm/")) for name in before}
     assert any(hits.values()) and not all(hits.values())
@@ -184,7 +181,7 @@ def test_frozen_parameters_stay_and_count_for_no_norm():
         terms, weights = TASK.loss(outputs, batch()), TASK.weights(batch())
         return sum(terms[name] / weights[name] for name in terms)
 
-    grads = pytree.names(compiled(jax.grad(loss))(start.params))
+    grads = pytree.names(jax.jit(jax.grad(loss))(start.params))
     squares = {name: float(jnp.square(grad).sum()) for name, grad in grads.items()}
     trained = sum(square for name, square in squares.items() if not hits[name])
     assert float(metrics["grad_norm"]) == pytest.approx(trained**0.5, rel=1e-4)
@@ -216,7 +213,7 @@ def test_sharded_steps_are_those_of_one_device(alone, rules, ways):
         check_placed(state, ways)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         place = sharding.batch_shardings(batch(), table, mesh)
-        step = compiled(make_step(model, TASK, transform, trainable), donate_argnums=0)
+        step = jax.jit(make_step(model, TASK, transform, trainable), donate_argnums=0)
         for number in range(3):
             before = state
             state, metrics = step(state, jax.device_put(batch(number), place), jax.random.key(1))
@@ -250,7 +247,7 @@ def test_states_depend_on_the_seed_and_not_on_the_sharding():
 def test_dropout_depends_on_key_and_step():
     model = Small(dropout=0.2)
     state, transform, trainable = small(dropout=0.2)
-    step = compiled(make_step(model, TASK, transform, trainable))
+    step = jax.jit(make_step(model, TASK, transform, trainable))
     losses = {
         (key, number): float(step(state.replace(step=jnp.int32(number)), batch(), jax.random.key(key))[1]["loss"])
         for key, number in ((0, 0), (0, 1), (1, 0))
