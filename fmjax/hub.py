@@ -1,7 +1,8 @@
 """Reads and writes Hugging Face model folders: `config.json` and `model.safetensors`, by a family's tables.
 
 A family (a module of `fmjax.models`) declares `PREFIX`, `ARCHITECTURES`, `WEIGHTS` and `TIED`; see `models/bert.py`. In
-the files, kernels are stored transposed and layer by layer; here they keep their full rank and are stacked.
+the files, kernels are stored transposed and layer by layer; here they keep their full rank and are stacked. A family whose
+files differ from that has functions `unpack` and `pack`, from the file's tensors to such ones and back; see `models/gpt.py`.
 """
 
 from __future__ import annotations
@@ -155,8 +156,10 @@ def read_weights(folder: str | Path, family: ModuleType, abstract: Any) -> Loade
     """
     folder = Path(folder)
     tensors = canonical(open_tensors(folder), family.PREFIX)
-    drop_copies(folder, family, tensors)
+    if hasattr(family, "unpack"):
+        tensors = family.unpack(tensors)
     ours = {name: tuple(leaf.shape) for name, leaf in pytree.names(abstract).items()}
+    drop_copies(folder, family, tensors, ours)
     theirs = {name: reference_names(family.WEIGHTS[name], ours[name]) for name in ours if name in family.WEIGHTS}
     held = {part(name) for name in theirs if any(their in tensors for their in theirs[name])}
     fresh = [name for name in ours if name.startswith(HEADS) and part(name) not in held]
@@ -200,14 +203,15 @@ def canonical(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return named
 
 
-def drop_copies(folder: Path, family: ModuleType, tensors: dict[str, Tensor]) -> None:
+def drop_copies(folder: Path, family: ModuleType, tensors: dict[str, Tensor], ours: Iterable[str]) -> None:
     """Takes out the copies of weights that are shared, or puts a copy where the weight itself is not stored.
 
     Raises UserError if a copy differs: the weights are not shared.
     """
+    own = {family.WEIGHTS.get(name) for name in ours}
     for copy, name in family.TIED.items():
         their = family.WEIGHTS[name]
-        if copy not in tensors:
+        if copy not in tensors or copy in own:
             continue
         tensor = tensors.pop(copy)
         if their in tensors and not np.array_equal(tensor.read(), tensors[their].read()):
@@ -294,6 +298,8 @@ def write_folder(folder: str | Path, family: ModuleType, config: Mapping[str, An
     tensors = {their: value for name, array in arrays.items() for their, value in scatter(name, array, family, shapes).items()}
     if not any(name.startswith("head/") for name in arrays):
         tensors = {name.removeprefix(family.PREFIX): value for name, value in tensors.items()}
+    if hasattr(family, "pack"):
+        tensors = family.pack(tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:

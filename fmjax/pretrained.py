@@ -16,13 +16,15 @@ import numpy as np
 from fmjax import hub, models, pytree, tasks
 from fmjax.config import read_config
 from fmjax.data.tokenizers import Tokenizer, load_tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError
+from fmjax.models.inputs import checked_inputs
 from fmjax.train.checkpoint import Best, CheckpointReader
 from fmjax.train.logs import say
 from fmjax.train.rundir import CHECKPOINTS, TOKENIZER
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 CHUNK = 32  # examples predicted at once, and the multiple to which their lengths are filled up
+FEATURES = {"hidden": "last_hidden_state", "encoder_hidden": "encoder_last_hidden_state", "pooled": "pooler_output"}
 KINDS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
 
 
@@ -45,7 +47,7 @@ class Pretrained:
         the model's `dtype` is float32. Raises UserError for an unknown or misshapen input and ids out of range.
         """
         features = self._features(checked_inputs(arrays, self.family.INPUTS))
-        names = {"hidden": "last_hidden_state", "pooled": "pooler_output"} | self._outputs()
+        names = FEATURES | self._outputs()
         return {names[name]: array for name, array in features.items()}
 
     def predict(self, examples: Sequence[Any], where: Callable[[int], str] = "example {}".format) -> list[dict[str, Any]]:
@@ -149,33 +151,7 @@ def load_run(folder: Path) -> Pretrained:
 
 def abstract_params(model: nn.Module) -> Any:
     """Returns the shapes of a model's parameters, with no array made."""
-    ids = jax.ShapeDtypeStruct((1, 1), np.int32)
-    batch = {"input_ids": ids, "pool_weights": jax.ShapeDtypeStruct((1, 1), np.float32)}
-    return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), batch)["params"])
-
-
-def checked_inputs(arrays: Mapping[str, Any], known: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns the inputs as arrays [B,L]. Raises UserError for an unknown name, a wrong type, or shapes that differ."""
-    for name in arrays:
-        if name not in known:
-            raise UserError(f'"{name}" is not an input of this model{nearest(name, known)}; it takes {", ".join(known)}')
-    if "input_ids" not in arrays:
-        raise UserError(f"input_ids are missing; give them, and any of {', '.join(known[1:])}")
-    inputs = {}
-    for name, value in arrays.items():
-        try:
-            inputs[name] = np.asarray(value)
-        except ValueError:
-            raise UserError(f"{name}: its rows differ in length; fill them up, and mask that with attention_mask") from None
-        if inputs[name].dtype.kind not in ("biuf" if name == "attention_mask" else "iu"):
-            raise UserError(f"{name}: holds {inputs[name].dtype}, not whole numbers; give int32 or int64")
-    shape = inputs["input_ids"].shape
-    if len(shape) != 2 or 0 in shape:
-        raise UserError(f"input_ids: has shape {shape}; give [rows, tokens], at least one of each")
-    for name, array in inputs.items():
-        if array.shape not in (shape, (1, shape[1])[: 2 if name == "position_ids" else 0]):
-            raise UserError(f"{name}: has shape {array.shape}, but input_ids {shape}; they must be alike")
-    return inputs
+    return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), model.smallest())["params"])
 
 
 def fill_up(batch: Mapping[str, np.ndarray], pad_id: int, most: int) -> dict[str, np.ndarray]:

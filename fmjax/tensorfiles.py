@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,21 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor in a safetensors file, not yet read."""
+    """A tensor that is read, or computed from others, when it is asked for."""
 
-    file: Any
-    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]  # in fp32
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.file.get_slice(self.name).get_shape())
 
-    def read(self) -> np.ndarray:
-        """Returns it in fp32. Raises UserError if it does not hold floating-point numbers."""
-        if (dtype := self.file.get_slice(self.name).get_dtype()) not in FLOATS:
-            raise UserError(f"{self.name}: holds {dtype}, not one of {', '.join(FLOATS)}; quantised weights are not handled")
-        return self.file.get_tensor(self.name).astype(np.float32)
+def stored(file: Any, name: str) -> Tensor:
+    """Returns a tensor of a safetensors file; reading it raises UserError if it does not hold floating-point numbers."""
+
+    def read() -> np.ndarray:
+        if (dtype := file.get_slice(name).get_dtype()) not in FLOATS:
+            raise UserError(f"{name}: holds {dtype}, not one of {', '.join(FLOATS)}; quantised weights are not handled")
+        return file.get_tensor(name).astype(np.float32)
+
+    return Tensor(tuple(file.get_slice(name).get_shape()), read)
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
@@ -60,7 +62,7 @@ def open_file(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
         raise UserError(f"{path}: {why}; get the file again") from None
-    return {name: Tensor(file, name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    return {name: stored(file, name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
 
 
 def no_weights(folder: Path) -> str:

@@ -101,6 +101,34 @@ class MaskedLm(nn.Module):
         return logits.reshape(*x.shape[:-1], vocabulary)
 
 
+class Lm(nn.Module):
+    """A language model's head: logits over the vocabulary for the next token, from the word table or a kernel of its own.
+
+    Where the batch has `predicted_positions [B,M]`, logits are computed at those alone.
+    """
+
+    tied: bool = True
+    use_bias: bool = False
+    scale: float = 1.0  # of the hidden states
+    reads_pooled: ClassVar[bool] = False
+    kernel_init: Initializer = normal(0.02)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, batch: Features) -> jax.Array:
+        """Returns logits [B,M,V] (or [B,L,V]) in fp32."""
+        x, table_VE = features["hidden"], features["word_table"]
+        if "predicted_positions" in batch:
+            x = gather_positions(x, batch["predicted_positions"])
+        vocabulary, width = table_VE.shape
+        kernel = table_VE.T if self.tied else parameter(self, "kernel", self.kernel_init, ("embed", "vocab"), (width, vocabulary))
+        rows = (x * self.scale).astype(self.dtype).reshape(-1, width)
+        logits = jnp.dot(rows, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        if self.use_bias:
+            logits = logits + parameter(self, "bias", nn.initializers.zeros_init(), ("vocab",), (vocabulary,))[None]
+        return logits.reshape(*x.shape[:-1], vocabulary)
+
+
 class Heads(nn.Module):
     """The heads of a model by kind; the parameters of each stand under `head/<kind>`."""
 

@@ -24,6 +24,7 @@ from fmjax.layers.heads import Classify, ClassifyMean, Features, Heads, MaskedLm
 from fmjax.layers.linear import Dense, Initializer, embedding, normal
 from fmjax.layers.mlp import ACTIVATIONS, Mlp, activation
 from fmjax.layers.norm import LayerNorm
+from fmjax.models.inputs import check_length, check_range
 from fmjax.models.sizes import checked, resolve
 from fmjax.sharding import constrain
 
@@ -185,6 +186,10 @@ class Bert(nn.Module):
         features = Encoder(self.settings, pool, name="encoder")(x, mask)
         return features | Heads(kinds, name="head")(features | {"word_table": word_table}, batch)
 
+    def smallest(self) -> Batch:
+        """Returns a batch of one token, with all that a head might read."""
+        return {"input_ids": jnp.zeros((1, 1), jnp.int32), "pool_weights": jnp.zeros((1, 1))}
+
     def forward_flops(self, batch: Mapping[str, Any]) -> float:
         """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
         s = self.settings
@@ -332,7 +337,7 @@ def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> di
     Raises UserError, naming the value and the table, for an id that has no embedding, and for rows that are too long.
     """
     if "position_ids" not in arrays:
-        check_length(arrays["input_ids"].shape[1], settings)
+        check_length(arrays["input_ids"].shape[1], settings.positions)
     tables = {
         "input_ids": ("vocabulary", settings.vocab_size),
         "token_type_ids": ("token-type table", settings.token_types),
@@ -347,16 +352,3 @@ def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> di
     if "position_ids" in batch:
         batch["position_ids"] -= settings.position_offset
     return batch
-
-
-def check_range(name: str, ids: np.ndarray, table: str, rows: int) -> None:
-    """Raises UserError if an id is not a row of its table."""
-    wrong = ids[(ids < 0) | (ids >= rows)]
-    if wrong.size:
-        raise UserError(f"{name}: {wrong[0]} is out of range; the {table} has {rows} entries, 0 to {rows - 1}; correct the ids")
-
-
-def check_length(tokens: int, settings: Settings) -> None:
-    """Raises UserError if a row has more tokens than there are positions."""
-    if tokens > settings.positions:
-        raise UserError(f"input_ids: {tokens} tokens are more than the {settings.positions} positions; shorten or split the text")

@@ -15,6 +15,7 @@ import numpy as np
 from fmjax import hub
 from fmjax.errors import UserError
 from fmjax.models import bert
+from fmjax.models.inputs import check_length
 from fmjax.models.sizes import checked, resolve
 
 SIZES = bert.SIZES
@@ -102,6 +103,6 @@ def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> di
     """
     if "position_ids" not in arrays:
         real = arrays["input_ids"] != settings.position_offset - 1
-        bert.check_length(int(real.sum(axis=1).max()), settings)
+        check_length(int(real.sum(axis=1).max()), settings.positions)
         arrays = {**arrays, "position_ids": real.cumsum(axis=1) * real + settings.position_offset - 1}
     return bert.reference_inputs(arrays, settings)

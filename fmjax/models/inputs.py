@@ -1,0 +1,62 @@
+"""The reference's inputs, checked on the host: a wrong id or shape would give a wrong answer on the device, not an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmjax.errors import UserError, nearest
+
+
+def checked_inputs(arrays: Mapping[str, Any], known: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the inputs as arrays: tokens [B,L] and what goes with them, whole numbers; `pixel_values` [B,C,height,width].
+
+    The first of the `known` names has to be there. Raises UserError for an unknown name, a wrong type, or shapes that
+    differ among what belongs to the same tokens.
+    """
+    for name in arrays:
+        if name not in known:
+            raise UserError(f'"{name}" is not an input of this model{nearest(name, known)}; it takes {", ".join(known)}')
+    if known[0] not in arrays:
+        also = f", and any of {', '.join(known[1:])}" if known[1:] else ""
+        raise UserError(f"{known[0]} are missing; give them{also}")
+    inputs = {}
+    for name, value in arrays.items():
+        try:
+            inputs[name] = np.asarray(value)
+        except ValueError:
+            raise UserError(f"{name}: its rows differ in length; fill them up, and mask that with attention_mask") from None
+        if name != "pixel_values" and inputs[name].dtype.kind not in ("biuf" if name.endswith("attention_mask") else "iu"):
+            raise UserError(f"{name}: holds {inputs[name].dtype}, not whole numbers; give int32 or int64")
+    for name in inputs:
+        if name != "pixel_values":
+            check_shape(name, inputs)
+    return inputs
+
+
+def check_shape(name: str, inputs: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError if an array does not have the shape of the tokens that it belongs to, or those are not [B,L]."""
+    main = "decoder_input_ids" if name.startswith("decoder_") else "input_ids"
+    if main not in inputs:
+        raise UserError(f"{name} goes with {main}, which are missing; give them")
+    shape = inputs[main].shape
+    if len(shape) != 2 or 0 in shape:
+        raise UserError(f"{main}: has shape {shape}; give [rows, tokens], at least one of each")
+    # One row of positions may stand for all.
+    if inputs[name].shape not in (shape, (1, shape[1])[: 2 if name.endswith("position_ids") else 0]):
+        raise UserError(f"{name}: has shape {inputs[name].shape}, but {main} {shape}; they must be alike")
+
+
+def check_range(name: str, ids: np.ndarray, table: str, rows: int) -> None:
+    """Raises UserError if an id is not a row of its table."""
+    wrong = ids[(ids < 0) | (ids >= rows)]
+    if wrong.size:
+        raise UserError(f"{name}: {wrong[0]} is out of range; the {table} has {rows} entries, 0 to {rows - 1}; correct the ids")
+
+
+def check_length(tokens: int, positions: int) -> None:
+    """Raises UserError if a row has more tokens than there are positions."""
+    if tokens > positions:
+        raise UserError(f"input_ids: {tokens} tokens are more than the {positions} positions; shorten or split the text")
