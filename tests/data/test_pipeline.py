@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from fmjax.data.pipeline import TrainBatches, eval_batches
-from fmjax.errors import UserError
 
 
 class Numbers:
@@ -82,13 +81,6 @@ def test_what_is_drawn_is_new_each_epoch():
 def test_threads_do_not_matter():
     assert same(take(train(threads=1), 9), take(train(threads=4), 9))
     assert same(take(train(threads=1), 9), take(train(threads=0), 9))
-
-
-@pytest.mark.parametrize("count", [0, 3])
-def test_too_few_examples_for_a_batch(count):
-    with pytest.raises(UserError, match=rf"{count} examples, fewer than data\.batch_size=4"):
-        train(count=count)
-    assert len(next(train(count=4))["number"]) == 4
 
 
 @pytest.mark.parametrize(("count", "last"), [(8, [1, 1, 1, 1]), (9, [1, 0, 0, 0]), (3, [1, 1, 1, 0])])
