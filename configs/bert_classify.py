@@ -11,8 +11,37 @@ On your own files, with one label a line:
 `task.text`, `task.text_pair` and `task.label` name the columns; `task.kind` is single, multi or regression. Without
 `init.from` the model starts from random weights, of size `model.size`, with a tokenizer trained on the training texts.
 
-Arguments: `:files` (your files instead of TFDS), `:tiny` (seconds on one core; without files, which preposition is
-missing in sentences of the embedded corpus).
+`:imbalanced` is the SMS spam collection, 13 % of it spam, from random weights; a fifth is held out. One key each weighs the
+classes, looks at hard examples, or resamples:
+
+    D=../shared/data/cls_smsspam/SMSSpamCollection     # label<TAB>text
+    python scripts/train.py --config configs/bert_classify.py:imbalanced --workdir runs/sms --config.data.files.train=$D
+        [--config.task.weighting=balanced | --config.task.focal_gamma=2 | --config.data.balance=oversample]
+
+Of 1,115 held out, F1 and AUC of spam (2.6 CPU minutes each; oversampled, whose epochs are longer, 5.3): plain .974 and .997,
+weighted .971 and .996, focal .974 and .998, oversampled .954 and .993.
+
+`:zh` is the sentiment of Chinese hotel reviews (ChnSentiCorp: label,review), by characters, from random weights; a fifth is
+held out, and the one review without text left out (`task.blank`). With `:zh,pretrain` the same encoder learns characters
+first, from reviews of other things, whose labels it does not see; the run is then named in `init.from`. `:zh,mixed` does
+both at once, reading them from `data.files.unlabelled`. The hotels among those reviews are left out: more than half of them
+are those of ChnSentiCorp.
+
+    D=../shared/data/zh_chinesenlpcorpus
+    unzip -p $D/online_shopping_10_cats.zip | grep -av ^酒店 > goods.csv     # cat,label,review
+    python scripts/train.py --config configs/bert_classify.py:zh,pretrain --workdir runs/zh-mlm \
+        --config.data.files.train=goods.csv
+    python scripts/train.py --config configs/bert_classify.py:zh --workdir runs/zh \
+        --config.data.files.train=$D/ChnSentiCorp_htl_all.csv.gz [--config.init.from=runs/zh-mlm]
+    python scripts/train.py --config configs/bert_classify.py:zh,mixed --workdir runs/zh-mixed \
+        --config.data.files.train=$D/ChnSentiCorp_htl_all.csv.gz --config.data.files.unlabelled=goods.csv
+
+On 1,552 held out: accuracy .871 from random weights (15 CPU minutes), .875 after an epoch of MLM on the goods
+(--config.train.epochs=1, 9 CPU minutes); TF-IDF + logistic regression has .8925, so neither reaches that floor.
+
+Arguments: `:files` (your files instead of TFDS), `:imbalanced`, `:zh`, `:pretrain` (masked language modelling instead),
+`:mixed` (that beside classification), `:tiny` (seconds on one core; without files, which preposition is missing in sentences
+of the embedded corpus).
 """
 
 from fmjax.config import arguments
@@ -20,9 +49,9 @@ from fmjax.defaults import experiment
 
 
 def get_config(arg: str = ""):
-    chosen = arguments(arg, "files", "tiny")
-    config = experiment("bert", "classify")
-    config.task.overlong = "truncate"
+    chosen = arguments(arg, "files", "imbalanced", "zh", "pretrain", "mixed", "tiny")
+    tasks = ("mlm",) if "pretrain" in chosen else ("classify", "mlm") if "mixed" in chosen else ("classify",)
+    config = experiment("bert", *tasks)
     config.data.batch_size = 32
     config.data.max_length = 128
     config.optim.learning_rate = 3e-5
@@ -31,20 +60,72 @@ def get_config(arg: str = ""):
     config.train.epochs = 3.0
     config.train.eval_every = 500
     config.checkpoint.every = 500
-    config.checkpoint.best = "accuracy"
-    if "tiny" in chosen and "files" not in chosen:
-        config.data.source = "prepositions"
-    elif "files" not in chosen:
-        config.data.source = "tfds"
-        config.data.name = "glue/sst2"
-        config.task.text = "sentence"
-    if "tiny" in chosen:
+    if "imbalanced" in chosen:
+        column = spam(config)
+    elif "zh" in chosen:
+        column = reviews(config)
+    elif "tiny" in chosen and "files" not in chosen:
+        config.data.source, column = "prepositions", "text"
+    elif "files" in chosen:
+        column = "text"
+    else:
+        config.data.source, config.data.name, column = "tfds", "glue/sst2", "sentence"
+    if "pretrain" in chosen:
+        config.task.column = column
+        config.data.hold_out = 0.02 if "zh" in chosen else None
+    else:
+        classify(config, chosen, column)
+    return tiny(config) if "tiny" in chosen else config
+
+
+def classify(config, chosen, column):
+    """Sets what is of classification: the whole task, or the main part of a mixture."""
+    task = config.task.parts.classify if "mixed" in chosen else config.task
+    task.text, task.overlong = column, "truncate"
+    config.checkpoint.best = "f1" if "imbalanced" in chosen else "accuracy"
+    if chosen & {"imbalanced", "zh"}:
+        task.pool = "mean"
+        config.data.hold_out = 0.2
+    if "zh" in chosen:
+        task.blank, task.token_dropout = "drop", 0.1
+    if "mixed" in chosen:
+        config.task.parts.mlm.update(column=column, factor=0.3, split="train" if "tiny" in chosen else "unlabelled")
+
+
+def spam(config):
+    config.data.source, config.data.columns = "tsv", ("label", "text")
+    config.data.vocab_size, config.data.max_length = 4000, 64
+    small(config)
+    config.train.epochs = 4.0
+    config.train.eval_every = config.checkpoint.every = 140
+    return "text"
+
+
+def reviews(config):
+    config.data.source = "csv"
+    config.data.vocab_size, config.data.max_length = 5000, 192  # WordPiece takes each Chinese character for a word
+    small(config)
+    config.train.epochs = 5.0
+    config.train.eval_every = config.checkpoint.every = 195
+    return "review"
+
+
+def small(config):
+    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 128, 2, 4, 512
+    config.model.positions = 256
+    config.optim.learning_rate = 1e-3
+    config.optim.b2 = 0.98
+    config.optim.weight_decay = 0.1
+
+
+def tiny(config):
+    if not config.model.width:
         config.model.size = "tiny"
-        config.model.width, config.model.mlp_width = 32, 64
-        config.data.vocab_size = 500
-        config.data.batch_size = 8
-        config.data.max_length = 32
-        config.train.epochs = 1.0
-        config.train.eval_every = 20
-        config.checkpoint.every = 10
+    config.model.width, config.model.mlp_width = 32, 64
+    config.data.vocab_size = 500
+    config.data.batch_size = 8
+    config.data.max_length = 32
+    config.train.epochs = 1.0
+    config.train.eval_every = 20
+    config.checkpoint.every = 10
     return config

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from fmjax.config import apply_overrides, load_config, to_dict
-from fmjax.errors import Interrupted, UserError, nearest
+from fmjax.errors import Interrupted, UserError, nearest, one_line
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
 OVERRIDE = "--config."
@@ -156,12 +156,6 @@ def run(flags: Flags, main: Callable[[argparse.Namespace], object], argv: Sequen
         if not close_broken_output():
             raise  # another pipe, such as a worker's
         return INTERRUPTED
-
-
-def one_line(error: Exception) -> str:
-    """Returns the message as one line, with what a terminal would take for a command spelt out."""
-    line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def close_broken_output() -> bool:

@@ -36,6 +36,7 @@ from fmjax.errors import UserError, nearest
 
 CONFIG = "config.json"
 SCHEMA = 1  # of config.json; raised when an older reader would misread it
+READING = ("on_error", "workers", "prefetch", "stall_seconds")  # keys of `data` on which no batch depends
 LISTED = 10  # differences that an error lists
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -353,15 +354,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
     raise UserError(f'{path}: has no valid key "fmjax", so it is not a run\'s; name the folder of a run')
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns one line a key that differs, such as `train.steps: 10 -> 20` or `data.x: (absent) -> 3`."""
-    return [_line(*change) for change in _changes(old, new)]
-
-
 def check_resumable(stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises UserError with the differences, unless a run may be continued with them.
 
-    These may differ: `checkpoint`, `mesh`, keys ending in `_every`; `train.steps` or `train.epochs` may grow.
+    These may differ: `checkpoint`, `mesh`, keys ending in `_every`, how data are read (`READING`); `train.steps` or
+    `train.epochs` may grow.
     """
     lines = [_line(*change) for change in _changes(stored, new) if not _may_change(*change)]
     if lines:
@@ -373,7 +370,7 @@ def check_resumable(stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def _may_change(path: Keys, before: Any, after: Any) -> bool:
-    if path[0] in ("checkpoint", "mesh") or path[-1].endswith("_every"):
+    if path[0] in ("checkpoint", "mesh") or path[-1].endswith("_every") or (path[0] == "data" and path[-1] in READING):
         return True
     length = path in (("train", "steps"), ("train", "epochs"))
     return length and None not in (before, after) and after > before
@@ -382,7 +379,8 @@ def _may_change(path: Keys, before: Any, after: Any) -> bool:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[Keys, Any, Any]]:
     before, after = dict(_leaves(to_dict(old))), dict(_leaves(to_dict(new)))
     pairs = ((path, before.get(path), after.get(path)) for path in before | after)
-    return [pair for pair in pairs if pair[1] != pair[2]]
+    # Another model or task changes many keys besides its name, which says the most.
+    return sorted((pair for pair in pairs if pair[1] != pair[2]), key=lambda pair: pair[0][-1] != "name")
 
 
 def _leaves(node: Config, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:

@@ -13,18 +13,19 @@ from fmjax.config import to_dict, write_config
 from fmjax.defaults import experiment
 from fmjax.errors import UserError
 from fmjax.hub import is_run
-from fmjax.pretrained import Pretrained, abstract_params, load, reference_task
+from fmjax.pretrained import Pretrained, abstract_params, load, reads_text, reference_task
 from fmjax.train import rundir
 from fmjax.train.checkpoint import Checkpoints
 from fmjax.train.logs import say
 
 
 def convert(source: Path, target: Path) -> None:
-    """Writes a run directory's model as a Hugging Face folder, or a Hugging Face folder as a run at step 0.
+    """Writes the model of a run directory, or of a checkpoint of llama2.c, as a Hugging Face folder, or a Hugging Face folder
+    as a run at step 0.
 
     Raises UserError if the source cannot be read, the target holds something else, or the other side has no such model.
     """
-    exported = is_run(source)
+    exported = is_run(source) or source.is_file()
     pretrained = load(source)
     if exported:
         pretrained.save(target)
@@ -35,9 +36,9 @@ def convert(source: Path, target: Path) -> None:
 
 def write_run(pretrained: Pretrained, target: Path) -> None:
     """Writes a run at step 0 with a model's parameters. Raises UserError if the folder is not empty or no task fits."""
-    if pretrained.tokenizer is None:
+    task, tokenizer = reference_task(pretrained, []), pretrained.tokenizer
+    if tokenizer is None and reads_text(task):
         raise UserError("the Hugging Face folder has no tokenizer, which a run needs; add tokenizer.json to it")
-    task = reference_task(pretrained, [])
     if rundir.check_workdir(target):
         raise UserError(f"--to={target}: already holds a run; name a new folder")
     family = pretrained.family.__name__.rpartition(".")[2]
@@ -45,9 +46,10 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
     settings = pretrained.model.settings
     config["model"] = {"name": family} | dataclasses.asdict(settings)
     config["task"] |= dataclasses.asdict(task)
-    config["data"]["max_length"] = min(512, settings.positions)
+    config["data"]["max_length"] = min(512, getattr(settings, "positions", 0) or 512)
     with rundir.locked(target):
-        pretrained.tokenizer.save(target / rundir.TOKENIZER)
+        if tokenizer is not None and reads_text(task):
+            tokenizer.save(target / rundir.TOKENIZER)
         held = pytree.names(pretrained.params)
         params = pytree.map_named(lambda name, _: jnp.asarray(held[name]), abstract_params(pretrained.model))
         with closing(Checkpoints(target / rundir.CHECKPOINTS)) as checkpoints:

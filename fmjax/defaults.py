@@ -18,11 +18,11 @@ from fmjax import models, tasks
 from fmjax.config import open_dict
 
 
-def experiment(model: str, task: str) -> ConfigDict:
-    """Returns the default config of a model family and a task."""
+def experiment(model: str, task: str, *more: str) -> ConfigDict:
+    """Returns the default config of a model family and a task; of several tasks, a mixture of them, the first the main one."""
     config = ConfigDict()
     config.model = ConfigDict({"name": model, "size": placeholder(str)} | unset(models.family(model).Settings))
-    config.task = ConfigDict({"name": task} | fields(tasks.task(task).Task))
+    config.task = mixture(task, *more) if more else ConfigDict({"name": task} | fields(tasks.task(task).Task))
     config.data = data()
     config.optim = optim()
     config.train = ConfigDict(
@@ -34,14 +34,15 @@ def experiment(model: str, task: str) -> ConfigDict:
             "seed": 0,
             "accumulate": 1,  # parts that a batch is split into, their gradients added up
             "max_nonfinite": 10,  # steps in a row without a finite loss that end the run
-            "dropout_rng": "threefry2x32",  # "rbg" is faster, and not the same on every kind of device
+            "dropout_rng": "threefry2x32",  # "hash" is faster on CPUs; "rbg" on TPUs, and not the same on every kind of device
             # Ends the run when the metric has not improved in `patience` evaluations; 0: never.
             "early_stopping": {"metric": "loss", "mode": "min", "patience": 0},
         }
     )
     # `best`: a metric of the task; its best step is kept besides the last `keep`, and preferred by evaluation.
     config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "best": placeholder(str), "mode": "max"})
-    config.mesh = ConfigDict({"axes": open_dict(data=-1), "rules": "dp"})
+    # The rules are dp, fsdp, fsdp_tp or fsdp_context; or one's own `table` of logical axes, {"mlp": "tensor", ...}.
+    config.mesh = ConfigDict({"axes": open_dict(data=-1), "rules": "dp", "table": open_dict()})
     config.init = ConfigDict({"from": placeholder(str)})  # a run directory or a Hugging Face folder
     return config.lock()
 
@@ -50,19 +51,35 @@ def data() -> ConfigDict:
     """Returns the section of the data: where they are, how they become tokens and batches."""
     return ConfigDict(
         {
-            "source": "auto",  # by the files' ending; or text, jsonl, csv, tsv, tfds, python_docs
-            "files": open_dict(),  # split -> file, list, glob or folder; none: the embedded corpus python_docs
+            "source": "auto",  # by the files' ending; or one of fmjax.data.sources.KINDS, as text, csv, parquet or tfds
+            # split -> file, list, glob or folder, here or at gs://, or a part, "a.txt[:90%]"; none: python_docs
+            "files": open_dict(),
+            # Several sources in place of files.train: name -> files (a path, or splits), weight, epochs, cap, and any of the
+            # keys about sources here: {"books": {"files": "books/*.txt", "weight": 0.7}, "wiki": {...}}; no weights: by size.
+            "mixture": open_dict(),
+            "temperature": 1.0,  # shares are weights ** (1 / temperature): above 1 small sources count for more
+            "curriculum": open_dict(),  # step -> weights from after that step on, {"1000": {"wiki": 0.5}}; the rest stay
             "name": placeholder(str),  # of a TFDS data set, as glue/sst2
             "data_dir": placeholder(str),
             "download": False,  # whether TFDS may fetch what is not there
             "record": placeholder(str),  # of text files: paragraph, line or file
-            "columns": placeholder(tuple),  # names of the columns of a csv or tsv file without a header
+            # Names of the columns of a csv or tsv file without a header, of parallel files; of parquet and arrow, those to read.
+            "columns": placeholder(tuple),
             "hold_out": placeholder(float),  # share of the training data to validate on where no validation is given
+            "hold_out_by": placeholder(str),  # column whose values stay together then, as the title of an article
+            "balance": "none",  # of the training data's classes: or oversample, undersample
+            "balance_power": 1.0,  # how far: 0 leaves the classes as they are, 1 makes them equal
             "tokenizer": placeholder(str),  # a folder or file; unset: that of init.from, or trained on the data
-            "tokenizer_kind": "wordpiece",  # or bpe, unigram, word
+            "tokenizer_kind": "wordpiece",  # or bpe, unigram, t5, word, char, byte
+            "lowercase": True,  # whether a tokenizer that is trained here drops capital letters; char and byte never do
             "vocab_size": 8000,
             "batch_size": 32,
             "max_length": 128,
+            "buckets": (),  # lengths of batches, as (32, 64, 128), where a row is one text; "auto" or "auto:6": found in the data
+            "on_error": "fail",  # at a bad record; or skip:N, to leave out up to N of them, each counted and reported
+            "workers": 0,  # processes that prepare batches; 0: a thread
+            "prefetch": 4,  # batches that are prepared ahead
+            "stall_seconds": 60.0,  # of waiting for a batch, after which a line says what is being read; 0: never
         }
     )
 
@@ -71,16 +88,24 @@ def optim() -> ConfigDict:
     """Returns the section of the optimizer."""
     return ConfigDict(
         {
-            "name": "adamw",
+            "name": "adamw",  # or adafactor, lion, muon
             "learning_rate": 1e-4,
             "schedule": "linear",  # or cosine, inverse_sqrt, constant
             "warmup_steps": placeholder(int),
             "warmup_ratio": placeholder(float),
             "end_fraction": 0.0,  # of the rate, that linear and cosine fall to
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
+            # An algorithm's own settings; unset, they have the defaults of `algorithms.py`.
+            "b1": placeholder(float),
+            "b2": placeholder(float),
+            "eps": placeholder(float),
+            "beta": placeholder(float),
+            "decay_rate": placeholder(float),
+            "clipping_threshold": placeholder(float),
+            "multiply_by_parameter_scale": placeholder(bool),
+            "min_dim_size_to_factor": placeholder(int),
             "weight_decay": 0.01,
+            "l1": 0.0,  # penalties in the loss, which no_decay is spared too
+            "l2": 0.0,
             "no_decay": ("bias$", "norm/scale$"),
             "clip_norm": placeholder(float),
             "freeze": (),
@@ -89,6 +114,13 @@ def optim() -> ConfigDict:
             "ema": placeholder(float),
         }
     )
+
+
+def mixture(*names: str) -> ConfigDict:
+    """Returns the section of a mixture of tasks: for each a part with its own settings, the factor of its loss, its split."""
+    own = {"factor": 1.0, "split": "train"}
+    parts = {name: ConfigDict({"name": name} | own | fields(tasks.task(name).Task)).lock() for name in names}
+    return ConfigDict({"name": "mixture", "parts": open_dict(**parts)})
 
 
 def fields(settings: type) -> dict[str, Any]:

@@ -14,6 +14,13 @@ class Interrupted(Exception):
     """A signal stopped the run after its state was saved; the same command continues it. Exit code 75."""
 
 
+def one_line(error: Exception, most: int = 0) -> str:
+    """Returns what an error says as one line, at most so many letters of it; what a terminal would obey is spelt out."""
+    line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    return line[:most] if most else line
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns ' (did you mean "x"?)' for the choice that resembles `name` most, or '' if none does."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)

@@ -7,6 +7,7 @@ files differ from that has functions `unpack` and `pack`, from the file's tensor
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -22,9 +23,13 @@ from safetensors.numpy import save_file
 
 from fmjax import pytree
 from fmjax.errors import UserError, nearest
+from fmjax.layers.mlp import ACTIVATIONS
 from fmjax.tensorfiles import INDEX, WEIGHTS, Tensor, open_tensors, read_json
 
 CONFIG = "config.json"
+
+# Kinds of heads with a number of classes.
+CLASSED = ("classify", "classify_distilled", "tag")
 
 # Parts of a model that may be missing from a file (they start fresh), or be there without use.
 HEADS = ("head/", "encoder/pooler/")
@@ -38,7 +43,8 @@ NEUTRAL = (
     *("sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "transformers_version"),
     *("unk_token_id", "use_cache"),
     *("do_sample", "early_stopping", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beams"),
-    *("num_return_sequences", "repetition_penalty", "temperature", "top_k", "top_p"),
+    *("num_return_sequences", "repetition_penalty", "temperature", "top_k", "top_p", "renormalize_logits"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
 )
 
 
@@ -69,7 +75,7 @@ def read_settings(
     """Returns our settings for a reference config: `table` says which key is which, with the reference's default.
 
     Raises UserError naming every key whose value is not the one in `fixed`, and every unknown key that is set to
-    something: it may change what the model computes. `unread` and NEUTRAL are known not to.
+    something: it may change what the model computes. `unread` and NEUTRAL are known not to. An activation has to be known.
     """
     known = {*table, *fixed, *unread, *NEUTRAL}
     refused = [f"{key}={json.dumps(value)}" for key, value in config.items() if key not in known and value]
@@ -85,6 +91,9 @@ def read_settings(
         value = settings[name] = config.get(key, default)
         if not fits(value, default):
             raise UserError(f"config.json: {key}={json.dumps(value)} is not a value like {json.dumps(default)}; correct it")
+        if name.endswith("activation") and value not in ACTIVATIONS:
+            choices = f"{nearest(value, ACTIVATIONS)}; those that are: {', '.join(ACTIVATIONS)}"
+            raise UserError(f'config.json: {key}="{value}" is not handled{choices}')
     return settings
 
 
@@ -94,7 +103,7 @@ def fits(value: Any, default: Any) -> bool:
         return value is None or fits(value, 0.0)
     if isinstance(default, float):
         return type(value) in (int, float) and value >= 0
-    return type(value) is type(default) and (not isinstance(value, int) or value >= 1)
+    return type(value) is type(default) and (type(value) is not int or value >= 1)
 
 
 def write_settings(settings: Any, table: Mapping[str, tuple[str, Any]], constants: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +144,7 @@ def architecture(family: ModuleType, config: Mapping[str, Any]) -> str:
 def heads(family: ModuleType, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the heads of a reference config's architecture, with their numbers."""
     kinds = family.ARCHITECTURES[architecture(family, config)]
-    return {kind: {"classes": len(class_names(config))} if kind == "classify" else {} for kind in kinds}
+    return {kind: {"classes": len(class_names(config))} if kind in CLASSED else {} for kind in kinds}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,12 +173,16 @@ def read_weights(folder: str | Path, family: ModuleType, abstract: Any) -> Loade
     held = {part(name) for name in theirs if any(their in tensors for their in theirs[name])}
     fresh = [name for name in ours if name.startswith(HEADS) and part(name) not in held]
     wanted = {name: theirs.get(name, [name]) for name in ours if name not in fresh}
+    read = {their for names in wanted.values() for their in names}
     spare = {
-        name: family.WEIGHTS[name]
-        for name in family.WEIGHTS
-        if name.startswith(HEADS) and name not in ours and family.WEIGHTS[name] in tensors
+        name: their
+        for name, their in family.WEIGHTS.items()
+        if name.startswith(HEADS) and name not in ours and their in tensors and their not in read
     }
-    left = set(tensors) - {their for names in wanted.values() for their in names} - set(spare.values())
+    # The reference gives classifiers of several kinds one name: whose they are is not known.
+    claims = collections.Counter(spare.values())
+    spare = {name: their for name, their in spare.items() if claims[their] == 1}
+    left = set(tensors) - read - set(spare.values())
     known = {module(their) for names in wanted.values() for their in names}
     unused = {their for their in left if module(their) not in known}
     check_names(folder, tensors, wanted, ours, left - unused)
@@ -232,8 +245,9 @@ def reference_shape(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[i
         return (math.prod(shape),)
     if not name.endswith("/kernel"):
         return shape
-    # A kernel's last axes are those of its bias, or just the last one.
-    made = len(shapes.get(name.removesuffix("kernel") + "bias", (0,) * (1 + layers))) - layers
+    # A kernel's last axes are those of its bias. Without one, it maps one axis to all others, or heads to one axis.
+    bias = shapes.get(name.removesuffix("kernel") + "bias")
+    made = len(bias) - layers if bias is not None else 1 if name.endswith("/out/kernel") else len(shape) - 1
     return (math.prod(shape[-made:]), math.prod(shape[:-made]))
 
 
@@ -296,7 +310,8 @@ def write_folder(folder: str | Path, family: ModuleType, config: Mapping[str, An
         raise UserError(f"{folder}: {foreign[0]} has no counterpart in Hugging Face's {config['model_type']}; keep it as a run")
     shapes = {name: array.shape for name, array in arrays.items()}
     tensors = {their: value for name, array in arrays.items() for their, value in scatter(name, array, family, shapes).items()}
-    if not any(name.startswith("head/") for name in arrays):
+    # A head may have no parameters of its own: a language model's that is tied.
+    if set(family.ARCHITECTURES[architecture(family, config)]) <= {"pooled"}:
         tensors = {name.removeprefix(family.PREFIX): value for name, value in tensors.items()}
     if hasattr(family, "pack"):
         tensors = family.pack(tensors)

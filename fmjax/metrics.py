@@ -13,6 +13,7 @@ Letters: N examples, C classes, K columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import log_softmax
@@ -23,35 +24,30 @@ from fmjax.errors import UserError
 
 # The names of what the functions below return.
 AREAS = ("roc_auc", "pr_auc")
-CLASSIFICATION = ("accuracy", "mcc", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro", *AREAS)
 TWO_CLASSES = ("precision", "recall", "f1")
-MULTILABEL = ("accuracy", "f1_micro", "f1_macro", *AREAS)
+AVERAGED = tuple(f"{name}_{average}" for average in ("macro", "micro", "weighted") for name in TWO_CLASSES)
+CLASSIFICATION = ("accuracy", "mcc", *AVERAGED, *AREAS)
+MULTILABEL = ("accuracy", *AVERAGED, *AREAS)
 REGRESSION = ("mse", "mae", "pearson", "spearman")
 TOKEN_LEVEL = ("loss", "perplexity", "accuracy")
+BITS = ("bits_per_byte", "bits_per_character")
 
 
 def classification(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> dict[str, float]:
     """Returns the metrics of one label an example: logits [N,C], labels [N] from 0 to C-1.
 
-    accuracy, mcc, f1_macro, f1_micro, f1_weighted, precision_macro, recall_macro: averages over the classes
-    that occur among labels or predictions, as is scikit-learn's default. roc_auc, pr_auc: see `areas`; of
-    class 1 where there are two, else the mean of every class that occurs against the rest. With two classes
-    also precision, recall and f1 of class 1.
+    accuracy, mcc, and `averaged` over the classes that occur among labels or predictions, as is scikit-learn's
+    default. roc_auc, pr_auc: see `areas`; of class 1 where there are two, else the mean of every class that
+    occurs against the rest. With two classes also precision, recall and f1 of class 1.
     """
     logits, labels = real_rows(valid, logits, labels)
     predicted = logits.argmax(axis=1)
     values = {"accuracy": np.mean(predicted == labels), "mcc": sk.matthews_corrcoef(labels, predicted)}
-    for average in ("macro", "micro", "weighted"):
-        values[f"f1_{average}"] = sk.f1_score(labels, predicted, average=average, zero_division=0)
-    values["precision_macro"] = sk.precision_score(labels, predicted, average="macro", zero_division=0)
-    values["recall_macro"] = sk.recall_score(labels, predicted, average="macro", zero_division=0)
+    values |= averaged(labels, predicted, np.union1d(labels, predicted))
     if logits.shape[1] != 2:
         one_hot = labels[:, None] == np.arange(logits.shape[1])
         return defined(values | areas(one_hot, log_softmax(logits, axis=1)))
-    truth, guess = labels == 1, predicted == 1
-    values["precision"] = sk.precision_score(truth, guess, zero_division=0)
-    values["recall"] = sk.recall_score(truth, guess, zero_division=0)
-    values["f1"] = sk.f1_score(truth, guess, zero_division=0)
+    truth, values = labels == 1, values | of_classes(labels, predicted, [1], "macro")
     return defined(values | areas(truth[:, None], logits[:, 1:] - logits[:, :1]))
 
 
@@ -59,19 +55,31 @@ def multilabel(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> dic
     """Returns the metrics of any number of labels an example: logits [N,C], labels [N,C] of 0 and 1.
 
     A class is predicted where its logit is above 0. accuracy: the share of examples with all C classes right;
-    f1_micro, f1_macro: over all C; roc_auc, pr_auc: see `areas`, over the classes that only some examples
-    have.
+    `averaged` over all C; roc_auc, pr_auc: see `areas`, over the classes that only some examples have.
     """
     logits, labels = real_rows(valid, logits, labels)
     truth, predicted = labels > 0.5, logits > 0
-    # F1 as 2 TP / (2 TP + FP + FN), for each class: scikit-learn would read a single column as two classes.
-    hits, total = (truth & predicted).sum(axis=0), truth.sum(axis=0) + predicted.sum(axis=0)
-    values = {
-        "accuracy": np.mean((truth == predicted).all(axis=1)),
-        "f1_micro": 2 * hits.sum() / max(total.sum(), 1),
-        "f1_macro": np.mean(2 * hits / np.maximum(total, 1)),
-    }
+    values = {"accuracy": np.mean((truth == predicted).all(axis=1))}
+    # scikit-learn would read a single column as two classes: a column of no class keeps it from that.
+    wide = ((0, 0), (0, 1))
+    values |= averaged(np.pad(truth, wide), np.pad(predicted, wide), np.arange(truth.shape[1]))
     return defined(values | areas(truth, logits))
+
+
+def averaged(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+    """Returns precision, recall and F1 over the given classes: macro, the mean of the classes'; weighted, by how many
+    examples each has; micro, of all decisions together."""
+    values: dict[str, float] = {}
+    for average in ("macro", "micro", "weighted"):
+        found = of_classes(labels, predicted, classes, average)
+        values |= {f"{name}_{average}": value for name, value in found.items()}
+    return values
+
+
+def of_classes(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[int] | np.ndarray, average: str) -> dict[str, float]:
+    """Returns precision, recall and F1 over some classes, by one average."""
+    scores = sk.precision_recall_fscore_support(labels, predicted, labels=classes, average=average, zero_division=0)
+    return dict(zip(TWO_CLASSES, scores, strict=False))
 
 
 def areas(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
@@ -109,9 +117,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return np.corrcoef(a, b)[0, 1] if np.ptp(a) and np.ptp(b) else math.nan
 
 
-def token_level(
-    losses_sum: np.ndarray, weights: np.ndarray, correct: np.ndarray, valid: np.ndarray
-) -> dict[str, float]:
+def token_level(losses_sum: np.ndarray, weights: np.ndarray, correct: np.ndarray, valid: np.ndarray) -> dict[str, float]:
     """Returns loss (nats a predicted token), perplexity and accuracy, every token counting the same.
 
     Takes of each example [N] the sum of its tokens' losses, how many tokens are predicted, and how many
@@ -124,6 +130,17 @@ def token_level(
     loss = losses_sum.sum() / total
     with np.errstate(over="ignore"):
         return defined({"loss": loss, "perplexity": np.exp(loss), "accuracy": correct.sum() / total})
+
+
+def bits(losses_sum: np.ndarray, valid: np.ndarray, size: int, characters: int) -> dict[str, float]:
+    """Returns how many bits a text takes for each of its `size` bytes in UTF-8, and for each of its characters.
+
+    Takes the sum of the losses of each example's tokens, in nats: with an arithmetic coder the whole text takes their sum
+    over log 2. Unlike the loss of a token, that compares models with different vocabularies.
+    """
+    (losses_sum,) = real_rows(valid, losses_sum)
+    total = losses_sum.sum() / math.log(2)
+    return {"bits_per_byte": float(total / size), "bits_per_character": float(total / characters)}
 
 
 def real_rows(valid: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:

@@ -3,13 +3,15 @@
 An optimizer is a chain of named stages and its state a dictionary of theirs; a stage that is not asked for is
 left out:
 
-    freeze -> clip -> adam -> decay -> scale -> rate -> ema
+    freeze -> penalty -> clip -> adam (or another algorithm) -> decay -> scale -> rate -> ema
 
 A parameter is decayed, frozen or scaled by its name, never by its rank: stacked layers give biases and norm
 scales a leading axis. All state is fp32, as the parameters are.
 
 AdamW is Loshchilov and Hutter 2019 (decoupled decay, multiplied by the learning rate, as in
-torch.optim.AdamW); clipping by the global norm is Pascanu et al. 2013; layer-wise learning rates are BEiT's
+torch.optim.AdamW); penalties are the coupled kind, part of the loss whose gradient the algorithm sees, though
+not of the one that is logged: l1 times the sum of |w|, and l2 / 2 times that of w^2, as torch.optim.Adam's
+weight_decay; clipping by the global norm is Pascanu et al. 2013; layer-wise learning rates are BEiT's
 (Bao et al. 2022); the moving average is Polyak and Juditsky's of 1992 with exponential weights.
 """
 
@@ -18,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,9 +29,8 @@ import numpy as np
 import optax
 
 from fmjax import pytree
+from fmjax.algorithms import ALGORITHMS, STACK
 from fmjax.errors import UserError, nearest
-
-STACK = re.compile(r"(encoder|decoder)/layers/")  # parameters of all layers, stacked on the first axis
 
 
 class Optimizer(NamedTuple):
@@ -50,21 +50,15 @@ class Settings:
     warmup_ratio: float | None = None  # of all steps, rounded up as transformers does
     end_fraction: float = 0.0
     weight_decay: float = 0.01
-    no_decay: Sequence[str] = ("bias$", "norm/scale$")
+    l1: float = 0.0
+    l2: float = 0.0
+    no_decay: Sequence[str] = ("bias$", "norm/scale$")  # neither decayed nor penalised
     clip_norm: float | None = None
     freeze: Sequence[str] = ()
     multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)  # regular expression -> factor
     layer_decay: float = 1.0  # of the learning rate, for each layer farther from the output
     ema: float | None = None
 
-
-def adam(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Returns the stage of Adam's direction: bias-corrected mean over root mean square plus `eps`."""
-    return optax.scale_by_adam(b1, b2, eps)
-
-
-# What makes directions of gradients. Its keyword arguments are settings; its name is that of its stage.
-ALGORITHMS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": adam}
 
 # What schedules do after warm-up: functions of the update's number, warm-up's length, and progress (0 to 1).
 SHAPES: dict[str, Callable[[jax.Array, int, jax.Array], jax.Array]] = {
@@ -88,8 +82,14 @@ LIMITS: dict[str, Limit] = {
     "end_fraction": FRACTION,
     "b1": BELOW_ONE,
     "b2": BELOW_ONE,
+    "beta": BELOW_ONE,
     "eps": POSITIVE,
+    "decay_rate": POSITIVE,
+    "clipping_threshold": POSITIVE,
+    "min_dim_size_to_factor": COUNT,
     "weight_decay": NOT_NEGATIVE,
+    "l1": NOT_NEGATIVE,
+    "l2": NOT_NEGATIVE,
     "clip_norm": POSITIVE,
     "layer_decay": (lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
     "ema": BELOW_ONE,
@@ -105,11 +105,13 @@ def build(config: Mapping[str, Any], params: Any, steps: int) -> Optimizer:
 
     Raises UserError for an unknown setting or choice, a value out of range, or an expression without a match.
     """
-    settings, algorithm, direction = read(config)
+    settings, algorithm, direction = read(config, params)
     count = warmup(settings, steps)
     rate = schedule(settings.schedule, settings.learning_rate, steps, count, settings.end_fraction)
     decayed = inverse(pytree.mask(params, settings.no_decay, "optim.no_decay"))
     stages = {}
+    if settings.l1 or settings.l2:
+        stages["penalty"] = optax.masked(penalise(settings.l1, settings.l2), decayed)
     if settings.clip_norm is not None:
         stages["clip"] = optax.clip_by_global_norm(settings.clip_norm)
     stages[algorithm] = direction
@@ -128,12 +130,12 @@ def build(config: Mapping[str, Any], params: Any, steps: int) -> Optimizer:
     return Optimizer(chain(stages), rate)
 
 
-def read(config: Mapping[str, Any]) -> tuple[Settings, str, optax.GradientTransformation]:
+def read(config: Mapping[str, Any], params: Any) -> tuple[Settings, str, optax.GradientTransformation]:
     """Returns the settings all optimizers share, and the algorithm's name and stage. None is unset."""
     given = {key: value for key, value in config.items() if value is not None}
     name = given.pop("name", "adamw")
     algorithm = choose("name", name, ALGORITHMS)
-    own = list(inspect.signature(algorithm).parameters)
+    own = list(inspect.signature(algorithm).parameters)[1:]  # but for the parameters
     known = [field.name for field in dataclasses.fields(Settings)] + own
     for key, value in given.items():
         if key not in known:
@@ -144,7 +146,7 @@ def read(config: Mapping[str, Any]) -> tuple[Settings, str, optax.GradientTransf
     for expression, value in given.get("multipliers", {}).items():
         check(f"multipliers.{expression}", value, POSITIVE)
     special = {key: given.pop(key) for key in own if key in given}
-    return Settings(**given), algorithm.__name__, algorithm(**special)
+    return Settings(**given), algorithm.__name__, algorithm(params, **special)
 
 
 def choose(setting: str, name: str, choices: Mapping[str, Any]) -> Any:
@@ -247,6 +249,15 @@ def factors(params: Any, multipliers: Mapping[str, float], layer_decay: float) -
         return layer_decay ** distance(name, leaf) * product
 
     return {name: factor(name, leaf) for name, leaf in leaves.items()}
+
+
+def penalise(l1: float, l2: float) -> optax.GradientTransformation:
+    """Returns the stage that adds the gradient of l1 |w| + l2 / 2 w^2; that of |w| is 0 at 0."""
+
+    def add(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda update, w: update + l1 * jnp.sign(w) + l2 * w, updates, params)
+
+    return optax.stateless(add)
 
 
 def scale_by_name(scales: Mapping[str, Any]) -> optax.GradientTransformation:

@@ -8,12 +8,13 @@ A parameter names its axes where it is made (`vocab embed heads kv mlp layers`),
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fmjax import pytree
 from fmjax.errors import UserError, nearest
@@ -33,24 +34,75 @@ RULES: dict[str, Rules] = {
         "act_heads": "tensor",
         "act_mlp": "tensor",
     },
+    "fsdp_context": {"act_batch": ("data", "fsdp"), "act_length": "context", "embed": "fsdp"},
 }
+PARAMETERS = ("vocab", "embed", "heads", "kv", "mlp", "layers")
+ACTIVATIONS = ("act_batch", "act_length", "act_embed", "act_heads", "act_mlp")
+# Bytes from which a parameter that no rule shards is a mistake, where rules shard others.
+LARGE = 2**24
 
 
-def resolve_rules(name: str) -> Rules:
-    """Returns the rules table of that name. Raises UserError if there is none."""
+def resolve_rules(name: str, table: Mapping[str, Any] | None = None) -> Rules:
+    """Returns the rules table of that name, or one's own `table`. Raises UserError if there is none, or it has unknown names."""
+    known = (*PARAMETERS, *ACTIVATIONS)
+    for axis, axes in (table or {}).items():
+        if axis not in known:
+            raise UserError(f'mesh.table: no axis is named "{axis}"{nearest(axis, known)}; there are {", ".join(known)}')
+        if not isinstance(axes, str | list | tuple) or not all(isinstance(one, str) for one in axes):
+            raise UserError(f"mesh.table.{axis}={axes}: is no axis of the mesh; give a name, or a list of names")
+    if table:
+        return {axis: written(axes if isinstance(axes, str) else tuple(axes)) for axis, axes in table.items()}
     if name not in RULES:
         raise UserError(
-            f'mesh.rules="{name}": no such table{nearest(name, RULES)}; choose one of {", ".join(RULES)}'
+            f'mesh.rules="{name}": no such table{nearest(name, RULES)}; choose one of {", ".join(RULES)}, or write mesh.table'
         )
     return RULES[name]
 
 
-def make_mesh(axes: Mapping[str, int]) -> Mesh:
+def in_force(rules: Rules, mesh: Mesh) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Returns rules as Linen takes them, without the axes that a mesh does not have."""
+    return tuple((logical, mesh_axes(logical, rules, mesh)) for logical in rules if mesh_axes(logical, rules, mesh))
+
+
+def check_used(rules: Rules, mesh: Mesh, own: bool) -> None:
+    """Raises UserError if devices along an axis of the mesh would all do the same, as no rule names it, and if a rule of one's
+    own table names an axis that the mesh lacks; named tables are for smaller meshes too."""
+    for logical, axes in rules.items() if own else ():
+        if lacking := [axis for axis in written(axes) if axis not in mesh.shape]:
+            there = ", ".join(mesh.shape)
+            raise UserError(f"mesh.table.{logical}={lacking[0]}: mesh.axes has only {there}; add it there, or drop the rule")
+    used = {axis for logical in rules for axis in mesh_axes(logical, rules, mesh)}
+    for axis, size in mesh.shape.items():
+        if size > 1 and axis not in used:
+            named = ", ".join(f"{logical}={'+'.join(written(axes))}" for logical, axes in rules.items())
+            raise UserError(
+                f"mesh.axes: no rule uses {axis}={size}, so {size} devices would do the same work; "
+                f"the rules are {named}: choose others with mesh.rules, or leave {axis} out"
+            )
+
+
+def written(axes: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the mesh axes of a rule, of which there may be one or several."""
+    return (axes,) if isinstance(axes, str) else axes
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh over all devices, e.g. of {"data": -1}; a size of -1 takes the devices that are left.
 
-    Raises UserError if the sizes do not multiply to the number of devices.
+    `devices` may be those of a topology that is not here. Raises UserError if the sizes do not multiply to their number.
     """
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
+    sizes = mesh_sizes(axes, count)
+    # Linen's logical constraints are written for Auto axes; jax.make_mesh would give Explicit ones.
+    kinds = (AxisType.Auto,) * len(sizes)
+    if devices is None:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+    placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(placed, tuple(sizes), axis_types=kinds)
+
+
+def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """Returns the size of each axis of a mesh over so many devices. Raises UserError if they do not multiply to it."""
     known = math.prod(size for size in axes.values() if size != -1)
     unknown = [name for name, size in axes.items() if size == -1]
     sizes = {name: devices // max(known, 1) if size == -1 else size for name, size in axes.items()}
@@ -59,18 +111,34 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
             f"mesh.axes={dict(axes)}: the sizes must multiply to the {devices} devices here; "
             "give sizes that do, at most one of them -1"
         )
-    # Linen's logical constraints are written for Auto axes; jax.make_mesh would give Explicit ones.
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return sizes
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Constrains an activation's sharding by logical names; without a mesh and rules in force it does nothing."""
-    return nn.with_logical_constraint(x, logical)
+    """Constrains an activation's sharding by logical names; without a mesh and rules in force it does nothing.
+
+    An axis of size 1, as of a token that is generated, is not divided. Raises UserError where another axis does not divide.
+    """
+    rules: dict[str, Any] = dict(nn.get_logical_axis_rules())
+    mesh = jax.sharding.get_abstract_mesh()
+    if not rules or mesh.empty:
+        return x
+    named = tuple(None if size == 1 else axis for axis, size in zip(logical, x.shape, strict=True))
+    for axis, size in zip(named, x.shape, strict=True):
+        check_divides(f"an activation of shape {x.shape}", axis, size, mesh_axes(axis, rules, mesh), mesh)
+    return nn.with_logical_constraint(x, named)
 
 
-def _mesh_axes(logical: str | None, rules: Rules, mesh: Mesh) -> tuple[str, ...]:
+def placed(found_BLD: jax.Array) -> jax.Array:
+    """Returns what was looked up in a table, sharded as activations: else the table's sharding would be its own, and its
+    gradient's, and would have to be undone for all of them."""
+    return constrain(found_BLD, "act_batch", "act_length", "act_embed")
+
+
+def mesh_axes(logical: str | None, rules: Rules, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """Returns the axes of a mesh over which rules shard a logical axis; those that the mesh lacks are left out."""
     axes = rules.get(logical, ()) if logical else ()
-    return tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes) if axis in mesh.shape)
+    return tuple(axis for axis in written(axes) if axis in mesh.shape)
 
 
 def spec_sharding(name: str, shape: tuple[int, ...], logical: tuple[str | None, ...], rules: Rules, mesh: Mesh) -> NamedSharding:
@@ -80,26 +148,55 @@ def spec_sharding(name: str, shape: tuple[int, ...], logical: tuple[str | None, 
     """
     spec: list[tuple[str, ...] | None] = []
     for size, axis in zip(shape, logical, strict=True):
-        axes = _mesh_axes(axis, rules, mesh)
-        ways = math.prod(mesh.shape[a] for a in axes)
-        if size % ways:
-            raise UserError(
-                f'{name}: axis "{axis}" of size {size} does not divide over the {ways} devices of mesh axis '
-                f"{'+'.join(axes)}; change the size or mesh.axes"
-            )
+        axes = mesh_axes(axis, rules, mesh)
+        check_divides(name, axis, size, axes, mesh)
         spec.append(axes or None)
+    used = [axis for axes in spec for axis in axes or ()]
+    for axis in used:
+        if used.count(axis) > 1:
+            raise UserError(
+                f"{name}: rules shard two of its axes ({', '.join(map(str, logical))}) over mesh axis {axis}; give each its own"
+            )
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+def check_divides(name: str, axis: str | None, size: int, axes: tuple[str, ...], mesh: Mesh | AbstractMesh) -> None:
+    """Raises UserError, naming the array, the axis and both numbers, if a size does not divide over mesh axes."""
+    ways = math.prod(mesh.shape[one] for one in axes)
+    if size % ways:
+        raise UserError(
+            f'{name}: axis "{axis}" of size {size} does not divide over the {ways} devices of mesh axis '
+            f"{'+'.join(axes)}; change the size or mesh.axes"
+        )
+
+
 def parameter_shardings(boxed: Any, rules: Rules, mesh: Mesh) -> Any:
-    """Returns the tree of shardings of a tree of abstract parameters that carry their logical names."""
+    """Returns the tree of shardings of a tree of abstract parameters that carry their logical names.
+
+    Raises UserError where an axis does not divide, and for a large parameter that no rule shards where rules shard others.
+    """
+    sharded = any(mesh.shape[axis] > 1 for logical in PARAMETERS for axis in mesh_axes(logical, rules, mesh))
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
-        logical = leaf.names if isinstance(leaf, nn.Partitioned) else (None,) * len(shape)
-        return spec_sharding(pytree.path_name(path), shape, logical, rules, mesh)
+        name, (value, logical) = pytree.path_name(path), named_axes(leaf)
+        found = spec_sharding(name, value.shape, logical, rules, mesh)
+        size = math.prod(value.shape) * value.dtype.itemsize
+        if sharded and size >= LARGE and found.is_fully_replicated:
+            axes = ", ".join(f"{axis or 'unnamed'} {length}" for axis, length in zip(logical, value.shape, strict=True))
+            raise UserError(
+                f"{name}: {size / 2**20:,.0f} MiB would stand whole on each of {mesh.size} devices: no rule shards its axes "
+                f"({axes}); name one of them in mesh.table, or choose another mesh.rules"
+            )
+        return found
 
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
+def named_axes(leaf: Any) -> tuple[Any, tuple[str | None, ...]]:
+    """Returns a parameter without its box, and the logical names of its axes, None where there is none."""
+    if isinstance(leaf, nn.Partitioned):
+        return leaf.value, tuple(leaf.names)
+    return leaf, (None,) * len(leaf.shape)
 
 
 def batch_shardings(batch: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
@@ -112,7 +209,7 @@ def batch_shardings(batch: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[
 
 def check_batch_size(setting: str, size: int, rules: Rules, mesh: Mesh) -> None:
     """Raises UserError if a global batch of `size` rows does not divide over the data devices."""
-    ways = math.prod(mesh.shape[axis] for axis in _mesh_axes("act_batch", rules, mesh))
+    ways = math.prod(mesh.shape[axis] for axis in mesh_axes("act_batch", rules, mesh))
     if size < 1 or size % ways:
         raise UserError(
             f"{setting}={size}: does not divide over {ways} devices; use a multiple of {ways}, or fewer devices"

@@ -10,7 +10,7 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax import commandline
+from fmjax import commandline, hosts
 from fmjax.evaluate import evaluate_run
 
 
@@ -19,9 +19,16 @@ def main(argv: list[str] | None = None) -> int:
     flags.add("--workdir", type=Path, required=True, help="the run directory")
     flags.add("--split", default="validation", help="the split to evaluate on (default: validation)")
     flags.add("--files", help="files to evaluate on as that split, if not those of the config")
-    return commandline.run(
-        flags, lambda args: print(json.dumps(evaluate_run(args.workdir, args.split, args.files))), argv
-    )
+    hosts.add_flags(flags)
+    return commandline.run(flags, show, argv)
+
+
+def show(args) -> None:
+    """Evaluates, with the other hosts if there are any; the first prints."""
+    hosts.join_if_asked(args)
+    result = evaluate_run(args.workdir, args.split, args.files)
+    if hosts.first():
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

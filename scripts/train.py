@@ -11,14 +11,21 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax import commandline
+from fmjax import commandline, hosts
 from fmjax.train.loop import train
 
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__, config=True)
     flags.add("--workdir", type=Path, required=True, help="the run directory: new, or that of a run to continue")
-    return commandline.run(flags, lambda args: train(commandline.load(args), args.workdir), argv)
+    hosts.add_flags(flags)
+    return commandline.run(flags, start, argv)
+
+
+def start(args) -> None:
+    """Joins the other hosts, if there are any, and trains."""
+    hosts.join_if_asked(args)
+    train(commandline.load(args), args.workdir)
 
 
 if __name__ == "__main__":

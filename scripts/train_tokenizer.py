@@ -17,7 +17,7 @@ from fmjax.errors import UserError
 from fmjax.tasks.corpus import texts
 from fmjax.train.logs import say
 
-KINDS = ("wordpiece", "bpe", "unigram", "word")
+KINDS = ("wordpiece", "bpe", "unigram", "t5", "word", "char", "byte")
 
 
 def train(args: Any) -> None:

@@ -218,8 +218,7 @@ def test_as_a_command(tmp_path):
     wrong = subprocess.run([*command, "--config.train.sede=3"], capture_output=True, **options)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == (
-        'error: config.train.sede=3: no such key (did you mean "seed"?); '
-        "config.train has decay, seed, steps, tiny\n"
+        'error: config.train.sede=3: no such key (did you mean "seed"?); config.train has decay, seed, steps, tiny\n'
     )
 
     for lines in (1, 20_000):  # the reader has gone before the end, or in the middle

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_expit, log_softmax
+from sklearn.utils.class_weight import compute_class_weight
 
 from fmjax import losses
 
@@ -66,3 +67,48 @@ def test_extreme_logits_stay_finite() -> None:
     logits = jnp.array([[1e4, -1e4]])
     np.testing.assert_allclose(losses.softmax_cross_entropy(logits, jnp.array([1])), [2e4])
     np.testing.assert_allclose(losses.sigmoid_cross_entropy(logits, jnp.array([[0.0, 1.0]])), [1e4])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_of_one_class(gamma: float) -> None:
+    logits = LOGITS.astype(np.float64)
+    logs = np.take_along_axis(log_softmax(logits, axis=-1), LABELS[..., None], axis=-1)[..., 0]
+    expected = -((1 - np.exp(logs)) ** gamma) * logs
+    np.testing.assert_allclose(losses.softmax_focal(LOGITS, LABELS, gamma), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_and_weights_of_several_classes(gamma: float) -> None:
+    logits, targets = LOGITS.astype(np.float64), (np.arange(30).reshape(2, 3, 5) % 3 == 0).astype(np.float32)
+    weights = np.where(targets > 0, np.arange(1.0, 6), 1)
+    p = 1 / (1 + np.exp(-logits))
+    right = np.where(targets > 0, p, 1 - p)
+    expected = (weights * -((1 - right) ** gamma) * np.log(right)).mean(-1)
+    found = losses.sigmoid_cross_entropy(LOGITS, targets, gamma, jnp.asarray(weights, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_loss_has_finite_gradients_where_the_model_is_sure(gamma: float) -> None:
+    logits = jnp.array([[200.0, -200.0], [-200.0, 200.0], [0.0, 0.0]])
+    labels = jnp.array([0, 0, 1])
+
+    def total(logits: jax.Array) -> jax.Array:
+        one_hot = jax.nn.one_hot(labels, 2)
+        return losses.softmax_focal(logits, labels, gamma).sum() + losses.sigmoid_cross_entropy(logits, one_hot, gamma).sum()
+
+    value, gradient = jax.value_and_grad(total)(logits)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    assert float(losses.softmax_focal(logits, labels, gamma)[0]) == 0
+
+
+def test_class_weights_are_those_of_their_papers() -> None:
+    counts = np.array([80.0, 15, 5])
+    labels = np.repeat([0, 1, 2], counts.astype(int))
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(losses.balanced(counts, 0.9), expected)
+    for beta in (0.0, 0.9, 0.999):
+        each = np.array([(1 - beta) / (1 - beta**count) for count in counts])
+        np.testing.assert_allclose(losses.effective(counts, beta), each / each.sum() * 3, rtol=1e-6)
+    near = losses.effective(counts, 1 - 1e-9)
+    np.testing.assert_allclose(near / near[0], expected / expected[0], rtol=1e-6)

@@ -39,6 +39,16 @@ def draw(kind: str, seed: int, count: int = 20) -> tuple[np.ndarray, ...]:
     return np.abs(numbers[:, 0]) * weights, weights, np.minimum(weights, 2)
 
 
+def averages(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Returns every average of precision, recall and F1."""
+    scores = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}
+    return {
+        f"{name}_{average}": score(labels, predicted, average=average, zero_division=0)
+        for name, score in scores.items()
+        for average in ("macro", "micro", "weighted")
+    }
+
+
 FUNCTIONS = {
     "binary": metrics.classification,
     "classification": metrics.classification,
@@ -92,11 +102,9 @@ def test_binary_by_hand() -> None:
         "precision": 2 / 3,
         "recall": 2 / 3,
         "f1": 2 / 3,
-        "f1_micro": 3 / 5,
-        "f1_macro": (2 / 3 + 1 / 2) / 2,
-        "f1_weighted": (3 * 2 / 3 + 2 * 1 / 2) / 5,
-        "precision_macro": (2 / 3 + 1 / 2) / 2,
-        "recall_macro": (2 / 3 + 1 / 2) / 2,
+        **dict.fromkeys(("precision_micro", "recall_micro", "f1_micro"), 3 / 5),
+        **dict.fromkeys(("precision_macro", "recall_macro", "f1_macro"), (2 / 3 + 1 / 2) / 2),
+        **dict.fromkeys(("precision_weighted", "recall_weighted", "f1_weighted"), (3 * 2 / 3 + 2 * 1 / 2) / 5),
         "mcc": (2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2),
         "roc_auc": 5 / 6,  # of the six pairs of a 1 and a 0, only (-1, 1) is in the wrong order
         "pr_auc": (1 + 1 + 3 / 4) / 3,
@@ -111,11 +119,7 @@ def test_classification_is_that_of_sklearn() -> None:
     assert values == pytest.approx(
         {
             "accuracy": sk.accuracy_score(labels, predicted),
-            "f1_macro": sk.f1_score(labels, predicted, average="macro"),
-            "f1_micro": sk.f1_score(labels, predicted, average="micro"),
-            "f1_weighted": sk.f1_score(labels, predicted, average="weighted"),
-            "precision_macro": sk.precision_score(labels, predicted, average="macro"),
-            "recall_macro": sk.recall_score(labels, predicted, average="macro"),
+            **averages(labels, predicted),
             "roc_auc": sk.roc_auc_score(labels, chances, multi_class="ovr"),
             "pr_auc": sk.average_precision_score(labels, chances),
             "mcc": sk.matthews_corrcoef(labels, predicted),
@@ -157,8 +161,7 @@ def test_multilabel_is_that_of_sklearn_over_columns_with_both_values() -> None:
     predicted, both = logits > 0, [0, 1, 3]
     expected = {
         "accuracy": sk.accuracy_score(labels, predicted),
-        "f1_micro": sk.f1_score(labels, predicted, average="micro"),
-        "f1_macro": sk.f1_score(labels, predicted, average="macro"),
+        **averages(labels, predicted),
         "roc_auc": sk.roc_auc_score(labels[:, both], logits[:, both]),
         "pr_auc": sk.average_precision_score(labels[:, both], logits[:, both]),
     }
@@ -167,10 +170,10 @@ def test_multilabel_is_that_of_sklearn_over_columns_with_both_values() -> None:
 
 def test_multilabel_of_one_class_and_of_nothing_said() -> None:
     values = metrics.multilabel(np.array([[1.0], [1], [-1]]), np.array([[1.0], [0], [1]]), ones(3))
-    shares = {"accuracy": 1 / 3, "f1_micro": 1 / 2, "f1_macro": 1 / 2}
+    shares = {"accuracy": 1 / 3} | dict.fromkeys(metrics.AVERAGED, 1 / 2)
     assert values == pytest.approx(shares | {"roc_auc": 1 / 4, "pr_auc": 7 / 12})
     nothing = metrics.multilabel(-np.ones((2, 2)), np.zeros((2, 2)), ones(2))
-    assert nothing == {"accuracy": 1, "f1_micro": 0, "f1_macro": 0}
+    assert nothing == {"accuracy": 1} | dict.fromkeys(metrics.AVERAGED, 0)
 
 
 def test_regression_is_that_of_scipy() -> None:

@@ -141,6 +141,34 @@ def test_only_named_parameters_decay_also_where_layers_are_stacked() -> None:
         np.testing.assert_allclose(change, expected, atol=1e-6, err_msg=name)
 
 
+def test_penalties_are_part_of_the_gradient_before_it_is_clipped() -> None:
+    """The first direction of Adam, of bias-corrected mean g and square g^2, is g / (|g| + eps)."""
+    params = draw(0)
+    params["encoder"]["pooler"]["kernel"] = params["encoder"]["pooler"]["kernel"].at[0].set(0.0)
+    gradient = pytree.names(draw(1))
+    for clip in (None, 2.0):
+        config = {"weight_decay": 0.0, "l1": 0.3, "l2": 0.2, "eps": 1.0, "clip_norm": clip}
+        full = {
+            name: np.float64(gradient[name]) + (0 if name in UNDECAYED else 0.3 * np.sign(w) + 0.2 * np.float64(w))
+            for name, w in pytree.names(params).items()
+        }
+        norm = math.sqrt(sum((leaf**2).sum() for leaf in full.values()))
+        after, _ = run(optim.build(STEADY | config, params, 10), params, [draw(1)])[-1]
+        for name, leaf in pytree.names(after).items():
+            g = full[name] * (1 if clip is None else min(1.0, clip / norm))
+            expected = np.float64(pytree.names(params)[name]) - 0.01 * g / (np.abs(g) + 1)
+            np.testing.assert_allclose(leaf, expected, atol=1e-6, err_msg=name)
+
+
+def test_frozen_parameters_are_not_penalised() -> None:
+    params = draw(0)
+    config = STEADY | {"l1": 0.1, "l2": 0.1, "weight_decay": 0.0, "freeze": ["^embed"]}
+    optimizer = optim.build(config, params, 10)
+    assert list(optimizer.transform.init(params)) == ["freeze", "penalty", "adam", "rate"]
+    after, _ = run(optimizer, params, [draw(1)])[-1]
+    jax.tree.map(np.testing.assert_array_equal, after["embed"], params["embed"])
+
+
 def test_stages_are_those_asked_for_in_order() -> None:
     params = draw(0)
     everything = {"clip_norm": 1.0, "freeze": ["^embed"], "multipliers": {"^head": 2.0}, "ema": 0.9}
@@ -299,6 +327,8 @@ def test_unset_settings_are_the_defaults() -> None:
         ({"learning_rate": "1e-3"}, "optim.learning_rate='1e-3' is out of range; give a number"),
         ({"learning_rate": math.nan}, "optim.learning_rate=nan is out of range"),
         ({"clip_norm": 0}, "optim.clip_norm=0 is out of range; give a number above 0"),
+        ({"l1": -1e-3}, "optim.l1=-0.001 is out of range; give a number that is 0 or more"),
+        ({"l2": "x"}, "optim.l2='x' is out of range"),
         ({"b2": 1.0}, "optim.b2=1.0 is out of range"),
         ({"ema": 1.0}, "optim.ema=1.0 is out of range"),
         ({"layer_decay": 0.0}, "optim.layer_decay=0.0 is out of range"),

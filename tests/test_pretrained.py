@@ -134,9 +134,9 @@ def test_a_head_that_is_missing_is_not_made_up(tmp_path):
 
 def test_heads_that_are_not_known_are_reported(tmp_path, capsys):
     folder = shutil.copytree(GOLDEN / "bert_classify", tmp_path / "model")
-    save_file(load_file(folder / hub.WEIGHTS) | {"qa_outputs.bias": np.ones(2, np.float32)}, folder / hub.WEIGHTS)
+    save_file(load_file(folder / hub.WEIGHTS) | {"foo_outputs.bias": np.ones(2, np.float32)}, folder / hub.WEIGHTS)
     load(folder)
-    assert "not used: qa_outputs.bias" in capsys.readouterr().err
+    assert "not used: foo_outputs.bias" in capsys.readouterr().err
 
 
 def test_masked_words_of_a_folder(with_tokenizer):

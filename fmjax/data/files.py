@@ -1,26 +1,23 @@
-"""Records in local files: plain text, JSON lines, CSV and TSV, each also gzipped, always UTF-8.
+"""Records in local files: plain text, JSON lines, CSV and TSV, each also packed (.gz, .xz, .bz2, .zst), always UTF-8.
 
-Files are mapped into memory (or unpacked into it), checked once when opened, and read by a table of offsets.
+Files are mapped into memory, checked once when opened, and read by a table of offsets, 16 bytes a record.
 """
 
 from __future__ import annotations
 
 import csv
-import functools
 import glob
-import gzip
-import hashlib
-import json
-import mmap
-import zlib
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fmjax.data.records import Record
+from fmjax.data.mapped import BOM, PACKED, File, Line, lines, not_utf8, plain_name
+from fmjax.data.records import Record, chosen, json_object, locate
+from fmjax.data.tolerance import tolerates
 from fmjax.errors import UserError, nearest
 
 ENDINGS = {
@@ -31,8 +28,15 @@ ENDINGS = {
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".array_record": "array_record",
+    ".tar": "tar",
 }
-BOM = b"\xef\xbb\xbf"
+SHARD = re.compile(r"-\d+-of-\d+$")  # what TFDS writes behind the ending
+MAY_FOLLOW = f"{', '.join(ending for ending in PACKED if not ending.startswith('.t'))} may follow"
 RECORDS = ("paragraph", "line", "file")
 REST = "..."  # as the last of `columns`: rows may have more fields, which are not read
 
@@ -41,7 +45,7 @@ csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 128 kB
 
 def kind_of(path: Path) -> str | None:
     """Returns the kind that a file's ending stands for, or None."""
-    return ENDINGS.get(path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix)
+    return ENDINGS.get(Path(SHARD.sub("", plain_name(path))).suffix)
 
 
 def find_files(files: str | Sequence[str], kind: str = "") -> list[Path]:
@@ -62,8 +66,8 @@ def expand(path: Path, kind: str) -> list[Path]:
     if path.is_dir():
         found = [file for file in sorted(path.iterdir()) if file.is_file() and is_data(file, kind)]
         if not found:
-            endings = ", ".join(ending for ending, name in ENDINGS.items() if kind in ("", name))
-            raise UserError(f"{path}: the folder has no file that ends in {endings} (.gz may follow); name the files")
+            endings = ", ".join(ending for ending, name in ENDINGS.items() if kind in ("", name)) or f"what {kind} files end in"
+            raise UserError(f"{path}: the folder has no file that ends in {endings} ({MAY_FOLLOW}); name the files")
         return found
     if glob.has_magic(str(path)):
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
@@ -83,68 +87,10 @@ def is_data(file: Path, kind: str) -> bool:
     return known is not None and kind in ("", known) and not file.name.upper().startswith(("LICENSE", "README", "."))
 
 
-class File:
-    """The bytes of a file, pickled by its path. Raises UserError if it cannot be read."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            self.data = contents(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error}); correct the file") from error
-        except (EOFError, zlib.error) as error:
-            raise UserError(f"{path}: is not a whole gzip file ({error}); fetch it again") from error
-
-    def __reduce__(self) -> tuple[type[File], tuple[Path]]:
-        return File, (self.path,)
-
-    @functools.cached_property
-    def fingerprint(self) -> Record:
-        with self.path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"name": self.path.name, "size": self.path.stat().st_size, "sha256": digest}
-
-
-def contents(path: Path) -> bytes | mmap.mmap:
-    """Returns a file's bytes, mapped; those of a .gz file unpacked."""
-    if path.suffix == ".gz":
-        with gzip.open(path) as packed:
-            return packed.read()
-    with path.open("rb") as stream:
-        # An empty file cannot be mapped.
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-
-
-class Line(NamedTuple):
-    """A line of a file: its offsets, its number from 1, and its text with the line break."""
-
-    begin: int
-    end: int
-    number: int
-    text: str
-
-
-def lines(file: File) -> Iterator[Line]:
-    """Yields the lines of a file. Raises UserError, naming the line, if one is not UTF-8."""
-    begin, number = len(BOM) if file.data[: len(BOM)] == BOM else 0, 0
-    while begin < len(file.data):
-        number += 1
-        end = file.data.find(b"\n", begin) + 1 or len(file.data)
-        try:
-            text = file.data[begin:end].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{file.path} line {number}: is not UTF-8 (byte 0x{error.object[error.start]:02x}); "
-                "convert the file, for example with iconv -t UTF-8"
-            ) from error
-        yield Line(begin, end, number, text)
-        begin = end
-
-
 class RecordFiles:
     """Records in files of one kind. A kind says where its records stand (`scan`) and what they hold (`parse`).
 
-    Raises UserError if a file is malformed, naming the line, or there is no record.
+    Raises UserError if a file is malformed, naming the line, or has no record.
     """
 
     kind = ""
@@ -153,17 +99,20 @@ class RecordFiles:
     def __init__(self, paths: Sequence[Path], split: str):
         self.split = split
         self.files = [File(path) for path in paths]
-        spans = array("q")
-        for number, file in enumerate(self.files):
-            for begin, end, line in self.scan(file):
-                spans.extend((number, begin, end, line))
-        self.spans = np.array(spans, np.int64).reshape(-1, 4)
-        if not len(self.spans):
-            raise UserError(f"{', '.join(str(path) for path in paths)}: no records for {split}; give a file that is not empty")
+        begins, ends, bounds = array("q"), array("q"), [0]
+        for file in self.files:
+            for begin, end in self.scan(file):
+                begins.append(begin)
+                ends.append(end)
+            if len(begins) == bounds[-1]:
+                raise UserError(f"{file.path}: no records for {split}; give a file that is not empty")
+            bounds.append(len(begins))
+        # Where each record begins and ends, and the number of records before each file, [files + 1].
+        self.begins, self.ends, self.bounds = np.array(begins, np.int64), np.array(ends, np.int64), np.array(bounds)
         self.fingerprint()  # before anything can change
 
-    def scan(self, file: File) -> Iterator[tuple[int, int, int]]:
-        """Yields the begin, end and first line of each record."""
+    def scan(self, file: File) -> Iterator[tuple[int, int]]:
+        """Yields the begin and end of each record."""
         raise NotImplementedError
 
     def parse(self, text: str, index: int) -> Record:
@@ -175,15 +124,24 @@ class RecordFiles:
         return {}
 
     def __len__(self) -> int:
-        return len(self.spans)
+        return len(self.begins)
 
     def __getitem__(self, index: int) -> Record:
-        number, begin, end, _ = self.spans[index].tolist()
-        return self.parse(self.files[number].data[begin:end].decode("utf-8"), index)
+        file, begin, end = self.place(index)
+        try:
+            text = file.data[begin:end].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.where(index)}: {not_utf8(error)}") from error
+        return self.parse(text, index)
+
+    def place(self, index: int) -> tuple[File, int, int]:
+        """Returns the file of a record, and where in it the record begins and ends."""
+        number, _ = locate(self.bounds, index)
+        return self.files[number], int(self.begins[index]), int(self.ends[index])
 
     def where(self, index: int) -> str:
-        number, _, _, line = self.spans[index].tolist()
-        return f"{self.files[number].path.name} line {line}"
+        file, begin, _ = self.place(index)
+        return f"{file.path.name} line {file.line_at(begin)}"
 
     def fingerprint(self) -> Record:
         files = [file.fingerprint for file in self.files]
@@ -208,19 +166,18 @@ class Text(RecordFiles):
     def options(self) -> Record:
         return {"record": self.record}
 
-    def scan(self, file: File) -> Iterator[tuple[int, int, int]]:
-        begin = end = first = 0  # of the record that is being gathered, first line 0: none
+    def scan(self, file: File) -> Iterator[tuple[int, int]]:
+        begin = end = 0  # of the record that is being gathered; equal: there is none
         for line in lines(file):
             if line.text.strip():
-                if not first:
-                    begin, first = line.begin, line.number
+                begin = line.begin if begin == end else begin
                 end = line.end
             ended = self.record == "line" or (self.record == "paragraph" and not line.text.strip())
-            if first and ended:
-                yield begin, end, first
-                first = 0
-        if first:
-            yield begin, end, first
+            if begin < end and ended:
+                yield begin, end
+                begin = end
+        if begin < end:
+            yield begin, end
 
     def parse(self, text: str, index: int) -> Record:
         if self.record == "file":
@@ -228,7 +185,7 @@ class Text(RecordFiles):
         return {"text": " ".join(line.strip() for line in text.strip().split("\n"))}
 
     def where(self, index: int) -> str:
-        return self.files[int(self.spans[index, 0])].path.name if self.record == "file" else super().where(index)
+        return self.place(index)[0].path.name if self.record == "file" else super().where(index)
 
 
 class JsonLines(RecordFiles):
@@ -236,29 +193,24 @@ class JsonLines(RecordFiles):
 
     kind = "jsonl"
 
-    def scan(self, file: File) -> Iterator[tuple[int, int, int]]:
+    def scan(self, file: File) -> Iterator[tuple[int, int]]:
         for line in lines(file):
             if not line.text.strip():
                 continue
             try:
-                record = json.loads(line.text)
-                if "\\u" in line.text:
-                    json.dumps(record, ensure_ascii=False).encode("utf-8")
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise UserError(f"{file.path} line {line.number}: is not JSON ({error}); correct the line") from error
-            except UnicodeEncodeError as error:
-                raise UserError(f"{file.path} line {line.number}: has half of a surrogate pair; correct the line") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{file.path} line {line.number}: is not a JSON object {{...}}; write one record a line")
-            self.columns = self.columns or tuple(record)
-            yield line.begin, line.end, line.number
+                record = json_object(line.text)
+                self.columns = self.columns or tuple(record)
+            except ValueError as error:
+                if not tolerates():
+                    raise UserError(f"{file.path} line {line.number}: {error}; write one record a line") from error
+            yield line.begin, line.end
 
     def parse(self, text: str, index: int) -> Record:
-        record = json.loads(text)
-        for name in self.columns:
-            if name not in record:
-                raise UserError(f'{self.where(index)}: lacks "{name}", which the first record has; correct the line')
-        return {name: record[name] for name in self.columns}
+        try:
+            record = json_object(text)
+        except ValueError as error:
+            raise UserError(f"{self.where(index)}: {error}; write one record a line") from error
+        return chosen(record, self.columns, self.where, index)
 
 
 class Table(RecordFiles):
@@ -278,7 +230,7 @@ class Table(RecordFiles):
     def options(self) -> Record:
         return {"columns": list(self.named)} if self.named else {}
 
-    def scan(self, file: File) -> Iterator[tuple[int, int, int]]:
+    def scan(self, file: File) -> Iterator[tuple[int, int]]:
         header = not self.named
         for begin, end, line, row in self.rows(file):
             place = f"{file.path} line {line}"
@@ -290,9 +242,12 @@ class Table(RecordFiles):
                 self.columns = tuple(row)
                 self.check_names(place)
                 continue
-            if len(row) < len(self.columns) or (len(row) > len(self.columns) and not self.open_end):
+            if not self.fits(row) and not tolerates():
                 raise UserError(self.ragged(place, row))
-            yield begin, end, line
+            yield begin, end
+
+    def fits(self, row: list[str]) -> bool:
+        return len(row) == len(self.columns) or (len(row) > len(self.columns) and self.open_end)
 
     def check_names(self, place: str) -> None:
         for name in self.columns:
@@ -341,7 +296,10 @@ class Table(RecordFiles):
         return next(csv.reader([text], strict=True))
 
     def parse(self, text: str, index: int) -> Record:
-        return dict(zip(self.columns, self.fields(text), strict=not self.open_end))
+        row = self.fields(text)
+        if not self.fits(row):
+            raise UserError(self.ragged(self.where(index), row))
+        return dict(zip(self.columns, row, strict=not self.open_end))
 
 
 def open_files(kind: str, paths: Sequence[Path], split: str, **options: Any) -> RecordFiles:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,20 +42,59 @@ def check_columns(source: Source, wanted: Iterable[str]) -> None:
             )
 
 
-def hold_out(source: Source, share: float) -> tuple[Source, Source]:
+def locate(bounds: np.ndarray, index: int) -> tuple[int, int]:
+    """Returns the number of the file that holds a record, and the record's number in it; `bounds` [files + 1] are the numbers
+    of records before each file. Raises IndexError for a record that is not there; a negative one counts from the end."""
+    index = range(int(bounds[-1]))[index]
+    number = int(np.searchsorted(bounds, index, side="right")) - 1
+    return number, index - int(bounds[number])
+
+
+def json_object(text: str) -> Record:
+    """Returns the JSON object that a text is. Raises ValueError, with the reason, if it is none or holds half a letter."""
+    try:
+        record = json.loads(text)
+        if "\\u" in text:
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({error})") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("has half of a surrogate pair") from error
+    if not isinstance(record, dict):
+        raise ValueError("is not a JSON object {...}")
+    return record
+
+
+def chosen(record: Record, columns: Iterable[str], where: Callable[[int], str], index: int) -> Record:
+    """Returns the columns of a record, the others left out. Raises UserError, naming the record, if it lacks one."""
+    for name in columns:
+        if name not in record:
+            raise UserError(f'{where(index)}: lacks "{name}", which the first record has; correct it')
+    return {name: record[name] for name in columns}
+
+
+def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source]:
     """Returns a source without a share of its records, and that share, chosen by a hash of the records' numbers.
 
-    Raises UserError unless the share lies between 0 and 1 and leaves both sides a record.
+    Where `by` names a column, records with the same value there stay together, and the share is of the values: the
+    questions about one article, say. Raises UserError unless the share lies between 0 and 1 and leaves both sides a record.
     """
-    count = round(share * len(source)) if 0 < share < 1 else 0
-    if not 0 < count < len(source):
+    groups = np.arange(len(source))
+    if by:
+        check_columns(source, (by,))
+        numbers: dict[Any, int] = {}
+        groups = np.array([numbers.setdefault(str(source[index][by]), len(numbers)) for index in range(len(source))])
+    total = int(groups.max(initial=-1)) + 1
+    count = round(share * total) if 0 < share < 1 else 0
+    if not 0 < count < total:
         raise UserError(
-            f"data.hold_out={share} of {len(source)} records leaves nothing on one side; "
+            f"data.hold_out={share} of {total} {'values of ' + by if by else 'records'} leaves nothing on one side; "
             "choose a share between 0 and 1 that leaves records on both, or give data.files.validation"
         )
-    order = np.argsort(scrambled(len(source)), kind="stable")
-    rest, held = np.sort(order[count:]), np.sort(order[:count])
-    return Subset(source, rest, {"hold_out": share, "part": "rest"}), Subset(source, held, {"hold_out": share, "part": "held"})
+    held = np.isin(groups, np.argsort(scrambled(total), kind="stable")[:count])
+    mark = {"hold_out": share} | ({"hold_out_by": by} if by else {})
+    rest, chosen = np.flatnonzero(~held), np.flatnonzero(held)
+    return Subset(source, rest, mark | {"part": "rest"}), Subset(source, chosen, mark | {"part": "held"})
 
 
 def scrambled(count: int) -> np.ndarray:
@@ -86,3 +126,13 @@ class Subset:
 
     def fingerprint(self) -> Record:
         return self.source.fingerprint() | self.mark
+
+
+class Bundle:
+    """The training data of a mixture of tasks: a source for each part."""
+
+    def __init__(self, parts: Mapping[str, Source]):
+        self.parts = parts
+
+    def fingerprint(self) -> Record:
+        return {part: source.fingerprint() for part, source in self.parts.items()}

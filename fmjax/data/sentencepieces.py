@@ -18,16 +18,24 @@ from fmjax.errors import UserError
 MODEL = "spiece.model"
 SPACE = "▁"
 MASKS = ("[MASK]", "<mask>")
+SENTINEL = re.compile(r"<extra_id_(\d+)>")
+
+
+def sentinel(number: int) -> str:
+    """Returns the name of T5's token for the `number`th span that was taken out of a text."""
+    return f"<extra_id_{number}>"
 
 
 class SentencePieces:
-    """A SentencePiece model. In a text, its mask token alone is read as a token; SentencePiece itself reads none."""
+    """A SentencePiece model. Of special tokens in a text, its mask and sentinels alone are read as such."""
 
     def __init__(self, proto: bytes):
         self.proto = proto
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
         self.tokens = [self.processor.id_to_piece(number) for number in range(self.processor.get_piece_size())]
-        self.masks = [name for name in MASKS if name in self.tokens]
+        self.sentinels = [name for name in self.tokens if SENTINEL.fullmatch(name)]
+        self.masks = [name for name in MASKS if name in self.tokens] + self.sentinels
+        self.marks = re.compile(f"({'|'.join(map(re.escape, self.masks)) or '(?!)'})")
         self.unk = self.processor.id_to_piece(self.processor.unk_id())
 
     def __reduce__(self) -> tuple[type[SentencePieces], tuple[bytes]]:
@@ -40,7 +48,7 @@ class SentencePieces:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text."""
-        plain = [index for index, text in enumerate(texts) if not any(mask in text for mask in self.masks)]
+        plain = [index for index, text in enumerate(texts) if not self.marks.search(text)]
         rows: list[list[int]] = [[] for _ in texts]
         for index, ids in zip(plain, self.processor.encode([texts[index] for index in plain]), strict=True):
             rows[index] = ids
@@ -53,7 +61,7 @@ class SentencePieces:
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         at = 0
-        for part in re.split(f"({'|'.join(map(re.escape, self.masks))})", text) if self.masks else [text]:
+        for part in self.marks.split(text):
             if part in self.masks:
                 ids.append(self.tokens.index(part))
                 offsets.append((at, at + len(part)))
@@ -69,8 +77,9 @@ class SentencePieces:
         return self.processor.decode(list(ids))
 
     def special(self) -> set[int]:
-        """Returns the ids of control tokens."""
-        return {number for number in range(len(self.tokens)) if self.processor.is_control(number)}
+        """Returns the ids of control tokens and sentinels."""
+        control = {number for number in range(len(self.tokens)) if self.processor.is_control(number)}
+        return control | {self.tokens.index(name) for name in self.sentinels}
 
     def openings(self) -> np.ndarray:
         """Returns [vocabulary] bool: whether a token begins a word."""
@@ -81,21 +90,25 @@ class SentencePieces:
         return np.zeros(len(self.tokens), bool)
 
     def template(self) -> Any:
-        """Returns a tokenizer that puts two texts together in BERT's way, as ALBERT does, where there is [CLS] and [SEP]."""
+        """Returns a tokenizer that puts two texts together in BERT's way, as ALBERT does, where there is [CLS] and [SEP], or in
+        T5's, each before its </s>, where there are sentinels."""
         shell = tokenizers.Tokenizer(models.WordLevel({token: n for n, token in enumerate(self.tokens)}, unk_token=self.unk))
         if {"[CLS]", "[SEP]"} <= set(self.tokens):
             shell.post_processor = bert_template(self.tokens.index("[CLS]"), self.tokens.index("[SEP]"))
+        if self.sentinels and "</s>" in self.tokens:
+            end = ("</s>", self.tokens.index("</s>"))
+            shell.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[end])
         return shell
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes `spiece.model`, and a `tokenizer.json` that the reference reads; returns settings for the reader.
 
         The reference's reading of a unigram model agrees except where a text joins characters by U+200D and its kin. For
-        other kinds of model no `tokenizer.json` is written.
+        models of words and characters no `tokenizer.json` is written.
         """
         (folder / MODEL).write_bytes(self.proto)
         spec = self.specification
-        if spec.trainer_spec.model_type == spec.trainer_spec.UNIGRAM:
+        if spec.trainer_spec.model_type in (spec.trainer_spec.UNIGRAM, spec.trainer_spec.BPE):
             self.convert().save(str(folder / "tokenizer.json"))
         return {"fmjax": MODEL}
 
@@ -109,22 +122,45 @@ class SentencePieces:
         return specification
 
     def convert(self) -> Any:
-        """Returns a unigram model as one of the tokenizers library, as the reference's `convert_slow_tokenizer.py` does."""
-        spec, fallback = self.specification, self.specification.trainer_spec.byte_fallback
+        """Returns the model as one of the tokenizers library, as the reference's `convert_slow_tokenizer.py` does."""
+        spec, trainer = self.specification, self.specification.trainer_spec
         pieces = [(piece.piece, piece.score) for piece in spec.pieces]
-        whole = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=self.processor.unk_id(), byte_fallback=fallback))
         steps: list[Any] = []
         if spec.normalizer_spec.precompiled_charsmap:
             steps.append(normalizers.Precompiled(spec.normalizer_spec.precompiled_charsmap))
         if spec.normalizer_spec.remove_extra_whitespaces:
             steps += [normalizers.Replace(tokenizers.Regex(" {2,}"), " "), normalizers.Strip()]
+        prefixed = spec.normalizer_spec.add_dummy_prefix
+        if trainer.model_type == trainer.BPE:
+            known = {piece: number for number, (piece, _) in enumerate(pieces)}
+            settings = {"unk_token": self.unk, "fuse_unk": True, "byte_fallback": trainer.byte_fallback}
+            whole = tokenizers.Tokenizer(models.BPE(known, merges(pieces), **settings))
+            # Pieces may hold several spaces, so a text is not cut at them.
+            steps += [normalizers.Prepend(SPACE)] * prefixed + [normalizers.Replace(" ", SPACE)]
+            shown = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+            whole.decoder = decoders.Sequence(shown + [decoders.Strip(" ", 1, 0)] * prefixed)
+        else:
+            settings = {"unk_id": self.processor.unk_id(), "byte_fallback": trainer.byte_fallback}
+            whole = tokenizers.Tokenizer(models.Unigram(pieces, **settings))
+            prepend = "always" if prefixed else "never"
+            whole.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+            whole.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=prepend)])
         whole.normalizer = normalizers.Sequence(steps)
-        prepend = "always" if spec.normalizer_spec.add_dummy_prefix else "never"
-        whole.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
-        whole.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=prepend)])
         whole.add_special_tokens([AddedToken(mask, lstrip=True, normalized=False) for mask in self.masks])
         whole.post_processor = self.template().post_processor or processors.Sequence([])
         return whole
+
+
+def merges(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
+    """Returns the pairs that a BPE model joins, the best score first: every division of a piece into two others."""
+    known = {piece: number for number, (piece, _) in enumerate(pieces)}
+    found = [
+        (-score, known[piece[:at]], known[piece[at:]], (piece[:at], piece[at:]))
+        for piece, score in pieces
+        for at in range(1, len(piece))
+        if piece[:at] in known and piece[at:] in known
+    ]
+    return [pair for *_, pair in sorted(found)]
 
 
 def bert_template(cls_id: int, sep_id: int) -> Any:

@@ -1,7 +1,7 @@
 """Reads tokenizers from folders in Hugging Face's layout. Nothing that is read is executed or unpickled.
 
 `tokenizer.json` says all. Before it there were `vocab.txt` (BERT's WordPiece) and `vocab.json` with `merges.txt` (the
-byte-level BPE of GPT-2 and RoBERTa), whose settings stand in `tokenizer_config.json`; and SentencePiece's `*.model`.
+byte-level BPE of GPT-2 and RoBERTa), whose settings stand in `tokenizer_config.json`; SentencePiece's `*.model`; `*.tiktoken`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from fmjax.data import marian, tiktokens
+from fmjax.data.marian import MarianPieces
 from fmjax.data.sentencepieces import MODEL, SPACE, SentencePieces, bert_template, read_model
 from fmjax.errors import UserError
 
@@ -29,7 +31,8 @@ ROLES: dict[str, tuple[str, ...]] = {
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
-LOOKED_FOR = "tokenizer.json, vocab.txt, vocab.json with merges.txt, or a SentencePiece *.model"
+ENDS = ("</s>", "<|endoftext|>")  # the same for the token that ends a text
+LOOKED_FOR = "tokenizer.json, vocab.txt, vocab.json with merges.txt or source.spm, a SentencePiece *.model, or *.tiktoken"
 BLANKS = ("Ġ", "Ċ", "ĉ", "č")  # how byte-level tokens write a space, a line feed, a tab and a carriage return
 
 # Tokenizers with the same files that cut texts in another way are refused: their tokenizer.json tells how.
@@ -104,7 +107,7 @@ class Pieces:
         return {}
 
 
-def read(path: Path) -> tuple[Pieces | SentencePieces, Settings]:
+def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
     """Returns the tokenizer in a folder or file, and the settings beside it.
 
     Raises UserError, saying what is looked for, if there is none, or it cuts texts in a way that is not known here.
@@ -119,6 +122,8 @@ def read(path: Path) -> tuple[Pieces | SentencePieces, Settings]:
     settings.pop("auto_map", None)  # names code to be executed
     if settings.get("fmjax") == MODEL and (path / MODEL).is_file():
         return read_model(path / MODEL), settings
+    if (path / marian.SOURCE).is_file():
+        return marian.read(path, settings), settings
     if (path / "tokenizer.json").is_file():
         return Pieces(with_settings(read_tokenizer_json(path / "tokenizer.json"), settings)), settings
     if (path / "vocab.txt").is_file():
@@ -127,16 +132,16 @@ def read(path: Path) -> tuple[Pieces | SentencePieces, Settings]:
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         check_class(path, settings, BYTE_LEVELS)
         return Pieces(byte_level(path / "vocab.json", settings)), settings
-    found = sorted(path.glob("*.model"))
+    found = sorted(path.glob("*.model")) or sorted(path.glob(f"*{tiktokens.SUFFIX}"))
     if not found:
         raise UserError(f"{path}: no tokenizer; looked for {LOOKED_FOR}")
     if len(found) > 1:
         raise UserError(f"{path}: has {', '.join(file.name for file in found)}; name one of the files")
     check_class(path, settings, ())
-    return read_file(found[0]), settings
+    return read_file(found[0], settings), settings
 
 
-def read_file(path: Path) -> Pieces | SentencePieces:
+def read_file(path: Path, settings: Mapping[str, Any] | None = None) -> Pieces | SentencePieces:
     """Returns the tokenizer in one file, by its name."""
     if path.name == "sentencepiece.bpe.model":
         raise UserError(f"{path}: XLM-R and its kin number these pieces anew; add their tokenizer.json, which says how")
@@ -146,6 +151,8 @@ def read_file(path: Path) -> Pieces | SentencePieces:
         return Pieces(wordpiece(path, {}))
     if path.suffix == ".json":
         return Pieces(read_tokenizer_json(path))
+    if path.suffix == tiktokens.SUFFIX:
+        return Pieces(tiktokens.read(path, settings or {}))
     raise UserError(f"{path}: is not a tokenizer; give a folder with, or the file, {LOOKED_FOR}")
 
 
@@ -235,7 +242,7 @@ def roberta(tokenizer: Any, prefix_space: bool = False) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    special = [names[1] for names in ROLES.values()] + ["<|endoftext|>"]
+    special = [names[1] for names in ROLES.values()] + [ENDS[1]]
     # As in the reference, a mask takes the space before it: what it stands for begins with that space.
     tokenizer.add_special_tokens(
         [AddedToken(name, lstrip=name == "<mask>", normalized=False) for name in special if name in vocabulary]

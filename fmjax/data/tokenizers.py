@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fmjax.data import tokenizer_files, tokenizer_training
+from fmjax.data.marian import MarianPieces
 from fmjax.data.sentencepieces import SentencePieces
-from fmjax.data.tokenizer_files import ROLES, Pieces, Settings
+from fmjax.data.tokenizer_files import ENDS, ROLES, Pieces, Settings
 from fmjax.errors import UserError
 
 
@@ -32,13 +34,14 @@ class Part(NamedTuple):
 class Tokenizer:
     """Texts to ids and back. Picklable; the ids depend on `sha256` alone.
 
-    `pad_id`, `unk_id`, `cls_id`, `sep_id` and `mask_id` raise UserError where the vocabulary has no such token.
+    `pad_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `eos_id` raise UserError where the vocabulary has no such token.
     """
 
-    def __init__(self, pieces: Pieces | SentencePieces, settings: Settings):
+    def __init__(self, pieces: Pieces | SentencePieces | MarianPieces, settings: Settings):
         self.pieces, self.settings = pieces, settings
         self._ids = {token: number for number, token in enumerate(pieces.tokens)}
-        self.roles = {role: name for role, names in ROLES.items() if (name := self._name(role, names)) in self._ids}
+        usual = ROLES | {"eos": ENDS}
+        self.roles = {role: name for role, names in usual.items() if (name := self._name(role, names)) in self._ids}
         self.special_ids = frozenset({self._ids[name] for name in self.roles.values()} | pieces.special())
 
     @functools.cached_property
@@ -77,6 +80,27 @@ class Tokenizer:
     def mask_id(self) -> int:
         return self._role("mask")
 
+    @property
+    def eos_id(self) -> int:
+        return self._role("eos")
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a document: eos, else what separates texts; None where there is neither."""
+        name = self.roles.get("eos") or self.roles.get("sep")
+        return None if name is None else self._ids[name]
+
+    @property
+    def fill_id(self) -> int:
+        """What rows are filled up with, where a mask leaves it out: the padding token, or 0 where there is none."""
+        return self._ids[self.roles["pad"]] if "pad" in self.roles else 0
+
+    @property
+    def opening(self) -> np.ndarray:
+        """The special tokens, int32, that `assemble` puts before a text."""
+        first = self._layout(pair=False)[0]
+        return np.array(first.ids, np.int32)
+
     def _role(self, role: str) -> int:
         if role not in self.roles:
             there = ", ".join(f"{role} {name}" for role, name in self.roles.items()) or "none"
@@ -93,8 +117,16 @@ class Tokenizer:
 
         Raises UserError for a text that is not valid Unicode.
         """
+        return self._encode_batch(self.pieces.encode_batch, texts)
+
+    def encode_targets(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of texts that a model is to write: as `encode_batch`, but by Marian's model of the target language."""
+        encode = self.pieces.encode_targets if isinstance(self.pieces, MarianPieces) else self.pieces.encode_batch
+        return self._encode_batch(encode, texts)
+
+    def _encode_batch(self, encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str]) -> list[np.ndarray]:
         try:
-            return [np.array(ids, np.int32) for ids in self.pieces.encode_batch(texts)]
+            return [np.array(ids, np.int32) for ids in encode(texts)]
         except (TypeError, UnicodeEncodeError):
             for text in texts:
                 if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -105,6 +137,33 @@ class Tokenizer:
         """Returns a text's ids [N] int32, and [N, 2] int32: the begin and end of each, in characters of the text."""
         ids, offsets = self.pieces.encode(text)
         return np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2)
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns, of each text that is split into words already, the ids [N] int32 and where each word begins [words] int64.
+
+        Each word is encoded by itself, as it is behind a space, and has a token at least: one of which nothing is left, as
+        of a control character, is the unknown token, and a warning tells. Raises UserError if there is none.
+        """
+        unique = list(dict.fromkeys(word for words in sentences for word in words))
+        encoded = dict(zip(unique, self.encode_batch([self._before_word + word for word in unique]), strict=True))
+        lost = [word for word, ids in encoded.items() if not ids.size]
+        if lost:
+            unknown = np.array([self.unk_id], np.int32)
+            encoded |= dict.fromkeys(lost, unknown)
+            warnings.warn(f"{len(lost)} words, as {lost[0]!r}, have no token; they are read as the unknown one", stacklevel=2)
+        rows = []
+        for words in sentences:
+            ids = [encoded[word] for word in words]
+            begins = np.cumsum([0, *map(len, ids)], dtype=np.int64)[:-1]
+            rows.append((np.concatenate([np.zeros(0, np.int32), *ids]), begins))
+        return rows
+
+    @functools.cached_property
+    def _before_word(self) -> str:
+        """What stands before a word, for its first token to be one that begins a word: a space, if that is not implied."""
+        opens = self.pieces.openings()
+        starts = [opens[ids[0]] for ids in self.encode_batch(["a", " a"]) if ids.size]
+        return " " if starts == [False, True] else ""
 
     def assemble(self, first: np.ndarray, second: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids and token types, int32, of one text or two with the special tokens around them."""
@@ -153,6 +212,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text that ids stand for."""
         return self.pieces.decode([int(number) for number in ids])
+
+    def written(self, ids: np.ndarray) -> str:
+        """Returns the text that a model wrote: its ordinary tokens, up to the one that ends a document."""
+        ends = np.flatnonzero(ids == self.end_id) if self.end_id is not None else ids[:0]
+        ids = ids[: ends[0]] if ends.size else ids
+        # A model may have more embeddings than there are tokens; those beyond are no text.
+        ids = ids[ids < self.vocab_size]
+        return self.decode(ids[~self.special_mask[ids]])
 
     def token(self, number: int) -> str:
         """Returns the token of an id. Raises UserError if there is none."""
@@ -214,8 +281,10 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Returns a tokenizer trained on texts: the same texts give the same one.
 
-    `kind` is wordpiece (BERT's), bpe (byte-level, RoBERTa's special tokens), unigram (SentencePiece) or word (white space
-    and punctuation). The vocabulary is smaller than `vocab_size` where the texts have no more pieces that occur
-    `min_frequency` times. Raises UserError for an unknown kind, too small a vocabulary, and texts without a word.
+    `kind` is wordpiece (BERT's), bpe (byte-level, RoBERTa's special tokens), unigram (SentencePiece), t5 (SentencePiece with
+    T5's special tokens and sentinels), word (white space and punctuation), char (every character that occurs) or byte
+    (ByT5's ids); the last two keep case and white space. The vocabulary is smaller than `vocab_size` where the texts have no
+    more pieces that occur `min_frequency` times. Raises UserError for an unknown kind, too small a vocabulary, and texts
+    without a word.
     """
     return Tokenizer(tokenizer_training.train(texts, kind, vocab_size, lowercase, min_frequency), {})

@@ -25,6 +25,7 @@ class Context:
     bias: jax.Array | None = None  # added to the scores, broadcastable to [B,H,L,S]
     rotary: tuple[jax.Array, jax.Array] | None = None  # see position.rotary
     place: jax.Array | int = 0  # where in the cache the first position of x stands
+    depth: jax.Array | float = 0.0  # of the layer: 0 of the first, 1 of the last
     memory: Any = None  # [B,S,D], of an encoder
     memory_mask: jax.Array | None = None  # bool, broadcastable to [B,H,L,S]
 
@@ -36,7 +37,12 @@ def key_mask(attention_mask_BS: jax.Array) -> jax.Array:
 
 def segment_mask(segment_ids_BL: jax.Array) -> jax.Array:
     """Returns bool [B,1,L,L]: a position attends to those of its own segment (0, the padding, being one too)."""
-    return segment_ids_BL[:, None, :, None] == segment_ids_BL[:, None, None, :]
+    return cross_segment_mask(segment_ids_BL, segment_ids_BL)
+
+
+def cross_segment_mask(segment_ids_BL: jax.Array, memory_segment_ids_BS: jax.Array) -> jax.Array:
+    """Returns bool [B,1,L,S]: a position attends to the part of the memory that is of its own segment."""
+    return segment_ids_BL[:, None, :, None] == memory_segment_ids_BS[:, None, None, :]
 
 
 def causal_mask(length: int, keys: int, place: jax.Array | int = 0, window: int = 0) -> jax.Array:

@@ -2,10 +2,14 @@
 
 A block maps x, the context that all layers share, and its own cache (or None) to the new x and cache. A block with `cross`
 is a decoder's: it attends to a memory between attending to itself and its feed-forward layer.
+
+Stochastic depth (Huang et al. 2016, arXiv:1603.09382) leaves out the residual branches of single examples in training. Its rate
+rises linearly from 0 at the first layer to `stochastic_depth` at the last, each branch drawing for itself, as in DeiT.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +17,35 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Context
 from fmjax.sharding import constrain
 
 ModuleFactory = Callable[..., nn.Module]
 Caches = dict[str, Any]
+
+# What of a layer is kept for its backward pass (Chen et al. 2016, arXiv:1604.06174): all, the results of matrix products with
+# parameters, or nothing but what it read.
+REMAT: dict[str, Any] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "everything": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class StochasticDepth(nn.Module):
+    """Leaves out a branch of some examples, and scales it up in the others, so that its mean stays the same."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, branch_BLD: jax.Array, depth: jax.Array | float) -> jax.Array:
+        """Returns [B,L,D]: 0 with probability rate x depth, the branch over 1 minus that else; without dropout, the branch."""
+        if not self.rate or not self.has_rng("dropout"):
+            return branch_BLD
+        kept = 1 - self.rate * depth
+        chosen = jax.random.bernoulli(self.make_rng("dropout"), kept, (branch_BLD.shape[0], 1, 1))
+        return branch_BLD * (chosen / kept).astype(branch_BLD.dtype)
 
 
 class PostNorm(nn.Module):
@@ -27,19 +55,21 @@ class PostNorm(nn.Module):
     mlp: ModuleFactory
     norm: ModuleFactory
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
     cross: ModuleFactory | None = None
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, context: Context, cache: Caches | None = None) -> tuple[jax.Array, Caches]:
         """Maps [B,L,D] to [B,L,D]."""
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        skip = StochasticDepth(self.stochastic_depth)
         before, after = cache or {}, {}
         seen, after["attention"] = self.attention(name="attention")(x_BLD, context, before.get("attention"))
-        x_BLD = self.norm(name="attention_norm")(x_BLD + drop(seen))
+        x_BLD = self.norm(name="attention_norm")(x_BLD + skip(drop(seen), context.depth))
         if self.cross is not None:
             seen, after["cross"] = self.cross(name="cross")(x_BLD, context, before.get("cross"))
-            x_BLD = self.norm(name="cross_norm")(x_BLD + drop(seen))
-        x_BLD = self.norm(name="mlp_norm")(x_BLD + drop(self.mlp(name="mlp")(x_BLD)))
+            x_BLD = self.norm(name="cross_norm")(x_BLD + skip(drop(seen), context.depth))
+        x_BLD = self.norm(name="mlp_norm")(x_BLD + skip(drop(self.mlp(name="mlp")(x_BLD)), context.depth))
         return constrain(x_BLD, "act_batch", "act_length", "act_embed"), after
 
 
@@ -50,21 +80,23 @@ class PreNorm(nn.Module):
     mlp: ModuleFactory
     norm: ModuleFactory
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
     cross: ModuleFactory | None = None
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, context: Context, cache: Caches | None = None) -> tuple[jax.Array, Caches]:
         """Maps [B,L,D] to [B,L,D]."""
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        skip = StochasticDepth(self.stochastic_depth)
         before, after = cache or {}, {}
         normed = self.norm(name="attention_norm")(x_BLD)
         seen, after["attention"] = self.attention(name="attention")(normed, context, before.get("attention"))
-        x_BLD = x_BLD + drop(seen)
+        x_BLD = x_BLD + skip(drop(seen), context.depth)
         if self.cross is not None:
             normed = self.norm(name="cross_norm")(x_BLD)
             seen, after["cross"] = self.cross(name="cross")(normed, context, before.get("cross"))
-            x_BLD = x_BLD + drop(seen)
-        x_BLD = x_BLD + drop(self.mlp(name="mlp")(self.norm(name="mlp_norm")(x_BLD)))
+            x_BLD = x_BLD + skip(drop(seen), context.depth)
+        x_BLD = x_BLD + skip(drop(self.mlp(name="mlp")(self.norm(name="mlp_norm")(x_BLD))), context.depth)
         return constrain(x_BLD, "act_batch", "act_length", "act_embed"), after
 
 
@@ -73,6 +105,7 @@ def stack(
     block: ModuleFactory,
     layers: int,
     scan: bool,
+    remat: str,
     x: jax.Array,
     context: Context,
     caches: Caches | None = None,
@@ -82,7 +115,10 @@ def stack(
 
     Each layer has its own initialisation key, and its index is folded into the dropout key, so that the parameters and
     the loss do not depend on `scan`: one compiled body for all layers, or an unrolled loop, which runs faster and
-    compiles slower.
+    compiles slower. The context tells each layer its depth.
+
+    `remat` is the name in REMAT of what is kept of each layer for the backward pass, which computes the rest again. Raises
+    UserError if there is none.
     """
     module: Any = block(parent=None)
 
@@ -98,8 +134,14 @@ def stack(
 
     def apply(x: jax.Array, index: jax.Array | int, params: Any, cache: Caches | None) -> tuple[jax.Array, Caches]:
         rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
-        return module.apply({"params": params}, x, context, cache, rngs=rngs)
+        placed = dataclasses.replace(context, depth=jnp.asarray(index, jnp.float32) / max(layers - 1, 1))
+        return module.apply({"params": params}, x, placed, cache, rngs=rngs)
 
+    if remat not in REMAT:
+        raise UserError(f'model.remat="{remat}": no such policy{nearest(remat, REMAT)}; choose one of {", ".join(REMAT)}')
+    if remat != "none":
+        # Outside a scan the compiler would merge what is computed again with what was computed first.
+        apply = jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=not scan)
     if scan:
         return jax.lax.scan(lambda x, layer: apply(x, *layer), x, (jnp.arange(layers), params, caches))
     leaves, structure = jax.tree.flatten((params, caches))

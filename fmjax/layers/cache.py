@@ -7,12 +7,13 @@ takes a place in the cache and no position.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fmjax.layers.attention import causal_mask
+from fmjax.layers.attention import Context, causal_mask, cross_segment_mask, key_mask, segment_mask
 
 Cache = dict[str, Any]
 
@@ -36,6 +37,56 @@ def advance(cache: Cache, mask_BL: jax.Array, window: int = 0) -> tuple[Cache, j
     real = jax.lax.dynamic_update_slice(cache["mask"], mask_BL, (0, place))
     counted = jnp.cumsum(mask_BL, axis=1, dtype=jnp.int32)
     positions = jnp.maximum(cache["next"][:, None] + counted - 1, 0)
-    seen = causal_mask(length, real.shape[1], place, window) & real[:, None, None, :]
+    seen = causal_mask(length, real.shape[1], place) & real[:, None, None, :]
+    if window:  # of tokens, padding between them left out
+        stands = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
+        seen &= stands[:, None, None, :] > positions[:, None, :, None] - window
     moved = {"index": place + length, "mask": real, "next": cache["next"] + counted[:, -1]}
     return {**cache, **moved}, seen, positions
+
+
+def decoder_context(
+    batch: Mapping[str, jax.Array], cache: Cache | None, prefix: str = "", window: int = 0
+) -> tuple[Context, jax.Array, Cache | None]:
+    """Returns what a decoder's layers share, the positions of its tokens [B or 1, L], and the cache but for their keys.
+
+    Reads `input_ids`, and where given `attention_mask` (masks keys) or `segment_ids` (packed rows) and `position_ids`, each
+    name behind `prefix`. Without a cache, positions count from 0 whatever is padding, as the reference's forward does;
+    with one, they count tokens alone.
+    """
+    length = batch[f"{prefix}input_ids"].shape[1]
+    real, segments = batch.get(f"{prefix}attention_mask"), batch.get(f"{prefix}segment_ids")
+    if cache is not None:
+        place = cache["index"]
+        given = jnp.ones_like(batch[f"{prefix}input_ids"]) if real is None else real
+        cache, mask, positions = advance(cache, given, window)
+    else:
+        place, mask = 0, causal_mask(length, length, window=window)
+        positions = jnp.arange(length, dtype=jnp.int32)[None]
+        mask = mask if real is None else mask & key_mask(real)
+        mask = mask if segments is None else mask & segment_mask(segments)
+    return Context(mask=mask, place=place), batch.get(f"{prefix}position_ids", positions), cache
+
+
+def encoder_mask(batch: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array | None]:
+    """Returns what a decoder has to know of the source, `segments [B,S]` of packed rows or else `mask [B,S]`, where given; and
+    the mask of the encoder."""
+    if "segment_ids" in batch:
+        return {"segments": batch["segment_ids"]}, segment_mask(batch["segment_ids"])
+    if "attention_mask" in batch:
+        return {"mask": batch["attention_mask"].astype(bool)}, key_mask(batch["attention_mask"])
+    return {}, None
+
+
+def memory_mask(batch: Mapping[str, jax.Array], memory: Mapping[str, jax.Array]) -> jax.Array | None:
+    """Returns which places of the memory a decoder's tokens may attend to: those of their own segment, or that are no padding."""
+    if "segments" in memory:
+        return cross_segment_mask(batch["decoder_segment_ids"], memory["segments"])
+    return key_mask(memory["mask"]) if "mask" in memory else None
+
+
+def shift_right(labels_BT: jax.Array, start_id: int, positions_BT: jax.Array | None = None) -> jax.Array:
+    """Returns what a decoder reads to predict `labels`: the start token, then all labels but the last. In packed rows every
+    text begins anew, where its position is 0."""
+    shifted = jnp.pad(labels_BT[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
+    return shifted if positions_BT is None else jnp.where(positions_BT == 0, start_id, shifted)

@@ -67,6 +67,23 @@ class ClassifyMean(nn.Module):
         return linear_head(self, drop(mean))
 
 
+class Tag(nn.Module):
+    """Dropout and a linear layer over every token's hidden state: [B,L,C]."""
+
+    reads_pooled: ClassVar[bool] = False
+    classes: int = 2
+    dropout: float = 0.1
+    kernel_init: Initializer = normal(0.02)
+
+    @nn.compact
+    def __call__(self, features: Features, batch: Features) -> jax.Array:
+        """Returns logits [B,L,C] in fp32."""
+        hidden = features["hidden"]
+        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        logits = linear_head(self, drop(hidden).reshape(-1, hidden.shape[-1]))
+        return logits.reshape(*hidden.shape[:-1], self.classes)
+
+
 def linear_head(head: Any, x: jax.Array) -> jax.Array:
     """The last layer of a classifier: `kernel` and `bias` directly in the head, in fp32."""
     kernel = parameter(head, "kernel", head.kernel_init, ("embed", None), (x.shape[-1], head.classes))

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.sharding import constrain
+
 Initializer = nn.initializers.Initializer
 
 
@@ -26,7 +28,8 @@ def parameter(
 ) -> jax.Array:
     """Returns a parameter of a module, made by `init` in fp32; `axes` are the logical names of its axes."""
     value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
-    return value
+    # Vectors are used whole: else the sum that is their gradient would have all activations sharded as they are.
+    return constrain(value, *[None] * len(shape)) if {*axes[:-1]} <= {None} and axes[-1] == "embed" else value
 
 
 class Dense(nn.Module):
@@ -57,9 +60,20 @@ class Dense(nn.Module):
         return y.reshape(x.shape[: x.ndim - contracted] + self.features)
 
 
+class Table(nn.Embed):
+    """An embedding table that is looked up with its rows whole: else all that is looked up would first be sharded as they are."""
+
+    axis: str | None = None
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps ids [...] to [..., width] in `dtype`."""
+        table = constrain(self.embedding.astype(self.dtype or jnp.float32), self.axis, None)
+        return jnp.take(table, inputs, axis=0)
+
+
 def embedding(
     rows: int, width: int, *, axis: str | None, init: Initializer, dtype: Any, name: str | None = None
 ) -> nn.Embed:
     """Returns an embedding table [rows, width] whose first axis has the logical name `axis`."""
     named = nn.with_logical_partitioning(init, (axis, "embed"))
-    return nn.Embed(rows, width, embedding_init=named, dtype=dtype, name=name)
+    return Table(rows, width, embedding_init=named, dtype=dtype, name=name, axis=axis)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def rotary(position_ids_BL: jax.Array, head_width: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """Returns the cosines and sines [B,L,K/2] of the angles position / base^(2k/K) (Su et al. 2021, arXiv:2104.09864)."""
-    frequencies = base ** (-np.arange(0, head_width, 2, dtype=np.float32) / head_width)
+def rotary(
+    position_ids_BL: jax.Array,
+    head_width: int,
+    base: float,
+    change: Callable[[np.ndarray], np.ndarray] = lambda frequencies: frequencies,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the cosines and sines [B,L,K/2] of the angles position x f (Su et al. 2021, arXiv:2104.09864).
+
+    The frequencies f [K/2] are base^(-2k/K), which `change` may slow down for texts longer than those of training.
+    """
+    frequencies = change(base ** (-np.arange(0, head_width, 2, dtype=np.float32) / head_width))
     angles = position_ids_BL[:, :, None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -7,6 +7,7 @@ T token types, N layers. RoBERTa, DistilBERT and ELECTRA are this encoder with o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -17,16 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import hub
-from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Attention, Context, key_mask, segment_mask
 from fmjax.layers.blocks import PostNorm, stack
-from fmjax.layers.heads import Classify, ClassifyMean, Features, Heads, MaskedLm, Pooled, linear_head
+from fmjax.layers.heads import Classify, ClassifyMean, Features, Heads, MaskedLm, Pooled, Tag, linear_head
 from fmjax.layers.linear import Dense, Initializer, embedding, normal
-from fmjax.layers.mlp import ACTIVATIONS, Mlp, activation
+from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
 from fmjax.models.inputs import check_length, check_range
 from fmjax.models.sizes import checked, resolve
-from fmjax.sharding import constrain
+from fmjax.sharding import constrain, placed
 
 Batch = Mapping[str, jax.Array]
 Config = Mapping[str, Any]
@@ -63,8 +63,10 @@ class Settings:
     embedding_dropout: float = 0.1
     attention_dropout: float = 0.1
     classifier_dropout: float = 0.1
+    stochastic_depth: float = 0.0
     dtype: str = "float32"
     scan_layers: bool = False
+    remat: str = "none"  # or dots, everything: what the backward pass computes again
 
 
 class Embed(nn.Module):
@@ -83,10 +85,11 @@ class Embed(nn.Module):
         positions = batch.get("position_ids", jnp.arange(ids.shape[1], dtype=jnp.int32)[None])
 
         word = table(s.vocab_size, axis="vocab", name="word")
-        x = word(ids) + table(s.positions + s.position_offset, axis=None, name="position")(positions + s.position_offset)
+        position = table(s.positions + s.position_offset, axis=None, name="position")
+        x = placed(word(ids)) + placed(position(positions + s.position_offset))
         if s.token_types:
             types = batch.get("token_type_ids", jnp.zeros_like(ids))
-            x = x + table(s.token_types, axis=None, name="token_type")(types)
+            x = x + placed(table(s.token_types, axis=None, name="token_type")(types))
         x = LayerNorm(s.epsilon, dtype, name="norm")(x)
         x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
         if width != s.width:
@@ -112,8 +115,9 @@ class Encoder(nn.Module):
             mlp=partial(Mlp, s.mlp_width, activation(s.activation), **shared),
             norm=partial(LayerNorm, s.epsilon, jnp.dtype(s.dtype)),
             dropout=s.dropout,
+            stochastic_depth=s.stochastic_depth,
         )
-        hidden, _ = stack(self, block, s.layers, s.scan_layers, x_BLD, Context(mask=mask))
+        hidden, _ = stack(self, block, s.layers, s.scan_layers, s.remat, x_BLD, Context(mask=mask))
         if not self.pool:
             return {"hidden": hidden}
         pooler = Dense((s.width,), ("embed", None), name="pooler", **shared)
@@ -142,8 +146,9 @@ class ClassifyFirst(nn.Module):
 class Bert(nn.Module):
     """Maps a batch to features: `hidden [B,L,D]`, `pooled [B,D]` where a head reads it, and each head's output by kind.
 
-    Inputs: `input_ids [B,L]`; optionally `position_ids`, `token_type_ids` [B,L], and one of `attention_mask [B,L]`
-    (masks keys, as the reference does) and `segment_ids [B,L]` (packed rows; 0 is padding).
+    Inputs: `input_ids [B,L]`; optionally `position_ids`, `token_type_ids` [B,L], `attention_mask [B,L]` (masks keys, as
+    the reference does) and `segment_ids [B,L]` (packed rows; 0 is padding). An example of several texts,
+    as multiple choice has, is [B,N,L]: the outputs then are [B,N,...].
     """
 
     heads: Mapping[str, Mapping[str, Any]]
@@ -159,6 +164,9 @@ class Bert(nn.Module):
             "nsp": partial(Classify, classes=2, dropout=0.0, kernel_init=init),
             "classify": partial(Classify, dropout=s.classifier_dropout, kernel_init=init),
             "classify_mean": partial(ClassifyMean, dropout=s.classifier_dropout, kernel_init=init),
+            "tag": partial(Tag, dropout=s.classifier_dropout, kernel_init=init),
+            "span": partial(Tag, classes=2, dropout=0.0, kernel_init=init),
+            "choice": partial(Classify, classes=1, dropout=s.classifier_dropout, kernel_init=init),
         }
 
     def masked_lm(self, name: str) -> Callable[..., nn.Module]:
@@ -177,14 +185,18 @@ class Bert(nn.Module):
     def __call__(self, batch: Batch) -> dict[str, jax.Array]:
         makers = self.head_makers()
         kinds = {kind: partial(makers[kind], **numbers) for kind, numbers in self.heads.items()}
+        rows = batch["input_ids"].shape[:-1]
+        batch = {name: array.reshape(-1, array.shape[-1]) if array.shape[:-1] == rows else array for name, array in batch.items()}
         mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else None
         if "attention_mask" in batch:
-            mask = key_mask(batch["attention_mask"])
+            keys = key_mask(batch["attention_mask"])
+            mask = keys if mask is None else mask & keys
         pool = any(make(parent=None).reads_pooled for make in kinds.values())
 
         x, word_table = Embed(self.settings, name="embed")(batch)
         features = Encoder(self.settings, pool, name="encoder")(x, mask)
-        return features | Heads(kinds, name="head")(features | {"word_table": word_table}, batch)
+        features |= Heads(kinds, name="head")(features | {"word_table": word_table}, batch)
+        return {name: array.reshape(*rows, *array.shape[1:]) for name, array in features.items()}
 
     def smallest(self) -> Batch:
         """Returns a batch of one token, with all that a head might read."""
@@ -193,13 +205,13 @@ class Bert(nn.Module):
     def forward_flops(self, batch: Mapping[str, Any]) -> float:
         """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
         s = self.settings
-        rows, length = batch["input_ids"].shape
+        *rows, length = batch["input_ids"].shape
         predicted = batch["masked_positions"].shape[1] if "masked_positions" in batch else length
         width, embedded = s.width, s.embedding_width or s.width
         layer = 4 * width * width + 2 * width * s.mlp_width + 2 * width * length
         token = s.layers * layer + (embedded * width if embedded != width else 0)
         head = predicted * embedded * (width + s.vocab_size) if "mlm" in self.heads else 0
-        return 2.0 * rows * (length * token + head)
+        return 2.0 * math.prod(rows) * (length * token + head)
 
 
 def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Bert:
@@ -213,14 +225,18 @@ def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **setti
 # The reference (transformers' BertConfig and BertModel): what hub.py and pretrained.py read from a family.
 MODEL_TYPES = ("bert",)
 PREFIX = "bert."  # before the names of the body, except in a bare model
+SPAN = ("start_logits", "end_logits")
 
-# Class -> kind of head -> name of its output.
-ARCHITECTURES: dict[str, dict[str, str]] = {
+# Class -> kind of head -> name of its output; or names, over which the last axis is divided.
+ARCHITECTURES: dict[str, dict[str, str | tuple[str, ...]]] = {
     "BertModel": {"pooled": "pooler_output"},
     "BertForMaskedLM": {"mlm": "logits"},
     "BertForPreTraining": {"mlm": "prediction_logits", "nsp": "seq_relationship_logits"},
     "BertForNextSentencePrediction": {"nsp": "logits"},
     "BertForSequenceClassification": {"classify": "logits"},
+    "BertForTokenClassification": {"tag": "logits"},
+    "BertForQuestionAnswering": {"span": SPAN},
+    "BertForMultipleChoice": {"choice": ("logits",)},
 }
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
@@ -280,7 +296,15 @@ BODY: dict[str, str] = {
     "encoder/pooler/kernel": "pooler.dense.weight",
     "encoder/pooler/bias": "pooler.dense.bias",
 }
+# Heads that all descendants name alike.
+SHARED: dict[str, str] = {
+    "head/tag/kernel": "classifier.weight",
+    "head/tag/bias": "classifier.bias",
+    "head/span/kernel": "qa_outputs.weight",
+    "head/span/bias": "qa_outputs.bias",
+}
 WEIGHTS: dict[str, str] = {ours: PREFIX + theirs for ours, theirs in BODY.items()} | {
+    **SHARED,
     "head/mlm/dense/kernel": "cls.predictions.transform.dense.weight",
     "head/mlm/dense/bias": "cls.predictions.transform.dense.bias",
     "head/mlm/norm/scale": "cls.predictions.transform.LayerNorm.weight",
@@ -290,6 +314,8 @@ WEIGHTS: dict[str, str] = {ours: PREFIX + theirs for ours, theirs in BODY.items(
     "head/nsp/bias": "cls.seq_relationship.bias",
     "head/classify/kernel": "classifier.weight",
     "head/classify/bias": "classifier.bias",
+    "head/choice/kernel": "classifier.weight",
+    "head/choice/bias": "classifier.bias",
 }
 # Copies that the reference may store of a weight that it shares -> ours.
 TIED = {"cls.predictions.decoder.weight": "embed/word/embedding", "cls.predictions.decoder.bias": "head/mlm/bias"}
@@ -309,12 +335,6 @@ def read_settings(config: Config, table: Table, fixed: Config, constants: Config
     Raises UserError naming each setting that is not handled.
     """
     settings = hub.read_settings(config, table, fixed, unread)
-    name = settings["activation"]
-    if name not in ACTIVATIONS:
-        key = next(key for key, (ours, _) in table.items() if ours == "activation")
-        raise UserError(
-            f'config.json: {key}="{name}" is not handled{nearest(name, ACTIVATIONS)}; those that are: {", ".join(ACTIVATIONS)}'
-        )
     if settings["classifier_dropout"] is None:
         settings["classifier_dropout"] = settings["dropout"]
     return settings | dict(constants) | {"embedding_dropout": settings["dropout"]}
@@ -337,7 +357,7 @@ def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> di
     Raises UserError, naming the value and the table, for an id that has no embedding, and for rows that are too long.
     """
     if "position_ids" not in arrays:
-        check_length(arrays["input_ids"].shape[1], settings.positions)
+        check_length(arrays["input_ids"].shape[-1], settings.positions)
     tables = {
         "input_ids": ("vocabulary", settings.vocab_size),
         "token_type_ids": ("token-type table", settings.token_types),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -25,16 +26,23 @@ class Settings(bert.Settings):
 
     token_types: int = 0
     classifier_dropout: float = 0.2
+    span_dropout: float = 0.1
 
 
 class DistilBert(bert.Bert):
     """A BERT with DistilBERT's heads."""
 
+    settings: Settings
+
     def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
         """Returns, for each kind of head, what builds it."""
+        s = self.settings
         makers = super().head_makers()
         del makers["nsp"], makers["pooled"]
-        return makers | {"classify": self.classify_first("relu", input_dropout=0.0)}
+        classify = self.classify_first("relu", input_dropout=0.0)
+        own: dict[str, Callable[..., nn.Module]] = {"classify": classify, "choice": partial(classify, classes=1)}
+        own |= {"tag": partial(makers["tag"], dropout=s.dropout), "span": partial(makers["span"], dropout=s.span_dropout)}
+        return makers | own
 
 
 def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> DistilBert:
@@ -44,10 +52,13 @@ def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **setti
 
 MODEL_TYPES = ("distilbert",)
 PREFIX = "distilbert."
-ARCHITECTURES: dict[str, dict[str, str]] = {
+ARCHITECTURES: dict[str, dict[str, str | tuple[str, ...]]] = {
     "DistilBertModel": {},
     "DistilBertForMaskedLM": {"mlm": "logits"},
     "DistilBertForSequenceClassification": {"classify": "logits"},
+    "DistilBertForTokenClassification": {"tag": "logits"},
+    "DistilBertForQuestionAnswering": {"span": bert.SPAN},
+    "DistilBertForMultipleChoice": {"choice": ("logits",)},
 }
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 SETTINGS: bert.Table = {
@@ -62,11 +73,11 @@ SETTINGS: bert.Table = {
     "dropout": ("dropout", 0.1),
     "attention_dropout": ("attention_dropout", 0.1),
     "seq_classif_dropout": ("classifier_dropout", 0.2),
+    "qa_dropout": ("span_dropout", 0.1),
 }
 FIXED = {**bert.FIXED, "tie_weights_": True}
 CONSTANTS = {**bert.CONSTANTS, "token_types": 0, "epsilon": 1e-12}
-# How the position table was initialised, and another head's setting.
-UNREAD = ("sinusoidal_pos_embds", "qa_dropout")
+UNREAD = ("sinusoidal_pos_embds",)  # how the position table was initialised
 # BERT's name -> DistilBERT's, in this order.
 RENAMED = {
     "encoder.": "transformer.",
@@ -80,6 +91,7 @@ RENAMED = {
     "output.LayerNorm": "output_layer_norm",
 }
 WEIGHTS: dict[str, str] = bert.renamed(RENAMED, PREFIX, without=("embed/token_type", "encoder/pooler")) | {
+    **bert.SHARED,
     "head/mlm/dense/kernel": "vocab_transform.weight",
     "head/mlm/dense/bias": "vocab_transform.bias",
     "head/mlm/norm/scale": "vocab_layer_norm.weight",
@@ -89,6 +101,10 @@ WEIGHTS: dict[str, str] = bert.renamed(RENAMED, PREFIX, without=("embed/token_ty
     "head/classify/dense/bias": "pre_classifier.bias",
     "head/classify/kernel": "classifier.weight",
     "head/classify/bias": "classifier.bias",
+    "head/choice/dense/kernel": "pre_classifier.weight",
+    "head/choice/dense/bias": "pre_classifier.bias",
+    "head/choice/kernel": "classifier.weight",
+    "head/choice/bias": "classifier.bias",
 }
 TIED = {"vocab_projector.weight": "embed/word/embedding"}
 

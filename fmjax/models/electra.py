@@ -6,6 +6,7 @@ token replaced?).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -26,7 +27,13 @@ SIZES: dict[str, dict[str, int]] = {
     "base": bert.SIZES["base"],
     "large": bert.SIZES["large"],
 }
-Settings = bert.Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(bert.Settings):
+    """BERT's settings, and the dropout of the head for multiple choice."""
+
+    choice_dropout: float = 0.1
 
 
 class ReplacedToken(nn.Module):
@@ -49,6 +56,8 @@ class ReplacedToken(nn.Module):
 class Electra(bert.Bert):
     """A BERT with ELECTRA's heads."""
 
+    settings: Settings
+
     def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
         """Returns, for each kind of head, what builds it."""
         s = self.settings
@@ -58,7 +67,8 @@ class Electra(bert.Bert):
             ReplacedToken, activation(s.activation), kernel_init=normal(s.initializer_range), dtype=jnp.dtype(s.dtype)
         )
         classify = self.classify_first("gelu", input_dropout=s.classifier_dropout)
-        return makers | {"mlm": self.masked_lm("gelu"), "rtd": replaced, "classify": classify}
+        choice = partial(self.classify_first("gelu", input_dropout=0.0), classes=1, dropout=s.choice_dropout)
+        return makers | {"mlm": self.masked_lm("gelu"), "rtd": replaced, "classify": classify, "choice": choice}
 
 
 def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Electra:
@@ -68,11 +78,14 @@ def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **setti
 
 MODEL_TYPES = ("electra",)
 PREFIX = "electra."
-ARCHITECTURES: dict[str, dict[str, str]] = {
+ARCHITECTURES: dict[str, dict[str, str | tuple[str, ...]]] = {
     "ElectraModel": {},
     "ElectraForMaskedLM": {"mlm": "logits"},
     "ElectraForPreTraining": {"rtd": "logits"},
     "ElectraForSequenceClassification": {"classify": "logits"},
+    "ElectraForTokenClassification": {"tag": "logits"},
+    "ElectraForQuestionAnswering": {"span": bert.SPAN},
+    "ElectraForMultipleChoice": {"choice": ("logits",)},
 }
 INPUTS = bert.INPUTS
 SETTINGS: bert.Table = {
@@ -81,11 +94,13 @@ SETTINGS: bert.Table = {
     "hidden_size": ("width", 256),
     "num_attention_heads": ("attention_heads", 4),
     "intermediate_size": ("mlp_width", 1024),
+    "summary_last_dropout": ("choice_dropout", 0.1),
 }
+# The reference's sequence summary is what multiple choice reads.
+FIXED = {**bert.FIXED, "summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu"}
 CONSTANTS = {"position_offset": 0}
-# The reference's sequence summary serves multiple choice alone.
-UNREAD = ("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout")
 WEIGHTS: dict[str, str] = bert.renamed({}, PREFIX, without=("encoder/pooler",)) | {
+    **bert.SHARED,
     "embed/projection/kernel": PREFIX + "embeddings_project.weight",
     "embed/projection/bias": PREFIX + "embeddings_project.bias",
     "head/mlm/dense/kernel": "generator_predictions.dense.weight",
@@ -101,13 +116,17 @@ WEIGHTS: dict[str, str] = bert.renamed({}, PREFIX, without=("encoder/pooler",)) 
     "head/classify/dense/bias": "classifier.dense.bias",
     "head/classify/kernel": "classifier.out_proj.weight",
     "head/classify/bias": "classifier.out_proj.bias",
+    "head/choice/dense/kernel": "sequence_summary.summary.weight",
+    "head/choice/dense/bias": "sequence_summary.summary.bias",
+    "head/choice/kernel": "classifier.weight",
+    "head/choice/bias": "classifier.bias",
 }
 TIED = {"generator_lm_head.weight": "embed/word/embedding"}
 
 
 def from_reference(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
-    return bert.read_settings(config, SETTINGS, bert.FIXED, CONSTANTS, UNREAD)
+    return bert.read_settings(config, SETTINGS, FIXED, CONSTANTS, ())
 
 
 def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:

@@ -9,12 +9,16 @@ import numpy as np
 
 from fmjax.errors import UserError, nearest
 
+IMAGES = ("pixel_values", "interpolate_pos_encoding", "patch_keep")  # which the family itself checks
 
-def checked_inputs(arrays: Mapping[str, Any], known: Sequence[str]) -> dict[str, np.ndarray]:
+
+def checked_inputs(
+    arrays: Mapping[str, Any], known: Sequence[str], axes: Sequence[str] = ("rows", "tokens")
+) -> dict[str, np.ndarray]:
     """Returns the inputs as arrays: tokens [B,L] and what goes with them, whole numbers; `pixel_values` [B,C,height,width].
 
-    The first of the `known` names has to be there. Raises UserError for an unknown name, a wrong type, or shapes that
-    differ among what belongs to the same tokens.
+    `axes` are those of the tokens: of multiple choice, rows, choices, tokens. The first of the `known` names has to be there.
+    Raises UserError for an unknown name, a wrong type, or shapes that differ among what belongs to the same tokens.
     """
     for name in arrays:
         if name not in known:
@@ -28,24 +32,29 @@ def checked_inputs(arrays: Mapping[str, Any], known: Sequence[str]) -> dict[str,
             inputs[name] = np.asarray(value)
         except ValueError:
             raise UserError(f"{name}: its rows differ in length; fill them up, and mask that with attention_mask") from None
-        if name != "pixel_values" and inputs[name].dtype.kind not in ("biuf" if name.endswith("attention_mask") else "iu"):
+        if name not in IMAGES and inputs[name].dtype.kind not in ("biuf" if name.endswith("attention_mask") else "iu"):
             raise UserError(f"{name}: holds {inputs[name].dtype}, not whole numbers; give int32 or int64")
     for name in inputs:
-        if name != "pixel_values":
-            check_shape(name, inputs)
+        if name not in IMAGES:
+            check_shape(name, inputs, axes)
     return inputs
 
 
-def check_shape(name: str, inputs: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError if an array does not have the shape of the tokens that it belongs to, or those are not [B,L]."""
-    main = "decoder_input_ids" if name.startswith("decoder_") else "input_ids"
+def check_shape(name: str, inputs: Mapping[str, np.ndarray], axes: Sequence[str]) -> None:
+    """Raises UserError if an array does not have the shape of the tokens that it belongs to, or those lack one of the axes."""
+    target = name == "labels" or name.startswith("decoder_")
+    main = "decoder_input_ids" if target else "input_ids"
+    if target and main not in inputs and "labels" in inputs:
+        main = "labels"
     if main not in inputs:
         raise UserError(f"{name} goes with {main}, which are missing; give them")
     shape = inputs[main].shape
-    if len(shape) != 2 or 0 in shape:
-        raise UserError(f"{main}: has shape {shape}; give [rows, tokens], at least one of each")
+    if len(shape) != len(axes) or 0 in shape:
+        raise UserError(f"{main}: has shape {shape}; give [{', '.join(axes)}], at least one of each")
+    if target and inputs["input_ids"].shape[:1] != shape[:1]:
+        raise UserError(f"{main}: has {shape[0]} rows, but input_ids has shape {inputs['input_ids'].shape}; they must be alike")
     # One row of positions may stand for all.
-    if inputs[name].shape not in (shape, (1, shape[1])[: 2 if name.endswith("position_ids") else 0]):
+    if inputs[name].shape not in (shape, (1, shape[-1]) if name.endswith("position_ids") else ()):
         raise UserError(f"{name}: has shape {inputs[name].shape}, but {main} {shape}; they must be alike")
 
 

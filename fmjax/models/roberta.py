@@ -13,6 +13,7 @@ import flax.linen as nn
 import numpy as np
 
 from fmjax import hub
+from fmjax.data.tokenizers import Tokenizer
 from fmjax.errors import UserError
 from fmjax.models import bert
 from fmjax.models.inputs import check_length
@@ -46,21 +47,29 @@ def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **setti
     return checked(Roberta(heads, resolve(Settings, SIZES, size, settings)))
 
 
+def follow(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the settings of a fresh model that follow from its tokenizer: with another offset it could not be exported."""
+    return {"position_offset": tokenizer.pad_id + 1}
+
+
 MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
 PREFIX = "roberta."
-ARCHITECTURES: dict[str, dict[str, str]] = {
-    name + kind: outputs
-    for name in ("Roberta", "XLMRoberta", "Camembert")
-    for kind, outputs in {
-        "Model": {"pooled": "pooler_output"},
-        "ForMaskedLM": {"mlm": "logits"},
-        "ForSequenceClassification": {"classify": "logits"},
-    }.items()
+CLASSES: dict[str, dict[str, str | tuple[str, ...]]] = {
+    "Model": {"pooled": "pooler_output"},
+    "ForMaskedLM": {"mlm": "logits"},
+    "ForSequenceClassification": {"classify": "logits"},
+    "ForTokenClassification": {"tag": "logits"},
+    "ForQuestionAnswering": {"span": bert.SPAN},
+    "ForMultipleChoice": {"choice": ("logits",)},
+}
+ARCHITECTURES = {
+    name + kind: outputs for name in ("Roberta", "XLMRoberta", "Camembert") for kind, outputs in CLASSES.items()
 }
 INPUTS = bert.INPUTS
 SETTINGS: bert.Table = {**bert.SETTINGS, "vocab_size": ("vocab_size", 50265)}
 CONSTANTS = {"embedding_width": 0}
 WEIGHTS: dict[str, str] = bert.renamed({}, PREFIX, without=()) | {
+    **bert.SHARED,
     "head/mlm/dense/kernel": "lm_head.dense.weight",
     "head/mlm/dense/bias": "lm_head.dense.bias",
     "head/mlm/norm/scale": "lm_head.layer_norm.weight",
@@ -70,6 +79,8 @@ WEIGHTS: dict[str, str] = bert.renamed({}, PREFIX, without=()) | {
     "head/classify/dense/bias": "classifier.dense.bias",
     "head/classify/kernel": "classifier.out_proj.weight",
     "head/classify/bias": "classifier.out_proj.bias",
+    "head/choice/kernel": "classifier.weight",
+    "head/choice/bias": "classifier.bias",
 }
 TIED = {"lm_head.decoder.weight": "embed/word/embedding", "lm_head.decoder.bias": "head/mlm/bias"}
 
@@ -103,6 +114,6 @@ def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> di
     """
     if "position_ids" not in arrays:
         real = arrays["input_ids"] != settings.position_offset - 1
-        check_length(int(real.sum(axis=1).max()), settings.positions)
-        arrays = {**arrays, "position_ids": real.cumsum(axis=1) * real + settings.position_offset - 1}
+        check_length(int(real.sum(axis=-1).max()), settings.positions)
+        arrays = {**arrays, "position_ids": real.cumsum(axis=-1) * real + settings.position_offset - 1}
     return bert.reference_inputs(arrays, settings)

@@ -26,15 +26,18 @@ def resolve(settings: Any, sizes: Mapping[str, Mapping[str, int]], size: str, gi
 
 
 def checked(model: Any) -> Any:
-    """Returns the model. Raises UserError if its compute type is unknown, its heads do not divide its width, or it lacks a
-    head that the task needs."""
+    """Returns the model. Raises UserError if its compute type is unknown, its heads do not divide its width, stochastic depth
+    leaves no layer, or it lacks a head that the task needs."""
     settings = model.settings
     if settings.dtype not in DTYPES:
         raise UserError(f'model.dtype="{settings.dtype}" is not supported; choose one of {", ".join(DTYPES)}')
-    if settings.width % settings.attention_heads:
+    # Where the width of heads is a setting of its own, they need not add up to the model's.
+    if not getattr(settings, "head_width", 0) and settings.width % settings.attention_heads:
         raise UserError(
             f"model.width={settings.width} does not divide over model.attention_heads={settings.attention_heads}; change one"
         )
+    if not 0 <= getattr(settings, "stochastic_depth", 0.0) < 1:
+        raise UserError(f"model.stochastic_depth={settings.stochastic_depth}: must be at least 0 and less than 1")
     makers = model.head_makers()
     for kind in model.heads:
         if kind not in makers:

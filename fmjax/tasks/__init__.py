@@ -7,10 +7,19 @@ A task module has a class `Task`, made from the config (`Task(**config.task)`), 
 - `examples(source, tokenizer, max_length, train) -> Examples`: random access to fixed-shape examples;
 - `weights(batch) -> {term: weight}` and `loss(outputs, batch) -> {term: sum}`: the loss is the sum over terms of sum / weight.
   Weights are taken over the whole global batch, so splitting a batch does not change the loss;
-- `predictions(outputs, batch) -> arrays [B, ...]` and `metrics(arrays, valid) -> {name: number}`: evaluation on the host;
+- `predictions(outputs, batch) -> arrays [B, ...]` and `metrics(arrays, valid, examples) -> {name: number}`: evaluation on the
+  host; row i of the arrays belongs to example i of `examples`, for metrics of texts;
 - `measures`: the names of the metrics, of which one may be undefined on some data (AUC where there is one class alone);
 - `inputs(examples, tokenizer, max_length, where) -> batch` and `describe(outputs, batch, tokenizer) -> [dict]`: predicting;
-  `where(index)` names an example in errors.
+  `where(index)` names an example in errors; of the batch, names that begin with "_" are of the host alone.
+
+More, where they are not as usual:
+
+- `reads`: "text", or "images", for which there is no tokenizer;
+- `counted`: the arrays of a batch that are 0 where there is padding and nowhere else, by which the tokens that a step reads are
+  counted; by default `segment_ids` or `attention_mask`;
+- `generation`: arguments of `generate`, if predicting is generating; `describe` then gets `{"generated": tokens [B,T]}`;
+- `needs`: "generation", if evaluating is generating too; `metrics` then gets `generated`.
 """
 
 from __future__ import annotations
@@ -31,7 +40,11 @@ Where = Callable[[int], str]  # the name of a record or example, by its index
 
 
 class Examples(Protocol):
-    """Random access to the examples of a split; `draw` adds what is random, such as masks, anew each epoch."""
+    """Random access to the examples of a split; `draw` adds what is random, such as masks, anew each epoch.
+
+    Where an example is a text padded at its end, `lengths [N]` has the number of tokens of each, and `sized` names the arrays
+    whose last axis is the length: what data/buckets.py needs. Packed ones have `fill`, the shares that are no padding, by array.
+    """
 
     def __len__(self) -> int: ...
 
@@ -44,10 +57,12 @@ class Examples(Protocol):
 
 def task(name: str) -> ModuleType:
     """Returns the module of the task of that name. Raises UserError listing those there are."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    if name not in names:
-        raise UserError(f'task.name="{name}": no such task{nearest(name, names)}; choose one of {", ".join(names)}')
-    return importlib.import_module(f"{__name__}.{name}")
+    found = {module.name for module in pkgutil.iter_modules(__path__)}
+    if name in found and hasattr(module := importlib.import_module(f"{__name__}.{name}"), "Task"):
+        return module
+    # Some modules hold what tasks share.
+    names = [other for other in sorted(found) if hasattr(importlib.import_module(f"{__name__}.{other}"), "Task")]
+    raise UserError(f'task.name="{name}": no such task{nearest(name, names)}; choose one of {", ".join(names)}')
 
 
 def make(settings: Mapping[str, Any]) -> Any:

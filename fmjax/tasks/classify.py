@@ -1,14 +1,17 @@
 """Classification of a text or a pair of texts: one label, several, or a number (regression).
 
 The classifier reads BERT's pooled output (`pool="first"`, Devlin et al. 2019), the mean over the text's tokens
-(`"mean"`), or the hidden state at the text's mask token (`"mask"`: which word stands here?).
+(`"mean"`), or the hidden state at the text's mask token (`"mask"`: which word stands here?). Classes of unequal size can
+be weighed, and easy examples count for less (`balance.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,21 +19,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import losses, metrics
+from fmjax.data.augment_text import Augmentation, drop_tokens, mask_span
 from fmjax.data.sources import Source, check_columns
 from fmjax.data.tokenizers import Tokenizer
 from fmjax.errors import UserError, nearest
 from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.corpus import pad_rows
+from fmjax.tasks.balance import Balance
+from fmjax.tasks.corpus import PADDED, pad_rows
 
 KINDS = ("single", "multi", "regression")
 POOLS = ("first", "mean", "mask")
 OVERLONG = ("error", "truncate")
+BLANK = ("error", "drop")
 SEPARATOR = "|"  # between the labels of a multi-label record in a csv or tsv file
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """Settings of classification. `labels` are found in the training data where they are not given."""
+class Task(Balance):
+    """Settings of classification. `labels` are found in the training data where they are not given.
+
+    A record whose texts are all blank is an error, or left out (`blank="drop"`) of every split.
+    """
 
     kind: str = "single"
     text: str = "text"
@@ -39,17 +48,23 @@ class Task:
     labels: tuple[str, ...] = ()
     pool: str = "first"
     overlong: str = "error"
-    label_smoothing: float = 0.0
-    token_dropout: float = 0.0
+    blank: str = "error"
+    token_dropout: float = 0.0  # share of the tokens that become the unknown one
+    span_mask: float = 0.0  # share of the tokens that become the mask, one span
 
     def __post_init__(self) -> None:
-        for name, choices in (("kind", KINDS), ("pool", POOLS), ("overlong", OVERLONG)):
+        for name, choices in (("kind", KINDS), ("pool", POOLS), ("overlong", OVERLONG), ("blank", BLANK)):
             value = getattr(self, name)
             if value not in choices:
                 raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
-        for name in ("label_smoothing", "token_dropout"):
+        for name in ("token_dropout", "span_mask"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"task.{name}={getattr(self, name)}: must be at least 0 and less than 1")
+        if self.span_mask and self.pool == "mask":
+            raise UserError("task.span_mask would put masks beside the one that task.pool=mask reads; set it to 0")
+        self.check_balance(self.labels)
+        if self.kind == "regression" and (self.weighting != "none" or self.class_weights or self.focal_gamma):
+            raise UserError("task.kind=regression has no classes; leave task.weighting, class_weights and focal_gamma out")
 
     @property
     def heads(self) -> dict[str, dict[str, Any]]:
@@ -70,20 +85,37 @@ class Task:
         return (self.text, self.text_pair) if self.text_pair else (self.text,)
 
     def resolve(self, source: Source) -> dict[str, Any]:
-        """Returns the label names found in the training data, unless they are given or the task is regression.
+        """Returns the label names found in the training data, unless they are given or the task is regression; and the
+        class weights, if they are to follow from the data.
 
         Raises UserError, naming the record, if whole-number labels are mixed with others, negative, or have gaps.
         """
         check_columns(source, (*self.columns, self.label))
-        if self.kind == "regression" or self.labels:
+        if self.kind == "regression" or (self.labels and not self.weighs):
             return {}
         first: dict[str, int] = {}
-        for index in range(len(source)):
-            for value in self.values(source, index):
+        counts: Counter[str] = Counter()
+        kept = self.kept(source)
+        for index in kept:
+            values = self.values(source, index)
+            counts.update(set(values))
+            for value in values:
                 first.setdefault(value, index)
+        labels = self.labels or self.names(source, first)
+        found: dict[str, Any] = {} if self.labels else {"labels": labels}
+        if self.weighs:
+            total = len(kept) if self.kind == "multi" else None
+            found |= self.find_weights(labels, np.array([counts[label] for label in labels]), total)
+        return found
+
+    def names(self, source: Source, first: Mapping[str, int]) -> tuple[str, ...]:
+        """Returns the label names in order, of those that were found and where each was first; whole numbers by their value.
+
+        Raises UserError, naming the record, if whole numbers are mixed with others, negative, or have gaps.
+        """
         numbers = {name for name in first if name.lstrip("-").isdigit()}
         if not numbers:
-            return {"labels": tuple(sorted(first))}
+            return tuple(sorted(first))
         for name, index in first.items():
             if name not in numbers or not 0 <= int(name) < len(first):
                 found = ", ".join(sorted(first)[:10])
@@ -91,7 +123,7 @@ class Task:
                     f'{source.where(index)}: label "{name}" does not fit; whole-number labels run from 0 without gaps and '
                     f"those of the training data are {found}; correct the record, or list the labels in task.labels"
                 )
-        return {"labels": tuple(map(str, range(len(first))))}
+        return tuple(map(str, range(len(first))))
 
     def values(self, source: Source, index: int) -> list[str]:
         """Returns the label names of a record. Raises UserError, naming it, if there is none or it is not a name."""
@@ -134,10 +166,27 @@ class Task:
     def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Texts:
         """Tokenises a source into examples of `max_length` tokens."""
         check_columns(source, (*self.columns, self.label))
-        targets = np.stack([self.target(source, index) for index in range(len(source))])
-        records = [source[index] for index in range(len(source))]
-        rows = self.rows(records, tokenizer, max_length, source.where)
-        return Texts(self, rows, targets, tokenizer, max_length, self.token_dropout if train else 0.0)
+        kept = self.kept(source)
+        targets = np.stack([self.target(source, index) for index in kept])
+        records = [source[index] for index in kept]
+        rows = self.rows(records, tokenizer, max_length, lambda index: source.where(kept[index]))
+        return Texts(self, rows, targets, tokenizer, max_length, self.augmentations(tokenizer) if train else ())
+
+    def augmentations(self, tokenizer: Tokenizer) -> tuple[Augmentation, ...]:
+        """Returns what changes a text anew each time that it is drawn, in training."""
+        dropped = (partial(drop_tokens, tokenizer=tokenizer, share=self.token_dropout),) if self.token_dropout else ()
+        return dropped + ((partial(mask_span, tokenizer=tokenizer, share=self.span_mask),) if self.span_mask else ())
+
+    def kept(self, source: Source) -> list[int]:
+        """Returns the numbers of the records that are not left out. Raises UserError if none is."""
+        kept = [index for index in range(len(source)) if self.blank == "error" or not self.is_blank(source[index])]
+        if not kept:
+            raise UserError(f"{source.where(0)}: this and every other record is blank; give data with text")
+        return kept
+
+    def is_blank(self, record: Mapping[str, Any]) -> bool:
+        """Returns whether all of a record's texts are empty or white space."""
+        return all(isinstance(record[column], str) and not record[column].strip() for column in self.columns)
 
     def rows(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, most: int, where: Where) -> list[tuple]:
         """Returns (ids, token types) of each record, in at most `most` tokens.
@@ -149,6 +198,8 @@ class Task:
             for column in self.columns:
                 if not isinstance(record[column], str):
                     raise UserError(f'{where(index)}: column "{column}" holds {record[column]!r}, not text; correct the record')
+            if self.is_blank(record):
+                raise UserError(f"{where(index)}: {' and '.join(self.columns)} is blank; correct it, or choose task.blank=drop")
         special = tokenizer.special_count(pair=len(self.columns) == 2)
         if most <= special:
             raise UserError(f"data.max_length={most} leaves no room for a token beside the {special} special ones; raise it")
@@ -188,28 +239,31 @@ class Task:
         return (~tokenizer.special_mask[ids] | (ids == tokenizer.unk_id)).astype(np.float32)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the number of examples."""
-        return {"classify": jnp.float32(batch["labels"].shape[0])}
+        """Returns the number of examples, or the sum of their class weights."""
+        labels = batch["labels"]
+        if self.kind == "multi":
+            return {"classify": self.label_weight(labels).mean(axis=-1).sum()}
+        return {"classify": jnp.float32(labels.shape[0]) if self.kind == "regression" else self.weight(labels).sum()}
 
     def losses(self, outputs: Batch, labels: jax.Array) -> jax.Array:
-        """Returns the loss of each example [B]."""
+        """Returns the loss of each example [B], times its weight."""
         logits = outputs[self.head]
         if self.kind == "regression":
             return losses.squared_error(logits[:, 0], labels)
         if self.kind == "multi":
-            return losses.sigmoid_cross_entropy(logits, labels)
-        return losses.softmax_cross_entropy(logits, labels, self.label_smoothing)
+            return losses.sigmoid_cross_entropy(logits, labels, self.focal_gamma, self.label_weight(labels))
+        return self.cross_entropy(logits, labels) * self.weight(labels)
 
     def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
         """Returns the sum of the examples' losses."""
         return {"classify": self.losses(outputs, batch["labels"]).sum()}
 
     def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
-        """Returns each example's logits, target and loss without label smoothing."""
-        plain = dataclasses.replace(self, label_smoothing=0.0)
+        """Returns each example's logits, target and plain loss: without smoothing, weights and focus."""
+        plain = dataclasses.replace(self, label_smoothing=0.0, weighting="none", class_weights=(), focal_gamma=0.0)
         return {"logits": outputs[self.head], "labels": batch["labels"], "losses": plain.losses(outputs, batch["labels"])}
 
-    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray) -> dict[str, float]:
+    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns the loss and the metrics of the kind of labels."""
         loss = {"loss": float(arrays["losses"][valid > 0].mean())}
         if self.kind == "regression":
@@ -251,11 +305,21 @@ class Task:
 
 
 class Texts:
-    """Tokenised, labelled texts; `draw` replaces tokens by the unknown one with a probability (word dropout)."""
+    """Tokenised, labelled texts; `draw` applies the augmentations, in order."""
 
-    def __init__(self, task: Task, rows: list[tuple], targets: np.ndarray, tokenizer: Tokenizer, max_length: int, dropout: float):
+    sized = (*PADDED, "pool_weights")
+
+    def __init__(
+        self,
+        task: Task,
+        rows: list[tuple],
+        targets: np.ndarray,
+        tokenizer: Tokenizer,
+        max_length: int,
+        augmentations: Sequence[Augmentation],
+    ):
         self.task, self.rows, self.targets = task, rows, targets
-        self.tokenizer, self.max_length, self.dropout = tokenizer, max_length, dropout
+        self.tokenizer, self.max_length, self.augmentations = tokenizer, max_length, augmentations
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -267,9 +331,17 @@ class Texts:
             row["pool_weights"] = self.task.pool_weights(row["input_ids"], self.tokenizer)
         return {name: array[0] for name, array in row.items()} | {"labels": self.targets[index]}
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many tokens each example has [N]."""
+        return np.array([ids.size for ids, _ in self.rows])
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """The class of each example [N], by which data.balance resamples; None where there may be several, or none."""
+        return self.targets if self.task.kind == "single" else None
+
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        if not self.dropout:
-            return example
-        ids = example["input_ids"]
-        hit = (rng.random(ids.size) < self.dropout) & ~self.tokenizer.special_mask[ids]
-        return example | {"input_ids": np.where(hit, self.tokenizer.unk_id, ids).astype(np.int32)}
+        for augment in self.augmentations:
+            example = example | {"input_ids": augment(example["input_ids"], rng)}
+        return example

@@ -1,12 +1,15 @@
-"""Token arrays that tasks share: a tokenised corpus, and rows padded to one length."""
+"""Texts and token arrays that tasks share: a tokenised corpus, pieces of it packed into rows, rows padded to one length, and
+the texts that are given for predicting."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from fmjax.data import stored_ids
 from fmjax.data.sources import Source
 from fmjax.data.tokenizers import Tokenizer
 from fmjax.errors import UserError
@@ -18,6 +21,13 @@ class Corpus:
 
     tokens: np.ndarray
     bounds: np.ndarray
+    characters: int = 0  # of the text
+    bytes: int = 0  # of the text in UTF-8
+
+    @property
+    def begins(self) -> np.ndarray:
+        """[documents]: where each begins."""
+        return np.concatenate([[0], self.bounds[:-1]])
 
     def pieces(self, most: int) -> np.ndarray:
         """Returns [pieces, 2]: begin and end of consecutive pieces of at most `most` tokens, none crossing a document.
@@ -26,41 +36,148 @@ class Corpus:
         """
         if most < 1:
             raise UserError("data.max_length leaves no room for a token beside the special ones; raise it")
-        begins = np.concatenate([[0], self.bounds[:-1]])
-        spans = [
-            np.stack([starts := np.arange(begin, end, most), np.minimum(starts + most, end)], axis=1)
-            for begin, end in zip(begins.tolist(), self.bounds.tolist(), strict=True)
-        ]
-        return np.concatenate(spans) if spans else np.zeros((0, 2), np.int64)
+        return cut(self.begins, self.bounds, most)
+
+    def enclosed(self, before: np.ndarray, after: np.ndarray) -> Corpus:
+        """Returns the documents that have a token, each between special tokens."""
+        kept = self.bounds > self.begins
+        begins, ends = self.begins[kept], self.bounds[kept]
+        places = np.repeat(np.stack([begins, ends], axis=1), [before.size, after.size], axis=1).reshape(-1)
+        tokens = np.insert(self.tokens, places, np.tile(np.concatenate([before, after]), len(ends)))
+        bounds = ends + (before.size + after.size) * np.arange(1, len(ends) + 1)
+        return dataclasses.replace(self, tokens=tokens, bounds=bounds)
+
+
+def cut(begins: np.ndarray, ends: np.ndarray, most: int) -> np.ndarray:
+    """Returns [pieces, 2]: begin and end of consecutive pieces of at most `most`, none crossing a border between spans."""
+    spans = [
+        np.stack([starts := np.arange(begin, end, most), np.minimum(starts + most, end)], axis=1)
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+    ]
+    return np.concatenate(spans) if spans else np.zeros((0, 2), np.int64)
+
+
+def windows(count: int, room: int, stride: int) -> np.ndarray:
+    """Returns [windows, 2]: begin and end of spans of at most `room` places that begin every `stride` (0: half of the room)
+    and cover `count`. Raises UserError if places between them would be left out."""
+    stride = stride or max(room // 2, 1)
+    if not 0 < stride <= room:
+        raise UserError(
+            f"task.stride={stride}: windows of {room} tokens (data.max_length without what else stands there) can begin every "
+            f"1 to {room}; change one of them"
+        )
+    begins = np.arange(0, max(count - room, 0) + stride, stride)
+    return np.stack([begins, np.minimum(begins + room, count)], axis=1)
+
+
+def widest_context(spans: np.ndarray) -> np.ndarray:
+    """Returns, for each place that windows [windows, 2] cover, the number of that in which it has the most places on its
+    poorer side (as BERT's run_squad.py); of equal ones, the first."""
+    places = np.arange(spans[-1, 1])
+    poorer = np.minimum(places - spans[:, :1], spans[:, 1:] - 1 - places)
+    return np.where(poorer >= 0, poorer, -1).argmax(axis=0)
 
 
 def texts(source: Source, column: str, begin: int = 0, end: int | None = None) -> Iterator[str]:
-    """Yields a column of the records from `begin` to before `end`.
+    """Yields a column of the records from `begin` to before `end`; several strings (words, endings) as one text.
 
-    Raises UserError, naming the record, for a value that is not a string.
+    Raises UserError, naming the record, for a value that is neither a string nor several.
     """
     for index in range(len(source))[begin:end]:
         text = source[index][column]
+        if isinstance(text, list) and all(isinstance(part, str) for part in text):
+            text = " ".join(text)
         if not isinstance(text, str):
             raise UserError(f'{source.where(index)}: column "{column}" holds {text!r:.60}, not text; correct the record')
         yield text
 
 
+def given_texts(examples: Sequence[Any], column: str, where: Callable[[int], str]) -> list[str]:
+    """Returns the texts of examples: strings, or objects that have them in a column. Raises UserError, naming the example."""
+    read: list[Any] = [example.get(column) if isinstance(example, Mapping) else example for example in examples]
+    for number, text in enumerate(read):
+        if not isinstance(text, str):
+            raise UserError(f'{where(number)}: is not a text; give a string, or an object with a "{column}"')
+    return read
+
+
 def tokenise(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 4096) -> Corpus:
-    """Tokenises a column of every record, a chunk of records at a time.
+    """Tokenises a column of every record, a chunk of records at a time; ids by the same tokenizer that the records hold are read.
 
     Raises UserError if a record's text is not a string or no record has a token.
     """
     tokens: list[np.ndarray] = []
     lengths: list[int] = []
+    characters = size = 0
+    ready = stored_ids.are_of(source, column, tokenizer.sha256)
     for begin in range(0, len(source), chunk):
-        ids = tokenizer.encode_batch(list(texts(source, column, begin, begin + chunk)))
+        if ready:
+            read, ids = read_tokens(source, tokenizer, range(begin, min(begin + chunk, len(source))))
+        else:
+            read = list(texts(source, column, begin, begin + chunk))
+            ids = tokenizer.encode_batch(read)
         tokens.extend(ids)
         lengths.extend(map(len, ids))
+        characters += sum(map(len, read))
+        size += sum(len(text.encode()) for text in read)
     bounds = np.cumsum(np.array(lengths, np.int64))
     if not len(bounds) or not bounds[-1]:
         raise UserError(f'column "{column}" has no text in any of {len(source)} records; give a data set with text')
-    return Corpus(np.concatenate(tokens).astype(np.int32), bounds)
+    return Corpus(np.concatenate(tokens).astype(np.int32), bounds, characters, size)
+
+
+def read_tokens(source: Source, tokenizer: Tokenizer, indices: range) -> tuple[list[str], list[np.ndarray]]:
+    """Returns the texts of records and the ids [N] that they hold. Raises UserError, naming the record, for damaged ones."""
+    records = [source[index] for index in indices]
+    ids = [stored_ids.read(source, index, record, tokenizer.sha256) for index, record in zip(indices, records, strict=True)]
+    return [record["text"] for record in records], ids
+
+
+def side_by_side(tokens: np.ndarray, pieces: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the `tokens` of pieces [N,2] of a text, one behind the other, and where all but the first begin (`begins`)."""
+    parts = [tokens[begin:end] for begin, end in pieces.tolist()]
+    return {"tokens": np.concatenate(parts), "begins": np.cumsum([part.size for part in parts])[:-1]}
+
+
+def packed_row(pieces: Sequence[np.ndarray], length: int, fill_id: int) -> dict[str, np.ndarray]:
+    """Returns pieces side by side: `input_ids`, `segment_ids` (1, 2, ...; 0 is padding) and `position_ids` [length], which
+    start again at every piece."""
+    row = {name: np.zeros(length, np.int32) for name in ("input_ids", "segment_ids", "position_ids")}
+    row["input_ids"][:] = fill_id
+    at = 0
+    for number, piece in enumerate(pieces, start=1):
+        span = slice(at, at + piece.size)
+        row["input_ids"][span], row["segment_ids"][span], row["position_ids"][span] = piece, number, np.arange(piece.size)
+        at += piece.size
+    return row
+
+
+def pair(source: np.ndarray, target: np.ndarray, lengths: tuple[int, int], fill_id: int) -> dict[str, np.ndarray]:
+    """Returns what an encoder reads and a decoder writes, `input_ids`, `attention_mask` [S], `labels` and `label_weights` [T],
+    of lengths (S, T)."""
+    row = packed_pairs([source], [target], lengths, fill_id)
+    return {name: row[name] for name in ("input_ids", "attention_mask", "labels", "label_weights")}
+
+
+def packed_pairs(
+    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], lengths: tuple[int, int], fill_id: int
+) -> dict[str, np.ndarray]:
+    """Returns pairs side by side: besides what `pair` has, `segment_ids`, `position_ids` [S] and `decoder_segment_ids`,
+    `decoder_position_ids` [T], by which each target sees its own source."""
+    source, target = packed_row(sources, lengths[0], fill_id), packed_row(targets, lengths[1], fill_id)
+    return {
+        "input_ids": source["input_ids"],
+        "attention_mask": (source["segment_ids"] > 0).astype(np.int32),
+        "labels": target["input_ids"],
+        "label_weights": (target["segment_ids"] > 0).astype(np.float32),
+        "segment_ids": source["segment_ids"],
+        "position_ids": source["position_ids"],
+        "decoder_segment_ids": target["segment_ids"],
+        "decoder_position_ids": target["position_ids"],
+    }
+
+
+PADDED = ("input_ids", "token_type_ids", "attention_mask")  # what `pad_rows` makes
 
 
 def pad_rows(rows: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int, length: int = 0) -> dict[str, np.ndarray]:
@@ -76,3 +193,29 @@ def pad_rows(rows: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int, length:
         batch["token_type_ids"][row, : ids.size] = types
         batch["attention_mask"][row, : ids.size] = 1
     return batch
+
+
+def enclosed(
+    rows: Sequence[np.ndarray],
+    tokenizer: Tokenizer,
+    most: int,
+    truncate: bool,
+    where: Callable[[int], str],
+    limit: str,
+    ending: Sequence[int] = (),
+) -> list[np.ndarray]:
+    """Returns the ids of texts with the special tokens around them and `ending` behind, in at most `most` tokens, the text cut
+    where it may be.
+
+    Raises UserError, naming the text and the setting that is the limit, if it may not be, or there is no room for any.
+    """
+    special = tokenizer.special_count() + len(ending)
+    if most <= special:
+        raise UserError(f"{limit}={most} leaves no room for a token beside the {special} special ones; raise it")
+    for number, ids in enumerate(rows):
+        if ids.size + special > most and not truncate:
+            raise UserError(
+                f"{where(number)}: {ids.size + special} tokens are more than {limit}={most}; "
+                "raise it, or choose task.overlong=truncate"
+            )
+    return [np.append(tokenizer.assemble(ids[: most - special])[0], ending).astype(np.int32) for ids in rows]

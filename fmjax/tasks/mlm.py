@@ -1,8 +1,8 @@
 """Masked language modelling, and next-sentence prediction on request (Devlin et al. 2019, section 3.1).
 
 Masks are drawn anew each time an example is seen (RoBERTa's dynamic masking), and logits are computed at the masked
-positions only. Without next-sentence prediction, the pieces of several short documents share a row; a document's
-tokens attend to their own document (`segment_ids`).
+positions only. Without next-sentence prediction, the pieces of several documents share a row (see `data/packing.py`); a piece's
+tokens attend to their own piece (`segment_ids`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import losses, metrics
+from fmjax.data.packing import pack
 from fmjax.data.sources import Source, check_columns
 from fmjax.data.tokenizers import Tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.corpus import Corpus, pad_rows, tokenise
+from fmjax.tasks.corpus import Corpus, given_texts, packed_row, pad_rows, tokenise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Task:
         arrays = {"losses": (tokens * weights).sum(-1), "weights": weights.sum(-1), "correct": correct.sum(-1)}
         return arrays | ({"nsp": outputs["nsp"], "nsp_labels": batch["nsp_labels"]} if self.nsp else {})
 
-    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray) -> dict[str, float]:
+    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns loss (nats per masked token), perplexity and accuracy; and the accuracy on pairs."""
         values = metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
         if self.nsp:
@@ -84,11 +85,7 @@ class Task:
 
     def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
         """Returns a batch from texts (or {"text": ...}) in which the tokenizer's mask token marks what to predict."""
-        texts: list[Any] = [example.get(self.column) if isinstance(example, Mapping) else example for example in examples]
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f'{where(number)}: is not a text; give a string, or an object with a "{self.column}"')
-        rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(texts)]
+        rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))]
         masked = [np.flatnonzero(ids == tokenizer.mask_id) for ids, _ in rows]
         for number, ((ids, _), places) in enumerate(zip(rows, masked, strict=True)):
             if not places.size:
@@ -168,28 +165,23 @@ class Masker:
 
 
 class Rows:
-    """Documents cut into pieces, consecutive pieces packed into rows."""
+    """Documents cut into pieces, which are packed into rows."""
 
     def __init__(self, corpus: Corpus, masker: Masker, tokenizer: Tokenizer, max_length: int):
         self.corpus, self.masker, self.tokenizer, self.max_length = corpus, masker, tokenizer, max_length
         empty = tokenizer.assemble(np.zeros(0, np.int32))[0]
         self.pieces = corpus.pieces(max_length - empty.size)
-        self.rows = pack(self.pieces[:, 1] - self.pieces[:, 0] + empty.size, max_length)
+        self.plan = pack(self.pieces[:, 1] - self.pieces[:, 0] + empty.size, max_length)
+        self.fill = {"input_ids": self.plan.fill[0]}
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.plan.rows
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `segment_ids`, `position_ids` [L], before masking."""
-        ids = np.full(self.max_length, self.tokenizer.pad_id, np.int32)
-        segments, positions = np.zeros(self.max_length, np.int32), np.zeros(self.max_length, np.int32)
-        at = 0
-        for number, (begin, end) in enumerate(self.pieces[slice(*self.rows[index])], start=1):
-            piece, _ = self.tokenizer.assemble(self.corpus.tokens[begin:end])
-            span = slice(at, at + piece.size)
-            ids[span], segments[span], positions[span] = piece, number, np.arange(piece.size)
-            at += piece.size
-        return {"input_ids": ids, "segment_ids": segments, "position_ids": positions}
+        pieces = self.pieces[self.plan.pieces(index)]
+        assembled = [self.tokenizer.assemble(self.corpus.tokens[begin:end])[0] for begin, end in pieces]
+        return packed_row(assembled, self.max_length, self.tokenizer.pad_id)
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         return example | self.masker(example["input_ids"], rng)
@@ -242,14 +234,3 @@ class Pairs:
         ids, types = self.tokenizer.assemble(first, second)
         row = {k: array[0] for k, array in pad_rows([(ids, types)], self.tokenizer.pad_id, self.max_length).items()}
         return row | self.masker(row["input_ids"], rng) | {"nsp_labels": np.int32(random)}
-
-
-def pack(lengths: np.ndarray, most: int) -> np.ndarray:
-    """Returns [rows, 2]: the first and the one-past-last piece of each row, pieces in order, no row over `most`."""
-    rows, begin, filled = [], 0, 0
-    for index, length in enumerate(lengths.tolist()):
-        if filled + length > most:
-            rows.append((begin, index))
-            begin, filled = index, 0
-        filled += length
-    return np.array([*rows, (begin, len(lengths))] if len(lengths) else [], np.int64).reshape(-1, 2)

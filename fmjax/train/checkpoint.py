@@ -31,6 +31,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from fmjax import hosts
 from fmjax.errors import UserError
 from fmjax.pytree import grouped, names, unnames
 from fmjax.train.logs import say
@@ -40,6 +41,9 @@ MADE_BY_ORBAX = "_CHECKPOINT_METADATA"
 LEFTOVER = re.compile(r"\d+\.(deleted|orbax-checkpoint-tmp.*)")
 # Orbax gives up a save after this time, by default ten minutes; a slow disk is no error.
 LONGEST_SAVE = 6 * 3600
+# Below these bytes a copy of an array is written by one device: cutting it up for all that have it compiles a program for each
+# shape and device, which on eight devices took longer than all the rest of a small model's first save.
+LEAST_SLICE = 2**20
 
 
 def quiet_orbax() -> None:
@@ -61,6 +65,9 @@ def quiet_orbax() -> None:
 
 
 quiet_orbax()
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE), override=True
+)
 
 
 class DamagedError(UserError):
@@ -125,7 +132,7 @@ class CheckpointReader:
 
         Args:
           step: a step of `steps()`.
-          abstract: for each item a tree of ShapeDtypeStruct; a leaf without a sharding comes on the first device.
+          abstract: for each item a tree of ShapeDtypeStruct; a leaf without a sharding comes on the first device of each host.
 
         Raises:
           UserError: there is no such step, it is damaged, or it does not fit `abstract`, with the names that differ.
@@ -198,12 +205,14 @@ class Checkpoints(CheckpointReader):
         super().__init__(directory, best=best)
         if keep < 1:
             raise UserError(f"checkpoint.keep={keep}: the newest checkpoint must be kept to continue from; give 1 or more")
+        self._first = hosts.first()  # of several hosts, which alone deletes, sets aside and seals
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{directory}: cannot be made ({error.strerror}); name another --workdir") from None
         self._keep = keep
         self._clean()
+        hosts.meet("checkpoints")
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), timeout_secs=LONGEST_SAVE)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
@@ -257,8 +266,10 @@ class Checkpoints(CheckpointReader):
             self._orbax.close()
 
     def _finish(self, step: int, content: dict[str, Any]) -> None:
-        """Seals a step when Orbax has written it, on every host: on several, the first alone would do the rest."""
+        """Seals a step when Orbax has written it, on every host."""
         self._orbax.wait_until_finished()
+        if not self._first:
+            return
         folder = self._folder(step)
         write_manifest(folder, content | {"files": list_files(folder)})
         kept = {*self.steps()[-self._keep :], *self._ranked()[:1]}
@@ -284,7 +295,7 @@ class Checkpoints(CheckpointReader):
 
     def _clean(self) -> None:
         """Removes leftovers: temporary folders, and steps of Orbax (or empty ones) that have no manifest. Nothing else."""
-        for path in self.directory.glob("*"):
+        for path in self.directory.glob("*") if self._first else ():
             unfinished = path.name.isdecimal() and path.is_dir() and not (path / MANIFEST).exists()
             if LEFTOVER.fullmatch(path.name) or (unfinished and ((path / MADE_BY_ORBAX).exists() or not any(path.iterdir()))):
                 shutil.rmtree(path, ignore_errors=True)
@@ -309,7 +320,7 @@ def describe(leaf: Any) -> str:
 
 def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """Returns the abstract leaf with a sharding: Orbax would take the stored one, whose devices may not be here."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or SingleDeviceSharding(jax.devices()[0]))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or SingleDeviceSharding(jax.local_devices()[0]))
 
 
 def owned(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from fmjax import models, optim, pytree, sharding, tasks
-from fmjax.config import check_resumable, differences, read_config
+from fmjax import hosts, models, optim, pytree, sharding, tasks
+from fmjax.config import READING, check_resumable, read_config
+from fmjax.data.buckets import Bucketed
+from fmjax.data.fingerprints import data_differences
+from fmjax.data.mixing import Several, parts_of
+from fmjax.data.packing import fill_of
 from fmjax.data.pipeline import eval_batches
+from fmjax.data.records import Bundle
 from fmjax.data.sources import Source, hold_out, open_source
 from fmjax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from fmjax.data.tolerance import SKIPPED, Guarded, Tolerance
 from fmjax.errors import UserError, nearest
-from fmjax.pretrained import Pretrained, load
+from fmjax.generate import settings_for
+from fmjax.pretrained import Pretrained, load, reads_text
 from fmjax.tasks.corpus import texts
 from fmjax.train import rundir
 from fmjax.train.checkpoint import CheckpointReader
+from fmjax.train.examples import find_overlap, make_examples
 from fmjax.train.logs import say
+from fmjax.train.mixed import mix
 from fmjax.train.state import TrainState, abstract_params, abstract_state, create_state, with_params
 
 Config = dict[str, Any]
@@ -30,6 +41,7 @@ Config = dict[str, Any]
 # Where a model is initialised from other weights, these alone may start fresh.
 FRESH = ("^head/", "^encoder/pooler/")
 SOURCE_OPTIONS = ("record", "columns", "name", "data_dir", "download")
+PART_KEYS = ("files", "source", "hold_out", "hold_out_by", *SOURCE_OPTIONS)  # what a source of a mixture may have for itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +53,9 @@ class Experiment:
     resumed: bool
     mesh: Mesh
     rules: sharding.Rules
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None: of a task that reads images
     task: Any
-    model: nn.Module
+    model: Any  # a Linen module, or of a mixture what stands for it
     examples: Mapping[str, Any]  # by split
     data: Config  # fingerprints, for provenance
     steps: int
@@ -51,6 +63,8 @@ class Experiment:
     optimizer: optim.Optimizer
     abstract: TrainState
     source: Pretrained | None  # what the parameters start from
+    tolerance: Tolerance  # of bad records, and which were left out
+    notes: Config  # about the data, for provenance
 
     @property
     def batch_size(self) -> int:
@@ -72,7 +86,13 @@ class Experiment:
 
     def eval_batches(self, split: str) -> Any:
         """Returns the batches of a split, every example once."""
-        return eval_batches(self.examples[split], batch_size=self.batch_size, seed=self.seed)
+        return eval_batches(self.examples[split], batch_size=self.batch_size, seed=self.seed, rows=self.rows)
+
+    @property
+    def rows(self) -> np.ndarray | None:
+        """Which rows of a batch this host reads, None being all."""
+        named = ("act_batch",)
+        return hosts.rows_of(sharding.spec_sharding("rows", (self.batch_size,), named, self.rules, self.mesh), self.batch_size)
 
 
 def prepare(given: Config, workdir: Path) -> Experiment:
@@ -82,33 +102,39 @@ def prepare(given: Config, workdir: Path) -> Experiment:
     """
     resumed = rundir.check_workdir(workdir)
     config = continued(given, workdir) if resumed else given
-    rules = sharding.resolve_rules(config["mesh"]["rules"])
+    rules = sharding.resolve_rules(config["mesh"]["rules"], config["mesh"].get("table"))
     mesh = sharding.make_mesh(config["mesh"]["axes"])
+    sharding.check_used(rules, mesh, own=bool(config["mesh"].get("table")))
     check_batch(config, rules, mesh)
 
-    sources = open_sources(config["data"])
+    made = tasks.make(config["task"])
+    check_reading(config["data"])
+    tolerance = Tolerance(config["data"].get("on_error", "fail"), rundir.left_out(workdir), say)
+    with tolerance.active():
+        sources = open_sources(config["data"], getattr(made, "splits", {}))
+    data = {split: opened.fingerprint() for split, opened in sources.items()}
     origin = config.get("init", {}).get("from")
     # A run that was stopped before its first checkpoint starts from the same weights again.
     source = load(origin) if origin and not (resumed and CheckpointReader(workdir / rundir.CHECKPOINTS).steps()) else None
-    settings = config["task"] | tasks.make(config["task"]).resolve(sources["train"])
-    tokenizer = resolve_tokenizer(config, workdir if resumed else None, source, sources["train"])
-    data = {split: opened.fingerprint() for split, opened in sources.items()} | {"tokenizer": tokenizer.sha256}
+    sources["train"], found = tolerance.apply(sources["train"], made.resolve)
+    settings, tokenizer = config["task"] | found, None
+    if reads_text(made):
+        given_tokenizer = partial(resolve_tokenizer, config, workdir if resumed else None, source)
+        sources["train"], tokenizer = tolerance.apply(sources["train"], given_tokenizer)
+    data |= {"tokenizer": tokenizer.sha256} if tokenizer else {}
     if resumed:
         check_same_data(workdir, data)
 
     task = tasks.make(settings)
     check_measures(config, task)
-    model = resolve_model(config, source, tokenizer, task)
+    model = mix(resolve_model(config, source, tokenizer, task), task)
     config = config | {"task": settings, "model": {"name": config["model"]["name"]} | dataclasses.asdict(model.settings)}
-    if config["data"]["max_length"] > model.settings.positions:
-        raise UserError(
-            f"data.max_length={config['data']['max_length']} is longer than the position table, "
-            f"model.positions={model.settings.positions}; lower the one or raise the other"
-        )
-    length = config["data"]["max_length"]
-    examples = {
-        split: task.examples(opened, tokenizer, length, train=split == "train") for split, opened in sources.items()
-    }
+    check_generation(task, model, tokenizer, config["data"]["max_length"])
+    check_positions(config["data"]["max_length"], getattr(model.settings, "positions", 0))
+    examples = make_examples(task, sources, tokenizer, config, tolerance)
+    if isinstance(examples["train"], Bucketed):
+        config = config | {"data": config["data"] | {"buckets": examples["train"].borders}}
+    notes = {} if resumed else find_overlap(task, sources) | ({"fill": fill} if (fill := fill_of(examples["train"])) else {})
     size = config["data"]["batch_size"]
     if len(examples["train"]) < size:
         raise UserError(
@@ -116,19 +142,43 @@ def prepare(given: Config, workdir: Path) -> Experiment:
             "lower the batch size or give more data"
         )
     steps = total_steps(config, len(examples["train"]))
+    if hasattr(examples["train"], "check"):
+        examples["train"].check(steps, size)
+    spec, optimizer, abstract = abstract_training(config, model, examples["train"], steps, mesh, rules)
+    if source is not None:
+        if hasattr(source.family, "fit_params"):
+            source = dataclasses.replace(source, params=source.family.fit_params(source.params, model.settings))
+        pytree.merge(abstract.params, source.params, FRESH, f"init.from={origin}")
+    return Experiment(
+        config, workdir, resumed, mesh, rules, tokenizer, task, model, examples, data, steps, spec, optimizer, abstract, source,
+        tolerance, notes,
+    )  # fmt: skip
+
+
+def check_positions(length: int, positions: int) -> None:
+    """Raises UserError if rows are longer than the position table; 0 is no limit."""
+    if 0 < positions < length:
+        raise UserError(
+            f"data.max_length={length} is longer than the position table, model.positions={positions}; "
+            "lower the one or raise the other"
+        )
+
+
+def abstract_training(
+    config: Config, model: nn.Module, examples: Any, steps: int, mesh: Mesh, rules: sharding.Rules
+) -> tuple[dict[str, jax.ShapeDtypeStruct], optim.Optimizer, TrainState]:
+    """Returns the shapes of a global batch, the optimizer, and the state with its shardings, with no array made."""
+    size = config["data"]["batch_size"]
+    # Where bad records are left out, the first may be one.
+    first = Guarded(examples, config["data"].get("on_error", "fail") != "fail", lambda index: None)
     spec = {
         name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
-        for name, array in next(eval_batches(examples["train"], batch_size=1, seed=0)).items()
-        if name != "valid"
+        for name, array in next(eval_batches(first, batch_size=1, seed=0)).items()
+        if name not in ("valid", SKIPPED)
     }
     params = abstract_params(model, spec, mesh, rules)
     optimizer = optim.build(config["optim"], params, steps)
-    abstract = abstract_state(params, optimizer.transform, mesh)
-    if source is not None:
-        pytree.merge(params, source.params, FRESH, f"init.from={origin}")
-    return Experiment(
-        config, workdir, resumed, mesh, rules, tokenizer, task, model, examples, data, steps, spec, optimizer, abstract, source
-    )
+    return spec, optimizer, abstract_state(params, optimizer.transform, mesh)
 
 
 def continued(given: Config, workdir: Path) -> Config:
@@ -141,6 +191,7 @@ def continued(given: Config, workdir: Path) -> Config:
     config = {key: value for key, value in stored.items() if key != "fmjax"}
     every = {key: value for key, value in given["train"].items() if key.endswith("_every") or key in ("steps", "epochs")}
     return config | {
+        "data": config["data"] | {key: given["data"][key] for key in READING if key in given["data"]},
         "checkpoint": given["checkpoint"],
         "mesh": given["mesh"],
         "train": config["train"] | every,
@@ -155,23 +206,59 @@ def check_batch(config: Config, rules: sharding.Rules, mesh: Mesh) -> None:
     sharding.check_batch_size(f"data.batch_size={size} / train.accumulate={parts}", size // parts, rules, mesh)
 
 
+def check_reading(data: Config) -> None:
+    """Raises UserError if the settings of how batches are read are out of range."""
+    for key in ("workers", "prefetch", "stall_seconds"):
+        if data.get(key, 0) < 0:
+            raise UserError(f"data.{key}={data[key]}: must not be negative; 0 is none")
+
+
 def open_split(data: Config, split: str) -> Source:
     """Returns the data of one split, by the config's `data` section; `hold_out` makes the validation split of files
     that have none. Raises UserError if the split is not there."""
     files = data["files"]
+    if data.get("mixture") and split not in files:
+        return open_mixture(data, split)
     share = data.get("hold_out") if files and "validation" not in files else None
     options = {name: data[name] for name in SOURCE_OPTIONS if name in data}
     if share and split in ("train", "validation") and "train" in files:
-        return hold_out(open_source(data["source"], files["train"], split="train", **options), share)[split == "validation"]
+        whole = open_source(data["source"], files["train"], split="train", **options)
+        return hold_out(whole, share, data.get("hold_out_by") or "")[split == "validation"]
     if files and split not in files:
         raise UserError(f'data.files has no "{split}", only {", ".join(files)}; give --config.data.files.{split}=FILE')
     return open_source(data["source"], files.get(split), split=split, **options)
 
 
-def open_sources(data: Config) -> dict[str, Source]:
-    """Returns the training and, unless there is none, the validation data."""
-    validated = not data["files"] or "validation" in data["files"] or data.get("hold_out")
-    return {split: open_split(data, split) for split in ("train", "validation") if split == "train" or validated}
+def open_mixture(data: Config, split: str) -> Several:
+    """Returns the data of one split of all sources of a mixture that have it, which all do of training."""
+    own = parts_of(data, PART_KEYS)
+    chosen = {name: part for name, part in own.items() if split == "train" or has_split(part, split)}
+    if not chosen:
+        raise UserError(f"data.mixture: no source has {split} files; give --config.data.files.{split}=FILE")
+    return Several({name: open_split(part, split) for name, part in chosen.items()})
+
+
+def has_split(data: Config, split: str) -> bool:
+    """Returns whether there are data of a split, or can be: what reads no files has its own splits."""
+    if data.get("mixture") and split not in data["files"]:
+        return any(has_split(part, split) for part in parts_of(data, PART_KEYS).values())
+    return not data["files"] or split in data["files"] or bool(split == "validation" and data.get("hold_out"))
+
+
+def open_sources(data: Config, parts: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the training and, unless there is none, the validation data; for training a mixture of tasks, the splits of its
+    parts. Raises UserError for training data that are named twice, as files and as a mixture."""
+    if data.get("mixture") and (parts or "train" in data["files"]):
+        other = "a mixture of tasks" if parts else f"data.files.train={data['files']['train']}"
+        raise UserError(
+            f"data.mixture: names the training data, and so does {other}; choose one (--config.data.files={{}} empties that)"
+        )
+    validated = has_split(data, "validation")
+    wanted = [*dict.fromkeys(parts.values() or ["train"]), *(["validation"] if validated else [])]
+    opened: dict[str, Any] = {split: open_split(data, split) for split in wanted}
+    if parts:
+        opened["train"] = Bundle({part: opened[split] for part, split in parts.items()})
+    return {split: opened[split] for split in ("train", "validation") if split in opened}
 
 
 def resolve_tokenizer(config: Config, workdir: Path | None, source: Pretrained | None, train: Source) -> Tokenizer:
@@ -195,35 +282,63 @@ def resolve_tokenizer(config: Config, workdir: Path | None, source: Pretrained |
         return theirs
     if source is not None:
         raise UserError(f"init.from={config['init']['from']} has no tokenizer; name one with --config.data.tokenizer=DIR")
-    column = config["task"].get("column") or config["task"].get("text", "text")
     kind, size = data["tokenizer_kind"], data["vocab_size"]
     say(f"tokenizer: training {kind} with {size} pieces on the training data")
-    return train_tokenizer(texts(train, column), kind, size)
+    return train_tokenizer(training_texts(tasks.make(config["task"]), train), kind, size, lowercase=data.get("lowercase", True))
 
 
-def resolve_model(config: Config, source: Pretrained | None, tokenizer: Tokenizer, task: Any) -> nn.Module:
+def training_texts(task: Any, train: Any) -> Iterator[str]:
+    """Yields the texts of the training data, of all parts of a mixture, by the columns that the task reads."""
+    if isinstance(train, Bundle):
+        for part, source in train.parts.items():
+            yield from training_texts(task.tasks[part], source)
+    else:
+        usual = (getattr(task, "column", "") or getattr(task, "text", "text"),)
+        for column in dict.fromkeys(getattr(task, "text_columns", usual)):
+            yield from texts(train, column)
+
+
+def resolve_model(config: Config, source: Pretrained | None, tokenizer: Tokenizer | None, task: Any) -> nn.Module:
     """Returns the model: of the size named in the config, or of that of the weights it starts from.
 
     Raises UserError if family, size or vocabulary do not fit each other.
     """
+    if tokenizer is None and config["data"].get("tokenizer"):
+        raise UserError(f"data.tokenizer={config['data']['tokenizer']} is of tasks that read text; leave it out")
     section = dict(config["model"])
     name = section.pop("name")
     family = models.family(name)
+    if (tokenizer is not None) != ("vocab_size" in family.Settings.__dataclass_fields__):
+        read = "text" if tokenizer else "images"
+        raise UserError(f'task.name="{config["task"]["name"]}" reads {read}, unlike model.name="{name}"; change one of them')
     if source is not None and "size" not in section:
         if source.family is not family:
             theirs = source.family.__name__.rpartition(".")[2]
             raise UserError(f'init.from holds a "{theirs}" but model.name="{name}"; add --config.model.name={theirs}')
         section = dataclasses.asdict(source.model.settings) | section
-    section.setdefault("vocab_size", tokenizer.vocab_size)
-    if source is None and family.Settings.position_offset:
-        # Positions begin after the padding id in RoBERTa and its kin; another offset could not be exported.
-        section.setdefault("position_offset", tokenizer.pad_id + 1)
-    if section["vocab_size"] < tokenizer.vocab_size:
+    elif tokenizer is not None:
+        section = {"vocab_size": tokenizer.vocab_size} | getattr(family, "follow", lambda _: {})(tokenizer) | section
+    if tokenizer is not None and section["vocab_size"] < tokenizer.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, more than model.vocab_size={section['vocab_size']} embeddings; "
             "leave model.vocab_size out to fit it to the tokenizer, or name the weights' own tokenizer"
         )
-    return family.build(heads=task.heads, **section)
+    model = family.build(heads=task.heads, **section)
+    if getattr(task, "patch_size", None) not in (None, getattr(model.settings, "patch_size", None)):
+        raise UserError(
+            f"task.patch_size={task.patch_size} is not the model's, model.patch_size={model.settings.patch_size}; make them agree"
+        )
+    if any(getattr(part, "pack", False) for part in getattr(task, "tasks", {"": task}).values()) and not hasattr(model, "packs"):
+        raise UserError(f'task.pack=true: model.name="{name}" does not read packed pairs; set it to false')
+    return model
+
+
+def check_generation(task: Any, model: Any, tokenizer: Tokenizer | None, length: int) -> None:
+    """Raises UserError if the settings of generation of a task are none, or ask for more than the model has positions."""
+    if tokenizer is not None and hasattr(task, "generation"):
+        settings = settings_for(tokenizer, task.generation, model.settings)
+        if getattr(task, "needs", "") == "generation":
+            settings.limits(1 if hasattr(model, "encode") else length, getattr(model.settings, "positions", 0))
 
 
 def check_measures(config: Config, task: Any) -> None:
@@ -239,9 +354,9 @@ def check_measures(config: Config, task: Any) -> None:
 
 def check_same_data(workdir: Path, data: Config) -> None:
     """Raises UserError with the differences if the data are not those that the run began with."""
-    if changed := differences(rundir.read_provenance(workdir).get("data", {}), data):
+    if changed := data_differences(rundir.read_provenance(workdir).get("data", {}), data):
         raise UserError(
-            f"--workdir={workdir}: the data have changed since the run began ({'; '.join(changed[:3])}); "
+            f"--workdir={workdir}: the data have changed since the run began ({'; '.join(changed)}); "
             "restore them, or start a new run in another folder"
         )
 

@@ -13,13 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from fmjax import hosts
+
 METRICS = "metrics.jsonl"
 EVALUATION = "eval/validation/"  # before the names of the metrics that training sees
 T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """Prints a line for the person at the screen, on stderr: stdout belongs to results."""
+    """Prints a line for the person at the screen, on stderr: stdout belongs to results. Of several hosts the first prints."""
+    if not hosts.first():
+        return
     console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -66,7 +70,7 @@ class Bar:
     """A progress bar with loss, tokens/s and time left; on anything but a terminal, `note` prints plain lines instead."""
 
     def __init__(self, title: str, total: int, done: int = 0):
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr.isatty() and hosts.first()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

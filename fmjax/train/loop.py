@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import signal
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,25 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fmjax import hosts
 from fmjax.config import write_config
+from fmjax.data import packing
 from fmjax.data.pipeline import TrainBatches
 from fmjax.errors import Interrupted, UserError
 from fmjax.evaluate import evaluate, make_predict
 from fmjax.optim import trainable
-from fmjax.sharding import batch_shardings
+from fmjax.randomness import dropout_key
+from fmjax.sharding import batch_shardings, in_force
 from fmjax.train import rundir
 from fmjax.train.checkpoint import Best, Checkpoints
+from fmjax.train.examples import PARTS
 from fmjax.train.experiment import Config, Experiment, prepare
 from fmjax.train.logs import EVALUATION, Bar, MetricsLog, read_metrics, say
+from fmjax.train.mixed import judged
 from fmjax.train.report import write_report
 from fmjax.train.state import TrainState
 from fmjax.train.step import make_step
-from fmjax.train.throughput import peak_flops
+from fmjax.train.throughput import Clock, Cost, count_read
 
 
 def train(given: Config, workdir: Path, title: str = "train") -> dict[str, float]:
@@ -37,15 +43,26 @@ def train(given: Config, workdir: Path, title: str = "train") -> dict[str, float
     saved.
     """
     rundir.check_workdir(workdir)
-    with rundir.locked(workdir):
+    with rundir.locked(workdir) if hosts.first() else nullcontext():
         experiment = prepare(given, workdir)
-        if not experiment.resumed:
-            experiment.tokenizer.save(workdir / rundir.TOKENIZER)
-        rundir.record(workdir, experiment.data)
-        # Last, as the config makes the folder a run; at a restart it takes up what may change.
-        write_config(workdir, experiment.config, given)
-        with jax.set_mesh(experiment.mesh), nn.logical_axis_rules(tuple(experiment.rules.items())):
+        hosts.check_same({name: digest(fact) for name, fact in ({"config": given} | experiment.data).items()})
+        if hosts.first():  # once all have read what was there before
+            if not experiment.resumed and experiment.tokenizer:
+                experiment.tokenizer.save(workdir / rundir.TOKENIZER)
+            rundir.record(workdir, experiment.data, experiment.notes)
+            rundir.record_left_out(workdir, experiment.tolerance.found)
+            # Last, as the config makes the folder a run; at a restart it takes up what may change.
+            write_config(workdir, experiment.config, given)
+        with jax.set_mesh(experiment.mesh), nn.logical_axis_rules(in_force(experiment.rules, experiment.mesh)):
             return Run(experiment, title).run()
+
+
+def digest(fact: Any) -> str:
+    """Returns the SHA-256 of a fact that is JSON-able."""
+    return hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).hexdigest()
+
+
+WINDOW = 10  # steps that a rate is taken over, at least
 
 
 class Signals:
@@ -69,32 +86,6 @@ class Signals:
         self.caught = number
 
 
-class Clock:
-    """Counts steps and tokens since the last `reset`, for rates of training alone: evaluating and saving is `paused` time."""
-
-    def __init__(self, flops_per_step: float):
-        self.flops, (self.peak, self.origin) = flops_per_step, peak_flops()
-        self.reset()
-
-    def reset(self) -> None:
-        self.start, self.steps, self.tokens = time.perf_counter(), 0, 0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.start += time.perf_counter() - begun
-
-    def count(self, tokens: int) -> None:
-        self.steps += 1
-        self.tokens += tokens
-
-    def rates(self) -> dict[str, float]:
-        """Returns tokens (padding not counted) a second and model FLOP/s over peak FLOP/s."""
-        seconds = max(time.perf_counter() - self.start, 1e-9)
-        return {"tokens_per_second": self.tokens / seconds, "mfu": self.flops * self.steps / seconds / self.peak}
-
-
 class Run:
     """One process's part in a run: what stands still around the state that moves."""
 
@@ -110,62 +101,92 @@ class Run:
         self.checkpoints = Checkpoints(
             experiment.workdir / rundir.CHECKPOINTS, keep=int(config["checkpoint"]["keep"]), best=self.best
         )
-        self.shardings = batch_shardings(experiment.spec, experiment.rules, experiment.mesh)
-        self.key = jax.random.key(experiment.seed, impl=config["train"].get("dropout_rng", "threefry2x32"))
+        model, self.task, spec = judged(experiment.model, experiment.task, experiment.spec)
+        valid = {"valid": jax.ShapeDtypeStruct((experiment.batch_size,), np.float32)}
+        self.shardings = batch_shardings({**spec, **experiment.spec, **valid}, experiment.rules, experiment.mesh)
+        self.key = dropout_key(experiment.seed, config["train"].get("dropout_rng", "threefry2x32"))
         parts = int(config["train"].get("accumulate", 1))
         trained = trainable(experiment.abstract.params, config["optim"].get("freeze", ()))
         step = make_step(experiment.model, experiment.task, experiment.optimizer.transform, trained, parts)
         self.step = jax.jit(step, donate_argnums=0)
-        self.predict = make_predict(experiment.model, experiment.task)
+        self.predict = make_predict(model, self.task, experiment.tokenizer)
         self.most_nonfinite = int(config["train"].get("max_nonfinite", 10))
         self.nonfinite: list[int] = []
         self.skipped = 0  # steps in all that were left out
         self.evaluation: dict[str, float] = {}
         self.evaluated = -1  # at which step
+        self.flops: dict[tuple[tuple[int, ...], ...], float] = {}  # of a step, by the shapes of its batch
 
     def run(self) -> dict[str, float]:
         """Trains from the newest checkpoint, or from the start, to the last step."""
         experiment, signals = self.experiment, Signals()
-        batches = TrainBatches(experiment.examples["train"], batch_size=experiment.batch_size, seed=experiment.seed)
+        batches = self.batches()
         state = self.restore(batches)
         start = int(state.step)
         say(describe(experiment, start))
+        if fill := packing.fill_of(experiment.examples["train"]):
+            say(f"batches: {packing.describe(fill)}")
         self.records = [record for record in read_metrics(experiment.workdir) if record["step"] <= start]
-        self.log = MetricsLog(experiment.workdir, start)
-        self.clock = Clock(3 * experiment.model.forward_flops(experiment.spec))
+        self.log = MetricsLog(experiment.workdir, start) if hosts.first() else None
+        unit = "tokens" if experiment.tokenizer else "images"
+        self.clock = Clock(unit, max(self.every["log"], WINDOW))
         try:
             with signals.noted(), Bar(self.title, experiment.steps, start) as self.bar:
                 self.steps(state, start, batches, signals)
         finally:
+            batches.close()
             self.checkpoints.close()
-            self.log.close()
-            write_report(experiment.workdir)
+            if self.log:
+                self.log.close()
+                rundir.record_left_out(experiment.workdir, experiment.tolerance.found)
+                write_report(experiment.workdir)
         return self.evaluation
+
+    def batches(self) -> TrainBatches:
+        """Returns the training batches, read ahead as the config says."""
+        experiment, data = self.experiment, self.experiment.config["data"]
+        return TrainBatches(
+            experiment.examples["train"],
+            batch_size=experiment.batch_size,
+            seed=experiment.seed,
+            workers=int(data.get("workers", 0)),
+            prefetch=int(data.get("prefetch", 4)),
+            rows=experiment.rows,
+            tolerance=experiment.tolerance,
+            stall_seconds=float(data.get("stall_seconds", 0.0)),
+            tell=say,
+        )
 
     def steps(self, state: TrainState, start: int, batches: TrainBatches, signals: Signals) -> None:
         """Takes the steps. Metrics are read one step late, so that the device never waits for the host."""
-        last: tuple[int, int, Any] | None = None
+        last: tuple[int, Cost, Any] | None = None  # a step's number, its cost, and its metrics
         saved = start
         for number in range(start + 1, self.experiment.steps + 1):
             if self.out_of_patience():
                 self.bar.note(f"early stopping at step {number - 1}: no better {self.stopping.metric} in {self.patience}")
                 break
-            batch = next(batches)
-            tokens = count_tokens(batch)
-            state, metrics = self.step(state, self.place(batch), self.key)
+            with self.clock.waiting(last[2] if last else {}):
+                batch = next(batches)
+            cost, compiled = self.cost(batch)
+            if last and not compiled:
+                self.observe(*last)
+                last = None
+            with nullcontext() if compiled else self.clock.paused():
+                state, metrics = self.step(state, self.place(batch), self.key)
             if last:
                 self.observe(*last)
-            last = (number, tokens, metrics)
-            if number == start + 1:  # the time to compile is no part of any rate
-                jax.block_until_ready(metrics)
-                self.clock.reset()
+            last = (number, cost, metrics)
+            if number == start + 1:  # which starts the clock
+                self.observe(*last)
+                last = None
 
             final = number == self.experiment.steps
             improved = False
-            caught = signals.caught  # read once: a signal that comes now ends the next step
+            caught = self.agreed(signals, number)  # read once: a signal that comes now ends the next step
             if caught or final or self.due("eval", number) or self.due("checkpoint", number):
-                self.observe(*last)
-                last = None
+                if last:
+                    self.observe(*last)
+                    last = None
                 # After a signal as well: once this step is saved, nothing would make up for it.
                 if final or self.due("eval", number):
                     with self.clock.paused():
@@ -181,19 +202,35 @@ class Run:
         if saved < int(state.step):
             self.save(state, int(state.step), batches)
 
+    def cost(self, batch: Mapping[str, np.ndarray]) -> tuple[Cost, bool]:
+        """Returns what a step with a batch costs, and whether one of its shapes has been taken before."""
+        key = tuple(array.shape for array in batch.values())
+        known = key in self.flops
+        if not known:
+            size = self.experiment.batch_size
+            spec = {name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for name, array in batch.items()}
+            self.flops[key] = 3 * self.experiment.model.forward_flops(spec)
+        return Cost(count_read(batch, self.experiment.task), self.flops[key]), known
+
+    def agreed(self, signals: Signals, number: int) -> int:
+        """Returns the signal that ends the run here, 0 if none: several hosts compare theirs where they wait for each
+        other anyway, and every ten steps."""
+        if hosts.several() and number % WINDOW and not any(self.due(what, number) for what in ("eval", "checkpoint")):
+            return 0
+        return hosts.any_of(signals.caught)
+
     def due(self, what: str, number: int) -> bool:
         return self.every[what] > 0 and number % self.every[what] == 0
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts this host's rows of a batch where they belong on the devices."""
-        return {
-            name: jax.make_array_from_process_local_data(self.shardings[name], np.asarray(array)) for name, array in batch.items()
-        }
+        return hosts.place(batch, self.shardings, self.experiment.batch_size)
 
     def restore(self, batches: TrainBatches) -> TrainState:
         """Returns the state of the newest whole checkpoint, the batches set to follow it; or the initial state."""
-        step = self.checkpoints.latest() if self.experiment.resumed else None
-        if step is None:
+        step = self.checkpoints.latest() if self.experiment.resumed and hosts.first() else None
+        step = hosts.of_first(-1 if step is None else step)  # it may have set others aside
+        if step < 0:
             return self.experiment.initial_state()
         restored = self.checkpoints.restore(step, to_items(self.experiment.abstract))
         data = self.checkpoints.data(step)
@@ -213,9 +250,16 @@ class Run:
         if "validation" not in experiment.examples:
             return False
         params = to_items(state).get("ema", state.params)
-        metrics = evaluate(self.predict, experiment.task, params, experiment.eval_batches("validation"), self.place)
+
+        def metrics_of(split: str) -> dict[str, float]:
+            batches, examples = experiment.eval_batches(split), experiment.examples[split]
+            return evaluate(self.predict, self.task, params, batches, examples, self.place, hosts.gather)
+
+        metrics = metrics_of("validation")
         self.evaluation, self.evaluated = metrics, number
-        self.write(number, {EVALUATION + name: value for name, value in metrics.items()})
+        parts = [split.removeprefix(PARTS) for split in experiment.examples if split.startswith(PARTS)]
+        own = {f"{part}/{name}": value for part in parts for name, value in metrics_of(PARTS + part).items()}
+        self.write(number, {EVALUATION + name: value for name, value in (metrics | own).items()})
         self.bar.note(f"step {number}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         *before, value = self.history(self.best) if self.best else [0.0]
         return self.best is not None and value > max(before, default=-math.inf)
@@ -240,15 +284,16 @@ class Run:
 
     def write(self, number: int, values: dict[str, float]) -> None:
         self.records.append({"step": number} | values)
-        self.log.write(number, values)
+        if self.log:
+            self.log.write(number, values)
 
-    def observe(self, number: int, tokens: int, device_metrics: Mapping[str, jax.Array]) -> None:
+    def observe(self, number: int, cost: Cost, device_metrics: Mapping[str, jax.Array]) -> None:
         """Reads the metrics of a step: shows them, logs them when due, and stops a run whose loss is not finite.
 
         Raises UserError, naming the first step, after `max_nonfinite` steps in a row that had to be left out.
         """
         metrics = {name: float(value) for name, value in jax.device_get(dict(device_metrics)).items()}
-        self.clock.count(tokens)
+        self.clock.count(cost)
         skipped = metrics.pop("nonfinite")
         self.nonfinite = [*self.nonfinite, number] if skipped else []
         self.skipped += int(skipped)
@@ -258,31 +303,31 @@ class Run:
                 f"loss or gradient not finite in {len(self.nonfinite)} steps in a row, from step {self.nonfinite[0]} on; "
                 "lower optim.learning_rate, or clip with optim.clip_norm"
             )
-        self.bar.advance(number, f"loss {metrics['loss']:.3f}  {rates['tokens_per_second']:,.0f} tokens/s")
+        speed = "".join(f"  {rates[name]:,.0f} {self.clock.unit}/s" for name in rates if name.endswith("_per_second"))
+        if rates.get("data_wait", 0.0) >= 0.01:
+            speed += f"  {rates['data_wait']:.0%} waiting for data"
+        self.bar.advance(number, f"loss {metrics['loss']:.3f}{speed}")
         if self.due("log", number) or number == self.experiment.steps:
             rate = float(self.experiment.optimizer.learning_rate(number - 1))
             values = {name: value for name, value in metrics.items() if math.isfinite(value)}
-            self.write(number, values | {"learning_rate": rate} | rates | {"nonfinite_steps": self.skipped})
+            counts = {"nonfinite_steps": self.skipped}
+            if self.experiment.tolerance.found:
+                counts["left_out"] = len(self.experiment.tolerance.found)
+            self.write(number, values | {"learning_rate": rate} | rates | counts)
             if not self.bar.terminal:
-                self.bar.note(f"step {number}: loss {metrics['loss']:.4f}, {rates['tokens_per_second']:,.0f} tokens/s")
-            self.clock.reset()
+                self.bar.note(f"step {number}: loss {metrics['loss']:.4f}{speed}")
 
 
 def describe(experiment: Experiment, start: int) -> str:
     """Returns one line about the run that is about to go on."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract.params))
     sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in experiment.examples.items())
+    vocabulary = f"vocabulary {experiment.tokenizer.vocab_size:,}, " if experiment.tokenizer else ""
     return (
         f"{experiment.config['model']['name']} {count:,} parameters, {sizes} examples, "
-        f"vocabulary {experiment.tokenizer.vocab_size:,}, {jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"{vocabulary}{jax.device_count()} x {jax.devices()[0].device_kind}, "
         f"steps {start} to {experiment.steps}"
     )
-
-
-def count_tokens(batch: Mapping[str, np.ndarray]) -> int:
-    """Returns the number of tokens of a batch that are not padding."""
-    real = batch.get("segment_ids", batch.get("attention_mask"))
-    return int((real > 0).sum()) if real is not None else batch["input_ids"].size
 
 
 def to_items(state: TrainState) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmjax.config import read_config
+from fmjax.data import packing
 from fmjax.train import rundir
 from fmjax.train.logs import EVALUATION, read_metrics
 
@@ -55,6 +56,7 @@ def render(config: Mapping[str, Any], provenance: Mapping[str, Any], records: Se
         f"<h1>{escape(heading)}</h1>",
         f'<p class="faint">{escape(progress(records))}</p>',
         evaluations(records),
+        left_out(provenance),
         f'<div class="figures">{"".join(figures(records))}</div>',
         "<h2>Config</h2>",
         table(("key", "value"), settings),
@@ -90,6 +92,20 @@ def evaluations(records: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in found[-1] if name.startswith(EVALUATION)]
     rows: list[Sequence[str]] = [(f"{record['step']:,}", *(shown(record.get(name, "")) for name in names)) for record in chosen]
     return "<h2>Validation</h2>" + table(("step", *(name.removeprefix(EVALUATION) for name in names)), rows, numbers=True)
+
+
+def left_out(provenance: Mapping[str, Any]) -> str:
+    """Returns how full the rows of training are, which bad records were left out, and how many records of validation are in the
+    training data; nothing where nothing is known."""
+    bad, shared = provenance.get("left_out", []), provenance.get("overlap", {})
+    lines = []
+    if provenance.get("fill"):
+        lines.append(f"Batches of training: {packing.describe(provenance['fill'])}.")
+    if shared.get("records"):
+        lines.append(f"{shared['records']:,} of {shared['validation']:,} records of validation are in the training data too.")
+    if bad:
+        lines.append(f"{len(bad):,} bad records were left out: " + "; ".join(bad[:20]) + ("; ..." if len(bad) > 20 else ""))
+    return "<h2>Data</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines) if lines else ""
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ def check_workdir(workdir: Path) -> bool:
 
     Raises UserError if it cannot be written to, or holds something that is not a run.
     """
+    if re.match(r"[a-z0-9]+:/", str(workdir)):
+        raise UserError(
+            f"--workdir={workdir}: is no folder of this machine; mount the bucket on every host (gcsfuse) and name a folder in it"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in workdir.iterdir()}
@@ -74,8 +79,20 @@ def read_provenance(workdir: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def record(workdir: Path, data: dict[str, Any]) -> None:
-    """Writes `provenance.json`: the data's fingerprints, and for each start the command, versions, device and time."""
+def left_out(workdir: Path) -> tuple[str, ...]:
+    """Returns which bad records the run has left out so far."""
+    return tuple(read_provenance(workdir).get("left_out", ()))
+
+
+def record_left_out(workdir: Path, records: list[str]) -> None:
+    """Writes which bad records have been left out."""
+    if records:
+        write_provenance(workdir, read_provenance(workdir) | {"left_out": records})
+
+
+def record(workdir: Path, data: dict[str, Any], notes: dict[str, Any] | None = None) -> None:
+    """Writes `provenance.json`: the data's fingerprints and notes about them, and for each start the command, versions, device
+    and time."""
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -84,7 +101,11 @@ def record(workdir: Path, data: dict[str, Any]) -> None:
         "commit": commit(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    content = {"data": data, "starts": [*read_provenance(workdir).get("starts", []), start]}
+    before = read_provenance(workdir)
+    write_provenance(workdir, before | (notes or {}) | {"data": data, "starts": [*before.get("starts", []), start]})
+
+
+def write_provenance(workdir: Path, content: dict[str, Any]) -> None:
     temporary = workdir / f"{PROVENANCE}.new"
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, workdir / PROVENANCE)

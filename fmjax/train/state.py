@@ -9,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -55,7 +56,8 @@ def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules)
 
 
 def abstract_state(params: Any, transform: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Returns the abstract state: optimizer moments are sharded as their parameters, counters are on every device."""
+    """Returns the abstract state: optimizer moments are sharded as their parameters, but for axes that they are a mean over;
+    counters are on every device."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf: Any, sharding: NamedSharding = whole) -> jax.ShapeDtypeStruct:
@@ -63,12 +65,19 @@ def abstract_state(params: Any, transform: optax.GradientTransformation, mesh: M
 
     opt_state = map_params(
         transform,
-        lambda leaf, param: place(leaf, param.sharding),
+        lambda leaf, param: place(leaf, kept_axes(param, leaf.shape)),
         jax.eval_shape(transform.init, params),
         params,
         other=place,
     )
     return TrainState(step=place(jax.ShapeDtypeStruct((), jnp.int32)), params=params, opt_state=opt_state)
+
+
+def kept_axes(param: Any, shape: tuple[int, ...]) -> NamedSharding:
+    """Returns a parameter's sharding for an array of its axes, of which some may have become 1."""
+    spec = [*param.sharding.spec, *[None] * (len(shape) - len(param.sharding.spec))]
+    kept = [axes if size == whole else None for axes, size, whole in zip(spec, shape, param.shape, strict=True)]
+    return NamedSharding(param.sharding.mesh, PartitionSpec(*kept))
 
 
 def create_state(
@@ -89,4 +98,4 @@ def with_params(params: Any, transform: optax.GradientTransformation, abstract: 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     placed = jax.tree.map(jax.device_put, params, shardings.params)
     opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(placed)
-    return TrainState(jax.device_put(jnp.int32(0), shardings.step), placed, opt_state)
+    return TrainState(jax.device_put(np.int32(0), shardings.step), placed, opt_state)

@@ -33,7 +33,7 @@ def make_step(
 
     def loss(params: Any, part: Batch, weights: Metrics, key: jax.Array) -> tuple[jax.Array, Metrics]:
         outputs = model.apply({"params": params}, part, rngs={"dropout": key})
-        terms = {name: total / jnp.maximum(weights[name], 1) for name, total in task.loss(outputs, part).items()}
+        terms = {name: total / jnp.where(weights[name] > 0, weights[name], 1) for name, total in task.loss(outputs, part).items()}
         return sum(terms.values(), jnp.float32(0)), terms
 
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:

@@ -117,6 +117,13 @@ def test_empty_data_are_refused(tmp_path, name, content):
         open_source("auto", write(tmp_path, name, content), "test")
 
 
+def test_an_empty_file_among_others_is_named(tmp_path):
+    for name, content in (("a.txt", "one"), ("b.txt", "\n"), ("c.txt", "three")):
+        write(tmp_path, name, content)
+    with pytest.raises(UserError, match="b.txt: no records for train; give a file that is not empty"):
+        texts(str(tmp_path))
+
+
 def test_json_lines(tmp_path):
     lines = ['{"text": "é \\u00e9", "label": 1, "tags": ["x"]}', "", '{"label": 2.5, "tags": [], "text": ""}']
     path = write(tmp_path, "a.jsonl", "\n".join(lines))

@@ -120,7 +120,7 @@ class Decoder(nn.Module):
             "mlp": partial(Mlp, 12, gelu),
             "norm": partial(LayerNorm, 1e-5),
         }
-        return stack(self, partial(self.block, **parts), 2, self.scan, x, context, caches)
+        return stack(self, partial(self.block, **parts), 2, self.scan, "none", x, context, caches)
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -185,9 +185,9 @@ class Small(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x, shift, cache=None):
+    def __call__(self, x, context, cache=None):
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
-        return jnp.tanh(x + shift + drop(Dense((8,), ("embed", "mlp"), name="up")(x))), cache
+        return jnp.tanh(x + context.bias + drop(Dense((8,), ("embed", "mlp"), name="up")(x))), cache
 
 
 class Tower(nn.Module):
@@ -198,7 +198,7 @@ class Tower(nn.Module):
 
     @nn.compact
     def __call__(self, x, shift):
-        return stack(self, partial(Small, self.dropout), 3, self.scan, x, shift)[0]
+        return stack(self, partial(Small, self.dropout), 3, self.scan, "none", x, Context(bias=shift))[0]
 
 
 def test_a_block_normalises_after_each_residual_sum():
@@ -270,7 +270,7 @@ def test_each_layer_drops_something_else(scan):
     class Three(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return stack(self, Marks, 3, scan, x, Context())[0]
+            return stack(self, Marks, 3, scan, "none", x, Context())[0]
 
     params = {"params": {"layers": {"weight": jnp.ones((3, 1))}}}
     digits = np.asarray(Three().apply(params, jnp.zeros(64), rngs={"dropout": KEY})).astype(int)

@@ -194,7 +194,7 @@ def test_weights_that_do_not_fit_the_model(form, refused, classifier, exported, 
     message = refused(tmp_path / "run", origin, "model.width=32", arg="classify")
     assert "misshapen (" in message and "embed/word/embedding" in message and message.count("where") <= 11
     assert "missing (" in refused(tmp_path / "run", origin, "model.embedding_width=8", arg="classify")
-    assert '--config.model.name=bert' in refused(tmp_path / "run", origin, "model.name=roberta", arg="classify")
+    assert "--config.model.name=bert" in refused(tmp_path / "run", origin, "model.name=roberta", arg="classify")
 
 
 def test_tokenizer_of_other_weights(refused, exported, data, tmp_path):

@@ -1,0 +1,93 @@
+"""The input of BERT pretraining, from texts to masked batches: fmjax's pipeline against that of transformers' own example.
+
+The peer (`peer_inputs.py`) does what run_mlm.py does: a fast tokenizer on batches of texts, texts joined and cut into rows of
+512, DataCollatorForLanguageModeling. What holds them is `datasets` where that is installed, else plain lists, and it is named so.
+Both sides read the same file with the same tokenizer, timed over preparing (tokenising, cutting) and feeding (batches) apart.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fmjax.bench import timing
+from fmjax.bench.measure import Options, machine
+from fmjax.bench.table import markdown
+from fmjax.data.pipeline import TrainBatches
+from fmjax.data.sources import open_source
+from fmjax.data.tokenizers import load_tokenizer, train_tokenizer
+
+ROWS, LENGTH, BATCHES, BAR = 8, 512, 200, 1.5
+VOCABULARY = 8000
+
+
+def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
+    """Returns fmjax's seconds and tokens of preparing the texts in a folder and of feeding `count` batches of them."""
+    from fmjax import tasks
+
+    task, tokenizer = tasks.make({"name": "mlm"}), load_tokenizer(folder / "tokenizer")
+    source = open_source("jsonl", str(folder / "texts.jsonl"), "train")
+    begun = time.perf_counter()
+    examples = task.examples(source, tokenizer, length, train=True)
+    prepared = time.perf_counter()
+    batches = TrainBatches(examples, batch_size=rows, seed=0)
+    tokens = sum(int((next(batches)["segment_ids"] > 0).sum()) for _ in range(count))
+    done = time.perf_counter()
+    return {
+        "prepare_seconds": prepared - begun,
+        "prepare_tokens": int(examples.corpus.tokens.size),
+        "feed_seconds": done - prepared,
+        "feed_tokens": tokens,
+    }
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Returns both sides' tokens a second, from runs in turn, and their ratio."""
+    folder = options.workdir / "jobs" / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = open_source("python_docs", None, "train")
+    texts = [source[index]["text"] for index in range(200 if options.tiny else len(source))]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    train_tokenizer(texts, "wordpiece", 500 if options.tiny else VOCABULARY).save(folder / "tokenizer")
+    job = {"folder": str(folder), "rows": ROWS, "length": 64 if options.tiny else LENGTH, "count": 4 if options.tiny else BATCHES}
+    runs: dict[str, list[dict[str, Any]]] = {"fmjax": []}
+    with timing.ours(folder, options.threads) as own:
+        if not options.peer:
+            runs["fmjax"] = [own.ask("inputs", **job) for _ in range(options.rounds)]
+        else:
+            with timing.peer(folder, options.threads, "eager", options.python, "cpu") as other:
+                for side in (own, other):
+                    side.ask("inputs", **job)  # the first call imports
+                for _ in range(options.rounds):
+                    for side in (own, other, other, own):
+                        answer = side.ask("inputs", **job)
+                        runs.setdefault(answer.pop("name", side.name), []).append(answer)
+    return {"sides": {name: rates(made) for name, made in runs.items()}, "runs": runs, "bar": BAR, "machine": machine(options)}
+
+
+def rates(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns median tokens a second: of preparing, of feeding, and of both for one epoch."""
+    each = [
+        {part: run[f"{part}_tokens"] / run[f"{part}_seconds"] for part in ("prepare", "feed")} for run in runs
+    ]
+    middle = {part: statistics.median(rate[part] for rate in each) for part in ("prepare", "feed")}
+    return middle | {"epoch": 1 / (1 / middle["prepare"] + 1 / middle["feed"])}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Returns the table, and one line about the peer."""
+    sides = result["sides"]
+    others = [name for name in sides if name != "fmjax"]
+    head = ("tokens a second", *sides, *(["times faster"] if others else []))
+    rows = []
+    for part, label in (("prepare", "tokenise and cut"), ("feed", "mask and batch"), ("epoch", "both, first epoch")):
+        cells = [f"{sides[name][part]:,.0f}" for name in sides]
+        rows.append((label, *cells, *(f"{sides['fmjax'][part] / sides[name][part]:.2f}" for name in others)))
+    said = f"bar: >= {result['bar']} of `datasets` + fast tokenizer + DataCollatorForLanguageModeling"
+    if not any("datasets" in name and "without" not in name for name in others):
+        said += "; `datasets` is not installed here, so against it this is not measured (pip install datasets)"
+    return markdown(head, rows) + f"\n{said}"

@@ -1,0 +1,176 @@
+"""What both sides are given: a folder with the model's weights, batches in each side's form, and the job's description.
+
+    JOB/model/        Hugging Face's layout, random weights
+    JOB/batches.npz   arrays "ours/3/input_ids", "peer/3/input_ids": a side's batch 3
+    JOB/job.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fmjax import hub, models, pytree, tasks
+from fmjax.bench.workloads import SST2_LENGTHS, Size, Workload
+from fmjax.pretrained import abstract_params
+
+Arrays = dict[str, np.ndarray]
+BATCHES, SST2_BATCHES = 4, 16  # in one pass
+OPTIMIZER = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "weight_decay": 0.01}
+MULTIPLE = 8  # of which ours makes lengths
+
+
+def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int = 0, devices: int = 1) -> dict[str, Any]:
+    """Writes the job of a workload to a folder; returns its description. `devices` are those of fmjax's training."""
+    family = models.family(workload.family)
+    positions = {"positions": max(size.length, 512)} if workload.family == "bert" else {}
+    if workload.family == "gpt":
+        positions = {"positions": max(size.length + size.target, 64)}
+    kinds = family.ARCHITECTURES[workload.architecture]
+    heads = tasks.make(workload.task).heads if workload.task else {kind: {} for kind in kinds}
+    model = family.build(heads=heads, **(positions | dict(size.model)))
+    rng = np.random.default_rng(seed)
+    params = pytree.map_named(lambda name, leaf: weights(rng, name, leaf.shape), abstract_params(model))
+    config = family.to_reference(model.settings, 0) | {"architectures": [workload.architecture]}
+    if classes := next((numbers["classes"] for numbers in heads.values() if "classes" in numbers), 0):
+        config["id2label"] = {str(index): str(index) for index in range(classes)}
+        config["label2id"] = {str(index): index for index in range(classes)}
+    hub.write_folder(folder / "model", family, config, params)
+
+    ours, peer = batches(workload, size, model.settings, seed)
+    arrays: dict[str, Any] = {}
+    for side, made in (("ours", ours), ("peer", peer)):
+        arrays |= {f"{side}/{index}/{name}": array for index, batch in enumerate(made) for name, array in batch.items()}
+    np.savez(folder / "batches.npz", allow_pickle=False, **arrays)
+    spec = [{name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()} for batch in ours]
+    flops = sum(model.forward_flops(one) for one in spec) * (3 if workload.kind == "train" else 1)
+    off = dict.fromkeys(workload.dropout, 0.0)
+    job = {
+        "kind": workload.kind,
+        "devices": devices,
+        "architecture": workload.architecture,
+        "task": dict(workload.task),
+        "optimizer": OPTIMIZER | {"no_decay": ["norm/scale$"] if workload.family == "t5" else ["bias$", "norm/scale$"]},
+        "dtype": "bfloat16" if device == "gpu" else "float32",
+        "dropout": {"parity": off, "timing": dict(workload.dropout)},
+        "peer_dropout": {phase: theirs(family, rates) for phase, rates in (("parity", off), ("timing", workload.dropout))},
+        "new_tokens": size.target if workload.kind == "generate" else 0,
+        "beams": workload.beams,
+        "dynamic": bool(workload.lengths),
+        "batches": len(ours),
+        "useful_per_pass": useful(workload, size, ours),
+        "flops_per_pass": flops if workload.kind != "generate" else None,
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)),
+        "sizes": {"model": dict(size.model), "rows": size.rows, "length": size.length, "target": size.target},
+    }
+    (folder / "job.json").write_text(json.dumps(job, indent=1))
+    return job
+
+
+def weights(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns random values of a parameter, fp32: both sides are given the same, and no program is compiled to draw them."""
+    if name.endswith(("scale", "bias")):
+        return np.full(shape, float(name.endswith("scale")), np.float32)
+    return rng.standard_normal(shape, np.float32) * np.float32(0.02)
+
+
+def theirs(family: Any, rates: Mapping[str, float]) -> dict[str, float]:
+    """Returns rates of dropout by the reference's names."""
+    return {name: rates[own] for name, (own, _) in family.SETTINGS.items() if own in rates}
+
+
+def useful(workload: Workload, size: Size, batches: list[Arrays]) -> int:
+    """Returns how many tokens that are no padding, or images, or new tokens, a pass over the batches has."""
+    if workload.kind == "generate":
+        return len(batches) * size.rows * size.target
+    if workload.unit == "images":
+        return sum(len(batch["images"]) for batch in batches)
+    counted = sum(int(batch.get("attention_mask", np.ones_like(batch["input_ids"])).sum()) for batch in batches)
+    return counted + (sum(batch["labels"].size for batch in batches) if workload.family == "t5" else 0)
+
+
+def batches(workload: Workload, size: Size, settings: Any, seed: int) -> tuple[list[Arrays], list[Arrays]]:
+    """Returns the batches of a pass in our form, and in the reference's."""
+    rng = np.random.default_rng(seed)
+    if workload.lengths == "sst2":
+        return sst2(rng, size, settings.vocab_size)
+    if workload.family == "vit":
+        pairs = [pictures(rng, size, settings) for _ in range(BATCHES)]
+    elif workload.kind == "train":
+        make = {"mlm": masked, "clm": causal, "seq2seq": translated, "classify": labelled}[workload.task["name"]]
+        pairs = [make(rng, size, settings.vocab_size) for _ in range(BATCHES)]
+    else:
+        made = [text(rng, size.rows, size.length, settings.vocab_size) for _ in range(BATCHES)]
+        pairs = [(batch, batch) for batch in made]
+    return [own for own, _ in pairs], [their for _, their in pairs]
+
+
+def text(rng: np.random.Generator, rows: int, length: int, vocabulary: int) -> Arrays:
+    """Returns random tokens [rows,length] without padding; the first few of a vocabulary may be special."""
+    ids = rng.integers(min(1000, vocabulary // 2), vocabulary, (rows, length), dtype=np.int64)
+    return {"input_ids": ids.astype(np.int32), "attention_mask": np.ones((rows, length), np.int32)}
+
+
+def labelled(rng: np.random.Generator, size: Size, vocabulary: int) -> tuple[Arrays, Arrays]:
+    batch = text(rng, size.rows, size.length, vocabulary) | {"labels": rng.integers(0, 2, size.rows).astype(np.int32)}
+    return batch, batch
+
+
+def masked(rng: np.random.Generator, size: Size, vocabulary: int) -> tuple[Arrays, Arrays]:
+    """15 % of each row: ours by their positions, the reference's as labels that are -100 elsewhere."""
+    batch = text(rng, size.rows, size.length, vocabulary)
+    count = round(0.15 * size.length)
+    places = np.sort(np.stack([rng.choice(size.length, count, replace=False) for _ in range(size.rows)]), axis=1)
+    labels = np.take_along_axis(batch["input_ids"], places, axis=1)
+    np.put_along_axis(batch["input_ids"], places, min(103, vocabulary - 1), axis=1)
+    all_labels = np.full((size.rows, size.length), -100, np.int32)
+    np.put_along_axis(all_labels, places, labels, axis=1)
+    own = {"masked_positions": places.astype(np.int32), "masked_labels": labels}
+    return batch | own | {"masked_weights": np.ones(labels.shape, np.float32)}, batch | {"labels": all_labels}
+
+
+def causal(rng: np.random.Generator, size: Size, vocabulary: int) -> tuple[Arrays, Arrays]:
+    """Rows without padding, each token's label the next one."""
+    tokens = rng.integers(0, vocabulary, (size.rows, size.length + 1)).astype(np.int32)
+    batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
+    return batch | {"label_weights": np.ones(batch["labels"].shape, np.float32)}, batch
+
+
+def translated(rng: np.random.Generator, size: Size, vocabulary: int) -> tuple[Arrays, Arrays]:
+    batch = text(rng, size.rows, size.length, vocabulary)
+    batch["labels"] = text(rng, size.rows, size.target, vocabulary)["input_ids"]
+    return batch | {"label_weights": np.ones(batch["labels"].shape, np.float32)}, batch
+
+
+def pictures(rng: np.random.Generator, size: Size, settings: Any) -> tuple[Arrays, Arrays]:
+    side = settings.image_size
+    images = rng.standard_normal((size.rows, side, side, settings.channels), dtype=np.float32)
+    labels = rng.integers(0, 10, size.rows).astype(np.int32)
+    pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return {"images": images, "labels": labels}, {"pixel_values": pixels, "labels": labels}
+
+
+def sst2(rng: np.random.Generator, size: Size, vocabulary: int) -> tuple[list[Arrays], list[Arrays]]:
+    """Sentences of SST-2's lengths, as many in each batch: the reference's in random order, padded to the longest of a batch;
+    ours in order of length within the window of these batches, padded to a multiple of MULTIPLE."""
+    counts = np.array(SST2_LENGTHS[: size.length])
+    lengths = 1 + rng.choice(counts.size, SST2_BATCHES * size.rows, p=counts / counts.sum())
+    ids = [text(rng, 1, length, vocabulary)["input_ids"][0] for length in lengths]
+    labels = rng.integers(0, 2, lengths.size).astype(np.int32)
+
+    def padded(rows: np.ndarray, multiple: int) -> Arrays:
+        width = -(-int(lengths[rows].max()) // multiple) * multiple
+        batch = {name: np.zeros((rows.size, width), np.int32) for name in ("input_ids", "attention_mask")}
+        for place, row in enumerate(rows):
+            batch["input_ids"][place, : lengths[row]] = ids[row]
+            batch["attention_mask"][place, : lengths[row]] = 1
+        return batch | {"labels": labels[rows]}
+
+    every = np.arange(lengths.size).reshape(SST2_BATCHES, size.rows)
+    grouped = np.argsort(lengths, kind="stable").reshape(SST2_BATCHES, size.rows)[rng.permutation(SST2_BATCHES)]
+    return [padded(rows, MULTIPLE) for rows in grouped], [padded(rows, 1) for rows in every]

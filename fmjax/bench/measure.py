@@ -1,0 +1,157 @@
+"""One workload, side by side: prepared, compared, timed; and what is written down of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fmjax.bench import timing
+from fmjax.bench.material import prepare
+from fmjax.bench.workloads import WORKLOADS
+from fmjax.train.rundir import commit, version
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What was asked for on the command line, and what was found."""
+
+    workdir: Path
+    threads: int
+    rounds: int
+    seconds: float  # of one run, about
+    device: str  # cpu or gpu
+    described: Mapping[str, Any]  # of JAX's devices
+    python: str  # the peer's interpreter
+    peer: Mapping[str, str]  # versions; empty: absent
+    compiled: bool = True  # whether torch.compile is tried
+    tiny: bool = False
+    profile: Path | None = None
+
+
+def machine(options: Options) -> dict[str, Any]:
+    """Returns where, when, with what and by which command something was measured."""
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES} | dict(options.peer),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": options.threads,
+        "load": os.getloadavg()[0],
+        "devices": f"{options.described['count']} x {options.described['kind']}",
+        "device": options.device,
+        "tiny": options.tiny,
+        "torch.compile": options.compiled,
+    }
+
+
+def processor() -> str:
+    """Returns the processor's name as Linux tells it, or what Python knows of it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def side_by_side(name: str, options: Options) -> dict[str, Any]:
+    """Returns the result of one of WORKLOADS: parity first, then the runs in turn. A side that fails is left out, and said."""
+    workload = WORKLOADS[name]
+    folder = options.workdir / "jobs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    job = prepare(folder, workload, workload.size(options.device, options.tiny), options.device)
+    result: dict[str, Any] = {"workload": name, "title": workload.title, "unit": workload.unit, "job": job, "failed": {}}
+    wanted = timing.variants(workload.kind, options.device, options.compiled) if options.peer else []
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(timing.ours(folder, options.threads))
+        started = (timing.peer(folder, options.threads, variant, options.python, options.device) for variant in wanted)
+        others = [stack.enter_context(side) for side in started]
+        result["parity"] = parity(own, others, folder, job, result["failed"]) if others else {}
+        sides = opened([own, *others], folder, job, result["failed"])
+        if options.profile:
+            own.ask("trace", folder=str(options.profile / name), steps=job["batches"])
+        runs = timing.in_turn(sides, job, options.rounds, options.seconds)
+        if workload.kind == "train":
+            result["bytes"] = own.ask("memory")
+    result["sides"] = {side: timing.summary(made, job) for side, made in runs.items()}
+    result |= compared(result["sides"], runs, result["parity"])
+    result["bar"] = None if options.tiny else workload.bar.get(options.device)
+    return result | {"machine": machine(options)}
+
+
+def parity(
+    own: timing.Side, others: list[timing.Side], folder: Path, job: Mapping[str, Any], failed: dict[str, str]
+) -> dict[str, Any]:
+    """Returns, for each of the peer's variants, how far its results are from ours without dropout: in training, the losses of
+    20 steps. A compiled module whose dropout is not 0 while timed is not compiled twice: the eager one stands for it.
+    """
+    count = timing.STEPS if job["kind"] == "train" else 1 if job["kind"] == "generate" else job["batches"]
+    own.ask("open", folder=str(folder), phase="parity")
+    # Grouped batches are the same sentences in another order: compared are the reference's own.
+    ours = own.ask("compare" if job["dynamic"] else "losses", steps=count)["results"]
+    found: dict[str, Any] = {"steps": count, "tolerance": timing.TOLERANCE[job["dtype"]], "ours": ours, "difference": {}}
+    for side in others:
+        if side.name != "eager" and any(job["dropout"]["timing"].values()):
+            continue
+        try:
+            side.ask("open", folder=str(folder), phase="parity")
+            theirs = side.ask("losses", steps=count)["results"]
+        except timing.SideError as error:
+            failed[side.name] = str(error)
+            continue
+        found["difference"][side.name] = timing.difference(ours, theirs, job["kind"])
+    found["holds"] = all(value <= found["tolerance"] for value in found["difference"].values()) and bool(found["difference"])
+    if job["kind"] == "generate":
+        del found["ours"]
+    return found
+
+
+def opened(sides: list[timing.Side], folder: Path, job: Mapping[str, Any], failed: dict[str, str]) -> list[timing.Side]:
+    """Returns the sides that have opened the job for timing, and taken a pass; ours has to."""
+    ready = []
+    for side in sides:
+        try:
+            side.ask("open", folder=str(folder), phase="timing")
+            side.ask("run", passes=1, count=job["batches"])
+            ready.append(side)
+        except timing.SideError as error:
+            if side is sides[0]:
+                raise
+            failed[side.name] = str(error)
+    return ready
+
+
+def compared(sides: Mapping[str, Any], runs: Mapping[str, Any], parity: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the peer's best side, and how many times faster ours was: the median and range over neighbouring runs."""
+    others = [name for name in sides if name != "fmjax"]
+    if not others:
+        return {"peer": None, "ratio": None}
+    best = min(others, key=lambda name: sides[name]["step_seconds"])
+    found = timing.ratios(runs["fmjax"], runs[best])
+    cpu = timing.ratios(runs["fmjax"], runs[best], "cpu")
+    if not parity.get("holds"):
+        return {"peer": best, "ratio": None, "why": "the two sides' results differ, so their times are not compared"}
+    spread = [min(found), max(found)]
+    return {"peer": best, "ratio": statistics.median(found), "ratio_range": spread, "cpu_ratio": statistics.median(cpu)}
+
+
+def write(name: str, result: Mapping[str, Any], options: Options) -> Path:
+    """Writes a result to WORKDIR/bench/NAME.json."""
+    path = options.workdir / "bench" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".new").write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(path.with_suffix(".new"), path)
+    return path

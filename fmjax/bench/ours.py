@@ -1,0 +1,162 @@
+"""fmjax's side of a benchmark: its own training step, `.apply` and `.generate`, as a user has them.
+
+    python -m fmjax.bench.ours THREADS
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmjax.bench import worker
+
+BACKEND = "/jax/core/compile/backend_compile_duration"
+TRACING = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration")
+RNG = {"cpu": "hash"}  # train.dropout_rng by platform
+
+
+class Ours:
+    """One job at a time."""
+
+    def __init__(self) -> None:
+        import jax
+
+        self.jax = jax
+        self.spent = dict.fromkeys((BACKEND, *TRACING), 0.0)
+        jax.monitoring.register_event_duration_secs_listener(self.heard)
+
+    def heard(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event in self.spent:
+            self.spent[event] += duration_secs
+
+    def describe(self) -> dict[str, Any]:
+        device = self.jax.devices()[0]
+        count = self.jax.device_count()
+        return {"platform": device.platform, "kind": device.device_kind, "count": count, "jax": self.jax.__version__}
+
+    def open(self, folder: str, phase: str) -> dict[str, Any]:
+        """Builds the model of a job, with the dropout of a phase, and what takes a step. Compiles nothing yet."""
+        from fmjax.pretrained import abstract_params, load
+        from fmjax.pytree import names, unnames
+
+        self.folder = folder
+        self.job, self.batches = worker.read_job(Path(folder), "ours")
+        loaded = load(Path(folder) / "model")
+        settings = dataclasses.replace(loaded.model.settings, **self.job["dropout"][phase], dtype=self.job["dtype"])
+        wanted = names(abstract_params(loaded.model))
+        params = unnames({name: leaf for name, leaf in names(loaded.params).items() if name in wanted})
+        self.pretrained = dataclasses.replace(loaded, model=loaded.model.clone(settings=settings), params=params)
+        self.step = getattr(self, self.job["kind"])
+        if self.job["kind"] == "train":
+            self.build()
+        return {}
+
+    def build(self) -> None:
+        """Makes the compiled training step and its first state, as `train/loop.py` does."""
+        from fmjax import optim, sharding, tasks
+        from fmjax.randomness import dropout_key
+        from fmjax.train.state import abstract_params, abstract_state, batch_spec, with_params
+        from fmjax.train.step import make_step
+
+        model, task = self.pretrained.model, tasks.make(self.job["task"])
+        devices = self.jax.devices()[: self.job["devices"]]
+        self.mesh, rules = sharding.make_mesh({"data": -1}, devices), sharding.resolve_rules("dp")
+        self.rules = sharding.in_force(rules, self.mesh)
+        abstract = abstract_params(model, batch_spec(self.batches[0]), self.mesh, rules)
+        optimizer = optim.build(self.job["optimizer"], abstract, 1000)
+        state = abstract_state(abstract, optimizer.transform, self.mesh)
+        self.state = with_params(self.pretrained.params, optimizer.transform, state)
+        self.key = dropout_key(0, RNG.get(devices[0].platform, "rbg"))
+        step = make_step(model, task, optimizer.transform, optim.trainable(abstract, ()))
+        self.jitted = self.jax.jit(step, donate_argnums=0)
+        self.shardings = sharding.batch_shardings(batch_spec(self.batches[0]), rules, self.mesh)
+
+    @contextmanager
+    def ruled(self) -> Iterator[None]:
+        import flax.linen as nn
+
+        with self.jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+            yield
+
+    def train(self, index: int) -> Any:
+        batch = {name: self.jax.device_put(array, self.shardings[name]) for name, array in self.next(index).items()}
+        with self.ruled():
+            self.state, metrics = self.jitted(self.state, batch, self.key)
+        return metrics["loss"]
+
+    def forward(self, index: int) -> Any:
+        outputs = self.pretrained.apply(**self.next(index))
+        return self.jax.block_until_ready(outputs["last_hidden_state"])
+
+    def generate(self, index: int) -> Any:
+        settings = {"max_new_tokens": self.job["new_tokens"], "min_new_tokens": self.job["new_tokens"]}
+        return self.pretrained.generate(**self.next(index), **settings, num_beams=self.job["beams"])
+
+    def next(self, index: int) -> Any:
+        return self.batches[index % len(self.batches)]
+
+    def wait(self, result: Any) -> Any:
+        """Returns a step's result as JSON: a loss, the sum of magnitudes of hidden states, or the tokens."""
+        if self.job["kind"] == "generate":
+            return result.tolist()
+        return float(abs(result).sum()) if self.job["kind"] == "forward" else float(result)
+
+    def compare(self, steps: int) -> dict[str, Any]:
+        """Takes steps over the reference's own batches, filled up to one length; returns what each gave."""
+        batches, (_, theirs) = self.batches, worker.read_job(Path(self.folder), "peer")
+        most = max(batch["input_ids"].shape[1] for batch in theirs)
+        self.batches = [{name: filled(array, most) for name, array in batch.items()} for batch in theirs]
+        try:
+            return worker.losses(self, steps)
+        finally:
+            self.batches = batches
+
+    def inputs(self, folder: str, **sizes: int) -> dict[str, float]:
+        from fmjax.bench.inputs import feed
+
+        return feed(Path(folder), **sizes)
+
+    def first(self, folder: str) -> dict[str, float]:
+        """Opens a job and takes one step; returns seconds of building, of the first step and of compiling in it."""
+        begun = time.perf_counter()
+        self.open(folder, "timing")
+        built = time.perf_counter()
+        before = dict(self.spent)
+        self.wait(self.step(0))
+        done = time.perf_counter()
+        spent = {name: self.spent[name] - before[name] for name in self.spent}
+        tracing = sum(spent[name] for name in TRACING)
+        return {"build": built - begun, "first_step": done - built, "tracing": tracing, "backend_compile": spent[BACKEND]}
+
+    def trace(self, folder: str, steps: int) -> dict[str, Any]:
+        """Takes steps under JAX's profiler, whose files for TensorBoard (xplane) and Perfetto go to a folder."""
+        with self.jax.profiler.trace(folder, create_perfetto_trace=True):
+            for index in range(steps):
+                self.wait(self.step(index))
+        return {}
+
+    def memory(self) -> dict[str, int]:
+        """Returns the bytes of the training step, as the compiler counts them."""
+        with self.ruled():
+            compiled = self.jitted.lower(self.state, self.batches[0], self.key).compile()
+        found = compiled.memory_analysis()
+        if found is None:
+            return {}
+        return {"arguments": found.argument_size_in_bytes, "temporaries": found.temp_size_in_bytes}
+
+
+def filled(array: np.ndarray, length: int) -> np.ndarray:
+    """Returns a batch's array with rows filled up by zeros to a length."""
+    return np.pad(array, ((0, 0), (0, length - array.shape[1]))) if array.ndim == 2 else array
+
+
+if __name__ == "__main__":
+    worker.pin(int(sys.argv[1]))
+    worker.serve(Ours)

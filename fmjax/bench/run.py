@@ -1,0 +1,64 @@
+"""What `scripts/bench.py` does: finds out what there is here, measures what was asked for, prints and writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from fmjax.bench import cold, growth, inputs, table, timing
+from fmjax.bench.measure import Options, side_by_side, write
+from fmjax.bench.workloads import WORKLOADS, chosen
+from fmjax.errors import UserError
+from fmjax.train.logs import say
+
+MODULES: dict[str, Any] = {"data": inputs, "cold": cold, "growth": growth}
+
+
+def options(args: Any) -> Options:
+    """Returns what the flags ask for, and what this machine has. Raises UserError for flags that ask for what is not here."""
+    cores = len(os.sched_getaffinity(0))
+    threads = args.threads or cores
+    if not 1 <= threads <= cores:
+        raise UserError(f"--threads={threads}: this process may use {cores} cores; give 1 to {cores}")
+    for name in ("rounds", "seconds"):
+        if getattr(args, name) <= 0:
+            raise UserError(f"--{name}={getattr(args, name)}: must be above 0")
+    python = args.peer_python or sys.executable
+    found = {} if args.no_peer else timing.peer_versions(python)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    with timing.ours(args.workdir, 1, {"JAX_PLATFORMS": args.device} if args.device == "cpu" else None) as side:
+        described = side.ask("describe")
+    device = "cpu" if described["platform"] == "cpu" else "gpu"
+    if args.device == "gpu" and device == "cpu":
+        raise UserError("--device=gpu: JAX finds no GPU here; install fmjax[cuda], or leave --device out")
+    if not found and not args.no_peer:
+        say(timing.PEER_ABSENT)
+    asked = (args.workdir, threads, args.rounds, args.seconds, device, described, python, found)
+    return Options(*asked, compiled=not args.no_compile, tiny=args.tiny, profile=args.profile)
+
+
+def bench(args: Any) -> None:
+    """Measures the workloads that were named, or all, one after the other; a table a group."""
+    names = chosen(args.names)
+    asked = options(args)
+    results: dict[str, Any] = {}
+    for name in names:
+        begun = time.perf_counter()
+        result = side_by_side(name, asked) if name in WORKLOADS else MODULES[name].measure(asked)
+        results[name] = result
+        path = write(name, result, asked)
+        say(f"{name}: {time.perf_counter() - begun:.0f} s, {path}")
+        if name == "growth":
+            say(f"growth: {growth.write_plot(result, asked.workdir)}")
+    if args.json:
+        print(json.dumps(results))
+        return
+    if rows := [result for name, result in results.items() if name in WORKLOADS]:
+        print(table.side_by_side(rows))
+    for name in names:
+        if name in MODULES:
+            print(f"\n{name}\n{MODULES[name].table(results[name])}")
+    print("\n" + table.where(results[names[-1]]["machine"]))

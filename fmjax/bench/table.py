@@ -1,0 +1,68 @@
+"""Results as a table in Markdown, which a terminal shows as well as a README does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+HEAD = ("workload", "fmjax", "peer's best", "times faster", "bar", "met")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table whose columns stand under each other."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    shown = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    return "\n".join([shown[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *shown[1:]])
+
+
+def milliseconds(side: Mapping[str, Any]) -> str:
+    """Returns "103 ms (99-120)": a median and its range."""
+    low, high = (1e3 * value for value in side["step_seconds_range"])
+    return f"{1e3 * side['step_seconds']:.3g} ms ({low:.3g}-{high:.3g})"
+
+
+def row(result: Mapping[str, Any]) -> list[str]:
+    """Returns a line of the table of WORKLOADS."""
+    own, unit = result["sides"]["fmjax"], result["unit"]
+    cells = [result["title"], f"{milliseconds(own)}, {own['per_second']:,.0f} {unit}/s"]
+    bar = result["bar"]
+    shown = f">= {bar}" if bar else "none"
+    if result["peer"] is None:
+        return [*cells, "not measured", "not measured", shown, "not measured"]
+    peer = f"{milliseconds(result['sides'][result['peer']])} {result['peer']}"
+    if result["ratio"] is None:
+        return [*cells, peer, "not compared: results differ", shown, "no"]
+    low, high = result["ratio_range"]
+    met = "" if not bar else "yes" if result["ratio"] >= bar else "no"
+    return [*cells, peer, f"{result['ratio']:.2f} ({low:.2f}-{high:.2f})", shown, met]
+
+
+def side_by_side(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table of WORKLOADS, and below it what failed and which losses were compared."""
+    lines = [markdown(HEAD, map(row, results))]
+    for result in results:
+        for difference in [result["parity"].get("difference", {})]:
+            if difference:
+                what = "share of tokens that differ" if result["job"]["kind"] == "generate" else "greatest relative difference"
+                said = ", ".join(f"{name} {value:.1e}" for name, value in difference.items())
+                lines.append(f"parity of {result['workload']} over {result['parity']['steps']} steps, {what}: {said}")
+        lines += [f"failed in {result['workload']}: {message}" for message in result["failed"].values()]
+    return "\n".join(lines)
+
+
+def where(machine: Mapping[str, Any]) -> str:
+    """Returns one line about the machine, the versions and the command."""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
+    notes = ["TINY SIZES: these figures mean nothing"] * machine["tiny"]
+    notes += ["torch.compile left out: the peer is not at its best"] * (not machine["torch.compile"])
+    return "; ".join(
+        (
+            f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores, {machine['devices']}",
+            f"Python {machine['python']}, {versions}",
+            f"commit {machine['commit'][:12]}",
+            f"load {machine['load']:.1f}",
+            machine["command"],
+            *notes,
+        )
+    )

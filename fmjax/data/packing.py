@@ -1,0 +1,150 @@
+"""A packing plan: which pieces of text share a row, so that little of a row is padding.
+
+The plan is a function of the pieces' lengths alone and is made once, when a run starts: an array of piece numbers, row after row,
+and the bounds of the rows, so that any row is found at once. Rows are filled one at a time, the longest piece that is left first,
+then again and again the piece that fits best into the room that is left: with one length the longest that fits, which is
+first-fit-decreasing; with several, as of sources and targets, the one whose lengths have the largest dot product with the room
+(Panigrahy et al. 2011, "Heuristics for vector bin packing"). Pieces of the same lengths are alike, so a row that was found is
+repeated for as long as there are such pieces: the time goes with the number of different lengths, and hardly with that of pieces.
+
+What shares a row: pieces that complement each other in length, from anywhere in the data, as pieces of the same lengths are
+shuffled before they are dealt out. They stay together in every epoch, while the rows are shuffled anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SHAPES = 4096  # different lengths that are told apart; of more, lengths are compared in coarser units
+
+
+class Plan(NamedTuple):
+    """Row i holds the pieces `order[bounds[i]:bounds[i + 1]]`, in ascending order; rows are in the order of their first.
+
+    `fill` is the share of all rows, one number for each length, that is no padding.
+    """
+
+    order: np.ndarray
+    bounds: np.ndarray
+    fill: tuple[float, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.bounds) - 1
+
+    def pieces(self, row: int) -> np.ndarray:
+        """Returns the numbers of the pieces in a row."""
+        return self.order[self.bounds[row] : self.bounds[row + 1]]
+
+
+def pack(lengths: np.ndarray, most: int | Sequence[int]) -> Plan:
+    """Returns the plan of pieces of `lengths [N]`, or of several lengths each, `[N, D]`, in rows of at most `most` (D numbers).
+
+    Raises ValueError if a piece is longer than a row.
+    """
+    room = np.atleast_1d(np.asarray(most, np.int64))
+    lengths_ND = np.asarray(lengths, np.int64).reshape(-1, room.size)
+    if (lengths_ND > room).any():
+        raise ValueError(f"a piece of {lengths_ND.max(axis=0)} in rows of {room}")
+    kinds, shapes, unit = compared(lengths_ND)
+    # Pieces of a kind stand side by side, in an order that depends on their number alone.
+    dealt = np.random.default_rng(0).permutation(len(lengths_ND))
+    dealt = dealt[np.argsort(kinds[dealt], kind="stable")]
+    counts = np.bincount(kinds, minlength=len(shapes))
+    begins = np.cumsum(counts) - counts
+    parts: list[np.ndarray] = []  # [rows, pieces in each]
+    for pattern, times in patterns(shapes, counts.copy(), room // unit):
+        taken = []
+        for kind, many in pattern.items():
+            taken.append(dealt[begins[kind] : begins[kind] + times * many].reshape(times, many))
+            begins[kind] += times * many
+        parts.append(np.sort(np.concatenate(taken, axis=1), axis=1))
+    return planned(parts, lengths_ND, room)
+
+
+def compared(lengths_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns the kind of each piece [N], the lengths of each kind [U, D], longest first, and the unit that these count in."""
+    unit = 1
+    while True:
+        rounded = -(-lengths_ND // unit)
+        sides = tuple(rounded.max(axis=0, initial=0) + 1)
+        keys, kinds = np.unique(np.ravel_multi_index(tuple(rounded.T), sides), return_inverse=True)
+        if keys.size <= SHAPES:
+            break
+        unit *= 2
+    shapes = np.stack(np.unravel_index(keys, sides), axis=1)
+    order = np.lexsort((shapes.sum(axis=1), shapes.max(axis=1)))[::-1]
+    return np.argsort(order)[kinds], shapes[order], unit
+
+
+def patterns(shapes: np.ndarray, left: np.ndarray, room: np.ndarray) -> list[tuple[dict[int, int], int]]:
+    """Returns how many pieces of which kind share a row, and how many rows are filled so, until none of `left [U]` is left."""
+    shares = shapes / np.maximum(room, 1)
+    found = []
+    first = 0
+    while first < len(left):
+        if not left[first]:
+            first += 1
+            continue
+        used = {first: 1}
+        left[first] -= 1
+        free = room - shapes[first]
+        while (fitting := np.flatnonzero((left > 0) & (shapes <= free).all(axis=1))).size:
+            best = int(fitting[np.argmax(shares[fitting] @ (free / np.maximum(room, 1)))])
+            many = 1 if len(room) > 1 else int(min(left[best], free[0] // max(shapes[best, 0], 1)))
+            used[best] = used.get(best, 0) + many
+            left[best] -= many
+            free = free - many * shapes[best]
+        more = min(left[kind] // many for kind, many in used.items())
+        for kind, many in used.items():
+            left[kind] -= more * many
+        found.append((used, 1 + int(more)))
+    return found
+
+
+def planned(parts: Sequence[np.ndarray], lengths_ND: np.ndarray, room: np.ndarray) -> Plan:
+    """Returns the plan of rows that are given in groups of as many pieces each."""
+    rows = np.concatenate([np.full(len(part), part.shape[1]) for part in parts]) if parts else np.zeros(0, np.int64)
+    firsts = np.concatenate([part[:, 0] for part in parts]) if parts else np.zeros(0, np.int64)
+    flat = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, np.int64)
+    in_order = np.argsort(firsts)
+    place = np.argsort(in_order)  # of each row among all
+    order = flat[np.argsort(np.repeat(place, rows), kind="stable")]
+    bounds = np.concatenate([[0], np.cumsum(rows[in_order])]).astype(np.int64)
+    fill = lengths_ND.sum(axis=0) / np.maximum(room * len(rows), 1)
+    return Plan(order.astype(np.int64), bounds, tuple(fill.tolist()))
+
+
+def pack_matched(lengths: np.ndarray, most: int) -> tuple[Plan, int]:
+    """Returns the plan of pieces of two lengths `[N, 2]` in rows whose first side has `most` places, and how many the second has.
+
+    For both to be filled alike, it is as much shorter or longer as the sum of all second lengths is, with room for the longest at
+    least; of a few such numbers, that of the fullest rows, both sides together.
+    """
+    lengths = np.asarray(lengths)
+    first, second = lengths.sum(axis=0).tolist()
+    near = [round(most * second / first * factor) for factor in (0.96, 0.98, 1.0, 1.02, 1.04)]
+    sides = sorted({max(side, int(lengths[:, 1].max())) for side in near})
+    plans = [pack(lengths, (most, side)) for side in sides]
+    places = [plan.rows * (most + side) for plan, side in zip(plans, sides, strict=True)]
+    best = int(np.argmin(places))
+    return plans[best], sides[best]
+
+
+def describe(fill: Mapping[str, float]) -> str:
+    """Returns one line about how full rows are, by the name of the array."""
+    return ", ".join(f"{100 * share:.1f} % of {name}" for name, share in fill.items()) + " no padding"
+
+
+def fill_of(examples: Any) -> dict[str, float]:
+    """Returns the share of each array of tokens that is no padding, where the examples say it or have lengths; of several
+    sources or tasks, those of each."""
+    if hasattr(examples, "fill"):
+        return dict(examples.fill)
+    if hasattr(examples, "lengths") and hasattr(examples, "max_length"):
+        return {"input_ids": float(np.mean(getattr(examples, "tokens", examples.lengths))) / examples.max_length}
+    parts = getattr(examples, "parts", {})
+    return {f"{part}/{name}": share for part, own in parts.items() for name, share in fill_of(own).items()}

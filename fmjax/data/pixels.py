@@ -1,0 +1,136 @@
+"""One image: from a file's bytes to uint8 [H,W,C], to another size, and to the numbers that a model reads."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fmjax.errors import UserError
+
+MOST_PIXELS = 64 * 2**20  # of one image: what is larger is taken for a trap and not decoded
+RESAMPLINGS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+GREY = ("1", "L", "LA")  # Pillow's modes
+
+
+def decode(data: bytes, where: str) -> np.ndarray:
+    """Returns the image in a file's bytes, uint8 [H,W,1] if it is grey and [H,W,3] else, transparency left out.
+
+    Raises UserError, naming `where`, if it is damaged, too large, or of more than eight bits.
+    """
+    with whole(where), Image.open(io.BytesIO(data)) as image:
+        return pixels(image, where)
+
+
+@contextmanager
+def whole(where: str) -> Iterator[None]:
+    """Makes whatever Pillow raises of a damaged image a UserError that names `where`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes of them
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "no known format" if "cannot identify" in reason else reason
+        raise UserError(f"{where}: is not a whole image ({reason}); fetch it again, or leave it out") from None
+
+
+def pixels(image: Image.Image, where: str) -> np.ndarray:
+    """Returns a Pillow image, turned as its EXIF data say, as uint8 [H,W,1] or [H,W,3].
+
+    Raises UserError if it is too large or of more than eight bits.
+    """
+    if image.width * image.height > MOST_PIXELS:
+        raise UserError(f"{where}: {image.width} x {image.height} pixels are more than {MOST_PIXELS:,}; scale it down")
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"{where}: has more than 8 bits a channel (mode {image.mode}), which is not read; convert it")
+    image.load()
+    image = upright(image)
+    mode = "L" if image.mode in GREY else "RGB"
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Returns an image as it was taken: cameras note in EXIF data how to turn it. Where these cannot be read, it stands."""
+    try:
+        return ImageOps.exif_transpose(image) if "exif" in image.info else image
+    except Exception:  # of data that are no EXIF, in an image that is whole
+        return image
+
+
+def load(image: Any, where: str) -> np.ndarray:
+    """Returns an image that is given as a path, a Pillow image, or uint8 [H,W] or [H,W,C], as uint8 [H,W,C].
+
+    Raises UserError, naming `where`, if it is none of them, or is not there or damaged.
+    """
+    if isinstance(image, str | Path):
+        try:
+            return decode(Path(image).expanduser().read_bytes(), str(image))
+        except (OSError, ValueError) as error:  # the latter for a name that no file can have
+            why = getattr(error, "strerror", "") or error
+            raise UserError(f'{where}: "{image}" cannot be read ({why}); name an image file') from None
+    if isinstance(image, Image.Image):
+        with whole(where):
+            return pixels(image, where)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3) and image.size:
+        return image if image.ndim == 3 else image[:, :, None]
+    found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else repr(image)[:60]
+    raise UserError(f"{where}: {found} is not an image; give a file's path, or an array of uint8 [height, width, channels]")
+
+
+def with_channels(image: np.ndarray, channels: int, where: str) -> np.ndarray:
+    """Returns the image with 1 or 3 channels. Raises UserError for any other change."""
+    if image.shape[2] == channels:
+        return image
+    if (image.shape[2], channels) == (1, 3):
+        return np.repeat(image, 3, axis=2)
+    if (image.shape[2], channels) == (3, 1):
+        return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
+    raise UserError(f"{where}: has {image.shape[2]} channels, which cannot become {channels}; change task.channels")
+
+
+def resize(image: np.ndarray, height: int, width: int, how: str) -> np.ndarray:
+    """Returns the image, uint8, in another size, as Pillow resamples it: with a filter against aliasing."""
+    if image.shape[:2] == (height, width):
+        return image
+    # Pillow knows images of one channel, of three or of four.
+    flat = image[:, :, 0] if image.shape[2] == 1 else image
+    array = np.asarray(Image.fromarray(flat).resize((width, height), RESAMPLINGS[how]))
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def centre(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns the middle of an image, [size,size,C], black where it is smaller than that."""
+    height, width = image.shape[:2]
+    short = max(size - height, 0), max(size - width, 0)
+    if any(short):
+        image = np.pad(image, [((lack + 1) // 2, lack // 2) for lack in short] + [(0, 0)])
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def normalised(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Returns (image / 255 - mean) / std in fp32; mean and std are one number, or one for each channel."""
+    scale, shift = line(mean, std)
+    return image * scale + shift
+
+
+@functools.cache
+def line(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the slope and the intercept, fp32, that normalise a byte."""
+    exact = np.asarray(std, np.float64)
+    return (1 / (255 * exact)).astype(np.float32), (-np.asarray(mean, np.float64) / exact).astype(np.float32)

@@ -1,0 +1,54 @@
+"""Positions on a grid of patches: two-dimensional sinusoids, and the change to a grid of another size.
+
+Letters: N positions, D width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def sinusoids_2d(side: int, width: int) -> np.ndarray:
+    """Returns fp32 [side * side, D]: sines and cosines of the column in the first half of each row, then those of the row.
+
+    The frequencies are 10000^(-4k/D) for k < D/4; D has to be a multiple of 4. The order is that of MAE's published weights
+    (He et al. 2022, arXiv:2111.06377).
+    """
+    frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
+    angles = np.arange(side)[:, None] * frequencies[None]
+    line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    columns, rows = np.tile(line, (side, 1)), np.repeat(line, side, axis=0)
+    return np.concatenate([columns, rows], axis=1).astype(np.float32)
+
+
+def bicubic(old: int, new: int) -> np.ndarray:
+    """Returns fp32 [new, old]: the matrix that resamples a row of `old` values at the centres of `new` cells.
+
+    Keys's cubic convolution with a = -0.75, the ends repeated, without a filter against aliasing: as
+    torch.nn.functional.interpolate(mode="bicubic", align_corners=False).
+    """
+    a = -0.75
+    centre = (np.arange(new) + 0.5) * (old / new) - 0.5
+    first = np.floor(centre).astype(int) - 1
+    matrix = np.zeros((new, old))
+    for tap in range(4):
+        x = np.abs(centre - (first + tap))
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((x - 5) * x + 8) * a * x - 4 * a
+        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), np.where(x <= 1, near, far))
+    return matrix.astype(np.float32)
+
+
+def resized(table_1ND: jax.Array, before: int, grid: tuple[int, int]) -> jax.Array:
+    """Returns a table of positions [1,N,D], of which the first `before` belong to no patch and the others to a square grid,
+    for a grid of another height and width: [1, before + height * width, D]. The table itself where the grid is the same."""
+    count, width = table_1ND.shape[1:]
+    side = round((count - before) ** 0.5)
+    if grid == (side, side):
+        return table_1ND
+    down, across = (jnp.asarray(bicubic(side, size)) for size in grid)
+    patches = table_1ND[0, before:].reshape(side, side, width)
+    patches = jnp.einsum("hi,wj,ijd->hwd", down, across, patches.astype(jnp.float32), precision="highest")
+    return jnp.concatenate([table_1ND[:, :before], patches.reshape(1, -1, width).astype(table_1ND.dtype)], axis=1)

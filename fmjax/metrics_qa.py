@@ -1,0 +1,68 @@
+"""Exact match and F1 of answers as SQuAD's official evaluation has them, versions 1.1 and 2.0, from 0 to 100.
+
+Answers are compared without case, punctuation, the articles a, an, the, and with single spaces. An answer scores what it does
+with the best of the question's references (Rajpurkar et al. 2016, section 6.1; 2018, section 4 for questions without one).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from fmjax.errors import UserError
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+ANSWERS = ("exact_match", "f1")
+# Where some questions have no answer.
+PARTS = ("has_answer_exact_match", "has_answer_f1", "no_answer_exact_match")
+
+
+def normalised(answer: str) -> str:
+    """Returns an answer as it is compared."""
+    return " ".join(ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split())
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """Returns 1 if both are the same, else 0."""
+    return float(normalised(answer) == normalised(reference))
+
+
+def f1(answer: str, reference: str) -> float:
+    """Returns the F1 of the answer's words, as many times as they occur."""
+    given, wanted = normalised(answer).split(), normalised(reference).split()
+    same = sum((Counter(given) & Counter(wanted)).values())
+    if not same:
+        return 0.0
+    precision, recall = same / len(given), same / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def answers(given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Returns the mean exact match and F1 over questions, of which each has references, or none where it has no answer.
+
+    No answer is given as "". Where some questions have no answer, both are also taken over those that have one and over
+    those that have none (on which F1 is exact match). Raises UserError if there is no question.
+    """
+    if not references or len(given) != len(references):
+        raise UserError(f"evaluation: {len(given)} answers to {len(references)} questions; give one for each, and one at least")
+    scores = np.zeros((len(given), 2))
+    # Version 2.0 does not count references of which nothing is left to compare.
+    unanswerable = not all(references)
+    kept = [[text for text in texts if normalised(text)] if unanswerable else list(texts) for texts in references]
+    for row, answer, texts in zip(scores, given, kept, strict=True):
+        if texts:
+            row[:] = max(exact_match(answer, text) for text in texts), max(f1(answer, text) for text in texts)
+        else:
+            row[:] = not normalised(answer)
+    values = dict(zip(ANSWERS, 100 * scores.mean(axis=0), strict=True))
+    answered = np.array([bool(texts) for texts in kept])
+    if unanswerable and answered.any():
+        values |= dict(zip(PARTS, 100 * scores[answered].mean(axis=0), strict=False))
+    if unanswerable:
+        values[PARTS[2]] = 100 * scores[~answered, 0].mean()
+    return {name: float(value) for name, value in values.items()}

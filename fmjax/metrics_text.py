@@ -1,0 +1,114 @@
+"""Metrics of texts that a model wrote against those that it should have written, each by the library that the field uses.
+
+BLEU and chrF (sacreBLEU, Post 2018, arXiv:1804.08771) run from 0 to 100, as sacreBLEU prints them; ROUGE (rouge-score, with
+stemming), word and character error rates (jiwer) and exact match are shares. Every text has one reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import jiwer
+import numpy as np
+import sacrebleu
+from rouge_score import rouge_scorer
+
+from fmjax.errors import UserError, nearest
+
+Texts = Sequence[str]
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # of BLEU: 13a is the WMT's, zh splits Chinese into characters
+
+
+def bleu(hypotheses: Texts, references: Texts, tokenize: str = "13a") -> dict[str, float]:
+    """Returns the corpus's BLEU (Papineni et al. 2002), 0 to 100."""
+    return {"bleu": sacrebleu.BLEU(tokenize=tokenize).corpus_score(hypotheses, [references]).score}
+
+
+def chrf(hypotheses: Texts, references: Texts) -> dict[str, float]:
+    """Returns the corpus's chrF2 (Popović 2015), 0 to 100: by character n-grams, so for any language."""
+    return {"chrf": sacrebleu.CHRF().corpus_score(hypotheses, [references]).score}
+
+
+def rouge(hypotheses: Texts, references: Texts) -> dict[str, float]:
+    """Returns the mean F1 of ROUGE-1, -2, -L and -Lsum (Lin 2004), whose sentences stand on lines of their own.
+
+    Raises UserError if no reference has a word of Latin letters or digits, which alone are words to ROUGE.
+    """
+    if not any(letter.isascii() and letter.isalnum() for text in references for letter in text):
+        raise UserError("rouge reads words of the letters a to z alone, of which the references have none; choose chrf")
+    scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
+    rows = [scorer.score(truth, text) for text, truth in zip(hypotheses, references, strict=True)]
+    return {name: float(np.mean([row[name].fmeasure for row in rows])) for name in ROUGE}
+
+
+def error_rates(hypotheses: Texts, references: Texts) -> dict[str, float]:
+    """Returns the word and character error rates, wer and cer: edits over the reference's length, of the whole corpus.
+
+    Raises UserError if a reference is blank, where there is nothing to divide by.
+    """
+    check_references("wer and cer", references)
+    return {
+        "wer": float(jiwer.wer(list(references), list(hypotheses))),
+        "cer": float(jiwer.cer(list(references), list(hypotheses))),
+    }
+
+
+def exact_match(hypotheses: Texts, references: Texts) -> dict[str, float]:
+    """Returns the share of texts that are the reference, white space at the ends apart."""
+    pairs = zip(hypotheses, references, strict=True)
+    return {"exact_match": float(np.mean([text.strip() == truth.strip() for text, truth in pairs]))}
+
+
+# The name of a score -> the metrics that it gives, and the function.
+SCORES: dict[str, tuple[tuple[str, ...], Callable[..., dict[str, float]]]] = {
+    "bleu": (("bleu",), bleu),
+    "chrf": (("chrf",), chrf),
+    "rouge": (ROUGE, rouge),
+    "error_rates": (("wer", "cer"), error_rates),
+    "exact_match": (("exact_match",), exact_match),
+}
+
+
+def measures(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the metrics that scores give. Raises UserError for a score that there is not."""
+    names = tuple(names)
+    for name in names:
+        if name not in SCORES:
+            raise UserError(f'task.scores: "{name}" is not known{nearest(name, SCORES)}; choose from {", ".join(SCORES)}')
+    return tuple(metric for name in names for metric in SCORES[name][0])
+
+
+def texts(names: Iterable[str], hypotheses: Texts, references: Texts, tokenize: str = "13a") -> dict[str, float]:
+    """Returns the metrics of several scores; `tokenize` is BLEU's. Raises UserError if there is no text to judge."""
+    if not references or len(hypotheses) != len(references):
+        raise UserError(
+            f"evaluation: {len(hypotheses)} texts and {len(references)} references; give as many of both, one at least"
+        )
+    values: dict[str, float] = {}
+    for name in names:
+        options = {"tokenize": tokenize} if name == "bleu" else {}
+        values |= SCORES[name][1](hypotheses, references, **options)
+    return values
+
+
+def signatures(names: Iterable[str], tokenize: str = "13a") -> dict[str, str]:
+    """Returns how each score is computed, so that others can compute the same: sacreBLEU's signatures, versions, options."""
+    found = {}
+    for name in names:
+        if name in ("bleu", "chrf"):
+            metric = sacrebleu.BLEU(tokenize=tokenize) if name == "bleu" else sacrebleu.CHRF()
+            metric.corpus_score(["a"], [["a"]])  # the number of references is known then
+            found[name] = str(metric.get_signature())
+        elif name == "rouge":
+            found[name] = "rouge-score, F1, with stemming"
+        elif name == "error_rates":
+            found["wer"] = found["cer"] = "jiwer, no normalisation"
+    return found
+
+
+def check_references(name: str, references: Texts) -> None:
+    """Raises UserError if a reference is blank."""
+    for number, text in enumerate(references):
+        if not text.strip():
+            raise UserError(f"{name}: reference {number} is blank, so there is nothing to divide by; take it out")

@@ -1,0 +1,362 @@
+"""GPT-2 (Radford et al. 2019), following Hugging Face's `modeling_gpt2.py`: a decoder with learned positions.
+
+Letters: B batch, L length, S places in the cache, M predicted positions, D width, H heads, G key heads, K head width,
+F mlp width, V vocabulary, P positions, N layers. Llama and its kin are this decoder with other parts; see `llama.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax import hub
+from fmjax.errors import UserError
+from fmjax.layers.attention import Attention, Context
+from fmjax.layers.blocks import ModuleFactory, PreNorm, stack
+from fmjax.layers.cache import Cache, decoder_context, empty_cache
+from fmjax.layers.heads import ClassifyMean, Features, Heads, Lm, gather_positions
+from fmjax.layers.linear import Initializer, embedding, normal, parameter
+from fmjax.layers.mlp import Mlp, activation
+from fmjax.layers.norm import LayerNorm
+from fmjax.models.inputs import check_length, check_range
+from fmjax.models.sizes import checked, resolve
+from fmjax.sharding import constrain, placed
+from fmjax.tensorfiles import Tensor
+
+Batch = Mapping[str, jax.Array]
+Config = Mapping[str, Any]
+Table = Mapping[str, tuple[str, Any]]
+
+# tiny is nanoGPT's setting for a CPU; base is the GPT-2 of 124 million parameters.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 128, "layers": 4, "attention_heads": 4, "mlp_width": 512},
+    "base": {"width": 768, "layers": 12, "attention_heads": 12, "mlp_width": 3072},
+    "medium": {"width": 1024, "layers": 24, "attention_heads": 16, "mlp_width": 4096},
+    "large": {"width": 1280, "layers": 36, "attention_heads": 20, "mlp_width": 5120},
+    "xl": {"width": 1600, "layers": 48, "attention_heads": 25, "mlp_width": 6400},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The numbers and choices that make one GPT-2; `model` in a config."""
+
+    width: int
+    layers: int
+    attention_heads: int
+    mlp_width: int
+    vocab_size: int
+    positions: int = 1024
+    activation: str = "gelu_new"
+    epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    dropout: float = 0.1
+    embedding_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    stochastic_depth: float = 0.0
+    tied: bool = True  # the language model's head is the word table
+    pad_id: int = -1  # where a classifier looks for the last token; -1: there is none
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"  # or dots, everything: what the backward pass computes again
+
+
+class Embed(nn.Module):
+    """Word embeddings, and those of learned positions where there are any."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, ids_BL: jax.Array, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the embedded input [B,L,D] and the word table [V,D]."""
+        s = self.settings
+        table = partial(embedding, width=s.width, init=normal(s.initializer_range), dtype=jnp.dtype(s.dtype))
+        word = table(s.vocab_size, axis="vocab", name="word")
+        x = placed(word(ids_BL))
+        if s.positions:
+            x = x + placed(table(s.positions, axis=None, name="position")(positions_BL))
+        x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
+        return constrain(x, "act_batch", "act_length", "act_embed"), word.embedding
+
+
+class Decoder(nn.Module):
+    """The stack of layers, and the norm of what comes out of it."""
+
+    block: ModuleFactory
+    norm: ModuleFactory
+    layers: int
+    scan_layers: bool
+    remat: str
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, context: Context, caches: Any) -> tuple[jax.Array, Any]:
+        """Returns the hidden states [B,L,D] and the layers' caches."""
+        x_BLD, caches = stack(self, self.block, self.layers, self.scan_layers, self.remat, x_BLD, context, caches)
+        return self.norm(name="norm")(x_BLD), caches
+
+
+class ClassifyLast(nn.Module):
+    """A linear layer without bias over the last token that is not padding: [B,C]."""
+
+    pad_id: int
+    reads_pooled: ClassVar[bool] = False
+    classes: int = 2
+    kernel_init: Initializer = normal(0.02)
+
+    @nn.compact
+    def __call__(self, features: Features, batch: Features) -> jax.Array:
+        """Returns logits [B,C] in fp32."""
+        real = batch["input_ids"] != self.pad_id
+        if "attention_mask" in batch:
+            real = real & batch["attention_mask"].astype(bool)
+        last = jnp.where(real, jnp.arange(real.shape[1])[None], 0).max(axis=1)
+        x = gather_positions(features["hidden"], last[:, None])[:, 0].astype(jnp.float32)
+        return x @ parameter(self, "kernel", self.kernel_init, ("embed", None), (x.shape[-1], self.classes))
+
+
+class Gpt(nn.Module):
+    """Maps a batch to features: `hidden [B,L,D]`, and each head's output by kind.
+
+    Inputs: `input_ids [B,L]`; optionally `position_ids [B,L]`, and `attention_mask [B,L]` (masks keys, as the reference
+    does) or `segment_ids [B,L]` (packed rows; 0 is padding). Every position sees itself and what stands before it.
+    """
+
+    heads: Mapping[str, Mapping[str, Any]]
+    settings: Settings
+
+    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
+        """Returns, for each kind of head that the family has, what builds it from the kind's numbers."""
+        s = self.settings
+        init = normal(s.initializer_range)
+        return {
+            "lm": partial(Lm, s.tied, kernel_init=init, dtype=jnp.dtype(s.dtype)),
+            "classify": partial(ClassifyLast, s.pad_id, kernel_init=init),
+            "classify_mean": partial(ClassifyMean, dropout=s.dropout, kernel_init=init),
+        }
+
+    def setup(self) -> None:
+        s = self.settings
+        makers = self.head_makers()
+        self.embed = Embed(s)
+        self.decoder = Decoder(self.block(), self.norm(), s.layers, s.scan_layers, s.remat)
+        self.head = Heads({kind: partial(makers[kind], **numbers) for kind, numbers in self.heads.items()})
+
+    def norm(self) -> ModuleFactory:
+        """Returns what builds a norm."""
+        return partial(LayerNorm, self.settings.epsilon, jnp.dtype(self.settings.dtype))
+
+    def block(self) -> ModuleFactory:
+        """Returns what builds a layer."""
+        s = self.settings
+        shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+        # What is added to the residual stream, twice a layer, starts smaller (Radford et al. 2019, section 2.3).
+        last = normal(s.initializer_range / (2 * s.layers) ** 0.5)
+        head_width = s.width // s.attention_heads
+        attention = partial(Attention, s.attention_heads, head_width, s.attention_dropout, out_init=last, **shared)
+        mlp = partial(Mlp, s.mlp_width, activation(s.activation), down_init=last, **shared)
+        kept: dict[str, Any] = {"dropout": s.dropout, "stochastic_depth": s.stochastic_depth}
+        return partial(PreNorm, attention=attention, mlp=mlp, norm=self.norm(), **kept)
+
+    def context(self, batch: Batch, cache: Cache | None) -> tuple[Context, jax.Array, Cache | None]:
+        """Returns what the layers share, the positions, and the cache but for its keys; see `decoder_context`."""
+        return decoder_context(batch, cache)
+
+    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+        return self.decode(batch, None, None)[0]
+
+    def decode(self, batch: Batch, memory: None, cache: Cache | None) -> tuple[dict[str, jax.Array], Cache | None]:
+        """Returns the features of a batch that continues what is in the cache, if there is one, and the cache."""
+        context, positions, after = self.context(batch, cache)
+        x, word_table = self.embed(batch["input_ids"], positions)
+        hidden, layers = self.decoder(x, context, None if cache is None else cache["layers"])
+        features = {"hidden": hidden}
+        outputs = features | self.head(features | {"word_table": word_table}, batch)
+        return outputs, None if after is None else {**after, "layers": layers}
+
+    def empty_cache(self, rows: int, length: int) -> Cache:
+        """Returns a cache with room for `length` tokens in each row."""
+        s = self.settings
+        return empty_cache(s.layers, rows, length, s.attention_heads, s.width // s.attention_heads, jnp.dtype(s.dtype))
+
+    def smallest(self) -> Batch:
+        """Returns a batch of one token, with all that a head might read."""
+        return {"input_ids": jnp.zeros((1, 1), jnp.int32), "pool_weights": jnp.zeros((1, 1))}
+
+    def layer_products(self, length: int) -> int:
+        """Returns the multiplications of one token in one layer."""
+        s = self.settings
+        return 4 * s.width**2 + 2 * s.width * s.mlp_width + 2 * s.width * length
+
+    def forward_flops(self, batch: Mapping[str, Any]) -> float:
+        """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
+        s = self.settings
+        rows, length = batch["input_ids"].shape
+        predicted = batch["predicted_positions"].shape[1] if "predicted_positions" in batch else length
+        head = predicted * s.width * s.vocab_size if "lm" in self.heads else 0
+        return 2.0 * rows * (length * s.layers * self.layer_products(length) + head)
+
+
+def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Gpt:
+    """Returns a GPT-2 of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+
+    Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
+    """
+    return checked(Gpt(heads, resolve(Settings, SIZES, size, settings)))
+
+
+def follow(tokenizer: Any) -> dict[str, Any]:
+    """Returns the settings of a fresh model that follow from its tokenizer."""
+    return {"pad_id": tokenizer.pad_id} if "pad" in tokenizer.roles else {}
+
+
+# The reference (transformers' GPT2Config and GPT2Model): what hub.py and pretrained.py read from a family.
+MODEL_TYPES = ("gpt2",)
+PREFIX = "transformer."  # before the names of the body, except in a bare model
+
+# Class -> kind of head -> name of its output.
+ARCHITECTURES: dict[str, dict[str, str]] = {
+    "GPT2Model": {},
+    "GPT2LMHeadModel": {"lm": "logits"},
+    "GPT2ForSequenceClassification": {"classify": "logits"},
+}
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+# The reference's setting -> ours, and the reference's default.
+SETTINGS: Table = {
+    "vocab_size": ("vocab_size", 50257),
+    "n_embd": ("width", 768),
+    "n_layer": ("layers", 12),
+    "n_head": ("attention_heads", 12),
+    "n_inner": ("mlp_width", 3072),
+    "n_positions": ("positions", 1024),
+    "activation_function": ("activation", "gelu_new"),
+    "layer_norm_epsilon": ("epsilon", 1e-5),
+    "initializer_range": ("initializer_range", 0.02),
+    "resid_pdrop": ("dropout", 0.1),
+    "embd_pdrop": ("embedding_dropout", 0.1),
+    "attn_pdrop": ("attention_dropout", 0.1),
+    "tie_word_embeddings": ("tied", True),
+}
+# Settings of the reference that are handled with this value alone.
+FIXED: Config = {
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+}
+# The reference never reads n_ctx and is_decoder; its sequence summary serves multiple choice alone.
+UNREAD = (
+    *("n_ctx", "is_decoder"),
+    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+)
+
+# Ours -> the reference's as `unpack` gives it; `{layer}` runs over the stacked axis, kernels are transposed.
+WEIGHTS: dict[str, str] = {
+    "embed/word/embedding": "transformer.wte.weight",
+    "embed/position/embedding": "transformer.wpe.weight",
+    "decoder/layers/attention_norm/scale": "transformer.h.{layer}.ln_1.weight",
+    "decoder/layers/attention_norm/bias": "transformer.h.{layer}.ln_1.bias",
+    "decoder/layers/attention/query/kernel": "transformer.h.{layer}.attn.query.weight",
+    "decoder/layers/attention/query/bias": "transformer.h.{layer}.attn.query.bias",
+    "decoder/layers/attention/key/kernel": "transformer.h.{layer}.attn.key.weight",
+    "decoder/layers/attention/key/bias": "transformer.h.{layer}.attn.key.bias",
+    "decoder/layers/attention/value/kernel": "transformer.h.{layer}.attn.value.weight",
+    "decoder/layers/attention/value/bias": "transformer.h.{layer}.attn.value.bias",
+    "decoder/layers/attention/out/kernel": "transformer.h.{layer}.attn.c_proj.weight",
+    "decoder/layers/attention/out/bias": "transformer.h.{layer}.attn.c_proj.bias",
+    "decoder/layers/mlp_norm/scale": "transformer.h.{layer}.ln_2.weight",
+    "decoder/layers/mlp_norm/bias": "transformer.h.{layer}.ln_2.bias",
+    "decoder/layers/mlp/up/kernel": "transformer.h.{layer}.mlp.c_fc.weight",
+    "decoder/layers/mlp/up/bias": "transformer.h.{layer}.mlp.c_fc.bias",
+    "decoder/layers/mlp/down/kernel": "transformer.h.{layer}.mlp.c_proj.weight",
+    "decoder/layers/mlp/down/bias": "transformer.h.{layer}.mlp.c_proj.bias",
+    "decoder/norm/scale": "transformer.ln_f.weight",
+    "decoder/norm/bias": "transformer.ln_f.bias",
+    "head/lm/kernel": "lm_head.weight",
+    "head/classify/kernel": "score.weight",
+}
+# Copies that the reference may store of a weight that it shares -> ours.
+TIED = {"lm_head.weight": "embed/word/embedding"}
+
+FUSED = ("query", "key", "value")  # side by side in one matrix, c_attn
+BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old files hold
+MATRICES = (".c_proj.weight", ".c_fc.weight")  # stored [in, out], with no need to be transposed
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a file's tensors with queries, keys and values apart, and matrices [out, in] as other families have them."""
+    unpacked = {}
+    for name, tensor in tensors.items():
+        if name.endswith((".c_attn.weight", ".c_attn.bias")):
+            shape = (*(size // 3 for size in tensor.shape[-1:]), *tensor.shape[-2::-1])
+            for index, part in enumerate(FUSED):
+                read = partial(lambda tensor, index: np.split(tensor.read(), 3, axis=-1)[index].T, tensor, index)
+                unpacked[name.replace("c_attn", part)] = Tensor(shape, read)
+        elif name.endswith(MATRICES):
+            unpacked[name] = Tensor(tensor.shape[::-1], partial(lambda tensor: tensor.read().T, tensor))
+        elif not name.endswith(BUFFERS):
+            unpacked[name] = tensor
+    return unpacked
+
+
+def pack(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns tensors as the reference stores them: the inverse of `unpack`."""
+    packed = dict(tensors)
+    for name, array in tensors.items():
+        if name.endswith((".attn.query.weight", ".attn.query.bias")):
+            parts = [packed.pop(name.replace(".attn.query", f".attn.{part}")) for part in FUSED]
+            packed[name.replace(".attn.query", ".attn.c_attn")] = np.ascontiguousarray(np.concatenate(parts).T)
+        elif name.endswith(MATRICES):
+            packed[name] = np.ascontiguousarray(array.T)
+    return packed
+
+
+def padding(config: Config, vocab_size: int) -> int:
+    """Returns a reference config's padding id, -1 where it has none. Raises UserError if that is not in the vocabulary."""
+    pad_id = config.get("pad_token_id")
+    if pad_id is None:
+        return -1
+    if type(pad_id) is not int or not -1 <= pad_id < vocab_size:
+        raise UserError(f"config.json: pad_token_id={pad_id} is not one of the {vocab_size} tokens; correct it, or leave it out")
+    return pad_id
+
+
+def from_reference(config: Config) -> dict[str, Any]:
+    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
+    if config.get("n_inner") is None and hub.fits(width := config.get("n_embd", 768), 1):
+        config = {**config, "n_inner": 4 * width}
+    settings = hub.read_settings(config, SETTINGS, FIXED, UNREAD)
+    return settings | {"pad_id": padding(config, settings["vocab_size"])}
+
+
+def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
+    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
+    known = pad_id if settings.pad_id < 0 else settings.pad_id
+    return hub.write_settings(settings, SETTINGS, {}) | {"model_type": MODEL_TYPES[0], "pad_token_id": known}
+
+
+def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
+    """Returns the batch of the reference's inputs: ids as int32, the mask as bool.
+
+    Raises UserError, naming the value and the table, for an id that has no embedding, and for rows that are too long.
+    """
+    tables = {"input_ids": ("vocabulary", settings.vocab_size)}
+    # Positions that are not learned may be any number.
+    tables["position_ids"] = ("position table", settings.positions or 2**31)
+    if settings.positions and "position_ids" not in arrays:
+        check_length(arrays["input_ids"].shape[1], settings.positions)
+    batch = {}
+    for name, array in arrays.items():
+        if name in tables:
+            check_range(name, array, *tables[name])
+        # The range is looked at before the conversion, in which large numbers would wrap.
+        batch[name] = array.astype(np.int32 if name in tables else bool)
+    return batch

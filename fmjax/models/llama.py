@@ -1,0 +1,316 @@
+"""Llama (Touvron et al. 2023, arXiv:2302.13971; 3: arXiv:2407.21783), following Hugging Face's `modeling_llama.py`.
+
+GPT-2's decoder with the parts of today: rotary positions, RMS norms, gated feed-forward layers, and key heads that query
+heads share. Letters as in `gpt.py`. Mistral and Qwen2 are this decoder with other settings; see the files of those names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax import hub
+from fmjax.errors import UserError, nearest
+from fmjax.layers.attention import Attention, Context
+from fmjax.layers.blocks import ModuleFactory, PreNorm
+from fmjax.layers.cache import Cache, decoder_context, empty_cache
+from fmjax.layers.linear import normal
+from fmjax.layers.mlp import GatedMlp, activation
+from fmjax.layers.norm import RmsNorm
+from fmjax.layers.position import rotary
+from fmjax.models import gpt
+from fmjax.models.sizes import checked, resolve
+
+# 7b to 70b are the Llama 2 of those names, 8b is Llama 3; the small ones are of the shapes of llama2.c.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 64, "layers": 5, "attention_heads": 8, "kv_heads": 4, "mlp_width": 172},
+    "small": {"width": 288, "layers": 6, "attention_heads": 6, "mlp_width": 768},
+    "base": {"width": 768, "layers": 12, "attention_heads": 12, "mlp_width": 2048},
+    "7b": {"width": 4096, "layers": 32, "attention_heads": 32, "mlp_width": 11008},
+    "8b": {"width": 4096, "layers": 32, "attention_heads": 32, "kv_heads": 8, "mlp_width": 14336},
+    "70b": {"width": 8192, "layers": 80, "attention_heads": 64, "kv_heads": 8, "mlp_width": 28672},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(gpt.Settings):
+    """GPT-2's settings with Llama's values, and its own. `rotary_*` say how positions turn what is compared."""
+
+    kv_heads: int = 0  # 0: as many as query heads
+    head_width: int = 0  # 0: width / attention_heads
+    positions: int = 0  # no limit
+    context: int = 2048  # tokens that the model is meant for: the reference's max_position_embeddings
+    window: int = 0  # positions that one sees, itself included; 0: all
+    activation: str = "silu"
+    epsilon: float = 1e-6
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    tied: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    rotary_base: float = 10000.0
+    rotary_scaling: str = "default"  # a name in SCALINGS
+    rotary_factor: float = 1.0  # how many times longer than in training texts may be
+    rotary_low: float = 1.0  # the frequencies slower than this, in turns of the first training's context, are slowed down
+    rotary_high: float = 4.0  # those faster than this are kept
+    rotary_context: int = 8192  # the first training's
+
+
+def slower(settings: Settings, frequencies: np.ndarray) -> np.ndarray:
+    """Returns all frequencies divided by the factor (Chen et al. 2023, arXiv:2306.15595)."""
+    return frequencies / settings.rotary_factor
+
+
+def slower_if_slow(settings: Settings, frequencies: np.ndarray) -> np.ndarray:
+    """Returns slow frequencies divided by the factor, fast ones as they are, and mixtures in between (Llama 3.1)."""
+    s = settings
+    turns = s.rotary_context * frequencies / (2 * math.pi)
+    kept = np.clip((turns - s.rotary_low) / (s.rotary_high - s.rotary_low), 0, 1)
+    return frequencies * (kept + (1 - kept) / s.rotary_factor)
+
+
+# The reference's name -> what changes the frequencies.
+SCALINGS: dict[str, Callable[[Settings, np.ndarray], np.ndarray]] = {
+    "default": lambda settings, frequencies: frequencies,
+    "linear": slower,
+    "llama3": slower_if_slow,
+}
+
+
+class Llama(gpt.Gpt):
+    """A GPT-2 with Llama's parts."""
+
+    settings: Settings
+
+    @property
+    def key_heads(self) -> tuple[int, int]:
+        """The number of key heads, and the width of every head."""
+        s = self.settings
+        return s.kv_heads or s.attention_heads, s.head_width or s.width // s.attention_heads
+
+    def norm(self) -> ModuleFactory:
+        """Returns what builds a norm."""
+        return partial(RmsNorm, self.settings.epsilon, jnp.dtype(self.settings.dtype))
+
+    def block(self) -> ModuleFactory:
+        """Returns what builds a layer."""
+        s = self.settings
+        shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+        last = normal(s.initializer_range / (2 * s.layers) ** 0.5)
+        kv_heads, head_width = self.key_heads
+        biased = ("query", "key", "value") * s.qkv_bias + ("out",) * s.out_bias
+        own: dict[str, Any] = {"kv_heads": kv_heads, "biased": biased, "out_init": last}
+        attention = partial(Attention, s.attention_heads, head_width, s.attention_dropout, **own, **shared)
+        mlp = partial(GatedMlp, s.mlp_width, activation(s.activation), use_bias=s.mlp_bias, down_init=last, **shared)
+        kept: dict[str, Any] = {"dropout": s.dropout, "stochastic_depth": s.stochastic_depth}
+        return partial(PreNorm, attention=attention, mlp=mlp, norm=self.norm(), **kept)
+
+    def context(self, batch: gpt.Batch, cache: Cache | None) -> tuple[Context, jax.Array, Cache | None]:
+        """Returns what the layers share, the positions, and the cache but for its keys; see `decoder_context`."""
+        s = self.settings
+        context, positions, cache = decoder_context(batch, cache, window=s.window)
+        turned = rotary(positions, self.key_heads[1], s.rotary_base, partial(SCALINGS[s.rotary_scaling], s))
+        return dataclasses.replace(context, rotary=turned), positions, cache
+
+    def empty_cache(self, rows: int, length: int) -> Cache:
+        """Returns a cache with room for `length` tokens in each row."""
+        return empty_cache(self.settings.layers, rows, length, *self.key_heads, jnp.dtype(self.settings.dtype))
+
+    def layer_products(self, length: int) -> int:
+        """Returns the multiplications of one token in one layer."""
+        s = self.settings
+        kv_heads, head_width = self.key_heads
+        attention = 2 * head_width * (s.width * (s.attention_heads + kv_heads) + s.attention_heads * length)
+        return attention + 3 * s.width * s.mlp_width
+
+
+def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Llama:
+    """Returns a Llama of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+
+    Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
+    """
+    return checked_parts(checked(Llama(heads, resolve(Settings, SIZES, size, settings))))
+
+
+def checked_parts(model: Llama) -> Llama:
+    """Returns the model. Raises UserError if its heads cannot be shared or turned, or its positions are learned or scaled
+    in an unknown way."""
+    s = model.settings
+    kv_heads, head_width = model.key_heads
+    if s.attention_heads % kv_heads:
+        raise UserError(f"model.attention_heads={s.attention_heads} do not divide over model.kv_heads={kv_heads}; change one")
+    if head_width % 2:
+        raise UserError(f"heads are {head_width} wide, an odd number, which cannot be turned in pairs; set model.head_width")
+    if s.positions:
+        raise UserError(f"model.positions={s.positions}: rotary positions are not learned and have no limit; leave it out")
+    if s.rotary_scaling not in SCALINGS:
+        hint = nearest(s.rotary_scaling, SCALINGS)
+        raise UserError(f'model.rotary_scaling="{s.rotary_scaling}" is not known{hint}; choose one of {", ".join(SCALINGS)}')
+    return model
+
+
+follow = gpt.follow
+
+# The reference (transformers' LlamaConfig and LlamaModel).
+MODEL_TYPES = ("llama",)
+PREFIX = "model."
+
+
+def architectures(stem: str) -> dict[str, dict[str, str]]:
+    """Returns the reference's classes whose names begin with that stem."""
+    return {
+        f"{stem}Model": {},
+        f"{stem}ForCausalLM": {"lm": "logits"},
+        f"{stem}ForSequenceClassification": {"classify": "logits"},
+    }
+
+
+ARCHITECTURES = architectures("Llama")
+INPUTS = gpt.INPUTS
+
+# What Llama and its kin have in common.
+SHARED: gpt.Table = {
+    "vocab_size": ("vocab_size", 32000),
+    "hidden_size": ("width", 4096),
+    "num_hidden_layers": ("layers", 32),
+    "num_attention_heads": ("attention_heads", 32),
+    "num_key_value_heads": ("kv_heads", 32),
+    "head_dim": ("head_width", 128),
+    "intermediate_size": ("mlp_width", 11008),
+    "max_position_embeddings": ("context", 2048),
+    "hidden_act": ("activation", "silu"),
+    "rms_norm_eps": ("epsilon", 1e-6),
+    "initializer_range": ("initializer_range", 0.02),
+    "attention_dropout": ("attention_dropout", 0.0),
+    "tie_word_embeddings": ("tied", False),
+}
+SETTINGS: gpt.Table = {**SHARED, "attention_bias": ("qkv_bias", False), "mlp_bias": ("mlp_bias", False)}
+FIXED: gpt.Config = {"is_encoder_decoder": False, "add_cross_attention": False}
+# How the reference once split its products; its results are the same.
+UNREAD = ("pretraining_tp", "is_decoder")
+CONSTANTS: gpt.Config = {"positions": 0, "window": 0}
+
+WEIGHTS: dict[str, str] = {
+    "embed/word/embedding": "model.embed_tokens.weight",
+    "decoder/layers/attention_norm/scale": "model.layers.{layer}.input_layernorm.weight",
+    "decoder/layers/attention/query/kernel": "model.layers.{layer}.self_attn.q_proj.weight",
+    "decoder/layers/attention/query/bias": "model.layers.{layer}.self_attn.q_proj.bias",
+    "decoder/layers/attention/key/kernel": "model.layers.{layer}.self_attn.k_proj.weight",
+    "decoder/layers/attention/key/bias": "model.layers.{layer}.self_attn.k_proj.bias",
+    "decoder/layers/attention/value/kernel": "model.layers.{layer}.self_attn.v_proj.weight",
+    "decoder/layers/attention/value/bias": "model.layers.{layer}.self_attn.v_proj.bias",
+    "decoder/layers/attention/out/kernel": "model.layers.{layer}.self_attn.o_proj.weight",
+    "decoder/layers/attention/out/bias": "model.layers.{layer}.self_attn.o_proj.bias",
+    "decoder/layers/mlp_norm/scale": "model.layers.{layer}.post_attention_layernorm.weight",
+    "decoder/layers/mlp/gate/kernel": "model.layers.{layer}.mlp.gate_proj.weight",
+    "decoder/layers/mlp/gate/bias": "model.layers.{layer}.mlp.gate_proj.bias",
+    "decoder/layers/mlp/up/kernel": "model.layers.{layer}.mlp.up_proj.weight",
+    "decoder/layers/mlp/up/bias": "model.layers.{layer}.mlp.up_proj.bias",
+    "decoder/layers/mlp/down/kernel": "model.layers.{layer}.mlp.down_proj.weight",
+    "decoder/layers/mlp/down/bias": "model.layers.{layer}.mlp.down_proj.bias",
+    "decoder/norm/scale": "model.norm.weight",
+    "head/lm/kernel": "lm_head.weight",
+    "head/classify/kernel": "score.weight",
+}
+TIED = {"lm_head.weight": "embed/word/embedding"}
+
+# The reference's setting of rotary positions -> ours, and a value like it.
+ROTARY: gpt.Table = {
+    "rope_theta": ("rotary_base", 10000.0),
+    "rope_type": ("rotary_scaling", "default"),
+    "factor": ("rotary_factor", 1.0),
+    "low_freq_factor": ("rotary_low", 1.0),
+    "high_freq_factor": ("rotary_high", 4.0),
+    "original_max_position_embeddings": ("rotary_context", 8192),
+}
+# The scaling -> the reference's settings that it reads.
+READ: Mapping[str, tuple[str, ...]] = {
+    "default": ("rope_theta", "rope_type"),
+    "linear": ("rope_theta", "rope_type", "factor"),
+    "llama3": tuple(ROTARY),
+}
+
+
+def read_rotary(config: gpt.Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns our settings of rotary positions, and the config without the reference's.
+
+    They stand in `rope_parameters`, or in `rope_theta` and `rope_scaling` as before transformers 5. Raises UserError
+    naming what is not handled.
+    """
+    others = dict(config)
+    old = {"rope_theta": others.pop("rope_theta", None), "scaling": others.pop("rope_scaling", None) or {}}
+    new = others.pop("rope_parameters", None) or {}
+    if not isinstance(new, dict) or not isinstance(old["scaling"], dict):
+        raise UserError("config.json: rope_parameters and rope_scaling have to be objects; correct the config")
+    given = {"rope_theta": old["rope_theta"], **old["scaling"], **new}
+    given["rope_type"] = given.get("rope_type") or given.pop("type", None) or "default"
+    given = {key: value for key, value in given.items() if value is not None and key != "type"}
+    kind = given["rope_type"]
+    if kind not in READ:
+        raise UserError(f"config.json: rope_type={json.dumps(kind)} is not handled; those that are: {', '.join(READ)}")
+    if unknown := [key for key in given if key not in READ[kind]]:
+        values = ", ".join(f"{key}={json.dumps(given[key])}" for key in unknown)
+        raise UserError(f'config.json: not handled with rope_type="{kind}": {values}; use another model')
+    if missing := [key for key in READ[kind][2:] if key not in given]:
+        raise UserError(f'config.json: rope_type="{kind}" needs {", ".join(missing)}; add them')
+    return hub.read_settings(given, {key: ROTARY[key] for key in READ[kind]}, {}, ()), others
+
+
+def write_rotary(settings: Settings) -> dict[str, Any]:
+    """Returns the reference's settings of rotary positions."""
+    read = READ[settings.rotary_scaling]
+    return {"rope_parameters": {key: getattr(settings, name) for key, (name, _) in ROTARY.items() if key in read}}
+
+
+def read_settings(
+    config: gpt.Config, table: gpt.Table, fixed: gpt.Config, constants: gpt.Config, unread: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns the settings of a reference config of Llama or its kin, by that family's tables.
+
+    Raises UserError naming each setting that is not handled.
+    """
+    turned, config = read_rotary(config)
+    # By default heads share no keys, and are as wide as fits the model's width.
+    sizes: list[Any] = [config.get(key, table[key][1]) for key in ("hidden_size", "num_attention_heads")]
+    width, heads = sizes
+    filled = {"num_key_value_heads": heads}
+    if hub.fits(width, 1) and hub.fits(heads, 1):
+        filled["head_dim"] = width // heads
+    config = {key: value for key, value in config.items() if value is not None or key not in filled}
+    settings = hub.read_settings(filled | config, table, fixed, unread)
+    return settings | dict(constants) | turned | {"pad_id": gpt.padding(config, settings["vocab_size"])}
+
+
+def from_reference(config: gpt.Config) -> dict[str, Any]:
+    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
+    settings = read_settings(config, SETTINGS, FIXED, CONSTANTS, UNREAD)
+    return settings | {"out_bias": settings["qkv_bias"]}
+
+
+def write_settings(settings: Settings, table: gpt.Table, constants: gpt.Config, pad_id: int | None) -> dict[str, Any]:
+    """Returns the config of Llama or its kin. Raises UserError naming each setting that it cannot express."""
+    config = hub.write_settings(settings, table, constants) | write_rotary(settings)
+    shape = {
+        "num_key_value_heads": settings.kv_heads or settings.attention_heads,
+        "head_dim": settings.head_width or settings.width // settings.attention_heads,
+    }
+    return config | shape | {"pad_token_id": pad_id if settings.pad_id < 0 else settings.pad_id}
+
+
+def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
+    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
+    constants = {**CONSTANTS, "out_bias": settings.qkv_bias}
+    return write_settings(settings, SETTINGS, constants, pad_id) | {"model_type": MODEL_TYPES[0]}
+
+
+reference_inputs = gpt.reference_inputs

@@ -1,0 +1,405 @@
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), following Hugging Face's `modeling_t5.py`; T5 v1.1, FLAN and mT5 too.
+
+Letters: B batch, S source length, T target length, L either, D width, H heads, K head width, F mlp width, V vocabulary.
+No bias anywhere, no scaling of scores (the initialisation does it), norms without a mean, and positions as a bias on the
+scores of self-attention alone: one table for all layers of the encoder, another for the decoder's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax import hub
+from fmjax.data.tokenizers import Tokenizer
+from fmjax.errors import UserError, nearest
+from fmjax.layers.attention import Attention, Context, CrossAttention
+from fmjax.layers.blocks import Caches, PreNorm, stack
+from fmjax.layers.cache import Cache, decoder_context, empty_cache, encoder_mask, memory_mask, shift_right
+from fmjax.layers.heads import ClassifyMean, Heads, Lm
+from fmjax.layers.linear import embedding, normal, parameter
+from fmjax.layers.mlp import GatedMlp, Mlp, activation
+from fmjax.layers.norm import RmsNorm
+from fmjax.layers.position import relative_buckets
+from fmjax.models.inputs import check_range
+from fmjax.models.sizes import checked, resolve
+from fmjax.sharding import constrain
+from fmjax.tensorfiles import Tensor
+
+Batch = Mapping[str, jax.Array]
+Config = Mapping[str, Any]
+
+
+def sizes(width: int, mlp_width: int, layers: int, heads: int, head_width: int = 64, **others: Any) -> dict[str, Any]:
+    """Returns a size whose decoder is as deep as its encoder."""
+    widths = {"width": width, "mlp_width": mlp_width, "attention_heads": heads, "head_width": head_width}
+    return widths | {"layers": layers, "decoder_layers": layers} | others
+
+
+V1_1: dict[str, Any] = {"feed_forward": "gated-gelu", "tied": False}
+# FLAN and mT5 have the sizes of v1.1, mT5 with 250,112 embeddings. tiny is of no published model.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": sizes(128, 512, 2, 4, 32),
+    "small": sizes(512, 2048, 6, 8),
+    "base": sizes(768, 3072, 12, 12),
+    "large": sizes(1024, 4096, 24, 16),
+    "3b": sizes(1024, 16384, 24, 32, 128),
+    "11b": sizes(1024, 65536, 24, 128, 128),
+    "v1_1-small": sizes(512, 1024, 8, 6, **V1_1),
+    "v1_1-base": sizes(768, 2048, 12, 12, **V1_1),
+    "v1_1-large": sizes(1024, 2816, 24, 16, **V1_1),
+    "v1_1-xl": sizes(2048, 5120, 24, 32, **V1_1),
+    "v1_1-xxl": sizes(4096, 10240, 24, 64, **V1_1),
+}
+
+# The reference's names -> the feed-forward layer and its activation. Its "gated-gelu" has the tanh approximation.
+FEED_FORWARD: dict[str, tuple[type[Mlp], str]] = {
+    "relu": (Mlp, "relu"),
+    "gated-gelu": (GatedMlp, "gelu_new"),
+    "gated-silu": (GatedMlp, "silu"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The numbers and choices that make one T5; `model` in a config."""
+
+    width: int
+    layers: int  # of the encoder
+    decoder_layers: int  # 0: an encoder alone
+    attention_heads: int
+    head_width: int
+    mlp_width: int
+    vocab_size: int
+    positions: int = 0  # no limit
+    buckets: int = 32  # of distances
+    furthest: int = 128  # distance that is told from others
+    feed_forward: str = "relu"  # or gated-gelu, gated-silu
+    tied: bool = True  # whether logits come from the word table, then of hidden states scaled by D^-1/2
+    start_id: int = 0  # what the decoder reads first: the padding
+    epsilon: float = 1e-6
+    initializer_factor: float = 1.0
+    dropout: float = 0.1
+    stochastic_depth: float = 0.0
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"  # or dots, everything: what the backward pass computes again
+
+
+class Embed(nn.Module):
+    """The words, which encoder and decoder share."""
+
+    settings: Settings
+
+    def setup(self) -> None:
+        s = self.settings
+        init, dtype = normal(s.initializer_factor), jnp.dtype(s.dtype)
+        self.word = embedding(s.vocab_size, s.width, axis="vocab", init=init, dtype=dtype)
+
+    def __call__(self, ids_BL: jax.Array) -> jax.Array:
+        """Returns [B,L,D]."""
+        return constrain(self.word(ids_BL), "act_batch", "act_length", "act_embed")
+
+    def table(self) -> jax.Array:
+        """Returns [V,D]."""
+        return self.word.embedding
+
+
+class Layers(nn.Module):
+    """Relative positions, a stack of layers, and a norm: the encoder or, with `cross`, the decoder."""
+
+    settings: Settings
+    layers: int
+    cross: type[CrossAttention] | None = None
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, context: Context, caches: Caches | None = None) -> tuple[jax.Array, Caches]:
+        """Maps [B,L,D] to [B,L,D]; the decoder also takes and returns its caches."""
+        s = self.settings
+        dtype, drop = jnp.dtype(s.dtype), nn.Dropout(s.dropout, deterministic=not self.has_rng("dropout"))
+        keys = x_BLD.shape[1] if caches is None else caches["attention"]["key"].shape[2]
+        wide, inner = s.initializer_factor * s.width**-0.5, s.initializer_factor * (s.attention_heads * s.head_width) ** -0.5
+        # Scores are not scaled by K^-1/2; queries start smaller by as much.
+        starts = {"kernel_init": normal(wide), "query_init": normal(wide * s.head_width**-0.5), "out_init": normal(inner)}
+        attending: dict[str, Any] = {"scale": 1.0, "biased": (), "dtype": dtype, **starts}
+        attend = (s.attention_heads, s.head_width, s.dropout)
+        mlp, act = FEED_FORWARD[s.feed_forward]
+        down = normal(s.initializer_factor * s.mlp_width**-0.5)
+        block = partial(
+            PreNorm,
+            attention=partial(Attention, *attend, **attending),
+            mlp=partial(mlp, s.mlp_width, activation(act), normal(wide), dtype, False, down, s.dropout),
+            norm=partial(RmsNorm, s.epsilon, dtype),
+            dropout=s.dropout,
+            stochastic_depth=s.stochastic_depth,
+            cross=self.cross and partial(self.cross, *attend, **attending),
+        )
+        context = dataclasses.replace(context, bias=self.bias(x_BLD.shape[1], keys, context.place))
+        x_BLD, caches = stack(self, block, self.layers, s.scan_layers, s.remat, drop(x_BLD), context, caches)
+        return drop(RmsNorm(s.epsilon, dtype, name="norm")(x_BLD)), caches
+
+    def bias(self, length: int, keys: int, place: jax.Array | int) -> jax.Array:
+        """Returns what the distances between `length` queries, the first at `place`, and the keys add to scores: [1,H,L,S]."""
+        s = self.settings
+        init = normal(s.initializer_factor * s.width**-0.5)
+        table = parameter(self, "relative", init, (None, "heads"), (s.buckets, s.attention_heads))
+        # Of a packed row too: the tokens of a text stand side by side, and those of others are masked.
+        distances_LS = jnp.arange(keys)[None] - (place + jnp.arange(length))[:, None]
+        found = relative_buckets(distances_LS, self.cross is None, s.buckets, s.furthest)
+        return jnp.asarray(table)[found].transpose(2, 0, 1)[None]
+
+
+class T5(nn.Module):
+    """Maps a batch to features: `hidden [B,T,D]` of the decoder, `encoder_hidden [B,S,D]`, and each head's output by kind.
+
+    Inputs: `input_ids [B,S]`, `decoder_input_ids [B,T]` or the `labels [B,T]` that they shall predict; optionally
+    `attention_mask [B,S]` and `decoder_attention_mask [B,T]`, which mask keys. Without a decoder, `hidden` is the encoder's.
+    In packed rows, `segment_ids [B,S]` and `decoder_segment_ids [B,T]` tell pairs apart, `decoder_position_ids [B,T]` where
+    each target begins.
+    """
+
+    heads: Mapping[str, Mapping[str, Any]]
+    settings: Settings
+    packs: ClassVar[bool] = True
+
+    def setup(self) -> None:
+        s, makers = self.settings, self.head_makers()
+        self.embed = Embed(s)
+        self.encoder = Layers(s, s.layers)
+        if s.decoder_layers:
+            self.decoder = Layers(s, s.decoder_layers, CrossAttention)
+        self.head = Heads({kind: partial(makers[kind], **numbers) for kind, numbers in self.heads.items()})
+
+    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
+        """Returns, for each kind of head that the family has, what builds it from the kind's numbers."""
+        s = self.settings
+        # The reference draws an untied head at order 1, which makes the first losses huge; this is what T5 itself does.
+        init = normal(s.initializer_factor * s.width**-0.5)
+        if not s.decoder_layers:
+            return {"classify_mean": partial(ClassifyMean, dropout=s.dropout, kernel_init=init)}
+        scale = s.width**-0.5 if s.tied else 1.0
+        return {"lm": partial(Lm, s.tied, scale=scale, kernel_init=init, dtype=jnp.dtype(s.dtype))}
+
+    def encode(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, of packed rows, `segments [B,S]`, where given."""
+        given, mask = encoder_mask(batch)
+        hidden, _ = self.encoder(self.embed(batch["input_ids"]), Context(mask=mask))
+        return {"hidden": hidden} | given
+
+    def decode(self, batch: Batch, memory: Batch, cache: Cache | None) -> tuple[dict[str, jax.Array], Cache | None]:
+        """Returns the features and heads' outputs of `decoder_input_ids`, and the cache with their keys and values entered."""
+        context, _, moved = decoder_context(batch, cache, "decoder_")
+        context = dataclasses.replace(context, memory=memory["hidden"], memory_mask=memory_mask(batch, memory))
+        x_BTD = self.embed(batch["decoder_input_ids"])
+        hidden, layers = self.decoder(x_BTD, context, None if cache is None else cache["layers"])
+        features = {"hidden": hidden}
+        outputs = features | self.head(features | {"word_table": self.embed.table()}, batch)
+        return outputs, None if moved is None else {**moved, "layers": layers}
+
+    def empty_cache(self, rows: int, length: int) -> Cache:
+        """Returns a cache for `length` tokens of the target in each row."""
+        s = self.settings
+        return empty_cache(s.decoder_layers, rows, length, s.attention_heads, s.head_width, jnp.dtype(s.dtype))
+
+    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+        memory = self.encode(batch)
+        if not self.settings.decoder_layers:
+            features = {"hidden": memory["hidden"]}
+            return features | self.head(features, batch)
+        if "decoder_input_ids" not in batch:
+            ids = shift_right(batch["labels"], self.settings.start_id, batch.get("decoder_position_ids"))
+            batch = {**batch, "decoder_input_ids": ids}
+        outputs, _ = self.decode(batch, memory, None)
+        return outputs | {"encoder_hidden": memory["hidden"]}
+
+    def smallest(self) -> Batch:
+        """Returns a batch of one token, with all that a head might read."""
+        token = jnp.zeros((1, 1), jnp.int32)
+        return {"input_ids": token, "labels": token, "pool_weights": jnp.zeros((1, 1))}
+
+    def forward_flops(self, batch: Mapping[str, Any]) -> float:
+        """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
+        s = self.settings
+        rows, source = batch["input_ids"].shape
+        target = batch.get("decoder_input_ids", batch.get("labels", batch["input_ids"])).shape[1]
+        inner = s.attention_heads * s.head_width
+        mlp = (3 if FEED_FORWARD[s.feed_forward][0] is GatedMlp else 2) * s.width * s.mlp_width
+        total = s.layers * source * (4 * s.width * inner + mlp + 2 * inner * source)
+        token = 6 * s.width * inner + mlp + 2 * inner * (target + source)
+        total += s.decoder_layers * (target * token + source * 2 * s.width * inner)
+        return 2.0 * rows * (total + (target * s.width * s.vocab_size if "lm" in self.heads else 0))
+
+
+def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "small", **settings: Any) -> T5:
+    """Returns a T5 of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+
+    Raises UserError for an unknown size, setting, head or feed-forward layer, and for sizes that do not fit together.
+    """
+    found = resolve(Settings, SIZES, size, settings)
+    if found.feed_forward not in FEED_FORWARD:
+        hint = nearest(found.feed_forward, FEED_FORWARD)
+        raise UserError(f'model.feed_forward="{found.feed_forward}" is not known{hint}; choose one of {", ".join(FEED_FORWARD)}')
+    if found.buckets < 4 or found.furthest <= found.buckets // 2:
+        raise UserError(
+            f"model.buckets={found.buckets}, model.furthest={found.furthest}: half of the buckets are of one distance each; "
+            "give at least 4 buckets, and model.furthest above half of them"
+        )
+    return checked(T5(heads, found))
+
+
+def follow(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the settings of a fresh model that follow from its tokenizer."""
+    return {"start_id": tokenizer.pad_id}
+
+
+# The reference (transformers' T5Config and T5Model); umT5, with a table of distances in every layer, is another model.
+MODEL_TYPES = ("t5", "mt5")
+PREFIX = ""
+ENCODERS = ("T5EncoderModel", "MT5EncoderModel")
+ARCHITECTURES: dict[str, dict[str, str]] = {
+    "T5Model": {},
+    "T5ForConditionalGeneration": {"lm": "logits"},
+    "MT5Model": {},
+    "MT5ForConditionalGeneration": {"lm": "logits"},
+    **{name: {} for name in ENCODERS},
+}
+INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask", "labels")
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "vocab_size": ("vocab_size", 32128),
+    "d_model": ("width", 512),
+    "d_kv": ("head_width", 64),
+    "d_ff": ("mlp_width", 2048),
+    "num_layers": ("layers", 6),
+    "num_decoder_layers": ("decoder_layers", None),  # None: num_layers
+    "num_heads": ("attention_heads", 8),
+    "relative_attention_num_buckets": ("buckets", 32),
+    "relative_attention_max_distance": ("furthest", 128),
+    "feed_forward_proj": ("feed_forward", "relu"),
+    "layer_norm_epsilon": ("epsilon", 1e-6),
+    "initializer_factor": ("initializer_factor", 1.0),
+    "dropout_rate": ("dropout", 0.1),
+}
+# The reference's defaults for mT5, where they are others.
+MT5: Config = {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu"}
+FIXED = {"is_decoder": False}
+# Read below; or what follows from the architecture, another class's dropout, and the lengths of T5's pretraining.
+UNREAD = (
+    *("decoder_start_token_id", "scale_decoder_outputs", "tie_word_embeddings"),
+    *("is_encoder_decoder", "classifier_dropout", "n_positions"),
+)
+
+BLOCK = {
+    "attention/query/kernel": "layer.0.SelfAttention.q",
+    "attention/key/kernel": "layer.0.SelfAttention.k",
+    "attention/value/kernel": "layer.0.SelfAttention.v",
+    "attention/out/kernel": "layer.0.SelfAttention.o",
+    "attention_norm/scale": "layer.0.layer_norm",
+    "cross/query/kernel": "layer.1.EncDecAttention.q",
+    "cross/key/kernel": "layer.1.EncDecAttention.k",
+    "cross/value/kernel": "layer.1.EncDecAttention.v",
+    "cross/out/kernel": "layer.1.EncDecAttention.o",
+    "cross_norm/scale": "layer.1.layer_norm",
+}
+MLP = {
+    "mlp/gate/kernel": "DenseReluDense.wi_0",
+    "mlp/up/kernel": "DenseReluDense.wi_1",
+    "mlp/down/kernel": "DenseReluDense.wo",
+    "mlp_norm/scale": "layer_norm",
+}
+DISTANCES = "relative_attention_bias.weight"
+HEAD, WORDS = "lm_head.weight", "shared.weight"
+WEIGHTS: dict[str, str] = {
+    "embed/word/embedding": WORDS,
+    **{
+        f"{stack}/layers/{ours}": f"{stack}.block.{{layer}}.{theirs}.weight"
+        for stack in ("encoder", "decoder")
+        for ours, theirs in BLOCK.items()
+        if stack == "decoder" or not ours.startswith("cross")
+    },
+    **{
+        f"{stack}/layers/{ours}": f"{stack}.block.{{layer}}.layer.{place}.{theirs}.weight"
+        for stack, place in (("encoder", 1), ("decoder", 2))
+        for ours, theirs in MLP.items()
+    },
+    **{f"{stack}/relative": f"{stack}.block.0.layer.0.SelfAttention.{DISTANCES}" for stack in ("encoder", "decoder")},
+    **{f"{stack}/norm/scale": f"{stack}.final_layer_norm.weight" for stack in ("encoder", "decoder")},
+    "head/lm/kernel": HEAD,
+}
+TIED = dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", HEAD), "embed/word/embedding")
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a file's tensors under the names of WEIGHTS: one name for what the gate multiplies and for what has no gate.
+
+    Where an untied head is not stored it is the word table, from which the reference has not let it part. Old files hold
+    a table of distances for the attention to the encoder, which is not used.
+    """
+    named = {name.replace(".wi.", ".wi_1."): tensor for name, tensor in tensors.items()}
+    named.pop(f"decoder.block.0.layer.1.EncDecAttention.{DISTANCES}", None)
+    return {HEAD: named[WORDS], **named} if WORDS in named else named
+
+
+def pack(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns tensors under the names of the file: the inverse of `unpack`."""
+    gated = any(".wi_0." in name for name in tensors)
+    return {name if gated else name.replace(".wi_1.", ".wi."): array for name, array in tensors.items()}
+
+
+def from_reference(config: Config) -> dict[str, Any]:
+    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled.
+
+    In T5 a tied head and scaled hidden states go together. The reference says the second in `scale_decoder_outputs`, old
+    files say both in `tie_word_embeddings`, and mT5 has neither.
+    """
+    mt5 = config.get("model_type") == "mt5"
+    table = {key: (ours, MT5.get(key, default) if mt5 else default) for key, (ours, default) in SETTINGS.items()}
+    name = config.get("feed_forward_proj", table["feed_forward_proj"][1])
+    if name not in list(FEED_FORWARD):
+        known = ", ".join(FEED_FORWARD)
+        raise UserError(f"config.json: feed_forward_proj={json.dumps(name)} is not handled; those that are: {known}")
+    mlp, act = FEED_FORWARD[name]
+    settings = hub.read_settings(config, table, FIXED | {"dense_act_fn": act, "is_gated_act": mlp is GatedMlp}, UNREAD)
+    start = config.get("decoder_start_token_id") or 0
+    if type(start) is not int or not 0 <= start < settings["vocab_size"]:
+        raise UserError(f"config.json: decoder_start_token_id={json.dumps(start)} is no id of the vocabulary; correct the config")
+    depth = settings["decoder_layers"] or settings["layers"]
+    alone = (config.get("architectures") or ["T5Model"])[0] in ENCODERS
+    tied = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
+    return settings | {"decoder_layers": 0 if alone else depth, "tied": bool(tied) and not mt5, "start_id": start}
+
+
+def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
+    """Returns the reference config of settings."""
+    config = hub.write_settings(settings, SETTINGS, {})
+    own = {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0, "decoder_start_token_id": settings.start_id}
+    depth = {"num_decoder_layers": settings.decoder_layers or settings.layers}
+    return config | own | depth | {"tie_word_embeddings": settings.tied, "is_encoder_decoder": settings.decoder_layers > 0}
+
+
+def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
+    """Returns the batch of the reference's inputs: ids as int32, masks as bool; labels of -100 are read as padding.
+
+    Raises UserError for an id that has no embedding, and where what the decoder reads is missing or there is no decoder.
+    """
+    target = {name for name in arrays if name.startswith("decoder_")} | ({"labels"} & set(arrays))
+    if target and not settings.decoder_layers:
+        raise UserError(f"{min(target)}: this model is an encoder alone; leave it out, or load one with a decoder")
+    if settings.decoder_layers and not target & {"decoder_input_ids", "labels"}:
+        raise UserError("decoder_input_ids are missing; give them, or the labels to predict, or use .generate")
+    batch = {}
+    for name, array in arrays.items():
+        if name == "labels":
+            array = np.where(array == -100, settings.start_id, array)
+        if not name.endswith("mask"):
+            check_range(name, array, "vocabulary", settings.vocab_size)
+        # The range is looked at before the conversion, in which large numbers would wrap.
+        batch[name] = array.astype(bool if name.endswith("mask") else np.int32)
+    return batch

@@ -1,0 +1,361 @@
+"""The Transformer (Vaswani et al. 2017, arXiv:1706.03762), encoder and decoder, following Hugging Face's `modeling_marian.py`.
+
+Sinusoidal positions, normalisation after each sum, one table for source, target and output. Reads and writes the
+translation models of Marian (opus-mt). Letters: B batch, S source length, L target length, D width, V vocabulary.
+BART and mBART are this model with other edges; see `bart.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.data.tokenizers import Tokenizer
+from fmjax.errors import UserError
+from fmjax.layers.attention import Attention, Context, CrossAttention
+from fmjax.layers.blocks import PostNorm, stack
+from fmjax.layers.cache import Cache, decoder_context, empty_cache, encoder_mask, memory_mask, shift_right
+from fmjax.layers.heads import Heads, Lm
+from fmjax.layers.linear import embedding, normal
+from fmjax.layers.mlp import Mlp, activation
+from fmjax.layers.norm import LayerNorm
+from fmjax.layers.position import sinusoids
+from fmjax.models import fairseq
+from fmjax.models.inputs import check_length, check_range
+from fmjax.models.sizes import checked, resolve
+from fmjax.sharding import constrain, placed
+from fmjax.tensorfiles import Tensor
+
+Batch = Mapping[str, jax.Array]
+Config = Mapping[str, Any]
+Memory = dict[str, jax.Array]
+
+# tiny: Wu et al. 2021 (arXiv:2105.14462); base and big: Vaswani et al. 2017, as opus-mt has them.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 128, "layers": 4, "attention_heads": 4, "mlp_width": 256},
+    "base": {"width": 512, "layers": 6, "attention_heads": 8, "mlp_width": 2048},
+    "big": {"width": 1024, "layers": 6, "attention_heads": 16, "mlp_width": 4096},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The numbers and choices that make one Transformer; `model` in a config. A decoder's number of 0 is the encoder's."""
+
+    width: int
+    layers: int
+    attention_heads: int
+    mlp_width: int
+    vocab_size: int
+    decoder_layers: int = 0
+    decoder_attention_heads: int = 0
+    decoder_mlp_width: int = 0
+    target_vocab_size: int = 0  # 0: the source's vocabulary and its table
+    positions: int = 512
+    start_id: int = 0  # what the decoder reads first; the padding in Marian
+    end_id: int = 0  # what ends a text
+    scale_embedding: bool = True  # by the root of the width
+    tied: bool = True  # whether the logits are taken with the target's table
+    activation: str = "relu"
+    initializer_range: float = 0.02
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"  # or dots, everything: what the backward pass computes again
+
+
+class Embed(nn.Module):
+    """The word tables: one, or where the vocabularies differ, the target's besides."""
+
+    settings: Settings
+
+    def setup(self) -> None:
+        s = self.settings
+        table = partial(embedding, width=s.width, axis="vocab", init=normal(s.initializer_range), dtype=jnp.dtype(s.dtype))
+        self.word = table(s.vocab_size)
+        if s.target_vocab_size:
+            self.target = table(s.target_vocab_size)
+
+    def __call__(self, ids_BL: jax.Array, to_decoder: bool = False) -> jax.Array:
+        """Returns the embedded words [B,L,D], scaled."""
+        s = self.settings
+        x = self.target(ids_BL) if to_decoder and s.target_vocab_size else self.word(ids_BL)
+        return placed(x * s.width**0.5 if s.scale_embedding else x)
+
+    def output_table(self) -> jax.Array:
+        """Returns the table [V,D] with which logits are taken."""
+        return (self.target if self.settings.target_vocab_size else self.word).embedding
+
+
+class Side(nn.Module):
+    """The encoder, or the decoder, which has a cross-attention: positions, and the stack of layers.
+
+    `enter`, `block` and `leave` are what BART and mBART have otherwise.
+    """
+
+    settings: Settings
+    decoder: bool = False
+    block: ClassVar[type[nn.Module]] = PostNorm
+
+    def numbers(self) -> tuple[int, int, int]:
+        """Returns how many layers and heads there are, and the width of the feed-forward layer."""
+        s = self.settings
+        layers, heads, width = s.layers, s.attention_heads, s.mlp_width
+        if not self.decoder:
+            return layers, heads, width
+        return s.decoder_layers or layers, s.decoder_attention_heads or heads, s.decoder_mlp_width or width
+
+    @property
+    def norm(self) -> Callable[..., nn.Module]:
+        return partial(LayerNorm, 1e-5, jnp.dtype(self.settings.dtype))
+
+    def enter(self, x_BLD: jax.Array, positions_BL: jax.Array, places: int) -> jax.Array:
+        """Returns what the first layer reads, before dropout; positions are less than `places`."""
+        table = jnp.asarray(sinusoids(places, x_BLD.shape[-1]))
+        return x_BLD + table[positions_BL].astype(x_BLD.dtype)
+
+    def leave(self, x_BLD: jax.Array) -> jax.Array:
+        """Returns what the last layer gives as others read it."""
+        return x_BLD
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array, positions_BL: jax.Array, places: int, context: Context, caches: Any = None
+    ) -> tuple[jax.Array, Any]:
+        """Maps embedded words [B,L,D], standing at positions less than `places`, to hidden states; returns the caches too."""
+        s = self.settings
+        layers, heads, width = self.numbers()
+        shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+        sizes = (heads, s.width // heads, s.attention_dropout)
+        block = partial(
+            self.block,
+            attention=partial(Attention, *sizes, **shared),
+            mlp=partial(Mlp, width, activation(s.activation), dropout=s.activation_dropout, **shared),
+            norm=self.norm,
+            dropout=s.dropout,
+            stochastic_depth=s.stochastic_depth,
+            cross=partial(CrossAttention, *sizes, **shared) if self.decoder else None,
+        )
+        if (length := x_BLD.shape[1]) > s.positions:
+            raise UserError(f"{length} tokens are more than model.positions={s.positions}; raise it, or shorten the texts")
+        x = self.enter(x_BLD, positions_BL, places)
+        x = nn.Dropout(s.dropout, deterministic=not self.has_rng("dropout"))(x)
+        x = constrain(x, "act_batch", "act_length", "act_embed")
+        x, caches = stack(self, block, layers, s.scan_layers, s.remat, x, context, caches)
+        return self.leave(x), caches
+
+
+class Transformer(nn.Module):
+    """Maps a batch to features: `hidden [B,L,D]`, the decoder's, `encoder_hidden [B,S,D]`, and each head's output by kind.
+
+    Inputs: `input_ids [B,S]`, `decoder_input_ids [B,L]` or the `labels` that they would predict; optionally
+    `attention_mask [B,S]` and `decoder_attention_mask [B,L]` (mask keys, as the reference does). In packed rows,
+    `segment_ids`, `position_ids` [B,S] and `decoder_segment_ids`, `decoder_position_ids` [B,L] tell pairs apart.
+    """
+
+    heads: Mapping[str, Mapping[str, Any]]
+    settings: Settings
+    side: ClassVar[type[Side]] = Side
+    packs: ClassVar[bool] = True
+
+    def setup(self) -> None:
+        makers = self.head_makers()
+        self.embed = Embed(self.settings)
+        self.encoder = self.side(self.settings)
+        self.decoder = self.side(self.settings, decoder=True)
+        self.head = Heads({kind: partial(makers[kind], **numbers) for kind, numbers in self.heads.items()})
+
+    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
+        """Returns, for each kind of head that the family has, what builds it from the kind's numbers."""
+        s = self.settings
+        init = normal(s.initializer_range)
+        return {"lm": partial(Lm, tied=s.tied, use_bias=True, kernel_init=init, dtype=jnp.dtype(s.dtype))}
+
+    def encode(self, batch: Batch) -> Memory:
+        """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, of packed rows, `segments [B,S]`, where given."""
+        ids, (given, mask) = batch["input_ids"], encoder_mask(batch)
+        positions = batch.get("position_ids", jnp.arange(ids.shape[1], dtype=jnp.int32)[None])
+        hidden, _ = self.encoder(self.embed(ids), positions, ids.shape[1], Context(mask=mask))
+        return {"hidden": hidden} | given
+
+    def decode(self, batch: Batch, memory: Memory, cache: Cache | None) -> tuple[dict[str, jax.Array], Cache | None]:
+        """Returns the features of `decoder_input_ids [B,L]` and the cache with their keys and values, and the memory's."""
+        ids = batch["decoder_input_ids"]
+        context, positions, cache = decoder_context(batch, cache, "decoder_")
+        context = context.replace(memory=memory["hidden"], memory_mask=memory_mask(batch, memory))  # type: ignore[attr-defined]
+        places = ids.shape[1] if cache is None else cache["mask"].shape[1]
+        caches = None if cache is None else cache["layers"]
+        hidden, caches = self.decoder(self.embed(ids, to_decoder=True), positions, places, context, caches)
+        features = {"hidden": hidden}
+        outputs = self.head(features | {"word_table": self.embed.output_table()}, batch)
+        return features | outputs, None if cache is None else {**cache, "layers": caches}
+
+    def empty_cache(self, rows: int, length: int) -> Cache:
+        """Returns a cache with room for `length` target tokens in each row."""
+        layers, heads, _ = self.side(self.settings, decoder=True, parent=None).numbers()
+        return empty_cache(layers, rows, length, heads, self.settings.width // heads, jnp.dtype(self.settings.dtype))
+
+    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+        if "decoder_input_ids" not in batch:
+            ids = shift_right(batch["labels"], self.settings.start_id, batch.get("decoder_position_ids"))
+            batch = {**batch, "decoder_input_ids": ids}
+        memory = self.encode(batch)
+        features, _ = self.decode(batch, memory, None)
+        return {**features, "encoder_hidden": memory["hidden"]}
+
+    def smallest(self) -> Batch:
+        """Returns a batch of one token on each side."""
+        return {name: jnp.zeros((1, 1), jnp.int32) for name in ("input_ids", "decoder_input_ids")}
+
+    def forward_flops(self, batch: Mapping[str, Any]) -> float:
+        """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
+        s = self.settings
+        rows, source = batch["input_ids"].shape
+        target = batch["decoder_input_ids" if "decoder_input_ids" in batch else "labels"].shape[1]
+        width, (layers, _, mlp) = s.width, self.side(s, decoder=True, parent=None).numbers()
+        encoder = s.layers * source * (4 * width * width + 2 * width * s.mlp_width + 2 * width * source)
+        decoder = layers * target * (6 * width * width + 2 * width * mlp + 2 * width * (source + target))
+        memory = layers * source * 2 * width * width
+        head = target * width * (s.target_vocab_size or s.vocab_size) if "lm" in self.heads else 0
+        return 2.0 * rows * (encoder + decoder + memory + head)
+
+
+def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Transformer:
+    """Returns a Transformer of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+
+    Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
+    """
+    return made(Transformer(heads, resolve(Settings, SIZES, size, settings)))
+
+
+def made(model: Transformer) -> Any:
+    """Returns a model that is checked, the decoder's numbers too."""
+    s = model.settings
+    heads, vocabulary = s.decoder_attention_heads, s.target_vocab_size or s.vocab_size
+    if heads and s.width % heads:
+        raise UserError(f"model.width={s.width} does not divide over model.decoder_attention_heads={heads}; change one")
+    if not 0 <= s.start_id < vocabulary:
+        raise UserError(f"model.start_id={s.start_id} is not in the target's vocabulary of {vocabulary} tokens; correct it")
+    return checked(model)
+
+
+def follow(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from padding, as in Marian."""
+    return {"start_id": tokenizer.pad_id, "end_id": ending(tokenizer)}
+
+
+def ending(tokenizer: Tokenizer) -> int:
+    """Returns the token that ends a text. Raises UserError if there is none."""
+    return tokenizer.eos_id if tokenizer.end_id is None else tokenizer.end_id
+
+
+# The reference (transformers' MarianConfig and MarianModel): what hub.py and pretrained.py read from a family.
+MODEL_TYPES = ("marian",)
+PREFIX = "model."
+ARCHITECTURES: dict[str, dict[str, str]] = {"MarianModel": {}, "MarianMTModel": {"lm": "logits"}}
+INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
+
+SETTINGS: fairseq.Table = fairseq.SETTINGS | {"vocab_size": ("vocab_size", 58101)}
+# Settings of the reference that are handled with this value alone.
+FIXED: Config = {
+    **fairseq.FIXED,
+    "static_position_embeddings": True,
+    "normalize_before": False,
+    "normalize_embedding": False,
+    "add_final_layer_norm": False,
+}
+OWN = ("decoder_vocab_size", "share_encoder_decoder_embeddings")  # read by hand below
+
+SHARED = f"{PREFIX}shared.weight"
+ENCODER_TABLE, DECODER_TABLE = (f"{PREFIX}{side}.embed_tokens.weight" for side in ("encoder", "decoder"))
+POSITIONS = tuple(f"{PREFIX}{side}.embed_positions.weight" for side in ("encoder", "decoder"))
+OUTPUT = "lm_head.weight"
+WEIGHTS: dict[str, str] = {
+    "embed/word/embedding": SHARED,
+    "embed/target/embedding": DECODER_TABLE,
+    **fairseq.layers("encoder", PREFIX),
+    **fairseq.layers("decoder", PREFIX),
+    "head/lm/kernel": OUTPUT,
+    "head/lm/bias": fairseq.BIAS,
+}
+# Copies that the reference may store of a weight that it shares -> ours.
+TIED = dict.fromkeys((ENCODER_TABLE, DECODER_TABLE, OUTPUT), "embed/word/embedding")
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a file's tensors as the table names them.
+
+    The sinusoids are left out, which the reference may store. Where source and target have a table each, the source's takes
+    the name that a shared one has, and a copy of the target's for the output is left out. Raises UserError if the
+    positions are not sinusoids.
+    """
+    named = dict(tensors)
+    for name in POSITIONS:
+        if name in named and not np.allclose(named.pop(name).read(), sinusoids(*tensors[name].shape), atol=1e-3):
+            raise UserError(f"{name}: is not a table of sinusoids, which alone are handled here; get the weights again")
+    if SHARED not in named and ENCODER_TABLE in named:
+        named[SHARED] = named.pop(ENCODER_TABLE)
+    if OUTPUT in named and DECODER_TABLE in named and np.array_equal(named[OUTPUT].read(), named[DECODER_TABLE].read()):
+        del named[OUTPUT]
+    return fairseq.unpack(named, DECODER_TABLE if DECODER_TABLE in named else SHARED)
+
+
+def pack(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns tensors as the reference stores them: the inverse of `unpack`."""
+    packed = fairseq.pack(tensors)
+    for prefix in (PREFIX, ""):
+        shared, encoder, decoder = (prefix + name.removeprefix(PREFIX) for name in (SHARED, ENCODER_TABLE, DECODER_TABLE))
+        if shared in packed and decoder in packed:
+            packed[encoder] = packed.pop(shared)
+    return packed
+
+
+def from_reference(config: Config) -> dict[str, Any]:
+    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
+    settings = fairseq.read_settings(config, SETTINGS, FIXED, OWN, start=58100, end=0)
+    vocabulary, shared = settings["vocab_size"], config.get("share_encoder_decoder_embeddings") is not False
+    target, tied = config.get("decoder_vocab_size") or vocabulary, config.get("tie_word_embeddings") is not False
+    if shared and target != vocabulary:
+        raise UserError(f"config.json: decoder_vocab_size={target} but the shared vocab_size={vocabulary}; correct one of them")
+    if shared and not tied:
+        raise UserError("config.json: tie_word_embeddings=false is handled with share_encoder_decoder_embeddings=false alone")
+    return settings | {"target_vocab_size": 0 if shared else target, "tied": tied}
+
+
+def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
+    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
+    target = settings.target_vocab_size
+    if not target and not settings.tied:
+        raise UserError("model.tied=false has no counterpart in Marian, where a shared table gives the logits; train with true")
+    own = {"model_type": MODEL_TYPES[0], "pad_token_id": settings.start_id if pad_id is None else pad_id}
+    shared = {"share_encoder_decoder_embeddings": not target, "decoder_vocab_size": target or settings.vocab_size}
+    return fairseq.write_settings(settings, SETTINGS, {}) | own | shared | {"tie_word_embeddings": settings.tied}
+
+
+def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
+    """Returns the batch of the reference's inputs: ids as int32, masks as bool.
+
+    Raises UserError, naming the value and the table, for an id that has no embedding, for rows that are too long, and if
+    the decoder's ids are missing.
+    """
+    if "decoder_input_ids" not in arrays:
+        raise UserError("decoder_input_ids are missing; give what the decoder reads, from the start token on, or use .generate")
+    sizes = {"input_ids": settings.vocab_size, "decoder_input_ids": settings.target_vocab_size or settings.vocab_size}
+    batch = {}
+    for name, array in arrays.items():
+        if name in sizes:
+            check_length(array.shape[1], settings.positions)
+            check_range(name, array, "vocabulary", sizes[name])
+        # The range is looked at before the conversion, in which large numbers would wrap.
+        batch[name] = array.astype(np.int32 if name in sizes else bool)
+    return batch

@@ -1,0 +1,1 @@
+"""Preparing a corpus: raw text to shards of ArrayRecord. `run` and `steps` need datatrove, `report` does not."""

@@ -1,0 +1,284 @@
+"""Raw text to a corpus that is fit for training: filtered, without duplicates, tokenised, in shards of ArrayRecord.
+
+The engine is datatrove (Penedo et al. 2024, which made FineWeb): its quality filters, exact and MinHash deduplication, and its
+executors, local, Slurm or Ray. The stages follow its examples/fineweb.py: read and filter; hash, find exact duplicates; MinHash
+signatures, buckets, clusters; write; report. Each is split into tasks; one that is done leaves a mark and is not repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datatrove.data import Document
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.pipeline.dedup import (
+    ExactDedupFilter,
+    ExactDedupSignature,
+    ExactFindDedups,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
+)
+from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
+from datatrove.pipeline.dedup.minhash import MinhashConfig
+from datatrove.pipeline.filters import (
+    C4ParagraphFilter,
+    C4QualityFilter,
+    FineWebQualityFilter,
+    GopherQualityFilter,
+    GopherRepetitionFilter,
+)
+from datatrove.pipeline.readers import JsonlReader
+from datatrove.pipeline.writers import JsonlWriter
+from datatrove.utils import logging
+
+from fmjax.data.files import RECORDS, find_files
+from fmjax.data.sources import one_kind
+from fmjax.data.tokenizers import load_tokenizer
+from fmjax.errors import Interrupted, UserError
+from fmjax.prepare import report as reports
+from fmjax.prepare.report import TALLIES
+from fmjax.prepare.steps import ArrayRecords, Documents, Dropped, Mates, NotBlank, Report, Words
+
+FILTERS = {
+    "gopher_repetition": GopherRepetitionFilter,
+    "gopher_quality": GopherQualityFilter,
+    "fineweb_quality": FineWebQualityFilter,
+    "c4_quality": C4QualityFilter,
+    "c4_paragraph": C4ParagraphFilter,
+}
+# The numbers of Gopher's paper that hold for English, and for other languages not.
+ENGLISH = {"gopher_quality": ("min_stop_words", "min_avg_word_length", "max_avg_word_length")}
+DEDUPS = {"exact": (), "minhash": ("n_grams", "num_buckets", "hashes_per_bucket", "seed")}
+EXECUTORS = {"local": LocalPipelineExecutor, "ray": RayPipelineExecutor, "slurm": SlurmPipelineExecutor}
+READERS = ("text", "jsonl", "csv", "tsv", "parquet")
+MOST = 1000  # shards, unless told otherwise
+Settings = dict[str, Any]
+
+
+class Stage(NamedTuple):
+    """A pipeline of datatrove's and the number of tasks that it is split into."""
+
+    name: str
+    steps: list[Any]
+    tasks: int
+
+
+def content(document: Document) -> str:
+    """Returns what makes two documents the same: the text, but for white space."""
+    return " ".join(document.text.split())
+
+
+def options_of(kind: type) -> tuple[str, ...]:
+    """Returns the options of a filter of datatrove's."""
+    return tuple(name for name in inspect.signature(kind).parameters if name not in ("exclusion_writer", "language"))
+
+
+def check_steps(filters: str, dedup: str) -> tuple[Settings, Settings]:
+    """Returns the filters and kinds of deduplication that the flags name, with their options. Raises UserError."""
+    known = {name: options_of(kind) for name, kind in FILTERS.items()}
+    return reports.parse_steps("--filters", filters, known), reports.parse_steps("--dedup", dedup, DEDUPS)
+
+
+def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stage]:
+    """Returns the stages, in order; each reads what those before it wrote."""
+    tasks, dedup = settings["tasks"], settings["dedup"]
+    reader = Documents(settings["kind"], root, str(work / "files.txt"), settings["column"], settings["record"], work)
+    filters = [make_filter(name, options, settings["language"], work) for name, options in settings["filters"].items()]
+    filters.append(NotBlank(Dropped(work, "c4_blank")))
+    kept = str(work / "kept")
+    found = [Stage("filter", [reader, *filters, JsonlWriter(kept)], tasks)]
+    leave_out: list[Any] = []
+    if "exact" in dedup:
+        exact, config = work / "exact", ExactDedupConfig(content_getter=content)
+        found.append(Stage("exact-hashes", [JsonlReader(kept), ExactDedupSignature(str(exact / "hashes"), config)], tasks))
+        found.append(Stage("exact-find", [ExactFindDedups(str(exact / "hashes"), str(exact / "found"), config)], 1))
+        leave_out.append(ExactDedupFilter(str(exact / "found"), config, Dropped(work, "exact")))
+    if "minhash" in dedup:
+        minhash, near = work / "minhash", MinhashConfig(**dedup["minhash"])
+        hashes, pairs, clusters = (str(minhash / name) for name in ("hashes", "pairs", "clusters"))
+        sign = MinhashDedupSignature(hashes, config=near, language=Words())
+        found.append(Stage("minhash-signatures", [JsonlReader(kept), *leave_out, sign], tasks))
+        found.append(Stage("minhash-buckets", [MinhashDedupBuckets(hashes, pairs, config=near)], near.num_buckets))
+        cluster = MinhashDedupCluster(pairs, clusters, config=near, save_cluster_id=True)
+        found.append(Stage("minhash-clusters", [cluster, Mates(clusters)], 1))
+        leave_out = [*leave_out, MinhashDedupFilter(clusters, Dropped(work, "minhash"), load_cluster_ids=True)]
+    tokenizer = settings["tokenizer"].get("path", "")
+    found.append(Stage("write", [JsonlReader(kept), *leave_out, ArrayRecords(work, settings["shards"], tokenizer)], tasks))
+    return [*found, Stage("report", [Report(output, work, settings)], 1)]
+
+
+def make_filter(name: str, options: Settings, language: str, work: Path) -> Any:
+    """Returns a filter of datatrove's that reports what it drops."""
+    given = dict(options)
+    if name != "c4_paragraph":
+        given["language"] = Words()
+    if language != "en":
+        given = dict.fromkeys(ENGLISH.get(name, ())) | given
+    return FILTERS[name](exclusion_writer=Dropped(work, name), **given)
+
+
+def executors(found: list[Stage], work: Path, kind: str, workers: int, slurm: Settings) -> list[Any]:
+    """Returns an executor a stage; Slurm's wait for each other."""
+    made: list[Any] = []
+    for stage in found:
+        options: Settings = {"pipeline": stage.steps, "tasks": stage.tasks, "workers": min(workers, stage.tasks)}
+        options["logging_dir"] = str(work / "logs" / stage.name)
+        if kind == "slurm":
+            environment = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={Path(__file__).parents[2]}:$PYTHONPATH"
+            logs = str(work / "logs" / "slurm" / stage.name)
+            options |= {"job_name": f"prepare-{stage.name}", "slurm_logs_folder": logs, "env_command": environment} | slurm
+            options["depends"] = made[-1] if made else None
+        made.append(EXECUTORS[kind](**options))
+    return made
+
+
+def check_executor(kind: str) -> None:
+    """Raises UserError if what an executor needs is not here."""
+    if kind == "slurm" and shutil.which("sbatch") is None:
+        raise UserError("--executor=slurm: there is no sbatch here; start this on a login node of the cluster")
+    if kind == "ray" and importlib.util.find_spec("ray") is None:
+        raise UserError("--executor=ray: ray is not installed; pip install 'ray[default]'")
+
+
+def slurm_options(text: str) -> Settings:
+    """Returns the options of Slurm's executor. Raises UserError if there are others, or the partition or time is missing."""
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--slurm={text}: is not JSON ({error})") from error
+    known = [name for name in inspect.signature(SlurmPipelineExecutor).parameters if name not in ("pipeline", "tasks")]
+    options = reports.parse_steps("--slurm", json.dumps({"slurm": options}), {"slurm": known})["slurm"]
+    for name in ("partition", "time"):
+        if name not in options:
+            raise UserError(f'--executor=slurm: needs the {name}; give --slurm=\'{{"partition": "cpu", "time": "10:00:00"}}\'')
+    return options
+
+
+def find_input(text: str, source: str) -> tuple[str, list[str], str, Settings]:
+    """Returns the folder that all files are in, their names below it, their kind, and what would tell that they have changed.
+
+    Raises UserError if there are none, or they are of a kind that is not read here.
+    """
+    if "://" in text:
+        raise UserError(f"--input={text}: files are read where they lie, here or on a shared file system; mount or copy them")
+    paths = [path.absolute() for path in find_files(text, "" if source == "auto" else source)]
+    kind = one_kind(paths) if source == "auto" else source
+    if kind not in READERS:
+        raise UserError(f"{paths[0]}: {kind} is not read here, but {', '.join(READERS)}; convert it")
+    root = os.path.commonpath([path.parent for path in paths])
+    names = [os.path.relpath(path, root) for path in paths]
+    states = {name: [path.stat().st_size, int(path.stat().st_mtime)] for name, path in zip(names, paths, strict=True)}
+    return root, names, kind, states
+
+
+def settle(args: Any) -> tuple[str, Settings]:
+    """Returns the folder of the input, and all that the result depends on. Raises UserError."""
+    root, names, kind, states = find_input(args.input, args.source)
+    if args.shards < 0 or args.workers < 1:
+        raise UserError(f"--shards={args.shards} --workers={args.workers}: give numbers above 0")
+    if args.record not in RECORDS:
+        raise UserError(f"--record={args.record}: choose one of {', '.join(RECORDS)}")
+    shards = args.shards or min(len(names), MOST)
+    filters, dedup = check_steps(args.filters, args.dedup)
+    tokenizer = {"path": str(args.tokenizer), "sha256": load_tokenizer(args.tokenizer).sha256} if args.tokenizer else {}
+    settings: Settings = {"kind": kind, "column": args.column, "record": args.record, "language": args.language}
+    settings |= {"filters": filters, "dedup": dedup, "tokenizer": tokenizer, "shards": shards}
+    return root, settings | {"tasks": min(shards, len(names)), "datatrove": version("datatrove"), "files": states}
+
+
+def prepare(args: Any, say: Callable[[str], None]) -> Settings | None:
+    """Prepares a corpus, or continues to; returns the report, or None where Slurm's jobs are yet to write it.
+
+    Raises UserError for what is wrong in the flags, the input or the output folder.
+    """
+    check_executor(args.executor)
+    root, settings = settle(args)
+    slurm = slurm_options(args.slurm) if args.executor == "slurm" else {}
+    output, work = args.output.absolute(), args.output.absolute() / "work"
+    reports.claim(output, settings)
+    if not (output / reports.REPORT).is_file():
+        work.mkdir(exist_ok=True)
+        (work / "files.txt").write_text("".join(f"{name}\n" for name in settings["files"]), encoding="utf-8")
+        with only_one(output, work), stoppable():
+            run_stages(stages(output, work, root, settings), work, args, slurm, say)
+    if not (output / reports.REPORT).is_file():
+        return None
+    report: Settings = json.loads((output / reports.REPORT).read_text(encoding="utf-8"))
+    return report
+
+
+def run_stages(found: list[Stage], work: Path, args: Any, slurm: Settings, say: Callable[[str], None]) -> None:
+    """Runs the stages one after another, or submits them. Raises UserError if nothing is left of the documents."""
+    log = work / "logs" / "console.log"
+    with console(log):
+        made = executors(found, work, args.executor, args.workers, slurm)
+    if args.executor == "slurm":
+        with console(log):
+            made[-1].run()
+        return
+    for number, (stage, executor) in enumerate(zip(found, made, strict=True), start=1):
+        began, left = time.monotonic(), len(executor.get_incomplete_ranks())
+        if left:
+            with console(log):
+                executor.run()
+        took = f"{left} of {stage.tasks} tasks, {time.monotonic() - began:.1f} s" if left else "done before"
+        say(f"{number}/{len(found)} {stage.name}: {took}")
+        if number == 1 and not list((work / "kept").glob("*.jsonl.gz")):
+            raise UserError(f"--filters={args.filters}: they drop every document; {work / TALLIES} says why. Choose others")
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Makes SIGTERM an interruption. Raises Interrupted when it comes."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted("the tasks that are done are kept; run the same command again")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def only_one(output: Path, work: Path) -> Iterator[None]:
+    """Keeps others from preparing into the same folder. Raises UserError if another does."""
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"--output={output}: another process is preparing into it; wait for it, or name another") from error
+        yield
+
+
+@contextlib.contextmanager
+def console(path: Path) -> Iterator[None]:
+    """Sends what datatrove and its workers write to stderr into a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with path.open("a") as stream, contextlib.redirect_stderr(stream):
+            os.dup2(stream.fileno(), 2)
+            logging.setup_default_logger()
+            yield
+    finally:
+        logging.logger.remove()  # it would write to the closed file
+        os.dup2(before, 2)
+        os.close(before)

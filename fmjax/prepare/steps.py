@@ -1,0 +1,261 @@
+"""The steps of preparing a corpus that datatrove lacks: a reader that names what it cannot read, words without models to
+download, counting what is dropped, and writing ArrayRecord."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.readers.base import BaseDiskReader
+from datatrove.utils.word_tokenizers import WordTokenizer, simple_span_tokenize
+
+from fmjax.data import stored_ids
+from fmjax.data.records import json_object
+from fmjax.errors import UserError
+from fmjax.prepare import report as reports
+from fmjax.prepare.report import FIRST, LAST, PARTS, TALLIES, Shards, Tally, write_json
+
+SHOWN = 1000  # clusters of near-duplicates whose remaining document is remembered for the report
+# Scripts without spaces between words: each letter counts as one.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
+
+
+class Words(WordTokenizer):
+    """Words, between white space as the rules of Gopher's paper count them, and sentences, in any language.
+
+    Those of datatrove are models that want packages and downloads.
+    """
+
+    def word_tokenize(self, text: str) -> list[str]:
+        return WORD.findall(text)
+
+    def sent_tokenize(self, text: str) -> list[str]:
+        return [part.strip() for part in SENTENCE.split(text) if part.strip()]
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        return list(simple_span_tokenize(text, self.sent_tokenize(text)))
+
+
+class Dropped(Tally):
+    """What datatrove's filters hand over what they drop to."""
+
+    rank = 0
+
+    def __enter__(self) -> Dropped:
+        self.begin()
+        return self
+
+    def write(self, document: Document, rank: int = 0) -> None:
+        self.rank = rank
+        reason = document.metadata.get("filter_reason", "duplicate")
+        cluster = document.metadata.get("minhash_cluster_id", -1)
+        self.note(reason, document.text, document.metadata["where"], cluster)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and self.reasons:  # a task that failed is run again
+            self.end(self.rank)
+
+
+class Documents(BaseDiskReader):
+    """Reads documents from files of texts, JSON lines, tables or Parquet, packed or not, and names each by file and place.
+
+    Raises UserError for a record that cannot be read: datatrove's own readers pass over it.
+    """
+
+    name = "documents"
+
+    def __init__(self, kind: str, root: str, paths_file: str, column: str, record: str, work: Path):
+        super().__init__(root, paths_file=paths_file, text_key=column)
+        self.kind, self.record, self.work = kind, record, work
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Yields the task's documents; those without text are counted as dropped."""
+        blank = Tally(self.work, "blank")
+        counts = {"documents": 0, "characters": 0}
+        began = time.monotonic()
+        for document in super().run(data, rank, world_size):
+            counts["documents"] += 1
+            counts["characters"] += len(document.text)
+            if document.text.strip():
+                yield document
+            else:
+                blank.note("no text", document.text, document.metadata["where"])
+        blank.end(rank)
+        write_json(self.work / TALLIES / FIRST / f"{rank:05d}.json", counts | {"seconds": time.monotonic() - began})
+
+    def read_file(self, filepath: str) -> Iterator[Document]:
+        place = ""
+        try:
+            for place, text in getattr(self, f"read_{self.kind}")(filepath):
+                yield Document(text, place, metadata={"where": place})
+        except (EOFError, OSError, UnicodeDecodeError, csv.Error) as error:
+            after = f" (after {place})" if place else ""
+            raise UserError(f"{filepath}: cannot be read{after}: {error}; mend the file") from error
+
+    def lines(self, filepath: str) -> Iterator[tuple[int, str]]:
+        with self.data_folder.open(filepath, "rt", compression="infer", encoding="utf-8-sig", newline="\n") as stream:
+            yield from enumerate(stream, start=1)
+
+    def read_text(self, filepath: str) -> Iterator[tuple[str, str]]:
+        """Yields the same records as `data.source=text` reads."""
+        gathered: list[str] = []
+        begin = 1
+        for number, text in self.lines(filepath):
+            if self.record == "file":
+                gathered.append(text)
+            elif self.record == "line":
+                if text.strip():
+                    yield f"{filepath} line {number}", text.strip()
+            elif text.strip():
+                begin = begin if gathered else number
+                gathered.append(text.strip())
+            elif gathered:
+                yield f"{filepath} line {begin}", " ".join(gathered)
+                gathered = []
+        if gathered and self.record == "file":
+            yield filepath, "".join(gathered).replace("\r\n", "\n")
+        elif gathered:
+            yield f"{filepath} line {begin}", " ".join(gathered)
+
+    def read_jsonl(self, filepath: str) -> Iterator[tuple[str, str]]:
+        for number, text in self.lines(filepath):
+            if text.strip():
+                try:
+                    yield self.column(json_object(text), f"{filepath} line {number}")
+                except ValueError as error:
+                    raise UserError(f"{filepath} line {number}: {error}; write one record a line") from error
+
+    def read_csv(self, filepath: str) -> Iterator[tuple[str, str]]:
+        csv.field_size_limit(2**31 - 1)
+        texts = (text for _, text in self.lines(filepath))
+        options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if self.kind == "tsv" else {"strict": True}
+        for number, record in enumerate(csv.DictReader(texts, **options), start=1):
+            yield self.column(record, f"{filepath} record {number}")
+
+    read_tsv = read_csv
+
+    def read_parquet(self, filepath: str) -> Iterator[tuple[str, str]]:
+        import pyarrow.parquet
+
+        number = 0
+        with self.data_folder.open(filepath, "rb") as stream, pyarrow.parquet.ParquetFile(stream) as file:
+            if self.text_key not in file.schema_arrow.names:
+                self.column(dict.fromkeys(file.schema_arrow.names), filepath)
+            for batch in file.iter_batches(columns=[self.text_key]):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield self.column(record, f"{filepath} record {number}")
+
+    def column(self, record: dict[str, Any], place: str) -> tuple[str, str]:
+        """Returns the place and the text. Raises UserError if the record has none."""
+        if self.text_key not in record:
+            raise UserError(f'{place}: has no "{self.text_key}", but {", ".join(map(str, record))}; name the right --column')
+        text = record[self.text_key]
+        if text is not None and not isinstance(text, str):
+            raise UserError(f'{place}: "{self.text_key}" is {text!r:.60}, not text; mend the record')
+        return place, text or ""
+
+
+class NotBlank(BaseFilter):
+    """Drops documents that the filters before it, as C4's, have left no line of."""
+
+    name = "not blank"
+
+    def filter(self, doc: Document) -> Any:
+        return bool(doc.text.strip()) or (False, "no line left")
+
+
+class ArrayRecords(PipelineStep):
+    """Writes documents as JSON objects {"text": ...} to the task's shards; with a tokenizer, their ids beside the text."""
+
+    name, type = "array_record", "writer"
+
+    def __init__(self, work: Path, shards: int, tokenizer: str):
+        super().__init__()
+        self.work, self.shards, self.tokenizer = work, shards, tokenizer
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+        counts: dict[str, Any] = {"documents": 0, "characters": 0, "tokens": 0, "clusters": {}}
+        began = time.monotonic()
+        shards = Shards(self.work / PARTS, rank, world_size, self.shards)
+        try:
+            for document, record in self.records(data):
+                counts["documents"] += 1
+                counts["characters"] += len(document.text)
+                counts["tokens"] += record.pop("count", 0)
+                if 0 <= (cluster := document.metadata.get("minhash_cluster_id", -1)) < SHOWN:
+                    shown = document.text[: reports.LETTERS]
+                    counts["clusters"][cluster] = {"where": document.metadata["where"], "text": shown}
+                shards.write(record)
+        except BaseException:
+            shards.abandon()
+            raise
+        counts |= {"files": shards.close(), "seconds": time.monotonic() - began}
+        write_json(self.work / TALLIES / LAST / f"{rank:05d}.json", counts)
+
+    def records(self, data: Iterable[Document]) -> Iterator[tuple[Document, dict[str, Any]]]:
+        """Yields each document and its record, `count` of whose tokens there are."""
+        if not self.tokenizer:
+            yield from ((document, {"text": document.text}) for document in data)
+            return
+        from fmjax.data.tokenizers import load_tokenizer  # here, because few tasks need it
+
+        tokenizer = load_tokenizer(self.tokenizer)
+        for documents in batches(data, 256):
+            rows = tokenizer.encode_batch([document.text for document in documents])
+            for document, ids in zip(documents, rows, strict=True):
+                tokens = stored_ids.record(ids, tokenizer.sha256) | {"count": ids.size}
+                yield document, {"text": document.text} | tokens
+
+
+class Mates(PipelineStep):
+    """Lets documents that are kept know their cluster too, for the report: the filter numbers none of a task that drops none."""
+
+    name, type = "mates", "dedup"
+
+    def __init__(self, clusters: str):
+        super().__init__()
+        self.clusters = Path(clusters)
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        for path in self.clusters.glob("*.clusters"):
+            path.with_suffix(".remove").touch()
+
+
+class Report(PipelineStep):
+    """Puts the shards in their place, adds up the report and removes what was written in between."""
+
+    name, type = "report", "writer"
+
+    def __init__(self, output: Path, work: Path, settings: dict[str, Any]):
+        super().__init__()
+        self.output, self.work, self.settings = output, work, settings
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        steps = ["blank", *self.settings["filters"], "c4_blank", *self.settings["dedup"]]
+        report = reports.gather(self.work, self.settings, steps)
+        report["shards"] = reports.place_shards(self.work, self.output)
+        write_json(self.output / reports.REPORT, report)
+        for name in ("kept", "exact", "minhash", PARTS):
+            shutil.rmtree(self.work / name, ignore_errors=True)
+
+
+def batches(data: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    held: list[Document] = []
+    for document in data:
+        held.append(document)
+        if len(held) == size:
+            yield held
+            held = []
+    if held:
+        yield held

@@ -1,0 +1,198 @@
+"""Multiple choice: which of N endings goes on from a context (SWAG, Zellers et al. 2018), answers a question about it, ...
+
+Every ending is read with the context in a row of its own and gets one score; softmax runs over the endings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax import losses, metrics
+from fmjax.data.sources import Source, check_columns
+from fmjax.data.tokenizers import Tokenizer
+from fmjax.errors import UserError, nearest
+from fmjax.tasks import Batch, Example, Where
+from fmjax.tasks.corpus import PADDED, pad_rows
+
+OVERLONG = ("error", "truncate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Settings of multiple choice. `endings` names a column for each, or one that holds a list.
+
+    `start` may name a column that stands before every ending, as SWAG's `sent2` or a question; `choices`, the number of
+    endings, is found in the training data. `label` is the right one's number, from 0.
+    """
+
+    context: str = "context"
+    start: str = ""
+    endings: tuple[str, ...] = ("endings",)
+    label: str = "label"
+    choices: int = 0
+    overlong: str = "error"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.overlong not in OVERLONG:
+            hint = nearest(self.overlong, OVERLONG)
+            raise UserError(f'task.overlong="{self.overlong}"{hint}: choose one of {", ".join(OVERLONG)}')
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and less than 1")
+
+    measures = ("loss", "accuracy")
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        return {"choice": {}}
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (self.context, *([self.start] if self.start else []), *self.endings)
+
+    def resolve(self, source: Source) -> dict[str, Any]:
+        """Returns the number of endings, that of the first record. Raises UserError if a column is not there."""
+        check_columns(source, (*self.text_columns, self.label))
+        return {} if self.choices else {"choices": len(self.read(source[0], source.where(0))[1])}
+
+    def read(self, record: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
+        """Returns the context and the endings, each with what stands before it.
+
+        Raises UserError, naming the record, if they are not texts, or not as many as there are to be.
+        """
+        start = record[self.start] if self.start else ""
+        endings = record[self.endings[0]] if len(self.endings) == 1 else [record[name] for name in self.endings]
+        texts = [record[self.context], start, *endings] if isinstance(endings, list | tuple) else [endings]
+        if len(texts) < 4 or not all(isinstance(text, str) for text in texts):
+            named = ", ".join(self.text_columns)
+            raise UserError(f"{where}: {named} are not a context and two or more endings, all texts; correct the record")
+        if self.choices and len(endings) != self.choices:
+            raise UserError(f"{where}: has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record")
+        return texts[0], [f"{start} {ending}".strip() for ending in endings]
+
+    def target(self, record: Mapping[str, Any], where: str) -> np.int32:
+        """Returns the number of the right ending. Raises UserError, naming the record, if there is none of that number."""
+        value = record[self.label]
+        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+        if type(number) is not int or not 0 <= number < self.choices:
+            wanted = f"not the number of an ending, 0 to {self.choices - 1}"
+            raise UserError(f'{where}: column "{self.label}" holds {value!r}, {wanted}; correct the record')
+        return np.int32(number)
+
+    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Choices:
+        """Tokenises a source into examples of `choices` rows of `max_length` tokens."""
+        check_columns(source, (*self.text_columns, self.label))
+        records = [source[index] for index in range(len(source))]
+        targets = [self.target(record, source.where(index)) for index, record in enumerate(records)]
+        read = [self.read(record, source.where(index)) for index, record in enumerate(records)]
+        return Choices(self.rows(read, tokenizer, max_length, source.where), targets, tokenizer, max_length)
+
+    def rows(
+        self, read: Sequence[tuple[str, list[str]]], tokenizer: Tokenizer, most: int, where: Where
+    ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """Returns the (ids, token types) of each ending of each example, in at most `most` tokens; of what is longer, the
+        longer part is cut. Raises UserError, naming the example, where it may not be."""
+        room = most - tokenizer.special_count(pair=True)
+        if room < 2:
+            special = f"the {most - room} special ones"
+            raise UserError(f"data.max_length={most} leaves no room for two tokens beside {special}; raise it")
+        contexts = tokenizer.encode_batch([context for context, _ in read])
+        rows = []
+        for index, (context, (_, texts)) in enumerate(zip(contexts, read, strict=True)):
+            endings = tokenizer.encode_batch(texts)
+            longest = context.size + max(ending.size for ending in endings)
+            if longest > room and self.overlong == "error":
+                raise UserError(
+                    f"{where(index)}: {longest + most - room} tokens are more than data.max_length={most}; "
+                    "raise it, or choose task.overlong=truncate"
+                )
+            rows.append([tokenizer.assemble(*shortened(context, ending, room)) for ending in endings])
+        return rows
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the number of examples."""
+        return {"choice": jnp.float32(batch["labels"].shape[0])}
+
+    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sum of the examples' losses."""
+        each = losses.softmax_cross_entropy(outputs["choice"][..., 0], batch["labels"], self.label_smoothing)
+        return {"choice": each.sum()}
+
+    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the scores [B,N], the right ending and the plain loss of each example."""
+        scores, labels = outputs["choice"][..., 0], batch["labels"]
+        return {"scores": scores, "labels": labels, "losses": losses.softmax_cross_entropy(scores, labels)}
+
+    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+        """Returns the loss, and the share of examples with the right ending."""
+        lost, scores, labels = metrics.real_rows(valid, arrays["losses"], arrays["scores"], arrays["labels"])
+        return metrics.defined({"loss": lost.mean(), "accuracy": np.mean(scores.argmax(axis=1) == labels)})
+
+    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, Any]:
+        """Returns a batch [B,N,L] from objects with the task's columns, or pairs of a context and a list of endings."""
+        read = []
+        for number, example in enumerate(examples):
+            if isinstance(example, list | tuple) and len(example) == 2:
+                endings = example[1] if len(self.endings) > 1 else [example[1]]
+                example = {self.start: "", self.context: example[0]} | dict(zip(self.endings, endings, strict=False))
+            if not isinstance(example, Mapping) or not set(self.text_columns) <= set(example):
+                raise UserError(f"{where(number)}: is no choice; give an object with {', '.join(self.text_columns)}")
+            read.append(self.read(example, where(number)))
+            if len(read[-1][1]) != len(read[0][1]):
+                raise UserError(f"{where(number)}: has {len(read[-1][1])} endings, {where(0)} {len(read[0][1])}; give as many")
+        flat = [row for rows in self.rows(read, tokenizer, max_length, where) for row in rows]
+        batch = {name: array.reshape(len(read), -1, array.shape[-1]) for name, array in pad_rows(flat, tokenizer.pad_id).items()}
+        return batch | {"_endings": [endings for _, endings in read]}
+
+    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """Returns the number and text of the best ending of each example, its probability, and those of all."""
+        probabilities = np.asarray(jax.nn.softmax(outputs["choice"][..., 0], axis=-1))
+        described = []
+        for row, endings in zip(probabilities.tolist(), batch["_endings"], strict=True):
+            best = int(np.argmax(row))
+            described.append({"choice": best, "text": endings[best], "score": row[best], "scores": row})
+        return described
+
+
+def shortened(context: np.ndarray, ending: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both parts, in at most `most` tokens: the end of the longer one is cut off, of equally long ones both."""
+    half = most // 2
+    if context.size + ending.size <= most:
+        return context, ending
+    left = max(half, most - ending.size)  # what the other part does not need
+    return context[:left], ending[: most - min(left, context.size)]
+
+
+class Choices:
+    """Contexts with their endings."""
+
+    sized = PADDED
+
+    def __init__(self, rows: list[list[tuple]], targets: list[np.int32], tokenizer: Tokenizer, max_length: int):
+        self.rows, self.targets, self.tokenizer, self.max_length = rows, targets, tokenizer, max_length
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many tokens the longest row of each example has [N]."""
+        return np.array([max(ids.size for ids, _ in rows) for rows in self.rows])
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """How many tokens a row of each example has on average [N]: shorter ones are padded to the longest."""
+        return np.array([np.mean([ids.size for ids, _ in rows]) for rows in self.rows])
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns `input_ids`, `token_type_ids`, `attention_mask` [N,L] and `labels`."""
+        return pad_rows(self.rows[index], self.tokenizer.pad_id, self.max_length) | {"labels": self.targets[index]}
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        return example

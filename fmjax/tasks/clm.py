@@ -1,0 +1,155 @@
+"""Causal language modelling: each token from those before it (Radford et al. 2019).
+
+`rows="packed"` cuts documents into pieces, of which several share a row (see `data/packing.py`); a piece's tokens see their
+own piece (`segment_ids`), a document's first behind what the tokenizer puts before a text (else the token that ends documents),
+and predict the next token, at last the end.
+`rows="offset"` reads the data as one long text, and every time an example is drawn takes it from another place, as nanoGPT
+does. Either way evaluation reads rows that do not overlap: every token is predicted once, but for a first one that nothing
+stands before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fmjax import metrics
+from fmjax.data.packing import pack
+from fmjax.data.sources import Source, check_columns
+from fmjax.data.tokenizers import Tokenizer
+from fmjax.errors import UserError, nearest
+from fmjax.tasks import Batch, Example, Where
+from fmjax.tasks.corpus import Corpus, cut, given_texts, packed_row, tokenise
+from fmjax.tasks.tokens import TokenTask
+
+ROWS = ("packed", "offset")
+NOTHING = np.zeros(0, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(TokenTask):
+    """Settings of causal language modelling; the last five are those of predicting, which is to continue a text."""
+
+    rows: str = "packed"
+    column: str = "text"
+    max_new_tokens: int = 64
+    temperature: float = 0.0  # 0: the likeliest token each time
+    top_k: int = 0  # of sampling; 0: all tokens
+    top_p: float = 1.0
+    num_beams: int = 1
+
+    measures: ClassVar[tuple[str, ...]] = (*metrics.TOKEN_LEVEL, *metrics.BITS)
+
+    def __post_init__(self) -> None:
+        if self.rows not in ROWS:
+            raise UserError(f'task.rows="{self.rows}"{nearest(self.rows, ROWS)}: choose one of {", ".join(ROWS)}')
+        if self.temperature < 0:
+            raise UserError(f"task.temperature={self.temperature}: must be 0 or more; 0 takes the likeliest token each time")
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The settings by which a prompt is continued."""
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams} | (drawn if self.temperature else {})
+
+    def resolve(self, source: Source) -> dict[str, Any]:
+        """Returns no settings: none follow from the data. Raises UserError if the text column is not there."""
+        check_columns(source, (self.column,))
+        return {}
+
+    def before(self, tokenizer: Tokenizer) -> np.ndarray:
+        """Returns the special tokens that a text begins with."""
+        opening = tokenizer.opening
+        return opening if opening.size or self.rows == "offset" else after(tokenizer)
+
+    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Rows:
+        """Tokenises a source into rows of `max_length` tokens, each with the token that follows it.
+
+        Raises UserError if no document is long enough to predict a token of.
+        """
+        check_columns(source, (self.column,))
+        read = tokenise(source, self.column, tokenizer)
+        corpus = read.enclosed(self.before(tokenizer), after(tokenizer))
+        if self.rows == "offset":
+            # The last document may have been cut anywhere, so that nothing says that it ends.
+            whole = corpus.tokens.size - after(tokenizer).size
+            corpus = dataclasses.replace(corpus, bounds=np.array([whole]))
+        pieces = cut(corpus.begins, corpus.bounds - 1, max_length)
+        if not len(pieces):
+            raise UserError(f'column "{self.column}": no text of {len(source)} records has two tokens; give longer texts')
+        kind = Offsets if self.rows == "offset" and train else Rows
+        return kind(corpus, pieces, max_length, tokenizer.fill_id)
+
+    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Rows) -> dict[str, float]:
+        """Returns loss (nats per token), perplexity and accuracy; and bits per byte and per character of the whole split."""
+        values = super().metrics(arrays, valid, examples)
+        return values | metrics.bits(arrays["losses"], valid, examples.corpus.bytes, examples.corpus.characters)
+
+    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
+        """Returns a batch from the texts (or {"text": ...}) that are to be continued, padded on the left."""
+        opening = self.before(tokenizer)
+        texts = given_texts(examples, self.column, where)
+        rows = [np.concatenate([opening, ids]) for ids in tokenizer.encode_batch(texts)]
+        rows = [row if row.size else after(tokenizer) for row in rows]
+        for number, row in enumerate(rows):
+            if not row.size:
+                raise UserError(f"{where(number)}: is empty, and the tokenizer has no token that begins a text; give a text")
+            if row.size > max_length:
+                raise UserError(f"{where(number)}: has {row.size} tokens, more than {max_length}; shorten it")
+        width = max(row.size for row in rows)
+        lefts = [np.arange(width) >= width - row.size for row in rows]
+        batch = {name: np.zeros((len(rows), width), np.int32) for name in ("input_ids", "attention_mask")}
+        for index, (row, real) in enumerate(zip(rows, lefts, strict=True)):
+            batch["input_ids"][index] = tokenizer.fill_id
+            batch["input_ids"][index, real] = row
+            batch["attention_mask"][index] = real
+        return batch
+
+    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """Returns the continuation of each text, to before the token that ends it."""
+        width = batch["input_ids"].shape[1]
+        return [{"text": tokenizer.written(row[width:])} for row in np.asarray(outputs["generated"])]
+
+
+def after(tokenizer: Tokenizer) -> np.ndarray:
+    """Returns the token that ends a document; none if the tokenizer has none."""
+    return NOTHING if tokenizer.end_id is None else np.array([tokenizer.end_id], np.int32)
+
+
+class Rows:
+    """Rows of tokens with the token that follows each; `pieces` [N,2] lie side by side in them."""
+
+    def __init__(self, corpus: Corpus, pieces: np.ndarray, max_length: int, fill_id: int):
+        self.corpus, self.pieces, self.max_length, self.fill_id = corpus, pieces, max_length, fill_id
+        self.plan = pack(pieces[:, 1] - pieces[:, 0], max_length)
+        self.fill = {"input_ids": self.plan.fill[0]}
+
+    def __len__(self) -> int:
+        return self.plan.rows
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns `input_ids`, `segment_ids`, `position_ids`, `labels` (the next tokens) and `label_weights` [L]."""
+        return self.row(self.pieces[self.plan.pieces(index)].tolist())
+
+    def row(self, pieces: Sequence[Sequence[int]]) -> Example:
+        """Returns the row of some pieces."""
+        tokens = self.corpus.tokens
+        row = packed_row([tokens[begin:end] for begin, end in pieces], self.max_length, self.fill_id)
+        following = np.concatenate([tokens[begin + 1 : end + 1] for begin, end in pieces])
+        labels = np.pad(following, (0, self.max_length - following.size))
+        return row | {"labels": labels, "label_weights": (row["segment_ids"] > 0).astype(np.float32)}
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        return example
+
+
+class Offsets(Rows):
+    """As many rows, each from anywhere in the text."""
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        last = int(self.corpus.bounds[-1]) - 1  # the last token is only predicted
+        begin = int(rng.integers(max(last - self.max_length, 0) + 1))
+        return self.row([(begin, min(begin + self.max_length, last))])

@@ -1,0 +1,154 @@
+"""Denoising (BART; Lewis et al. 2020, arXiv:1910.13461, section 2.2): the decoder writes the text that the encoder reads damaged.
+
+    text    <s> The dog sleeps. It dreams of a long walk. </s>
+    input   <s> It <mask> a long <mask>. The <mask> dog sleeps. </s>
+    target  <s> The dog sleeps. It dreams of a long walk. </s>
+
+First the sentences of each document change places, then spans are drawn whose lengths are Poisson-distributed, and one mask
+stands for each, for one of no token too. Documents, those that are long in pieces, share a row (see `data/packing.py`), each
+damaged by itself and between special tokens of its own; `segment_ids` tell them apart. What happens to them is drawn anew each
+time that a row is seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fmjax import metrics
+from fmjax.data.packing import pack
+from fmjax.data.sources import Source, check_columns
+from fmjax.data.tokenizers import Tokenizer
+from fmjax.errors import UserError
+from fmjax.tasks import Batch, Example, Where
+from fmjax.tasks.corpus import Corpus, given_texts, packed_pairs, pad_rows, side_by_side, tokenise
+from fmjax.tasks.tokens import CorpusToText
+
+STOPS = (".", "!", "?", "。", "！", "？")
+CLOSING = "\"')]»”’」』"  # what may stand behind a stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(CorpusToText):
+    """Settings of denoising: how many of the tokens are masked, in spans of which mean length (text infilling), and how many of
+    a document's sentences change places. The last two are those of predicting, which is to write the whole text."""
+
+    mask_rate: float = 0.3
+    mean_span: float = 3.0
+    permute: float = 1.0
+    column: str = "text"
+    max_new_tokens: int = 128
+    num_beams: int = 1
+
+    measures: ClassVar[tuple[str, ...]] = metrics.TOKEN_LEVEL
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_rate < 1:
+            raise UserError(f"task.mask_rate={self.mask_rate}: must be at least 0 and less than 1; BART has 0.3")
+        if not 1 <= self.mean_span <= 100:
+            raise UserError(f"task.mean_span={self.mean_span}: must be 1 to 100 tokens; BART has 3")
+        if not 0 <= self.permute <= 1:
+            raise UserError(f"task.permute={self.permute}: must be 0 to 1, the share of sentences that change places")
+        if not self.mask_rate and not self.permute:
+            raise UserError("task.mask_rate=0 and task.permute=0 leave the text as it is; raise one of them")
+
+    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Rows:
+        """Tokenises a source into rows of `max_length` tokens."""
+        check_columns(source, (self.column,))
+        return Rows(tokenise(source, self.column, tokenizer), Noise(self, tokenizer), tokenizer, max_length)
+
+    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
+        """Returns a batch from texts (or records with the task's column), in which mask tokens may stand for what is missing."""
+        rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))]
+        for number, (ids, _) in enumerate(rows):
+            if ids.size > max_length:
+                raise UserError(f"{where(number)}: has {ids.size} tokens, more than {max_length}; shorten it")
+        batch = pad_rows(rows, tokenizer.pad_id)
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """Returns the text that was written for each."""
+        return [{"text": tokenizer.written(row[1:]).strip()} for row in np.asarray(outputs["generated"])]
+
+
+class Noise:
+    """Draws how a text is damaged."""
+
+    def __init__(self, task: Task, tokenizer: Tokenizer):
+        self.task = task
+        self.mask_id = tokenizer.mask_id if task.mask_rate else 0
+        self.stops = sentence_ends(tokenizer) if task.permute else np.zeros(tokenizer.vocab_size, bool)
+
+    def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns the tokens, damaged; never more than there were."""
+        tokens = permuted(ids, self.stops[ids], self.task.permute, rng)
+        if not self.task.mask_rate:
+            return tokens
+        lengths = spans(max(round(tokens.size * self.task.mask_rate), 1), self.task.mean_span, rng)
+        return infilled(tokens, lengths, self.mask_id, rng)
+
+
+def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
+    """Returns bool [vocabulary]: with which tokens a sentence ends, by the sign alone, as in the paper."""
+    texts = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
+    return np.array([text.rstrip().rstrip(CLOSING).endswith(STOPS) for text in texts])
+
+
+def permuted(tokens: np.ndarray, ends: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Returns the tokens [N] with a share of the sentences in one another's places; `ends` [N] says where each ends."""
+    sentences = np.split(tokens, np.flatnonzero(ends[:-1]) + 1)
+    order = np.arange(len(sentences))
+    chosen = rng.permutation(order)[: round(share * order.size)]
+    order[chosen] = rng.permutation(chosen)
+    return np.concatenate([sentences[number] for number in order])
+
+
+def spans(total: int, mean: float, rng: np.random.Generator) -> np.ndarray:
+    """Returns lengths of spans, Poisson-distributed, that add up to `total`; the last that is drawn takes what is left.
+
+    Some may be 0, but there are not more than `total`: a mask in place of each makes no text longer.
+    """
+    ends = np.minimum(np.cumsum(rng.poisson(mean, total)), total)
+    ends[-1] = total
+    count = int(np.searchsorted(ends, total)) + 1
+    return rng.permutation(np.diff(ends[:count], prepend=0))
+
+
+def infilled(tokens: np.ndarray, lengths: np.ndarray, mask_id: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the tokens with one mask in place of each span; spans lie anywhere but over one another, in the given order."""
+    left = np.ones(tokens.size - lengths.sum() + lengths.size, np.int64)  # how many tokens each of the input stands for
+    places = np.sort(rng.choice(left.size, lengths.size, replace=False))
+    left[places] = lengths
+    begins = np.minimum(np.cumsum(left) - left, tokens.size - 1)
+    kept = tokens[begins]
+    kept[places] = mask_id
+    return kept
+
+
+class Rows:
+    """Documents cut into pieces, which are packed into rows, and damaged when they are drawn."""
+
+    def __init__(self, corpus: Corpus, noise: Noise, tokenizer: Tokenizer, max_length: int):
+        self.corpus, self.noise, self.tokenizer, self.max_length = corpus, noise, tokenizer, max_length
+        special = tokenizer.special_count()
+        self.pieces = corpus.pieces(max_length - special)
+        self.plan = pack(self.pieces[:, 1] - self.pieces[:, 0] + special, max_length)
+        # Of the input, spans are gone, and how many tokens that leaves is drawn.
+        self.fill = {"labels": self.plan.fill[0]}
+
+    def __len__(self) -> int:
+        return self.plan.rows
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns the tokens of the row's pieces, and where all but the first begin among them."""
+        return side_by_side(self.corpus.tokens, self.pieces[self.plan.pieces(index)])
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        """Returns the pieces, damaged and as they were; see `packed_pairs`."""
+        texts = np.split(example["tokens"], example["begins"])
+        sources = [self.tokenizer.assemble(self.noise(ids, rng))[0] for ids in texts]
+        targets = [self.tokenizer.assemble(ids)[0] for ids in texts]
+        return packed_pairs(sources, targets, (self.max_length, self.max_length), self.tokenizer.pad_id)

@@ -1,0 +1,144 @@
+"""Masked autoencoding of images (MAE, He et al. 2022, arXiv:2111.06377): the encoder sees a random quarter of the patches, a
+light decoder predicts the pixels of the others, each patch normalised by its own mean and variance.
+
+Letters: B batch, S image size, P patch size, N patches, K patches that are seen, E numbers of a patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.data.sources import Source
+from fmjax.errors import UserError
+from fmjax.tasks import Batch, Example, Where
+from fmjax.tasks.images import Pictures
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(Pictures):
+    """Settings of masked autoencoding. `patch_size` is that of the model; labels are not read."""
+
+    reads: ClassVar[str] = "images"
+    heads: ClassVar[dict[str, dict[str, Any]]] = {"pixels": {}}
+    measures: ClassVar[tuple[str, ...]] = ("loss",)
+
+    patch_size: int = 16
+    mask_ratio: float = 0.75
+    target: str = "normalised"  # or "pixels", of the image as the model reads it
+
+    def __post_init__(self) -> None:
+        self.check_images()
+        if not 0 < self.mask_ratio < 1:
+            raise UserError(f"task.mask_ratio={self.mask_ratio}: must lie between 0 and 1; MAE has 0.75")
+        if self.target not in ("normalised", "pixels"):
+            raise UserError(f'task.target="{self.target}": choose one of normalised, pixels')
+        if self.patch_size < 1 or self.image_size % self.patch_size:
+            raise UserError(
+                f"task.image_size={self.image_size} does not divide into task.patch_size={self.patch_size}; change one of them"
+            )
+        if self.image_size and not 0 < self.kept < self.patches:
+            raise UserError(
+                f"task.mask_ratio={self.mask_ratio} of {self.patches} patches leaves none to see, or to predict; change it"
+            )
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def kept(self) -> int:
+        return int(self.patches * (1 - self.mask_ratio))
+
+    def resolve(self, source: Source) -> dict[str, Any]:
+        """Returns the image size and channels found in the training data, unless they are given."""
+        return dict(self.find_images(source))
+
+    def examples(self, source: Source, tokenizer: None, max_length: int, train: bool) -> Masked:
+        """Returns a source's images."""
+        return Masked(self, source, train)
+
+    def keep(self, rng: np.random.Generator) -> np.ndarray:
+        """Returns the numbers of the patches that are seen, int32 [K], in order."""
+        return np.sort(rng.permutation(self.patches)[: self.kept]).astype(np.int32)
+
+    def targets(self, images_BSSC: jax.Array) -> jax.Array:
+        """Returns what is to be predicted, [B,N,E]: the patches' pixels, the channels of a pixel side by side."""
+        rows, size, _, channels = images_BSSC.shape
+        side = size // self.patch_size
+        split = images_BSSC.reshape(rows, side, self.patch_size, side, self.patch_size, channels).transpose(0, 1, 3, 2, 4, 5)
+        pixels = split.reshape(rows, side * side, -1).astype(jnp.float32)
+        if self.target == "pixels":
+            return pixels
+        centred = pixels - pixels.mean(axis=-1, keepdims=True)
+        # The unbiased variance, as the reference has it.
+        variance = jnp.square(centred).sum(axis=-1, keepdims=True) / (pixels.shape[-1] - 1)
+        return centred / jnp.sqrt(variance + 1e-6)
+
+    def hidden(self, batch: Batch) -> jax.Array:
+        """Returns fp32 [B,N]: 1 where a patch is not seen."""
+        return 1.0 - jax.nn.one_hot(batch["patch_keep"], self.patches).sum(axis=1)
+
+    def errors(self, outputs: Batch, batch: Batch) -> jax.Array:
+        """Returns the mean squared error of each patch that is not seen, 0 of the others: [B,N].
+
+        Raises UserError if the model has patches of another size.
+        """
+        predicted, targets = outputs["pixels"], self.targets(batch["images"])
+        if predicted.shape != targets.shape:
+            raise UserError(
+                f"the model predicts {predicted.shape[1]} patches of {predicted.shape[2]} numbers, where task.patch_size="
+                f"{self.patch_size} has {targets.shape[1]} of {targets.shape[2]}; give it the value of model.patch_size"
+            )
+        return jnp.square(predicted.astype(jnp.float32) - targets).mean(axis=-1) * self.hidden(batch)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the number of patches that are not seen."""
+        return {"pixels": self.hidden(batch).sum()}
+
+    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sum of their errors."""
+        return {"pixels": self.errors(outputs, batch).sum()}
+
+    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns each image's sum of errors, and of how many patches."""
+        return {"errors": self.errors(outputs, batch).sum(axis=-1), "weights": self.hidden(batch).sum(axis=-1)}
+
+    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+        """Returns the mean error of a patch that is not seen."""
+        real = valid > 0
+        return {"loss": float(arrays["errors"][real].sum(dtype=np.float64) / arrays["weights"][real].sum())}
+
+    def inputs(self, examples: Sequence[Any], tokenizer: None, max_length: int, where: Where) -> dict[str, np.ndarray]:
+        """Returns a batch from images, as those of classification, and patches to see, the same ones each time."""
+        keep = [self.keep(np.random.default_rng(number)) for number in range(len(examples))]
+        return self.batch(examples, where) | {"patch_keep": np.stack(keep)}
+
+    def describe(self, outputs: Batch, batch: Batch, tokenizer: None) -> list[dict[str, Any]]:
+        """Returns how far the patches that were not seen are predicted, of each image: their mean squared error."""
+        errors = np.asarray(self.errors(outputs, batch)).sum(axis=-1) / (self.patches - self.kept)
+        return [{"error": float(error), "seen": keep.tolist()} for error, keep in zip(errors, batch["patch_keep"], strict=True)]
+
+
+class Masked:
+    """Images; `draw` changes them, in training, and chooses the patches that are seen."""
+
+    def __init__(self, task: Task, source: Source, train: bool):
+        self.task, self.source, self.train = task, source, train
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns `images`, uint8 [S,S,C]."""
+        return {"images": self.task.prepared(self.source[index][self.task.image], self.source.where(index))}
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        """Returns `images`, fp32 [S,S,C], and `patch_keep`, int32 [K]."""
+        image = self.task.augmented(example["images"], rng) if self.train else example["images"]
+        return {"images": self.task.normalised(image), "patch_keep": self.task.keep(rng)}

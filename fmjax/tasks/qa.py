@@ -1,0 +1,346 @@
+"""Extractive question answering: the span of a context that answers a question, or none (SQuAD 1.1 and 2.0).
+
+As in Devlin et al. 2019, section 4.2: a row is the question and a window of the context; the model scores each token as the
+answer's first and as its last; a window that does not hold the answer points at the first token of the row, [CLS]. A
+question is answered by the span with the highest sum of both scores over all its windows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax import losses, metrics, metrics_qa
+from fmjax.data.sources import Source, check_columns
+from fmjax.data.tokenizers import Tokenizer
+from fmjax.errors import UserError
+from fmjax.tasks import Batch, Example, Where
+from fmjax.tasks.corpus import PADDED, pad_rows, windows
+
+NEVER = -1e9  # the score of what cannot be an answer: finite, for sums of two
+
+
+class Context(NamedTuple):
+    """A text, its tokens `ids [N]`, and where each begins and ends in it, in characters [N,2]."""
+
+    text: str
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    def tokens(self, begin: int, end: int) -> tuple[int, int]:
+        """Returns the first and the last token of the characters from `begin` to before `end`."""
+        touched = np.flatnonzero((self.offsets[:, 1] > begin) & (self.offsets[:, 0] < end))
+        return int(touched[0]), int(touched[-1])
+
+    def characters(self, first: int, last: int) -> tuple[int, int]:
+        """Returns the begin and end, in characters, of the tokens from `first` to `last`, without white space around."""
+        begin, end = int(self.offsets[first, 0]), int(self.offsets[last, 1])
+        inside = self.text[begin:end]
+        begin += len(inside) - len(inside.lstrip())
+        return begin, max(begin, end - (len(inside) - len(inside.rstrip())))
+
+
+class Question(NamedTuple):
+    """A question's tokens, its context's number, the texts of its answers, and the span of the first of them, if any."""
+
+    ids: np.ndarray
+    context: int
+    answers: tuple[str, ...]
+    span: tuple[int, int] | None  # first and last token
+
+
+class Row(NamedTuple):
+    """A question with the tokens of its context from `begin` to before `end`."""
+
+    question: int
+    begin: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Settings of question answering. The lengths are in tokens; windows of a context begin every `stride` of them.
+
+    Where questions may have no answer (`unanswerable`, found in the training data), there is none if that scores more than
+    `null_threshold` above the best span; that it has none scores what it does in the window that is least sure of it.
+    """
+
+    context: str = "context"
+    question: str = "question"
+    answers: str = "answers"
+    max_question: int = 64  # longer ones are cut
+    max_answer: int = 30
+    stride: int = 0  # 0: half of what has room; BERT has 128 in rows of 384
+    unanswerable: bool = False
+    null_threshold: float = 0.0
+    n_best: int = 20  # spans of a question among which the score is shared out
+
+    def __post_init__(self) -> None:
+        for name in ("max_question", "max_answer", "n_best"):
+            if getattr(self, name) < 1:
+                raise UserError(f"task.{name}={getattr(self, name)}: must be at least 1")
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        return {"span": {}}
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (self.context, self.question)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("loss", *metrics_qa.ANSWERS, *(metrics_qa.PARTS if self.unanswerable else ()))
+
+    def resolve(self, source: Source) -> dict[str, Any]:
+        """Returns whether questions of the training data have no answer."""
+        check_columns(source, (*self.text_columns, self.answers))
+        none = any(not self.read_answers(source[index], source.where(index))[0] for index in range(len(source)))
+        return {"unanswerable": True} if none else {}
+
+    def read_answers(self, record: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
+        """Returns the texts of a record's answers, and where each starts in the context, in characters.
+
+        Raises UserError, naming the record, if they are not there.
+        """
+        given = record[self.answers]
+        texts, starts = (given.get(name) for name in ("text", "answer_start")) if isinstance(given, Mapping) else (None, None)
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise UserError(
+                f'{where}: column "{self.answers}" holds {given!r:.60}, not {{"text": [...], "answer_start": [...]}}; correct it'
+            )
+        for text, start in zip(texts, starts, strict=True):
+            if not isinstance(text, str) or not isinstance(record[self.context], str):
+                raise UserError(f"{where}: context and answers must be texts; correct the record")
+            if not text or type(start) is not int or start < 0 or not record[self.context].startswith(text, start):
+                raise UserError(f'{where}: the answer "{text}" does not stand at {start} of the context; correct the record')
+        return texts, starts
+
+    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Windows:
+        """Tokenises a source into rows of `max_length` tokens. Raises UserError, naming the record, for one without text."""
+        check_columns(source, (*self.text_columns, self.answers))
+        records = [source[index] for index in range(len(source))]
+        contexts, questions = self.read(records, tokenizer, source.where)
+        answered = []
+        for index, (question, record) in enumerate(zip(questions, records, strict=True)):
+            texts, starts = self.read_answers(record, source.where(index))
+            found = contexts[question.context]
+            span = found.tokens(starts[0], starts[0] + len(texts[0])) if texts else None
+            answered.append(question._replace(answers=tuple(texts), span=span))
+        rows = self.rows(contexts, answered, tokenizer, max_length, source.where)
+        return Windows(contexts, answered, rows, tokenizer, max_length)
+
+    def read(
+        self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, where: Where
+    ) -> tuple[list[Context], list[Question]]:
+        """Returns the contexts, each once, and the questions, without their answers."""
+        contexts: dict[str, int] = {}
+        encoded: list[Context] = []
+        for index, record in enumerate(records):
+            for column in self.text_columns:
+                text = record[column]
+                if not isinstance(text, str) or not text.strip():
+                    raise UserError(f'{where(index)}: column "{column}" holds {text!r:.60}, not text; correct the record')
+            if record[self.context] not in contexts:
+                contexts[record[self.context]] = len(encoded)
+                encoded.append(Context(record[self.context], *tokenizer.encode_with_offsets(record[self.context])))
+                if not encoded[-1].ids.size:
+                    raise UserError(f'{where(index)}: column "{self.context}" has no token; correct the record')
+        asked = tokenizer.encode_batch([record[self.question] for record in records])
+        questions = [
+            Question(ids[: self.max_question], contexts[record[self.context]], (), None)
+            for ids, record in zip(asked, records, strict=True)
+        ]
+        return encoded, questions
+
+    def rows(
+        self, contexts: Sequence[Context], questions: Sequence[Question], tokenizer: Tokenizer, most: int, where: Where
+    ) -> list[Row]:
+        """Returns the rows of at most `most` tokens in which the questions are read."""
+        special = tokenizer.special_count(pair=True)
+        rows = []
+        for index, question in enumerate(questions):
+            room = most - special - question.ids.size
+            if room < 1:
+                raise UserError(
+                    f"{where(index)}: a question of {question.ids.size} tokens and {special} special ones leave no room in "
+                    f"data.max_length={most}; raise it, or lower task.max_question"
+                )
+            spans = windows(contexts[question.context].ids.size, room, self.stride)
+            rows += [Row(index, begin, end) for begin, end in spans.tolist()]
+        return rows
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the number of rows."""
+        return {"span": jnp.float32(batch["start_positions"].shape[0])}
+
+    def losses(self, outputs: Batch, batch: Batch) -> jax.Array:
+        """Returns the mean of the cross-entropies of the first and the last token of each row [B]."""
+        start, end = possible(outputs["span"], batch["context_mask"], first=0.0)
+        first = losses.softmax_cross_entropy(start, batch["start_positions"])
+        return (first + losses.softmax_cross_entropy(end, batch["end_positions"])) / 2
+
+    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sum of the rows' losses."""
+        return {"span": self.losses(outputs, batch).sum()}
+
+    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns each row's best span, its score, that of no answer, and the loss."""
+        scores, first, last = self.best(outputs["span"], batch["context_mask"], 1)
+        null = outputs["span"][:, 0].sum(axis=-1)
+        return {"scores": scores, "first": first, "last": last, "null": null, "losses": self.losses(outputs, batch)}
+
+    def best(self, logits_BL2: jax.Array, mask_BL: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the scores of the best spans of each row, in order, and their first and last tokens [B,count]."""
+        start, end = possible(logits_BL2, mask_BL, first=NEVER)
+        rows, length = mask_BL.shape
+        most = min(self.max_answer, length)
+        later = jnp.pad(end, ((0, 0), (0, most - 1)), constant_values=NEVER)
+        sums = start[:, :, None] + later[:, jnp.arange(length)[:, None] + jnp.arange(most)[None]]
+        scores, places = jax.lax.top_k(sums.reshape(rows, length * most), min(count, length * most))
+        return scores, places // most, places // most + places % most
+
+    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Windows) -> dict[str, float]:
+        """Returns the mean loss of a row, and the official exact match and F1 over questions, 0 to 100."""
+        (lost,) = metrics.real_rows(valid, arrays["losses"])
+        found = examples.answers(arrays, valid)
+        given = ["" if self.is_null(null, best) else text for text, _, best, null in found]
+        references = [question.answers for question in examples.questions]
+        return metrics.defined({"loss": lost.mean()} | metrics_qa.answers(given, references))
+
+    def is_null(self, null: float, best: float) -> bool:
+        """Returns whether a question has no answer, by the scores of none and of the best span."""
+        return self.unanswerable and null - best > self.null_threshold
+
+    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, Any]:
+        """Returns a batch from objects with the task's question and context, or pairs of both."""
+        records = []
+        for number, example in enumerate(examples):
+            if isinstance(example, list | tuple) and len(example) == 2:
+                example = dict(zip((self.question, self.context), example, strict=True))
+            if not isinstance(example, Mapping) or not {self.question, self.context} <= set(example):
+                wanted = f'give an object with "{self.question}" and "{self.context}", or a pair of both'
+                raise UserError(f"{where(number)}: is no question about a context; {wanted}")
+            records.append(example)
+        contexts, questions = self.read(records, tokenizer, where)
+        rows = self.rows(contexts, questions, tokenizer, max_length, where)
+        read = Windows(contexts, questions, rows, tokenizer, 0)
+        batch = pad_rows([read.assembled(row) for row in rows], tokenizer.pad_id)
+        mask = np.stack([read.context_mask(row, batch["input_ids"].shape[1]) for row in rows])
+        return batch | {"context_mask": mask, "_windows": read}
+
+    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """Returns the answer to each question, "" if it has none; its score, a share among the best spans (and none); and
+        where it starts and ends in the context, in characters."""
+        read: Windows = batch["_windows"]
+        logits = np.asarray(outputs["span"])
+        mask = np.pad(batch["context_mask"], ((0, 0), (0, logits.shape[1] - batch["context_mask"].shape[1])))
+        scores, first, last = map(np.asarray, self.best(jnp.asarray(logits), jnp.asarray(mask), self.n_best))
+        spans: list[dict[tuple[int, int], float]] = [{} for _ in read.questions]
+        null = np.full(len(spans), np.inf)
+        for row, values, *tokens in zip(read.rows, scores, first, last, strict=True):
+            own = spans[row.question]
+            for score, *place in zip(values.tolist(), *tokens, strict=True):
+                if score > NEVER / 2:
+                    span = read.characters(row, *map(int, place))
+                    own[span] = max(own.get(span, -np.inf), score)
+        for row, value in zip(read.rows, logits[:, 0].sum(axis=-1), strict=True):
+            null[row.question] = min(null[row.question], value)
+        return [
+            self.answer(read.contexts[question.context].text, own, float(none))
+            for question, own, none in zip(read.questions, spans, null, strict=True)
+        ]
+
+    def answer(self, text: str, spans: Mapping[tuple[int, int], float], null: float) -> dict[str, Any]:
+        """Returns what `describe` says of one question, by the scores of its spans and of none."""
+        (begin, end), best = max(spans.items(), key=lambda item: item[1])
+        among = [*sorted(spans.values(), reverse=True)[: self.n_best], *([null] if self.unanswerable else [])]
+        if self.is_null(null, best):
+            (begin, end), best = (0, 0), null
+        share = float(np.exp(best - max(among)) / np.exp(np.array(among) - max(among)).sum())
+        return {"answer": text[begin:end], "score": share, "start": begin, "end": end}
+
+
+def possible(logits_BL2: jax.Array, mask_BL: jax.Array, first: float) -> tuple[jax.Array, jax.Array]:
+    """Returns the scores of each token as the first and as the last of the answer [B,L], NEVER outside the context; `first` is
+    added to those of the row's first token in its place."""
+    outside = jnp.where(mask_BL > 0, 0.0, NEVER).at[:, 0].set(first)
+    return logits_BL2[..., 0] + outside, logits_BL2[..., 1] + outside
+
+
+class Windows:
+    """Questions with windows of their contexts."""
+
+    sized = (*PADDED, "context_mask")
+
+    def __init__(
+        self, contexts: list[Context], questions: list[Question], rows: list[Row], tokenizer: Tokenizer, max_length: int
+    ):
+        self.contexts, self.questions, self.rows = contexts, questions, rows
+        self.tokenizer, self.max_length = tokenizer, max_length
+        marked = tokenizer.assemble(np.zeros(0, np.int32), np.array([-1], np.int32))[0]
+        self.before = int(np.flatnonzero(marked == -1)[0])  # special tokens before the context
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many tokens each row has [N]."""
+        special = self.tokenizer.special_count(pair=True)
+        return np.array([self.questions[row.question].ids.size + row.end - row.begin + special for row in self.rows])
+
+    def assembled(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids and token types of a row."""
+        question = self.questions[row.question]
+        return self.tokenizer.assemble(question.ids, self.contexts[question.context].ids[row.begin : row.end])
+
+    def place(self, row: Row) -> int:
+        """Returns where in a row the context's token 0 stands, or would stand."""
+        return self.before + self.questions[row.question].ids.size - row.begin
+
+    def context_mask(self, row: Row, length: int) -> np.ndarray:
+        """Returns [length]: 1 where the context stands."""
+        tokens = np.arange(length) - self.place(row)
+        return ((tokens >= row.begin) & (tokens < row.end)).astype(np.int32)
+
+    def target(self, row: Row) -> tuple[int, int]:
+        """Returns where in a row the answer begins and ends; 0 if it does not stand there whole."""
+        span, place = self.questions[row.question].span, self.place(row)
+        if span is None or span[0] < row.begin or span[1] >= row.end:
+            return 0, 0
+        return span[0] + place, span[1] + place
+
+    def characters(self, row: Row, first: int, last: int) -> tuple[int, int]:
+        """Returns the characters of the context from one place of a row to another."""
+        place = self.place(row)
+        return self.contexts[self.questions[row.question].context].characters(first - place, last - place)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns `input_ids`, `token_type_ids`, `attention_mask`, `context_mask` [L], `start_positions` and `end_positions`."""
+        row = self.rows[index]
+        padded = pad_rows([self.assembled(row)], self.tokenizer.pad_id, self.max_length)
+        start, end = map(np.int32, self.target(row))
+        example = {name: array[0] for name, array in padded.items()}
+        example["context_mask"] = self.context_mask(row, self.max_length)
+        return example | {"start_positions": start, "end_positions": end}
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        return example
+
+    def answers(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray) -> list[tuple[str, tuple[int, int], float, float]]:
+        """Returns of each question the best span over its windows (text, characters, score) and the least score of none."""
+        found = [("", (0, 0), -np.inf, np.inf)] * len(self.questions)
+        for number in np.flatnonzero(valid):
+            row = self.rows[number]
+            text, span, best, null = found[row.question]
+            if (score := float(arrays["scores"][number, 0])) > best:
+                span = self.characters(row, int(arrays["first"][number, 0]), int(arrays["last"][number, 0]))
+                text, best = self.contexts[self.questions[row.question].context].text[slice(*span)], score
+            found[row.question] = (text, span, best, min(null, float(arrays["null"][number])))
+        return found

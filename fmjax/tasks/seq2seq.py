@@ -1,0 +1,208 @@
+"""Text to text: translation, summarisation, and whatever else reads one text and writes another.
+
+The encoder reads the source, the decoder predicts each token of the target from those before it. Batches: `input_ids`,
+`attention_mask` [B,S], `labels` [B,T] unshifted, `label_weights` [B,T]; the model puts its start token before them. With
+`pack`, several short pairs share a row in training (see `data/packing.py`): `segment_ids`, `position_ids` [B,S] and
+`decoder_segment_ids`, `decoder_position_ids` [B,T] tell them apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from fmjax import losses, metrics, metrics_text
+from fmjax.data.packing import pack, pack_matched
+from fmjax.data.sources import Source, check_columns
+from fmjax.data.tokenizers import Tokenizer
+from fmjax.errors import UserError, nearest
+from fmjax.tasks import Batch, Example, Where
+from fmjax.tasks.corpus import enclosed, given_texts, packed_pairs, pad_rows, pair, texts
+from fmjax.tasks.tokens import BOTH_SIDES, TokenTask
+
+OVERLONG = ("error", "truncate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(TokenTask):
+    """Settings of text to text. `prefix` goes before every source, as T5's "translate English to German: ".
+
+    `scores` judge what is written by generation (see `metrics_text.SCORES`); without any, evaluation generates nothing.
+    """
+
+    source: str = "source"
+    target: str = "target"
+    prefix: str = ""
+    target_length: int = 128  # tokens of a target at most, as data.max_length of a source
+    overlong: str = "error"
+    pack: bool = False  # for models that read packed pairs
+    packed_target_length: int = 0  # of a packed row, whose sources are data.max_length; 0: matched to the data
+    label_smoothing: float = 0.0
+    scores: tuple[str, ...] = ("bleu", "chrf")
+    bleu_tokenize: str = "13a"
+    max_new_tokens: int = 0  # 0: target_length
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+
+    counted: ClassVar[tuple[str, ...]] = BOTH_SIDES
+
+    def __post_init__(self) -> None:
+        for name, choices in (("overlong", OVERLONG), ("bleu_tokenize", metrics_text.TOKENIZERS)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and less than 1")
+        if self.target_length < 2:
+            raise UserError(f"task.target_length={self.target_length}: must leave room for a token and the end; raise it")
+        if self.packed_target_length and self.packed_target_length < self.target_length:
+            raise UserError(
+                f"task.packed_target_length={self.packed_target_length}: a row must have room for one target at least, "
+                f"task.target_length={self.target_length}; raise it, or set it to 0 to match it to the data"
+            )
+        metrics_text.measures(self.scores)
+
+    @property
+    def needs(self) -> str:
+        return "generation" if self.scores else ""
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """Arguments of generation."""
+        beams = {name: getattr(self, name) for name in ("num_beams", "length_penalty", "no_repeat_ngram_size")}
+        return {"max_new_tokens": self.max_new_tokens or self.target_length} | beams
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return (*metrics.TOKEN_LEVEL, *metrics_text.measures(self.scores))
+
+    @property
+    def signatures(self) -> dict[str, str]:
+        """How each score is computed, to be reported beside it."""
+        return metrics_text.signatures(self.scores, self.bleu_tokenize)
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns whose texts a tokenizer is trained on."""
+        return (self.source, self.target)
+
+    def resolve(self, source: Source) -> dict[str, Any]:
+        """Returns no settings: none follow from the data. Raises UserError if a column is not there."""
+        check_columns(source, self.text_columns)
+        return {}
+
+    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Pairs:
+        """Tokenises a source into pairs of `max_length` and `target_length` tokens.
+
+        Raises UserError, naming the record, for what is not text, and for texts that are too long and may not be truncated.
+        """
+        check_columns(source, self.text_columns)
+        references = list(texts(source, self.target))
+        sources = self.cut([f"{self.prefix}{text}" for text in texts(source, self.source)], tokenizer, max_length, source.where)
+        targets = self.cut(references, tokenizer, self.target_length, source.where, target=True)
+        means = [float(np.mean([ids.size for ids in side])) for side in (sources, targets)]
+        fill = (means[0] / max_length, means[1] / self.target_length)
+        pairs = Pairs(sources, targets, references, tokenizer, (max_length, self.target_length), fill)
+        return PackedPairs(pairs, max_length, self.packed_target_length) if self.pack and train else pairs
+
+    def cut(self, read: Sequence[str], tokenizer: Tokenizer, most: int, where: Where, target: bool = False) -> list[np.ndarray]:
+        """Returns the ids of each source, or target, between special tokens, in at most `most` tokens; a target has an end."""
+        encode = tokenizer.encode_targets if target else tokenizer.encode_batch
+        limit = "task.target_length" if target else "data.max_length"
+        ending = end(tokenizer) if target else ()
+        return enclosed(encode(read), tokenizer, most, self.overlong == "truncate", where, limit, ending)
+
+    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sum of the smoothed cross-entropies of target tokens."""
+        tokens = losses.softmax_cross_entropy(outputs["lm"], batch["labels"], self.label_smoothing)
+        return {"lm": (tokens * batch["label_weights"]).sum()}
+
+    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Pairs) -> dict[str, float]:
+        """Returns loss (nats a target token), perplexity and accuracy, and the scores of what was generated."""
+        values = super().metrics(arrays, valid, examples)
+        if not self.scores:
+            return values
+        hypotheses = [written(row, examples.tokenizer) for row in arrays["generated"][valid > 0]]
+        return values | metrics_text.texts(self.scores, hypotheses, examples.references, self.bleu_tokenize)
+
+    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
+        """Returns a batch from texts, or records with the task's source column."""
+        sources = [f"{self.prefix}{text}" for text in given_texts(examples, self.source, where)]
+        rows = self.cut(sources, tokenizer, max_length, where)
+        batch = pad_rows([(ids, np.zeros_like(ids)) for ids in rows], tokenizer.fill_id)
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """Returns the text that was written for each."""
+        return [{"text": written(row, tokenizer)} for row in np.asarray(outputs["generated"])]
+
+
+class Pairs:
+    """Tokenised sources and targets, a pair an example; nothing in them is random. `references` are the targets' texts, and
+    `row_lengths` (S, T) those of an example."""
+
+    def __init__(
+        self,
+        sources: list[np.ndarray],
+        targets: list[np.ndarray],
+        references: list[str],
+        tokenizer: Tokenizer,
+        row_lengths: tuple[int, int],
+        fill: Sequence[float],
+    ):
+        self.sources, self.targets, self.references = sources, targets, references
+        self.tokenizer, self.row_lengths = tokenizer, row_lengths
+        self.fill = {"input_ids": float(fill[0]), "labels": float(fill[1])}
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns `input_ids`, `attention_mask` [S] and `labels`, `label_weights` [T]."""
+        return pair(self.sources[index], self.targets[index], self.row_lengths, self.tokenizer.fill_id)
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        return example
+
+
+class PackedPairs(Pairs):
+    """Several pairs an example, by a plan; targets are `target_length` in all, 0 being matched to the data."""
+
+    def __init__(self, pairs: Pairs, max_length: int, target_length: int):
+        sizes = np.array([(one.size, other.size) for one, other in zip(pairs.sources, pairs.targets, strict=True)])
+        if target_length:
+            self.plan = pack(sizes, (max_length, target_length))
+        else:
+            self.plan, target_length = pack_matched(sizes, max_length)
+        lengths = (max_length, target_length)
+        super().__init__(pairs.sources, pairs.targets, pairs.references, pairs.tokenizer, lengths, self.plan.fill)
+
+    def repacked(self, target_length: int) -> PackedPairs:
+        """Returns the same pairs in rows with another length of targets."""
+        return PackedPairs(self, self.row_lengths[0], target_length)
+
+    def __len__(self) -> int:
+        return self.plan.rows
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns what one pair has, and the segments and positions of both sides."""
+        pieces = self.plan.pieces(index)
+        sources, targets = ([side[number] for number in pieces] for side in (self.sources, self.targets))
+        return packed_pairs(sources, targets, self.row_lengths, self.tokenizer.fill_id)
+
+
+def end(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the token that ends a text where the tokenizer puts none behind one itself. Raises UserError if there is none."""
+    around, _ = tokenizer.assemble(np.zeros(0, np.int32))
+    ends = tokenizer.eos_id if tokenizer.end_id is None else tokenizer.end_id
+    return () if around[-1:].tolist() == [ends] else (ends,)
+
+
+def written(row: np.ndarray, tokenizer: Tokenizer) -> str:
+    """Returns the text of a generated row: what follows the start token, up to the end token, without special tokens."""
+    return tokenizer.written(row[1:]).strip()

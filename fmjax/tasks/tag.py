@@ -1,0 +1,320 @@
+"""Token classification: a tag for each word of a text that is split into words; named entities by BIO tags.
+
+A word's tag is read at its first token, wherever the tokenizer cuts it (Devlin et al. 2019, section 5.3). Entities are
+found and judged by seqeval: leniently, as conlleval does (an I- that follows no B- begins an entity), or strictly (it is
+none). Tags that are no BIO tags, such as parts of speech, are judged one by one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from seqeval import metrics as seqeval
+from seqeval.metrics.sequence_labeling import get_entities
+from seqeval.scheme import IOB2, Entities
+
+from fmjax import losses, metrics
+from fmjax.data.augment_text import drop_tokens
+from fmjax.data.sources import Source, check_columns
+from fmjax.data.tokenizers import Tokenizer
+from fmjax.errors import UserError, nearest
+from fmjax.tasks import Batch, Example, Where
+from fmjax.tasks.balance import Balance
+from fmjax.tasks.corpus import PADDED, pad_rows, widest_context, windows
+
+OUTSIDE = "O"
+BIO = re.compile(r"O|[BI]-.+")
+CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+# How a text becomes words: runs of letters and digits, and every other sign and Chinese character; characters; or as it is.
+SPLITS = {"words": rf"[{CHINESE}]|[^\W{CHINESE}]+|[^\w\s]", "characters": r"\S", "spaces": r"\S+"}
+CHOICES = {
+    "split": tuple(SPLITS),
+    "pieces": ("first", "all"),
+    "mode": ("default", "strict"),
+    "overlong": ("error", "truncate", "split"),
+}
+
+
+class Sentence(NamedTuple):
+    """A text's tokens `ids [N]`, where each of its words begins among them, and the words' tags as numbers, if known."""
+
+    ids: np.ndarray
+    begins: np.ndarray
+    tags: np.ndarray
+
+
+class Row(NamedTuple):
+    """The tokens of a sentence from `begin` to before `end`, and the numbers of the words that are read there."""
+
+    sentence: int
+    begin: int
+    end: int
+    words: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(Balance):
+    """Settings of token classification. `labels` are found in the training data where they are not given.
+
+    `pieces` says which tokens of a word are trained on; `split`, how a text becomes words when predicting. A text of too
+    many tokens is an error, is cut, or is read in windows that begin every `stride` tokens, each word where it has the most
+    context. Words that were cut off count as outside.
+    """
+
+    tokens: str = "tokens"
+    tags: str = "tags"
+    labels: tuple[str, ...] = ()
+    pieces: str = "first"
+    mode: str = "default"
+    split: str = "words"
+    overlong: str = "error"
+    stride: int = 0  # 0: half of what has room
+    token_dropout: float = 0.0  # share of the tokens that become the unknown one
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
+        if not 0 <= self.token_dropout < 1:
+            raise UserError(f"task.token_dropout={self.token_dropout}: must be at least 0 and less than 1")
+        self.check_balance(self.labels)
+        if self.mode == "strict" and self.labels and not self.bio:
+            raise UserError(f"task.mode=strict reads BIO tags, unlike {', '.join(self.labels[:10])}; choose default")
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (self.tokens,)
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        return {"tag": {"classes": len(self.labels)}}
+
+    @property
+    def bio(self) -> bool:
+        """Whether the tags mark entities."""
+        return all(BIO.fullmatch(label) for label in self.labels)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("loss", "accuracy", *(metrics.TWO_CLASSES if self.bio else metrics.AVERAGED))
+
+    def resolve(self, source: Source) -> dict[str, Any]:
+        """Returns the tags found in the training data, unless they are given, that for outside first; and the class weights,
+        if they are to follow from the data. Raises UserError, naming the record, for tags that are no names."""
+        check_columns(source, (self.tokens, self.tags))
+        if self.labels and not self.weighs:
+            return {}
+        counts: Counter[str] = Counter()
+        for index in range(len(source)):
+            counts.update(self.read(source[index], source.where(index))[1])
+        labels = self.labels or tuple(sorted(counts, key=lambda label: (label != OUTSIDE, label)))
+        found: dict[str, Any] = {} if self.labels else {"labels": labels}
+        if self.weighs:
+            found |= self.find_weights(labels, np.array([counts[label] for label in labels]))
+        return found
+
+    def read(self, record: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
+        """Returns the words and tags of a record: lists, or strings with spaces between them.
+
+        Raises UserError, naming the record, if they are not as many, or not strings; numbers stand for the given labels.
+        """
+        words, tags = (value.split() if isinstance(value := record[name], str) else value for name in (self.tokens, self.tags))
+        for name, values in ((self.tokens, words), (self.tags, tags)):
+            if not isinstance(values, list) or not values:
+                raise UserError(f'{where}: column "{name}" holds {values!r:.60}, not one word or more; correct the record')
+        if len(words) != len(tags):
+            raise UserError(f"{where}: has {len(words)} words and {len(tags)} tags; correct the record")
+        if self.labels:
+            tags = [self.labels[tag] if type(tag) is int and 0 <= tag < len(self.labels) else tag for tag in tags]
+        for name, values in ((self.tokens, words), (self.tags, tags)):
+            for value in values:
+                if not isinstance(value, str) or not (value or name == self.tokens):
+                    also = "; list the names of numbers in task.labels" if type(value) is int else ""
+                    raise UserError(f'{where}: column "{name}" holds {value!r:.60}, not a string; correct the record{also}')
+        return words, tags
+
+    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Sentences:
+        """Tokenises a source into rows of `max_length` tokens. Raises UserError, naming the record, for a tag that is not
+        among `labels`, and for a text that is too long."""
+        check_columns(source, (self.tokens, self.tags))
+        read = [self.read(source[index], source.where(index)) for index in range(len(source))]
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        targets = []
+        for index, (_, tags) in enumerate(read):
+            for tag in tags:
+                if tag not in numbers:
+                    raise UserError(
+                        f'{source.where(index)}: tag "{tag}" is not one of {", ".join(self.labels[:20])}'
+                        f"{nearest(tag, self.labels)}; correct the record, or list all tags in task.labels"
+                    )
+            targets.append(np.array([numbers[tag] for tag in tags], np.int32))
+        encoded = tokenizer.encode_words([words for words, _ in read])
+        sentences = [Sentence(*pair, tags) for pair, tags in zip(encoded, targets, strict=True)]
+        rows = self.rows(sentences, tokenizer, max_length, source.where)
+        return Sentences(self, sentences, rows, tokenizer, max_length, self.token_dropout if train else 0.0)
+
+    def rows(self, sentences: Sequence[Sentence], tokenizer: Tokenizer, most: int, where: Where) -> list[Row]:
+        """Returns the rows of at most `most` tokens in which sentences are read. Raises UserError for one that is too long."""
+        room = most - tokenizer.special_count()
+        if room < 1:
+            raise UserError(f"data.max_length={most} leaves no room for a token beside the {most - room} special ones; raise it")
+        rows = []
+        for index, (ids, begins, _) in enumerate(sentences):
+            spans = np.array([[0, min(ids.size, room)]])
+            if ids.size > room and self.overlong == "error":
+                raise UserError(
+                    f"{where(index)}: {ids.size + most - room} tokens are more than data.max_length={most}; "
+                    "raise it, or choose task.overlong=split or truncate"
+                )
+            if ids.size > room and self.overlong == "split":
+                spans = windows(ids.size, room, self.stride)
+            seen = np.flatnonzero(begins < spans[-1, 1])
+            reader = widest_context(spans)[begins[seen]]
+            rows += [Row(index, begin, end, seen[reader == number]) for number, (begin, end) in enumerate(spans.tolist())]
+        return rows
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the number of tokens that have a tag, or the sum of their class weights."""
+        return {"tag": (self.weight(batch["labels"]) * batch["label_weights"]).sum()}
+
+    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sum of the losses of tokens that have a tag."""
+        each = self.cross_entropy(outputs["tag"], batch["labels"]) * self.weight(batch["labels"])
+        return {"tag": (each * batch["label_weights"]).sum()}
+
+    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+        """Returns each token's best tag [B,L], and the sums of the plain losses and of the weights of each row."""
+        weights = batch["label_weights"]
+        each = losses.softmax_cross_entropy(outputs["tag"], batch["labels"]) * weights
+        best = outputs["tag"].argmax(axis=-1).astype(jnp.int32)
+        return {"tags": best, "losses": each.sum(axis=-1), "weights": weights.sum(axis=-1)}
+
+    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Sentences) -> dict[str, float]:
+        """Returns the loss of a token, the accuracy over words, and precision, recall and F1 over entities (exact spans and
+        kinds, micro-averaged); where tags mark no entities, the averages over tags."""
+        total, weight = metrics.real_rows(valid, arrays["losses"], arrays["weights"])
+        truth, guess = examples.sentence_tags(arrays["tags"], valid)
+        values = {"loss": total.sum() / weight.sum(), "accuracy": seqeval.accuracy_score(truth, guess)}
+        if not self.bio:
+            true, said = (np.concatenate([list(tags) for tags in both]) for both in (truth, guess))
+            return metrics.defined(values | metrics.averaged(true, said, np.union1d(true, said)))
+        scheme = {"mode": "strict", "scheme": IOB2} if self.mode == "strict" else {}
+        for name in metrics.TWO_CLASSES:
+            values[name] = getattr(seqeval, f"{name}_score")(truth, guess, zero_division=0, **scheme)
+        return metrics.defined(values)
+
+    def entities(self, tags: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Returns the kind, first and one-past-last word of each entity; of tags that mark none, of each word."""
+        if not self.bio:
+            return [(tag, place, place + 1) for place, tag in enumerate(tags)]
+        if self.mode == "strict":
+            return [(entity.tag, entity.start, entity.end) for entity in Entities([list(tags)], IOB2).entities[0]]
+        return [(kind, first, last + 1) for kind, first, last in get_entities(list(tags))]
+
+    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, Any]:
+        """Returns a batch from texts, lists of words, or records with the task's column of words.
+
+        Words that are given are joined by spaces, characters by nothing, to the text that places count in.
+        """
+        texts, spans = [], []
+        for number, example in enumerate(examples):
+            value = example.get(self.tokens, example.get("text")) if isinstance(example, Mapping) else example
+            if isinstance(value, list) and all(isinstance(word, str) for word in value):
+                joint = "" if self.split == "characters" else " "
+                ends = np.cumsum([len(word) + len(joint) for word in value]) - len(joint)
+                spans.append([(int(end) - len(word), int(end)) for word, end in zip(value, ends, strict=True)])
+                value = joint.join(value)
+            elif isinstance(value, str):
+                spans.append([found.span() for found in re.finditer(SPLITS[self.split], value)])
+            if not isinstance(value, str) or not spans[-1]:
+                raise UserError(f'{where(number)}: has no word; give a text, a list of words, or an object with "{self.tokens}"')
+            texts.append(value)
+        words = [[text[begin:end] for begin, end in places] for text, places in zip(texts, spans, strict=True)]
+        sentences = [Sentence(*pair, np.zeros(0, np.int32)) for pair in tokenizer.encode_words(words)]
+        rows = self.rows(sentences, tokenizer, max_length, where)
+        batch = pad_rows([tokenizer.assemble(sentences[row.sentence].ids[row.begin : row.end]) for row in rows], tokenizer.pad_id)
+        return batch | {"_texts": texts, "_spans": spans, "_sentences": sentences, "_rows": rows}
+
+    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """Returns the entities of each text: text, label, score (the mean probability of its tags), and where it starts and
+        ends in the text, in characters."""
+        probabilities = np.asarray(jax.nn.softmax(outputs["tag"], axis=-1))
+        described = []
+        sure = [np.zeros((len(spans), len(self.labels))) for spans in batch["_spans"]]
+        for scores, row in zip(probabilities, batch["_rows"], strict=True):
+            sure[row.sentence][row.words] = scores[places(row, batch["_sentences"], tokenizer)]
+        for text, spans, scores in zip(batch["_texts"], batch["_spans"], sure, strict=True):
+            count = int(scores.any(axis=1).sum())  # of the words that were not cut off
+            found = []
+            for label, first, last in self.entities([self.labels[best] for best in scores[:count].argmax(axis=1)]):
+                begin, end = spans[first][0], spans[last - 1][1]
+                score = float(scores[first:last].max(axis=1).mean())
+                found.append({"text": text[begin:end], "label": label, "score": score, "start": begin, "end": end})
+            described.append({"entities": found})
+        return described
+
+
+def places(row: Row, sentences: Sequence[Sentence], tokenizer: Tokenizer) -> np.ndarray:
+    """Returns where in an assembled row the words stand that are read there."""
+    return tokenizer.opening.size + sentences[row.sentence].begins[row.words] - row.begin
+
+
+class Sentences:
+    """Tagged texts in rows; `draw` replaces tokens by the unknown one with a probability (word dropout)."""
+
+    sized = (*PADDED, "labels", "label_weights")
+
+    def __init__(
+        self, task: Task, sentences: list[Sentence], rows: list[Row], tokenizer: Tokenizer, max_length: int, dropout: float
+    ):
+        self.task, self.sentences, self.rows = task, sentences, rows
+        self.tokenizer, self.max_length, self.dropout = tokenizer, max_length, dropout
+        # The tag of a word's further tokens.
+        known = {label: number for number, label in enumerate(task.labels)}
+        self.inside = [known.get(f"I-{label[2:]}" if label.startswith("B-") else label, known[label]) for label in task.labels]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many tokens each row has [N]."""
+        return np.array([row.end - row.begin for row in self.rows]) + self.tokenizer.special_count()
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns `input_ids`, `token_type_ids`, `attention_mask`, `labels` and `label_weights` [L]."""
+        row = self.rows[index]
+        sentence = self.sentences[row.sentence]
+        assembled = self.tokenizer.assemble(sentence.ids[row.begin : row.end])
+        example = {name: array[0] for name, array in pad_rows([assembled], self.tokenizer.pad_id, self.max_length).items()}
+        labels, weights = np.zeros(self.max_length, np.int32), np.zeros(self.max_length, np.float32)
+        at = places(row, self.sentences, self.tokenizer)
+        if self.task.pieces == "all":
+            ends = np.append(sentence.begins, sentence.ids.size)[row.words + 1]
+            for first, last, tag in zip(at, at + ends - sentence.begins[row.words], sentence.tags[row.words], strict=True):
+                last = min(last, self.tokenizer.opening.size + row.end - row.begin)
+                labels[first:last], weights[first:last] = self.inside[tag], 1
+        labels[at], weights[at] = sentence.tags[row.words], 1
+        return example | {"labels": labels, "label_weights": weights}
+
+    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+        if not self.dropout:
+            return example
+        return example | {"input_ids": drop_tokens(example["input_ids"], rng, tokenizer=self.tokenizer, share=self.dropout)}
+
+    def sentence_tags(self, tags: np.ndarray, valid: np.ndarray) -> tuple[list[list[str]], list[list[str]]]:
+        """Returns the true and the predicted tags of each sentence, from the best tag of each token [N,L]."""
+        labels = np.array(self.task.labels)
+        guess = [np.full(sentence.tags.shape, OUTSIDE, object) for sentence in self.sentences]
+        for number in np.flatnonzero(valid):
+            row = self.rows[number]
+            guess[row.sentence][row.words] = labels[tags[number][places(row, self.sentences, self.tokenizer)]]
+        return [labels[sentence.tags].tolist() for sentence in self.sentences], [tags.tolist() for tags in guess]

@@ -1,0 +1,23 @@
+"""Training from Python: what `scripts/train.py` does from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.train.loop import train
+
+
+def fit(config: str | Path, workdir: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Trains what a config file describes into a run directory, or continues it; returns the last evaluation's metrics.
+
+    `config` is "path/to/file.py" or "path/to/file.py:argument"; `overrides` maps keys such as "optim.learning_rate" to values,
+    None unsetting one. Raises UserError and Interrupted as `train.loop.train` does.
+    """
+    described = load_config(str(config))
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (overrides or {}).items()}
+    apply_overrides(described, [(key, "none" if text == "null" else text) for key, text in texts.items()])
+    return train(to_dict(described), Path(workdir))

@@ -1,0 +1,43 @@
+"""Measures fmjax side by side with what a user would pick instead: transformers and torch, at their best setting.
+
+    python scripts/bench.py                          # the whole table
+    python scripts/bench.py bert_train t5_greedy     # some rows of it; --list names them all
+    python scripts/bench.py growth                   # step time and memory over sizes: a table and bench/growth.svg
+    python scripts/bench.py bert_mlm --profile TRACES --no_peer
+
+Both sides have the same weights, batches, dropout, optimizer, dtype and threads. Each is a process of its own; losses over 20
+steps are compared before anything is timed, then the sides run in turn, A B B A. Results go to WORKDIR/bench/*.json. On a GPU
+the sizes are others and the products bf16. The peer needs torch and transformers, here or in the Python of --peer_python.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: a checkout need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fmjax import commandline
+from fmjax.bench.run import bench
+from fmjax.bench.workloads import listing
+
+
+def main(argv: list[str] | None = None) -> int:
+    flags = commandline.Flags(__doc__)
+    flags.add("names", nargs="*", metavar="WORKLOAD", help="what to measure; nothing: the whole table")
+    flags.add("--list", action="store_true", help="name the workloads")
+    flags.add("--workdir", type=Path, default=Path("runs/bench"), help="where results, jobs and logs go (runs/bench)")
+    flags.add("--json", action="store_true", help="print one JSON object instead of tables")
+    flags.add("--profile", type=Path, help="a folder for traces of fmjax's steps, for TensorBoard or Perfetto")
+    flags.add("--threads", type=int, default=0, help="cores of each side (0: all)")
+    flags.add("--rounds", type=int, default=2, help="of A B B A")
+    flags.add("--seconds", type=float, default=1.0, help="of one run, about")
+    flags.add("--device", choices=("cpu", "gpu"), help="where to measure (what JAX finds)")
+    flags.add("--peer_python", help="the Python that has torch and transformers (this one)")
+    flags.add("--no_peer", action="store_true", help="measure fmjax alone")
+    flags.add("--no_compile", action="store_true", help="leave torch.compile out, often the peer's best")
+    flags.add("--tiny", action="store_true", help="models of a few numbers: whether it runs, not how fast")
+    return commandline.run(flags, lambda args: print(listing()) if args.list else bench(args), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

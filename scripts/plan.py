@@ -1,0 +1,47 @@
+"""Says what a config's training step needs on hardware that is not here, before it is paid for.
+
+    python scripts/plan.py --config configs/scale.py:bert_large --topology v5e:4x4
+    python scripts/plan.py --config configs/bert_mlm.py --topology gpu:h200
+    python scripts/plan.py --config configs/bert_mlm.py --topology cpu:8 --sharding --config.mesh.rules=fsdp \\
+        --config.mesh.axes='{"fsdp": -1}'
+
+For a TPU slice the step is compiled by the TPU's compiler, which needs libtpu and no TPU: pip install 'fmjax[plan]'. For GPUs
+and CPUs, and with --analytic, the figures are by formula. The last line of --json is one object.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: a checkout need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+
+from fmjax import commandline
+from fmjax.plan import plan, read_topology
+from fmjax.plan_report import sharding_table, table
+
+
+def main(argv: list[str] | None = None) -> int:
+    flags = commandline.Flags(__doc__, config=True)
+    flags.add("--topology", required=True, help="v5e:4x4, v5p:4x4x8, v6e:4x4, gpu:h200:8, cpu:8")
+    flags.add("--sharding", action="store_true", help="every parameter: shape, axes, where they go, bytes per device")
+    flags.add("--analytic", action="store_true", help="compile nothing")
+    flags.add("--json", action="store_true", help="print one JSON object")
+    return commandline.run(flags, show, argv)
+
+
+def show(args) -> None:
+    """Prints the plan."""
+    jax.config.update("jax_platforms", "cpu")
+    topology, config = read_topology(args.topology), commandline.load(args)
+    if args.sharding:
+        print(sharding_table(config, topology, as_json=args.json))
+        return
+    result = plan(config, topology, compiled=not args.analytic)
+    print(json.dumps(result) if args.json else table(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
