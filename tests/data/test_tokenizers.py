@@ -320,7 +320,8 @@ def test_refused_folders(tmp_path):
             load_tokenizer(tmp_path)
         assert "\n" not in str(caught.value)
 
-    refused(r"looked for tokenizer.json, vocab.txt, vocab.json with merges.txt or source.spm, a SentencePiece \*.model, or \*.tiktoken")
+    names = "tokenizer.json, vocab.txt, vocab.json with merges.txt or source.spm"
+    refused(rf"looked for {names}, a SentencePiece \*.model, or \*.tiktoken")
     with pytest.raises(UserError, match="no such folder or file"):
         load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "spiece.model").write_bytes(b"not a model")
