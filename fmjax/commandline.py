@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 from fmjax.config import apply_overrides, load_config, to_dict
 from fmjax.errors import Interrupted, UserError, nearest, one_line
+from fmjax.memory import keep_freed
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
 OVERRIDE = "--config."
@@ -137,6 +138,7 @@ def run(flags: Flags, main: Callable[[argparse.Namespace], object], argv: Sequen
     Writes one line to stderr if the input is at fault or the run was interrupted; a bug passes through.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    keep_freed()
     try:
         main(flags.parse(words))
         sys.stdout.flush()

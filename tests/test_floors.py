@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmjax"
 
 FLOORS = {
     "errors": 0, "pytree": 0, "sharding": 0, "config": 0, "commandline": 0, "hosts": 0, "roll_call": 0, "hardware": 0,
-    "randomness": 0,
+    "randomness": 0, "memory": 0,
     "layers": 1, "data": 1, "losses": 1, "metrics": 1, "metrics_text": 1, "metrics_qa": 1,
     "algorithms": 1, "optim": 1, "hlo": 1, "hub": 1, "tensorfiles": 1,
     "models": 2, "tasks": 2, "llama2c": 2,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.memory import keep_freed
 from fmjax.train.loop import train
 
 
@@ -15,8 +16,10 @@ def fit(config: str | Path, workdir: str | Path, overrides: Mapping[str, Any] | 
     """Trains what a config file describes into a run directory, or continues it; returns the last evaluation's metrics.
 
     `config` is "path/to/file.py" or "path/to/file.py:argument"; `overrides` maps keys such as "optim.learning_rate" to values,
-    None unsetting one. Raises UserError and Interrupted as `train.loop.train` does.
+    None unsetting one. Memory that this process frees from now on stays with it (`memory.py`). Raises UserError and Interrupted
+    as `train.loop.train` does.
     """
+    keep_freed()
     described = load_config(str(config))
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (overrides or {}).items()}
     apply_overrides(described, [(key, "none" if text == "null" else text) for key, text in texts.items()])
