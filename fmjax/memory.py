@@ -10,9 +10,9 @@ from __future__ import annotations
 import ctypes
 import platform
 
-# Parameters of glibc's mallopt(3), with what is asked for: no block is mapped by itself, none goes back to the kernel, and the
-# heap grows by 64 MiB at a time.
-MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = (-4, 0), (-1, -1), (-2, 64 << 20)
+# Parameters of glibc's mallopt(3), with what is asked for: no block is mapped by itself, none goes back to the kernel, the heap
+# grows by 64 MiB at a time, and all threads share it (a thread's own is of 64 MiB at most, what is larger would be mapped).
+MMAP_MAX, TRIM_THRESHOLD, TOP_PAD, ARENA_MAX = (-4, 0), (-1, -1), (-2, 64 << 20), (-8, 1)
 
 
 def keep_freed() -> bool:
@@ -20,4 +20,4 @@ def keep_freed() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(*setting) for setting in (MMAP_MAX, TRIM_THRESHOLD, TOP_PAD))
+    return all(mallopt(*setting) for setting in (MMAP_MAX, TRIM_THRESHOLD, TOP_PAD, ARENA_MAX))
