@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from fmjax.generation import Generation
 from fmjax.scores import Place, among
 
+BLOCK = 128  # scores that `top_k` takes together
 NEVER = -1e9  # the score of what may not be chosen: finite, as in the reference, so that sums of it stay ordered
 
 
@@ -54,13 +55,30 @@ def pick(array: jax.Array, chosen_BM: jax.Array) -> jax.Array:
     return jnp.take_along_axis(array, chosen_BM.reshape(chosen_BM.shape + (1,) * (array.ndim - 2)), axis=1)
 
 
+def top_k(scores_BN: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Returns what `jax.lax.top_k` does, the greatest of each row and their places [B,count], ties in the order of places.
+
+    Looks through the blocks that have the greatest maxima alone: taking maxima is cheap, and whatever else is as great comes
+    behind `count` others.
+    """
+    rows, size = scores_BN.shape
+    blocks = -(-size // BLOCK)
+    if blocks <= count:
+        return jax.lax.top_k(scores_BN, count)
+    padded = jnp.pad(scores_BN, ((0, 0), (0, blocks * BLOCK - size)), constant_values=-jnp.inf)
+    parts = padded.reshape(rows, blocks, BLOCK)
+    chosen = jnp.sort(jax.lax.top_k(parts.max(axis=2), count)[1], axis=1)
+    values, at = jax.lax.top_k(pick(parts, chosen).reshape(rows, -1), count)
+    return values, jnp.take_along_axis(chosen, at // BLOCK, axis=1) * BLOCK + at % BLOCK
+
+
 def advance(beams: Beams, log_probs_BKV: jax.Array, place: Place, settings: Generation) -> tuple[Beams, jax.Array]:
     """Returns the beams with one more token, and the parent of each that goes on: int32 [B,K]."""
     rows, count, size = log_probs_BKV.shape
     # Enough candidates that K go on even where every beam ends with each of the ending tokens.
     kept = min(max(2, 1 + len(settings.eos_token_id)) * count, count * size)
     total = (log_probs_BKV + beams.scores[:, :, None]).reshape(rows, count * size)
-    scores, flat = jax.lax.top_k(total, kept)
+    scores, flat = top_k(total, kept)
     parents, tokens = flat // size, (flat % size).astype(jnp.int32)
     history = jax.lax.dynamic_update_slice(pick(beams.history, parents), tokens[:, :, None], (0, 0, place.column))
     length = place.made + 1

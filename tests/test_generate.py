@@ -181,15 +181,15 @@ class Toy(nn.Module):
         self.out = self.param("out", nn.initializers.normal(1.0), (6, self.words))
 
     def empty_cache(self, rows: int, length: int) -> dict[str, Any]:
-        return {"index": jnp.int32(0), "layers": {"state": jnp.zeros((1, rows, 6))}}
+        return {"index": jnp.int32(0), "layers": ({"state": jnp.zeros((rows, 6))},)}
 
     def decode(self, batch: dict[str, jax.Array], memory: None, cache: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         TRACED.append("decode")
         real = batch.get("attention_mask", jnp.ones_like(batch["input_ids"])).astype(jnp.float32)
         behind = jnp.cumsum(real[:, ::-1], axis=1)[:, ::-1] - real
         state = jnp.einsum("bl,bld->bd", real * 0.5**behind, self.table[batch["input_ids"]])
-        state = state + cache["layers"]["state"][0] * 0.5 ** real.sum(axis=1, keepdims=True)
-        return {"lm": (state @ self.out)[:, None]}, {**cache, "layers": {"state": state[None]}}
+        state = state + cache["layers"][0]["state"] * 0.5 ** real.sum(axis=1, keepdims=True)
+        return {"lm": (state @ self.out)[:, None]}, {**cache, "layers": ({"state": state},)}
 
 
 def drawn(words: int = WORDS, seed: int = 7) -> dict[str, np.ndarray]:

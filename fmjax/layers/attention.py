@@ -14,7 +14,7 @@ from fmjax.layers.linear import Dense, Initializer, normal
 from fmjax.sharding import constrain
 
 ALL = ("query", "key", "value", "out")
-Cache = dict[str, Any]  # of one attention: keys and values [B,S,G,K]
+Cache = dict[str, Any]  # of one attention: keys and values [B,G,S,K], as products read them
 
 
 @flax.struct.dataclass
@@ -52,6 +52,11 @@ def causal_mask(length: int, keys: int, place: jax.Array | int = 0, window: int 
     return (mask & (key > query - window) if window else mask)[None, None]
 
 
+def swapped(x: jax.Array) -> jax.Array:
+    """Returns [B,H,L,K] from [B,L,H,K], and the other way round."""
+    return x.swapaxes(1, 2)
+
+
 def attend(
     q_BLHK: jax.Array,
     k_BSGK: jax.Array,
@@ -71,8 +76,8 @@ def attend(
     groups = k_BSGK.shape[2]
     scale = width**-0.5 if scale is None else scale
     # With rows and heads in front, the products are plain batched ones, which a CPU does in less time.
-    q = (q_BLHK * scale).swapaxes(1, 2).reshape(rows, groups, heads // groups, length, width)
-    k, v = k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)
+    q = swapped(q_BLHK * scale).reshape(rows, groups, heads // groups, length, width)
+    k, v = swapped(k_BSGK), swapped(v_BSGK)
     scores = jnp.einsum("BGRLK,BGSK->BGRLS", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(rows, heads, length, -1)
     if bias is not None:
@@ -80,7 +85,7 @@ def attend(
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = drop(jax.nn.softmax(scores, axis=-1).astype(v.dtype)).reshape(*q.shape[:4], -1)
-    return jnp.einsum("BGRLS,BGSK->BGRLK", weights, v).reshape(rows, heads, length, -1).swapaxes(1, 2)
+    return swapped(jnp.einsum("BGRLS,BGSK->BGRLK", weights, v).reshape(rows, heads, length, -1))
 
 
 def rotate(x_BLHK: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -133,10 +138,11 @@ class Attention(nn.Module):
         if context.rotary is not None:
             q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         if cache is not None:
-            at = (0, context.place, 0, 0)
-            k = jax.lax.dynamic_update_slice(cache["key"], k.astype(cache["key"].dtype), at)
-            v = jax.lax.dynamic_update_slice(cache["value"], v.astype(cache["value"].dtype), at)
-            cache = {"key": k, "value": v}
+            new = {"key": swapped(k), "value": swapped(v)}
+            at = (0, 0, context.place, 0)
+            write = jax.lax.dynamic_update_slice
+            cache = {name: write(old, new[name].astype(old.dtype), at) for name, old in cache.items()}
+            k, v = swapped(cache["key"]), swapped(cache["value"])
         return self.finish(q, k, v, context.mask, context.bias, x_BLD.shape[-1]), cache
 
 
@@ -148,5 +154,6 @@ class CrossAttention(Attention):
         """Attends from x to the memory, whose keys and values are the cache. Returns [B,L,D] and the cache."""
         q = self.project(x_BLD, "query")
         if cache is None:
-            cache = {name: self.project(context.memory, name) for name in ("key", "value")}
-        return self.finish(q, cache["key"], cache["value"], context.memory_mask, None, x_BLD.shape[-1]), cache
+            cache = {name: swapped(self.project(context.memory, name)) for name in ("key", "value")}
+        k, v = swapped(cache["key"]), swapped(cache["value"])
+        return self.finish(q, k, v, context.memory_mask, None, x_BLD.shape[-1]), cache

@@ -10,7 +10,7 @@ rises linearly from 0 at the first layer to `stochastic_depth` at the last, each
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -108,14 +108,14 @@ def stack(
     remat: str,
     x: jax.Array,
     context: Context,
-    caches: Caches | None = None,
-) -> tuple[jax.Array, Caches]:
-    """Runs x through `layers` blocks whose parameters are stacked on a first axis, as `parent`'s parameter `layers`; so
-    are the caches. Returns the new x and caches.
+    caches: Sequence[Caches] | None = None,
+) -> tuple[jax.Array, Sequence[Caches] | None]:
+    """Runs x through `layers` blocks whose parameters are stacked on a first axis, as `parent`'s parameter `layers`, or come
+    as a tuple with those of each (`apart`). Returns the new x and, where there are `caches`, those of each layer.
 
     Each layer has its own initialisation key, and its index is folded into the dropout key, so that the parameters and
     the loss do not depend on `scan`: one compiled body for all layers, or an unrolled loop, which runs faster and
-    compiles slower. The context tells each layer its depth.
+    compiles slower; with caches it is always that. The context tells each layer its depth.
 
     `remat` is the name in REMAT of what is kept of each layer for the backward pass, which computes the rest again. Raises
     UserError if there is none.
@@ -142,11 +142,24 @@ def stack(
     if remat != "none":
         # Outside a scan the compiler would merge what is computed again with what was computed first.
         apply = jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=not scan)
-    if scan:
-        return jax.lax.scan(lambda x, layer: apply(x, *layer), x, (jnp.arange(layers), params, caches))
-    leaves, structure = jax.tree.flatten((params, caches))
+    if scan and caches is None:
+        return jax.lax.scan(lambda x, layer: (apply(x, *layer, None)[0], None), x, (jnp.arange(layers), params))
     written = []
-    for index, layer in enumerate(zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True)):
-        x, cache = apply(x, index, *jax.tree.unflatten(structure, layer))
+    each = params if isinstance(params, tuple) else unstacked(params)
+    for index, (own, cache) in enumerate(zip(each, caches or (None,) * layers, strict=True)):
+        x, cache = apply(x, index, own, cache)
         written.append(cache)
-    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *written)
+    return x, None if caches is None else tuple(written)
+
+
+def unstacked(params: Any) -> tuple[Any, ...]:
+    """Returns the parameters of each layer, from those of all, stacked on a first axis."""
+    leaves, structure = jax.tree.flatten(params)
+    return tuple(jax.tree.unflatten(structure, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True))
+
+
+def apart(params: Any) -> Any:
+    """Returns a model's parameters with those of each layer for themselves, for a loop: each read of a stack copies."""
+    if not isinstance(params, Mapping):
+        return params
+    return {name: unstacked(part) if name == "layers" else apart(part) for name, part in params.items()}

@@ -1,8 +1,8 @@
 """The cache of a decoder: a value of constant shape that decoding takes and returns. Letters as in `linear.py`.
 
 `index` counts the places that are taken; `mask [B,S]` says which of them hold a token and not padding; `next [B]` is each
-row's next position; `layers` holds every layer's keys and values, stacked. Padding may stand left or right of a prompt: it
-takes a place in the cache and no position.
+row's next position; `layers` holds the keys and values of each layer, apart, so that a loop writes them in place. Padding may
+stand left or right of a prompt: it takes a place in the cache and no position.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Cache = dict[str, Any]
 
 def empty_cache(layers: int, rows: int, length: int, heads: int, head_width: int, dtype: Any) -> Cache:
     """Returns a cache with room for `length` tokens in each row."""
-    room = jnp.zeros((layers, rows, length, heads, head_width), dtype)
+    room = jnp.zeros((rows, heads, length, head_width), dtype)
     return {
         "index": jnp.int32(0),
         "mask": jnp.zeros((rows, length), bool),
         "next": jnp.zeros(rows, jnp.int32),
-        "layers": {"attention": {"key": room, "value": room}},
+        "layers": ({"attention": {"key": room, "value": room}},) * layers,
     }
 
 

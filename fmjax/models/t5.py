@@ -22,7 +22,7 @@ from fmjax import hub
 from fmjax.data.tokenizers import Tokenizer
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Attention, Context, CrossAttention
-from fmjax.layers.blocks import Caches, PreNorm, stack
+from fmjax.layers.blocks import PreNorm, stack
 from fmjax.layers.cache import Cache, decoder_context, empty_cache, encoder_mask, memory_mask, shift_right
 from fmjax.layers.heads import ClassifyMean, Heads, Lm
 from fmjax.layers.linear import embedding, normal, parameter
@@ -121,11 +121,11 @@ class Layers(nn.Module):
     cross: type[CrossAttention] | None = None
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, context: Context, caches: Caches | None = None) -> tuple[jax.Array, Caches]:
-        """Maps [B,L,D] to [B,L,D]; the decoder also takes and returns its caches."""
+    def __call__(self, x_BLD: jax.Array, context: Context, caches: Any = None) -> tuple[jax.Array, Any]:
+        """Maps [B,L,D] to [B,L,D]; the decoder also takes and returns its layers' caches."""
         s = self.settings
         dtype, drop = jnp.dtype(s.dtype), nn.Dropout(s.dropout, deterministic=not self.has_rng("dropout"))
-        keys = x_BLD.shape[1] if caches is None else caches["attention"]["key"].shape[2]
+        keys = x_BLD.shape[1] if caches is None else caches[0]["attention"]["key"].shape[2]
         wide, inner = s.initializer_factor * s.width**-0.5, s.initializer_factor * (s.attention_heads * s.head_width) ** -0.5
         # Scores are not scaled by K^-1/2; queries start smaller by as much.
         starts = {"kernel_init": normal(wide), "query_init": normal(wide * s.head_width**-0.5), "out_init": normal(inner)}

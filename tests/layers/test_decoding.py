@@ -136,8 +136,8 @@ def test_decoding_in_pieces_with_a_cache_is_decoding_at_once(block, scan):
     params = {"params": randomised(model, x, whole)}
     expected, _ = model.apply(params, x, whole)
 
-    empty = jnp.zeros((2, 2, 9, 2, 2))  # layers, rows, places, key heads, head width
-    caches = {"attention": {"key": empty, "value": empty}}
+    empty = jnp.zeros((2, 2, 9, 2))  # rows, key heads, places, head width
+    caches = ({"attention": {"key": empty, "value": empty}},) * 2
     room = jnp.pad(keys, ((0, 0), (0, 2)))
     pieces = []
     for begin, end in ((0, 4), (4, 5), (5, 7)):
@@ -151,7 +151,7 @@ def test_decoding_in_pieces_with_a_cache_is_decoding_at_once(block, scan):
         pieces.append(out)
     real = np.asarray(keys, bool)  # what stands at padding is of no use to anyone
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1)[real], expected[real], atol=2e-6)
-    assert caches["cross"]["key"].shape == (2, 2, 5, 2, 4)
+    assert [layer["cross"]["key"].shape for layer in caches] == [(2, 2, 5, 4)] * 2
 
 
 def test_a_block_normalises_what_each_part_reads():
