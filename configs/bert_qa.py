@@ -50,6 +50,7 @@ def get_config(arg: str = ""):
     config.task.stride = 128
     config.train.eval_every = config.checkpoint.every = 400
     config.checkpoint.best = "f1"
+    config.train.dropout_rng = "hash"
     return tiny(config) if "tiny" in chosen else config
 
 

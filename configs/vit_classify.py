@@ -66,7 +66,7 @@ def cifar10(config):
     config.task.shift = 4
     config.task.label_smoothing = 0.1
     config.data.hold_out = 0.02
-    config.train.dropout_rng = "rbg"
+    config.train.dropout_rng = "hash"
     config.optim.learning_rate = 1e-3
     config.train.epochs = 20.0
 

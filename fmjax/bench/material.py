@@ -20,7 +20,7 @@ from fmjax.bench.workloads import SST2_LENGTHS, Size, Workload
 from fmjax.pretrained import abstract_params
 
 Arrays = dict[str, np.ndarray]
-BATCHES, SST2_BATCHES = 4, 16  # in one pass
+BATCHES, SST2_BATCHES = 2, 16  # in one pass
 OPTIMIZER = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "weight_decay": 0.01}
 MULTIPLE = 8  # of which ours makes lengths
 

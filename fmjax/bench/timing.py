@@ -123,11 +123,10 @@ def difference(own: Sequence[Any], other: Sequence[Any], kind: str) -> float:
 
 
 def in_turn(sides: Sequence[Side], job: Mapping[str, Any], rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
-    """Runs the sides A B B A, `rounds` times, each run about `seconds` long and of whole passes; returns each side's runs."""
+    """Runs the sides, warm, A B B A, `rounds` times, each run about `seconds` long and of whole passes; returns each one's runs."""
     count = job["batches"]
     passes = {}
     for side in sides:
-        side.ask("run", passes=1, count=count)  # compiles whatever shapes there are
         took = side.ask("run", passes=1, count=count)["seconds"]
         passes[side.name] = max(1, round(seconds / took))
     runs: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
