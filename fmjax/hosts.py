@@ -55,6 +55,8 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
         raise UserError(
             f"{named} did not join within {timeout} s; start the same command on every host, and see that they reach each other"
         ) from None
+    # CPUs connect at their first collective, for which Gloo waits half a minute: before one host prepares longer than another.
+    meet("joined")
 
 
 def add_flags(flags: Any) -> None:

@@ -123,7 +123,7 @@ def difference(own: Sequence[Any], other: Sequence[Any], kind: str) -> float:
 
 
 def in_turn(sides: Sequence[Side], job: Mapping[str, Any], rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
-    """Runs the sides, warm, A B B A, `rounds` times, each run about `seconds` long and of whole passes; returns each one's runs."""
+    """Runs the sides, warm, A B B A, `rounds` times, each about `seconds` long and of whole passes; returns each one's runs."""
     count = job["batches"]
     passes = {}
     for side in sides:
