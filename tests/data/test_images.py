@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
+import hashlib
 import io
 import json
 import pickle
 import struct
 import tarfile
+import tracemalloc
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +20,12 @@ import pytest
 from PIL import Image
 
 from fmjax.data import images, pixels
+from fmjax.data.mixing import Several
+from fmjax.data.records import Record, value_of
 from fmjax.data.sources import hold_out, open_source
+from fmjax.data.tolerance import Tolerance
 from fmjax.errors import UserError
+from fmjax.tasks.image_classify import Task as ImageClassify
 
 RNG = np.random.default_rng(0)
 GREYS = RNG.integers(0, 256, (6, 4, 5), np.uint8)
@@ -39,14 +47,18 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def refused(kind: str, files: str | list[str] | None, split: str, match: str) -> None:
-    """Checks that opening a source raises a UserError of one line that says so."""
+    """Checks that opening a source, or reading it, raises a UserError of one line that says so."""
     with pytest.raises(UserError, match=match) as caught:
-        open_source(kind, files, split)
+        read(open_source(kind, files, split))
     assert "\n" not in str(caught.value)
 
 
+def read(source) -> list[Record]:
+    return [source[index] for index in range(len(source))]
+
+
 def same(source, arrays: Sequence[np.ndarray], labels: Sequence) -> bool:
-    records = [source[index] for index in range(len(source))]
+    records = read(source)
     return [record["label"] for record in records] == list(labels) and all(
         record["image"].dtype == np.uint8 and np.array_equal(record["image"], array)
         for record, array in zip(records, arrays, strict=True)
@@ -89,15 +101,15 @@ BAD_IDX = {
     "empty": (IMAGES, b"", f"{IMAGES}: begins with nothing"),
     "head": (IMAGES, idx(GREYS)[:9], f"{IMAGES}: begins with 00 00 08 03"),
     "short": (IMAGES, idx(GREYS)[:-1], f"{IMAGES}: its head says 120 bytes and it has 119; fetch it again"),
-    "long": (IMAGES, idx(GREYS) + b"\0", f"{IMAGES}: its head says 120 bytes and it has more"),
-    "huge": (IMAGES, b"\0\0\x08\x03" + b"\xff" * 12, r"its head says \(4294967295, 4294967295, 4294967295\), more than"),
+    "long": (IMAGES, idx(GREYS) + b"\0", f"{IMAGES}: its head says 120 bytes and it has 121"),
+    "huge": (IMAGES, b"\0\0\x08\x03" + b"\xff" * 12, "its head says 79,228,162,458,924,105,385,300,197,375 bytes and it has 0"),
     "fewer": (IMAGES, idx(GREYS[:5]), f"{LABELS}: has 6 labels for the 5 images of {IMAGES}; fetch both again"),
-    "gzip": (f"{IMAGES}.gz", gzip.compress(idx(GREYS))[:-12], f"{IMAGES}.gz: cannot be read whole"),
-    "page": (f"{IMAGES}.gz", b"<html>", rf"{IMAGES}.gz: cannot be read whole \(Not a gzipped file"),
+    "gzip": (f"{IMAGES}.gz", gzip.compress(idx(GREYS))[:-12], f"{IMAGES}.gz: is not a whole gzip file"),
+    "page": (f"{IMAGES}.gz", b"<html>", rf"{IMAGES}.gz: cannot be read as gzip \(Not a gzipped file"),
     "flipped": (
         f"{IMAGES}.gz",
         gzip.compress(idx(GREYS), 0)[:-9] + bytes(9),
-        f"{IMAGES}.gz: cannot be read whole .CRC check failed",
+        f"{IMAGES}.gz: cannot be read as gzip .CRC check failed",
     ),
     "swapped": (LABELS, idx(GREYS), f"{LABELS}: begins with 00 00 08 03, not 00 00 08 01 as an idx file of labels does"),
     "alone": (LABELS, None, f"{IMAGES}: the file of its labels, {LABELS}.gz or {LABELS}, is not beside it; put it there"),
@@ -243,15 +255,15 @@ def test_an_archive_that_is_cut_off_is_refused_or_whole(tmp_path, ending, step):
     path = tmp_path / f"a.{ending}"
     write_tar(path, members, "w" + ending.removeprefix("tar").replace(".", ":"))
     content = path.read_bytes()
-    read = 0
-    for end in range(0, len(content), step):
+    whole = 0
+    for end in (*range(0, len(content), step), len(content)):
         path.write_bytes(content[:end])
         try:
-            assert len(open_source("auto", str(path), "train")) == 6
-            read += 1
+            assert len(read(open_source("auto", str(path), "train"))) == 6
+            whole += 1
         except UserError as error:
-            assert (not read and str(path) in str(error)) or f"{path.name}: " in str(error)
-    assert read
+            assert not whole and str(path) in str(error)
+    assert whole
 
 
 def test_a_damaged_head_and_other_files_are_no_archives(tmp_path):
@@ -263,15 +275,117 @@ def test_a_damaged_head_and_other_files_are_no_archives(tmp_path):
         refused("auto", str(path), "train", match="a.tar: is not a whole tar archive .*; fetch it again")
 
 
-def test_what_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+def test_what_would_fill_the_memory_or_the_disk_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
     folder = write_tree(tmp_path / "train")
-    path = write_tar(tmp_path / "a.tar", [("cat/1.png", encoded(COLOURS[0])), ("cat/2.txt", bytes(500))])
+    members = [("cat/1.png", encoded(COLOURS[0])), ("cat/2.txt", bytes(500))]
+    path, packed = write_tar(tmp_path / "a.tar", members), write_tar(tmp_path / "b.tar.gz", members, "w:gz")
     monkeypatch.setattr(images, "MOST_FILE", 499)
-    refused("auto", path, "train", match="a.tar: cat/2.txt: unpacks to more than 499 bytes")
-    monkeypatch.setattr(images, "MOST_BYTES", 150)
-    refused("auto", folder, "train", match="train: dog/1.png: the images up to here fill 150 bytes")
+    refused("auto", path, "train", match="a.tar: cat/2.txt: takes more than 499 bytes; take it out")
+    monkeypatch.setattr(images, "MOST_BYTES", 9999)
+    refused("auto", packed, "train", match="b.tar.gz: unpacks to more than 9,999 bytes; if you trust it, unpack it yourself")
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     monkeypatch.setattr(pixels, "MOST_PIXELS", 19)
     refused("auto", folder, "train", match="train: cat/10.png: 5 x 4 pixels are more than 19; scale it down")
+
+
+def test_an_archive_with_more_behind_its_end_or_another_ending(tmp_path):
+    path = Path(write_tar(tmp_path / "a.tar", [("cat/1.png", GOOD)]))
+    path.write_bytes(path.read_bytes() * 2)
+    refused("auto", str(path), "train", match="a.tar: has more behind its end; were archives put into one file")
+    path = write_tar(tmp_path / "b.tar", [("cat/1.png", GOOD)], "w:gz")
+    refused("class_folders", path, "train", match=r"b.tar: is not a whole tar archive .*; it seems to be packed, .* lack .gz$")
+
+
+def write_many(folder: Path, form: str, count: int) -> str:
+    """Writes images of 3 kB, in which no two are the same, as a folder, an archive or an idx file."""
+    arrays = np.random.default_rng(1).integers(0, 256, (count, 32, 32), np.uint8)
+    if form == "idx":
+        folder.mkdir()
+        (folder / f"{IMAGES}.gz").write_bytes(gzip.compress(idx(arrays), 1))
+        (folder / LABELS).write_bytes(idx(np.zeros(count, np.uint8)))
+        return str(folder)
+    files = [(f"{number % 7}/image-{number:06d}.png", encoded(arrays[number])) for number in range(count)]
+    if form == "archive":
+        return write_tar(folder.with_suffix(".tar.gz"), files, "w:gz")
+    for name, content in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return str(folder)
+
+
+@pytest.mark.parametrize("form", ["folder", "archive", "idx"])
+def test_images_are_read_when_they_are_asked_for(tmp_path, monkeypatch, form):
+    """Of 800 images, 800 kB, nothing is held but names and offsets, and of what was read no more than is said."""
+    read(open_source("auto", write_many(tmp_path / "warm", form, 8), "train"))  # imports what is needed
+    path, count, most = write_many(tmp_path / "many", form, 800), 800, 64_000
+    monkeypatch.setattr(images, "MOST_KEPT", most)
+    tracemalloc.start()
+    try:
+        begin = tracemalloc.get_traced_memory()[0]
+        source = open_source("auto", path, "train")
+        opened = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        shapes = {source[index]["image"].shape for index in range(count)}
+        peak = tracemalloc.get_traced_memory()[1]
+        gc.collect()
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(source) == count and shapes == {(32, 32, 1)}
+    assert opened - begin < 100 * count and kept - opened < most + 20_000 and peak - opened < most + 200_000
+    assert len(pickle.dumps(source)) < 64 * count
+    again = pickle.loads(pickle.dumps(source))
+    assert all(np.array_equal(again[index]["image"], source[index]["image"]) for index in range(0, count, 50))
+    assert again.fingerprint() == source.fingerprint() and again.where(99) == source.where(99)
+
+
+def test_what_is_kept_is_decoded_once_and_labels_need_no_image(tmp_path, monkeypatch):
+    folder, decoded = write_tree(tmp_path / "train"), []
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda data, where: decoded.append(where) or decode(data, where))
+    source = open_source("auto", folder, "train")
+    rest, held = hold_out(source, 0.5, by="label")
+    task = ImageClassify()
+    assert {*task.labelled.names(rest, {"cat": 0}), *task.labelled.names(held, {"dog": 0})} == {"cat", "dog"}
+    assert [value_of(Several({"a": rest, "b": held}), index, "label") for index in range(5)] and not decoded
+    assert pickle.loads(pickle.dumps(source)).kept == {}
+    settings = ImageClassify(image_size=4, channels=3).resolve(source)
+    assert settings["labels"] == ("cat", "dog", "Übel") and not decoded
+    with pytest.raises(UserError, match="is 4 x 5 pixels, not square"):
+        task.find_images(source)
+    assert len(decoded) == 5 and same(source, COLOURS[:5], ["cat", "cat", "dog", "dog", "Übel"]) and len(decoded) == 5
+    assert same(source, COLOURS[:5], ["cat", "cat", "dog", "dog", "Übel"]) and source[-1]["label"] == "Übel"
+    with pytest.raises(IndexError):
+        source[5]
+
+
+def test_damaged_images_are_left_out_where_that_is_tolerated(tmp_path):
+    folder = Path(write_tree(tmp_path / "train"))
+    (folder / "cat/2.PNG").write_bytes(GOOD[:-30])
+    (folder / "dog/0.png").symlink_to(tmp_path / "nowhere.png")
+    members = [(name, (folder / name).read_bytes()) for name in CLASSES]
+    for files, most in ((str(folder), 2), (write_tar(tmp_path / "a.tar", members), 1)):
+        tolerance = Tolerance(f"skip:{most}")
+        with tolerance.active():
+            kept, _ = tolerance.apply(open_source("auto", files, "train"), read, 2)
+        assert same(kept, COLOURS[[0, 2, 3, 4]], ["cat", "dog", "dog", "Übel"])
+        assert "cat/2.PNG: is not a whole image" in tolerance.found[0] and len(tolerance.found) == most
+    refused("auto", str(folder), "train", match="train: dog/0.png: cannot be read")
+
+
+def test_folders_are_read_in_the_order_of_their_names(tmp_path):
+    names = ("a/1.png", "a b/1.png", "a.b/1.png", "a-b/.hidden/1.png", "a-b/2.png", "ab/10.png", "ab/9.png", "Z/1.png", "ä/1.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(GOOD)
+    source = open_source("class_folders", str(tmp_path), "train")
+    files = [file for file in sorted(tmp_path.rglob("*.png")) if ".hidden" not in file.parts]
+    assert [source.where(index) for index in range(8)] == [f"{tmp_path.name}: {file.relative_to(tmp_path)}" for file in files]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(tmp_path)}\0{len(GOOD)}\0".encode() + GOOD)
+    assert source.fingerprint()["files"] == [{"name": tmp_path.name, "size": 8, "sha256": digest.hexdigest()}]
 
 
 def test_digits():
@@ -295,5 +409,5 @@ def test_mnist(shared_data):
 @pytest.mark.full
 def test_cifar(shared_data):
     source = open_source("auto", str(shared_data / "img_cifar10_jpeg" / "test_10k.tar.xz"), "test")
-    assert len(source) == 10_000 and np.unique(source.labels, return_counts=True)[1].tolist() == [1000] * 10
+    assert len(source) == 10_000 and sorted(Counter(map(source.label, range(10_000))).values()) == [1000] * 10
     assert source[0]["image"].shape == (32, 32, 3)
