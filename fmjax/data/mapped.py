@@ -125,10 +125,10 @@ def not_utf8(error: UnicodeDecodeError) -> str:
     return f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file, for example with iconv -t UTF-8"
 
 
-def lines(file: File) -> Iterator[Line]:
-    """Yields the lines of a file. Raises UserError, naming the line, if one is not UTF-8; where bad records may be left out, its
-    text is then an approximation, and its record cannot be read."""
-    begin, number = len(BOM) if file.data[: len(BOM)] == BOM else 0, 0
+def lines(file: File, after: Line | None = None) -> Iterator[Line]:
+    """Yields the lines of a file, or those after one. Raises UserError, naming the line, if one is not UTF-8; where bad records
+    may be left out, its text is then an approximation, and its record cannot be read."""
+    begin, number = (after.end, after.number) if after else (len(BOM) if file.data[: len(BOM)] == BOM else 0, 0)
     while begin < len(file.data):
         number += 1
         end = file.data.find(b"\n", begin) + 1 or len(file.data)
