@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fmjax.data.mapped import BOM, PACKED, File, Line, lines, not_utf8, plain_name
+from fmjax.data.mapped import PACKED, File, Line, lines, not_utf8, plain_name
 from fmjax.data.records import Record, chosen, json_object, locate
 from fmjax.data.tolerance import tolerates
 from fmjax.errors import UserError, nearest
@@ -37,6 +37,8 @@ ENDINGS = {
 }
 SHARD = re.compile(r"-\d+-of-\d+$")  # what TFDS writes behind the ending
 MAY_FOLLOW = f"{', '.join(ending for ending in PACKED if not ending.startswith('.t'))} may follow"
+FIELD = r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n]*)'
+CLEAN = re.compile(rf"{FIELD}(?:,{FIELD})*[\r\n]*")  # a row of CSV with no quotes but those of RFC 4180
 RECORDS = ("paragraph", "line", "file")
 REST = "..."  # as the last of `columns`: rows may have more fields, which are not read
 
@@ -264,31 +266,58 @@ class Table(RecordFiles):
 
     def rows(self, file: File) -> Iterator[tuple[int, int, int, list[str]]]:
         """Yields the begin, end, first line and fields of each row; blank lines are left out."""
-        if self.kind == "tsv":
-            for line in lines(file):
-                if line.text.strip("\r\n"):
-                    yield line.begin, line.end, line.number, self.fields(line.text)
+        if self.kind == "csv":
+            yield from self.quoted_rows(file)
             return
+        for line in lines(file):
+            if line.text.strip("\r\n"):
+                yield line.begin, line.end, line.number, self.fields(line.text)
+
+    def quoted_rows(self, file: File) -> Iterator[tuple[int, int, int, list[str]]]:
+        """Yields the same of CSV; where bad records may be left out, no fields for a row that is malformed.
+
+        Raises UserError if one is and may not be left out, is the header, or cannot be told from what follows.
+        """
+        first: Line | None = None  # of the row that is being read
         last = Line(0, 0, 0, "")
 
-        def feed() -> Iterator[str]:
-            nonlocal last
-            for last in lines(file):
+        def feed(after: Line | None) -> Iterator[str]:
+            nonlocal first, last
+            for last in lines(file, after):
+                first = first or last
                 yield last.text
 
-        reader = csv.reader(feed(), strict=True)
+        reader, after_header = csv.reader(feed(None), strict=True), bool(self.named)
+        doubt, until = "", 0  # what is wrong with a row that may have swallowed others, up to there
         while True:
-            begin, number = last.end or (len(BOM) if file.data[: len(BOM)] == BOM else 0), last.number + 1
+            first = None
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                raise UserError(
-                    f"{file.path} line {number}: is not CSV ({error}); quote fields as RFC 4180 says, or use tsv"
-                ) from error
-            if row:
-                yield begin, last.end, number, row
+                assert first
+                doubt, until = not_csv(f"{file.path} line {first.number}", error), max(until, last.end)
+                if not after_header or not tolerates():
+                    raise UserError(doubt) from error
+                # A quote that is not closed makes one row of many. It is taken for its first line if those after it are rows.
+                yield first.begin, first.end, first.number, []
+                reader, last = csv.reader(feed(first), strict=True), first
+                continue
+            if not row:
+                continue
+            assert first
+            if doubt and not self.is_sound(file, first.begin, last.end, row):
+                raise UserError(f"{doubt}; it cannot be left out, for where it ends cannot be told from line {first.number}")
+            doubt = doubt if last.end < until else ""
+            after_header = True
+            yield first.begin, last.end, first.number, row
+
+    def is_sound(self, file: File, begin: int, end: int, row: list[str]) -> bool:
+        """Returns whether what stands after a bad row looks like another, and not like the rest of it: its fields are as many as
+        they are to be, more than one, and its quotes in their places. The last line of a text of several that lacks its closing
+        quote can look so too, and is then a row."""
+        return len(row) > 1 and self.fits(row) and CLEAN.fullmatch(file.data[begin:end].decode("utf-8", "replace")) is not None
 
     def fields(self, text: str) -> list[str]:
         if self.kind == "tsv":
@@ -296,10 +325,17 @@ class Table(RecordFiles):
         return next(csv.reader([text], strict=True))
 
     def parse(self, text: str, index: int) -> Record:
-        row = self.fields(text)
+        try:
+            row = self.fields(text)
+        except csv.Error as error:
+            raise UserError(not_csv(self.where(index), error)) from error
         if not self.fits(row):
             raise UserError(self.ragged(self.where(index), row))
         return dict(zip(self.columns, row, strict=not self.open_end))
+
+
+def not_csv(place: str, error: csv.Error) -> str:
+    return f"{place}: is not CSV ({error}); quote fields as RFC 4180 says, or use tsv"
 
 
 def open_files(kind: str, paths: Sequence[Path], split: str, **options: Any) -> RecordFiles:

@@ -46,10 +46,11 @@ def open_packed(path: Path) -> Any:
     return gzip.open(path) if kind == "gzip" else lzma.open(path) if kind == "xz" else bz2.open(path)
 
 
-def unpacked(path: Path) -> Path:
+def unpacked(path: Path, most: int | None = None) -> Path:
     """Returns the file whose bytes a file holds: itself, or what it unpacks to, in the cache.
 
-    Raises UserError if it is not whole or the cache cannot hold it, OSError if it cannot be read.
+    Raises UserError if it is not whole, unpacks to more than `most` bytes or the cache cannot hold it, OSError if it cannot be
+    read.
     """
     if path.suffix not in PACKED:
         return path
@@ -58,6 +59,8 @@ def unpacked(path: Path) -> Path:
         with open_packed(path) as packed:
             while block := read_packed(path, packed):
                 stream.write(block)
+                if most is not None and stream.tell() > most:
+                    raise UserError(f"{path}: unpacks to more than {most:,} bytes; if you trust it, unpack it yourself")
 
     return cache.made(Path("unpacked", cache.digest(path)["sha256"][:32], plain_name(path)), unpack)
 
@@ -77,11 +80,11 @@ def read_packed(path: Path, packed: Any) -> bytes:
 class File:
     """The bytes of a file, pickled by its path. Raises UserError if it cannot be read."""
 
-    def __init__(self, path: Path, local: Path | None = None):
-        """`local` is where the bytes lie, where that is known."""
+    def __init__(self, path: Path, local: Path | None = None, most: int | None = None):
+        """`local` is where the bytes lie, where that is known; `most` is how many a packed file may hold."""
         self.path = path
         try:
-            self.local = local or unpacked(path)
+            self.local = local or unpacked(path, most)
             with self.local.open("rb") as stream:
                 # An empty file cannot be mapped.
                 empty = not self.local.stat().st_size
@@ -122,10 +125,10 @@ def not_utf8(error: UnicodeDecodeError) -> str:
     return f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file, for example with iconv -t UTF-8"
 
 
-def lines(file: File) -> Iterator[Line]:
-    """Yields the lines of a file. Raises UserError, naming the line, if one is not UTF-8; where bad records may be left out, its
-    text is then an approximation, and its record cannot be read."""
-    begin, number = len(BOM) if file.data[: len(BOM)] == BOM else 0, 0
+def lines(file: File, after: Line | None = None) -> Iterator[Line]:
+    """Yields the lines of a file, or those after one. Raises UserError, naming the line, if one is not UTF-8; where bad records
+    may be left out, its text is then an approximation, and its record cannot be read."""
+    begin, number = (after.end, after.number) if after else (len(BOM) if file.data[: len(BOM)] == BOM else 0, 0)
     while begin < len(file.data):
         number += 1
         end = file.data.find(b"\n", begin) + 1 or len(file.data)

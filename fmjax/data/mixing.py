@@ -25,7 +25,7 @@ import grain
 import numpy as np
 
 from fmjax.data.balance import Resampled
-from fmjax.data.records import Record, Source, Subset
+from fmjax.data.records import Record, Source, Subset, value_of
 from fmjax.errors import UserError, nearest
 
 CYCLE = 100_000  # places in which shares are exact
@@ -304,6 +304,9 @@ class Several:
         source, own = self.find(index)
         record = source[own]
         return {name: record[name] for name in self.columns}
+
+    def value(self, index: int, name: str) -> Any:
+        return value_of(*self.find(index), name)
 
     def where(self, index: int) -> str:
         source, own = self.find(index)

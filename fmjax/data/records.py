@@ -50,6 +50,11 @@ def locate(bounds: np.ndarray, index: int) -> tuple[int, int]:
     return number, index - int(bounds[number])
 
 
+def value_of(source: Source, index: int, name: str) -> Any:
+    """Returns one value of a record. A source with a method `value` does not read the others for it, an image for its label."""
+    return source.value(index, name) if hasattr(source, "value") else source[index][name]
+
+
 def json_object(text: str) -> Record:
     """Returns the JSON object that a text is. Raises ValueError, with the reason, if it is none or holds half a letter."""
     try:
@@ -83,7 +88,7 @@ def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source
     if by:
         check_columns(source, (by,))
         numbers: dict[Any, int] = {}
-        groups = np.array([numbers.setdefault(str(source[index][by]), len(numbers)) for index in range(len(source))])
+        groups = np.array([numbers.setdefault(str(value_of(source, index, by)), len(numbers)) for index in range(len(source))])
     total = int(groups.max(initial=-1)) + 1
     count = round(share * total) if 0 < share < 1 else 0
     if not 0 < count < total:
@@ -120,6 +125,9 @@ class Subset:
 
     def __getitem__(self, index: int) -> Record:
         return self.source[int(self.indices[index])]
+
+    def value(self, index: int, name: str) -> Any:
+        return value_of(self.source, int(self.indices[index]), name)
 
     def where(self, index: int) -> str:
         return self.source.where(int(self.indices[index]))

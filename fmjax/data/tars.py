@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
-import lzma
 import tarfile
-import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,17 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax.data.images import ARCHIVE_ENDINGS, Member, hidden, is_image
-from fmjax.data.mapped import MEGABYTE, File
+from fmjax.data.images import ARCHIVE_ENDINGS, BROKEN, hidden, is_image, members
+from fmjax.data.mapped import File
 from fmjax.data.records import Record, chosen, json_object, locate
-from fmjax.errors import UserError, nearest, one_line
+from fmjax.errors import UserError, nearest
 
 # What the files of a record hold: a text, an object whose keys become columns, a label.
 PARTS = {"txt": "text", "text": "text", "json": "json", "cls": "label"}
 LINES = ("jsonl", "ndjson")
 ENDINGS = (*PARTS, *LINES)
 PEEK = 100  # files of an archive that say what it is
-BROKEN = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 
 class Part(NamedTuple):
@@ -159,22 +156,9 @@ def parts(file: File) -> Iterator[Part]:
 
     Raises UserError, naming the file, for one that does not belong there, and if the archive is not whole.
     """
-    end = 0
-    try:
-        with tarfile.open(file.local, "r:", tarinfo=Member) as archive:
-            while member := archive.next():
-                archive.members.clear()  # type: ignore[attr-defined]  # which would grow with the archive
-                end = archive.offset
-                name = PurePosixPath(member.name)
-                if member.isdir() or hidden(name):
-                    continue
-                yield as_part(member, f"{file.path}: {member.name}")
-    except BROKEN as error:
-        raise UserError(f"{file.path}: is not a whole tar archive ({one_line(error)}); fetch it again") from error
-    # Python takes the first block of zeros for the end of the archive.
-    for begin in range(end, len(file.data), MEGABYTE):
-        if file.data[begin : begin + MEGABYTE].strip(b"\0"):
-            raise UserError(f"{file.path}: has more behind its end; were archives put into one file? Give them as several")
+    for member in members(file):
+        if not member.isdir() and not hidden(PurePosixPath(member.name)):
+            yield as_part(member, f"{file.path}: {member.name}")
 
 
 def as_part(member: tarfile.TarInfo, where: str) -> Part:

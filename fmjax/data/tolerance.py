@@ -136,6 +136,15 @@ class Watched(Subset):
         self.got = index, record
         return record
 
+    def value(self, index: int, name: str) -> Any:
+        try:
+            value = super().value(index, name)
+        except UserError:
+            self.failed = index
+            raise
+        self.got = index, {name: value}
+        return value
+
     def where(self, index: int) -> str:
         place = super().where(index)
         self.last = index, place

@@ -20,6 +20,7 @@ import numpy as np
 
 from fmjax import losses, metrics
 from fmjax.data.augment_text import Augmentation, drop_tokens, mask_span
+from fmjax.data.records import value_of
 from fmjax.data.sources import Source, check_columns
 from fmjax.data.tokenizers import Tokenizer
 from fmjax.errors import UserError, nearest
@@ -127,7 +128,7 @@ class Task(Balance):
 
     def values(self, source: Source, index: int) -> list[str]:
         """Returns the label names of a record. Raises UserError, naming it, if there is none or it is not a name."""
-        value = source[index][self.label]
+        value = value_of(source, index, self.label)
         items = [value]
         if self.kind == "multi" and isinstance(value, str | list):
             items = value.split(SEPARATOR) if isinstance(value, str) else value
@@ -144,7 +145,7 @@ class Task(Balance):
         Raises UserError, naming the record, for a label that is not among `labels` or a value that is not a number.
         """
         if self.kind == "regression":
-            value = source[index][self.label]
+            value = value_of(source, index, self.label)
             try:
                 number = math.nan if isinstance(value, bool) else float(value)
             except (TypeError, ValueError):

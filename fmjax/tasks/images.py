@@ -73,7 +73,7 @@ class Pictures:
             return {}
         first = load(source[0][self.image], source.where(0))
         height, width, channels = first.shape
-        for index in range(len(source)):
+        for index in range(1, len(source)):  # one at a time
             shape = load(source[index][self.image], source.where(index)).shape
             if not self.image_size and shape[:2] != (height, width):
                 raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -50,6 +51,35 @@ def test_squad_files(tmp_path, name):
     again = pickle.loads(pickle.dumps(source))
     assert records(again) == records(source) and again.fingerprint() == source.fingerprint()
     assert str(tmp_path) not in json.dumps(source.fingerprint())
+
+
+def test_squad_files_take_no_memory_to_speak_of(tmp_path):
+    """Of two files of 1 MB, a paragraph is held, and 16 bytes for each; a half of a surrogate pair stays what it is."""
+
+    def article(number: int) -> dict:
+        asked = [{"id": f"{number}-{own}", "question": f"{own}?", "answers": []} for own in range(number % 4)]
+        return {"title": f"T{number}", "paragraphs": [{"context": f"{number} \ud800 " + "北" * 600, "qas": asked}]}
+
+    files = [
+        write(tmp_path, f"{begin}.json", json.dumps({"data": list(map(article, range(begin, begin + 300)))}))
+        for begin in (0, 300)
+    ]
+    open_source("squad", files[0], "train")[0]
+    tracemalloc.start()
+    try:
+        source = open_source("squad", ",".join(files), "train")
+        opened = tracemalloc.get_traced_memory()[0]
+        places = [source.where(index) for index in range(len(source))]
+        read = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    names = [(number, own) for number in range(600) for own in range(number % 4)]
+    assert places == [f'question {number}-{own} of "T{number}"' for number, own in names]
+    assert opened < 60_000 and read - opened < 200 * len(source) and len(pickle.dumps(source)) < 20_000
+    for index in (0, 700, len(source) - 1, -1, 3):
+        number, own = names[index]
+        assert source[index]["context"] == f"{number} \ud800 " + "北" * 600 and source[index]["question"] == f"{own}?"
+    assert list(source[0]) == list(source.columns) and len(records(pickle.loads(pickle.dumps(source)))) == len(names)
 
 
 @pytest.mark.parametrize(

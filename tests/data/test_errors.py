@@ -275,6 +275,44 @@ def test_bad_records_that_a_file_is_opened_with_are_left_out(name, tmp_path):
             assert all(f"{name} {message}" in error for message, error in zip(messages, tolerance.found, strict=True))
 
 
+HEAD, TAIL = "text,label\n1,a\n", '"two\nlines",b\n"th""ree",c\n'
+# CSV with a mistake in its quotes -> the bad lines' numbers, and the first column of what is left of it; or what is said.
+QUOTES = {
+    "a quote inside": (f'{HEAD}"5" disk",b\n{TAIL}', (3,), ["1", "two\nlines", 'th"ree']),
+    "text behind the quote": (f'{HEAD}"5"disk,b\n\n{TAIL}', (3,), ["1", "two\nlines", 'th"ree']),
+    "never closed, quotes after it": (f'{HEAD}"5 disk,b\n2,a\n3,b\n{TAIL}', (3,), ["1", "2", "3", "two\nlines", 'th"ree']),
+    "never closed, no quotes after it": (f'{HEAD}"5 disk,b\n2,a\n\n3,b\n', (3,), ["1", "2", "3"]),
+    "the last": (f'{HEAD}{TAIL}"5 disk,b', (6,), ["1", "two\nlines", 'th"ree']),
+    "several": (f'{HEAD}"5 disk,b\n"6 disk,b\n2,a\n{TAIL}"7"x,b\n', (3, 4, 9), ["1", "2", "two\nlines", 'th"ree']),
+    "in the header": (f'"text,label\n1,a\n{TAIL}', "a.csv line 1: is not CSV"),
+    "in a text of lines": (f'{HEAD}"he said "no\nand "yes" then",b\n', "a.csv line 3: is not CSV .* cannot be told from line 4$"),
+    "never closed, of lines": (f'{HEAD}"one\ntwo\nthree, four\n', "a.csv line 3: is not CSV .* cannot be told from line 4$"),
+    "one column": ('text\n1\n"5" disk"\n2\n', "a.csv line 3: is not CSV .*; it cannot be left out, for where it ends"),
+}
+
+
+@pytest.mark.parametrize("case", QUOTES)
+def test_rows_with_a_mistake_in_their_quotes(case, tmp_path):
+    """They are left out, and no others with them, where those after them are sound; else the error stays."""
+    content, *expected = QUOTES[case]
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(UserError, match=r"a.csv line \d: is not CSV .*; quote fields as RFC 4180 says, or use tsv$"):
+        open_source("auto", str(tmp_path / "a.csv"), "train")
+    tolerance = Tolerance("skip:3")
+    with tolerance.active():
+        if isinstance(expected[0], str):
+            with pytest.raises(UserError, match=expected[0]):
+                open_source("auto", str(tmp_path / "a.csv"), "train")
+            return
+        numbers, texts = expected
+        kept, found = tolerance.apply(
+            open_source("auto", str(tmp_path / "a.csv"), "train"),
+            lambda source: [source[index]["text"] for index in range(len(source))],
+        )
+    assert found == texts and len(kept) == len(texts)
+    assert [message.split(": is not CSV")[0] for message in tolerance.found] == [f"a.csv line {number}" for number in numbers]
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import pickle
-import struct
 import tarfile
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from image_files import CLASSES, COLOURS, GOOD, GREYS, IMAGES, LABELS, encoded, idx, read, same, write_tar, write_tree
 
 from fmjax.data import images, pixels
 from fmjax.data.sources import hold_out, open_source
 from fmjax.errors import UserError
 
-RNG = np.random.default_rng(0)
-GREYS = RNG.integers(0, 256, (6, 4, 5), np.uint8)
-COLOURS = RNG.integers(0, 256, (6, 4, 5, 3), np.uint8)
-# File in a tree of class folders -> number of its image, in the order of their names.
-CLASSES = {"cat/10.png": 0, "cat/2.PNG": 1, "dog/1.png": 2, "dog/a b.png": 3, "Übel/1.png": 4}
-IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
-
-
-def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
-    """Returns an image as the bytes of a file."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, kind)
-    return stream.getvalue()
-
-
-def idx(array: np.ndarray) -> bytes:
-    return b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
 
 def refused(kind: str, files: str | list[str] | None, split: str, match: str) -> None:
-    """Checks that opening a source raises a UserError of one line that says so."""
+    """Checks that opening a source, or reading it, raises a UserError of one line that says so."""
     with pytest.raises(UserError, match=match) as caught:
-        open_source(kind, files, split)
+        read(open_source(kind, files, split))
     assert "\n" not in str(caught.value)
-
-
-def same(source, arrays: Sequence[np.ndarray], labels: Sequence) -> bool:
-    records = [source[index] for index in range(len(source))]
-    return [record["label"] for record in records] == list(labels) and all(
-        record["image"].dtype == np.uint8 and np.array_equal(record["image"], array)
-        for record, array in zip(records, arrays, strict=True)
-    )
 
 
 @pytest.fixture
@@ -89,15 +61,15 @@ BAD_IDX = {
     "empty": (IMAGES, b"", f"{IMAGES}: begins with nothing"),
     "head": (IMAGES, idx(GREYS)[:9], f"{IMAGES}: begins with 00 00 08 03"),
     "short": (IMAGES, idx(GREYS)[:-1], f"{IMAGES}: its head says 120 bytes and it has 119; fetch it again"),
-    "long": (IMAGES, idx(GREYS) + b"\0", f"{IMAGES}: its head says 120 bytes and it has more"),
-    "huge": (IMAGES, b"\0\0\x08\x03" + b"\xff" * 12, r"its head says \(4294967295, 4294967295, 4294967295\), more than"),
+    "long": (IMAGES, idx(GREYS) + b"\0", f"{IMAGES}: its head says 120 bytes and it has 121"),
+    "huge": (IMAGES, b"\0\0\x08\x03" + b"\xff" * 12, "its head says 79,228,162,458,924,105,385,300,197,375 bytes and it has 0"),
     "fewer": (IMAGES, idx(GREYS[:5]), f"{LABELS}: has 6 labels for the 5 images of {IMAGES}; fetch both again"),
-    "gzip": (f"{IMAGES}.gz", gzip.compress(idx(GREYS))[:-12], f"{IMAGES}.gz: cannot be read whole"),
-    "page": (f"{IMAGES}.gz", b"<html>", rf"{IMAGES}.gz: cannot be read whole \(Not a gzipped file"),
+    "gzip": (f"{IMAGES}.gz", gzip.compress(idx(GREYS))[:-12], f"{IMAGES}.gz: is not a whole gzip file"),
+    "page": (f"{IMAGES}.gz", b"<html>", rf"{IMAGES}.gz: cannot be read as gzip \(Not a gzipped file"),
     "flipped": (
         f"{IMAGES}.gz",
         gzip.compress(idx(GREYS), 0)[:-9] + bytes(9),
-        f"{IMAGES}.gz: cannot be read whole .CRC check failed",
+        f"{IMAGES}.gz: cannot be read as gzip .CRC check failed",
     ),
     "swapped": (LABELS, idx(GREYS), f"{LABELS}: begins with 00 00 08 03, not 00 00 08 01 as an idx file of labels does"),
     "alone": (LABELS, None, f"{IMAGES}: the file of its labels, {LABELS}.gz or {LABELS}, is not beside it; put it there"),
@@ -123,22 +95,6 @@ def test_files_that_are_not_idx_files_of_images(tmp_path):
     refused("idx", str(tmp_path), "train", match="has no idx file of images for train")
     refused("idx", [str(tmp_path), "other"], "train", match="is 2 names; data.source=idx reads one")
     refused("idx", f"{tmp_path}/number.bin", "train", match=r'number.bin: no such .*did you mean "numbers.bin"')
-
-
-def write_tree(folder: Path) -> str:
-    for name, number in CLASSES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(encoded(COLOURS[number]))
-    return str(folder)
-
-
-def write_tar(path: Path, members: Sequence[tuple[str | tarfile.TarInfo, bytes]], mode: str = "w") -> str:
-    with tarfile.open(path, mode) as archive:
-        for name, content in members:
-            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return str(path)
 
 
 def test_class_folders(tmp_path):
@@ -173,7 +129,6 @@ def test_archives_of_class_folders(tmp_path, ending, mode):
     assert same(open_source("auto", f"{path}[-2:]", "train"), COLOURS[1::-1], ["cat", "cat"])
 
 
-GOOD = encoded(COLOURS[0])
 # What is wrong -> the files, and the message.
 BAD_CLASSES = {
     "empty": ({}, r"train: no images for train \(.jpg, .jpeg, .png, .bmp, ...\)"),
@@ -243,15 +198,15 @@ def test_an_archive_that_is_cut_off_is_refused_or_whole(tmp_path, ending, step):
     path = tmp_path / f"a.{ending}"
     write_tar(path, members, "w" + ending.removeprefix("tar").replace(".", ":"))
     content = path.read_bytes()
-    read = 0
-    for end in range(0, len(content), step):
+    whole = 0
+    for end in (*range(0, len(content), step), len(content)):
         path.write_bytes(content[:end])
         try:
-            assert len(open_source("auto", str(path), "train")) == 6
-            read += 1
+            assert len(read(open_source("auto", str(path), "train"))) == 6
+            whole += 1
         except UserError as error:
-            assert (not read and str(path) in str(error)) or f"{path.name}: " in str(error)
-    assert read
+            assert not whole and str(path) in str(error)
+    assert whole
 
 
 def test_a_damaged_head_and_other_files_are_no_archives(tmp_path):
@@ -263,15 +218,26 @@ def test_a_damaged_head_and_other_files_are_no_archives(tmp_path):
         refused("auto", str(path), "train", match="a.tar: is not a whole tar archive .*; fetch it again")
 
 
-def test_what_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+def test_what_would_fill_the_memory_or_the_disk_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
     folder = write_tree(tmp_path / "train")
-    path = write_tar(tmp_path / "a.tar", [("cat/1.png", encoded(COLOURS[0])), ("cat/2.txt", bytes(500))])
+    members = [("cat/1.png", encoded(COLOURS[0])), ("cat/2.txt", bytes(500))]
+    path, packed = write_tar(tmp_path / "a.tar", members), write_tar(tmp_path / "b.tar.gz", members, "w:gz")
     monkeypatch.setattr(images, "MOST_FILE", 499)
-    refused("auto", path, "train", match="a.tar: cat/2.txt: unpacks to more than 499 bytes")
-    monkeypatch.setattr(images, "MOST_BYTES", 150)
-    refused("auto", folder, "train", match="train: dog/1.png: the images up to here fill 150 bytes")
+    refused("auto", path, "train", match="a.tar: cat/2.txt: takes more than 499 bytes; take it out")
+    monkeypatch.setattr(images, "MOST_BYTES", 9999)
+    refused("auto", packed, "train", match="b.tar.gz: unpacks to more than 9,999 bytes; if you trust it, unpack it yourself")
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     monkeypatch.setattr(pixels, "MOST_PIXELS", 19)
     refused("auto", folder, "train", match="train: cat/10.png: 5 x 4 pixels are more than 19; scale it down")
+
+
+def test_an_archive_with_more_behind_its_end_or_another_ending(tmp_path):
+    path = Path(write_tar(tmp_path / "a.tar", [("cat/1.png", GOOD)]))
+    path.write_bytes(path.read_bytes() * 2)
+    refused("auto", str(path), "train", match="a.tar: has more behind its end; were archives put into one file")
+    path = write_tar(tmp_path / "b.tar", [("cat/1.png", GOOD)], "w:gz")
+    refused("class_folders", path, "train", match=r"b.tar: is not a whole tar archive .*; it seems to be packed, .* lack .gz$")
 
 
 def test_digits():
@@ -295,5 +261,5 @@ def test_mnist(shared_data):
 @pytest.mark.full
 def test_cifar(shared_data):
     source = open_source("auto", str(shared_data / "img_cifar10_jpeg" / "test_10k.tar.xz"), "test")
-    assert len(source) == 10_000 and np.unique(source.labels, return_counts=True)[1].tolist() == [1000] * 10
+    assert len(source) == 10_000 and sorted(Counter(map(source.label, range(10_000))).values()) == [1000] * 10
     assert source[0]["image"].shape == (32, 32, 3)

@@ -146,4 +146,4 @@ def test_no_archive_that_is_cut_off_is_read(tmp_path):
 def test_archives_of_images_with_a_readme_are_not_taken_for_texts(tmp_path):
     path = write(tmp_path / "a.tar", [("readme.txt", "x"), ("cat/1.png", "x")])
     with pytest.raises(UserError, match="a.tar: cat/1.png: .*image"):
-        opened(path)
+        opened(path)[0]
