@@ -7,7 +7,7 @@
 reads any file of SQuAD's format, 1.1 or 2.0, or jsonl with its columns. One file is split by article (`data.hold_out_by`): of
 the 48 of the development set, 38 (8,723 questions) train and 10 (1,847) validate. Its 8 k questions are a tenth of SQuAD and
 random weights know no English, so the score stays far from that of a pretrained BERT (88.5 F1 after the whole training set).
-Not measured yet.
+After 2 of the 6 epochs (`--config.train.epochs=2`): exact match 2.5, F1 10.0 (seed 0), in 10 CPU minutes on two shared cores.
 
 Arguments: `:pretrain` is the same model's masked language modelling on whatever text `data.files.train` names, as the books and
 WikiText of `../shared/data`, to begin from with `--config.init.from=RUN`. `:bert` fine-tunes a published one, named by

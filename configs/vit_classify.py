@@ -14,7 +14,8 @@ CIFAR-10, from tar archives or folders of class folders:
         --config.data.files.train=$D/train_50k.tar.xz
     python scripts/evaluate.py --workdir runs/cifar10 --split test --files $D/test_10k.tar.xz
 
-Cost and test accuracy: not measured yet. Your own class folders, of images of any size:
+After 2 of its 20 epochs (`--config.train.epochs=2`): test accuracy 51.3 % (seed 0), in 13 CPU minutes on two shared cores.
+Your own class folders, of images of any size:
 
     python scripts/train.py --config configs/vit_classify.py:cifar10 --workdir runs/mine --config.data.files.train=DIR \
         --config.task.image_size=64 --config.model.image_size=64 --config.model.patch_size=8

@@ -4,12 +4,14 @@
     python tests/parity/table.py
 
 Every class of a family is drawn anew three times, in random sizes, with every weight, bias and norm scale at order 0.3, and
-once as the reference initialises it; inputs have padding at both ends and holes. fp32 on a CPU.
+once as the reference initialises it; inputs have padding at both ends and holes. fp32 on a CPU. As in the tests, draws in which
+rounding takes the reference more than a quarter of 1e-4 away from itself in fp64 are left out.
 """
 
 # ruff: noqa: E402 (run as a file, it has to find the checkout first)
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from collections import defaultdict
@@ -28,7 +30,7 @@ from parity import test_decoders, test_encoders, test_t5, test_transformer, test
 
 import fmjax
 
-SEEDS = (1, 2, 3)
+DRAWS, BOUND = 3, 1e-4
 COLUMNS = {
     "hidden": "hidden states", "encoder_hidden": "encoder's", "pooled": "pooled", "mlm": "MLM logits", "lm": "LM logits",
     "nsp": "NSP", "classify": "classes", "tag": "tags", "span": "spans", "choice": "choices", "rtd": "replaced",
@@ -37,9 +39,10 @@ COLUMNS = {
 Pair = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  # inputs and outputs
 
 
-def text(outputs: Callable[..., Any], inputs: Callable[..., Any], reference: Any, seed: int) -> Pair:
+def text(outputs: Callable[..., Any], inputs: Callable[..., Any], reference: Any, seed: int) -> Pair | None:
+    """Returns None of a draw that is left out."""
     arrays = inputs(reference, seed)
-    return arrays, outputs(reference, arrays)
+    return None if make.rounding(reference, arrays, outputs) > BOUND / 4 else (arrays, outputs(reference, arrays))
 
 
 def images(reference: Any, seed: int) -> Pair:
@@ -49,7 +52,7 @@ def images(reference: Any, seed: int) -> Pair:
     return inputs, arrays
 
 
-def cases() -> Iterator[tuple[str, Callable[..., Any], Callable[[int], dict[str, Any]], Callable[..., Pair]]]:
+def cases() -> Iterator[tuple[str, Callable[..., Any], Callable[[int], dict[str, Any]], Callable[..., Any]]]:
     """Yields a class, what draws a reference, its settings by seed, and what gives inputs and the reference's outputs."""
     for name in test_encoders.CLASSES:
         outputs = partial(make.outputs, body=not name.endswith("MultipleChoice"))
@@ -69,12 +72,12 @@ def cases() -> Iterator[tuple[str, Callable[..., Any], Callable[[int], dict[str,
         yield name, make.reference, partial(test_vit.varied, name), images
 
 
-def errors(reference: Any, compared: Callable[..., Pair], seed: int) -> Iterator[tuple[str, str, float]]:
+def errors(reference: Any, pair: Pair) -> Iterator[tuple[str, str, float]]:
     """Yields the family, the output by our name, and its error, for each output of one model."""
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
         model = fmjax.load(folder)
-        inputs, outputs = compared(reference, seed)
+        inputs, outputs = pair
         found = model.apply(**inputs)
     names = model.family.ARCHITECTURES[type(reference).__name__]
     own = {"last_hidden_state": "hidden", "encoder_last_hidden_state": "encoder_hidden", "pooler_output": "pooled"}
@@ -89,11 +92,14 @@ def main() -> None:
     """Compares every class, and prints the table in Markdown."""
     worst: dict[str, dict[str, float]] = defaultdict(dict)
     for name, reference, settings, compared in cases():
-        drawn = [(reference(name, settings(seed), seed), seed) for seed in SEEDS]
-        drawn.append((reference(name, settings(4), 4, scale=0.0), 4))
+        models = (reference(name, settings(seed), seed) for seed in itertools.count(1))
+        pairs = ((model, compared(model, seed)) for seed, model in enumerate(models, start=1))
+        drawn = list(itertools.islice((found for found in pairs if found[1]), DRAWS))
+        usual = reference(name, settings(4), 4, scale=0.0)
+        drawn.append((usual, compared(usual, 4)))
         with jax.disable_jit():
-            for model, seed in drawn:
-                for family, kind, error in errors(model, compared, seed):
+            for model, pair in drawn:
+                for family, kind, error in errors(model, pair):
                     worst[family][kind] = max(error, worst[family].get(kind, 0.0))
         print(name, file=sys.stderr)
     kinds = [kind for kind in COLUMNS if any(kind in row for row in worst.values())]
