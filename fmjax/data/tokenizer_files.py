@@ -19,6 +19,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from fmjax.data import marian, tiktokens
 from fmjax.data.marian import MarianPieces
 from fmjax.data.sentencepieces import MODEL, SPACE, SentencePieces, bert_template, read_model
+from fmjax.data.words import Words, fits
 from fmjax.errors import UserError
 
 Settings = dict[str, Any]
@@ -51,14 +52,18 @@ class Pieces:
         self.tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
         for token, number in vocabulary.items():
             self.tokens[number] = token
+        separator = fits(tokenizer)
+        self.words = Words(tokenizer, separator) if separator else None
 
     @property
     def content(self) -> bytes:
         """What makes the ids: all of tokenizer.json."""
         return json.dumps(json.loads(self.tokenizer.to_str()), sort_keys=True).encode()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
         """Returns the ids of each text."""
+        if self.words is not None:
+            return self.words.encode_batch(texts)
         return [row.ids for row in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

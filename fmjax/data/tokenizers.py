@@ -98,8 +98,19 @@ class Tokenizer:
     @property
     def opening(self) -> np.ndarray:
         """The special tokens, int32, that `assemble` puts before a text."""
-        first = self._layout(pair=False)[0]
-        return np.array(first.ids, np.int32)
+        return self._around[0]
+
+    @property
+    def closing(self) -> np.ndarray:
+        """The special tokens, int32, that `assemble` puts behind a text."""
+        return self._around[1]
+
+    @functools.cached_property
+    def _around(self) -> tuple[np.ndarray, np.ndarray]:
+        parts = self._layout(pair=False)
+        at = [part.text for part in parts].index(0)
+        before, after = ([number for part in side for number in part.ids] for side in (parts[:at], parts[at:]))
+        return np.array(before, np.int32), np.array(after, np.int32)
 
     def _role(self, role: str) -> int:
         if role not in self.roles:
@@ -124,7 +135,9 @@ class Tokenizer:
         encode = self.pieces.encode_targets if isinstance(self.pieces, MarianPieces) else self.pieces.encode_batch
         return self._encode_batch(encode, texts)
 
-    def _encode_batch(self, encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str]) -> list[np.ndarray]:
+    def _encode_batch(
+        self, encode: Callable[[Sequence[str]], Sequence[Sequence[int] | np.ndarray]], texts: Sequence[str]
+    ) -> list[np.ndarray]:
         try:
             return [np.array(ids, np.int32) for ids in encode(texts)]
         except (TypeError, UnicodeEncodeError):

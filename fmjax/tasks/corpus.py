@@ -14,6 +14,8 @@ from fmjax.data.sources import Source
 from fmjax.data.tokenizers import Tokenizer
 from fmjax.errors import UserError
 
+NOTHING = np.zeros(0, np.int32)
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -139,16 +141,19 @@ def side_by_side(tokens: np.ndarray, pieces: np.ndarray) -> dict[str, np.ndarray
     return {"tokens": np.concatenate(parts), "begins": np.cumsum([part.size for part in parts])[:-1]}
 
 
-def packed_row(pieces: Sequence[np.ndarray], length: int, fill_id: int) -> dict[str, np.ndarray]:
-    """Returns pieces side by side: `input_ids`, `segment_ids` (1, 2, ...; 0 is padding) and `position_ids` [length], which
-    start again at every piece."""
+def packed_row(
+    pieces: Sequence[np.ndarray], length: int, fill_id: int, before: np.ndarray = NOTHING, after: np.ndarray = NOTHING
+) -> dict[str, np.ndarray]:
+    """Returns pieces side by side, each between special tokens: `input_ids`, `segment_ids` (1, 2, ...; 0 is padding) and
+    `position_ids` [length], which start again at every piece."""
     row = {name: np.zeros(length, np.int32) for name in ("input_ids", "segment_ids", "position_ids")}
-    row["input_ids"][:] = fill_id
-    at = 0
-    for number, piece in enumerate(pieces, start=1):
-        span = slice(at, at + piece.size)
-        row["input_ids"][span], row["segment_ids"][span], row["position_ids"][span] = piece, number, np.arange(piece.size)
-        at += piece.size
+    sizes = np.array([piece.size for piece in pieces]) + (before.size + after.size)
+    ends = np.cumsum(sizes)
+    used = int(ends[-1])
+    row["input_ids"][:used] = np.concatenate([part for piece in pieces for part in (before, piece, after)])
+    row["input_ids"][used:] = fill_id
+    row["segment_ids"][:used] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+    row["position_ids"][:used] = np.arange(used) - np.repeat(ends - sizes, sizes)
     return row
 
 

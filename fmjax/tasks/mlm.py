@@ -169,9 +169,10 @@ class Rows:
 
     def __init__(self, corpus: Corpus, masker: Masker, tokenizer: Tokenizer, max_length: int):
         self.corpus, self.masker, self.tokenizer, self.max_length = corpus, masker, tokenizer, max_length
-        empty = tokenizer.assemble(np.zeros(0, np.int32))[0]
-        self.pieces = corpus.pieces(max_length - empty.size)
-        self.plan = pack(self.pieces[:, 1] - self.pieces[:, 0] + empty.size, max_length)
+        self.before, self.after = tokenizer.opening, tokenizer.closing
+        special = self.before.size + self.after.size
+        self.pieces = corpus.pieces(max_length - special)
+        self.plan = pack(self.pieces[:, 1] - self.pieces[:, 0] + special, max_length)
         self.fill = {"input_ids": self.plan.fill[0]}
 
     def __len__(self) -> int:
@@ -179,9 +180,8 @@ class Rows:
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `segment_ids`, `position_ids` [L], before masking."""
-        pieces = self.pieces[self.plan.pieces(index)]
-        assembled = [self.tokenizer.assemble(self.corpus.tokens[begin:end])[0] for begin, end in pieces]
-        return packed_row(assembled, self.max_length, self.tokenizer.pad_id)
+        pieces = [self.corpus.tokens[begin:end] for begin, end in self.pieces[self.plan.pieces(index)].tolist()]
+        return packed_row(pieces, self.max_length, self.tokenizer.pad_id, self.before, self.after)
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         return example | self.masker(example["input_ids"], rng)
