@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from run_results import equal, records
 
 from scripts import evaluate
 
@@ -22,12 +23,6 @@ def mixture(data: Path, **changes) -> tuple[str, ...]:
     sources = {"news": {"files": str(data / "train.txt"), "weight": 3}, "tales": {"files": held, "weight": 1, "epochs": 9}}
     sources = {name: own | changes.get(name, {}) for name, own in sources.items()}
     return ("data.files={}", f"data.mixture={json.dumps(sources)}", 'data.curriculum={"3": {"news": 1}}', "data.hold_out=0.1")
-
-
-def records(workdir: Path) -> list[dict]:
-    timed = ("tokens_per_second", "mfu", "data_wait")
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +90,31 @@ def test_a_mixture_that_changed_is_refused(mixed, refused, tmp_path):
     assert f"train: news: train.txt: {size:,} bytes, sha256 " in message and f" -> {size + 25:,} bytes, sha256 " in message
     too_long = refused(tmp_path / "new", *mixture(mixed, news={"epochs": 1}), "train.steps=900")
     assert "data.mixture is used up after " in too_long and "900 steps of 16 need 14,400" in too_long
+
+
+def test_a_run_in_length_buckets(data, run, tmp_path):
+    """Goes on to the same bits with a worker process, and is judged as without buckets."""
+    rows = [line.split(",") for line in (data / "train.csv").read_text().splitlines()[1:]]
+    file = tmp_path / "texts.jsonl"
+    made = [{"text": " ".join([text] * (1 + number % 3)), "label": label} for number, (text, label) in enumerate(rows)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in made))
+    files = (f"data.files.train={file}", f"data.files.validation={file}", "train.eval_every=3", "checkpoint.every=3")
+    files = (*files, "data.vocab_size=200", "data.max_length=20")  # each word is a token
+    buckets = (*files, "data.buckets=8,14,16")
+    assert run(tmp_path / "whole", *buckets, "train.steps=6", arg="classify") == 0
+    assert run(tmp_path / "parts", *buckets, "train.steps=3", arg="classify") == 0
+    assert run(tmp_path / "parts", *buckets, "train.steps=6", "data.workers=1", arg="classify") == 0
+    equal(tmp_path / "parts", tmp_path / "whole")
+    # Texts are 8, 14 and 20 tokens long, [CLS] and [SEP] included; the longest get a bucket beyond those named.
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["data"]["buckets"] == [8, 14, 16, 20]
+    assert 0.85 < json.loads((tmp_path / "whole" / "provenance.json").read_text())["fill"]["input_ids"] < 1
+    still = (*files, "optim.learning_rate=0.0", "train.steps=3")
+    judged = []
+    for name, words in (("plain", still), ("buckets", (*still, "data.buckets=auto"))):
+        assert run(tmp_path / name, *words, arg="classify") == 0
+        last = records(tmp_path / name)[-1]
+        judged.append({key: value for key, value in last.items() if key.startswith("eval/")})
+    assert judged[0] == pytest.approx(judged[1], abs=1e-6) and "eval/validation/accuracy" in judged[0]
 
 
 def test_bad_records_end_a_run_or_are_left_out_and_counted(data, run, refused, capsys, tmp_path):

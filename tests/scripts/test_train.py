@@ -10,16 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
+from run_results import RATES, equal, items, records
 
-from fmjax import pytree
 from fmjax.train.checkpoint import CheckpointReader
 from scripts import convert
 
 FULL = ("optim.ema=0.9", "train.accumulate=2", "train.eval_every=4", "optim.clip_norm=1.0")
-RATES = ("tokens_per_second", "mfu", "data_wait")
 
 # Sends itself a signal when the batch of a step has been read; a kill waits for the checkpoint before it.
 DRIVER = """
@@ -43,35 +40,6 @@ loop.TrainBatches.__next__ = next_batch
 sys.exit(train.main(sys.argv[1:]))
 """
 KILL, TERM, INT, STOP = 9, 15, 2, 19
-
-
-def records(workdir: Path) -> list[dict[str, Any]]:
-    """Returns what metrics.jsonl says, without what depends on the time."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in RATES} for line in lines]
-
-
-def items(workdir: Path, step: int | None = None) -> dict[str, np.ndarray]:
-    """Returns all arrays of a run's newest checkpoint."""
-    reader = CheckpointReader(workdir / "checkpoints")
-    step = reader.latest() if step is None else step
-    stored = json.loads((workdir / "checkpoints" / str(step) / "manifest.json").read_text())["items"]
-    abstract = {item: pytree.unnames({name: shape(leaves[name]) for name in leaves}) for item, leaves in stored.items()}
-    return {name: np.asarray(leaf) for name, leaf in pytree.names(reader.restore(step, abstract)).items()}
-
-
-def shape(text: str) -> jax.ShapeDtypeStruct:
-    dtype, _, sizes = text.rstrip("]").partition("[")
-    return jax.ShapeDtypeStruct(tuple(int(size) for size in sizes.split(",") if size), dtype)
-
-
-def equal(one: Path, other: Path) -> None:
-    """Checks that two runs ended alike, to the bit, and have the same history."""
-    ours, theirs = items(one), items(other)
-    assert list(ours) == list(theirs) and any("opt_state" in name for name in ours)
-    for name in ours:
-        assert ours[name].tobytes() == theirs[name].tobytes(), name
-    assert records(one) == records(other)
 
 
 @pytest.fixture(scope="module")
