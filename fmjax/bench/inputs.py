@@ -3,12 +3,16 @@
 The peer (`peer_inputs.py`) does what run_mlm.py does: a fast tokenizer on batches of texts, texts joined and cut into rows of
 512, DataCollatorForLanguageModeling. What holds them is `datasets` where that is installed, else plain lists, and it is named so.
 Both sides read the same file with the same tokenizer, timed over preparing (tokenising, cutting) and feeding (batches) apart.
+Then BERT is trained from the file as a user would, and what its run says of waiting for data is shown.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +26,7 @@ from fmjax.data.sources import open_source
 from fmjax.data.tokenizers import load_tokenizer, train_tokenizer
 
 ROWS, LENGTH, BATCHES, BAR = 8, 512, 200, 1.5
+STEPS, WAITING = 12, 0.02  # of training, and the greatest share of their time that may be waited for data
 VOCABULARY = 8000
 
 
@@ -66,7 +71,29 @@ def measure(options: Options) -> dict[str, Any]:
                     for side in (own, other, other, own):
                         answer = side.ask("inputs", **job)
                         runs.setdefault(answer.pop("name", side.name), []).append(answer)
-    return {"sides": {name: rates(made) for name, made in runs.items()}, "runs": runs, "bar": BAR, "machine": machine(options)}
+    result = {"sides": {name: rates(made) for name, made in runs.items()}, "runs": runs, "length": job["length"], "bar": BAR}
+    return result | {"training": train(folder, options), "machine": machine(options)}
+
+
+def train(folder: Path, options: Options) -> dict[str, float]:
+    """Trains BERT (4 layers, 256 wide) from the texts in a folder, by scripts/train.py; returns what the last step's record says:
+    the seconds of a step, and which share of them was waited for data."""
+    workdir, length = folder / "run", 64 if options.tiny else LENGTH
+    shutil.rmtree(workdir, ignore_errors=True)
+    settings = {
+        "data.files.train": folder / "texts.jsonl", "data.tokenizer": folder / "tokenizer", "data.batch_size": ROWS,
+        "data.max_length": length, "train.steps": STEPS, "train.log_every": STEPS, "train.eval_every": 0,
+        "model.size": "tiny" if options.tiny else "mini", "train.dropout_rng": "hash",
+    }  # fmt: skip
+    command = [sys.executable, str(timing.ROOT / "scripts" / "train.py"), "--config", str(timing.ROOT / "configs" / "bert_mlm.py")]
+    command += ["--workdir", str(workdir), *(f"--config.{name}={value}" for name, value in settings.items())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise timing.SideError(f"training from {folder} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "data_wait" in line][-1]
+    filled = json.loads((workdir / "provenance.json").read_text())["fill"]["input_ids"]
+    return {"step_seconds": filled * ROWS * length / last["tokens_per_second"], "data_wait": last["data_wait"]}
 
 
 def rates(runs: list[dict[str, Any]]) -> dict[str, float]:
@@ -87,7 +114,14 @@ def table(result: Mapping[str, Any]) -> str:
     for part, label in (("prepare", "tokenise and cut"), ("feed", "mask and batch"), ("epoch", "both, first epoch")):
         cells = [f"{sides[name][part]:,.0f}" for name in sides]
         rows.append((label, *cells, *(f"{sides['fmjax'][part] / sides[name][part]:.2f}" for name in others)))
+    each = [f"{sides[name]['feed'] / result['length']:,.0f}" for name in sides]
+    rows.append(("rows a second", *each, *("" for _ in others)))
     said = f"bar: >= {result['bar']} of `datasets` + fast tokenizer + DataCollatorForLanguageModeling"
     if not any("datasets" in name and "without" not in name for name in others):
         said += "; `datasets` is not installed here, so against it this is not measured (pip install datasets)"
+    run = result["training"]
+    said += (
+        f"\ntraining BERT of 4 layers, 256 wide, a step of {1e3 * run['step_seconds']:.0f} ms: {run['data_wait']:.2%} of the time "
+        f"waited for data (bar, of steps over 100 ms: < {WAITING:.0%})"
+    )
     return markdown(head, rows) + f"\n{said}"

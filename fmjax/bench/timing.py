@@ -25,8 +25,8 @@ PEER_ABSENT = (
 )
 
 
-class SideError(Exception):
-    """A side could not do what it was told."""
+class SideError(UserError):
+    """A side could not do what it was told; its message names the log."""
 
 
 class Side:
