@@ -85,8 +85,9 @@ def train(folder: Path, options: Options) -> dict[str, float]:
         "data.max_length": length, "train.steps": STEPS, "train.log_every": STEPS, "train.eval_every": 0,
         "model.size": "tiny" if options.tiny else "mini", "train.dropout_rng": "hash",
     }  # fmt: skip
-    command = [sys.executable, str(timing.ROOT / "scripts" / "train.py"), "--config", str(timing.ROOT / "configs" / "bert_mlm.py")]
-    command += ["--workdir", str(workdir), *(f"--config.{name}={value}" for name, value in settings.items())]
+    script, config = timing.ROOT / "scripts" / "train.py", timing.ROOT / "configs" / "bert_mlm.py"
+    command = [sys.executable, str(script), "--config", str(config), "--workdir", str(workdir)]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise timing.SideError(f"training from {folder} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
@@ -121,7 +122,7 @@ def table(result: Mapping[str, Any]) -> str:
         said += "; `datasets` is not installed here, so against it this is not measured (pip install datasets)"
     run = result["training"]
     said += (
-        f"\ntraining BERT of 4 layers, 256 wide, a step of {1e3 * run['step_seconds']:.0f} ms: {run['data_wait']:.2%} of the time "
-        f"waited for data (bar, of steps over 100 ms: < {WAITING:.0%})"
+        f"\ntraining BERT of 4 layers, 256 wide, a step of {1e3 * run['step_seconds']:.0f} ms: {run['data_wait']:.2%} of the "
+        f"time waited for data (bar, of steps over 100 ms: < {WAITING:.0%})"
     )
     return markdown(head, rows) + f"\n{said}"
