@@ -15,7 +15,7 @@ from fmjax.errors import UserError
 from fmjax.layers.attention import Attention, Context, CrossAttention, attend, key_mask, segment_mask
 from fmjax.layers.blocks import PostNorm, stack
 from fmjax.layers.heads import ClassifyMean, MaskedLm
-from fmjax.layers.linear import Dense, embedding, normal
+from fmjax.layers.linear import Dense, embedding, normal, product
 from fmjax.layers.mlp import ACTIVATIONS, Mlp, activation, gelu
 from fmjax.layers.norm import LayerNorm
 
@@ -320,3 +320,19 @@ def test_embedding_rows_are_looked_up_and_named():
     assert table.names == ("vocab", "embed") and table.value.shape == (5, 3)
     found = layer.apply({"params": {"embedding": table.value}}, jnp.array([[4, 0]]))
     np.testing.assert_array_equal(found, table.value[np.array([[4, 0]])])
+
+
+@pytest.mark.parametrize(("rows", "turned"), [(1024, False), (1100, True)])
+def test_gradients_of_a_product(rows, turned):
+    """They are those of `@`; a great x is turned first on a CPU, and nowhere else."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = [(rows, 256), (256, 8), (rows, 8)]
+    x, kernel, weights = (jax.random.normal(key, shape) / 16 for key, shape in zip(keys, shapes, strict=True))
+    gradients = jax.grad(lambda function, x, kernel: (function(x, kernel) * weights).sum(), argnums=(1, 2))
+    own, plain = (gradients(function, x, kernel) for function in (product, jnp.matmul))
+    for ours, theirs in zip(own, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+    traced = jax.jit(gradients, static_argnums=0).trace(product, x, kernel)
+    assert ("optimization_barrier" in traced.lower(lowering_platforms=("cpu",)).as_text()) is turned
+    for platform in ("tpu", "cuda"):
+        assert "optimization_barrier" not in traced.lower(lowering_platforms=(platform,)).as_text()
