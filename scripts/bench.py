@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add("--json", action="store_true", help="print one JSON object instead of tables")
     flags.add("--profile", type=Path, help="a folder for traces of fmjax's steps, for TensorBoard or Perfetto")
     flags.add("--threads", type=int, default=0, help="cores of each side (0: all)")
-    flags.add("--rounds", type=int, default=2, help="of A B B A")
+    flags.add("--rounds", type=int, default=1, help="of A B B A; more of them for a narrower range")
     flags.add("--seconds", type=float, default=1.0, help="of one run, about")
     flags.add("--device", choices=("cpu", "gpu"), help="where to measure (what JAX finds)")
     flags.add("--peer_python", help="the Python that has torch and transformers (this one)")

@@ -14,7 +14,7 @@ import pytest
 from fmjax.errors import UserError
 from fmjax.layers.attention import Attention, Context, CrossAttention, attend, key_mask, segment_mask
 from fmjax.layers.blocks import PostNorm, stack
-from fmjax.layers.heads import ClassifyMean, MaskedLm
+from fmjax.layers.heads import FEW, ClassifyMean, MaskedLm, scores
 from fmjax.layers.linear import Dense, embedding, normal, product
 from fmjax.layers.mlp import ACTIVATIONS, Mlp, activation, gelu
 from fmjax.layers.norm import LayerNorm
@@ -336,3 +336,17 @@ def test_gradients_of_a_product(rows, turned):
     assert ("optimization_barrier" in traced.lower(lowering_platforms=("cpu",)).as_text()) is turned
     for platform in ("tpu", "cuda"):
         assert "optimization_barrier" not in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("rows", [1, FEW[0], FEW[-1], FEW[-1] + 1])
+def test_scores_over_a_vocabulary(rows):
+    """They and their gradients are those of x @ table.T; few rows are taken the other way round on a CPU, and nowhere else."""
+    keys = jax.random.split(KEY)
+    x, table = (jax.random.normal(key, (count, 16)) / 4 for key, count in zip(keys, (rows, 40), strict=True))
+    np.testing.assert_allclose(scores(x, table), x @ table.T, rtol=0, atol=1e-6)
+    own, plain = (jax.grad(lambda x, t, f=f: (f(x, t) ** 2).sum(), (0, 1))(x, table) for f in (scores, lambda x, t: x @ t.T))
+    for ours, theirs in zip(own, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    traced = jax.jit(scores).trace(x, table)
+    assert ("optimization_barrier" in traced.lower(lowering_platforms=("cpu",)).as_text()) is (rows in FEW)
+    assert "optimization_barrier" not in traced.lower(lowering_platforms=("tpu",)).as_text()
