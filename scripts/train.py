@@ -18,6 +18,7 @@ from fmjax.train.loop import train
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__, config=True)
     flags.add("--workdir", type=Path, required=True, help="the run directory: new, or that of a run to continue")
+    flags.add("--profile", type=Path, help="a folder for a trace of steps 6 to 10, for TensorBoard or Perfetto")
     hosts.add_flags(flags)
     return commandline.run(flags, start, argv)
 
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 def start(args) -> None:
     """Joins the other hosts, if there are any, and trains."""
     hosts.join_if_asked(args)
-    train(commandline.load(args), args.workdir)
+    train(commandline.load(args), args.workdir, profile=args.profile)
 
 
 if __name__ == "__main__":

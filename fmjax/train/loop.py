@@ -30,14 +30,16 @@ from fmjax.train.examples import PARTS
 from fmjax.train.experiment import Config, Experiment, prepare
 from fmjax.train.logs import EVALUATION, Bar, MetricsLog, read_metrics, say
 from fmjax.train.mixed import judged
+from fmjax.train.profile import Profile
 from fmjax.train.report import write_report
 from fmjax.train.state import TrainState
 from fmjax.train.step import make_step
 from fmjax.train.throughput import Clock, Cost, count_read
 
 
-def train(given: Config, workdir: Path, title: str = "train") -> dict[str, float]:
-    """Runs a config in a run directory, or continues it; returns the last evaluation's metrics.
+def train(given: Config, workdir: Path, title: str = "train", profile: Path | None = None) -> dict[str, float]:
+    """Runs a config in a run directory, or continues it; returns the last evaluation's metrics. A few steps are traced into
+    the folder `profile`, if there is one.
 
     Raises UserError if the config or the data do not fit, Interrupted if a signal ended the run after its state was
     saved.
@@ -54,7 +56,7 @@ def train(given: Config, workdir: Path, title: str = "train") -> dict[str, float
             # Last, as the config makes the folder a run; at a restart it takes up what may change.
             write_config(workdir, experiment.config, given)
         with jax.set_mesh(experiment.mesh), nn.logical_axis_rules(in_force(experiment.rules, experiment.mesh)):
-            return Run(experiment, title).run()
+            return Run(experiment, title, profile).run()
 
 
 def digest(fact: Any) -> str:
@@ -89,8 +91,8 @@ class Signals:
 class Run:
     """One process's part in a run: what stands still around the state that moves."""
 
-    def __init__(self, experiment: Experiment, title: str):
-        self.experiment, self.title = experiment, title
+    def __init__(self, experiment: Experiment, title: str, profile: Path | None = None):
+        self.experiment, self.title, self.profile = experiment, title, profile
         config = experiment.config
         self.every = {name: int(config["train"].get(f"{name}_every", 0)) for name in ("log", "eval")}
         self.every["checkpoint"] = int(config["checkpoint"]["every"])
@@ -160,11 +162,12 @@ class Run:
     def steps(self, state: TrainState, start: int, batches: TrainBatches, signals: Signals) -> None:
         """Takes the steps. Metrics are read one step late, so that the device never waits for the host."""
         last: tuple[int, Cost, Any] | None = None  # a step's number, its cost, and its metrics
-        saved = start
+        saved, profile = start, Profile(self.profile, start)
         for number in range(start + 1, self.experiment.steps + 1):
             if self.out_of_patience():
                 self.bar.note(f"early stopping at step {number - 1}: no better {self.stopping.metric} in {self.patience}")
                 break
+            profile.before(number)
             with self.clock.waiting(last[2] if last else {}):
                 batch = next(batches)
             cost, compiled = self.cost(batch)
@@ -179,6 +182,9 @@ class Run:
             if number == start + 1:  # which starts the clock
                 self.observe(*last)
                 last = None
+            if profile.due(number):
+                with self.clock.paused():
+                    profile.end(number, metrics)
 
             final = number == self.experiment.steps
             improved = False
@@ -199,6 +205,7 @@ class Run:
                 self.checkpoints.wait()
                 name = signal.Signals(caught).name
                 raise Interrupted(f"{name}: saved step {number}; the same command continues from there")
+        profile.close(int(state.step))
         if saved < int(state.step):
             self.save(state, int(state.step), batches)
 

@@ -14,7 +14,7 @@ import pytest
 from run_results import RATES, equal, items, records
 
 from fmjax.train.checkpoint import CheckpointReader
-from scripts import convert
+from scripts import convert, train
 
 FULL = ("optim.ema=0.9", "train.accumulate=2", "train.eval_every=4", "optim.clip_norm=1.0")
 
@@ -45,8 +45,6 @@ KILL, TERM, INT, STOP = 9, 15, 2, 19
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten steps without a break, with dropout, accumulation and a moving average."""
-    from scripts import train
-
     workdir = tmp_path_factory.mktemp("whole") / "run"
     words = ["--config", f"{data / 'config.py'}:dropout", "--workdir", str(workdir)]
     assert train.main([*words, *(f"--config.{override}" for override in FULL)]) == 0
@@ -80,6 +78,20 @@ def test_a_stopped_run_continues_to_the_same_bits(number, step, code, resumes, s
     assert run(workdir, *FULL, arg="dropout") == 0
     equal(workdir, whole)
     assert len(json.loads((workdir / "provenance.json").read_text())["starts"]) == 2
+
+
+def test_a_trace_of_a_few_steps(data, whole, tmp_path, capsys):
+    """The run is the same with it; one that ends before says so."""
+    words = ["--config", f"{data / 'config.py'}:dropout", *(f"--config.{override}" for override in FULL)]
+    words += ["--profile", str(tmp_path / "traces")]
+    assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 0
+    assert f"profile: steps 6 to 10 are in {tmp_path / 'traces'}" in capsys.readouterr().err
+    assert list((tmp_path / "traces").rglob("*.xplane.pb")) and list((tmp_path / "traces").rglob("perfetto_trace.json.gz"))
+    equal(tmp_path / "run", whole)
+    assert train.main([*words, "--workdir", str(tmp_path / "short"), "--config.train.steps=7"]) == 0
+    assert "profile: steps 6 to 7 are in" in capsys.readouterr().err
+    assert train.main([*words, "--workdir", str(tmp_path / "shorter"), "--config.train.steps=2"]) == 0
+    assert "profile: nothing was traced, as no step after number 5 was taken" in capsys.readouterr().err
 
 
 def test_a_run_killed_before_its_config_was_written_begins_again(run, refused, tmp_path):
