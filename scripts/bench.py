@@ -1,6 +1,6 @@
 """Measures fmjax side by side with what a user would pick instead: transformers and torch, at their best setting.
 
-    python scripts/bench.py                          # the whole table, in 19 minutes on two cores
+    python scripts/bench.py                          # the whole table
     python scripts/bench.py bert_train t5_greedy     # some rows of it; --list names them all
     python scripts/bench.py growth                   # step time and memory over sizes: a table and bench/growth.svg
     python scripts/bench.py bert_mlm --profile TRACES --no_peer

@@ -203,6 +203,7 @@ class Run:
                 saved = number
             if caught and not final:
                 self.checkpoints.wait()
+                profile.close(number)
                 name = signal.Signals(caught).name
                 raise Interrupted(f"{name}: saved step {number}; the same command continues from there")
         profile.close(int(state.step))

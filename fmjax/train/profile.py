@@ -7,15 +7,18 @@ from typing import Any
 
 import jax
 
+from fmjax.errors import UserError
 from fmjax.train.logs import say
 
 SKIPPED, TRACED = 5, 5  # steps, of a start: the first ones compile, and fill what reads ahead
 
 
 class Profile:
-    """Traces steps 6 to 10 of a start into a folder; does nothing without one."""
+    """Traces steps 6 to 10 of a start into a folder; does nothing without one. Raises UserError if that is no folder."""
 
     def __init__(self, folder: Path | None, start: int):
+        if folder and folder.exists() and not folder.is_dir():
+            raise UserError(f"--profile={folder}: is a file; name a folder for the trace")
         self.folder, self.first, self.last = folder, start + SKIPPED + 1, start + SKIPPED + TRACED
         self.tracing = self.done = False
 

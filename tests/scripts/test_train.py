@@ -92,6 +92,9 @@ def test_a_trace_of_a_few_steps(data, whole, tmp_path, capsys):
     assert "profile: steps 6 to 7 are in" in capsys.readouterr().err
     assert train.main([*words, "--workdir", str(tmp_path / "shorter"), "--config.train.steps=2"]) == 0
     assert "profile: nothing was traced, as no step after number 5 was taken" in capsys.readouterr().err
+    words[-1] = str(data / "config.py")
+    assert train.main([*words, "--workdir", str(tmp_path / "mistaken")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("config.py: is a file; name a folder for the trace")
 
 
 def test_a_run_killed_before_its_config_was_written_begins_again(run, refused, tmp_path):
