@@ -14,7 +14,7 @@ __all__ = ["__version__", "fit", "load"]
 def __getattr__(name: str) -> Any:
     # JAX and Flax take a second to import: not before they are needed.
     if name == "load":
-        from fmjax.pretrained import load
+        from fmjax.inference.pretrained import load
 
         return load
     if name == "fit":

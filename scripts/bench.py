@@ -16,9 +16,9 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax import commandline
 from fmjax.bench.run import bench
 from fmjax.bench.workloads import listing
+from fmjax.config import commandline
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax import commandline
-from fmjax.convert import convert
+from fmjax.config import commandline
+from fmjax.inference.convert import convert
 
 
 def main(argv: list[str] | None = None) -> int:

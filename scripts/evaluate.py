@@ -10,8 +10,9 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax import commandline, hosts
-from fmjax.evaluate import evaluate_run
+from fmjax.config import commandline
+from fmjax.distributed import hosts
+from fmjax.inference.evaluate import evaluate_run
 
 
 def main(argv: list[str] | None = None) -> int:

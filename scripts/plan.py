@@ -18,9 +18,9 @@ if not __package__:  # run as a file: a checkout need not be installed
 
 import jax
 
-from fmjax import commandline
-from fmjax.plan import plan, read_topology
-from fmjax.plan_report import sharding_table, table
+from fmjax.config import commandline
+from fmjax.planning.plan import plan, read_topology
+from fmjax.planning.report import sharding_table, table
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax import commandline
-from fmjax.predict import predict_file
+from fmjax.config import commandline
+from fmjax.inference.predict import predict_file
 
 
 def main(argv: list[str] | None = None) -> int:

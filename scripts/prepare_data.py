@@ -16,11 +16,11 @@ from typing import Any
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax import commandline
-from fmjax.data.files import RECORDS
+from fmjax.config import commandline
+from fmjax.data.sources.lines import RECORDS
+from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.prepare import report as reports
-from fmjax.train.logs import say
 
 
 def prepare(args: Any) -> None:

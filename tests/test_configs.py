@@ -13,7 +13,7 @@ import pytest
 
 from fmjax import models, tasks
 from fmjax.config import apply_overrides, load_config, to_dict
-from fmjax.data import prepositions, python_docs
+from fmjax.data.sources import prepositions, python_docs
 from fmjax.errors import UserError
 from fmjax.train.experiment import prepare
 from fmjax.train.loop import train

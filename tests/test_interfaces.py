@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax import losses, optim, pytree, sharding
-from fmjax.data.pipeline import TrainBatches, eval_batches
+from fmjax import losses, optim, pytree
+from fmjax.data.stream.batches import TrainBatches, eval_batches
+from fmjax.distributed import sharding
 from fmjax.layers.attention import Context, CrossAttention, attend, key_mask
 from fmjax.layers.heads import Heads
 from fmjax.layers.linear import Dense, embedding, normal, parameter

@@ -21,9 +21,9 @@ from typing import Any
 from fmjax.bench import timing
 from fmjax.bench.measure import Options, machine
 from fmjax.bench.table import markdown
-from fmjax.data.pipeline import TrainBatches
-from fmjax.data.sources import open_source
-from fmjax.data.tokenizers import load_tokenizer, train_tokenizer
+from fmjax.data.sources.open import open_source
+from fmjax.data.stream.batches import TrainBatches
+from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 
 ROWS, LENGTH, BATCHES, BAR = 8, 512, 200, 1.5
 STEPS, WAITING = 12, 0.02  # of training, and the greatest share of their time that may be waited for data

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fmjax import hub, models, pytree, tasks
+from fmjax import models, pytree, tasks
 from fmjax.bench.workloads import SST2_LENGTHS, Size, Workload
-from fmjax.pretrained import abstract_params
+from fmjax.hub import folders
+from fmjax.inference.pretrained import abstract_params
 
 Arrays = dict[str, np.ndarray]
 BATCHES, SST2_BATCHES = 2, 16  # in one pass
@@ -40,7 +41,7 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
     if classes := next((numbers["classes"] for numbers in heads.values() if "classes" in numbers), 0):
         config["id2label"] = {str(index): str(index) for index in range(classes)}
         config["label2id"] = {str(index): index for index in range(classes)}
-    hub.write_folder(folder / "model", family, config, params)
+    folders.write_folder(folder / "model", family, config, params)
 
     ours, peer = batches(workload, size, model.settings, seed)
     arrays: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from typing import Any
 from fmjax.bench import timing
 from fmjax.bench.material import prepare
 from fmjax.bench.workloads import WORKLOADS
-from fmjax.train.rundir import commit, version
+from fmjax.runs.folder import commit, version
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 

@@ -43,7 +43,7 @@ class Ours:
 
     def open(self, folder: str, phase: str) -> dict[str, Any]:
         """Builds the model of a job, with the dropout of a phase, and what takes a step. Compiles nothing yet."""
-        from fmjax.pretrained import abstract_params, load
+        from fmjax.inference.pretrained import abstract_params, load
         from fmjax.pytree import names, unnames
 
         self.folder = folder
@@ -60,7 +60,8 @@ class Ours:
 
     def build(self) -> None:
         """Makes the compiled training step and its first state, as `train/loop.py` does."""
-        from fmjax import optim, sharding, tasks
+        from fmjax import optim, tasks
+        from fmjax.distributed import sharding
         from fmjax.randomness import dropout_key
         from fmjax.train.state import abstract_params, abstract_state, batch_spec, with_params
         from fmjax.train.step import make_step

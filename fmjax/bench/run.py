@@ -11,8 +11,8 @@ from typing import Any
 from fmjax.bench import cold, growth, inputs, table, timing
 from fmjax.bench.measure import Options, side_by_side, write
 from fmjax.bench.workloads import WORKLOADS, chosen
+from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.train.logs import say
 
 MODULES: dict[str, Any] = {"data": inputs, "cold": cold, "growth": growth}
 

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.distributed.sharding import constrain
 from fmjax.layers.linear import Dense, Initializer, normal
-from fmjax.sharding import constrain
 
 ALL = ("query", "key", "value", "out")
 Cache = dict[str, Any]  # of one attention: keys and values [B,G,S,K], as products read them

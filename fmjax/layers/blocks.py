@@ -17,9 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Context
-from fmjax.sharding import constrain
 
 ModuleFactory = Callable[..., nn.Module]
 Caches = dict[str, Any]

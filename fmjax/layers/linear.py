@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.sharding import constrain
+from fmjax.distributed.sharding import constrain
 
 Initializer = nn.initializers.Initializer
 

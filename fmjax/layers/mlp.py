@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError, nearest
 from fmjax.layers.linear import Dense, Initializer, normal
-from fmjax.sharding import constrain
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.data.tokenizers import Tokenizer
+from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.hub.tensors import Tensor
 from fmjax.layers.linear import embedding, normal
 from fmjax.models import fairseq, transformer
 from fmjax.models.sizes import resolve
-from fmjax.tensorfiles import Tensor
 
 OFFSET = 2  # rows of a position table before that of the first position
 

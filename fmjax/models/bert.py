@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import hub
+from fmjax.distributed.sharding import constrain, placed
+from fmjax.hub import folders
 from fmjax.layers.attention import Attention, Context, key_mask, segment_mask
 from fmjax.layers.blocks import PostNorm, stack
 from fmjax.layers.heads import Classify, ClassifyMean, Features, Heads, MaskedLm, Pooled, Tag, linear_head
@@ -26,7 +27,6 @@ from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
 from fmjax.models.inputs import check_length, check_range
 from fmjax.models.sizes import checked, resolve
-from fmjax.sharding import constrain, placed
 
 Batch = Mapping[str, jax.Array]
 Config = Mapping[str, Any]
@@ -222,7 +222,7 @@ def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **setti
     return checked(Bert(heads, resolve(Settings, SIZES, size, settings)))
 
 
-# The reference (transformers' BertConfig and BertModel): what hub.py and pretrained.py read from a family.
+# The reference (transformers' BertConfig and BertModel): what folders.py and pretrained.py read from a family.
 MODEL_TYPES = ("bert",)
 PREFIX = "bert."  # before the names of the body, except in a bare model
 SPAN = ("start_logits", "end_logits")
@@ -334,7 +334,7 @@ def read_settings(config: Config, table: Table, fixed: Config, constants: Config
 
     Raises UserError naming each setting that is not handled.
     """
-    settings = hub.read_settings(config, table, fixed, unread)
+    settings = folders.read_settings(config, table, fixed, unread)
     if settings["classifier_dropout"] is None:
         settings["classifier_dropout"] = settings["dropout"]
     return settings | dict(constants) | {"embedding_dropout": settings["dropout"]}
@@ -347,7 +347,7 @@ def from_reference(config: Config) -> dict[str, Any]:
 
 def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
     """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    config = hub.write_settings(settings, SETTINGS, CONSTANTS)
+    config = folders.write_settings(settings, SETTINGS, CONSTANTS)
     return config | {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0}
 
 

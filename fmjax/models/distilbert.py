@@ -13,7 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from fmjax import hub
+from fmjax.hub import folders
 from fmjax.models import bert
 from fmjax.models.sizes import checked, resolve
 
@@ -116,7 +116,7 @@ def from_reference(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
     """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    config = hub.write_settings(settings, SETTINGS, CONSTANTS)
+    config = folders.write_settings(settings, SETTINGS, CONSTANTS)
     return config | {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0}
 
 

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax import hub
+from fmjax.hub import folders
 from fmjax.layers.heads import Features, linear_head
 from fmjax.layers.linear import Dense, Initializer, normal
 from fmjax.layers.mlp import activation
@@ -131,7 +131,7 @@ def from_reference(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
     """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    config = hub.write_settings(settings, SETTINGS, CONSTANTS)
+    config = folders.write_settings(settings, SETTINGS, CONSTANTS)
     own = {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0}
     return config | own | {"embedding_size": settings.embedding_width or settings.width}
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fmjax import hub
 from fmjax.errors import UserError, nearest
+from fmjax.hub import folders
+from fmjax.hub.tensors import Tensor
 from fmjax.layers.mlp import ACTIVATIONS
-from fmjax.tensorfiles import Tensor
 
 Config = Mapping[str, Any]
 Table = dict[str, tuple[str, Any]]
@@ -99,7 +99,7 @@ def read_settings(
     `start` and `end` are the reference's defaults for what the decoder reads first, None being the end, and for what ends a
     text. Raises UserError naming each setting that is not handled.
     """
-    settings = hub.read_settings(config, table, fixed, (*UNREAD, *OWN, *GENERATION, *own))
+    settings = folders.read_settings(config, table, fixed, (*UNREAD, *OWN, *GENERATION, *own))
     if (name := settings["activation"]) not in ACTIVATIONS:
         known = f"{nearest(name, ACTIVATIONS)}; those that are: {', '.join(ACTIVATIONS)}"
         raise UserError(f'config.json: activation_function="{name}" is not handled{known}')
@@ -119,6 +119,6 @@ def write_settings(settings: Any, table: Table, constants: Config) -> dict[str, 
     """
     same = ("layers", "attention_heads", "mlp_width")
     decoder = {f"decoder_{name}": getattr(settings, f"decoder_{name}") or getattr(settings, name) for name in same}
-    config = hub.write_settings(dataclasses.replace(settings, **decoder), table, constants)
+    config = folders.write_settings(dataclasses.replace(settings, **decoder), table, constants)
     tokens = {"decoder_start_token_id": settings.start_id, "eos_token_id": settings.end_id}
     return config | tokens | {"is_encoder_decoder": True, "forced_eos_token_id": settings.end_id}

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import hub
+from fmjax.distributed.sharding import constrain, placed
 from fmjax.errors import UserError
+from fmjax.hub import folders
+from fmjax.hub.tensors import Tensor
 from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import ModuleFactory, PreNorm, stack
 from fmjax.layers.cache import Cache, decoder_context, empty_cache
@@ -27,8 +29,6 @@ from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
 from fmjax.models.inputs import check_length, check_range
 from fmjax.models.sizes import checked, resolve
-from fmjax.sharding import constrain, placed
-from fmjax.tensorfiles import Tensor
 
 Batch = Mapping[str, jax.Array]
 Config = Mapping[str, Any]
@@ -216,7 +216,7 @@ def follow(tokenizer: Any) -> dict[str, Any]:
     return {"pad_id": tokenizer.pad_id} if "pad" in tokenizer.roles else {}
 
 
-# The reference (transformers' GPT2Config and GPT2Model): what hub.py and pretrained.py read from a family.
+# The reference (transformers' GPT2Config and GPT2Model): what folders.py and pretrained.py read from a family.
 MODEL_TYPES = ("gpt2",)
 PREFIX = "transformer."  # before the names of the body, except in a bare model
 
@@ -331,16 +331,16 @@ def padding(config: Config, vocab_size: int) -> int:
 
 def from_reference(config: Config) -> dict[str, Any]:
     """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
-    if config.get("n_inner") is None and hub.fits(width := config.get("n_embd", 768), 1):
+    if config.get("n_inner") is None and folders.fits(width := config.get("n_embd", 768), 1):
         config = {**config, "n_inner": 4 * width}
-    settings = hub.read_settings(config, SETTINGS, FIXED, UNREAD)
+    settings = folders.read_settings(config, SETTINGS, FIXED, UNREAD)
     return settings | {"pad_id": padding(config, settings["vocab_size"])}
 
 
 def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
     """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
     known = pad_id if settings.pad_id < 0 else settings.pad_id
-    return hub.write_settings(settings, SETTINGS, {}) | {"model_type": MODEL_TYPES[0], "pad_token_id": known}
+    return folders.write_settings(settings, SETTINGS, {}) | {"model_type": MODEL_TYPES[0], "pad_token_id": known}
 
 
 def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import hub
 from fmjax.errors import UserError, nearest
+from fmjax.hub import folders
 from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import ModuleFactory, PreNorm
 from fmjax.layers.cache import Cache, decoder_context, empty_cache
@@ -263,7 +263,7 @@ def read_rotary(config: gpt.Config) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f'config.json: not handled with rope_type="{kind}": {values}; use another model')
     if missing := [key for key in READ[kind][2:] if key not in given]:
         raise UserError(f'config.json: rope_type="{kind}" needs {", ".join(missing)}; add them')
-    return hub.read_settings(given, {key: ROTARY[key] for key in READ[kind]}, {}, ()), others
+    return folders.read_settings(given, {key: ROTARY[key] for key in READ[kind]}, {}, ()), others
 
 
 def write_rotary(settings: Settings) -> dict[str, Any]:
@@ -284,10 +284,10 @@ def read_settings(
     sizes: list[Any] = [config.get(key, table[key][1]) for key in ("hidden_size", "num_attention_heads")]
     width, heads = sizes
     filled = {"num_key_value_heads": heads}
-    if hub.fits(width, 1) and hub.fits(heads, 1):
+    if folders.fits(width, 1) and folders.fits(heads, 1):
         filled["head_dim"] = width // heads
     config = {key: value for key, value in config.items() if value is not None or key not in filled}
-    settings = hub.read_settings(filled | config, table, fixed, unread)
+    settings = folders.read_settings(filled | config, table, fixed, unread)
     return settings | dict(constants) | turned | {"pad_id": gpt.padding(config, settings["vocab_size"])}
 
 
@@ -299,7 +299,7 @@ def from_reference(config: gpt.Config) -> dict[str, Any]:
 
 def write_settings(settings: Settings, table: gpt.Table, constants: gpt.Config, pad_id: int | None) -> dict[str, Any]:
     """Returns the config of Llama or its kin. Raises UserError naming each setting that it cannot express."""
-    config = hub.write_settings(settings, table, constants) | write_rotary(settings)
+    config = folders.write_settings(settings, table, constants) | write_rotary(settings)
     shape = {
         "num_key_value_heads": settings.kv_heads or settings.attention_heads,
         "head_dim": settings.head_width or settings.width // settings.attention_heads,

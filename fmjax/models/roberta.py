@@ -12,9 +12,9 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from fmjax import hub
-from fmjax.data.tokenizers import Tokenizer
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
+from fmjax.hub import folders
 from fmjax.models import bert
 from fmjax.models.inputs import check_length
 from fmjax.models.sizes import checked, resolve
@@ -96,7 +96,7 @@ def from_reference(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
     """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    config = hub.write_settings(settings, SETTINGS, CONSTANTS)
+    config = folders.write_settings(settings, SETTINGS, CONSTANTS)
     offset = settings.position_offset
     if pad_id not in (None, offset - 1):
         raise UserError(

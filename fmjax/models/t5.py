@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import hub
-from fmjax.data.tokenizers import Tokenizer
+from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError, nearest
+from fmjax.hub import folders
+from fmjax.hub.tensors import Tensor
 from fmjax.layers.attention import Attention, Context, CrossAttention
 from fmjax.layers.blocks import PreNorm, stack
 from fmjax.layers.cache import Cache, decoder_context, empty_cache, encoder_mask, memory_mask, shift_right
@@ -31,8 +33,6 @@ from fmjax.layers.norm import RmsNorm
 from fmjax.layers.position import relative_buckets
 from fmjax.models.inputs import check_range
 from fmjax.models.sizes import checked, resolve
-from fmjax.sharding import constrain
-from fmjax.tensorfiles import Tensor
 
 Batch = Mapping[str, jax.Array]
 Config = Mapping[str, Any]
@@ -366,7 +366,7 @@ def from_reference(config: Config) -> dict[str, Any]:
         known = ", ".join(FEED_FORWARD)
         raise UserError(f"config.json: feed_forward_proj={json.dumps(name)} is not handled; those that are: {known}")
     mlp, act = FEED_FORWARD[name]
-    settings = hub.read_settings(config, table, FIXED | {"dense_act_fn": act, "is_gated_act": mlp is GatedMlp}, UNREAD)
+    settings = folders.read_settings(config, table, FIXED | {"dense_act_fn": act, "is_gated_act": mlp is GatedMlp}, UNREAD)
     start = config.get("decoder_start_token_id") or 0
     if type(start) is not int or not 0 <= start < settings["vocab_size"]:
         raise UserError(f"config.json: decoder_start_token_id={json.dumps(start)} is no id of the vocabulary; correct the config")
@@ -378,7 +378,7 @@ def from_reference(config: Config) -> dict[str, Any]:
 
 def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
     """Returns the reference config of settings."""
-    config = hub.write_settings(settings, SETTINGS, {})
+    config = folders.write_settings(settings, SETTINGS, {})
     own = {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0, "decoder_start_token_id": settings.start_id}
     depth = {"num_decoder_layers": settings.decoder_layers or settings.layers}
     return config | own | depth | {"tie_word_embeddings": settings.tied, "is_encoder_decoder": settings.decoder_layers > 0}

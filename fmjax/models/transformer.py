@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.data.tokenizers import Tokenizer
+from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.distributed.sharding import constrain, placed
 from fmjax.errors import UserError
+from fmjax.hub.tensors import Tensor
 from fmjax.layers.attention import Attention, Context, CrossAttention
 from fmjax.layers.blocks import PostNorm, stack
 from fmjax.layers.cache import Cache, decoder_context, empty_cache, encoder_mask, memory_mask, shift_right
@@ -30,8 +32,6 @@ from fmjax.layers.position import sinusoids
 from fmjax.models import fairseq
 from fmjax.models.inputs import check_length, check_range
 from fmjax.models.sizes import checked, resolve
-from fmjax.sharding import constrain, placed
-from fmjax.tensorfiles import Tensor
 
 Batch = Mapping[str, jax.Array]
 Config = Mapping[str, Any]

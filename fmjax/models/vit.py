@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import hub
 from fmjax.errors import UserError, nearest
+from fmjax.hub import folders
 from fmjax.layers.attention import ALL, Attention, Context
 from fmjax.layers.blocks import PreNorm, stack
 from fmjax.layers.grid import resized
@@ -209,7 +209,7 @@ def fit_params(params: Any, settings: Settings) -> Any:
     return params | {"embed": params["embed"] | {"position": resized(jnp.asarray(table), before, (settings.side,) * 2)}}
 
 
-# The reference (transformers' ViTConfig, ViTMAEConfig and their models): what hub.py and pretrained.py read from a family.
+# The reference (transformers' ViTConfig, ViTMAEConfig and their models): what folders.py and pretrained.py read from a family.
 MODEL_TYPES = ("vit", "vit_mae")
 PREFIX = "vit."  # before the names of the body, except in a bare model
 
@@ -315,7 +315,7 @@ def from_reference(config: Config) -> dict[str, Any]:
 def read_settings(config: Config, table: Table) -> dict[str, Any]:
     """Returns the settings of a reference config by a table. Raises UserError naming each setting that is not handled."""
     sides = {key: square(key, config[key]) for key in ("image_size", "patch_size") if key in config}
-    settings = hub.read_settings({**config, **sides}, table, {}, UNREAD)
+    settings = folders.read_settings({**config, **sides}, table, {}, UNREAD)
     if "pooler_width" in settings and settings["pooler_width"] in (None, settings["width"]):
         settings["pooler_width"] = 0
     return settings | dict(CONSTANTS)
@@ -332,13 +332,13 @@ def square(key: str, value: Any) -> Any:
 
 def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
     """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    config = hub.write_settings(settings, {**SETTINGS, **POOLER}, CONSTANTS)
+    config = folders.write_settings(settings, {**SETTINGS, **POOLER}, CONSTANTS)
     return config | {"pooler_output_size": settings.pooler_width or settings.width, "model_type": "vit"}
 
 
 def to_mae(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
     """Returns the reference config of a masked autoencoder."""
-    return hub.write_settings(settings, {**SETTINGS, **DECODER}, {"class_tokens": 1}) | {"model_type": "vit_mae"}
+    return folders.write_settings(settings, {**SETTINGS, **DECODER}, {"class_tokens": 1}) | {"model_type": "vit_mae"}
 
 
 # Classes whose config is another.

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError
 from fmjax.layers.grid import resized, sinusoids_2d
 from fmjax.layers.linear import Initializer, normal, parameter
-from fmjax.sharding import constrain
 
 
 def patches(images_BHWC: jax.Array, size: int) -> jax.Array:

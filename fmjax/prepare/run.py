@@ -46,9 +46,10 @@ from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils import logging
 
-from fmjax.data.files import RECORDS, find_files
-from fmjax.data.sources import one_kind
-from fmjax.data.tokenizers import load_tokenizer
+from fmjax.data.sources.lines import RECORDS
+from fmjax.data.sources.open import one_kind
+from fmjax.data.storage.paths import find_files
+from fmjax.data.tokenizers.tokenizer import load_tokenizer
 from fmjax.errors import Interrupted, UserError
 from fmjax.prepare import report as reports
 from fmjax.prepare.report import TALLIES

@@ -17,8 +17,8 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.utils.word_tokenizers import WordTokenizer, simple_span_tokenize
 
-from fmjax.data import stored_ids
 from fmjax.data.records import json_object
+from fmjax.data.tokenizers import stored_ids
 from fmjax.errors import UserError
 from fmjax.prepare import report as reports
 from fmjax.prepare.report import FIRST, LAST, PARTS, TALLIES, Shards, Tally, write_json
@@ -208,7 +208,7 @@ class ArrayRecords(PipelineStep):
         if not self.tokenizer:
             yield from ((document, {"text": document.text}) for document in data)
             return
-        from fmjax.data.tokenizers import load_tokenizer  # here, because few tasks need it
+        from fmjax.data.tokenizers.tokenizer import load_tokenizer  # here, because few tasks need it
 
         tokenizer = load_tokenizer(self.tokenizer)
         for documents in batches(data, 256):

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import losses, metrics
-from fmjax.data.sources import Source, check_columns
-from fmjax.data.tokenizers import Tokenizer
+from fmjax import losses
+from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.corpus import PADDED, pad_rows
 
@@ -131,8 +132,8 @@ class Task:
 
     def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns the loss, and the share of examples with the right ending."""
-        lost, scores, labels = metrics.real_rows(valid, arrays["losses"], arrays["scores"], arrays["labels"])
-        return metrics.defined({"loss": lost.mean(), "accuracy": np.mean(scores.argmax(axis=1) == labels)})
+        lost, scores, labels = class_metrics.real_rows(valid, arrays["losses"], arrays["scores"], arrays["labels"])
+        return class_metrics.defined({"loss": lost.mean(), "accuracy": np.mean(scores.argmax(axis=1) == labels)})
 
     def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch [B,N,L] from objects with the task's columns, or pairs of a context and a list of endings."""

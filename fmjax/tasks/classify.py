@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import losses, metrics
-from fmjax.data.augment_text import Augmentation, drop_tokens, mask_span
+from fmjax import losses
+from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
 from fmjax.data.records import value_of
-from fmjax.data.sources import Source, check_columns
-from fmjax.data.tokenizers import Tokenizer
+from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.balance import Balance
 from fmjax.tasks.corpus import PADDED, pad_rows
@@ -78,8 +79,8 @@ class Task(Balance):
     @property
     def measures(self) -> tuple[str, ...]:
         if self.kind == "single":
-            return ("loss", *metrics.CLASSIFICATION, *(metrics.TWO_CLASSES if len(self.labels) == 2 else ()))
-        return ("loss", *(metrics.MULTILABEL if self.kind == "multi" else metrics.REGRESSION))
+            return ("loss", *class_metrics.CLASSIFICATION, *(class_metrics.TWO_CLASSES if len(self.labels) == 2 else ()))
+        return ("loss", *(class_metrics.MULTILABEL if self.kind == "multi" else class_metrics.REGRESSION))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -268,8 +269,8 @@ class Task(Balance):
         """Returns the loss and the metrics of the kind of labels."""
         loss = {"loss": float(arrays["losses"][valid > 0].mean())}
         if self.kind == "regression":
-            return loss | metrics.regression(arrays["logits"][:, 0], arrays["labels"], valid)
-        judge = metrics.multilabel if self.kind == "multi" else metrics.classification
+            return loss | class_metrics.regression(arrays["logits"][:, 0], arrays["labels"], valid)
+        judge = class_metrics.multilabel if self.kind == "multi" else class_metrics.classification
         return loss | judge(arrays["logits"], arrays["labels"], valid)
 
     def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:

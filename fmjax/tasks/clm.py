@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fmjax import metrics
-from fmjax.data.packing import pack
-from fmjax.data.sources import Source, check_columns
-from fmjax.data.tokenizers import Tokenizer
+from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.stream.packing import pack
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.corpus import Corpus, cut, given_texts, packed_row, tokenise
 from fmjax.tasks.tokens import TokenTask
@@ -41,7 +41,7 @@ class Task(TokenTask):
     top_p: float = 1.0
     num_beams: int = 1
 
-    measures: ClassVar[tuple[str, ...]] = (*metrics.TOKEN_LEVEL, *metrics.BITS)
+    measures: ClassVar[tuple[str, ...]] = (*class_metrics.TOKEN_LEVEL, *class_metrics.BITS)
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -86,7 +86,7 @@ class Task(TokenTask):
     def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Rows) -> dict[str, float]:
         """Returns loss (nats per token), perplexity and accuracy; and bits per byte and per character of the whole split."""
         values = super().metrics(arrays, valid, examples)
-        return values | metrics.bits(arrays["losses"], valid, examples.corpus.bytes, examples.corpus.characters)
+        return values | class_metrics.bits(arrays["losses"], valid, examples.corpus.bytes, examples.corpus.characters)
 
     def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
         """Returns a batch from the texts (or {"text": ...}) that are to be continued, padded on the left."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fmjax.data import stored_ids
-from fmjax.data.sources import Source
-from fmjax.data.tokenizers import Tokenizer
+from fmjax.data.sources.open import Source
+from fmjax.data.tokenizers import stored_ids
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
 
 NOTHING = np.zeros(0, np.int32)

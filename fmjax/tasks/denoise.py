@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fmjax import metrics
-from fmjax.data.packing import pack
-from fmjax.data.sources import Source, check_columns
-from fmjax.data.tokenizers import Tokenizer
+from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.stream.packing import pack
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.corpus import Corpus, given_texts, packed_pairs, pad_rows, side_by_side, tokenise
 from fmjax.tasks.tokens import CorpusToText
@@ -43,7 +43,7 @@ class Task(CorpusToText):
     max_new_tokens: int = 128
     num_beams: int = 1
 
-    measures: ClassVar[tuple[str, ...]] = metrics.TOKEN_LEVEL
+    measures: ClassVar[tuple[str, ...]] = class_metrics.TOKEN_LEVEL
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_rate < 1:

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import losses, metrics
-from fmjax.data import augment
-from fmjax.data.sources import Source, check_columns
+from fmjax import losses
+from fmjax.data.augment import images
+from fmjax.data.sources.open import Source, check_columns
 from fmjax.errors import UserError
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where, classify
 from fmjax.tasks.balance import Balance
 from fmjax.tasks.images import Pictures
@@ -68,7 +69,7 @@ class Task(Balance, Pictures):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        return ("loss", *metrics.CLASSIFICATION, *(metrics.TWO_CLASSES if len(self.labels) == 2 else ()))
+        return ("loss", *class_metrics.CLASSIFICATION, *(class_metrics.TWO_CLASSES if len(self.labels) == 2 else ()))
 
     @property
     def labelled(self) -> classify.Task:
@@ -104,9 +105,9 @@ class Task(Balance, Pictures):
         """Returns an image, uint8, as it is seen this time in training, normalised."""
         image = self.augmented(image, rng)
         if self.rand_augment:
-            image = augment.rand_augment(image, rng, self.rand_augment, self.rand_magnitude)
+            image = images.rand_augment(image, rng, self.rand_augment, self.rand_magnitude)
         numbers = self.normalised(image)
-        return augment.erase(numbers, rng, self.erase) if self.erase else numbers
+        return images.erase(numbers, rng, self.erase) if self.erase else numbers
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the number of examples, or the sum of their class weights."""
@@ -138,7 +139,7 @@ class Task(Balance, Pictures):
     def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns the loss and the metrics of one label an example."""
         loss = {"loss": float(arrays["losses"][valid > 0].mean())}
-        return loss | metrics.classification(arrays["logits"], arrays["labels"], valid)
+        return loss | class_metrics.classification(arrays["logits"], arrays["labels"], valid)
 
     def inputs(self, examples: Sequence[Any], tokenizer: None, max_length: int, where: Where) -> dict[str, np.ndarray]:
         """Returns a batch from paths of image files, Pillow images, arrays of uint8 [H,W,C], or records with such."""
@@ -189,5 +190,5 @@ class Photographs:
         one_hot = np.eye(len(task.labels), dtype=np.float32)
         pair = (image, one_hot[example["labels"]], task.changed(other["images"], rng), one_hot[other["labels"]])
         cut = rng.random() < (0.5 if task.mixup else 1.0) if task.cutmix else False
-        image, label = augment.cutmix(*pair, rng, task.cutmix) if cut else augment.mixup(*pair, rng, task.mixup)
+        image, label = images.cutmix(*pair, rng, task.cutmix) if cut else images.mixup(*pair, rng, task.mixup)
         return {"images": image, "labels": label}

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fmjax.data import augment
-from fmjax.data.pixels import RESAMPLINGS, centre, load, normalised, resize, with_channels
-from fmjax.data.sources import Source, check_columns
+from fmjax.data.augment import images
+from fmjax.data.kinds.pixels import RESAMPLINGS, centre, load, normalised, resize, with_channels
+from fmjax.data.sources.open import Source, check_columns
 from fmjax.errors import UserError, nearest
 from fmjax.tasks import Where
 
@@ -103,10 +103,10 @@ class Pictures:
     def augmented(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns the image, uint8, as it is seen this time in training."""
         if self.crop < 1:
-            image = augment.resized_crop(image, rng, self.crop, self.resize)
+            image = images.resized_crop(image, rng, self.crop, self.resize)
         if self.shift:
-            image = augment.shift(image, rng, self.shift)
-        return augment.flip(image, rng, self.flip) if self.flip else image
+            image = images.shift(image, rng, self.shift)
+        return images.flip(image, rng, self.flip) if self.flip else image
 
     def normalised(self, image: np.ndarray) -> np.ndarray:
         """Returns the image as the model reads it: fp32 [S,S,C]."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.data.sources import Source
+from fmjax.data.sources.open import Source
 from fmjax.errors import UserError
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.images import Pictures

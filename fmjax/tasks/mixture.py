@@ -19,7 +19,7 @@ import numpy as np
 
 from fmjax import pytree, tasks
 from fmjax.data.records import Bundle
-from fmjax.data.tokenizers import Tokenizer
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import Batch, Example
 

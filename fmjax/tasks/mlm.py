@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import losses, metrics
-from fmjax.data.packing import pack
-from fmjax.data.sources import Source, check_columns
-from fmjax.data.tokenizers import Tokenizer
+from fmjax import losses
+from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.stream.packing import pack
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.corpus import Corpus, given_texts, packed_row, pad_rows, tokenise
 
@@ -43,7 +44,7 @@ class Task:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        return (*metrics.TOKEN_LEVEL, *(("nsp_accuracy",) if self.nsp else ()))
+        return (*class_metrics.TOKEN_LEVEL, *(("nsp_accuracy",) if self.nsp else ()))
 
     def resolve(self, source: Source) -> dict[str, Any]:
         """Returns no settings: none follow from the data. Raises UserError if the text column is not there."""
@@ -78,9 +79,9 @@ class Task:
 
     def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns loss (nats per masked token), perplexity and accuracy; and the accuracy on pairs."""
-        values = metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
+        values = class_metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
         if self.nsp:
-            values["nsp_accuracy"] = metrics.classification(arrays["nsp"], arrays["nsp_labels"], valid)["accuracy"]
+            values["nsp_accuracy"] = class_metrics.classification(arrays["nsp"], arrays["nsp_labels"], valid)["accuracy"]
         return values
 
     def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import losses, metrics, metrics_qa
-from fmjax.data.sources import Source, check_columns
-from fmjax.data.tokenizers import Tokenizer
+from fmjax import losses
+from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
+from fmjax.metrics import answers as answer_metrics
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.corpus import PADDED, pad_rows, windows
 
@@ -95,7 +97,7 @@ class Task:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        return ("loss", *metrics_qa.ANSWERS, *(metrics_qa.PARTS if self.unanswerable else ()))
+        return ("loss", *answer_metrics.ANSWERS, *(answer_metrics.PARTS if self.unanswerable else ()))
 
     def resolve(self, source: Source) -> dict[str, Any]:
         """Returns whether questions of the training data have no answer."""
@@ -207,11 +209,11 @@ class Task:
 
     def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Windows) -> dict[str, float]:
         """Returns the mean loss of a row, and the official exact match and F1 over questions, 0 to 100."""
-        (lost,) = metrics.real_rows(valid, arrays["losses"])
+        (lost,) = class_metrics.real_rows(valid, arrays["losses"])
         found = examples.answers(arrays, valid)
         given = ["" if self.is_null(null, best) else text for text, _, best, null in found]
         references = [question.answers for question in examples.questions]
-        return metrics.defined({"loss": lost.mean()} | metrics_qa.answers(given, references))
+        return class_metrics.defined({"loss": lost.mean()} | answer_metrics.answers(given, references))
 
     def is_null(self, null: float, best: float) -> bool:
         """Returns whether a question has no answer, by the scores of none and of the best span."""

@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from fmjax import losses, metrics, metrics_text
-from fmjax.data.packing import pack, pack_matched
-from fmjax.data.sources import Source, check_columns
-from fmjax.data.tokenizers import Tokenizer
+from fmjax import losses
+from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.stream.packing import pack, pack_matched
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
+from fmjax.metrics import classes as class_metrics
+from fmjax.metrics import texts as text_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.corpus import enclosed, given_texts, packed_pairs, pad_rows, pair, texts
 from fmjax.tasks.tokens import BOTH_SIDES, TokenTask
@@ -31,7 +33,7 @@ OVERLONG = ("error", "truncate")
 class Task(TokenTask):
     """Settings of text to text. `prefix` goes before every source, as T5's "translate English to German: ".
 
-    `scores` judge what is written by generation (see `metrics_text.SCORES`); without any, evaluation generates nothing.
+    `scores` judge what is written by generation (see `text_metrics.SCORES`); without any, evaluation generates nothing.
     """
 
     source: str = "source"
@@ -52,7 +54,7 @@ class Task(TokenTask):
     counted: ClassVar[tuple[str, ...]] = BOTH_SIDES
 
     def __post_init__(self) -> None:
-        for name, choices in (("overlong", OVERLONG), ("bleu_tokenize", metrics_text.TOKENIZERS)):
+        for name, choices in (("overlong", OVERLONG), ("bleu_tokenize", text_metrics.TOKENIZERS)):
             value = getattr(self, name)
             if value not in choices:
                 raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
@@ -65,7 +67,7 @@ class Task(TokenTask):
                 f"task.packed_target_length={self.packed_target_length}: a row must have room for one target at least, "
                 f"task.target_length={self.target_length}; raise it, or set it to 0 to match it to the data"
             )
-        metrics_text.measures(self.scores)
+        text_metrics.measures(self.scores)
 
     @property
     def needs(self) -> str:
@@ -79,12 +81,12 @@ class Task(TokenTask):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        return (*metrics.TOKEN_LEVEL, *metrics_text.measures(self.scores))
+        return (*class_metrics.TOKEN_LEVEL, *text_metrics.measures(self.scores))
 
     @property
     def signatures(self) -> dict[str, str]:
         """How each score is computed, to be reported beside it."""
-        return metrics_text.signatures(self.scores, self.bleu_tokenize)
+        return text_metrics.signatures(self.scores, self.bleu_tokenize)
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -128,7 +130,7 @@ class Task(TokenTask):
         if not self.scores:
             return values
         hypotheses = [written(row, examples.tokenizer) for row in arrays["generated"][valid > 0]]
-        return values | metrics_text.texts(self.scores, hypotheses, examples.references, self.bleu_tokenize)
+        return values | text_metrics.texts(self.scores, hypotheses, examples.references, self.bleu_tokenize)
 
     def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
         """Returns a batch from texts, or records with the task's source column."""

@@ -22,12 +22,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fmjax import metrics
-from fmjax.data.packing import pack, pack_matched
-from fmjax.data.sentencepieces import sentinel
-from fmjax.data.sources import Source, check_columns
-from fmjax.data.tokenizers import Tokenizer
+from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.stream.packing import pack, pack_matched
+from fmjax.data.tokenizers.sentencepieces import sentinel
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.corpus import Corpus, cut, given_texts, packed_pairs, pad_rows, pair, side_by_side, tokenise
 from fmjax.tasks.tokens import CorpusToText
@@ -103,7 +103,7 @@ class Task(CorpusToText):
     max_new_tokens: int = 64  # of a prediction
     num_beams: int = 1
 
-    measures: ClassVar[tuple[str, ...]] = metrics.TOKEN_LEVEL
+    measures: ClassVar[tuple[str, ...]] = class_metrics.TOKEN_LEVEL
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:

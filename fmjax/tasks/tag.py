@@ -20,11 +20,12 @@ from seqeval import metrics as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2, Entities
 
-from fmjax import losses, metrics
-from fmjax.data.augment_text import drop_tokens
-from fmjax.data.sources import Source, check_columns
-from fmjax.data.tokenizers import Tokenizer
+from fmjax import losses
+from fmjax.data.augment.texts import drop_tokens
+from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.balance import Balance
 from fmjax.tasks.corpus import PADDED, pad_rows, widest_context, windows
@@ -104,7 +105,7 @@ class Task(Balance):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        return ("loss", "accuracy", *(metrics.TWO_CLASSES if self.bio else metrics.AVERAGED))
+        return ("loss", "accuracy", *(class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED))
 
     def resolve(self, source: Source) -> dict[str, Any]:
         """Returns the tags found in the training data, unless they are given, that for outside first; and the class weights,
@@ -200,16 +201,16 @@ class Task(Balance):
     def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Sentences) -> dict[str, float]:
         """Returns the loss of a token, the accuracy over words, and precision, recall and F1 over entities (exact spans and
         kinds, micro-averaged); where tags mark no entities, the averages over tags."""
-        total, weight = metrics.real_rows(valid, arrays["losses"], arrays["weights"])
+        total, weight = class_metrics.real_rows(valid, arrays["losses"], arrays["weights"])
         truth, guess = examples.sentence_tags(arrays["tags"], valid)
         values = {"loss": total.sum() / weight.sum(), "accuracy": seqeval.accuracy_score(truth, guess)}
         if not self.bio:
             true, said = (np.concatenate([list(tags) for tags in both]) for both in (truth, guess))
-            return metrics.defined(values | metrics.averaged(true, said, np.union1d(true, said)))
+            return class_metrics.defined(values | class_metrics.averaged(true, said, np.union1d(true, said)))
         scheme = {"mode": "strict", "scheme": IOB2} if self.mode == "strict" else {}
-        for name in metrics.TWO_CLASSES:
+        for name in class_metrics.TWO_CLASSES:
             values[name] = getattr(seqeval, f"{name}_score")(truth, guess, zero_division=0, **scheme)
-        return metrics.defined(values)
+        return class_metrics.defined(values)
 
     def entities(self, tags: Sequence[str]) -> list[tuple[str, int, int]]:
         """Returns the kind, first and one-past-last word of each entity; of tags that mark none, of each word."""

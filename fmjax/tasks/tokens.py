@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from fmjax import losses, metrics
-from fmjax.data.sources import Source, check_columns
+from fmjax import losses
+from fmjax.data.sources.open import Source, check_columns
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch
 
 # What `counted` is of a task with an encoder and a decoder.
@@ -38,7 +39,7 @@ class TokenTask:
 
     def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any) -> dict[str, float]:
         """Returns loss (nats a predicted token), perplexity and accuracy."""
-        return metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
+        return class_metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
 
 
 class CorpusToText(TokenTask):

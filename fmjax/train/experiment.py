@@ -14,34 +14,32 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fmjax import hosts, models, optim, pytree, sharding, tasks
+from fmjax import models, optim, pytree, tasks
 from fmjax.config import READING, check_resumable, read_config
-from fmjax.data.buckets import Bucketed
-from fmjax.data.fingerprints import data_differences
-from fmjax.data.mixing import Several, parts_of
-from fmjax.data.packing import fill_of
-from fmjax.data.pipeline import eval_batches
-from fmjax.data.records import Bundle
-from fmjax.data.sources import Source, hold_out, open_source
-from fmjax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from fmjax.data.tolerance import SKIPPED, Guarded, Tolerance
+from fmjax.data.records import Bundle, Source
+from fmjax.data.splits import open_sources
+from fmjax.data.storage.fingerprints import data_differences
+from fmjax.data.stream.batches import eval_batches
+from fmjax.data.stream.buckets import Bucketed
+from fmjax.data.stream.examples import find_overlap, make_examples
+from fmjax.data.stream.packing import fill_of
+from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance
+from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from fmjax.decoding.loop import settings_for
+from fmjax.distributed import hosts, sharding
+from fmjax.distributed.hosts import say
 from fmjax.errors import UserError, nearest
-from fmjax.generate import settings_for
-from fmjax.pretrained import Pretrained, load, reads_text
+from fmjax.inference.pretrained import Pretrained, load, reads_text
+from fmjax.runs import folder as run_folder
+from fmjax.runs.checkpoint import CheckpointReader
 from fmjax.tasks.corpus import texts
-from fmjax.train import rundir
-from fmjax.train.checkpoint import CheckpointReader
-from fmjax.train.examples import find_overlap, make_examples
-from fmjax.train.logs import say
-from fmjax.train.mixed import mix
 from fmjax.train.state import TrainState, abstract_params, abstract_state, create_state, with_params
+from fmjax.train.wrappers import mix
 
 Config = dict[str, Any]
 
 # Where a model is initialised from other weights, these alone may start fresh.
 FRESH = ("^head/", "^encoder/pooler/")
-SOURCE_OPTIONS = ("record", "columns", "name", "data_dir", "download")
-PART_KEYS = ("files", "source", "hold_out", "hold_out_by", *SOURCE_OPTIONS)  # what a source of a mixture may have for itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +98,7 @@ def prepare(given: Config, workdir: Path) -> Experiment:
 
     Nothing is written but the empty run directory. Raises UserError for whatever does not fit.
     """
-    resumed = rundir.check_workdir(workdir)
+    resumed = run_folder.check_workdir(workdir)
     config = continued(given, workdir) if resumed else given
     rules = sharding.resolve_rules(config["mesh"]["rules"], config["mesh"].get("table"))
     mesh = sharding.make_mesh(config["mesh"]["axes"])
@@ -109,13 +107,13 @@ def prepare(given: Config, workdir: Path) -> Experiment:
 
     made = tasks.make(config["task"])
     check_reading(config["data"])
-    tolerance = Tolerance(config["data"].get("on_error", "fail"), rundir.left_out(workdir), say)
+    tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
     with tolerance.active():
         sources = open_sources(config["data"], getattr(made, "splits", {}))
     data = {split: opened.fingerprint() for split, opened in sources.items()}
     origin = config.get("init", {}).get("from")
     # A run that was stopped before its first checkpoint starts from the same weights again.
-    source = load(origin) if origin and not (resumed and CheckpointReader(workdir / rundir.CHECKPOINTS).steps()) else None
+    source = load(origin) if origin and not (resumed and CheckpointReader(workdir / run_folder.CHECKPOINTS).steps()) else None
     sources["train"], found = tolerance.apply(sources["train"], made.resolve)
     settings, tokenizer = config["task"] | found, None
     if reads_text(made):
@@ -213,54 +211,6 @@ def check_reading(data: Config) -> None:
             raise UserError(f"data.{key}={data[key]}: must not be negative; 0 is none")
 
 
-def open_split(data: Config, split: str) -> Source:
-    """Returns the data of one split, by the config's `data` section; `hold_out` makes the validation split of files
-    that have none. Raises UserError if the split is not there."""
-    files = data["files"]
-    if data.get("mixture") and split not in files:
-        return open_mixture(data, split)
-    share = data.get("hold_out") if files and "validation" not in files else None
-    options = {name: data[name] for name in SOURCE_OPTIONS if name in data}
-    if share and split in ("train", "validation") and "train" in files:
-        whole = open_source(data["source"], files["train"], split="train", **options)
-        return hold_out(whole, share, data.get("hold_out_by") or "")[split == "validation"]
-    if files and split not in files:
-        raise UserError(f'data.files has no "{split}", only {", ".join(files)}; give --config.data.files.{split}=FILE')
-    return open_source(data["source"], files.get(split), split=split, **options)
-
-
-def open_mixture(data: Config, split: str) -> Several:
-    """Returns the data of one split of all sources of a mixture that have it, which all do of training."""
-    own = parts_of(data, PART_KEYS)
-    chosen = {name: part for name, part in own.items() if split == "train" or has_split(part, split)}
-    if not chosen:
-        raise UserError(f"data.mixture: no source has {split} files; give --config.data.files.{split}=FILE")
-    return Several({name: open_split(part, split) for name, part in chosen.items()})
-
-
-def has_split(data: Config, split: str) -> bool:
-    """Returns whether there are data of a split, or can be: what reads no files has its own splits."""
-    if data.get("mixture") and split not in data["files"]:
-        return any(has_split(part, split) for part in parts_of(data, PART_KEYS).values())
-    return not data["files"] or split in data["files"] or bool(split == "validation" and data.get("hold_out"))
-
-
-def open_sources(data: Config, parts: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the training and, unless there is none, the validation data; for training a mixture of tasks, the splits of its
-    parts. Raises UserError for training data that are named twice, as files and as a mixture."""
-    if data.get("mixture") and (parts or "train" in data["files"]):
-        other = "a mixture of tasks" if parts else f"data.files.train={data['files']['train']}"
-        raise UserError(
-            f"data.mixture: names the training data, and so does {other}; choose one (--config.data.files={{}} empties that)"
-        )
-    validated = has_split(data, "validation")
-    wanted = [*dict.fromkeys(parts.values() or ["train"]), *(["validation"] if validated else [])]
-    opened: dict[str, Any] = {split: open_split(data, split) for split in wanted}
-    if parts:
-        opened["train"] = Bundle({part: opened[split] for part, split in parts.items()})
-    return {split: opened[split] for split in ("train", "validation") if split in opened}
-
-
 def resolve_tokenizer(config: Config, workdir: Path | None, source: Pretrained | None, train: Source) -> Tokenizer:
     """Returns the run's tokenizer: stored in the run, or named, or that of the weights, or trained here on the training data.
 
@@ -268,7 +218,7 @@ def resolve_tokenizer(config: Config, workdir: Path | None, source: Pretrained |
     """
     data = config["data"]
     if workdir is not None:
-        return load_tokenizer(workdir / rundir.TOKENIZER)
+        return load_tokenizer(workdir / run_folder.TOKENIZER)
     theirs = source.tokenizer if source else None
     if data.get("tokenizer"):
         named = load_tokenizer(data["tokenizer"])
@@ -354,7 +304,7 @@ def check_measures(config: Config, task: Any) -> None:
 
 def check_same_data(workdir: Path, data: Config) -> None:
     """Raises UserError with the differences if the data are not those that the run began with."""
-    if changed := data_differences(rundir.read_provenance(workdir).get("data", {}), data):
+    if changed := data_differences(run_folder.read_provenance(workdir).get("data", {}), data):
         raise UserError(
             f"--workdir={workdir}: the data have changed since the run began ({'; '.join(changed)}); "
             "restore them, or start a new run in another folder"

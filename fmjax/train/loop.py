@@ -15,26 +15,27 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fmjax import hosts
 from fmjax.config import write_config
-from fmjax.data import packing
-from fmjax.data.pipeline import TrainBatches
+from fmjax.data.stream import packing
+from fmjax.data.stream.batches import TrainBatches
+from fmjax.data.stream.examples import PARTS
+from fmjax.distributed import hosts
+from fmjax.distributed.hosts import say
+from fmjax.distributed.sharding import batch_shardings, in_force
 from fmjax.errors import Interrupted, UserError
-from fmjax.evaluate import evaluate, make_predict
+from fmjax.inference.evaluate import evaluate, make_predict
 from fmjax.optim import trainable
 from fmjax.randomness import dropout_key
-from fmjax.sharding import batch_shardings, in_force
-from fmjax.train import rundir
-from fmjax.train.checkpoint import Best, Checkpoints
-from fmjax.train.examples import PARTS
+from fmjax.runs import folder as run_folder
+from fmjax.runs.checkpoint import Best, Checkpoints
+from fmjax.runs.logs import EVALUATION, Bar, MetricsLog, read_metrics
+from fmjax.runs.report import write_report
 from fmjax.train.experiment import Config, Experiment, prepare
-from fmjax.train.logs import EVALUATION, Bar, MetricsLog, read_metrics, say
-from fmjax.train.mixed import judged
 from fmjax.train.profile import Profile
-from fmjax.train.report import write_report
 from fmjax.train.state import TrainState
 from fmjax.train.step import make_step
 from fmjax.train.throughput import Clock, Cost, count_read
+from fmjax.train.wrappers import judged
 
 
 def train(given: Config, workdir: Path, title: str = "train", profile: Path | None = None) -> dict[str, float]:
@@ -44,15 +45,15 @@ def train(given: Config, workdir: Path, title: str = "train", profile: Path | No
     Raises UserError if the config or the data do not fit, Interrupted if a signal ended the run after its state was
     saved.
     """
-    rundir.check_workdir(workdir)
-    with rundir.locked(workdir) if hosts.first() else nullcontext():
+    run_folder.check_workdir(workdir)
+    with run_folder.locked(workdir) if hosts.first() else nullcontext():
         experiment = prepare(given, workdir)
         hosts.check_same({name: digest(fact) for name, fact in ({"config": given} | experiment.data).items()})
         if hosts.first():  # once all have read what was there before
             if not experiment.resumed and experiment.tokenizer:
-                experiment.tokenizer.save(workdir / rundir.TOKENIZER)
-            rundir.record(workdir, experiment.data, experiment.notes)
-            rundir.record_left_out(workdir, experiment.tolerance.found)
+                experiment.tokenizer.save(workdir / run_folder.TOKENIZER)
+            run_folder.record(workdir, experiment.data, experiment.notes)
+            run_folder.record_left_out(workdir, experiment.tolerance.found)
             # Last, as the config makes the folder a run; at a restart it takes up what may change.
             write_config(workdir, experiment.config, given)
         with jax.set_mesh(experiment.mesh), nn.logical_axis_rules(in_force(experiment.rules, experiment.mesh)):
@@ -101,7 +102,7 @@ class Run:
         self.stopping = Best(stopping["metric"], stopping["mode"])
         self.best = Best(best, config["checkpoint"]["mode"]) if best else None
         self.checkpoints = Checkpoints(
-            experiment.workdir / rundir.CHECKPOINTS, keep=int(config["checkpoint"]["keep"]), best=self.best
+            experiment.workdir / run_folder.CHECKPOINTS, keep=int(config["checkpoint"]["keep"]), best=self.best
         )
         model, self.task, spec = judged(experiment.model, experiment.task, experiment.spec)
         valid = {"valid": jax.ShapeDtypeStruct((experiment.batch_size,), np.float32)}
@@ -140,7 +141,7 @@ class Run:
             self.checkpoints.close()
             if self.log:
                 self.log.close()
-                rundir.record_left_out(experiment.workdir, experiment.tolerance.found)
+                run_folder.record_left_out(experiment.workdir, experiment.tolerance.found)
                 write_report(experiment.workdir)
         return self.evaluation
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
+from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.train.logs import say
 
 SKIPPED, TRACED = 5, 5  # steps, of a start: the first ones compile, and fill what reads ahead
 

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fmjax.distributed.sharding import Rules, parameter_shardings
 from fmjax.optim import map_params
-from fmjax.sharding import Rules, parameter_shardings
 
 BatchSpec = Mapping[str, jax.ShapeDtypeStruct]
 

@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmjax.data.mixing import Several
-from fmjax.data.overlap import find_overlap, text_columns
-from fmjax.data.pipeline import TrainBatches
 from fmjax.data.records import Record
-from fmjax.data.sources import open_source
-from fmjax.data.tokenizers import Tokenizer, train_tokenizer
-from fmjax.data.tolerance import Tolerance
+from fmjax.data.sources.open import open_source
+from fmjax.data.stream.batches import TrainBatches
+from fmjax.data.stream.examples import make_examples
+from fmjax.data.stream.mixing import Several
+from fmjax.data.stream.overlap import find_overlap, text_columns
+from fmjax.data.stream.tolerance import Tolerance
+from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks.classify import Task as Classify
 from fmjax.tasks.image_classify import Task as ImageClassify
 from fmjax.tasks.mlm import Task as Mlm
-from fmjax.train.examples import make_examples
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"data": {"max_length": 16, "batch_size": 2}, "train": {"seed": 0}}
@@ -333,7 +333,7 @@ def test_a_bad_record_in_a_worker_is_as_bad_as_elsewhere():
 ORPHANS = """
 import os, sys, time
 from absl import flags
-from fmjax.data.pipeline import TrainBatches
+from fmjax.data.stream.batches import TrainBatches
 import numpy as np
 
 class Numbers:
@@ -387,6 +387,6 @@ def test_validation_that_is_in_the_training_data_is_counted(monkeypatch):
     )
     assert find_overlap(train, Records([{"text": 3, "label": "a"}]), ["text"]) is None
     # Of large data a sample is compared, and that is said.
-    monkeypatch.setattr("fmjax.data.overlap.MOST_TRAINED", 10)
+    monkeypatch.setattr("fmjax.data.stream.overlap.MOST_TRAINED", 10)
     sampled = find_overlap(train, held, columns)
     assert (sampled.trained, sampled.whole) == (10, False) and "10 of training that were compared" in sampled.warning()

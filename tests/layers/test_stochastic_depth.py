@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from fmjax.errors import UserError
+from fmjax.inference.pretrained import abstract_params
 from fmjax.layers.attention import Context
 from fmjax.layers.blocks import PostNorm, PreNorm, StochasticDepth, stack
 from fmjax.models import bert
-from fmjax.pretrained import abstract_params
 
 KEY = jax.random.key(0)
 ROWS = 2000

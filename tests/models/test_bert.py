@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax import hub, models, pytree
+from fmjax import models, pytree
 from fmjax.errors import UserError
-from fmjax.pretrained import Pretrained, abstract_params, load
+from fmjax.hub import folders
+from fmjax.inference.pretrained import Pretrained, abstract_params, load
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = ("bert", "roberta", "distilbert", "electra")
@@ -137,7 +138,7 @@ def test_published_sizes(name, size, vocabulary, count):
 
 @pytest.mark.parametrize("case", CASES)
 def test_settings_go_there_and_back(case):
-    config = hub.read_config(GOLDEN / case)
+    config = folders.read_config(GOLDEN / case)
     family = models.family_of(config["model_type"])
     settings = family.from_reference(config)
     written = family.to_reference(family.Settings(**settings))

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fmjax import hub, models, pytree
+from fmjax import models, pytree
 from fmjax.errors import UserError
+from fmjax.hub import folders
+from fmjax.inference.pretrained import Pretrained, abstract_params, load
 from fmjax.models import gpt, llama, mistral, qwen2
-from fmjax.pretrained import Pretrained, abstract_params, load
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoders"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
@@ -243,7 +244,7 @@ def test_what_is_added_to_the_residual_stream_starts_smaller():
 
 @pytest.mark.parametrize("case", CASES)
 def test_settings_go_there_and_back(case):
-    config = hub.read_config(GOLDEN / case)
+    config = folders.read_config(GOLDEN / case)
     family = models.family_of(config["model_type"])
     settings = family.from_reference(config)
     written = family.to_reference(family.Settings(**settings))
@@ -254,22 +255,22 @@ def test_settings_go_there_and_back(case):
 @pytest.mark.parametrize("case", CASES)
 def test_written_files_are_those_that_were_read(case, tmp_path):
     golden(case).save(tmp_path / "new")
-    theirs, ours = load_file(GOLDEN / case / hub.WEIGHTS), load_file(tmp_path / "new" / hub.WEIGHTS)
+    theirs, ours = load_file(GOLDEN / case / folders.WEIGHTS), load_file(tmp_path / "new" / folders.WEIGHTS)
     assert set(theirs) == set(ours)
     assert all(np.array_equal(theirs[name], ours[name]) and ours[name].flags.c_contiguous for name in theirs)
-    assert hub.read_config(tmp_path / "new") == hub.read_config(GOLDEN / case)
+    assert folders.read_config(tmp_path / "new") == folders.read_config(GOLDEN / case)
 
 
 def test_old_files_of_gpt2(tmp_path):
     """The first files have no prefix, and the causal mask among the weights."""
     folder = shutil.copytree(GOLDEN / "gpt2_lm", tmp_path / "old")
-    tensors = {name.removeprefix("transformer."): array for name, array in load_file(folder / hub.WEIGHTS).items()}
+    tensors = {name.removeprefix("transformer."): array for name, array in load_file(folder / folders.WEIGHTS).items()}
     for layer in range(2):
         tensors |= {f"h.{layer}.attn.bias": np.ones((1, 1, 40, 40), bool), f"h.{layer}.attn.masked_bias": np.float32([-1e4])}
-    save_file(tensors, folder / hub.WEIGHTS)
+    save_file(tensors, folder / folders.WEIGHTS)
     assert error(load(folder), "gpt2_lm") <= TOLERANCE
     tensors["h.0.attn.c_attn.weight"] = np.ones((24, 70), np.float32)
-    save_file(tensors, folder / hub.WEIGHTS)
+    save_file(tensors, folder / folders.WEIGHTS)
     with pytest.raises(UserError, match=r"misshapen.*h.0.attn.query.weight ours \(24, 24\) theirs \(23, 24\)"):
         load(folder)
 

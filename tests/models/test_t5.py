@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fmjax import hub, models, pytree
+from fmjax import models, pytree
 from fmjax.errors import UserError
+from fmjax.hub import folders
+from fmjax.inference.pretrained import Pretrained, abstract_params, load
 from fmjax.layers.cache import shift_right
 from fmjax.models import t5
-from fmjax.pretrained import Pretrained, abstract_params, load
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "t5"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
@@ -166,7 +167,7 @@ def test_published_sizes(size, vocabulary, count):
 
 @pytest.mark.parametrize("case", CASES)
 def test_settings_go_there_and_back(case):
-    config = hub.read_config(GOLDEN / case)
+    config = folders.read_config(GOLDEN / case)
     settings = t5.from_reference(config)
     written = t5.to_reference(t5.Settings(**settings)) | {"architectures": config["architectures"]}
     assert t5.from_reference(written) == settings

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax import hub, models, pytree
+from fmjax import models, pytree
 from fmjax.errors import UserError
+from fmjax.hub import folders
+from fmjax.hub.tensors import Tensor
+from fmjax.inference.pretrained import Pretrained, abstract_params, load
 from fmjax.layers.position import sinusoids
-from fmjax.pretrained import Pretrained, abstract_params, load
-from fmjax.tensorfiles import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "seq2seq"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
@@ -178,7 +179,7 @@ def test_published_size():
 
 @pytest.mark.parametrize("case", CASES)
 def test_settings_go_there_and_back(case):
-    config = hub.read_config(GOLDEN / case)
+    config = folders.read_config(GOLDEN / case)
     family = models.family_of(config["model_type"])
     settings = family.from_reference(config)
     written = family.to_reference(family.Settings(**settings), config["pad_token_id"])

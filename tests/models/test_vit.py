@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax import hub, models, pytree
+from fmjax import models, pytree
 from fmjax.errors import UserError
+from fmjax.hub import folders
+from fmjax.inference.pretrained import Pretrained, abstract_params, load
 from fmjax.layers.grid import bicubic, resized, sinusoids_2d
 from fmjax.models.vit_embed import patches
-from fmjax.pretrained import Pretrained, abstract_params, load
 from fmjax.tasks import mae
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vision"
@@ -194,10 +195,10 @@ def test_published_sizes(name, size, count):
 
 @pytest.mark.parametrize("case", CASES)
 def test_settings_go_there_and_back(case):
-    config = hub.read_config(GOLDEN / case)
+    config = folders.read_config(GOLDEN / case)
     family = models.family_of(config["model_type"])
     settings = family.from_reference(config)
-    to_reference = getattr(family, "CONFIGS", {}).get(hub.architecture(family, config), family.to_reference)
+    to_reference = getattr(family, "CONFIGS", {}).get(folders.architecture(family, config), family.to_reference)
     written = to_reference(family.Settings(**settings))
     assert family.from_reference(written) == settings
     assert all(config[key] == value for key, value in written.items())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fmjax
-from fmjax.data.tokenizers import train_tokenizer
+from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.tasks.clm import Task
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install .[parity]")

@@ -23,8 +23,9 @@ import safetensors.torch  # noqa: E402
 from golden import make, make_decoders, make_seq2seq, make_t5, make_vision  # noqa: E402
 
 import fmjax  # noqa: E402
-from fmjax import llama2c, models  # noqa: E402
+from fmjax import models  # noqa: E402
 from fmjax.errors import UserError  # noqa: E402
+from fmjax.hub import llama2c  # noqa: E402
 
 STEMS = {"GPT2": make_decoders.GPT2 | make_decoders.END} | dict.fromkeys(("Llama", "Mistral", "Qwen2"), make_decoders.LLAMA)
 CLASSES = [name for family in ("gpt", "llama", "mistral", "qwen2") for name in models.family(family).ARCHITECTURES]
@@ -72,7 +73,7 @@ def varied(name: str, seed: int) -> dict:
     return settings(name) | common | sizes
 
 
-def error(model: fmjax.pretrained.Pretrained, reference, arrays) -> float:
+def error(model: fmjax.inference.pretrained.Pretrained, reference, arrays) -> float:
     expected = make_decoders.outputs(reference, arrays)
     found = model.apply(**arrays)
     assert set(expected) <= set(found)

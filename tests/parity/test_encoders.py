@@ -64,7 +64,7 @@ def varied(name: str, seed: int) -> dict:
     return given | sizes | {"type_vocab_size": int(rng.integers(1, 5)), "layer_norm_eps": float(rng.choice([1e-12, 1e-5, 1e-2]))}
 
 
-def error(model: fmjax.pretrained.Pretrained, reference, arrays) -> float:
+def error(model: fmjax.inference.pretrained.Pretrained, reference, arrays) -> float:
     choice = "choice" in model.model.heads
     arrays = make.grouped(reference, arrays)
     expected = make.outputs(reference, arrays, body=not choice)

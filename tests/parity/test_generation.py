@@ -17,8 +17,8 @@ transformers = pytest.importorskip("transformers", reason="compares with the ref
 from golden import make_generation as make  # noqa: E402
 
 import fmjax  # noqa: E402
-from fmjax import generate  # noqa: E402
-from fmjax.generation import GENERATION  # noqa: E402
+from fmjax.decoding import loop  # noqa: E402
+from fmjax.decoding.settings import GENERATION  # noqa: E402
 
 PAD = make.PAD
 
@@ -29,7 +29,7 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     static, options = ("model", "settings", "room"), {"xla_cpu_use_fusion_emitters": False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "decode", jax.jit(generate.decode.__wrapped__, static_argnames=static, compiler_options=options))
+        patch.setattr(loop, "decode", jax.jit(loop.decode.__wrapped__, static_argnames=static, compiler_options=options))
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 
@@ -103,8 +103,8 @@ def test_what_is_sampled_from(given, tmp_path):
     """The distribution of the first token is that of the reference's own filters."""
     import jax.numpy as jnp
 
-    from fmjax.generation import merged
-    from fmjax.scores import Place, process
+    from fmjax.decoding.logits import Place, process
+    from fmjax.decoding.settings import merged
 
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (4, 61)).astype(np.float32)

@@ -58,7 +58,7 @@ def varied(seed: int) -> dict:
     }
 
 
-def error(model: fmjax.pretrained.Pretrained, reference, arrays) -> float:
+def error(model: fmjax.inference.pretrained.Pretrained, reference, arrays) -> float:
     expected = make_t5.outputs(reference, arrays)
     found = model.apply(**arrays)
     assert set(expected) <= set(found) <= set(expected) | {"last_hidden_state"}

@@ -17,7 +17,7 @@ from golden import make_seq2seq as make  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import fmjax  # noqa: E402
-from fmjax.data.tokenizers import load_tokenizer  # noqa: E402
+from fmjax.data.tokenizers.tokenizer import load_tokenizer  # noqa: E402
 from fmjax.errors import UserError  # noqa: E402
 from fmjax.layers.position import sinusoids  # noqa: E402
 
@@ -66,7 +66,7 @@ def varied(name: str, seed: int) -> dict:
     return CLASSES[name] | sizes | {"decoder_start_token_id": 1} | tables | tied
 
 
-def error(model: fmjax.pretrained.Pretrained, reference, arrays) -> float:
+def error(model: fmjax.inference.pretrained.Pretrained, reference, arrays) -> float:
     expected = make.outputs(reference, arrays)
     found = model.apply(**arrays)
     assert set(expected) == set(found)

@@ -50,7 +50,7 @@ def varied(name: str, seed: int) -> dict:
     return sizes | labels | (make_vision.DECODER if "MAE" in name else {})
 
 
-def error(model: fmjax.pretrained.Pretrained, reference, height: int, width: int, seed: int) -> float:
+def error(model: fmjax.inference.pretrained.Pretrained, reference, height: int, width: int, seed: int) -> float:
     arrays = make_vision.outputs(reference, make_vision.images(reference.config, 3, height, width, seed), seed)
     inputs = {name: arrays.pop(name) for name in ("pixel_values", "patch_keep") if name in arrays}
     arrays.pop("loss", None)

@@ -74,7 +74,7 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train, dev and test as .txt and .csv, a tokenizer, and the config."""
-    from fmjax.data.tokenizers import train_tokenizer
+    from fmjax.data.tokenizers.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("data")
     for seed, (split, count) in enumerate({"train": 120, "dev": 20, "test": 20}.items()):

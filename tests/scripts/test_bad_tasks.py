@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmjax.data.tokenizers import train_tokenizer
+from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from scripts import convert, predict, train
 
 ROOT = Path(__file__).resolve().parents[2]

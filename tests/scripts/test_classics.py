@@ -13,8 +13,8 @@ import pytest
 
 import fmjax
 from fmjax import models
-from fmjax.data.tokenizers import Tokenizer, train_tokenizer
-from fmjax.pretrained import Pretrained
+from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
+from fmjax.inference.pretrained import Pretrained
 from scripts import convert, predict, train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

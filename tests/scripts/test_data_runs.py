@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_results import equal, records
+from support.run_results import equal, records
 
 from scripts import evaluate
 

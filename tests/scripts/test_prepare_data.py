@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmjax.data import stored_ids
-from fmjax.data.sources import open_source
-from fmjax.data.tokenizers import load_tokenizer, train_tokenizer
+from fmjax.data.sources.open import open_source
+from fmjax.data.tokenizers import stored_ids
+from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.prepare import report as reports
 from fmjax.tasks.corpus import tokenise

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_results import RATES, equal, items, records
+from support.run_results import RATES, equal, items, records
 
-from fmjax.train.checkpoint import CheckpointReader
+from fmjax.runs.checkpoint import CheckpointReader
 from scripts import convert, train
 
 FULL = ("optim.ema=0.9", "train.accumulate=2", "train.eval_every=4", "optim.clip_norm=1.0")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmjax import load
-from fmjax.data.tokenizers import Tokenizer, load_tokenizer
+from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.errors import UserError
 from fmjax.models import bert
 from fmjax.tasks import make

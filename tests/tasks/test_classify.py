@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmjax.data.tokenizers import Tokenizer, load_tokenizer
+from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import make
 from fmjax.tasks.classify import Task

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from fmjax.data.pipeline import TrainBatches, eval_batches
-from fmjax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from fmjax.data.stream.batches import TrainBatches, eval_batches
+from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
-from fmjax.evaluate import evaluate
+from fmjax.inference.evaluate import evaluate
 from fmjax.models import gpt
 from fmjax.tasks import make
 from fmjax.tasks.clm import Task

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmjax.data.pipeline import TrainBatches, eval_batches
-from fmjax.data.tokenizers import Tokenizer, train_tokenizer
+from fmjax.data.stream.batches import TrainBatches, eval_batches
+from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import make
 from fmjax.tasks.denoise import Task, infilled, permuted, sentence_ends, spans

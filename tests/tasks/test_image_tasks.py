@@ -14,12 +14,12 @@ from scipy.special import log_softmax
 
 from fmjax import models
 from fmjax.config import write_config
-from fmjax.data.pipeline import TrainBatches, eval_batches
+from fmjax.data.stream.batches import TrainBatches, eval_batches
 from fmjax.errors import UserError
-from fmjax.evaluate import evaluate
-from fmjax.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.evaluate import evaluate
+from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.runs.checkpoint import Checkpoints
 from fmjax.tasks import make
-from fmjax.train.checkpoint import Checkpoints
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vision"
 RNG = np.random.default_rng(0)

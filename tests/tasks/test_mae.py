@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax.data.pipeline import TrainBatches
+from fmjax.data.stream.batches import TrainBatches
 from fmjax.errors import UserError
+from fmjax.inference.pretrained import load
 from fmjax.models.vit_embed import patches
-from fmjax.pretrained import load
 from fmjax.tasks import make
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vision"

@@ -11,20 +11,20 @@ import pytest
 
 from fmjax import pytree
 from fmjax.config import apply_overrides, open_dict, to_dict
-from fmjax.convert import convert
-from fmjax.data.pipeline import TrainBatches
 from fmjax.data.records import Bundle
-from fmjax.data.tokenizers import Tokenizer, load_tokenizer
+from fmjax.data.stream.batches import TrainBatches
+from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.defaults import experiment
 from fmjax.errors import UserError
+from fmjax.inference.convert import convert
+from fmjax.inference.pretrained import load
 from fmjax.models import bert
-from fmjax.pretrained import load
 from fmjax.tasks import make
 from fmjax.tasks.classify import Task as Classify
 from fmjax.tasks.mlm import Task as Mlm
 from fmjax.train.experiment import prepare
 from fmjax.train.loop import train
-from fmjax.train.mixed import Mixed, judged, mix
+from fmjax.train.wrappers import Mixed, judged, mix
 
 WORDS = [f"w{number}" for number in range(20)]
 SIZE = {"width": 8, "layers": 1, "attention_heads": 2, "mlp_width": 8, "vocab_size": 30, "positions": 8}

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmjax import load
-from fmjax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import make
 from fmjax.tasks.qa import NEVER, Task, Windows

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.data.tokenizers import Tokenizer, train_tokenizer
+from fmjax.data.stream.examples import alike
+from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import make
 from fmjax.tasks.seq2seq import Task, written
-from fmjax.train.examples import alike
 
 WORDS = ["red", "green", "blue", "rot", "blau", "translate"]
 

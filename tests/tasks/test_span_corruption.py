@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmjax.data.pipeline import TrainBatches, eval_batches
-from fmjax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from fmjax.data.stream.batches import TrainBatches, eval_batches
+from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import make
 from fmjax.tasks.corpus import Corpus

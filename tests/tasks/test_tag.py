@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from seqeval import metrics as seqeval
 from seqeval.scheme import IOB2
 
-from fmjax import load, metrics
-from fmjax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from fmjax import load
+from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
+from fmjax.metrics import classes as class_metrics
 from fmjax.models import bert
 from fmjax.tasks import make
 from fmjax.tasks.tag import Sentences, Task
@@ -66,7 +67,7 @@ def test_labels_are_found_outside_first():
     assert found["class_weights"] == (0.625, 1.25, 1.25, 1.25)
     assert Task(labels=LABELS).heads == {"tag": {"classes": 5}}
     assert Task(labels=LABELS).measures == ("loss", "accuracy", "precision", "recall", "f1")
-    assert Task(labels=("NN", "VB")).measures == ("loss", "accuracy", *metrics.AVERAGED)
+    assert Task(labels=("NN", "VB")).measures == ("loss", "accuracy", *class_metrics.AVERAGED)
 
 
 def test_words_and_tokens_are_aligned(tokenizer):
@@ -308,7 +309,7 @@ def test_a_folder_predicts(tmp_path, quickly_compiled):
 def test_msra_is_read(shared_data, tmp_path):
     import zipfile
 
-    from fmjax.data.sources import hold_out, open_source
+    from fmjax.data.sources.open import hold_out, open_source
 
     archive = zipfile.ZipFile(shared_data / "zh_chinesenlpcorpus" / "dh_msra.zip")
     head = archive.open("dh_msra.txt").read(400_000).decode(errors="ignore").rpartition("\n\n")[0]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax import metrics
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.tokens import TokenTask
 
 
@@ -20,4 +20,4 @@ def test_loss_and_metrics_count_target_tokens():
     arrays = {name: np.asarray(array) for name, array in task.predictions(outputs, batch).items()}
     values = task.metrics(arrays, np.ones(1), None)
     assert values == pytest.approx({"loss": expected / 2, "perplexity": np.exp(expected / 2), "accuracy": 0.5}, abs=1e-5)
-    assert set(values) == set(metrics.TOKEN_LEVEL)
+    assert set(values) == set(class_metrics.TOKEN_LEVEL)

@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from cases import FAMILIES, case, losses, one_device
+from support.cases import FAMILIES, case, losses, one_device
 
-from fmjax import sharding
+from fmjax.distributed import sharding
 
 CHOICES = {
     "everything": {"remat": "everything"},

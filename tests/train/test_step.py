@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from fmjax import optim, pytree, sharding
+from fmjax import optim, pytree
+from fmjax.distributed import sharding
 from fmjax.layers.heads import Classify, Heads, MaskedLm
 from fmjax.layers.linear import embedding, normal
 from fmjax.layers.mlp import Mlp, gelu

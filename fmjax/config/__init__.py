@@ -1,0 +1,20 @@
+"""Experiments as config files: loading, overriding single keys, storing with a run, comparing.
+
+A config file imports `arguments` and `open_dict` from here.
+"""
+
+from fmjax.config.files import arguments, load_config, open_dict, to_dict
+from fmjax.config.overrides import apply_overrides
+from fmjax.config.stored import READING, check_resumable, read_config, write_config
+
+__all__ = [
+    "READING",
+    "apply_overrides",
+    "arguments",
+    "check_resumable",
+    "load_config",
+    "open_dict",
+    "read_config",
+    "to_dict",
+    "write_config",
+]

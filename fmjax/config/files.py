@@ -1,0 +1,135 @@
+"""Config files: Python with a function `get_config(arg: str = "") -> ml_collections.ConfigDict`, as in big_vision.
+
+A config file is the user's own code and is executed. What a run stores is JSON and is only ever parsed (`stored.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import traceback
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict
+
+from fmjax.errors import UserError, nearest
+
+Config: TypeAlias = ConfigDict | Mapping[str, Any]
+Keys = tuple[str, ...]
+
+
+class OpenDict(ConfigDict):
+    """A group whose keys are free, may contain dots, and keep the order they were given in."""
+
+    def lock(self) -> OpenDict:
+        """Does nothing: locking a config keeps misspelt keys out of the groups whose keys are fixed."""
+        return self
+
+
+def open_dict(**values: Any) -> OpenDict:
+    """Returns an open group. A config file replaces one by assigning another `open_dict`."""
+    node = OpenDict(allow_dotted_keys=True, sort_keys=False)
+    for key, value in values.items():
+        node[key] = open_dict(**value) if isinstance(value, dict) else value
+    return node
+
+
+def arguments(arg: str, *choices: str) -> set[str]:
+    """Returns the arguments of a config, "tiny,nsp", as a set. Raises UserError for one not among them."""
+    chosen = {word.strip() for word in arg.split(",")} - {""}
+    for word in sorted(chosen):
+        if word not in choices:
+            offer = f"choose from {', '.join(choices)}" if choices else "this config takes none"
+            raise UserError(f'config argument "{word}" is not known{nearest(word, choices)}; {offer}')
+    return chosen
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Returns the config of "path/to/file.py" or "path/to/file.py:arg,arg".
+
+    Raises UserError if the file is missing, fails (naming the line) or makes no config.
+    """
+    head, separator, arg = spec.partition(".py:")
+    path = Path(head + ".py" if separator else spec)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"--config={spec}: {reason}{_files_like(path)}") from error
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    try:
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise UserError(f'{path}: has no get_config; define `def get_config(arg: str = "")` in it')
+        if arg and not inspect.signature(get_config).parameters:
+            raise UserError(f'{path}: takes no arguments; drop ":{arg}"')
+        config = get_config(arg) if arg else get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {message_of(error)}"
+        raise UserError(f"{_where(error, path)}: {cause}; mend the config file") from error
+    if not isinstance(config, ConfigDict):
+        made = type(config).__name__
+        raise UserError(f"{path}: get_config returned {made}; return an ml_collections.ConfigDict")
+    return config
+
+
+def _files_like(path: Path) -> str:
+    """Returns a hint at the config that was meant, in the folder that was named or in `configs`."""
+    here = Path(__file__).parents[1]
+    folders = (path.parent, Path("configs"), here.parent / "configs", here / "configs")
+    found = [(at, sorted(file.name for file in at.glob("*.py") if file.stem != "__init__")) for at in folders]
+    for folder, names in sorted(found, key=lambda pair: not nearest(path.name, pair[1])):
+        if names:
+            return f"{nearest(path.name, names)}; {folder} has {', '.join(names)}"
+    return "; name a Python file that defines get_config"
+
+
+def _where(error: Exception, path: Path) -> str:
+    """Returns file:line of the last line in the config file that led to the error."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{path}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def message_of(error: Exception) -> str:
+    """Returns what an exception says, in one line."""
+    return " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns the config as JSON holds it: tuples as lists, unset keys left out.
+
+    Raises UserError for a value that JSON cannot hold.
+    """
+    return _plain(config, "config")
+
+
+def _plain(value: Any, name: str) -> Any:
+    if isinstance(value, ConfigDict | Mapping):
+        return {str(key): _plain(part, f"{name}.{key}") for key, part in value.items() if part is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(element, f"{name}[{index}]") for index, element in enumerate(value)]
+    finite = not isinstance(value, float) or math.isfinite(value)
+    valid = not isinstance(value, str) or value == value.encode(errors="replace").decode()
+    if value is not None and not (isinstance(value, bool | int | float | str) and finite and valid):
+        use = "use finite numbers, text, booleans, and tuples or dicts of them"
+        raise UserError(f"{name}={value!r} ({type(value).__name__}): JSON cannot hold it; {use}")
+    return value
+
+
+def leaves(node: Config, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Yields the path and the value of every key that is no group."""
+    for key, value in node.items():
+        if isinstance(value, ConfigDict | dict):
+            yield from leaves(value, (*path, str(key)))
+        else:
+            yield (*path, str(key)), value

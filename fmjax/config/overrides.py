@@ -1,0 +1,178 @@
+"""Overrides of single keys of a config: `--config.KEY=TEXT` reads TEXT by the type of the value, or placeholder, that KEY has.
+
+- bool: true, false, yes, no, 1, 0; int: 20, 1_000, 1e3; float: 3e-4; str: the text as it stands;
+- tuple: `a,b`, or a list in JSON or Python where an element has a comma; empty text is the empty tuple;
+- what `placeholder(type)` made: `none` unsets it;
+- a group of keys: a JSON object, which sets the keys it names, and replaces an open group as a whole.
+
+Keys that are not there are refused, except in an open group (`open_dict`): the splits of `data.files`, the
+axes of `mesh.axes`, the expressions of `optim.multipliers`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+from fmjax.config.files import OpenDict, leaves, open_dict
+from fmjax.errors import UserError, nearest
+
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def apply_overrides(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
+    """Sets dotted keys from text, in place and in order; the head of this file has the grammar.
+
+    Raises UserError for a key that is not there, with its neighbours, and for text that is not of its type.
+    """
+    for key, text in overrides:
+        _override(config, "config", key.split("."), text, config)
+
+
+def _override(node: ConfigDict, path: str, keys: Sequence[str], text: str, root: ConfigDict) -> None:
+    key, *rest = keys
+    name, override = f"{path}.{key}", f"{path}.{'.'.join(keys)}={text}"
+    if key not in node:
+        if not isinstance(node, OpenDict) or not key:
+            hint = _nearest(keys, node, root)
+            raise UserError(f"{override}: no such key{hint}; {path} has {_names(node)}")
+        if rest:
+            raise UserError(f"{override}: a new key with a dot needs the form --{path}='{{\"KEY\": VALUE}}'")
+    field = dict(node.items(preserve_field_references=True)).get(key)
+    if rest and not isinstance(field, ConfigDict):
+        raise UserError(f"{override}: {name} is a value and not a group of keys; write --{name}=VALUE")
+    if rest:
+        _override(node[key], name, rest, text, root)
+    elif isinstance(field, ConfigDict):
+        _override_group(node, key, name, text, root)
+    elif isinstance(node, OpenDict):
+        with node.ignore_type():
+            node[key] = _parse_free(name, text, list(node.values()))
+    elif isinstance(field, FieldReference):
+        unset = text.strip().lower() == "none"
+        node[key] = None if unset else _parse(name, text, field.get_type(), field.get())
+    else:
+        node[key] = _parse(name, text, type(field), field)
+
+
+def _override_group(node: ConfigDict, key: str, name: str, text: str, root: ConfigDict) -> None:
+    group, values = node[key], _literal(text)
+    if not isinstance(values, dict):
+        form = f"write --{name}.KEY=VALUE or a JSON object"
+        raise UserError(f"{name}={text}: {name} is a group of keys ({_names(group)}); {form}")
+    if None in values.values():
+        raise UserError(f"{name}={text}: null is no value; leave that key out, or use --{name}.KEY=none")
+    if isinstance(group, OpenDict):
+        old = list(group.values())
+        new = {k: _parse_free(f"{name}.{k}", json.dumps(v), old) for k, v in values.items()}
+        node[key] = open_dict(**new)
+    else:
+        for k, v in values.items():
+            _override(group, name, [k], _text(v), root)
+
+
+def _nearest(keys: Sequence[str], node: ConfigDict, root: ConfigDict) -> str:
+    """Returns a hint at the neighbour that was meant, or at a key of that name in another group."""
+    same = [".".join(path) for path, _ in leaves(root) if path[-1] == keys[-1]]
+    return nearest(keys[0], map(str, node)) or (f' (did you mean "config.{same[0]}"?)' if same else "")
+
+
+def _names(node: ConfigDict) -> str:
+    return ", ".join(map(str, node)) or "none yet"
+
+
+def _parse(name: str, text: str, kind: Any, present: Any = None) -> Any:
+    """Returns the text as a `kind`; the elements of a tuple or list are of the type of those present."""
+    if kind is str:
+        return text
+    if kind in (tuple, list):
+        return kind(_parse_elements(name, text, present or ()))
+    if kind in READERS:
+        read, form = READERS[kind]
+        try:
+            return read(text)
+        except (ValueError, KeyError):
+            _refuse(name, text, kind.__name__, form)
+    value = _free(_literal(text))
+    if kind is not type(None) and not isinstance(value, kind):
+        _refuse(name, text, getattr(kind, "__name__", str(kind)), "a value of that type")
+    return value
+
+
+def _read_int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+    # Beyond 2**53 a float does not tell one whole number from the next.
+    if not number.is_integer() or abs(number) > 2**53:
+        raise ValueError(text)
+    return int(number)
+
+
+READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    bool: (lambda text: TRUTH[text.strip().lower()], "true or false"),
+    int: (_read_int, "a whole number such as 100 or 1e3"),
+    float: (float, "a number such as 0.1 or 3e-4"),
+}
+
+
+def _parse_elements(name: str, text: str, present: Sequence[Any]) -> list[Any]:
+    kinds = {type(element) for element in present}
+    kind = float if kinds == {int, float} else kinds.pop() if len(kinds) == 1 else None
+    # A regular expression may begin with a bracket too; it is no literal then.
+    values = _literal(text) if text.lstrip().startswith(("[", "(")) else text
+    if not isinstance(values, tuple | list):
+        values = [part.strip() for part in text.split(",")] if text.strip() else []
+    if kind is None:
+        return [_free(value) for value in values]
+    if kind is str and not all(isinstance(value, str) for value in values):
+        _refuse(name, text, "a tuple of str", 'a,b or ["a", "b"]')
+    return [_parse(name, _text(value), kind) for value in values]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _parse_free(name: str, text: str, beside: Sequence[Any]) -> Any:
+    """Returns a value of an open group: a number beside numbers, text or a list beside those, else either."""
+    kinds = {type(value) for value in beside}
+    value = _literal(text)
+    if kinds and kinds <= {int, float}:
+        if type(value) not in (int, float):
+            _refuse(name, text, "a number, as beside it", "one such as 4 or 0.5")
+        return value
+    return text if kinds & {str, tuple} and not isinstance(value, str | tuple | list) else _free(value)
+
+
+def _literal(text: str) -> Any:
+    """Returns the value that the text spells in JSON or Python, without running anything; else the text."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # about the backslashes of regular expressions
+                value = read(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, bool | int | float | str | tuple | list | (dict if read is json.loads else str)):
+            return value
+    return text
+
+
+def _free(value: Any) -> Any:
+    """Returns lists as tuples and dicts as open groups."""
+    if isinstance(value, list | tuple):
+        return tuple(_free(element) for element in value)
+    if isinstance(value, dict):
+        return open_dict(**{str(key): _free(part) for key, part in value.items()})
+    return value
+
+
+def _refuse(name: str, text: str, kind: str, form: str) -> NoReturn:
+    raise UserError(f'{name}={text}: expects {kind}, got "{text}"; write {form}')

@@ -1,0 +1,110 @@
+"""ArrayRecord files whose records are JSON objects or texts in UTF-8, as `scripts/prepare_data.py` writes them.
+
+Any record is read by its number; of a file, its index alone is in memory. What TFDS stores in such files is read by
+`data.source=tfds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from fmjax.data.records import Record, chosen, json_object, locate
+from fmjax.data.storage import cache
+from fmjax.data.storage.mapped import unpacked
+from fmjax.errors import UserError, one_line
+
+CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")  # letters that a text has none of
+
+
+class ArrayRecordFile:
+    """The records of a file as bytes, pickled by its path. Raises UserError if the file is not whole."""
+
+    def __init__(self, path: Path, local: Path):
+        self.path, self.local = path, local
+        # Reading ahead is of no use where records are read at random.
+        self.reader = ArrayRecordReader(str(local), "readahead_buffer_size:0")
+        if not self.reader.ok():
+            raise UserError(f"{path}: is not a whole ArrayRecord file ({self.fault()}); fetch it again")
+
+    def __reduce__(self) -> tuple[type[ArrayRecordFile], tuple[Path, Path]]:
+        return ArrayRecordFile, (self.path, self.local)
+
+    def __len__(self) -> int:
+        return int(self.reader.num_records())
+
+    def fault(self) -> str:
+        """Returns what the reader says of a file that it could not open."""
+        try:
+            self.reader.read([0])
+        except (RuntimeError, IndexError, ValueError) as error:
+            return one_line(error, 200)
+        return "no index"
+
+    def text(self, index: int) -> str:
+        """Returns a record as text. Raises UserError, naming it, if it is damaged or not UTF-8."""
+        place = f"{self.path} record {index}"
+        try:
+            return bytes(self.reader.read([index])[0]).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{place}: is not UTF-8 (byte 0x{error.object[error.start]:02x}); records are to be JSON objects or texts, "
+                "those of a TFDS data set are read with --config.data.source=tfds"
+            ) from error
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise UserError(f"{place}: cannot be read ({one_line(error, 200)}); fetch the file again") from error
+
+
+class ArrayRecords:
+    """JSON objects, whose columns are the keys of the first, or texts as `{"text": ...}`: what the first record is, all are.
+
+    Raises UserError, naming the file, if one is not whole or empty, and naming the record, when it is read, if it is neither.
+    """
+
+    def __init__(self, paths: Sequence[Path], split: str):
+        self.split = split
+        self.files = [ArrayRecordFile(path, unpacked(path)) for path in paths]
+        for file in self.files:
+            if not len(file):
+                raise UserError(f"{file.path}: no records for {split}; give a file that is not empty")
+        self.bounds = np.concatenate([[0], np.cumsum([len(file) for file in self.files])])
+        first = self.files[0].text(0)
+        self.holds, self.columns = contents(first)
+        if self.holds == "text" and CONTROL & set(map(ord, first)):
+            raise UserError(
+                f"{self.files[0].path} record 0: is neither a JSON object nor text (a tf.train.Example, perhaps); data sets of "
+                "TFDS are read with --config.data.source=tfds"
+            )
+        self.fingerprint()  # before anything can change
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        number, row = locate(self.bounds, index)
+        text = self.files[number].text(row)
+        if self.holds == "text":
+            return {"text": text}
+        try:
+            return chosen(json_object(text), self.columns, self.where, index)
+        except ValueError as error:
+            raise UserError(f"{self.files[number].path} record {row}: {error}, as the first record is; correct it") from error
+
+    def where(self, index: int) -> str:
+        number, row = locate(self.bounds, index)
+        return f"{self.files[number].path.name} record {row}"
+
+    def fingerprint(self) -> Record:
+        files = [{"name": file.path.name} | cache.digest(file.path) for file in self.files]
+        return {"source": "array_record", "split": self.split, "files": files}
+
+
+def contents(text: str) -> tuple[str, tuple[str, ...]]:
+    """Returns whether a record is "json" or "text", and its columns."""
+    try:
+        return "json", tuple(json_object(text))
+    except ValueError:
+        return "text", ("text",)

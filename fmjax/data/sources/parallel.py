@@ -1,0 +1,83 @@
+"""Line-aligned parallel text: files of several languages, in which the same line says the same thing."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fmjax.data.records import Record
+from fmjax.data.storage.mapped import File, lines, plain_name
+from fmjax.errors import UserError
+
+
+class Parallel:
+    """Records `{"en": ..., "de": ...}` of files such as train.en.gz and train.de.gz, a line of each.
+
+    The columns are named by `columns`, or else by the files' endings. Lines that are blank in every file are left out.
+    Raises UserError, with both counts, if the files differ in length, and naming the line if it is blank in one of them.
+    """
+
+    def __init__(self, paths: Sequence[Path], split: str, columns: Sequence[str] = ()):
+        self.split = split
+        self.columns = named(paths, columns)
+        self.files = [File(path) for path in paths]
+        found = [places(file) for file in self.files]
+        counts = ", ".join(f"{len(ends)} in {path.name}" for (_, ends, _), path in zip(found, paths, strict=True))
+        if len({len(ends) for _, ends, _ in found}) > 1:
+            raise UserError(
+                f"data.files.{split}: the files are not aligned, their lines are {counts}; give files of equal length"
+            )
+        full = np.stack([filled for _, _, filled in found])
+        for number in np.flatnonzero(full.any(axis=0) & ~full.all(axis=0))[:1].tolist():
+            blank = paths[int(full[:, number].argmin())]
+            raise UserError(f"{blank} line {number + 1}: is blank, and its counterpart is not; take both out, or mend it")
+        self.numbers = np.flatnonzero(full.all(axis=0))
+        if not len(self.numbers):
+            raise UserError(f"{', '.join(map(str, paths))}: no records for {split}; give files that are not empty")
+        # Begin and end of a record in each file, [records, files, 2].
+        self.spans = np.stack([np.stack([begins, ends], axis=-1)[self.numbers] for begins, ends, _ in found], axis=1)
+        self.fingerprint()  # before anything can change
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Record:
+        places = self.spans[index].tolist()
+        texts = [file.data[begin:end].decode("utf-8").strip() for file, (begin, end) in zip(self.files, places, strict=True)]
+        return dict(zip(self.columns, texts, strict=True))
+
+    def where(self, index: int) -> str:
+        return f"{', '.join(file.path.name for file in self.files)} line {self.numbers[index] + 1}"
+
+    def fingerprint(self) -> Record:
+        files = [file.fingerprint for file in self.files]
+        return {"source": "parallel", "split": self.split, "columns": list(self.columns), "files": files}
+
+
+def places(file: File) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns where each line of a file begins and ends, int64 [lines], and whether it is more than blank, bool [lines]."""
+    begins, ends, filled = array("q"), array("q"), array("b")
+    for line in lines(file):
+        begins.append(line.begin)
+        ends.append(line.end)
+        filled.append(bool(line.text.strip()))
+    return np.array(begins, np.int64), np.array(ends, np.int64), np.array(filled, bool)
+
+
+def named(paths: Sequence[Path], columns: Sequence[str]) -> tuple[str, ...]:
+    """Returns the name of each file's column. Raises UserError if there is one file alone, or two have one name."""
+    found = [Path(plain_name(path)).suffix.removeprefix(".") for path in paths]
+    names = tuple(columns) or tuple(found)
+    listed = ", ".join(path.name for path in paths)
+    if len(paths) < 2:
+        raise UserError(f"data.source=parallel: {listed} is one file; give one a language, joined by commas: a.en,a.de")
+    if len(names) != len(paths):
+        raise UserError(
+            f"data.columns names {len(names)} columns ({', '.join(names)}) for {len(paths)} files ({listed}); correct it"
+        )
+    if len(set(names)) < len(names) or not all(names):
+        raise UserError(f"data.source=parallel: the endings of {listed} do not name the columns; name them in data.columns")
+    return names

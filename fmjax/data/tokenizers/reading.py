@@ -1,0 +1,260 @@
+"""Reads tokenizers from folders in Hugging Face's layout. Nothing that is read is executed or unpickled.
+
+`tokenizer.json` says all. Before it there were `vocab.txt` (BERT's WordPiece) and `vocab.json` with `merges.txt` (the
+byte-level BPE of GPT-2 and RoBERTa), whose settings stand in `tokenizer_config.json`; SentencePiece's `*.model`; `*.tiktoken`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from fmjax.data.tokenizers import marian, tiktokens
+from fmjax.data.tokenizers.marian import MarianPieces
+from fmjax.data.tokenizers.sentencepieces import MODEL, SPACE, SentencePieces, bert_template, read_model
+from fmjax.data.tokenizers.words import Words, fits
+from fmjax.errors import UserError
+
+Settings = dict[str, Any]
+
+# The names that a role's token has where no file says so.
+ROLES: dict[str, tuple[str, ...]] = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+ENDS = ("</s>", "<|endoftext|>")  # the same for the token that ends a text
+LOOKED_FOR = "tokenizer.json, vocab.txt, vocab.json with merges.txt or source.spm, a SentencePiece *.model, or *.tiktoken"
+BLANKS = ("Ġ", "Ċ", "ĉ", "č")  # how byte-level tokens write a space, a line feed, a tab and a carriage return
+
+# Tokenizers with the same files that cut texts in another way are refused: their tokenizer.json tells how.
+WORDPIECES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
+BYTE_LEVELS = ("RobertaTokenizer", "GPT2Tokenizer")
+
+
+class Pieces:
+    """A tokenizer of the tokenizers library: WordPiece, BPE, unigram or words."""
+
+    def __init__(self, tokenizer: Any):
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
+        for token, number in vocabulary.items():
+            self.tokens[number] = token
+        separator = fits(tokenizer)
+        self.words = Words(tokenizer, separator) if separator else None
+
+    @property
+    def content(self) -> bytes:
+        """What makes the ids: all of tokenizer.json."""
+        return json.dumps(json.loads(self.tokenizer.to_str()), sort_keys=True).encode()
+
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
+        """Returns the ids of each text."""
+        if self.words is not None:
+            return self.words.encode_batch(texts)
+        return [row.ids for row in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns the ids of a text, and where each stands in it, in characters."""
+        row = self.tokenizer.encode(text, add_special_tokens=False)
+        return row.ids, row.offsets
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids, special tokens included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def special(self) -> set[int]:
+        """Returns the ids of the tokens that the file declares special."""
+        return {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+
+    def openings(self) -> np.ndarray:
+        """Returns [vocabulary] bool: whether a token begins a word."""
+        model = self.tokenizer.model
+        if isinstance(model, models.WordLevel):
+            return np.ones(len(self.tokens), bool)
+        if isinstance(model, models.WordPiece):
+            prefix = model.continuing_subword_prefix
+            return np.array([not token.startswith(prefix) for token in self.tokens])
+        marks = BLANKS if self.byte_level else (SPACE,)
+        return np.array([token.startswith(marks) for token in self.tokens])
+
+    def closings(self) -> np.ndarray:
+        """Returns [vocabulary] bool: whether a token ends a word by itself, as a line feed does."""
+        marks = BLANKS[1:] if self.byte_level else ()
+        return np.array([token.endswith(marks) for token in self.tokens])
+
+    @functools.cached_property
+    def byte_level(self) -> bool:
+        """Whether tokens are written byte by byte, as in GPT-2, with another sign for a space than SentencePiece has."""
+        return sum(token.startswith(BLANKS[0]) for token in self.tokens) > sum(token.startswith(SPACE) for token in self.tokens)
+
+    def template(self) -> Any:
+        """Returns the tokenizer whose post-processor puts texts together."""
+        return self.tokenizer
+
+    def save(self, folder: Path) -> Settings:
+        """Writes `tokenizer.json`, and `vocab.txt` for WordPiece; returns settings for the reader."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        if isinstance(self.tokenizer.model, models.WordPiece):
+            self.tokenizer.model.save(str(folder))
+        return {}
+
+
+def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
+    """Returns the tokenizer in a folder or file, and the settings beside it.
+
+    Raises UserError, saying what is looked for, if there is none, or it cuts texts in a way that is not known here.
+    """
+    if path.is_file():
+        return read_file(path), {}
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder or file; a tokenizer is {LOOKED_FOR}")
+    settings = read_json(path / "tokenizer_config.json") | {
+        name: token for name, token in read_json(path / "special_tokens_map.json").items() if name.endswith("_token")
+    }
+    settings.pop("auto_map", None)  # names code to be executed
+    if settings.get("fmjax") == MODEL and (path / MODEL).is_file():
+        return read_model(path / MODEL), settings
+    if (path / marian.SOURCE).is_file():
+        return marian.read(path, settings), settings
+    if (path / "tokenizer.json").is_file():
+        return Pieces(with_settings(read_tokenizer_json(path / "tokenizer.json"), settings)), settings
+    if (path / "vocab.txt").is_file():
+        check_class(path, settings, WORDPIECES)
+        return Pieces(wordpiece(path / "vocab.txt", settings)), settings
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        check_class(path, settings, BYTE_LEVELS)
+        return Pieces(byte_level(path / "vocab.json", settings)), settings
+    found = sorted(path.glob("*.model")) or sorted(path.glob(f"*{tiktokens.SUFFIX}"))
+    if not found:
+        raise UserError(f"{path}: no tokenizer; looked for {LOOKED_FOR}")
+    if len(found) > 1:
+        raise UserError(f"{path}: has {', '.join(file.name for file in found)}; name one of the files")
+    check_class(path, settings, ())
+    return read_file(found[0], settings), settings
+
+
+def read_file(path: Path, settings: Mapping[str, Any] | None = None) -> Pieces | SentencePieces:
+    """Returns the tokenizer in one file, by its name."""
+    if path.name == "sentencepiece.bpe.model":
+        raise UserError(f"{path}: XLM-R and its kin number these pieces anew; add their tokenizer.json, which says how")
+    if path.suffix == ".model":
+        return read_model(path)
+    if path.suffix == ".txt":
+        return Pieces(wordpiece(path, {}))
+    if path.suffix == ".json":
+        return Pieces(read_tokenizer_json(path))
+    if path.suffix == tiktokens.SUFFIX:
+        return Pieces(tiktokens.read(path, settings or {}))
+    raise UserError(f"{path}: is not a tokenizer; give a folder with, or the file, {LOOKED_FOR}")
+
+
+def read_json(path: Path) -> Settings:
+    """Returns a JSON object, empty if there is no such file. Raises UserError if it is malformed."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not JSON ({error}); fetch it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: is not a JSON object; fetch it again")
+    return values
+
+
+def read_tokenizer_json(path: Path) -> Any:
+    """Returns the tokenizer of a tokenizer.json. Raises UserError if it is malformed."""
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises plain Exceptions
+        raise UserError(f"{path}: is not a tokenizer.json that the tokenizers library reads ({error}); fetch it again") from error
+
+
+def check_class(path: Path, settings: Settings, known: Sequence[str]) -> None:
+    """Raises UserError if the settings name a class of tokenizers that the vocabulary files alone do not describe."""
+    name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+    if name and name not in known:
+        raise UserError(f"{path}: a {name} cuts texts in its own way; add the tokenizer.json that its save_pretrained writes")
+
+
+def with_settings(tokenizer: Any, settings: Settings) -> Any:
+    """Lets settings of BERT's normalisation override those of tokenizer.json, as the reference does."""
+    normalizer = tokenizer.normalizer
+    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
+    if isinstance(normalizer, normalizers.BertNormalizer):
+        for name, attribute in names.items():
+            if name in settings:
+                setattr(normalizer, attribute, settings[name])
+        tokenizer.normalizer = normalizer
+    return tokenizer
+
+
+def wordpiece(path: Path, settings: Settings) -> Any:
+    """Returns BERT's tokenizer over a vocabulary file. Raises UserError if that lacks [UNK].
+
+    Without the setting `do_lower_case` it lower-cases, unless more than one token of a hundred has a capital letter.
+    """
+    tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocabulary = {token.rstrip("\r"): number for number, token in enumerate(tokens)}
+    if "[UNK]" not in vocabulary:
+        raise UserError(f"{path}: has no [UNK] among its {len(tokens)} tokens; give a WordPiece vocabulary, one token a line")
+    capitals = sum(token != token.lower() for token in tokens if not token.startswith("["))
+    return bert(
+        vocabulary,
+        lowercase=settings.get("do_lower_case", capitals <= 0.01 * len(tokens)),
+        strip_accents=settings.get("strip_accents"),
+        chinese=settings.get("tokenize_chinese_chars", True),
+    )
+
+
+def bert(vocabulary: Mapping[str, int], lowercase: bool, strip_accents: bool | None = None, chinese: bool = True) -> Any:
+    """Returns BERT's tokenizer over a vocabulary (google-research/bert, tokenization.py)."""
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(dict(vocabulary), unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lowercase
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens([names[0] for names in ROLES.values() if names[0] in vocabulary])
+    if {"[CLS]", "[SEP]"} <= set(vocabulary):
+        tokenizer.post_processor = bert_template(vocabulary["[CLS]"], vocabulary["[SEP]"])
+    return tokenizer
+
+
+def byte_level(path: Path, settings: Settings) -> Any:
+    """Returns the tokenizer of RoBERTa, or of GPT-2 where there is no <s>, over vocab.json and merges.txt."""
+    try:
+        model = models.BPE.from_file(str(path), str(path.with_name("merges.txt")))
+    except Exception as error:  # the library raises plain Exceptions
+        raise UserError(f"{path}: with merges.txt beside it, is not a BPE vocabulary ({error}); fetch them again") from error
+    return roberta(tokenizers.Tokenizer(model), bool(settings.get("add_prefix_space", False)))
+
+
+def roberta(tokenizer: Any, prefix_space: bool = False) -> Any:
+    """Gives a byte-level BPE the rest of RoBERTa's tokenizer, or of GPT-2's where there is no <s>."""
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    special = [names[1] for names in ROLES.values()] + [ENDS[1]]
+    # As in the reference, a mask takes the space before it: what it stands for begins with that space.
+    tokenizer.add_special_tokens(
+        [AddedToken(name, lstrip=name == "<mask>", normalized=False) for name in special if name in vocabulary]
+    )
+    if {"<s>", "</s>"} <= set(vocabulary):
+        ends = ("</s>", vocabulary["</s>"]), ("<s>", vocabulary["<s>"])
+        tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=prefix_space)
+    else:
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return tokenizer

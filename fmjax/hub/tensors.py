@@ -1,0 +1,159 @@
+"""The tensors of a model folder, by the reference's names: of one file or several with an index.
+
+safetensors are opened here and read one by one. So are the msgpack files of the Flax models that Hugging Face had until its
+version 5: trees of arrays, whose kernels and tables are given the names and the order of axes that the same weights have in
+safetensors. Pickles are never opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from fmjax.config.json_files import read_json
+from fmjax.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLAX, FLAX_INDEX = "flax_model.msgpack", "flax_model.msgpack.index.json"
+OTHER_FORMATS = ("tf_model.h5", "model.onnx")
+FLOATS = ("F64", "F32", "F16", "BF16")
+FLAX_FLOATS: dict[str, Any] = {name: np.dtype(name) for name in ("float64", "float32", "float16")}
+FLAX_FLOATS["bfloat16"] = np.dtype(jnp.bfloat16)
+# What Flax calls a leaf -> what torch does.
+LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
+# The axes of a kernel by its rank: of a matrix, and of convolutions over one and two axes, all of them [..., in, out].
+ORDERS = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor that is read, or computed from others, when it is asked for."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]  # in fp32
+
+
+def stored(file: Any, name: str) -> Tensor:
+    """Returns a tensor of a safetensors file; reading it raises UserError if it does not hold floating-point numbers."""
+
+    def read() -> np.ndarray:
+        if (dtype := file.get_slice(name).get_dtype()) not in FLOATS:
+            raise UserError(f"{name}: holds {dtype}, not one of {', '.join(FLOATS)}; quantised weights are not handled")
+        return file.get_tensor(name).astype(np.float32)
+
+    return Tensor(tuple(file.get_slice(name).get_shape()), read)
+
+
+def open_tensors(folder: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a folder by name, from one file or from the several that an index lists.
+
+    Raises UserError if a file is missing or damaged, or the weights are in a format that is not read.
+    """
+    if (folder / WEIGHTS).exists():
+        return open_file(folder / WEIGHTS)
+    if (folder / INDEX).exists():
+        return open_shards(folder / INDEX, open_file, str)
+    if (folder / FLAX).exists():
+        return open_flax(folder / FLAX)
+    if (folder / FLAX_INDEX).exists():
+        return open_shards(folder / FLAX_INDEX, open_flax, lambda name: torch_name(name.split("/")))
+    raise UserError(f"{folder}: {no_weights(folder)}")
+
+
+def open_shards(path: Path, open_one: Callable[[Path], dict[str, Tensor]], named: Callable[[str], str]) -> dict[str, Tensor]:
+    """Returns the tensors of the files that an index lists; `named` gives its names as `open_one` has them.
+
+    Raises UserError if the index or a file is damaged.
+    """
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(name, str) and Path(name).name == name for name in index.values()):
+        raise UserError(f"{path}: has no weight_map from tensors to files beside it; get the file again")
+    files = {name: open_one(path.parent / name) for name in sorted(set(index.values()))}
+    places = {named(name): file for name, file in index.items()}
+    if lost := [name for name, file in places.items() if name not in files[file]]:
+        raise UserError(f"{path}: {places[lost[0]]} does not hold {lost[0]}; get the files again")
+    return {name: files[file][name] for name, file in places.items()}
+
+
+def open_file(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of one file. Raises UserError if it is missing or damaged."""
+    try:
+        file = safe_open(path, framework="np")
+    except (OSError, SafetensorError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
+        raise UserError(f"{path}: {why}; get the file again") from None
+    return {name: stored(file, name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+
+
+def open_flax(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a msgpack file of Flax. Raises UserError if it is missing or damaged."""
+    try:
+        # Nothing longer than the file itself is made, and no object but numbers, texts, lists, maps and these arrays.
+        tree = msgpack.unpackb(path.read_bytes(), ext_hook=flax_array)
+        leaves = dict(flatten((), tree))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"is damaged ({error or type(error).__name__})"
+        raise UserError(f"{path}: {why}; get the file again") from None
+    return {torch_name(names): ordered(names[-1], array) for names, array in leaves.items()}
+
+
+def flax_array(code: int, content: bytes) -> np.ndarray:
+    """Returns an array as Flax packs it: its shape, the name of its type, and its bytes. Raises ValueError for anything else."""
+    if code != 1:
+        raise ValueError(f"it holds an object of the unknown kind {code}")
+    shape, name, numbers = msgpack.unpackb(content)
+    if name not in FLAX_FLOATS:
+        raise ValueError(f"it holds {name}, not one of {', '.join(FLAX_FLOATS)}")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"an array has the shape {shape}")
+    return np.frombuffer(numbers, FLAX_FLOATS[name]).reshape(shape)
+
+
+def flatten(names: tuple[str, ...], tree: Any) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """Yields the arrays of a tree with their paths; those of more than a gigabyte were cut. Raises ValueError for other trees."""
+    if names and isinstance(tree, np.ndarray):
+        yield names, tree
+    elif not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
+        raise ValueError(f"{'/'.join(names) or 'it'} is a {type(tree).__name__}, not a tree of arrays")
+    elif "__msgpack_chunked_array__" in tree:
+        shape, chunks = ([part[str(index)] for index in range(len(part))] for part in (tree["shape"], tree["chunks"]))
+        yield names, np.concatenate(chunks).reshape(shape)
+    else:
+        for name, branch in tree.items():
+            yield from flatten((*names, name), branch)
+
+
+def torch_name(names: Sequence[str]) -> str:
+    """Returns torch's name of a leaf of Flax, such as `encoder.layer.0.output.dense.weight`."""
+    return ".".join((*names[:-1], LEAVES.get(names[-1], names[-1])))
+
+
+def ordered(name: str, array: np.ndarray) -> Tensor:
+    """Returns a leaf of Flax with the axes that torch has."""
+    axes = ORDERS.get(array.ndim) if name == "kernel" else None
+    array = array if axes is None else array.transpose(axes)
+    return Tensor(array.shape, lambda: array.astype(np.float32))
+
+
+def no_weights(folder: Path) -> str:
+    """Returns why a folder without safetensors cannot be read, and what to do."""
+    found = sorted(path.name for path in folder.iterdir())
+    if any(name.startswith("pytorch_model") for name in found):
+        # A process of its own, in which torch reads tensors alone (weights_only) and makes copies of those that are shared.
+        return (
+            f"holds pytorch_model.bin, a pickle, which can run code when opened, and no {WEIGHTS}; convert it once, after "
+            "pip install 'fmjax[parity]': "
+            'python -c "import glob, torch, safetensors.torch as s; w = {}; '
+            f"[w.update(torch.load(f, 'cpu', weights_only=True)) for f in sorted(glob.glob('{folder}/pytorch_model*.bin'))]; "
+            f"s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{folder}/{WEIGHTS}', {{'format': 'pt'}})\""
+        )
+    if other := [name for name in found if name in OTHER_FORMATS]:
+        return f"holds {other[0]}, which is not read, and no {WEIGHTS}; get the {WEIGHTS} of this model"
+    return f"has no {WEIGHTS} (there are {', '.join(found[:5]) or 'no files'}); get the file"

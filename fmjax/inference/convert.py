@@ -1,0 +1,59 @@
+"""Between Hugging Face folders and run directories, in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from fmjax import pytree
+from fmjax.config import to_dict, write_config
+from fmjax.defaults import experiment
+from fmjax.distributed.hosts import say
+from fmjax.errors import UserError
+from fmjax.hub.folders import is_run
+from fmjax.inference.pretrained import Pretrained, abstract_params, load, reads_text, reference_task
+from fmjax.runs import folder as run_folder
+from fmjax.runs.checkpoint import Checkpoints
+
+
+def convert(source: Path, target: Path) -> None:
+    """Writes the model of a run directory, or of a checkpoint of llama2.c, as a Hugging Face folder, or a Hugging Face folder
+    as a run at step 0.
+
+    Raises UserError if the source cannot be read, the target holds something else, or the other side has no such model.
+    """
+    exported = is_run(source) or source.is_file()
+    pretrained = load(source)
+    if exported:
+        pretrained.save(target)
+    else:
+        write_run(pretrained, target)
+    say(f"{source} is now {'a Hugging Face folder' if exported else 'a run at step 0'} in {target}")
+
+
+def write_run(pretrained: Pretrained, target: Path) -> None:
+    """Writes a run at step 0 with a model's parameters. Raises UserError if the folder is not empty or no task fits."""
+    task, tokenizer = reference_task(pretrained, []), pretrained.tokenizer
+    if tokenizer is None and reads_text(task):
+        raise UserError("the Hugging Face folder has no tokenizer, which a run needs; add tokenizer.json to it")
+    if run_folder.check_workdir(target):
+        raise UserError(f"--to={target}: already holds a run; name a new folder")
+    family = pretrained.family.__name__.rpartition(".")[2]
+    config = to_dict(experiment(family, type(task).__module__.rpartition(".")[2]))
+    settings = pretrained.model.settings
+    config["model"] = {"name": family} | dataclasses.asdict(settings)
+    config["task"] |= dataclasses.asdict(task)
+    config["data"]["max_length"] = min(512, getattr(settings, "positions", 0) or 512)
+    with run_folder.locked(target):
+        if tokenizer is not None and reads_text(task):
+            tokenizer.save(target / run_folder.TOKENIZER)
+        held = pytree.names(pretrained.params)
+        params = pytree.map_named(lambda name, _: jnp.asarray(held[name]), abstract_params(pretrained.model))
+        with closing(Checkpoints(target / run_folder.CHECKPOINTS)) as checkpoints:
+            checkpoints.save(0, {"params": params}, {})
+        write_config(target, config)
+
+

@@ -1,0 +1,121 @@
+"""Evaluation: a model's predictions on every example, gathered on the host, and the task's metrics of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from fmjax.data.splits import open_split
+from fmjax.data.stream.batches import eval_batches, groups
+from fmjax.data.stream.buckets import Bucketed, bucketed
+from fmjax.data.stream.examples import build_examples
+from fmjax.data.stream.mixing import Several
+from fmjax.data.stream.tolerance import Tolerance
+from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.decoding.loop import generate, settings_for
+from fmjax.distributed import hosts
+from fmjax.distributed.hosts import say
+from fmjax.inference.pretrained import load_run
+from fmjax.runs.logs import Bar
+
+Predict = Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]]
+
+
+def make_predict(model: nn.Module, task: Any, tokenizer: Tokenizer | None) -> Predict:
+    """Returns the function (params, batch) -> the task's per-example predictions, without dropout; with what the model
+    generates, as `generated`, if the task needs that."""
+
+    @jax.jit
+    def predict(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return task.predictions(model.apply({"params": params}, batch), batch)
+
+    if tokenizer is None or getattr(task, "needs", "") != "generation":
+        return predict
+    settings = settings_for(tokenizer, task.generation, model.settings)
+
+    def both(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+        return predict(params, batch) | {"generated": generate(model, params, batch, settings)}
+
+    return both
+
+
+def evaluate(
+    predict: Predict,
+    task: Any,
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    examples: Any,
+    place: Callable[[dict[str, np.ndarray]], Mapping[str, Any]] = dict,
+    gather: Callable[[Any], Any] = jax.device_get,
+) -> dict[str, float]:
+    """Returns the task's metrics over all examples of the batches, which are those of `examples`, each counted once.
+
+    AUC, F1 and rank correlations are not sums, so predictions are gathered per example; `valid` marks rows that only
+    fill up the last batch. On several hosts `place` makes global arrays of what each has read, and `gather` brings what is
+    computed of them to all.
+    """
+    arrays: list[dict[str, np.ndarray]] = []
+    valid: list[np.ndarray] = []
+    for batch in batches:
+        placed = dict(place(dict(batch)))
+        real = placed.pop("valid")
+        found = gather(dict(predict(params, placed)) | {"valid": real})
+        valid.append(np.asarray(found.pop("valid")))
+        arrays.append(found)
+    gathered = {name: joined([part[name] for part in arrays]) for name in arrays[0]}
+    real = np.concatenate(valid)
+    if isinstance(examples, Bucketed):
+        gathered, real, examples = examples.restored(gathered, real), np.ones(len(examples), np.float32), examples.examples
+    return task.metrics(gathered, real, examples)
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the rows of all parts; generated ones, as long as their batch's longest, are filled up with their last token."""
+    if parts[0].ndim == 2:
+        width = max(part.shape[1] for part in parts)
+        parts = [np.pad(part, ((0, 0), (0, width - part.shape[1])), mode="edge") for part in parts]
+    return np.concatenate(parts)
+
+
+def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[str, Any]:
+    """Evaluates a run on a split, or on `files` in its place; returns where and at which step, the metrics, of a mixture also
+    those of each source ("books/loss"), and how those of texts are computed.
+
+    The parameters are those of the best step if the run keeps one, else of the newest, averaged if the run averages them.
+
+    Raises UserError if the run or the data are not there.
+    """
+    loaded = load_run(workdir)
+    config = loaded.config
+    data = config["data"] | ({"files": {split: files}} if files else {})
+    tolerance = Tolerance(data.get("on_error", "fail"), tell=say)
+    with tolerance.active():
+        source = open_split(data, split)
+    size = config["data"]["batch_size"]
+    sources = {"": source} | {f"{name}/": part for name, part in (source.parts if isinstance(source, Several) else {}).items()}
+    length = data["max_length"]
+    built = {
+        name: build_examples(loaded.task, one, loaded.tokenizer, length, False, tolerance)[1] for name, one in sources.items()
+    }
+    built = {name: bucketed(examples, data.get("buckets") or (), length, size) for name, examples in built.items()}
+    rows: np.ndarray | None = None
+    gather: Callable[[Any], Any] = jax.device_get
+    if hosts.several():  # each takes its part of every batch
+        part = -(-size // jax.process_count())
+        size, rows, gather = part * jax.process_count(), part * jax.process_index() + np.arange(part), hosts.join_rows
+    predict = make_predict(loaded.model, loaded.task, loaded.tokenizer)
+    metrics: dict[str, float] = {}
+    for name, examples in built.items():
+        batches = eval_batches(examples, batch_size=size, seed=config["train"]["seed"], rows=rows)
+        with Bar(f"evaluate {name}{split}", sum(1 for _ in groups(examples, size))) as bar:
+            found = evaluate(predict, loaded.task, loaded.params, bar.track(batches), examples, gather=gather)
+        metrics |= {name + metric: value for metric, value in found.items()}
+    signatures = {f"{name}_signature": text for name, text in getattr(loaded.task, "signatures", {}).items()}
+    about = {"workdir": str(workdir), "split": split, "examples": len(built[""]), "step": loaded.step}
+    about |= {"left_out": len(tolerance.found)} if tolerance.found else {}
+    return about | metrics | signatures

@@ -1,0 +1,410 @@
+"""Checkpoints of a run: saved by Orbax in the background, sealed with a manifest, verified before they are used.
+
+    checkpoints/20/params/ opt_state/ step/     one Orbax item each, so that evaluation reads `params` alone
+    checkpoints/20/manifest.json                items, data, metrics, SHA-256 and size of every file, written last
+    checkpoints/10.damaged/                     set aside, for a person to look at
+
+Orbax (https://orbax.readthedocs.io) restores files with flipped bits silently and takes an empty folder for a step;
+hence the manifest. A step without one does not exist: it is being written, being deleted, or was left by a kill.
+Items are stored as nested dictionaries by name (`fmjax.pytree`), so no optimizer class is needed to read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+from fmjax.distributed import hosts
+from fmjax.distributed.hosts import say
+from fmjax.errors import UserError
+from fmjax.pytree import grouped, names, unnames
+
+MANIFEST = "manifest.json"
+MADE_BY_ORBAX = "_CHECKPOINT_METADATA"
+LEFTOVER = re.compile(r"\d+\.(deleted|orbax-checkpoint-tmp.*)")
+# Orbax gives up a save after this time, by default ten minutes; a slow disk is no error.
+LONGEST_SAVE = 6 * 3600
+# Below these bytes a copy of an array is written by one device: cutting it up for all that have it compiles a program for each
+# shape and device, which on eight devices took longer than all the rest of a small model's first save.
+LEAST_SLICE = 2**20
+
+
+def quiet_orbax() -> None:
+    """Leaves a failed save to the one line of our UserError; what else fails or speaks in the process is still heard.
+
+    Orbax logs each error that it also raises, through the logger that Grain and TFDS share. It leaves the other writes of
+    that save to themselves: some fail unheard, some were never begun, some report to an event loop that it has closed.
+    """
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+
+
+quiet_orbax()
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE), override=True
+)
+
+
+class DamagedError(UserError):
+    """A checkpoint is not what was written."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The metric, by its name in `save`, whose best step is kept; `mode` is "max" or "min"."""
+
+    metric: str
+    mode: str = "max"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("max", "min"):
+            raise UserError(f'mode "{self.mode}" of the metric {self.metric} is unknown; choose max or min')
+
+
+class CheckpointReader:
+    """The checkpoints in a folder, which need not exist. Reading changes nothing there, and may go on beside a writer."""
+
+    def __init__(self, directory: Path, *, best: Best | None = None):
+        self.directory = directory.absolute()
+        self._best = best
+        self._verified: set[int] = set()
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a manifest, in order."""
+        manifests = self.directory.glob(f"*/{MANIFEST}")
+        return sorted(int(path.parent.name) for path in manifests if re.fullmatch(r"0|[1-9]\d*", path.parent.name))
+
+    def latest(self) -> int | None:
+        """Returns the newest whole step, None if nothing was saved; says so in one line where it passes over a damaged one.
+
+        Raises UserError if there are checkpoints and none is whole: starting afresh would hide a loss.
+        """
+        step = self._first_whole(reversed(self.steps()))
+        if step is None and (self.steps() or any(self.directory.glob("*.damaged*"))):
+            raise UserError(
+                f"{self.directory}: every checkpoint is damaged; put one back from a copy, or remove this folder to start afresh"
+            )
+        return step
+
+    def best(self) -> int | None:
+        """Returns the whole step with the best metric, the first of equals; None if no step has that metric."""
+        return self._first_whole(self._ranked())
+
+    def items(self, step: int) -> list[str]:
+        """Returns the names of a step's items. As `data` and `metrics`, raises UserError if there is no such step."""
+        return list(self._manifest(step)["items"])
+
+    def data(self, step: int) -> dict[str, Any]:
+        """Returns the `data` that the step was saved with."""
+        return self._manifest(step)["data"]
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Returns the metrics that the step was saved with."""
+        return self._manifest(step)["metrics"]
+
+    def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the items named in `abstract`, each in the structure and with the shardings of its abstract tree.
+
+        Args:
+          step: a step of `steps()`.
+          abstract: for each item a tree of ShapeDtypeStruct; a leaf without a sharding comes on the first device of each host.
+
+        Raises:
+          UserError: there is no such step, it is damaged, or it does not fit `abstract`, with the names that differ.
+        """
+        check_fits(self._verify(step)["items"], abstract, self._folder(step))
+        targets = {item: unnames({name: placed(leaf) for name, leaf in flat(tree).items()}) for item, tree in abstract.items()}
+        wanted = {item: ocp.args.StandardRestore(target) for item, target in targets.items() if target}
+        with closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as orbax:
+            restored = orbax.restore(self._folder(step), args=ocp.args.Composite(**wanted)) if wanted else {}
+        items = {}
+        for item, tree in abstract.items():
+            found = names(restored[item]) if item in wanted else {}
+            items[item] = jax.tree.unflatten(jax.tree.structure(tree), [found[name] for name in flat(tree)])
+        return items
+
+    def _folder(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        if not (self._folder(step) / MANIFEST).exists():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(f"{self.directory}: has no checkpoint of step {step}; choose one of its steps: {known}")
+        return read_manifest(self._folder(step))
+
+    def _verify(self, step: int) -> dict[str, Any]:
+        manifest = self._manifest(step)
+        if step not in self._verified:
+            verify_files(self._folder(step), manifest["files"])
+            self._verified.add(step)
+        return manifest
+
+    def _first_whole(self, steps: Iterable[int]) -> int | None:
+        return next((step for step in steps if self._unless_damaged(self._verify, step)), None)
+
+    def _unless_damaged(self, read: Callable[[int], dict[str, Any]], step: int) -> dict[str, Any] | None:
+        """Returns what `read` does, None if the step is gone, or is damaged and was passed over."""
+        try:
+            return read(step)
+        except UserError as error:
+            # A step that is deleted loses its manifest before its files: without one it is gone, not damaged.
+            if (self._folder(step) / MANIFEST).exists():
+                if not isinstance(error, DamagedError):
+                    raise
+                self._pass_over(step, error)
+            return None
+
+    def _pass_over(self, step: int, error: DamagedError) -> None:
+        say(f"warning: {error}; passed over")
+
+    def _ranked(self) -> list[int]:
+        """Returns the steps that have the metric, best first; not verified."""
+        if self._best is None:
+            return []
+        values: dict[int, float] = {}
+        for step in self.steps():
+            value = (self._unless_damaged(self.metrics, step) or {}).get(self._best.metric, math.nan)
+            if math.isfinite(value):
+                values[step] = -value if self._best.mode == "max" else value
+        return sorted(values, key=lambda step: (values[step], step))
+
+
+class Checkpoints(CheckpointReader):
+    """The one writer of a run's checkpoints: keeps the newest `keep` and the best. Opening removes what a kill left.
+
+    A save is copied at once and written behind the training; if that fails, the next call raises UserError.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2, best: Best | None = None):
+        """Raises UserError if the folder cannot be made, or `keep` is below 1."""
+        super().__init__(directory, best=best)
+        if keep < 1:
+            raise UserError(f"checkpoint.keep={keep}: the newest checkpoint must be kept to continue from; give 1 or more")
+        self._first = hosts.first()  # of several hosts, which alone deletes, sets aside and seals
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{directory}: cannot be made ({error.strerror}); name another --workdir") from None
+        self._keep = keep
+        self._clean()
+        hosts.meet("checkpoints")
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), timeout_secs=LONGEST_SAVE)
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: tuple[int, Future[None]] | None = None
+
+    def save(
+        self, step: int, items: Mapping[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts saving a step, after the save before has ended; on return, arrays may be donated and `data` changed.
+
+        Args:
+          step: its number; saving a step again is an error.
+          items: a tree of arrays for each name; `restore` returns them one by one.
+          data: what else to continue from, as JSON.
+          metrics: what to choose the best step by.
+
+        Raises:
+          UserError: this save could not be started, or the one before has failed.
+        """
+        self.wait()
+        trees = {item: flat(tree) for item, tree in items.items()}
+        content = {
+            "step": step,
+            "items": {item: {name: describe(leaf) for name, leaf in tree.items()} for item, tree in trees.items()},
+            "data": data,
+            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+        }
+        content = json.loads(json.dumps(content))  # As it is now, and as it will be read.
+        # Orbax refuses an item without arrays, such as the state of plain SGD: the manifest alone remembers it.
+        arguments = {item: ocp.args.StandardSave(unnames(owned(tree))) for item, tree in trees.items() if tree}
+        try:
+            self._orbax.save(self._folder(step), args=ocp.args.Composite(**arguments))
+        except (OSError, ValueError) as error:
+            raise self._failed(step, error) from error
+        self._pending = step, self._thread.submit(self._finish, step, content)
+
+    def wait(self) -> None:
+        """Returns when the last save has ended. Raises UserError if it has failed."""
+        if self._pending is None:
+            return
+        step, future = self._pending
+        error, self._pending = future.exception(), None
+        if error:
+            raise self._failed(step, error) from error
+
+    def close(self) -> None:
+        """Waits for the last save and ends the threads, also where it raises UserError because that save has failed."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
+
+    def _finish(self, step: int, content: dict[str, Any]) -> None:
+        """Seals a step when Orbax has written it, on every host."""
+        self._orbax.wait_until_finished()
+        if not self._first:
+            return
+        folder = self._folder(step)
+        write_manifest(folder, content | {"files": list_files(folder)})
+        kept = {*self.steps()[-self._keep :], *self._ranked()[:1]}
+        for old in set(self.steps()) - kept:
+            self._delete(old)
+
+    def _failed(self, step: int, error: BaseException) -> UserError:
+        self._clean()
+        found = self.steps()
+        # The cause stands at the end of what the storage layer says, after the paths.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if len(reason) < 120 else f"...{reason[-120:]}"
+        return UserError(
+            f"{self._folder(step)}: the checkpoint could not be written ({reason}); free space on the disk or mend its rights, "
+            f"then the same command continues {f'from step {found[-1]}' if found else 'from the start'}"
+        )
+
+    def _delete(self, step: int) -> None:
+        (self._folder(step) / MANIFEST).unlink()
+        # Under this name it is known as a leftover, whichever of its files are still there after a kill.
+        rest = self._folder(step).rename(self.directory / f"{step}.deleted")
+        shutil.rmtree(rest, ignore_errors=True)
+
+    def _clean(self) -> None:
+        """Removes leftovers: temporary folders, and steps of Orbax (or empty ones) that have no manifest. Nothing else."""
+        for path in self.directory.glob("*") if self._first else ():
+            unfinished = path.name.isdecimal() and path.is_dir() and not (path / MANIFEST).exists()
+            if LEFTOVER.fullmatch(path.name) or (unfinished and ((path / MADE_BY_ORBAX).exists() or not any(path.iterdir()))):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _pass_over(self, step: int, error: DamagedError) -> None:
+        aside = self.directory / f"{step}.damaged"
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}+")
+        self._folder(step).rename(aside)
+        say(f"warning: {error}; set aside as {aside.name}")
+
+
+def flat(item: Any) -> dict[str, Any]:
+    """Returns an item's leaves by name; a bare array is called "value"."""
+    return {name or "value": leaf for name, leaf in names(item).items()}
+
+
+def describe(leaf: Any) -> str:
+    """Returns what must agree between an array and its abstract leaf, as 'float32[2,3]'."""
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns the abstract leaf with a sharding: Orbax would take the stored one, whose devices may not be here."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or SingleDeviceSharding(jax.local_devices()[0]))
+
+
+def owned(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arrays whose host memory is ours while Orbax writes it.
+
+    From an accelerator Orbax copies to the host before its `save` returns. On CPU that is a view of the very buffer that the
+    next step is given to overwrite, and only the runtime's reluctance to donate a viewed buffer would protect it.
+    """
+
+    def own(leaf: Any) -> Any:
+        on_host = isinstance(leaf, jax.Array) and all(device.platform == "cpu" for device in leaf.devices())
+        return jax.device_put(leaf, leaf.sharding, may_alias=False) if on_host else leaf
+
+    return {name: own(leaf) for name, leaf in leaves.items()}
+
+
+def check_fits(stored: Mapping[str, Mapping[str, str]], abstract: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError, with the names grouped, where the stored items that `abstract` names are not what it describes."""
+    ours = {f"{item}/{name}": describe(leaf) for item, tree in abstract.items() for name, leaf in flat(tree).items()}
+    theirs = {f"{item}/{name}": text for item in abstract for name, text in stored.get(item, {}).items()}
+    problems = {
+        "missing": [name for name in ours if name not in theirs],
+        "unexpected": [name for name in theirs if name not in ours],
+        "misshapen": [
+            f"{name} {theirs[name]} where {ours[name]} is needed" for name in ours if theirs.get(name, ours[name]) != ours[name]
+        ],
+    }
+    if any(problems.values()):
+        raise UserError(
+            f"{folder}: this checkpoint does not fit the model and optimizer; {grouped(problems)}; "
+            "use the config that it was saved with"
+        )
+
+
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns size and SHA-256 of each file below a folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_digest(path)} for path in files}
+
+
+def file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Writes a step's manifest, with its own SHA-256, whole or not at all."""
+    temporary = folder / f"{MANIFEST}.new"
+    with open(temporary, "w") as file:
+        json.dump(content | {"sha256": content_digest(content)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns a step's manifest. Raises DamagedError if it is not what was written for this step."""
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        whole = content.pop("sha256") == content_digest(content) and content["step"] == int(folder.name)
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: cannot be read; mend its rights") from None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DamagedError(f"{folder}: this checkpoint is damaged: {MANIFEST} is not as it was written")
+    return content
+
+
+def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises DamagedError, naming the first file of a step that is missing or not as it was written."""
+    for name, entry in files.items():
+        path = folder / name
+        try:
+            whole = path.stat().st_size == entry["size"] and file_digest(path) == entry["sha256"]
+        except PermissionError:
+            raise UserError(f"{path}: cannot be read; mend its rights") from None
+        except FileNotFoundError:
+            raise DamagedError(f"{folder}: this checkpoint is damaged: {name} is missing") from None
+        except OSError:  # A bad sector.
+            whole = False
+        if not whole:
+            raise DamagedError(f"{folder}: this checkpoint is damaged: {name} is not as it was written")

@@ -1,0 +1,266 @@
+"""Sources of images: idx files, class folders and archives of them, scikit-learn's digits; and what is wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.image_files import CLASSES, COLOURS, GOOD, GREYS, IMAGES, LABELS, encoded, idx, read, same, write_tar, write_tree
+
+from fmjax.data.kinds import pixels
+from fmjax.data.sources import folders
+from fmjax.data.sources.open import hold_out, open_source
+from fmjax.errors import UserError
+
+
+def refused(kind: str, files: str | list[str] | None, split: str, match: str) -> None:
+    """Checks that opening a source, or reading it, raises a UserError of one line that says so."""
+    with pytest.raises(UserError, match=match) as caught:
+        read(open_source(kind, files, split))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def mnist(tmp_path) -> Path:
+    """A folder like MNIST's, the training files gzipped and the test files not."""
+    labels = np.arange(6, dtype=np.uint8)
+    (tmp_path / f"{IMAGES}.gz").write_bytes(gzip.compress(idx(GREYS)))
+    (tmp_path / f"{LABELS}.gz").write_bytes(gzip.compress(idx(labels)))
+    (tmp_path / "t10k-images.idx3-ubyte").write_bytes(idx(GREYS[:2]))
+    (tmp_path / "t10k-labels.idx1-ubyte").write_bytes(idx(labels[:2]))
+    return tmp_path
+
+
+def test_idx_files(mnist):
+    train = open_source("auto", str(mnist), "train")
+    assert same(train, GREYS[..., None], range(6)) and train.columns == ("image", "label")
+    assert train.where(3) == f"{IMAGES}.gz image 3" and str(mnist) not in json.dumps(train.fingerprint())
+    for split, files in (("test", str(mnist)), ("validation", str(mnist / "t10k-images.idx3-ubyte"))):
+        assert same(open_source("auto", files, split), GREYS[:2, ..., None], range(2))
+    assert train.fingerprint() != open_source("idx", str(mnist), "test").fingerprint()
+    again = pickle.loads(pickle.dumps(train))
+    assert same(again, GREYS[..., None], range(6)) and again.fingerprint() == train.fingerprint()
+    rest, held = hold_out(train, 1 / 3)
+    assert sorted(part[index]["label"] for part in (rest, held) for index in range(len(part))) == list(range(6))
+    assert same(open_source("auto", f"{mnist}[:50%]", "train"), GREYS[:3, ..., None], range(3))
+
+
+# What is wrong -> the file, what it holds instead, and the message.
+BAD_IDX = {
+    "type": (
+        IMAGES,
+        b"\0\0\x0d\x03" + idx(GREYS)[4:],
+        f"{IMAGES}: begins with 00 00 0d 03, not 00 00 08 03 as an idx file of im",
+    ),
+    "axes": (IMAGES, idx(GREYS[0]), f"{IMAGES}: begins with 00 00 08 02"),
+    "empty": (IMAGES, b"", f"{IMAGES}: begins with nothing"),
+    "head": (IMAGES, idx(GREYS)[:9], f"{IMAGES}: begins with 00 00 08 03"),
+    "short": (IMAGES, idx(GREYS)[:-1], f"{IMAGES}: its head says 120 bytes and it has 119; fetch it again"),
+    "long": (IMAGES, idx(GREYS) + b"\0", f"{IMAGES}: its head says 120 bytes and it has 121"),
+    "huge": (IMAGES, b"\0\0\x08\x03" + b"\xff" * 12, "its head says 79,228,162,458,924,105,385,300,197,375 bytes and it has 0"),
+    "fewer": (IMAGES, idx(GREYS[:5]), f"{LABELS}: has 6 labels for the 5 images of {IMAGES}; fetch both again"),
+    "gzip": (f"{IMAGES}.gz", gzip.compress(idx(GREYS))[:-12], f"{IMAGES}.gz: is not a whole gzip file"),
+    "page": (f"{IMAGES}.gz", b"<html>", rf"{IMAGES}.gz: cannot be read as gzip \(Not a gzipped file"),
+    "flipped": (
+        f"{IMAGES}.gz",
+        gzip.compress(idx(GREYS), 0)[:-9] + bytes(9),
+        f"{IMAGES}.gz: cannot be read as gzip .CRC check failed",
+    ),
+    "swapped": (LABELS, idx(GREYS), f"{LABELS}: begins with 00 00 08 03, not 00 00 08 01 as an idx file of labels does"),
+    "alone": (LABELS, None, f"{IMAGES}: the file of its labels, {LABELS}.gz or {LABELS}, is not beside it; put it there"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IDX)
+def test_faults_of_idx_files(tmp_path, case):
+    name, content, message = BAD_IDX[case]
+    (tmp_path / IMAGES).write_bytes(idx(GREYS))
+    (tmp_path / LABELS).write_bytes(idx(np.arange(6, dtype=np.uint8)))
+    if name.endswith(".gz"):
+        (tmp_path / IMAGES).unlink()
+    (tmp_path / name).unlink(missing_ok=True)
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    refused("auto", str(tmp_path), "train", match=message)
+
+
+def test_files_that_are_not_idx_files_of_images(tmp_path):
+    (tmp_path / "numbers.bin").write_bytes(idx(GREYS))
+    refused("idx", str(tmp_path / "numbers.bin"), "train", match="numbers.bin: is not named like an idx file")
+    refused("idx", str(tmp_path), "train", match="has no idx file of images for train")
+    refused("idx", [str(tmp_path), "other"], "train", match="is 2 names; data.source=idx reads one")
+    refused("idx", f"{tmp_path}/number.bin", "train", match=r'number.bin: no such .*did you mean "numbers.bin"')
+
+
+def test_class_folders(tmp_path):
+    folder = write_tree(tmp_path / "train")
+    for litter in (".DS_Store.png", "cat/.hidden.png", "__MACOSX/cat/1.png", "cat/notes.txt", "cat/folder.png/1.txt"):
+        (tmp_path / "train" / litter).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / litter).write_text("no image")
+    source = open_source("auto", folder, "train")
+    assert same(source, COLOURS[:5], ["cat", "cat", "dog", "dog", "Übel"])
+    assert [source.where(index) for index in range(5)] == [f"train: {name}" for name in CLASSES]
+    assert source.fingerprint() == open_source("class_folders", folder, "train").fingerprint()
+    assert str(tmp_path) not in json.dumps(source.fingerprint())
+    (tmp_path / "train/dog/1.png").write_bytes(encoded(COLOURS[5]))
+    assert source.fingerprint() != open_source("auto", folder, "train").fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tgz", "w:gz"), ("tar.xz", "w:xz"), ("tar.bz2", "w:bz2")]
+)
+def test_archives_of_class_folders(tmp_path, ending, mode):
+    names = list(reversed(CLASSES))  # in the archive's own order
+    members = [(f"./outer/{name}", encoded(COLOURS[CLASSES[name]])) for name in names]
+    folder = tarfile.TarInfo("outer/empty.png")
+    folder.type = tarfile.DIRTYPE
+    litter = [("outer/readme.txt", b"no image"), ("outer/cat/._2.png", b"no image")]
+    path = write_tar(tmp_path / f"train.{ending}", [*litter, *members], mode)
+    source = open_source("auto", path, "train")
+    assert same(source, COLOURS[4::-1], ["Übel", "dog", "dog", "cat", "cat"])
+    assert (
+        source.where(0) == f"train.{ending}: outer/Übel/1.png" and source.fingerprint()["files"][0]["name"] == f"train.{ending}"
+    )
+    assert same(open_source("auto", f"{path}[-2:]", "train"), COLOURS[1::-1], ["cat", "cat"])
+
+
+# What is wrong -> the files, and the message.
+BAD_CLASSES = {
+    "empty": ({}, r"train: no images for train \(.jpg, .jpeg, .png, .bmp, ...\)"),
+    "texts": ({"cat/readme.txt": b"no image"}, "train: no images for train"),
+    "no class": ({"1.png": GOOD}, "train: 1.png: lies in no class folder"),
+    "two splits": (
+        {"train/cat/1.png": GOOD, "val/cat/1.png": GOOD},
+        "train: val/cat/1.png: class folders lie in train/ and val/",
+    ),
+    "cut PNG": ({"cat/1.png": GOOD, "dog/1.png": GOOD[:-30]}, r"train: dog/1.png: is not a whole image \("),
+    "cut JPEG": ({"cat/1.jpg": encoded(COLOURS[0], "JPEG")[:-40]}, r"cat/1.jpg: is not a whole image \(image file is truncated"),
+    "no bytes": ({"cat/1.png": b""}, r"train: cat/1.png: is not a whole image \(no known format\); fetch it again"),
+    "a page": ({"cat/1.png": b"<html>" * 99}, r"train: cat/1.png: is not a whole image \(no known format\)"),
+    "16 bits": ({"cat/1.png": encoded(GREYS[0].astype(np.uint16))}, r"cat/1.png: has more than 8 bits a channel \(mode I;16\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CLASSES)
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_faults_of_class_folders(tmp_path, form, case):
+    members, message = BAD_CLASSES[case]
+    path = tmp_path / "train"
+    path.mkdir()
+    for name, content in members.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    if form == "archive":
+        write_tar(tmp_path / "train.tar", list(members.items()))
+        path, message = tmp_path / "train.tar", message.replace("train: ", "train.tar: ")
+    refused("class_folders", str(path), "train", match=message)
+
+
+def test_links_to_nothing_are_refused(tmp_path):
+    write_tree(tmp_path / "train")
+    (tmp_path / "train/cat/3.png").symlink_to(tmp_path / "nowhere.png")
+    refused("auto", str(tmp_path / "train"), "train", match="train: cat/3.png: cannot be read")
+
+
+def linked(kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo("cat/2.png")
+    member.type, member.linkname = kind, "../../etc/passwd"
+    return member
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ("../cat/2.png", "a.tar: ../cat/2.png: would lie outside the archive; do not trust it"),
+        ("cat/../../2.txt", "a.tar: cat/../../2.txt: would lie outside"),
+        ("/cat/2.png", "a.tar: /cat/2.png: would lie outside"),
+        (linked(tarfile.SYMTYPE), "a.tar: cat/2.png: is a link or a device"),
+        (linked(tarfile.LNKTYPE), "a.tar: cat/2.png: is a link or a device"),
+        (linked(tarfile.CHRTYPE), "a.tar: cat/2.png: is a link or a device"),
+    ],
+)
+def test_members_that_do_not_belong_in_an_archive(tmp_path, member, message):
+    before = set(tmp_path.iterdir())
+    path = write_tar(tmp_path / "a.tar", [("cat/1.png", encoded(COLOURS[0])), (member, b"")])
+    refused("auto", path, "train", match=message)
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "a.tar"}
+
+
+@pytest.mark.parametrize(("ending", "step"), [("tar", 256), ("tar.gz", 7), ("tar.xz", 9)])
+def test_an_archive_that_is_cut_off_is_refused_or_whole(tmp_path, ending, step):
+    """Wherever it is cut: tarfile takes a head that is cut off for the end of the archive."""
+    members = [(f"{number % 2}/{number}.png", encoded(COLOURS[number])) for number in range(6)]
+    path = tmp_path / f"a.{ending}"
+    write_tar(path, members, "w" + ending.removeprefix("tar").replace(".", ":"))
+    content = path.read_bytes()
+    whole = 0
+    for end in (*range(0, len(content), step), len(content)):
+        path.write_bytes(content[:end])
+        try:
+            assert len(read(open_source("auto", str(path), "train"))) == 6
+            whole += 1
+        except UserError as error:
+            assert not whole and str(path) in str(error)
+    assert whole
+
+
+def test_a_damaged_head_and_other_files_are_no_archives(tmp_path):
+    path = Path(write_tar(tmp_path / "a.tar", [(f"cat/{number}.png", encoded(COLOURS[number])) for number in range(3)]))
+    content = bytearray(path.read_bytes())
+    content[1024 + 10] ^= 1  # in the name of the second
+    for wrong in (bytes(content), b"", b"PK\3\4" * 400):
+        path.write_bytes(wrong)
+        refused("auto", str(path), "train", match="a.tar: is not a whole tar archive .*; fetch it again")
+
+
+def test_what_would_fill_the_memory_or_the_disk_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
+    folder = write_tree(tmp_path / "train")
+    members = [("cat/1.png", encoded(COLOURS[0])), ("cat/2.txt", bytes(500))]
+    path, packed = write_tar(tmp_path / "a.tar", members), write_tar(tmp_path / "b.tar.gz", members, "w:gz")
+    monkeypatch.setattr(folders, "MOST_FILE", 499)
+    refused("auto", path, "train", match="a.tar: cat/2.txt: takes more than 499 bytes; take it out")
+    monkeypatch.setattr(folders, "MOST_BYTES", 9999)
+    refused("auto", packed, "train", match="b.tar.gz: unpacks to more than 9,999 bytes; if you trust it, unpack it yourself")
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    monkeypatch.setattr(pixels, "MOST_PIXELS", 19)
+    refused("auto", folder, "train", match="train: cat/10.png: 5 x 4 pixels are more than 19; scale it down")
+
+
+def test_an_archive_with_more_behind_its_end_or_another_ending(tmp_path):
+    path = Path(write_tar(tmp_path / "a.tar", [("cat/1.png", GOOD)]))
+    path.write_bytes(path.read_bytes() * 2)
+    refused("auto", str(path), "train", match="a.tar: has more behind its end; were archives put into one file")
+    path = write_tar(tmp_path / "b.tar", [("cat/1.png", GOOD)], "w:gz")
+    refused("class_folders", path, "train", match=r"b.tar: is not a whole tar archive .*; it seems to be packed, .* lack .gz$")
+
+
+def test_digits():
+    sources = {split: open_source("digits", None, split) for split in folders.DIGITS}
+    assert {split: len(source) for split, source in sources.items()} == folders.DIGITS
+    seen = [source[index]["image"].tobytes() for source in sources.values() for index in range(len(source))]
+    assert len(seen) == 1797 == len(set(seen))
+    first = sources["train"][0]
+    assert first["image"].shape == (8, 8, 1) and first["image"].max() == 255 and type(first["label"]) is int
+    assert [sources["test"][index]["label"] for index in range(8)] == [0, 3, 9, 9, 0, 2, 4, 9]  # a resumed run depends on it
+    refused("digits", None, "dev", match='digits has no split "dev"')
+    refused("digits", "x", "train", match="built in and reads no files")
+
+
+def test_mnist(shared_data):
+    source = open_source("auto", str(shared_data / "img_mnist"), "test")
+    assert len(source) == 10_000 and [source[index]["label"] for index in range(5)] == [7, 2, 1, 0, 4]
+    assert source[0]["image"].shape == (28, 28, 1) and source.images.mean() / 255 == pytest.approx(0.1325, abs=1e-4)
+
+
+@pytest.mark.full
+def test_cifar(shared_data):
+    source = open_source("auto", str(shared_data / "img_cifar10_jpeg" / "test_10k.tar.xz"), "test")
+    assert len(source) == 10_000 and sorted(Counter(map(source.label, range(10_000))).values()) == [1000] * 10
+    assert source[0]["image"].shape == (32, 32, 3)
