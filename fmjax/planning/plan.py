@@ -33,7 +33,8 @@ from fmjax.hardware import CHIPS, Chip
 from fmjax.inference.pretrained import reads_text
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
-from fmjax.train.experiment import Config, abstract_training, check_batch, resolve_model, total_steps, training_texts
+from fmjax.train.experiment import Config, abstract_training, check_batch, total_steps
+from fmjax.train.resolve import resolve_model, training_texts
 from fmjax.train.state import TrainState
 from fmjax.train.step import make_step
 from fmjax.train.wrappers import mix
