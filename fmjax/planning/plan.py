@@ -23,18 +23,17 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from fmjax import models, optim, tasks
+from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Subset
 from fmjax.data.splits import open_sources
-from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.distributed import sharding
 from fmjax.distributed.sharding import batch_shardings, in_force
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
-from fmjax.inference.pretrained import reads_text
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
 from fmjax.train.experiment import Config, abstract_training, check_batch, total_steps
-from fmjax.train.resolve import resolve_model, training_texts
+from fmjax.train.resolve import resolve_model
 from fmjax.train.state import TrainState
 from fmjax.train.step import make_step
 from fmjax.train.wrappers import mix
@@ -136,17 +135,14 @@ def describe_step(config: Config, mesh: Mesh) -> Step:
     if origin := config.get("init", {}).get("from"):
         raise UserError(f"init.from={origin}: a plan reads no weights; leave it out, and name the model's sizes")
     made = tasks.make(config["task"])
-    source = first_records(open_sources(config["data"], getattr(made, "splits", {}))["train"])
+    source = first_records(open_sources(config["data"], made.splits)["train"])
     task = tasks.make(config["task"] | made.resolve(source))
-    tokenizer, model_config = None, config["model"]
-    if reads_text(made):
-        pieces = min(PIECES, config["data"]["vocab_size"])
-        texts = training_texts(made, source)
-        tokenizer = train_tokenizer(texts, config["data"]["tokenizer_kind"], pieces, lowercase=config["data"]["lowercase"])
-        if "vocab_size" in models.family(model_config["name"]).Settings.__dataclass_fields__:
-            model_config = {"vocab_size": config["data"]["vocab_size"]} | model_config
-    model = mix(resolve_model(config | {"model": model_config}, None, tokenizer, task), task)
-    examples = task.examples(source, tokenizer, config["data"]["max_length"], train=True)
+    data, model_config = config["data"], config["model"]
+    processors = lifecycle.fit_all(task, source, data | {"vocab_size": min(PIECES, data["vocab_size"])})
+    if "text" in processors and "vocab_size" in models.family(model_config["name"]).Settings.__dataclass_fields__:
+        model_config = {"vocab_size": data["vocab_size"]} | model_config
+    model = mix(resolve_model(config | {"model": model_config}, None, processors, task), task)
+    examples = task.examples(source, processors, config["data"]["max_length"], train=True)
     steps = config["train"].get("steps") or total_steps(config, len(examples))
     spec, optimizer, abstract = abstract_training(config, model, examples, max(steps, 1), mesh, rules)
     return Step(config, model, task, mesh, rules, spec, optimizer, abstract)

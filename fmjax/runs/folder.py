@@ -1,6 +1,7 @@
 """The run directory: who may use it, and where its contents came from.
 
-`config.json` (resolved), `provenance.json`, `tokenizer/`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `report.html`.
+`config.json` (resolved), `provenance.json`, `tokenizer/`, `processors/`, `checkpoints/`,
+`metrics.jsonl`, `tensorboard/`, `report.html`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import jax
 from fmjax.errors import UserError
 
 CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = "config.json", "provenance.json", "tokenizer", "checkpoints"
+PROCESSORS = "processors"
 LOCK = ".lock"
 PACKAGES = ("fmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "sentencepiece", "numpy")
 
@@ -42,7 +44,7 @@ def check_workdir(workdir: Path) -> bool:
         found = {path.name for path in workdir.iterdir()}
         run = holds_run(workdir)
         # What a run that was killed before its config was written has left: only where there is a lock is it ours.
-        begun = LOCK in found and found <= {LOCK, TOKENIZER, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
+        begun = LOCK in found and found <= {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
         if run or begun or not found:
             (workdir / LOCK).touch()
             return run

@@ -16,6 +16,8 @@ from jax.sharding import Mesh
 
 from fmjax import optim, pytree, tasks
 from fmjax.config import READING, check_resumable, read_config
+from fmjax.contracts import Processors, Task
+from fmjax.data.kinds import lifecycle
 from fmjax.data.splits import open_sources
 from fmjax.data.storage.fingerprints import data_differences
 from fmjax.data.stream.batches import eval_batches
@@ -23,14 +25,13 @@ from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.examples import find_overlap, make_examples
 from fmjax.data.stream.packing import fill_of
 from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance
-from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed import hosts, sharding
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import Pretrained, load, reads_text
+from fmjax.inference.pretrained import Pretrained, load
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
-from fmjax.train.resolve import check_generation, check_measures, resolve_model, resolve_tokenizer
+from fmjax.train.resolve import check_generation, check_measures, resolve_model, resolve_processors
 from fmjax.train.state import TrainState, abstract_params, abstract_state, create_state, with_params
 from fmjax.train.wrappers import mix
 
@@ -49,8 +50,8 @@ class Experiment:
     resumed: bool
     mesh: Mesh
     rules: sharding.Rules
-    tokenizer: Tokenizer | None  # None: of a task that reads images
-    task: Any
+    processors: Processors
+    task: Task
     model: Any  # a Linen module, or of a mixture what stands for it
     examples: Mapping[str, Any]  # by split
     data: Config  # fingerprints, for provenance
@@ -107,30 +108,30 @@ def prepare(given: Config, workdir: Path) -> Experiment:
     check_reading(config["data"])
     tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
     with tolerance.active():
-        sources = open_sources(config["data"], getattr(made, "splits", {}))
+        sources = open_sources(config["data"], made.splits)
     data = {split: opened.fingerprint() for split, opened in sources.items()}
     origin = config.get("init", {}).get("from")
     # A run that was stopped before its first checkpoint starts from the same weights again.
     source = load(origin) if origin and not (resumed and CheckpointReader(workdir / run_folder.CHECKPOINTS).steps()) else None
     sources["train"], found = tolerance.apply(sources["train"], made.resolve)
-    settings, tokenizer = config["task"] | found, None
-    if reads_text(made):
-        given_tokenizer = partial(resolve_tokenizer, config, workdir if resumed else None, source)
-        sources["train"], tokenizer = tolerance.apply(sources["train"], given_tokenizer)
-    data |= {"tokenizer": tokenizer.sha256} if tokenizer else {}
+    settings = config["task"] | found
+    task = tasks.make(settings)
+    find_processors = partial(resolve_processors, config, task, workdir if resumed else None, source)
+    sources["train"], processors = tolerance.apply(sources["train"], find_processors)
+    data |= lifecycle.hashes(processors)
     if resumed:
         check_same_data(workdir, data)
 
-    task = tasks.make(settings)
     check_measures(config, task)
-    model = mix(resolve_model(config, source, tokenizer, task), task)
+    model = mix(resolve_model(config, source, processors, task), task)
     config = config | {"task": settings, "model": {"name": config["model"]["name"]} | dataclasses.asdict(model.settings)}
-    check_generation(task, model, tokenizer, config["data"]["max_length"])
+    check_generation(task, model, processors, config["data"]["max_length"])
     check_positions(config["data"]["max_length"], getattr(model.settings, "positions", 0))
-    examples = make_examples(task, sources, tokenizer, config, tolerance)
+    examples = make_examples(task, sources, processors, config, tolerance)
     if isinstance(examples["train"], Bucketed):
         config = config | {"data": config["data"] | {"buckets": examples["train"].borders}}
-    notes = {} if resumed else find_overlap(task, sources) | ({"fill": fill} if (fill := fill_of(examples["train"])) else {})
+    fill = fill_of(examples["train"])
+    notes = {} if resumed else find_overlap(task, sources, processors) | ({"fill": fill} if fill else {})
     size = config["data"]["batch_size"]
     if len(examples["train"]) < size:
         raise UserError(
@@ -138,15 +139,14 @@ def prepare(given: Config, workdir: Path) -> Experiment:
             "lower the batch size or give more data"
         )
     steps = total_steps(config, len(examples["train"]))
-    if hasattr(examples["train"], "check"):
-        examples["train"].check(steps, size)
+    examples["train"].check_steps(steps, size)
     spec, optimizer, abstract = abstract_training(config, model, examples["train"], steps, mesh, rules)
     if source is not None:
         if hasattr(source.family, "fit_params"):
             source = dataclasses.replace(source, params=source.family.fit_params(source.params, model.settings))
         pytree.merge(abstract.params, source.params, FRESH, f"init.from={origin}")
     return Experiment(
-        config, workdir, resumed, mesh, rules, tokenizer, task, model, examples, data, steps, spec, optimizer, abstract, source,
+        config, workdir, resumed, mesh, rules, processors, task, model, examples, data, steps, spec, optimizer, abstract, source,
         tolerance, notes,
     )  # fmt: skip
 
@@ -211,7 +211,10 @@ def check_reading(data: Config) -> None:
 
 def check_same_data(workdir: Path, data: Config) -> None:
     """Raises UserError with the differences if the data are not those that the run began with."""
-    if changed := data_differences(run_folder.read_provenance(workdir).get("data", {}), data):
+    stored = run_folder.read_provenance(workdir).get("data", {})
+    if lifecycle.FOLDER not in stored:  # a run of before processors were stored
+        data = {name: value for name, value in data.items() if name != lifecycle.FOLDER}
+    if changed := data_differences(stored, data):
         raise UserError(
             f"--workdir={workdir}: the data have changed since the run began ({'; '.join(changed)}); "
             "restore them, or start a new run in another folder"

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from fmjax.config import write_config
+from fmjax.data.kinds import lifecycle
 from fmjax.data.stream import packing
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.data.stream.examples import PARTS
@@ -50,8 +51,8 @@ def train(given: Config, workdir: Path, title: str = "train", profile: Path | No
         experiment = prepare(given, workdir)
         hosts.check_same({name: digest(fact) for name, fact in ({"config": given} | experiment.data).items()})
         if hosts.first():  # once all have read what was there before
-            if not experiment.resumed and experiment.tokenizer:
-                experiment.tokenizer.save(workdir / run_folder.TOKENIZER)
+            if not experiment.resumed:
+                lifecycle.store(workdir, experiment.processors)
             run_folder.record(workdir, experiment.data, experiment.notes)
             run_folder.record_left_out(workdir, experiment.tolerance.found)
             # Last, as the config makes the folder a run; at a restart it takes up what may change.
@@ -112,7 +113,7 @@ class Run:
         trained = trainable(experiment.abstract.params, config["optim"].get("freeze", ()))
         step = make_step(experiment.model, experiment.task, experiment.optimizer.transform, trained, parts)
         self.step = jax.jit(step, donate_argnums=0)
-        self.predict = make_predict(model, self.task, experiment.tokenizer)
+        self.predict = make_predict(model, self.task, experiment.processors)
         self.most_nonfinite = int(config["train"].get("max_nonfinite", 10))
         self.nonfinite: list[int] = []
         self.skipped = 0  # steps in all that were left out
@@ -131,8 +132,7 @@ class Run:
             say(f"batches: {packing.describe(fill)}")
         self.records = [record for record in read_metrics(experiment.workdir) if record["step"] <= start]
         self.log = MetricsLog(experiment.workdir, start) if hosts.first() else None
-        unit = "tokens" if experiment.tokenizer else "images"
-        self.clock = Clock(unit, max(self.every["log"], WINDOW))
+        self.clock = Clock(experiment.processors.unit, max(self.every["log"], WINDOW))
         try:
             with signals.noted(), Bar(self.title, experiment.steps, start) as self.bar:
                 self.steps(state, start, batches, signals)
@@ -331,7 +331,8 @@ def describe(experiment: Experiment, start: int) -> str:
     """Returns one line about the run that is about to go on."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract.params))
     sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in experiment.examples.items())
-    vocabulary = f"vocabulary {experiment.tokenizer.vocab_size:,}, " if experiment.tokenizer else ""
+    pieces = experiment.processors.sizes().get("vocab_size")
+    vocabulary = f"vocabulary {pieces:,}, " if pieces else ""
     return (
         f"{experiment.config['model']['name']} {count:,} parameters, {sizes} examples, "
         f"{vocabulary}{jax.device_count()} x {jax.devices()[0].device_kind}, "

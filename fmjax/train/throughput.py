@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import pytree
+from fmjax.contracts import HostBatch, Task
 from fmjax.hardware import chip_of
 
 COUNTED = ("segment_ids", "attention_mask")  # of a batch of tokens, the first that is there
 
 
-def count_read(batch: Mapping[str, np.ndarray], task: Any = None) -> int:
-    """Returns how many tokens that are no padding a batch has, on both sides of an encoder-decoder and in all parts of a mixture
-    of tasks; of images, how many."""
-    parts = getattr(task, "tasks", None)
-    if parts:
+def count_read(batch: HostBatch, task: Task) -> int:
+    """Returns how many tokens that are not padding a batch has, on both sides of an encoder-decoder and in all parts of a mixture
+    of tasks; of images and rows of a table, how many."""
+    if task.splits:
         nested = pytree.unnames(batch)
-        return sum(count_read(nested[part], own) for part, own in parts.items())
-    counted: Sequence[str] = getattr(task, "counted", None) or [name for name in COUNTED if name in batch][:1]
+        return sum(count_read(nested[part], own) for part, own in task.tasks.items())
+    counted: Sequence[str] = task.counted or [name for name in COUNTED if name in batch][:1]
     return sum(int((np.asarray(batch[name]) > 0).sum()) for name in counted) or len(next(iter(batch.values())))
 
 

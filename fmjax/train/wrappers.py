@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from fmjax import pytree
+from fmjax.contracts import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Mixed:
         return sum(model.forward_flops(nested[part]) for part, model in self.parts.items())
 
 
-def mix(model: nn.Module, task: Any) -> Any:
+def mix(model: nn.Module, task: Task) -> Any:
     """Returns what a task trains: of a mixture, the model as its parts see it, else the model itself."""
-    if not hasattr(task, "splits"):
+    if not task.splits:
         return model
     return Mixed(model, {part: model.clone(heads=own.heads) for part, own in task.tasks.items()})
 
 
-def judged(model: Any, task: Any, spec: Mapping[str, Any]) -> tuple[nn.Module, Any, Mapping[str, Any]]:
+def judged(model: Any, task: Task, spec: Mapping[str, Any]) -> tuple[nn.Module, Task, Mapping[str, Any]]:
     """Returns the model, the task and the batch's shapes by which a run is judged: of a mixture, those of its main part."""
     if not isinstance(model, Mixed):
         return model, task, spec

@@ -241,7 +241,7 @@ def test_a_truncated_image_is_left_out(tmp_path):
     [message] = tolerance.found
     assert message.startswith(f"{files[3]}: is not a whole image")
     with pytest.raises(UserError, match="3.png: is not a whole image"):
-        next(TrainBatches(task.examples(records, None, 0, train=True), batch_size=6, seed=0))
+        next(TrainBatches(task.examples(records, images_of(task), 0, train=True), batch_size=6, seed=0))
 
 
 FILES = {
@@ -334,6 +334,7 @@ ORPHANS = """
 import os, sys, time
 from absl import flags
 from fmjax.data.stream.batches import TrainBatches
+from support.processors import images_of
 import numpy as np
 
 class Numbers:

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from support.processors import using
 
 import fmjax
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
@@ -51,7 +52,7 @@ def pair(request, tmp_path_factory):
 def test_the_loss_of_a_row_is_the_references(pair):
     theirs, ours, _ = pair
     task = Task(rows="offset")
-    row = task.examples(Records([{"text": TEXT[:40]}]), ours.tokenizer, 39, train=False)[0]
+    row = task.examples(Records([{"text": TEXT[:40]}]), using(ours.tokenizer), 39, train=False)[0]
     ids = torch.tensor(np.append(row["input_ids"], row["labels"][-1])[None].astype(np.int64))
     with torch.no_grad():
         expected = float(theirs(ids, labels=ids).loss)

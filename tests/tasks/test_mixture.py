@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.processors import using
 
 from fmjax import pytree
 from fmjax.config import apply_overrides, open_dict, to_dict
@@ -77,7 +78,7 @@ def test_labels_are_found_in_the_part_that_has_them():
 
 
 def test_an_epoch_is_the_first_parts_and_the_others_are_drawn(tokenizer):
-    examples = mixture().examples(bundle(), tokenizer, 8, train=True)
+    examples = mixture().examples(bundle(), using(tokenizer), 8, train=True)
     assert len(examples) == 6 and examples.classes.tolist() == [0, 1, 0, 1, 0, 1]
     batches = TrainBatches(examples, batch_size=6, seed=0)
     first, second = next(batches), next(batches)
@@ -87,11 +88,11 @@ def test_an_epoch_is_the_first_parts_and_the_others_are_drawn(tokenizer):
     assert len(np.unique(seen, axis=0)) > 6
     state = batches.state()
     expected = next(batches)
-    again = TrainBatches(mixture().examples(bundle(), tokenizer, 8, train=True), batch_size=6, seed=0)
+    again = TrainBatches(mixture().examples(bundle(), using(tokenizer), 8, train=True), batch_size=6, seed=0)
     again.restore(state)
     found = next(again)
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
-    evaluated = mixture().examples(bundle().parts["classify"], tokenizer, 8, train=False)
+    evaluated = mixture().examples(bundle().parts["classify"], using(tokenizer), 8, train=False)
     assert set(evaluated[0]) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
 
 

@@ -73,15 +73,17 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def load(image: Any, where: str) -> np.ndarray:
-    """Returns an image that is given as a path, a Pillow image, or uint8 [H,W] or [H,W,C], as uint8 [H,W,C].
+    """Returns an image that is given as a path, the bytes of a file, a Pillow image, or uint8 [H,W] or [H,W,C], as uint8 [H,W,C].
 
     Raises UserError, naming `where`, if it is none of them, or is not there or damaged.
     """
+    if isinstance(image, bytes):
+        return decode(image, where)
     if isinstance(image, str | Path):
         try:
             return decode(Path(image).expanduser().read_bytes(), str(image))
         except (OSError, ValueError) as error:  # the latter for a name that no file can have
-            why = getattr(error, "strerror", "") or error
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UserError(f'{where}: "{image}" cannot be read ({why}); name an image file') from None
     if isinstance(image, Image.Image):
         with whole(where):
@@ -113,18 +115,26 @@ def resize(image: np.ndarray, height: int, width: int, how: str) -> np.ndarray:
     return array if array.ndim == 3 else array[:, :, None]
 
 
-def centre(image: np.ndarray, size: int) -> np.ndarray:
-    """Returns the middle of an image, [size,size,C], black where it is smaller than that."""
-    height, width = image.shape[:2]
-    short = max(size - height, 0), max(size - width, 0)
+def inside(size: tuple[int, ...], goal: tuple[int, int]) -> tuple[int, int]:
+    """Returns the largest size (height, width), with the same aspect ratio, that fits into `goal`.
+
+    As `get_image_size_for_max_height_width` of transformers has it.
+    """
+    scale = min(goal[0] / size[0], goal[1] / size[1])
+    return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
+
+
+def center(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns the middle of an image, [height,width,C], black where it is smaller than that."""
+    short = max(height - image.shape[0], 0), max(width - image.shape[1], 0)
     if any(short):
         image = np.pad(image, [((lack + 1) // 2, lack // 2) for lack in short] + [(0, 0)])
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return image[top : top + size, left : left + size]
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
 
 
-def normalised(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Returns (image / 255 - mean) / std in fp32; mean and std are one number, or one for each channel."""
+def normalized(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Returns (image / 255 - mean) / std in fp32; mean and std are one number, or one per channel."""
     scale, shift = line(mean, std)
     return image * scale + shift
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fmjax.contracts import Examples
 from fmjax.errors import UserError, nearest
 
 KINDS = ("none", "oversample", "undersample")
@@ -36,12 +37,12 @@ def indices(classes: np.ndarray, kind: str, power: float, seed: int) -> np.ndarr
     return np.sort(np.concatenate(chosen))
 
 
-class Resampled:
+class Resampled(Examples):
     """Examples of which some occur several times, or not at all."""
 
     def __init__(self, examples: Any, chosen: np.ndarray):
         self.examples, self.chosen = examples, chosen
-        if hasattr(examples, "lengths"):  # for buckets
+        if examples.lengths is not None:  # for buckets
             self.lengths, self.sized = np.asarray(examples.lengths)[chosen], examples.sized
 
     def __len__(self) -> int:
@@ -49,6 +50,9 @@ class Resampled:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.examples[int(self.chosen[index])]
+
+    def where(self, index: int) -> str:
+        return self.examples.where(int(self.chosen[index]))
 
     def draw(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         return self.examples.draw(example, rng)
@@ -65,7 +69,7 @@ def balance(examples: Any, kind: str, power: float, seed: int) -> Any:
         raise UserError(f"data.balance_power={power}: must be from 0 (as the classes are) to 1 (all equal)")
     if kind == "none":
         return examples
-    classes = getattr(examples, "classes", None)
+    classes = examples.classes
     if classes is None:
         raise UserError(f"data.balance={kind} needs examples of one class each, which this task's are not; choose none")
     return Resampled(examples, indices(np.asarray(classes), kind, power, seed))

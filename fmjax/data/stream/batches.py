@@ -17,7 +17,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from fmjax.data.stream.tolerance import Guarded, Tolerance, place_of, take_skipped
+from fmjax.data.stream.buckets import Bucketed
+from fmjax.data.stream.tolerance import Guarded, Tolerance, take_skipped
 from fmjax.data.stream.watch import Slots, Watchdog, begin_reader, how_it_ended
 from fmjax.errors import UserError
 
@@ -91,7 +92,7 @@ class TrainBatches:
             raise
         for message in take_skipped(batch):
             self._tolerance.add(message)
-        if hasattr(self._examples, "trim_batch"):
+        if isinstance(self._examples, Bucketed):
             batch = self._examples.trim_batch(batch, self._given, self._seed)
         self._given += 1
         return batch
@@ -110,14 +111,14 @@ class TrainBatches:
         return batches.mp_prefetch(each, worker_init_fn=functools.partial(begin_reader, os.getpid()))
 
     def _stalled(self, waited: float) -> None:
-        places = [place_of(self._examples, index) for index in self._slots.reading() if index >= 0]
+        places = [self._examples.where(index) for index in self._slots.reading() if index >= 0]
         reading = ", ".join(places) or "nothing yet"
         self._tell(f"warning: no batch for {waited:.0f} s (data.stall_seconds); being read: {reading}")
 
     def _dead(self, how: str) -> str:
         reading = self._slots.reading()
         dead = [reader for reader in self._slots.dead() if reading[reader] >= 0]
-        named = [f"worker {reader}, reading {place_of(self._examples, reading[reader])}," for reader in dead]
+        named = [f"worker {reader}, reading {self._examples.where(reading[reader])}," for reader in dead]
         return (
             f"data.workers={self._workers}: {' and '.join(named) or 'one of them'} {how}; look at that record and at how much "
             "memory is free, or set data.workers=0"
@@ -146,9 +147,10 @@ class TrainBatches:
 
 def stream(examples: Any, seed: int) -> Any:
     """Returns the endless stream of guarded examples, drawn, of which each number can be read for itself."""
-    if not hasattr(examples.examples, "order"):
+    order = examples.examples.order(seed)
+    if order is None:
         return grain.MapDataset.source(examples).seed(seed).shuffle().repeat(None).random_map(examples.draw)
-    return grain.MapDataset.source(Ordered(examples, examples.examples.order(seed))).seed(seed).random_map(examples.draw)
+    return grain.MapDataset.source(Ordered(examples, order)).seed(seed).random_map(examples.draw)
 
 
 class Ordered:
@@ -194,7 +196,7 @@ def eval_batches(examples: Any, *, batch_size: int, seed: int, rows: np.ndarray 
 
 def groups(examples: Any, batch_size: int) -> Iterator[tuple[Any, Callable[[Batch], Batch]]]:
     """Yields the numbers of the examples of each batch of evaluation, and what cuts the batch to its length."""
-    if hasattr(examples, "groups"):
+    if isinstance(examples, Bucketed):
         for numbers, length in examples.groups(batch_size):
             yield numbers, functools.partial(examples.trim, length=length)
         return

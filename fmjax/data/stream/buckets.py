@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fmjax.contracts import Examples
 from fmjax.errors import UserError
 
 ENDLESS = sys.maxsize
@@ -114,7 +115,7 @@ class Order:
         return self.plan.example(*divmod(at, self.plan.size), self.seed)
 
 
-class Bucketed:
+class Bucketed(Examples):
     """Examples that are read in buckets.
 
     Args:
@@ -142,7 +143,11 @@ class Bucketed:
 
     @property
     def fill(self) -> dict[str, float]:
-        return {"input_ids": float(np.sum(getattr(self.examples, "tokens", self.lengths))) / self.plan.places}
+        filled = self.lengths if self.examples.filled is None else self.examples.filled
+        return {"input_ids": float(np.sum(filled)) / self.plan.places}
+
+    def where(self, index: int) -> str:
+        return self.examples.where(index)
 
     def order(self, seed: int) -> Order:
         """Returns the order of training: for each number of the stream that of an example."""
@@ -187,7 +192,7 @@ def bucketed(examples: Any, given: Sequence[Any], max_length: int, batch_size: i
     """
     if not given:
         return examples
-    if not hasattr(examples, "lengths"):
+    if examples.lengths is None:
         raise UserError(
             "data.buckets: these examples are of one length, as they are packed or drawn anew, or come from several sources; "
             "leave it out"

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from fmjax.contracts import Examples
 from fmjax.data.records import Record, Source, Subset, value_of
 from fmjax.data.stream.balance import Resampled
 from fmjax.errors import UserError, nearest
@@ -219,7 +220,7 @@ class Order:
         return self.offsets[source] + int(self.own[source][count])
 
 
-class Mixed:
+class Mixed(Examples):
     """The training examples of several sources, one behind the other; `order` says which follows which in training.
 
     Raises UserError for settings that do not fit the data.
@@ -255,6 +256,10 @@ class Mixed:
         part = bisect.bisect_right(self.begins, index) - 1
         return list(self.parts)[part], index - self.begins[part]
 
+    def where(self, index: int) -> str:
+        name, own = self.find(index)
+        return f"{name}: {self.parts[name].where(own)}"
+
     def __getitem__(self, index: int) -> tuple[str, Any]:
         name, own = self.find(index)
         return name, self.parts[name][own]
@@ -267,7 +272,7 @@ class Mixed:
         """Returns the order of training: for each number of the stream that of an example."""
         return Order(self.schedule, self.sizes, seed)
 
-    def check(self, steps: int, batch_size: int) -> None:
+    def check_steps(self, steps: int, batch_size: int) -> None:
         """Raises UserError if the sources are used up before so many steps have been taken."""
         if steps * batch_size > self.schedule.total:
             raise UserError(

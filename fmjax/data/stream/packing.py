@@ -142,9 +142,9 @@ def describe(fill: Mapping[str, float]) -> str:
 def fill_of(examples: Any) -> dict[str, float]:
     """Returns the share of each array of tokens that is no padding, where the examples say it or have lengths; of several
     sources or tasks, those of each."""
-    if hasattr(examples, "fill"):
+    if examples.fill is not None:
         return dict(examples.fill)
-    if hasattr(examples, "lengths") and hasattr(examples, "max_length"):
-        return {"input_ids": float(np.mean(getattr(examples, "tokens", examples.lengths))) / examples.max_length}
-    parts = getattr(examples, "parts", {})
-    return {f"{part}/{name}": share for part, own in parts.items() for name, share in fill_of(own).items()}
+    if examples.lengths is not None and examples.max_length:
+        filled = examples.lengths if examples.filled is None else examples.filled
+        return {"input_ids": float(np.mean(filled)) / examples.max_length}
+    return {f"{part}/{name}": share for part, own in examples.parts.items() for name, share in fill_of(own).items()}

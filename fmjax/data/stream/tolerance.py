@@ -192,7 +192,7 @@ class Guarded:
             except UserError as error:
                 wrong = self.after(error, wrong)
             except Exception as error:
-                error.add_note(f"while reading {place_of(self.examples, at)}")
+                error.add_note(f"while reading {self.examples.where(at)}")
                 raise
         raise UserError(f"{wrong[0]}; no training example can be read")
 
@@ -217,19 +217,8 @@ class Guarded:
         for name, value in row.items():
             array = np.asarray(value)
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise UserError(f"{place_of(self.examples, at)}: has a value in {name} that is not finite; correct the record")
+                raise UserError(f"{self.examples.where(at)}: has a value in {name} that is not finite; correct the record")
         return row
-
-
-def place_of(examples: Any, index: int) -> str:
-    """Returns where an example comes from, as well as that is known."""
-    if hasattr(examples, "find"):  # a mixture of sources
-        name, own = examples.find(index)
-        return f"{name}: {place_of(examples.parts[name], own)}"
-    for source in (examples, getattr(examples, "source", ())):
-        if hasattr(source, "where") and len(source) == len(examples):
-            return str(source.where(index))
-    return f"training example {index:,}"
 
 
 def take_skipped(batch: dict[str, np.ndarray]) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import cloudpickle
 import numpy as np
 import pytest
+from support.processors import using
 
 from fmjax.config import check_resumable, to_dict
 from fmjax.data.sources.open import open_source
@@ -62,7 +63,7 @@ def packed(tmp_path_factory) -> Mixed:
         parts[name] = open_source("text", str(folder / f"{name}.txt"), "train", record="line")
         texts += lines
     tokenizer = train_tokenizer(texts, "wordpiece", 60)
-    rows = {name: Task().examples(part, tokenizer, 16, train=True) for name, part in parts.items()}
+    rows = {name: Task().examples(part, using(tokenizer), 16, train=True) for name, part in parts.items()}
     data = {"mixture": {"books": {"weight": 0.75, "epochs": 3}, "wiki": {"weight": 0.25}}, "curriculum": {"4": {"wiki": 0.75}}}
     return Mixed(rows, data | {"batch_size": SIZE}, SEED)
 
