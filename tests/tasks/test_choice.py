@@ -55,7 +55,7 @@ def test_columns_and_lists_of_endings(tokenizer):
     columns = Records([{"sent1": "w1 w2", "sent2": "w3", "ending0": "w4", "ending1": "w5 w6", "label": "1"}])
     lists = Records([{"context": "w1 w2", "endings": ["w3 w4", "w3 w5 w6"], "label": 1}])
     assert SWAG.resolve(columns) == Task().resolve(lists) == {"choices": 2}
-    assert SWAG.text_columns == ("sent1", "sent2", "ending0", "ending1") and Task(choices=3).resolve(lists) == {}
+    assert tuple(SWAG.reads) == ("sent1", "sent2", "ending0", "ending1") and Task(choices=3).resolve(lists) == {}
     rows = []
     for source, task in ((columns, {"context": "sent1", "start": "sent2", "endings": ("ending0", "ending1")}), (lists, {})):
         example = Task(choices=2, **task).examples(source, using(tokenizer), 9, train=True)[0]

@@ -171,7 +171,8 @@ def pair(first: int, second: int) -> Records:
     [(10, 3, (4, 3)), (3, 10, (3, 4)), (10, 10, (3, 4)), (7, 0, (7, 0)), (20, 1, (6, 1)), (4, 3, (4, 3))],
 )
 def test_the_longer_text_of_a_pair_is_truncated(tokenizer, first, second, left):
-    row = Task(labels=("a",), text_pair="other", overlong="truncate").examples(pair(first, second), using(tokenizer), 10, train=True)[0]
+    task = Task(labels=("a",), text_pair="other", overlong="truncate")
+    row = task.examples(pair(first, second), using(tokenizer), 10, train=True)[0]
     ids = row["input_ids"][row["attention_mask"] == 1]
     words = [tokenizer.token(int(number)) for number in ids]
     assert words == ["[CLS]", *WORDS[: left[0]], "[SEP]", *WORDS[30 : 30 + left[1]], "[SEP]"]

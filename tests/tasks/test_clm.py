@@ -268,7 +268,8 @@ def test_continuations_end_where_the_text_does(characters, bare):
     prompts = {"input_ids": np.array([[c, END]] * 4)}
     outputs = {"generated": np.concatenate([prompts["input_ids"], made], axis=1)}
     assert Task().describe(outputs, prompts, using(characters)) == [{"text": text} for text in ("abcb", "b", "", "ca")]
-    assert Task().describe({"generated": np.array([[2, 0, 1, 0]])}, {"input_ids": np.array([[2]])}, using(bare)) == [{"text": "aba"}]
+    outputs = {"generated": np.array([[2, 0, 1, 0]])}
+    assert Task().describe(outputs, {"input_ids": np.array([[2]])}, using(bare)) == [{"text": "aba"}]
 
 
 def test_settings():

@@ -108,7 +108,7 @@ def test_labels_and_class_weights():
         ({"shift": -1}, "task.shift=-1"),
         ({"channels": 2}, "task.channels=2"),
         ({"resize_size": 4}, "task.resize_size=4 needs a task.image_size that is not larger"),
-        ({"mean": (0.1, 0.2)}, "task.mean=0.1,0.2: give one number, or one for each channel"),
+        ({"mean": (0.1, 0.2)}, "task.mean=0.1,0.2: give one number, or one per channel"),
         ({"mean": (float("nan"),)}, "task.mean=nan"),
         ({"std": (0.0,)}, "task.std=0.0: must be above 0"),
         ({"flip": 1.1}, "task.flip=1.1: is a probability"),
@@ -145,7 +145,7 @@ def test_examples_are_resized_and_evaluated_as_they_are(name):
     shortest = dataclasses.replace(task, fit="shortest", resize_size=6)
     tall = RNG.integers(0, 256, (20, 10, 3), np.uint8)
     whole = np.asarray(Image.fromarray(tall).resize((6, 12), Image.Resampling.BILINEAR))
-    assert np.array_equal(shortest.prepared(tall, "here"), whole[4:8, 1:5])
+    assert np.array_equal(images_of(shortest)["image"].resized(tall, "here"), whole[4:8, 1:5])
 
 
 CHANGES = {
@@ -315,7 +315,7 @@ def test_a_classifier_reads_files_and_stays_itself_when_it_is_exported(tmp_path,
 
     run.save(tmp_path / "folder")
     folder = load(tmp_path / "folder")
-    assert folder.config["architectures"] == ["ViTForImageClassification"] and folder.processor["resize_size"] == 9
+    assert folder.config["architectures"] == ["ViTForImageClassification"] and folder.processors["image"].resize_size == 9
     assert np.array_equal(folder.apply(pixel_values=images.transpose(0, 3, 1, 2))["logits"], logits)
     assert [one["scores"] for one in folder.predict(files)] == [pytest.approx(one["scores"], rel=1e-5) for one in found]
     folder.save(tmp_path / "again")
@@ -334,7 +334,7 @@ def test_a_masked_autoencoder_reads_files_and_stays_itself_when_it_is_exported(t
     assert folder.config["architectures"] == ["ViTMAEForPreTraining"]
     # The same model with the same parameters: logits need not be computed to be the same.
     assert folder.model == run.model and jax.tree.all(jax.tree.map(np.array_equal, folder.params, run.params))
-    refused("ViTMAEForPreTraining predicts nothing that a person could read", folder.predict, files)
+    refused("ViTMAEForPreTraining has no human-readable output", folder.predict, files)
 
 
 def test_what_is_no_image_is_named(tmp_path, files):

@@ -84,7 +84,8 @@ def test_the_share_of_patches_that_are_masked_is_exact(size, patch, ratio, kept)
 @pytest.mark.parametrize("train", [True, False])
 def test_masks_are_drawn_anew_and_the_same_for_a_seed_and_step(train):
     task = make(MAE | {"flip": 1.0})
-    first, second = (TrainBatches(task.examples(ANIMALS, images_of(task), 0, train=train), batch_size=12, seed=0) for _ in range(2))
+    examples = task.examples(ANIMALS, images_of(task), 0, train=train)
+    first, second = (TrainBatches(examples, batch_size=12, seed=0) for _ in range(2))
     batch, after, again = next(first), next(first), next(second)
     assert set(batch) == {"images", "patch_keep"} and batch["images"].dtype == np.float32
     assert all(np.array_equal(again[name], batch[name]) for name in batch)

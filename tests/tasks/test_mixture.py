@@ -66,7 +66,7 @@ def mixture(**mlm: object):
 def test_a_part_is_a_task_with_a_factor_and_a_split():
     task = mixture(mask_rate=0.4, factor=0.25, split="unlabelled")
     assert task.tasks == {"classify": Classify(labels=("a", "b")), "mlm": Mlm(mask_rate=0.4)}
-    assert task.main == Classify(labels=("a", "b")) and task.measures == task.main.measures and task.reads == "text"
+    assert task.main == Classify(labels=("a", "b")) and task.measures == task.main.measures and task.reads == {"text": "text"}
     assert task.heads == {"classify": {"classes": 2}, "mlm": {}}
     assert task.splits == {"classify": "train", "mlm": "unlabelled"}
 

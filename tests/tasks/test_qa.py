@@ -250,7 +250,8 @@ def test_inputs_that_are_no_questions_are_refused(tokenizer, example):
 def test_answers_are_described(tokenizer):
     context = " ".join(WORDS[:12])
     task = Task(unanswerable=True, stride=4)
-    batch = task.inputs([("who", context), {"question": "who ?", "context": "(xx), w1"}], using(tokenizer), 12, "example {}".format)
+    asked = [("who", context), {"question": "who ?", "context": "(xx), w1"}]
+    batch = task.inputs(asked, using(tokenizer), 12, "example {}".format)
     read = batch["_windows"]
     logits = np.zeros((len(read.rows), 32, 2), np.float32)  # filled up, as predict does
     for row, place in zip(read.rows, logits, strict=True):

@@ -13,6 +13,7 @@ from fmjax.data.stream.examples import alike
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import make
+from fmjax.tasks.mixture import SideBySide
 from fmjax.tasks.seq2seq import Task, written
 
 WORDS = ["red", "green", "blue", "rot", "blau", "translate"]
@@ -103,10 +104,11 @@ def test_targets_of_packed_rows_are_as_long_as_the_data_have_them(tokenizer):
     assert min(examples.fill.values()) > 0.8 and max(examples.fill.values()) - min(examples.fill.values()) < 0.06
     # Of several sources in a mixture, all have the length of the longest.
     short = Records([{"source": "red blue green", "target": "rot"}] * 20)
-    parts = {"a": examples, "b": Task(pack=True, target_length=30).examples(short, using(tokenizer), 60, train=True), "c": [0]}
+    packed = Task(pack=True, target_length=30)
+    parts = {"a": examples, "b": packed.examples(short, using(tokenizer), 60, train=True), "c": SideBySide({"one": examples})}
     assert parts["b"].row_lengths[1] < examples.row_lengths[1]
     found = alike(parts)
-    assert found["a"] is examples and found["c"] == [0] and found["b"].row_lengths == examples.row_lengths
+    assert found["a"] is examples and found["c"] is parts["c"] and found["b"].row_lengths == examples.row_lengths
     assert found["b"][0]["labels"].shape == examples[0]["labels"].shape
     with pytest.raises(UserError, match="packed_target_length=20: a row must have room for one target .*target_length=30; raise"):
         Task(pack=True, target_length=30, packed_target_length=20)
@@ -171,8 +173,8 @@ def test_generation_follows_the_settings():
         "max_new_tokens": 128, "num_beams": 5, "length_penalty": 0.6, "no_repeat_ngram_size": 0
     }  # fmt: skip
     assert Task(max_new_tokens=9).generation["max_new_tokens"] == 9
-    assert Task().needs == "generation" and Task(scores=()).needs == ""
-    assert Task(source="a", target="b").text_columns == ("a", "b")
+    assert Task().needs_generation and not Task(scores=()).needs_generation
+    assert tuple(Task(source="a", target="b").reads) == ("a", "b")
 
 
 @pytest.mark.parametrize(

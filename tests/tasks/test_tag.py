@@ -21,7 +21,7 @@ from fmjax.errors import UserError
 from fmjax.metrics import classes as class_metrics
 from fmjax.models import bert
 from fmjax.tasks import make
-from fmjax.tasks.tag import Sentences, Task
+from fmjax.tasks.tag import TaggedTexts, Task
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -136,7 +136,7 @@ def test_overlong_is_an_error_unless_cut(tokenizer):
         Task(labels=LABELS).examples(source, using(tokenizer), 2, train=False)
 
 
-def judged(task: Task, examples: Sentences, tags: np.ndarray) -> dict[str, float]:
+def judged(task: Task, examples: TaggedTexts, tags: np.ndarray) -> dict[str, float]:
     """Returns the metrics of tags [N,L], as evaluation computes them, with a row that fills up the batch."""
     rows = np.concatenate([tags, tags[:1]])
     arrays = {"tags": rows, "losses": np.full(len(rows), 0.5), "weights": np.ones(len(rows))}

@@ -228,7 +228,11 @@ def test_what_a_processor_does_not_say(tmp_path):
         ({"rescale_factor": "1/255"}, 'rescale_factor="1/255" is not handled'),
         ({"resample": 9}, "resample=9 is none of 0, 2, 3, 1, 4, 5"),
         ({"resample": [2]}, r"resample=\[2\] is none of"),
-        ({"size": {"height": 4, "width": 5}}, 'size={"height": 4, "width": 5} is not handled, only a square or a shortest_edge'),
+        (
+            {"size": {"height": 4, "width": 5}, "do_center_crop": True},
+            'size={"height": 4, "width": 5} is not handled, only a square or a shortest_edge',
+        ),
+        ({"size": FOUR, "do_pad": True, "pad_size": FOUR}, "do_pad=true is not handled with size="),
         ({"size": {"longest_edge": 4}}, 'size={"longest_edge": 4} is not handled'),
         ({"size": {"height": "4", "width": "4"}}, "size=.* is not handled"),
         ({"size": {"shortest_edge": 0}}, "size=.* is not handled"),
