@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="compares with the reference live: pip install 'fmjax[parity]'")
 transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install 'fmjax[parity]'")
 
+from compiling import fast_jit  # noqa: E402
 from golden import make_generation as make  # noqa: E402
 
 import fmjax  # noqa: E402
@@ -27,9 +28,9 @@ PAD = make.PAD
 def quick_compilation():
     """Compiling takes most of the time."""
     jax.config.update("jax_disable_most_optimizations", True)
-    static, options = ("model", "settings", "room"), {"xla_cpu_use_fusion_emitters": False}
+    static = ("model", "settings", "room")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "decode", jax.jit(generate.decode.__wrapped__, static_argnames=static, compiler_options=options))
+        patch.setattr(generate, "decode", fast_jit(generate.decode.__wrapped__, static_argnames=static))
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 
