@@ -29,6 +29,7 @@ from fmjax.layers.norm import LayerNorm
 from fmjax.models.sizes import checked, resolve
 from fmjax.models.vit_embed import Embed
 from fmjax.models.vit_heads import POOLS, ClassifyToken, Pixels
+from fmjax.sharding import placed
 
 Batch = Mapping[str, jax.Array]
 Config = Mapping[str, Any]
@@ -115,7 +116,8 @@ class Encoder(nn.Module):
             return {"hidden": hidden}
         made = (s.pooler_width or s.width,)
         pooler = Dense(made, ("embed", None), normal(s.initializer_range), dtype=dtype, name="pooler")
-        return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooler(hidden[:, 0]))}
+        pooled = pooler(placed(hidden[:, 0]))
+        return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooled)}
 
 
 class Vit(nn.Module):

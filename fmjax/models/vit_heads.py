@@ -17,6 +17,7 @@ from fmjax.layers.heads import Features, linear_head
 from fmjax.layers.linear import Dense, Initializer, normal, parameter
 from fmjax.layers.norm import LayerNorm
 from fmjax.models.vit_embed import positions
+from fmjax.sharding import placed
 
 POOLS = ("first", "mean")
 
@@ -53,7 +54,8 @@ class ClassifyDistilled(nn.Module):
         hidden = features["hidden"].astype(jnp.float32)
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         linear = partial(Dense, (self.classes,), ("embed", None), self.kernel_init)
-        return (linear(name="class_token")(drop(hidden[:, 0])) + linear(name="distillation_token")(drop(hidden[:, 1]))) / 2
+        first, second = placed(drop(hidden[:, 0])), placed(drop(hidden[:, 1]))
+        return (linear(name="class_token")(first) + linear(name="distillation_token")(second)) / 2
 
 
 class Pixels(nn.Module):
