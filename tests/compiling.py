@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-# The older of XLA's two ways to compile fusions on a CPU takes less time; newer versions of jax have only the other.
+# The older of XLA's two ways to compile fusions on a CPU takes less time; newer versions of jax
+# have only the other.
 OLDER_FUSIONS = {"xla_cpu_use_fusion_emitters": False}
 
 

@@ -29,8 +29,9 @@ def quick_compilation():
     """Compiling takes most of the time."""
     jax.config.update("jax_disable_most_optimizations", True)
     static = ("model", "settings", "room")
+    decode = fast_jit(generate.decode.__wrapped__, static_argnames=static)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "decode", fast_jit(generate.decode.__wrapped__, static_argnames=static))
+        patch.setattr(generate, "decode", decode)
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 
