@@ -16,6 +16,7 @@ import cloudpickle
 import numpy as np
 import pytest
 from PIL import Image
+from support.sources import MemoryRecords, Numbers
 
 from fmjax.data.records import Record
 from fmjax.data.sources.open import open_source
@@ -42,39 +43,8 @@ def classes_for_workers() -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"a.csv line {index + 2}"
-
-    def fingerprint(self) -> Record:
-        return {"records": len(self)}
-
-
-class Numbers:
-    """Examples that are their own number, of which reading some goes wrong: `bad[number]` is what then happens."""
-
-    def __init__(self, count: int, bad: dict[int, Callable[[], object]]):
-        self.count, self.bad = count, bad
-
-    def __len__(self) -> int:
-        return self.count
-
-    def where(self, index: int) -> str:
-        return f"file.bin record {index}"
-
-    def __getitem__(self, index: int) -> Record:
-        if index in self.bad:
-            self.bad[index]()
-        return {"number": np.int64(index)}
-
-    def draw(self, example: Record, rng: np.random.Generator) -> Record:
-        return example | {"noise": np.float32(rng.random())}
+class Records(MemoryRecords):
+    place, first = "a.csv line", 2
 
 
 def refuse(number: int) -> Callable[[], None]:
@@ -85,7 +55,7 @@ def refuse(number: int) -> Callable[[], None]:
 
 
 def broken(*numbers: int) -> Numbers:
-    return Numbers(12, {number: refuse(number) for number in numbers})
+    return Numbers(12, bad={number: refuse(number) for number in numbers})
 
 
 def read(examples: object, steps: int, **options) -> list[np.ndarray]:
@@ -111,12 +81,12 @@ def test_another_error_says_what_was_being_read():
         raise ValueError("out of cheese")
 
     with pytest.raises(ValueError, match="out of cheese") as caught:
-        read(Numbers(12, {7: fail}), 3)
+        read(Numbers(12, bad={7: fail}), 3)
     assert "while reading file.bin record 7" in caught.value.__notes__
 
 
 def test_the_next_example_takes_the_place_of_a_bad_one():
-    whole = np.concatenate(read(Numbers(12, {}), 6))
+    whole = np.concatenate(read(Numbers(12), 6))
     told: list[str] = []
     tolerance = Tolerance("skip:3", tell=told.append)
     found = np.concatenate(read(broken(3, 4, 11), 6, tolerance=tolerance))
@@ -149,9 +119,9 @@ def test_numbers_that_are_not_finite_are_bad():
             return example | {"noise": np.array([1.0, np.nan if example["number"] == 5 else np.float32(3e38), 3e38], np.float32)}
 
     with pytest.raises(UserError, match="file.bin record 5: has a value in noise that is not finite"):
-        read(Noisy(12, {}), 3)
+        read(Noisy(12), 3)
     tolerance = Tolerance("skip:1")
-    numbers = np.concatenate(read(Noisy(12, {}), 3, tolerance=tolerance))
+    numbers = np.concatenate(read(Noisy(12), 3, tolerance=tolerance))
     assert 5 not in numbers and len(tolerance.found) == 1
 
 
@@ -320,7 +290,7 @@ def die() -> None:
 def test_a_worker_that_dies_is_named_with_what_it_read():
     begun = time.monotonic()
     with pytest.raises(UserError, match=r"data.workers=2: worker [01], reading file.bin record 9, was ended by SIGKILL; look at"):
-        read(Numbers(12, {9: die}), 4, workers=2)
+        read(Numbers(12, bad={9: die}), 4, workers=2)
     assert time.monotonic() - begun < 120
 
 
@@ -334,14 +304,9 @@ ORPHANS = """
 import os, sys, time
 from absl import flags
 from fmjax.data.stream.batches import TrainBatches
-import numpy as np
+from tests.support.sources import Numbers
 
-class Numbers:
-    def __len__(self): return 9
-    def __getitem__(self, index): return index
-    def draw(self, index, rng): return {"number": np.int64(index)}
-
-batches = TrainBatches(Numbers(), batch_size=2, seed=0, workers=2)
+batches = TrainBatches(Numbers(9), batch_size=2, seed=0, workers=2)
 next(batches), next(batches)
 print(*batches._slots.table[:, 0].tolist(), flush=True)
 time.sleep(600)
@@ -363,14 +328,14 @@ def test_workers_end_with_a_parent_that_was_killed():
 def test_a_reader_that_hangs_is_told():
     told: list[tuple[float, str]] = []
     begun = time.monotonic()
-    slow = Numbers(12, {9: lambda: time.sleep(2.0)})
+    slow = Numbers(12, bad={9: lambda: time.sleep(2.0)})
     numbers = read(slow, 3, stall_seconds=0.5, tell=lambda text: told.append((time.monotonic() - begun, text)))
     assert sorted(np.concatenate(numbers).tolist()) == list(range(12))
     assert 1 <= len(told) <= (time.monotonic() - begun) / 0.5
     assert "(data.stall_seconds); being read: file.bin record 9" in told[0][1] and told[0][1].startswith("warning: no batch for ")
     quiet: list[str] = []
-    read(Numbers(12, {9: lambda: time.sleep(0.2)}), 3, stall_seconds=60.0, tell=quiet.append)
-    read(Numbers(12, {9: lambda: time.sleep(0.2)}), 3, stall_seconds=0.0, tell=quiet.append)
+    read(Numbers(12, bad={9: lambda: time.sleep(0.2)}), 3, stall_seconds=60.0, tell=quiet.append)
+    read(Numbers(12, bad={9: lambda: time.sleep(0.2)}), 3, stall_seconds=0.0, tell=quiet.append)
     assert not quiet
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sources import MemoryRecords
 
 from fmjax import load
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -25,15 +26,8 @@ WORDS = [f"w{number}" for number in range(36)]
 SWAG = Task(context="sent1", start="sent2", endings=("ending0", "ending1"))
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"swag.csv line {index + 2}"
+class Records(MemoryRecords):
+    place, first = "swag.csv line", 2
 
 
 @pytest.fixture(scope="module")

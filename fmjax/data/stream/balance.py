@@ -41,7 +41,7 @@ class Resampled:
 
     def __init__(self, examples: Any, chosen: np.ndarray):
         self.examples, self.chosen = examples, chosen
-        if hasattr(examples, "lengths"):  # for buckets
+        if getattr(examples, "lengths", None) is not None:  # for buckets
             self.lengths, self.sized = np.asarray(examples.lengths)[chosen], examples.sized
 
     def __len__(self) -> int:
