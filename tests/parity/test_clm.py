@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from support.processors import using
+from support.sources import MemoryRecords
 
 import fmjax
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
@@ -18,13 +19,8 @@ transformers = pytest.importorskip("transformers", reason="the reference is not 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n"
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    columns = ("text",)
-
-    def where(self, index: int) -> str:
-        return f"record {index + 1}"
+class Records(MemoryRecords):
+    place, first = "record", 1
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax import load
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -26,15 +27,8 @@ WORDS = [f"w{number}" for number in range(36)]
 SWAG = Task(context="sent1", start="sent2", endings=("ending0", "ending1"))
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"swag.csv line {index + 2}"
+class Records(MemoryRecords):
+    place, first = "swag.csv line", 2
 
 
 @pytest.fixture(scope="module")

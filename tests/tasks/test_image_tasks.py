@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from scipy.special import log_softmax
 from support.processors import images_of
+from support.sources import MemoryRecords
 
 from fmjax import models
 from fmjax.config import write_config
@@ -32,15 +33,8 @@ SETTINGS = {"width": 12, "layers": 1, "attention_heads": 3, "mlp_width": 8, "ima
 SETTINGS |= {"decoder_width": 8, "decoder_layers": 1, "decoder_heads": 2, "decoder_mlp_width": 8}
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"image {index}"
+class Records(MemoryRecords):
+    place, first = "image", 0
 
 
 def source(*labels: object, shape: tuple[int, ...] = (8, 8, 3)) -> Records:

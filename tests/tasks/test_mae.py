@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from support.processors import images_of
+from support.sources import MemoryRecords
 
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.errors import UserError
@@ -20,15 +21,8 @@ RNG = np.random.default_rng(0)
 MAE = {"name": "mae", "patch_size": 2, "image_size": 8, "channels": 3}
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"image {index}"
+class Records(MemoryRecords):
+    place, first = "image", 0
 
 
 ANIMALS = Records({"image": picture} for picture in RNG.integers(0, 256, (12, 8, 8, 3), np.uint8))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax import pytree
 from fmjax.config import apply_overrides, open_dict, to_dict
@@ -32,18 +33,8 @@ SIZE = {"width": 8, "layers": 1, "attention_heads": 2, "mlp_width": 8, "vocab_si
 CLASSIFY = {"name": "classify", "labels": ["a", "b"]}
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"line {index + 1}"
-
-    def fingerprint(self) -> dict[str, int]:
-        return {"records": len(self)}
+class Records(MemoryRecords):
+    place, first = "line", 1
 
 
 @pytest.fixture(scope="module")

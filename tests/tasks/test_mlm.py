@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.errors import UserError
@@ -24,15 +25,8 @@ VOCABULARY = ENDING + 1
 SIZE = {"width": 16, "layers": 2, "attention_heads": 2, "mlp_width": 32, "vocab_size": VOCABULARY, "positions": 32}
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"docs.txt record {index + 1}"
+class Records(MemoryRecords):
+    place, first = "docs.txt record", 1
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax.data.stream.examples import alike
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
@@ -19,15 +20,8 @@ from fmjax.tasks.seq2seq import Task, written
 WORDS = ["red", "green", "blue", "rot", "blau", "translate"]
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"pairs.tsv line {index + 1}"
+class Records(MemoryRecords):
+    place, first = "pairs.tsv line", 1
 
 
 PAIRS = Records([{"source": "red blue", "target": "rot blau"}, {"source": "blue red green", "target": "blau"}])

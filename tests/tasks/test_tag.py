@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from seqeval import metrics as seqeval
 from seqeval.scheme import IOB2
 from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax import load
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -29,15 +30,8 @@ LABELS = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
 WORDS = ["ann", "lee", "paris", "in", "is", "xylo", "北", "京", "xx", "xxxx"]
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"news.conll line {index + 1}"
+class Records(MemoryRecords):
+    place, first = "news.conll line", 1
 
 
 def tagged(*pairs: str, **more: object) -> Records:

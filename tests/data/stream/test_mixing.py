@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sources import Numbers
 
 from fmjax.config import apply_overrides, to_dict
 from fmjax.data.records import Subset
@@ -18,26 +19,8 @@ from fmjax.defaults import experiment
 from fmjax.errors import UserError
 
 
-class Numbers:
-    """Examples that say which source they are from, and their number there."""
-
-    def __init__(self, source: int, count: int):
-        self.source, self.count = source, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        return {"source": np.int64(self.source), "number": np.int64(index)}
-
-    def draw(self, example: dict, rng: np.random.Generator) -> dict:
-        return example | {"noise": rng.random()}
-
-
 def mixed(sizes: dict[str, int], batch_size: int = 10, seed: int = 0, **data) -> Mixed:
-    parts = {name: Numbers(number, size) for number, (name, size) in enumerate(sizes.items())}
+    parts = {name: Numbers(size, source=number) for number, (name, size) in enumerate(sizes.items())}
     own = {"mixture": {name: {} for name in sizes}, "batch_size": batch_size} | data
     return Mixed(parts, own, seed)
 
