@@ -10,19 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-import jax
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax  # what reads and prepares data does without, since it takes seconds to import
 
 PyTree: TypeAlias = Any  # nested containers of arrays, or of their shapes
 Value: TypeAlias = Any  # what a record holds in a column: text, number, list, bytes, array, ...
 Record: TypeAlias = dict[str, Value]
 Config: TypeAlias = dict[str, Any]  # a resolved config, or a section of one, as JSON holds it
 Example: TypeAlias = dict[str, np.ndarray]
+Undrawn: TypeAlias = Any  # an example as it is read, of which `Examples.draw` makes arrays: an Example, but for mixtures
 HostBatch: TypeAlias = Mapping[str, np.ndarray]
-Batch: TypeAlias = Mapping[str, jax.Array]
-Arrays: TypeAlias = dict[str, jax.Array]
+Batch: TypeAlias = "Mapping[str, jax.Array]"
+Arrays: TypeAlias = "dict[str, jax.Array]"
 Where: TypeAlias = Callable[[int], str]  # the name of a record or example by its index: "reviews.tsv line 12"
 Heads: TypeAlias = Mapping[str, Mapping[str, Any]]  # the kinds of head, and the numbers of each: {"classify": {"classes": 2}}
 
@@ -49,28 +53,50 @@ class Source(Protocol):
         """Returns what distinguishes these data from others, as JSON holds it: names, sizes and hashes, no folders."""
 
 
+class Order(Protocol):
+    """The numbers of examples in the order of training, computed as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: int) -> int: ...
+
+
 class Examples:
-    """Random access to the fixed-shape examples of a split: a base class, whose optional attributes are None.
+    """Random access to the fixed-shape examples of a split: a base class, whose optional attributes are None or empty.
 
     Examples of texts that are padded at their end have `lengths`, and can be put into length buckets. Those of one label have
-    `classes`, and can be resampled. Packed rows have `fill`. `order` is what decides which example comes when, if that is not a
-    shuffle of all by the seed, as for a mixture.
+    `classes`, and can be resampled. Packed rows have `fill`.
     """
 
     lengths: np.ndarray | None = None  # [N], the number of tokens of each
+    filled: np.ndarray | None = None  # [N], the tokens of a row on average, where an example has several rows; else lengths
+    max_length: int = 0  # of each
     sized: tuple[str, ...] = ()  # the arrays whose last axis is the length
     classes: np.ndarray | None = None  # [N]
     fill: Mapping[str, float] | None = None  # the share of each array that is no padding
+    parts: Mapping[str, Examples] = MappingProxyType({})  # of a mixture, by source or task
 
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Undrawn:
         raise NotImplementedError
 
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+    def draw(self, example: Undrawn, rng: np.random.Generator) -> Example:
         """Returns the example as the model sees it this time; random in `rng` alone."""
-        return example
+        drawn: Example = example
+        return drawn
+
+    def where(self, index: int) -> str:
+        """Returns where an example comes from, for messages: its record's place, if it is of one."""
+        return f"training example {index:,}"
+
+    def order(self, seed: int) -> Order | None:
+        """Returns which example comes when in training; None: a shuffle of all in each epoch."""
+        return None
+
+    def check_steps(self, steps: int, batch_size: int) -> None:
+        """Raises UserError if the examples are used up before so many steps."""
 
 
 class Processor(Protocol):

@@ -10,11 +10,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fmjax.data.records import ConcatenatedSources
 from fmjax.data.splits import open_split
 from fmjax.data.stream.batches import eval_batches, groups
 from fmjax.data.stream.buckets import Bucketed, bucketed
 from fmjax.data.stream.examples import build_examples
-from fmjax.data.stream.mixing import Several
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.decoding.loop import generate, settings_for
@@ -97,7 +97,7 @@ def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[st
     with tolerance.active():
         source = open_split(data, split)
     size = config["data"]["batch_size"]
-    sources = {"": source} | {f"{name}/": part for name, part in (source.parts if isinstance(source, Several) else {}).items()}
+    sources = {"": source} | {f"{name}/": part for name, part in (source.parts if isinstance(source, ConcatenatedSources) else {}).items()}
     length = data["max_length"]
     built = {
         name: build_examples(loaded.task, one, loaded.tokenizer, length, False, tolerance)[1] for name, one in sources.items()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import losses
+from fmjax.contracts import Examples
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
@@ -170,7 +171,7 @@ def shortened(context: np.ndarray, ending: np.ndarray, most: int) -> tuple[np.nd
     return context[:left], ending[: most - min(left, context.size)]
 
 
-class Choices:
+class Choices(Examples):
     """Contexts with their endings."""
 
     sized = PADDED
@@ -187,7 +188,7 @@ class Choices:
         return np.array([max(ids.size for ids, _ in rows) for rows in self.rows])
 
     @property
-    def tokens(self) -> np.ndarray:
+    def filled(self) -> np.ndarray:
         """How many tokens a row of each example has on average [N]: shorter ones are padded to the longest."""
         return np.array([np.mean([ids.size for ids, _ in rows]) for rows in self.rows])
 

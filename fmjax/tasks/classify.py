@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import losses
+from fmjax.contracts import Examples
 from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
-from fmjax.data.records import value_of
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
@@ -129,7 +129,7 @@ class Task(Balance):
 
     def values(self, source: Source, index: int) -> list[str]:
         """Returns the label names of a record. Raises UserError, naming it, if there is none or it is not a name."""
-        value = value_of(source, index, self.label)
+        value = source.value(index, self.label)
         items = [value]
         if self.kind == "multi" and isinstance(value, str | list):
             items = value.split(SEPARATOR) if isinstance(value, str) else value
@@ -146,7 +146,7 @@ class Task(Balance):
         Raises UserError, naming the record, for a label that is not among `labels` or a value that is not a number.
         """
         if self.kind == "regression":
-            value = value_of(source, index, self.label)
+            value = source.value(index, self.label)
             try:
                 number = math.nan if isinstance(value, bool) else float(value)
             except (TypeError, ValueError):
@@ -306,7 +306,7 @@ class Task(Balance):
         return described
 
 
-class Texts:
+class Texts(Examples):
     """Tokenised, labelled texts; `draw` applies the augmentations, in order."""
 
     sized = (*PADDED, "pool_weights")

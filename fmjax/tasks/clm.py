@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fmjax.contracts import Examples
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -119,7 +120,7 @@ def after(tokenizer: Tokenizer) -> np.ndarray:
     return NOTHING if tokenizer.end_id is None else np.array([tokenizer.end_id], np.int32)
 
 
-class Rows:
+class Rows(Examples):
     """Rows of tokens with the token that follows each; `pieces` [N,2] lie side by side in them."""
 
     def __init__(self, corpus: Corpus, pieces: np.ndarray, max_length: int, fill_id: int):

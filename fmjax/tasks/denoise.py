@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fmjax.contracts import Examples
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -128,7 +129,7 @@ def infilled(tokens: np.ndarray, lengths: np.ndarray, mask_id: int, rng: np.rand
     return kept
 
 
-class Rows:
+class Rows(Examples):
     """Documents cut into pieces, which are packed into rows, and damaged when they are drawn."""
 
     def __init__(self, corpus: Corpus, noise: Noise, tokenizer: Tokenizer, max_length: int):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import losses
+from fmjax.contracts import Examples
 from fmjax.data.augment import images
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.errors import UserError
@@ -159,7 +160,7 @@ class Task(Balance, Pictures):
         ]
 
 
-class Photographs:
+class Photographs(Examples):
     """Labelled images; in training `draw` changes them at random and mixes them with others."""
 
     def __init__(self, task: Task, source: Source, targets: np.ndarray, train: bool):
@@ -172,6 +173,9 @@ class Photographs:
     def classes(self) -> np.ndarray:
         """The class of each example [N], by which data.balance resamples."""
         return self.targets
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)
 
     def __getitem__(self, index: int) -> Example:
         """Returns `images`, uint8 [S,S,C], and `labels`, a class."""

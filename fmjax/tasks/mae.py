@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.contracts import Examples
 from fmjax.data.sources.open import Source
 from fmjax.errors import UserError
 from fmjax.tasks import Batch, Example, Where
@@ -125,7 +126,7 @@ class Task(Pictures):
         return [{"error": float(error), "seen": keep.tolist()} for error, keep in zip(errors, batch["patch_keep"], strict=True)]
 
 
-class Masked:
+class Masked(Examples):
     """Images; `draw` changes them, in training, and chooses the patches that are seen."""
 
     def __init__(self, task: Task, source: Source, train: bool):
@@ -133,6 +134,9 @@ class Masked:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)
 
     def __getitem__(self, index: int) -> Example:
         """Returns `images`, uint8 [S,S,C]."""

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from fmjax import pytree, tasks
+from fmjax.contracts import Examples
 from fmjax.data.records import Bundle
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
@@ -117,7 +118,7 @@ class Task:
         return pytree.names({part: {name: factors[part] * total for name, total in own.items()} for part, own in terms.items()})
 
 
-class SideBySide:
+class SideBySide(Examples):
     """The examples of the first part, each beside one of every other part, drawn anew each time."""
 
     def __init__(self, parts: Mapping[str, Any]):
@@ -134,7 +135,7 @@ class SideBySide:
     @property
     def classes(self) -> np.ndarray | None:
         """The first part's, by which data.balance resamples."""
-        return getattr(self.main, "classes", None)
+        return self.main.classes
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         """Returns the arrays of all parts by names such as "mlm/input_ids"."""

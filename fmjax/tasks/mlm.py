@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import losses
+from fmjax.contracts import Examples
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -165,7 +166,7 @@ class Masker:
         return masked
 
 
-class Rows:
+class Rows(Examples):
     """Documents cut into pieces, which are packed into rows."""
 
     def __init__(self, corpus: Corpus, masker: Masker, tokenizer: Tokenizer, max_length: int):
@@ -188,7 +189,7 @@ class Rows:
         return example | self.masker(example["input_ids"], rng)
 
 
-class Pairs:
+class Pairs(Examples):
     """Pieces of documents split in two, the second half exchanged for that of another document every other time.
 
     The split falls on the start of a word, not of a sentence: a corpus need not come with sentences.

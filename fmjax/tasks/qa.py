@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import losses
+from fmjax.contracts import Examples
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
@@ -275,7 +276,7 @@ def possible(logits_BL2: jax.Array, mask_BL: jax.Array, first: float) -> tuple[j
     return logits_BL2[..., 0] + outside, logits_BL2[..., 1] + outside
 
 
-class Windows:
+class Windows(Examples):
     """Questions with windows of their contexts."""
 
     sized = (*PADDED, "context_mask")

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from fmjax import losses
+from fmjax.contracts import Examples
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.stream.packing import pack, pack_matched
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -144,7 +145,7 @@ class Task(TokenTask):
         return [{"text": written(row, tokenizer)} for row in np.asarray(outputs["generated"])]
 
 
-class Pairs:
+class Pairs(Examples):
     """Tokenised sources and targets, a pair an example; nothing in them is random. `references` are the targets' texts, and
     `row_lengths` (S, T) those of an example."""
 

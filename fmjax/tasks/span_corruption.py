@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from fmjax.contracts import Examples
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.stream.packing import pack, pack_matched
 from fmjax.data.tokenizers.sentencepieces import sentinel
@@ -234,7 +235,7 @@ def corrupt(ids: np.ndarray, noise: np.ndarray, marks: np.ndarray) -> tuple[np.n
     return kept, np.insert(ids[noise], np.flatnonzero(first[noise]), marked[first])
 
 
-class Rows:
+class Rows(Examples):
     """A text cut into rows; what is taken out of each is drawn."""
 
     def __init__(self, tokens: np.ndarray, corrupter: Corrupter):
@@ -258,7 +259,7 @@ class Rows:
         return pair(*made(example["tokens"], rng), (made.max_length, made.target_length), made.tokenizer.pad_id)
 
 
-class PackedRows:
+class PackedRows(Examples):
     """Documents cut into pieces, which are packed into rows; what is taken out of each is drawn. A piece of one token, of which
     nothing can be taken out, goes with the one before it, and a document of one token is left out."""
 

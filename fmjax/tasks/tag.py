@@ -21,6 +21,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2, Entities
 
 from fmjax import losses
+from fmjax.contracts import Examples
 from fmjax.data.augment.texts import drop_tokens
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -268,7 +269,7 @@ def places(row: Row, sentences: Sequence[Sentence], tokenizer: Tokenizer) -> np.
     return tokenizer.opening.size + sentences[row.sentence].begins[row.words] - row.begin
 
 
-class Sentences:
+class Sentences(Examples):
     """Tagged texts in rows; `draw` replaces tokens by the unknown one with a probability (word dropout)."""
 
     sized = (*PADDED, "labels", "label_weights")

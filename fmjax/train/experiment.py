@@ -138,8 +138,7 @@ def prepare(given: Config, workdir: Path) -> Experiment:
             "lower the batch size or give more data"
         )
     steps = total_steps(config, len(examples["train"]))
-    if hasattr(examples["train"], "check"):
-        examples["train"].check(steps, size)
+    examples["train"].check_steps(steps, size)
     spec, optimizer, abstract = abstract_training(config, model, examples["train"], steps, mesh, rules)
     if source is not None:
         if hasattr(source.family, "fit_params"):

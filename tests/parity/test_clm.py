@@ -22,6 +22,9 @@ class Records(list):
 
     columns = ("text",)
 
+    def value(self, index, name):
+        return self[index][name]
+
     def where(self, index: int) -> str:
         return f"record {index + 1}"
 

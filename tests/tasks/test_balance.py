@@ -28,6 +28,9 @@ class Records(list):
 
     columns = ("text", "label")
 
+    def value(self, index, name):
+        return self[index][name]
+
     def where(self, index: int) -> str:
         return f"reviews.tsv line {index + 2}"
 

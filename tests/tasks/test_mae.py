@@ -26,6 +26,9 @@ class Records(list):
     def columns(self) -> tuple[str, ...]:
         return tuple(self[0])
 
+    def value(self, index, name):
+        return self[index][name]
+
     def where(self, index: int) -> str:
         return f"image {index}"
 
