@@ -21,14 +21,15 @@ class RecordError(UserError):
       place: where the record is, as `Source.where` says: "reviews.tsv line 12".
       problem: what is wrong with it and how to fix it; the message is "PLACE: PROBLEM".
       index: the record's number in the source that was read, if that is known.
+      shown: what the message has instead of the place, such as the path of an image that the record names.
     """
 
-    def __init__(self, place: str, problem: str, index: int | None = None):
-        super().__init__(f"{place}: {problem}")
-        self.place, self.problem, self.index = place, problem, index
+    def __init__(self, place: str, problem: str, index: int | None = None, shown: str = ""):
+        super().__init__(f"{shown or place}: {problem}")
+        self.place, self.problem, self.index, self.shown = place, problem, index, shown
 
-    def __reduce__(self) -> tuple[type[RecordError], tuple[str, str, int | None]]:
-        return RecordError, (self.place, self.problem, self.index)
+    def __reduce__(self) -> tuple[type[RecordError], tuple[str, str, int | None, str]]:
+        return RecordError, (self.place, self.problem, self.index, self.shown)
 
 
 class Interrupted(Exception):

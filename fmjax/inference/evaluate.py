@@ -97,7 +97,8 @@ def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[st
     with tolerance.active():
         source = open_split(data, split)
     size = config["data"]["batch_size"]
-    sources = {"": source} | {f"{name}/": part for name, part in (source.parts if isinstance(source, ConcatenatedSources) else {}).items()}
+    parts = source.parts if isinstance(source, ConcatenatedSources) else {}
+    sources = {"": source} | {f"{name}/": part for name, part in parts.items()}
     length = data["max_length"]
     built = {
         name: build_examples(loaded.task, one, loaded.tokenizer, length, False, tolerance)[1] for name, one in sources.items()

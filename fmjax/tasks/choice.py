@@ -17,7 +17,7 @@ from fmjax import losses
 from fmjax.contracts import Examples
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.corpus import PADDED, pad_rows
@@ -73,9 +73,9 @@ class Task:
         texts = [record[self.context], start, *endings] if isinstance(endings, list | tuple) else [endings]
         if len(texts) < 4 or not all(isinstance(text, str) for text in texts):
             named = ", ".join(self.text_columns)
-            raise UserError(f"{where}: {named} are not a context and two or more endings, all texts; correct the record")
+            raise RecordError(where, f"{named} are not a context and two or more endings, all texts; correct the record")
         if self.choices and len(endings) != self.choices:
-            raise UserError(f"{where}: has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record")
+            raise RecordError(where, f"has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record")
         return texts[0], [f"{start} {ending}".strip() for ending in endings]
 
     def target(self, record: Mapping[str, Any], where: str) -> np.int32:
@@ -84,7 +84,7 @@ class Task:
         number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
         if type(number) is not int or not 0 <= number < self.choices:
             wanted = f"not the number of an ending, 0 to {self.choices - 1}"
-            raise UserError(f'{where}: column "{self.label}" holds {value!r}, {wanted}; correct the record')
+            raise RecordError(where, f'column "{self.label}" holds {value!r}, {wanted}; correct the record')
         return np.int32(number)
 
     def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Choices:
@@ -110,9 +110,11 @@ class Task:
             endings = tokenizer.encode_batch(texts)
             longest = context.size + max(ending.size for ending in endings)
             if longest > room and self.overlong == "error":
-                raise UserError(
-                    f"{where(index)}: {longest + most - room} tokens are more than data.max_length={most}; "
-                    "raise it, or choose task.overlong=truncate"
+                raise RecordError(
+                    where(index),
+                    f"{longest + most - room} tokens are more than data.max_length={most}; "
+                    "raise it, or choose task.overlong=truncate",
+                    index,
                 )
             rows.append([tokenizer.assemble(*shortened(context, ending, room)) for ending in endings])
         return rows

@@ -23,7 +23,7 @@ from fmjax.contracts import Examples
 from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
 from fmjax.data.sources.open import Source, check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import Batch, Example, Where
 from fmjax.tasks.balance import Balance
@@ -121,9 +121,11 @@ class Task(Balance):
         for name, index in first.items():
             if name not in numbers or not 0 <= int(name) < len(first):
                 found = ", ".join(sorted(first)[:10])
-                raise UserError(
-                    f'{source.where(index)}: label "{name}" does not fit; whole-number labels run from 0 without gaps and '
-                    f"those of the training data are {found}; correct the record, or list the labels in task.labels"
+                raise RecordError(
+                    source.where(index),
+                    f'label "{name}" does not fit; whole-number labels run from 0 without gaps and '
+                    f"those of the training data are {found}; correct the record, or list the labels in task.labels",
+                    index,
                 )
         return tuple(map(str, range(len(first))))
 
@@ -137,7 +139,9 @@ class Task(Balance):
             if isinstance(item, bool) or not isinstance(item, str | int) or not str(item).strip():
                 if self.kind == "multi" and item == "":
                     continue
-                raise UserError(f'{source.where(index)}: column "{self.label}" holds {item!r}, not a label; correct the record')
+                raise RecordError(
+                    source.where(index), f'column "{self.label}" holds {item!r}, not a label; correct the record', index
+                )
         return [str(item).strip() for item in items if item != ""]
 
     def target(self, source: Source, index: int) -> Any:
@@ -152,14 +156,18 @@ class Task(Balance):
             except (TypeError, ValueError):
                 number = math.nan
             if not math.isfinite(number):
-                raise UserError(f'{source.where(index)}: column "{self.label}" holds {value!r}, not a number; correct the record')
+                raise RecordError(
+                    source.where(index), f'column "{self.label}" holds {value!r}, not a number; correct the record', index
+                )
             return np.float32(number)
         names = self.values(source, index)
         for name in names:
             if name not in self.labels:
-                raise UserError(
-                    f'{source.where(index)}: label "{name}" is out of range{nearest(name, self.labels)}; '
-                    f"the labels are {', '.join(self.labels)}; correct the record, or list all labels in task.labels"
+                raise RecordError(
+                    source.where(index),
+                    f'label "{name}" is out of range{nearest(name, self.labels)}; '
+                    f"the labels are {', '.join(self.labels)}; correct the record, or list all labels in task.labels",
+                    index,
                 )
         if self.kind == "single":
             return np.int32(self.labels.index(names[0]))
@@ -199,9 +207,13 @@ class Task(Balance):
         for index, record in enumerate(records):
             for column in self.columns:
                 if not isinstance(record[column], str):
-                    raise UserError(f'{where(index)}: column "{column}" holds {record[column]!r}, not text; correct the record')
+                    raise RecordError(
+                        where(index), f'column "{column}" holds {record[column]!r}, not text; correct the record', index
+                    )
             if self.is_blank(record):
-                raise UserError(f"{where(index)}: {' and '.join(self.columns)} is blank; correct it, or choose task.blank=drop")
+                raise RecordError(
+                    where(index), f"{' and '.join(self.columns)} is blank; correct it, or choose task.blank=drop", index
+                )
         special = tokenizer.special_count(pair=len(self.columns) == 2)
         if most <= special:
             raise UserError(f"data.max_length={most} leaves no room for a token beside the {special} special ones; raise it")
@@ -211,13 +223,17 @@ class Task(Balance):
             row = tokenizer.assemble(*ids)
             if row[0].size > most:
                 if self.overlong == "error":
-                    raise UserError(
-                        f"{where(index)}: {row[0].size} tokens are more than data.max_length={most}; "
-                        "raise it, or choose task.overlong=truncate"
+                    raise RecordError(
+                        where(index),
+                        f"{row[0].size} tokens are more than data.max_length={most}; "
+                        "raise it, or choose task.overlong=truncate",
+                        index,
                     )
                 row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
             if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
-                raise UserError(f"{where(index)}: the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one")
+                raise RecordError(
+                    where(index), f"the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one", index
+                )
             rows.append(row)
         return rows
 

@@ -12,7 +12,7 @@ import numpy as np
 from fmjax.data.sources.open import Source
 from fmjax.data.tokenizers import stored_ids
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError
+from fmjax.errors import RecordError, UserError
 
 NOTHING = np.zeros(0, np.int32)
 
@@ -90,7 +90,7 @@ def texts(source: Source, column: str, begin: int = 0, end: int | None = None) -
         if isinstance(text, list) and all(isinstance(part, str) for part in text):
             text = " ".join(text)
         if not isinstance(text, str):
-            raise UserError(f'{source.where(index)}: column "{column}" holds {text!r:.60}, not text; correct the record')
+            raise RecordError(source.where(index), f'column "{column}" holds {text!r:.60}, not text; correct the record', index)
         yield text
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from fmjax.data.augment import images
 from fmjax.data.kinds.pixels import RESAMPLINGS, centre, load, normalised, resize, with_channels
 from fmjax.data.sources.open import Source, check_columns
-from fmjax.errors import UserError, nearest
+from fmjax.errors import RecordError, UserError, nearest
 from fmjax.tasks import Where
 
 FITS = ("stretch", "shortest")
@@ -76,14 +76,18 @@ class Pictures:
         for index in range(1, len(source)):  # one at a time
             shape = load(source[index][self.image], source.where(index)).shape
             if not self.image_size and shape[:2] != (height, width):
-                raise UserError(
-                    f"{source.where(index)}: is {shape[0]} x {shape[1]} pixels, where {source.where(0)} is {height} x {width}; "
-                    "give them one size with task.image_size"
+                raise RecordError(
+                    source.where(index),
+                    f"is {shape[0]} x {shape[1]} pixels, where {source.where(0)} is {height} x {width}; "
+                    "give them one size with task.image_size",
+                    index,
                 )
             if not self.channels and shape[2] != channels:
-                raise UserError(
-                    f"{source.where(index)}: has {shape[2]} channels, where {source.where(0)} has {channels}; "
-                    "choose for all with task.channels"
+                raise RecordError(
+                    source.where(index),
+                    f"has {shape[2]} channels, where {source.where(0)} has {channels}; "
+                    "choose for all with task.channels",
+                    index,
                 )
         if not self.image_size and height != width:
             raise UserError(f"{source.where(0)}: is {height} x {width} pixels, not square; give task.image_size")

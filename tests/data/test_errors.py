@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmjax.data.records import Record
+from fmjax.contracts import Examples, Record
+from fmjax.data.records import ConcatenatedSources
 from fmjax.data.sources.open import open_source
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.data.stream.examples import make_examples
-from fmjax.data.stream.mixing import Several
 from fmjax.data.stream.overlap import find_overlap, text_columns
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
-from fmjax.errors import UserError
+from fmjax.errors import RecordError, UserError
 from fmjax.tasks.classify import Task as Classify
 from fmjax.tasks.image_classify import Task as ImageClassify
 from fmjax.tasks.mlm import Task as Mlm
@@ -59,7 +59,7 @@ class Records(list):
         return {"records": len(self)}
 
 
-class Numbers:
+class Numbers(Examples):
     """Examples that are their own number, of which reading some goes wrong: `bad[number]` is what then happens."""
 
     def __init__(self, count: int, bad: dict[int, Callable[[], object]]):
@@ -82,7 +82,7 @@ class Numbers:
 
 def refuse(number: int) -> Callable[[], None]:
     def fail() -> None:
-        raise UserError(f"file.bin record {number}: cannot be read; fetch it again")
+        raise RecordError(f"file.bin record {number}", "cannot be read; fetch it again")
 
     return fail
 
@@ -214,10 +214,10 @@ def test_what_is_found_in_the_data_is_found_in_the_good_ones():
     class Unreadable(Records):
         def __getitem__(self, index):
             if self.where(index) == "a.csv line 4":
-                raise UserError("a.csv line 4: is not UTF-8")
+                raise RecordError("a.csv line 4", "is not UTF-8")
             return super().__getitem__(index)
 
-    two = Several({"good": Records(records[2:]), "bad": Unreadable(records[2:])})
+    two = ConcatenatedSources({"good": Records(records[2:]), "bad": Unreadable(records[2:])})
     kept, found = (tolerance := Tolerance("skip:1")).apply(two, Classify().resolve)
     assert [len(part) for part in kept.parts.values()] == [4, 3] and tolerance.found == ["a.csv line 4: is not UTF-8"]
     assert sorted(kept.fingerprint()) == ["bad", "good"] and found == {"labels": ("0", "1", "2")}
@@ -338,8 +338,9 @@ import os, sys, time
 from absl import flags
 from fmjax.data.stream.batches import TrainBatches
 import numpy as np
+from fmjax.contracts import Examples
 
-class Numbers:
+class Numbers(Examples):
     def __len__(self): return 9
     def __getitem__(self, index): return index
     def draw(self, index, rng): return {"number": np.int64(index)}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from fmjax.contracts import Examples
 from fmjax.data.stream.batches import TrainBatches, eval_batches
 from fmjax.distributed import hosts, sharding
 from fmjax.errors import UserError
@@ -131,7 +132,7 @@ def test_flags_that_do_not_fit_are_refused(given, message):
         hosts.join(*given)
 
 
-class Numbers:
+class Numbers(Examples):
     """Examples that are their own numbers."""
 
     def __len__(self):

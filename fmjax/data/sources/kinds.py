@@ -35,9 +35,8 @@ class SourceKind:
     Attributes:
       name: the value of `data.source`; empty outside of fmjax, where it is the module's name.
       open: called with the files, the split and the options that are set, returns the records.
-      reads: what `data.files` names, and `open` gets. "files": existing files, as a list of paths. "folder": one file or folder, a
-        string or list of strings, not looked up. "split": the name of a split that the source knows. "nothing": the source is
-        built in.
+      reads: what `data.files` names, and `open` gets. "files": existing files, as a list of paths. "folder": one file or
+        folder, as the user wrote it. "split": the name of a split that the source knows. "nothing": the source is built in.
       options: the keys of the config's section `data` that it takes.
       extensions: of its files, such as ".csv"; they tell the kind of a file, and which files of a folder are read.
       any_extension: whether it reads the files of a folder that have the extensions of other kinds.
@@ -57,7 +56,8 @@ class SourceKind:
 def kinds() -> dict[str, SourceKind]:
     """Returns the kinds that fmjax has, by name."""
     modules = [importlib.import_module(f"{PACKAGE}.{name}") for name in names.choices(PACKAGE, "SOURCES")]
-    return {kind.name: kind for kind in sorted((kind for module in modules for kind in module.SOURCES), key=lambda kind: kind.name)}
+    declared: list[SourceKind] = [kind for module in modules for kind in module.SOURCES]
+    return {kind.name: kind for kind in sorted(declared, key=lambda kind: kind.name)}
 
 
 @functools.cache
@@ -71,7 +71,7 @@ def find_kind(name: str) -> SourceKind:
     if "." not in name:
         one_of("data.source", name, [AUTO, *kinds()])
         return kinds()[name]
-    declared = names.find(PACKAGE, name, "SOURCES", "data.source", "source").SOURCES
+    declared: tuple[SourceKind, ...] = names.find(PACKAGE, name, "SOURCES", "data.source", "source").SOURCES
     if len(declared) != 1:
         raise UserError(f'data.source="{name}": the module declares {len(declared)} kinds of source; leave one in SOURCES')
     return dataclasses.replace(declared[0], name=name)

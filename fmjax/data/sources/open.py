@@ -95,9 +95,8 @@ def kind_of_files(paths: Sequence[Path]) -> SourceKind:
     for path in paths:
         name = kind_of(path, extensions())
         if name is None:
-            raise UserError(
-                f"{path}: its ending is none of {', '.join(extensions())} ({MAY_FOLLOW}); say what it is with --config.data.source"
-            )
+            known = f"{', '.join(extensions())} ({MAY_FOLLOW})"
+            raise UserError(f"{path}: its ending is none of {known}; say what it is with --config.data.source")
         names[name] = path
     if len(names) > 1:
         examples = ", ".join(f"{path.name} is {name}" for name, path in names.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from fmjax.contracts import Record
+from fmjax.contracts import Record, Value
 
 LISTED = 5  # differences that are listed
 
@@ -21,7 +21,7 @@ def data_differences(old: Record, new: Record) -> list[str]:
     return lines if rest <= 1 else [*lines[:LISTED], f"and {rest} more"]
 
 
-def leaves(node: Record, path: str = "") -> Iterator[tuple[str, str]]:
+def leaves(node: Mapping[str, Value], path: str = "") -> Iterator[tuple[str, str]]:
     """Yields the path and the value of every leaf of a fingerprint."""
     for key, value in node.items():
         place = f"{path}: {key}" if path else str(key)

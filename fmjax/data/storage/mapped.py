@@ -15,7 +15,7 @@ import mmap
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -35,9 +35,9 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes: ...
 
-    def __enter__(self) -> Readable: ...
+    def __enter__(self) -> Self: ...
 
-    def __exit__(self, *error: object) -> object: ...
+    def __exit__(self, *error: Any) -> object: ...
 
 
 def plain_name(path: Path) -> str:

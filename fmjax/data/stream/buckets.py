@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -127,16 +127,9 @@ class Bucketed(Examples):
     def __init__(self, examples: Examples, borders: Sequence[int], batch_size: int):
         self.examples, self.borders, self.batch_size = examples, list(borders), batch_size
         self.lengths: np.ndarray = np.asarray(examples.lengths)
-
-    @functools.cached_property
-    def plan(self) -> Plan:
-        """The batches of training."""
-        return Plan(self.lengths, self.borders, self.batch_size)
-
-    @functools.cached_property
-    def fill(self) -> Mapping[str, float]:
-        filled = self.lengths if self.examples.filled is None else self.examples.filled
-        return {"input_ids": float(np.sum(filled)) / self.plan.places}
+        self.plan = Plan(self.lengths, self.borders, batch_size)
+        filled = self.lengths if examples.filled is None else examples.filled
+        self.fill = {"input_ids": float(np.sum(filled)) / self.plan.places}
 
     @functools.cached_property
     def bucket(self) -> np.ndarray:

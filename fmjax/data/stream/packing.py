@@ -121,7 +121,7 @@ def planned(parts: Sequence[np.ndarray], lengths_ND: np.ndarray, room: np.ndarra
 
 
 def pack_matched(lengths: np.ndarray, most: int) -> tuple[Plan, int]:
-    """Returns the plan of pieces of two lengths `[N, 2]` in rows whose first side has `most` places, and the second side's places.
+    """Returns the plan of pieces of two lengths `[N, 2]` in rows whose first side has `most` places, and those of the second.
 
     To fill both sides equally, the second is shorter or longer in the ratio of the sums of lengths, with room for the longest at
     least; of a few such numbers, the one with the fullest rows, both sides together.

@@ -170,7 +170,7 @@ class Watched(Subset):
             return self.failed
         if not isinstance(error, RecordError):
             return None
-        if error.index is not None and 0 <= error.index < len(self) and self.where(error.index) == error.place:
+        if error.index is not None and 0 <= error.index < len(self) and super().where(error.index) == error.place:
             return error.index
         return self.last[0] if self.last and self.last[1] == error.place else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fmjax.contracts import Examples
 from fmjax.data.stream.balance import Resampled, balance, indices, targets
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.errors import UserError
@@ -13,7 +14,7 @@ CLASSES = np.array([0] * 40 + [1] * 10 + [3] * 5)
 COUNTS = np.bincount(CLASSES)
 
 
-class Numbers:
+class Numbers(Examples):
     """Examples that are their own numbers; drawing adds a random one."""
 
     classes = CLASSES

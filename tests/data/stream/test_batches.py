@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from fmjax.contracts import Examples
 from fmjax.data.stream.batches import TrainBatches, eval_batches
 
 
-class Numbers:
+class Numbers(Examples):
     """Examples that are their own index, with something random drawn."""
 
     def __init__(self, count: int):
