@@ -129,7 +129,7 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, named)
 
 
-def placed(x: jax.Array) -> jax.Array:
+def shard_embedded(x: jax.Array) -> jax.Array:
     """Returns [B,L,D], or [B,D] with one vector a row, sharded as activations.
 
     What was looked up in a table, and what the kernel of a head reads, would else take that

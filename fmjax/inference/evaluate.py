@@ -12,11 +12,11 @@ import numpy as np
 
 from fmjax.contracts import Examples, Processors, Task
 from fmjax.data.kinds import text
+from fmjax.data.records import ConcatenatedSources
 from fmjax.data.splits import open_split
 from fmjax.data.stream.batches import eval_batches, groups
 from fmjax.data.stream.buckets import Bucketed, bucketed
 from fmjax.data.stream.examples import build_examples
-from fmjax.data.stream.mixing import Several
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.decoding.loop import generate, settings_for
 from fmjax.distributed import hosts
@@ -99,7 +99,8 @@ def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[st
     with tolerance.active():
         source = open_split(data, split)
     size = config["data"]["batch_size"]
-    sources = {"": source} | {f"{name}/": part for name, part in (source.parts if isinstance(source, Several) else {}).items()}
+    parts = source.parts if isinstance(source, ConcatenatedSources) else {}
+    sources = {"": source} | {f"{name}/": part for name, part in parts.items()}
     length = data["max_length"]
     built = {
         name: build_examples(task, one, loaded.processors, length, False, tolerance)[1] for name, one in sources.items()

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.distributed.sharding import constrain, placed
+from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.errors import UserError
 from fmjax.hub.tensors import Tensor
 from fmjax.layers.attention import Attention, Context, CrossAttention
@@ -90,7 +90,7 @@ class Embed(nn.Module):
         """Returns the embedded words [B,L,D], scaled."""
         s = self.settings
         x = self.target(ids_BL) if to_decoder and s.target_vocab_size else self.word(ids_BL)
-        return placed(x * s.width**0.5 if s.scale_embedding else x)
+        return shard_embedded(x * s.width**0.5 if s.scale_embedding else x)
 
     def output_table(self) -> jax.Array:
         """Returns the table [V,D] with which logits are taken."""

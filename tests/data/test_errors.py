@@ -23,7 +23,7 @@ from fmjax.data.records import Record
 from fmjax.data.sources.open import open_source
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.data.stream.examples import make_examples
-from fmjax.data.stream.mixing import Several
+from fmjax.data.records import ConcatenatedSources
 from fmjax.data.stream.overlap import find_overlap
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
@@ -185,7 +185,7 @@ def test_what_is_found_in_the_data_is_found_in_the_good_ones(tokenizer):
                 raise UserError("a.csv line 4: is not UTF-8")
             return super().__getitem__(index)
 
-    two = Several({"good": Records(records[2:]), "bad": Unreadable(records[2:])})
+    two = ConcatenatedSources({"good": Records(records[2:]), "bad": Unreadable(records[2:])})
     kept, found = (tolerance := Tolerance("skip:1")).apply(two, Classify().resolve)
     assert [len(part) for part in kept.parts.values()] == [4, 3] and tolerance.found == ["a.csv line 4: is not UTF-8"]
     assert sorted(kept.fingerprint()) == ["bad", "good"] and found == {"labels": ("0", "1", "2")}

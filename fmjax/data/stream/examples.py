@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from fmjax.contracts import Config, Examples, Processors, Task
-from fmjax.data.records import Bundle
+from fmjax.data.records import Bundle, ConcatenatedSources
 from fmjax.data.stream import overlap
 from fmjax.data.stream.balance import Resampled, balance
 from fmjax.data.stream.buckets import Bucketed, bucketed
-from fmjax.data.stream.mixing import Mixed, Several
+from fmjax.data.stream.mixing import MixedExamples
 from fmjax.data.stream.tolerance import CHUNK, Tolerance
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
@@ -33,15 +33,15 @@ def make_examples(
 
     examples: dict[str, Examples] = {}
     for split, source in list(sources.items()):
-        if split == "train" and isinstance(source, Several):
+        if split == "train" and isinstance(source, ConcatenatedSources):
             own = {name: build(part, train=True) for name, part in source.parts.items()}
-            sources[split] = Several({name: kept for name, (kept, _) in own.items()})
-            mixed = Mixed(alike({name: part for name, (_, part) in own.items()}), config["data"], config["train"]["seed"])
+            sources[split] = ConcatenatedSources({name: kept for name, (kept, _) in own.items()})
+            mixed = MixedExamples(alike({name: part for name, (_, part) in own.items()}), config["data"], config["train"]["seed"])
             examples[split] = mixed
             say(mixed.describe())
             continue
         sources[split], examples[split] = build(source, train=split == "train")
-        if split == "validation" and isinstance(source, Several):
+        if split == "validation" and isinstance(source, ConcatenatedSources):
             examples |= {PARTS + name: build(part, train=False)[1] for name, part in sources[split].parts.items()}
     examples["train"] = balanced(examples["train"], config)
     return in_buckets(examples, config["data"])
@@ -83,7 +83,7 @@ def build_examples(
 def balanced(examples: Examples, config: Config) -> Examples:
     """Returns the training examples, resampled as the config says; says how many there are of each class."""
     kind, power = config["data"].get("balance", "none"), config["data"].get("balance_power", 1.0)
-    if isinstance(examples, Mixed) and kind != "none":
+    if isinstance(examples, MixedExamples) and kind != "none":
         raise UserError(f"data.balance={kind}: a mixture of sources has weights instead; choose none")
     resampled = balance(examples, kind, power, config["train"]["seed"])
     if isinstance(resampled, Resampled) and examples.classes is not None:

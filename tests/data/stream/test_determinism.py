@@ -17,7 +17,7 @@ from fmjax.config import check_resumable, to_dict
 from fmjax.data.sources.open import open_source
 from fmjax.data.storage.fingerprints import data_differences
 from fmjax.data.stream.batches import TrainBatches
-from fmjax.data.stream.mixing import Mixed
+from fmjax.data.stream.mixing import MixedExamples
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.defaults import experiment
 from fmjax.errors import UserError
@@ -35,7 +35,7 @@ def classes_for_workers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Mixed:
+def packed(tmp_path_factory) -> MixedExamples:
     """Two sources of text, tokenised and packed into rows for masked language modelling, mixed with a curriculum."""
     rng = np.random.default_rng(0)
     words = ["lamp", "river", "stone", "apple", "window", "garden", "yellow", "quiet"]
@@ -48,7 +48,7 @@ def packed(tmp_path_factory) -> Mixed:
     tokenizer = train_tokenizer(texts, "wordpiece", 60)
     rows = {name: Task().examples(part, using(tokenizer), 16, train=True) for name, part in parts.items()}
     data = {"mixture": {"books": {"weight": 0.75, "epochs": 3}, "wiki": {"weight": 0.25}}, "curriculum": {"4": {"wiki": 0.75}}}
-    return Mixed(rows, data | {"batch_size": SIZE}, SEED)
+    return MixedExamples(rows, data | {"batch_size": SIZE}, SEED)
 
 
 def take(batches: TrainBatches, count: int) -> list[dict[str, np.ndarray]]:
@@ -82,7 +82,7 @@ def test_neither_threads_nor_reading_ahead_matter(packed, batches):
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full)])
 def test_worker_processes_do_not_matter(workers):
     parts = {"a": Numbers(30), "b": Numbers(12, begin=30)}
-    examples = Mixed(parts, {"mixture": {"a": {"epochs": 2}, "b": {}}, "batch_size": SIZE}, SEED)
+    examples = MixedExamples(parts, {"mixture": {"a": {"epochs": 2}, "b": {}}, "batch_size": SIZE}, SEED)
     expected = take(train(examples), 12)
     state = {"global_next_index": 5 * SIZE}
     resumed = train(examples, workers=workers)
@@ -104,7 +104,7 @@ def test_a_restart_at_any_step_goes_on_with_the_same_batches(packed, batches):
 @pytest.mark.parametrize("kind", ["plain", "mixture"])
 def test_a_restart_reads_nothing_of_what_was_before(kind):
     parts = {"a": Numbers(500), "b": Numbers(300, begin=500)}
-    mixed = Mixed(parts, {"mixture": {"a": {"weight": 3}, "b": {"weight": 1}}, "batch_size": SIZE}, SEED)
+    mixed = MixedExamples(parts, {"mixture": {"a": {"weight": 3}, "b": {"weight": 1}}, "batch_size": SIZE}, SEED)
     resumed = train(parts["a"] if kind == "plain" else mixed, prefetch=0)
     resumed.restore({"global_next_index": 1_000_000 * SIZE})
     take(resumed, 3)
@@ -130,7 +130,7 @@ def test_an_epoch_on_changing_numbers_of_hosts_has_every_example_once(kind):
     for hosts, steps in ((2, 3), (4, 4), (1, 2), (2, 3), (4, 12)):
         ended = []
         for own in np.split(np.arange(SIZE), hosts):
-            examples = Numbers(96) if kind == "plain" else Mixed(parts, data, SEED)
+            examples = Numbers(96) if kind == "plain" else MixedExamples(parts, data, SEED)
             reader = train(examples, rows=None if hosts == 1 else own)
             reader.restore(state)
             seen += [int(number) for batch in take(reader, steps) for number in batch["number"]]

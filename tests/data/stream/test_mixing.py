@@ -14,18 +14,19 @@ from fmjax.config import apply_overrides, to_dict
 from fmjax.data.records import Subset
 from fmjax.data.splits import PART_KEYS, open_sources, open_split
 from fmjax.data.stream.batches import TrainBatches
-from fmjax.data.stream.mixing import ENDLESS, Mixed, Schedule, Several, parts_of, shares, stages
+from fmjax.data.records import ConcatenatedSources
+from fmjax.data.stream.mixing import ENDLESS, MixedExamples, Schedule, parts_of, shares, stages
 from fmjax.defaults import experiment
 from fmjax.errors import UserError
 
 
-def mixed(sizes: dict[str, int], batch_size: int = 10, seed: int = 0, **data) -> Mixed:
+def mixed(sizes: dict[str, int], batch_size: int = 10, seed: int = 0, **data) -> MixedExamples:
     parts = {name: Numbers(size, source=number) for number, (name, size) in enumerate(sizes.items())}
     own = {"mixture": {name: {} for name in sizes}, "batch_size": batch_size} | data
-    return Mixed(parts, own, seed)
+    return MixedExamples(parts, own, seed)
 
 
-def read(examples: Mixed, batches: int, batch_size: int = 10, seed: int = 0) -> np.ndarray:
+def read(examples: MixedExamples, batches: int, batch_size: int = 10, seed: int = 0) -> np.ndarray:
     """Returns [examples, 2]: source and number of the first examples of the stream."""
     stream = TrainBatches(examples, batch_size=batch_size, seed=seed)
     taken = [next(stream) for _ in range(batches)]
@@ -107,9 +108,9 @@ def test_resuming_reads_no_more_than_what_comes_next():
     state = {"global_next_index": 260}
     examples = mixed({"a": 50, "b": 9}, **data)
     asked: list[int] = []
-    plain = Mixed.__getitem__
+    plain = MixedExamples.__getitem__
 
-    class Counted(Mixed):
+    class Counted(MixedExamples):
         def __getitem__(self, index):
             asked.append(index)
             return plain(self, index)
@@ -167,7 +168,7 @@ def data(tmp_path) -> dict:
 def test_sources_of_a_mixture_open_as_one(data, tmp_path):
     sources = open_sources(data, {})
     train, held = sources["train"], sources["validation"]
-    assert isinstance(train, Several) and len(train) == 18 and train.columns == ("text",)
+    assert isinstance(train, ConcatenatedSources) and len(train) == 18 and train.columns == ("text",)
     assert [train[11]["text"], train[12]["text"]] == ["books 11", "wiki 0"] and train.where(13) == "wiki.txt line 2"
     assert list(held.parts) == ["wiki"] and len(held) == 3 and set(train.fingerprint()) == {"books", "wiki"}
     with pytest.raises(IndexError):
