@@ -176,7 +176,7 @@ class Processor:
 
     def load(self, value: Value, where: str) -> Value:
         """Returns a value of a record (a text, a number, bytes, a path, an array) as this kind has it: str, float, uint8
-        [H,W,C]. Raises UserError, beginning with `where`, if it cannot be read."""
+        [H,W,C]. Raises RecordError, which names it by `where`, if it cannot be read."""
         raise NotImplementedError
 
     def sizes(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from fmjax import contracts, losses
 from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.token_rows import PADDED, Row, pad_rows, tokenizer_of
 
@@ -80,9 +80,9 @@ class Task(contracts.Task):
         texts = [record[self.context], start, *endings] if isinstance(endings, list | tuple) else [endings]
         if len(texts) < 4 or not all(isinstance(text, str) for text in texts):
             named = ", ".join(self.reads)
-            raise UserError(f"{where}: {named} are not a context and two or more endings, all texts; correct the record")
+            raise RecordError(where, f"{named} are not a context and two or more endings, all texts; correct the record")
         if self.choices and len(endings) != self.choices:
-            raise UserError(f"{where}: has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record")
+            raise RecordError(where, f"has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record")
         return texts[0], [f"{start} {ending}".strip() for ending in endings]
 
     def target(self, record: Mapping[str, Value], where: str) -> np.int32:
@@ -91,7 +91,7 @@ class Task(contracts.Task):
         number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
         if type(number) is not int or not 0 <= number < self.choices:
             wanted = f"not the number of an ending, 0 to {self.choices - 1}"
-            raise UserError(f'{where}: column "{self.label}" holds {value!r}, {wanted}; correct the record')
+            raise RecordError(where, f'column "{self.label}" holds {value!r}, {wanted}; correct the record')
         return np.int32(number)
 
     def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Choices:
@@ -118,10 +118,8 @@ class Task(contracts.Task):
             endings = tokenizer.encode_batch(texts)
             longest = context.size + max(ending.size for ending in endings)
             if longest > room and self.overlong == "error":
-                raise UserError(
-                    f"{where(index)}: {longest + most - room} tokens are more than data.max_length={most}; "
-                    "raise it, or choose task.overlong=truncate"
-                )
+                problem = f"{longest + most - room} tokens are more than data.max_length={most}"
+                raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=truncate", index)
             rows.append([tokenizer.assemble(*shortened(context, ending, room)) for ending in endings])
         return rows
 
@@ -186,7 +184,8 @@ class Choices(contracts.Examples):
     sized = PADDED
 
     def __init__(self, rows: list[list[Row]], targets: list[np.int32], tokenizer: Tokenizer, max_length: int):
-        self.rows, self.targets, self.tokenizer, self.max_length = rows, targets, tokenizer, max_length
+        self.rows, self.targets = rows, np.array(targets, np.int32)
+        self.tokenizer, self.max_length = tokenizer, max_length
         sizes = [[ids.size for ids, _ in own] for own in rows]
         self.lengths = np.array([max(own) for own in sizes])  # of the longest row, to which shorter ones are padded
         self.filled = np.array([np.mean(own) for own in sizes])

@@ -19,7 +19,7 @@ from fmjax.contracts import Config, Example, HostBatch, Processors, Source, Valu
 from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import RecordError, UserError, nearest
 from fmjax.tasks.labels import LabelTask
 from fmjax.tasks.token_rows import PADDED, Row, pad_rows, tokenizer_of
 
@@ -120,9 +120,11 @@ class Task(LabelTask):
         for index, record in enumerate(records):
             for column in self.texts:
                 if not isinstance(record[column], str):
-                    raise UserError(f'{where(index)}: column "{column}" holds {record[column]!r}, not text; correct the record')
+                    problem = f'column "{column}" holds {record[column]!r}, not text; correct the record'
+                    raise RecordError(where(index), problem, index)
             if self.is_blank(record):
-                raise UserError(f"{where(index)}: {' and '.join(self.texts)} is blank; correct it, or choose task.blank=drop")
+                problem = f"{' and '.join(self.texts)} is blank; correct it, or choose task.blank=drop"
+                raise RecordError(where(index), problem, index)
         special = tokenizer.special_count(pair=len(self.texts) == 2)
         if most <= special:
             raise UserError(f"data.max_length={most} leaves no room for a token beside the {special} special ones; raise it")
@@ -132,13 +134,12 @@ class Task(LabelTask):
             row = tokenizer.assemble(*ids)
             if row[0].size > most:
                 if self.overlong == "error":
-                    raise UserError(
-                        f"{where(index)}: {row[0].size} tokens are more than data.max_length={most}; "
-                        "raise it, or choose task.overlong=truncate"
-                    )
+                    problem = f"{row[0].size} tokens are more than data.max_length={most}"
+                    raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=truncate", index)
                 row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
             if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
-                raise UserError(f"{where(index)}: the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one")
+                problem = f"the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one"
+                raise RecordError(where(index), problem, index)
             rows.append(row)
         return rows
 
@@ -158,8 +159,8 @@ class Task(LabelTask):
         """Returns float32 weights like `ids`: the first mask token, or all that are not special."""
         if self.pool == "mask":
             masks = ids == tokenizer.mask_id
-            return (masks & (masks.cumsum(axis=-1) == 1)).astype(np.float32)
-        return (~tokenizer.special_mask[ids] | (ids == tokenizer.unk_id)).astype(np.float32)
+            return np.asarray(masks & (masks.cumsum(axis=-1) == 1), np.float32)
+        return np.asarray(~tokenizer.special_mask[ids] | (ids == tokenizer.unk_id), np.float32)
 
     def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch from texts, pairs of texts, or records with the task's text columns."""

@@ -135,7 +135,7 @@ def infilled(tokens: np.ndarray, lengths: np.ndarray, mask_id: int, rng: np.rand
     places = np.sort(rng.choice(left.size, lengths.size, replace=False))
     left[places] = lengths
     begins = np.minimum(np.cumsum(left) - left, tokens.size - 1)
-    kept = tokens[begins]
+    kept: np.ndarray = tokens[begins]
     kept[places] = mask_id
     return kept
 

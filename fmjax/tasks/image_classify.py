@@ -108,7 +108,7 @@ class LabeledImages(contracts.Examples):
 
     def __init__(self, task: Task, source: Source, targets: np.ndarray, processor: image_kind.Processor, train: bool):
         self.task, self.source, self.processor, self.train = task, source, processor, train
-        self.classes = targets
+        self.targets = self.classes = targets
 
     def __len__(self) -> int:
         return len(self.source)
@@ -119,7 +119,7 @@ class LabeledImages(contracts.Examples):
     def __getitem__(self, index: int) -> Example:
         """Returns `images`, uint8 [S,S,C], and `labels`, a class."""
         image = self.processor.resized(self.source[index][self.task.image], self.source.where(index))
-        return {"images": image, "labels": self.classes[index]}
+        return {"images": image, "labels": self.targets[index]}
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         """Returns `images`, fp32 [S,S,C], and `labels`: a class or, where training mixes them, shares of classes [C]."""

@@ -16,8 +16,7 @@ import numpy as np
 from fmjax import contracts, losses
 from fmjax.contracts import Arrays, Batch, Config, Heads, HostBatch, Source
 from fmjax.data.kinds import label as label_kind
-from fmjax.data.records import value_of
-from fmjax.errors import UserError, nearest
+from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
 
 WEIGHTINGS = ("none", *losses.WEIGHTINGS)
@@ -165,8 +164,8 @@ class LabelTask(Balance, contracts.Task):
 
     def label_names(self, source: Source, index: int) -> list[str]:
         """Returns the label names of a record. Raises UserError, naming it, if there is none or it is not a name."""
-        place = f'{source.where(index)}: column "{self.label}"'
-        names = label_kind.names_of(value_of(source, index, self.label), place, several=self.kind == "multi")
+        value = source.value(index, self.label)
+        names = label_kind.names_of(value, source.where(index), self.label, several=self.kind == "multi")
         return [label_kind.known_name(name, self.labels) for name in names]
 
     def targets(self, source: Source, indices: Iterable[int]) -> np.ndarray:
@@ -179,21 +178,24 @@ class LabelTask(Balance, contracts.Task):
         Raises UserError, naming the record, for a label that is not among `labels` or a value that is not a number.
         """
         if self.kind == "regression":
-            value = value_of(source, index, self.label)
+            value = source.value(index, self.label)
             value = value.number if isinstance(value, label_kind.ClassName) else value
             try:
                 number = math.nan if isinstance(value, bool) else float(value)
             except (TypeError, ValueError):
                 number = math.nan
             if not math.isfinite(number):
-                raise UserError(f'{source.where(index)}: column "{self.label}" holds {value!r}, not a number; correct the record')
+                problem = f'column "{self.label}" holds {value!r}, not a number; correct the record'
+                raise RecordError(source.where(index), problem, index)
             return np.float32(number)
         names = self.label_names(source, index)
         for name in names:
             if name not in self.labels:
-                raise UserError(
-                    f'{source.where(index)}: label "{name}" is out of range{nearest(name, self.labels)}; '
-                    f"the labels are {', '.join(self.labels)}; correct the record, or list all labels in task.labels"
+                raise RecordError(
+                    source.where(index),
+                    f'label "{name}" is out of range{nearest(name, self.labels)}; '
+                    f"the labels are {', '.join(self.labels)}; correct the record, or list all labels in task.labels",
+                    index,
                 )
         if self.kind == "single":
             return np.int32(self.labels.index(names[0]))

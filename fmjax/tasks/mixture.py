@@ -42,7 +42,7 @@ class Task(contracts.Task):
             raise UserError(f"task.parts: {listed}; one model reads either, so mix tasks that read the same")
 
     @functools.cached_property
-    def tasks(self) -> dict[str, contracts.Task]:  # type: ignore[override]
+    def tasks(self) -> dict[str, contracts.Task]:
         """The task of each part. Raises UserError, naming the part, for settings that it does not have."""
         built = {}
         for part, settings in self.parts.items():

@@ -214,7 +214,7 @@ class Pairs(contracts.Examples):
 
     def __getitem__(self, index: int) -> Example:
         """Returns the piece's index; what stands in the row is drawn."""
-        return {"piece": np.int32(index)}
+        return {"piece": np.asarray(index, np.int32)}
 
     def other(self, index: int, rng: np.random.Generator) -> int:
         """Returns a piece of another document. A document's pieces are consecutive, so it takes one draw."""
@@ -240,4 +240,4 @@ class Pairs(contracts.Examples):
             second = other[at : at + second.size]
         ids, types = self.tokenizer.assemble(first, second)
         row = {k: array[0] for k, array in pad_rows([(ids, types)], self.tokenizer.pad_id, self.max_length).items()}
-        return row | self.masker(row["input_ids"], rng) | {"nsp_labels": np.int32(random)}
+        return row | self.masker(row["input_ids"], rng) | {"nsp_labels": np.asarray(random, np.int32)}

@@ -19,7 +19,7 @@ from fmjax import contracts, losses
 from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError
+from fmjax.errors import RecordError, UserError
 from fmjax.metrics import answers as answer_metrics
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import token_rows
@@ -120,14 +120,13 @@ class Task(contracts.Task):
         given = record[self.answers]
         texts, starts = (given.get(name) for name in ("text", "answer_start")) if isinstance(given, Mapping) else (None, None)
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-            raise UserError(
-                f'{where}: column "{self.answers}" holds {given!r:.60}, not {{"text": [...], "answer_start": [...]}}; correct it'
-            )
+            wanted = '{"text": [...], "answer_start": [...]}'
+            raise RecordError(where, f'column "{self.answers}" holds {given!r:.60}, not {wanted}; correct it')
         for text, start in zip(texts, starts, strict=True):
             if not isinstance(text, str) or not isinstance(record[self.context], str):
-                raise UserError(f"{where}: context and answers must be texts; correct the record")
+                raise RecordError(where, "context and answers must be texts; correct the record")
             if not text or type(start) is not int or start < 0 or not record[self.context].startswith(text, start):
-                raise UserError(f'{where}: the answer "{text}" does not stand at {start} of the context; correct the record')
+                raise RecordError(where, f'the answer "{text}" does not stand at {start} of the context; correct the record')
         return texts, starts
 
     def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Windows:
@@ -155,12 +154,14 @@ class Task(contracts.Task):
             for column in self.reads:
                 text = record[column]
                 if not isinstance(text, str) or not text.strip():
-                    raise UserError(f'{where(index)}: column "{column}" holds {text!r:.60}, not text; correct the record')
+                    problem = f'column "{column}" holds {text!r:.60}, not text; correct the record'
+                    raise RecordError(where(index), problem, index)
             if record[self.context] not in contexts:
                 contexts[record[self.context]] = len(encoded)
                 encoded.append(Context(record[self.context], *tokenizer.encode_with_offsets(record[self.context])))
                 if not encoded[-1].ids.size:
-                    raise UserError(f'{where(index)}: column "{self.context}" has no token; correct the record')
+                    problem = f'column "{self.context}" has no token; correct the record'
+                    raise RecordError(where(index), problem, index)
         asked = tokenizer.encode_batch([record[self.question] for record in records])
         questions = [
             Question(ids[: self.max_question], contexts[record[self.context]], (), None)
@@ -177,9 +178,11 @@ class Task(contracts.Task):
         for index, question in enumerate(questions):
             room = most - special - question.ids.size
             if room < 1:
-                raise UserError(
-                    f"{where(index)}: a question of {question.ids.size} tokens and {special} special ones leave no room in "
-                    f"data.max_length={most}; raise it, or lower task.max_question"
+                raise RecordError(
+                    where(index),
+                    f"a question of {question.ids.size} tokens and {special} special ones leave no room in "
+                    f"data.max_length={most}; raise it, or lower task.max_question",
+                    index,
                 )
             spans = windows(contexts[question.context].ids.size, room, self.stride)
             rows += [Row(index, begin, end) for begin, end in spans.tolist()]

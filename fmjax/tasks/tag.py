@@ -26,7 +26,7 @@ from fmjax.data.augment.texts import drop_tokens
 from fmjax.data.kinds.label import known_name
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.labels import Balance
 from fmjax.tasks.token_rows import PADDED, pad_rows, tokenizer_of, widest_context, windows
@@ -138,9 +138,9 @@ class Task(Balance, contracts.Task):
         words, tags = (value.split() if isinstance(value := record[name], str) else value for name in (self.tokens, self.tags))
         for name, values in ((self.tokens, words), (self.tags, tags)):
             if not isinstance(values, list) or not values:
-                raise UserError(f'{where}: column "{name}" holds {values!r:.60}, not one word or more; correct the record')
+                raise RecordError(where, f'column "{name}" holds {values!r:.60}, not one word or more; correct the record')
         if len(words) != len(tags):
-            raise UserError(f"{where}: has {len(words)} words and {len(tags)} tags; correct the record")
+            raise RecordError(where, f"has {len(words)} words and {len(tags)} tags; correct the record")
         if self.labels:
             tags = [self.labels[tag] if type(tag) is int and 0 <= tag < len(self.labels) else tag for tag in tags]
             tags = [known_name(tag, self.labels) if isinstance(tag, str) else tag for tag in tags]
@@ -148,7 +148,7 @@ class Task(Balance, contracts.Task):
             for value in values:
                 if not isinstance(value, str) or not (value or name == self.tokens):
                     also = "; list the names of numbers in task.labels" if type(value) is int else ""
-                    raise UserError(f'{where}: column "{name}" holds {value!r:.60}, not a string; correct the record{also}')
+                    raise RecordError(where, f'column "{name}" holds {value!r:.60}, not a string; correct the record{also}')
         return words, tags
 
     def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> TaggedTexts:
@@ -162,9 +162,11 @@ class Task(Balance, contracts.Task):
         for index, (_, tags) in enumerate(read):
             for tag in tags:
                 if tag not in numbers:
-                    raise UserError(
-                        f'{source.where(index)}: tag "{tag}" is not one of {", ".join(self.labels[:20])}'
-                        f"{nearest(tag, self.labels)}; correct the record, or list all tags in task.labels"
+                    raise RecordError(
+                        source.where(index),
+                        f'tag "{tag}" is not one of {", ".join(self.labels[:20])}{nearest(tag, self.labels)}; '
+                        "correct the record, or list all tags in task.labels",
+                        index,
                     )
             targets.append(np.array([numbers[tag] for tag in tags], np.int32))
         encoded = tokenizer.encode_words([words for words, _ in read])
@@ -181,10 +183,8 @@ class Task(Balance, contracts.Task):
         for index, (ids, begins, _) in enumerate(sentences):
             spans = np.array([[0, min(ids.size, room)]])
             if ids.size > room and self.overlong == "error":
-                raise UserError(
-                    f"{where(index)}: {ids.size + most - room} tokens are more than data.max_length={most}; "
-                    "raise it, or choose task.overlong=split or truncate"
-                )
+                problem = f"{ids.size + most - room} tokens are more than data.max_length={most}"
+                raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=split or truncate", index)
             if ids.size > room and self.overlong == "split":
                 spans = windows(ids.size, room, self.stride)
             seen = np.flatnonzero(begins < spans[-1, 1])
@@ -277,7 +277,7 @@ class Task(Balance, contracts.Task):
 
 def places(row: Row, sentences: Sequence[Sentence], tokenizer: Tokenizer) -> np.ndarray:
     """Returns where in an assembled row the words stand that are read there."""
-    return tokenizer.opening.size + sentences[row.sentence].begins[row.words] - row.begin
+    return np.asarray(tokenizer.opening.size + sentences[row.sentence].begins[row.words] - row.begin)
 
 
 class TaggedTexts(contracts.Examples):

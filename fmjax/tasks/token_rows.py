@@ -132,7 +132,7 @@ def widest_context(spans: np.ndarray) -> np.ndarray:
     poorer side (as BERT's run_squad.py); of equal ones, the first."""
     places = np.arange(spans[-1, 1])
     poorer = np.minimum(places - spans[:, :1], spans[:, 1:] - 1 - places)
-    return np.where(poorer >= 0, poorer, -1).argmax(axis=0)
+    return np.asarray(np.where(poorer >= 0, poorer, -1).argmax(axis=0))
 
 
 def given_texts(examples: Sequence[Any], column: str, where: Where) -> list[str]:

@@ -86,7 +86,7 @@ def resolve_model(config: Config, source: Pretrained | None, processors: Process
     else:
         section = fresh_settings(family, processors) | section
     check_vocabulary(section, processors)
-    model = family.build(heads=task.heads, **section)
+    model: nn.Module = family.build(heads=task.heads, **section)
     settings = dataclasses.asdict(model.settings)
     for setting, value in task.model_settings.items():
         if settings.get(setting) != value:
@@ -111,8 +111,10 @@ def check_kinds(config: Config, family: ModuleType, processors: Processors) -> N
 
 def fresh_settings(family: ModuleType, processors: Processors) -> Config:
     """Returns the settings of a fresh model that follow from its processors."""
-    tokenizer = processors["text"].tokenizer if isinstance(processors.get("text"), text.Processor) else None
-    followed = getattr(family, "follow", lambda _: {})(tokenizer) if tokenizer else {}
+    texts = processors.get("text")
+    followed: Config = {}
+    if isinstance(texts, text.Processor):
+        followed = getattr(family, "follow", lambda _: {})(texts.tokenizer)
     return processors.sizes() | followed
 
 

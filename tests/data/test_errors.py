@@ -19,11 +19,10 @@ from PIL import Image
 from support.processors import images_of, using
 from support.sources import MemoryRecords, Numbers
 
-from fmjax.data.records import Record
+from fmjax.data.records import ConcatenatedSources, Record
 from fmjax.data.sources.open import open_source
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.data.stream.examples import make_examples
-from fmjax.data.records import ConcatenatedSources
 from fmjax.data.stream.overlap import find_overlap
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer

@@ -13,7 +13,7 @@ import numpy as np
 from fmjax import contracts
 from fmjax.contracts import Column, Config, Value, Where
 from fmjax.data.kinds import columns as stored
-from fmjax.errors import UserError
+from fmjax.errors import RecordError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Processor(contracts.Processor):
         """Returns the names in each column, sorted. Raises UserError, naming the record, for a value that is no name."""
         found: dict[str, set[str]] = {}
         for column in columns:
-            values = {category(value, f'{where}: column "{column.name}"') for value, where in column.values()}
+            values = {category(value, where, column.name) for value, where in column.values()}
             found[column.name] = found.get(column.name, set()) | values
         return cls({name: tuple(sorted(values)) for name, values in found.items()})
 
@@ -74,13 +74,14 @@ class Processor(contracts.Processor):
         """Returns the ids of records, int32 [B, columns]. Raises UserError, naming the record that lacks one."""
         columns = []
         for column, ids in self.ids.items():
-            read = [category(value, place) for value, place in stored.values(records, column, where)]
+            read = [category(value, place, column) for value, place in stored.values(records, column, where)]
             columns.append([ids.get(name, ids[""]) for name in read])
         return np.array(columns, np.int32).T
 
 
-def category(value: Value, where: str) -> str:
-    """Returns the name of a category, a string or a whole number. Raises UserError for anything else."""
+def category(value: Value, where: str, column: str = "") -> str:
+    """Returns the name of a category, a string or a whole number. Raises RecordError for anything else."""
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise UserError(f"{where} holds {value!r:.60}, not the name of a category; correct the record")
+        of_column = f'column "{column}" ' if column else ""
+        raise RecordError(where, f"{of_column}holds {value!r:.60}, not the name of a category; correct the record")
     return str(value).strip()

@@ -10,7 +10,7 @@ from typing import Any
 
 from fmjax.config.json_files import read_json
 from fmjax.contracts import Value, Where
-from fmjax.errors import UserError
+from fmjax.errors import RecordError, UserError
 
 FILE = "columns.json"
 State = Mapping[str, Any]  # of each column, as JSON holds it
@@ -40,5 +40,5 @@ def values(records: Sequence[Mapping[str, Value]], column: str, where: Where) ->
     """Returns a column's value of each record, and where it stands. Raises UserError, naming the record, where it is missing."""
     for number, record in enumerate(records):
         if not isinstance(record, Mapping) or column not in record:
-            raise UserError(f'{where(number)}: lacks "{column}", which the task reads; add it')
-    return [(record[column], f'{where(number)}: column "{column}"') for number, record in enumerate(records)]
+            raise RecordError(where(number), f'lacks "{column}", which the task reads; add it', number)
+    return [(record[column], where(number)) for number, record in enumerate(records)]

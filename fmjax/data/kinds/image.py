@@ -17,7 +17,7 @@ import numpy as np
 from fmjax import contracts
 from fmjax.contracts import Column, Config, Value, Where
 from fmjax.data.kinds import pixels, preprocessor_config
-from fmjax.errors import UserError
+from fmjax.errors import RecordError, UserError
 
 FITS = ("stretch", "shortest", "pad")
 
@@ -122,10 +122,10 @@ class Processor(contracts.Processor):
             return image
         if self.fitting == "pad":
             return pixels.resize(image, *pixels.inside(image.shape[:2], self.image_size), self.resample)
-        goal = [self.resize_size or height, self.resize_size or width]
+        high, wide = self.resize_size or height, self.resize_size or width
         if self.fitting == "shortest":
-            goal = [int(goal[0] * side / min(image.shape[:2])) for side in image.shape[:2]]
-        return pixels.center(pixels.resize(image, *goal, self.resample), height, width)
+            high, wide = (int(high * side / min(image.shape[:2])) for side in image.shape[:2])
+        return pixels.center(pixels.resize(image, high, wide, self.resample), height, width)
 
     def normalized(self, image: np.ndarray) -> np.ndarray:
         """Returns an image of uint8 as the model reads it, fp32."""
@@ -158,14 +158,14 @@ def sizes_in(columns: Sequence[Column], image_size: Any, channels: int) -> dict[
             if not first:
                 first, began = shape, where
             if not image_size and shape[:2] != first[:2]:
-                raise UserError(
-                    f"{where}: is {shape[0]} x {shape[1]} pixels, where {began} is {first[0]} x {first[1]}; "
-                    "give them one size with task.image_size"
+                raise RecordError(
+                    where,
+                    f"is {shape[0]} x {shape[1]} pixels, where {began} is {first[0]} x {first[1]}; "
+                    "give them one size with task.image_size",
                 )
             if not channels and shape[2] != first[2]:
-                raise UserError(
-                    f"{where}: has {shape[2]} channels, where {began} has {first[2]}; choose for all with task.channels"
-                )
+                problem = f"has {shape[2]} channels, where {began} has {first[2]}; choose for all with task.channels"
+                raise RecordError(where, problem)
     if not image_size and first[0] != first[1]:
         raise UserError(f"{began}: is {first[0]} x {first[1]} pixels, not square; give task.image_size")
     return {"image_size": image_size or first[0], "channels": channels or first[2]}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fmjax.contracts import Value, Where
-from fmjax.errors import UserError
+from fmjax.errors import RecordError
 
 SEPARATOR = "|"  # between the labels of a multi-label record in a csv or tsv file
 
@@ -28,10 +28,10 @@ class ClassName(str):
         return str(self), self.number
 
 
-def names_of(value: Value, where: str, several: bool = False) -> list[str]:
+def names_of(value: Value, where: str, column: str, several: bool = False) -> list[str]:
     """Returns the label names of a value: one, or of several any number, a list or a string with "|" between them.
 
-    Raises UserError, beginning with `where`, if one is not a name or a whole number.
+    Raises RecordError if one is not a name or a whole number.
     """
     items: list[Any] = [value]
     if several and isinstance(value, str | list):
@@ -41,7 +41,7 @@ def names_of(value: Value, where: str, several: bool = False) -> list[str]:
         if several and item == "":
             continue
         if isinstance(item, bool) or not isinstance(item, str | int) or not str(item).strip():
-            raise UserError(f"{where} holds {item!r}, not a label; correct the record")
+            raise RecordError(where, f'column "{column}" holds {item!r}, not a label; correct the record')
         found.append(item if isinstance(item, ClassName) else str(item).strip())
     return found
 
@@ -60,7 +60,7 @@ def ordered(first: Mapping[str, int], where: Where) -> tuple[str, ...]:
       first: for each name, the index of the first record that has it.
       where: a source's `where`.
 
-    Raises UserError, naming the record, if whole numbers are mixed with others, negative, or have gaps.
+    Raises RecordError if whole numbers are mixed with others, negative, or have gaps.
     """
     numbers = {name for name in first if name.lstrip("-").isdigit()}
     if not numbers:
@@ -68,8 +68,10 @@ def ordered(first: Mapping[str, int], where: Where) -> tuple[str, ...]:
     for name, index in first.items():
         if name not in numbers or not 0 <= int(name) < len(first):
             found = ", ".join(sorted(first)[:10])
-            raise UserError(
-                f'{where(index)}: label "{name}" does not fit; whole-number labels run from 0 without gaps and '
-                f"those of the training data are {found}; correct the record, or list the labels in task.labels"
+            raise RecordError(
+                where(index),
+                f'label "{name}" does not fit; whole-number labels run from 0 without gaps and '
+                f"those of the training data are {found}; correct the record, or list the labels in task.labels",
+                index,
             )
     return tuple(map(str, range(len(first))))

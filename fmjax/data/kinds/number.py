@@ -13,7 +13,7 @@ import numpy as np
 from fmjax import contracts
 from fmjax.contracts import Column, Config, Value, Where
 from fmjax.data.kinds import columns as stored
-from fmjax.errors import UserError
+from fmjax.errors import RecordError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Processor(contracts.Processor):
         """
         found: dict[str, list[float]] = {}
         for column in columns:
-            values = [number(value, f'{where}: column "{column.name}"') for value, where in column.values()]
+            values = [number(value, where, column.name) for value, where in column.values()]
             found.setdefault(column.name, []).extend(values)
         return cls({name: (float(np.mean(values)), float(np.std(values)) or 1.0) for name, values in found.items()})
 
@@ -67,17 +67,18 @@ class Processor(contracts.Processor):
         """Returns the numbers of records, scaled, fp32 [B, columns]. Raises UserError, naming the record that lacks one."""
         columns = []
         for name, (mean, deviation) in self.scales.items():
-            read = [number(value, place) for value, place in stored.values(records, name, where)]
+            read = [number(value, place, name) for value, place in stored.values(records, name, where)]
             columns.append((np.array(read) - mean) / deviation)
         return np.stack(columns, axis=1).astype(np.float32)
 
 
-def number(value: Value, where: str) -> float:
-    """Returns a finite number. Raises UserError for anything else."""
+def number(value: Value, where: str, column: str = "") -> float:
+    """Returns a finite number. Raises RecordError for anything else."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         found = math.nan
     if not math.isfinite(found):
-        raise UserError(f"{where} holds {value!r:.60}, not a number; correct the record")
+        of_column = f'column "{column}" ' if column else ""
+        raise RecordError(where, f"{of_column}holds {value!r:.60}, not a number; correct the record")
     return found

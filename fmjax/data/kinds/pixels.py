@@ -138,7 +138,7 @@ def center(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def normalized(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """Returns (image / 255 - mean) / std in fp32; mean and std are one number, or one per channel."""
     scale, shift = line(mean, std)
-    return image * scale + shift
+    return np.asarray(image * scale + shift)
 
 
 @functools.cache

@@ -73,8 +73,9 @@ def read_size(path: Path, given: Mapping[str, Any], image_size: int) -> dict[str
 def padded_to(given: Mapping[str, Any]) -> tuple[int, int] | None:
     """Returns the canvas (height, width) that images are padded to, if they are scaled to fit into it."""
     size, canvas = given.get("size"), rectangle(given.get("pad_size"))
-    inner = isinstance(size, Mapping) and set(size) == {"max_height", "max_width"}
-    return canvas if inner and canvas == (size["max_height"], size["max_width"]) and given.get("do_pad") else None
+    if not given.get("do_pad") or not isinstance(size, Mapping) or set(size) != {"max_height", "max_width"}:
+        return None
+    return canvas if canvas == (size["max_height"], size["max_width"]) else None
 
 
 def rectangle(size: Any) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ import numpy as np
 from fmjax import contracts
 from fmjax.contracts import Column, Config, HostBatch, Source, Value
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from fmjax.errors import UserError
+from fmjax.errors import RecordError
 
 MULTIPLE = 32  # the lengths of batches for prediction are multiples of it
 
@@ -72,7 +72,7 @@ class Processor(contracts.Processor):
         """Returns a text; several strings (words, endings) as one text."""
         text = joined(value)
         if text is None:
-            raise UserError(f"{where} holds {value!r:.60}, not text; correct the record")
+            raise RecordError(where, f"holds {value!r:.60}, not text; correct the record")
         return text
 
     def sizes(self) -> dict[str, int]:
@@ -107,11 +107,12 @@ def joined(value: Value) -> str | None:
 def texts(source: Source, column: str, begin: int = 0, end: int | None = None) -> Iterator[str]:
     """Yields a column of the records from `begin` to before `end`; several strings (words, endings) as one text.
 
-    Raises UserError, naming the record, for a value that is neither a string nor several.
+    Raises RecordError for a value that is neither a string nor several.
     """
     for index in range(len(source))[begin:end]:
         value = source[index][column]
         text = joined(value)
         if text is None:
-            raise UserError(f'{source.where(index)}: column "{column}" holds {value!r:.60}, not text; correct the record')
+            problem = f'column "{column}" holds {value!r:.60}, not text; correct the record'
+            raise RecordError(source.where(index), problem, index)
         yield text

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from support.sources import Numbers
 
 from fmjax.config import apply_overrides, to_dict
-from fmjax.data.records import Subset
+from fmjax.data.records import ConcatenatedSources, Subset
 from fmjax.data.splits import PART_KEYS, open_sources, open_split
 from fmjax.data.stream.batches import TrainBatches
-from fmjax.data.records import ConcatenatedSources
 from fmjax.data.stream.mixing import ENDLESS, MixedExamples, Schedule, parts_of, shares, stages
 from fmjax.defaults import experiment
 from fmjax.errors import UserError
@@ -86,9 +85,9 @@ def test_a_source_that_is_used_up_leaves_its_place_to_the_others():
     every = mixed({"a": 10, "b": 5}, mixture={"a": {"epochs": 1}, "b": {"epochs": 2}})
     assert every.schedule.total == 20
     assert Counter(map(tuple, read(every, 2).tolist())) == {(0, n): 1 for n in range(10)} | {(1, n): 2 for n in range(5)}
-    every.check(2, 10)
+    every.check_steps(2, 10)
     with pytest.raises(UserError, match="used up after 20 examples by its epochs, and 3 steps of 10 need 30; raise"):
-        every.check(3, 10)
+        every.check_steps(3, 10)
 
 
 def test_a_curriculum_changes_the_shares_after_its_steps():
