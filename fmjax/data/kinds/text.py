@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
@@ -39,15 +40,16 @@ class Processor(contracts.Processor):
 
     @classmethod
     def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
-        """Returns a tokenizer trained on the texts of the columns, one after the other, and those added.
+        """Returns a tokenizer trained on the texts of the columns, one after the other, and those added, once per record.
 
-        Raises UserError, naming the record, for a value that is not text.
+        Raises RecordError for a value that is not text.
         """
 
         def every() -> Iterator[str]:
             for column in columns:
                 yield from texts(column.source, column.name)
-            yield from added
+            for value in added:
+                yield from itertools.repeat(value, max(len(column.source) for column in columns))
 
         kind, size = settings["tokenizer_kind"], settings["vocab_size"]
         return cls(train_tokenizer(every(), kind, size, lowercase=settings.get("lowercase", True)))

@@ -1,4 +1,8 @@
-"""Data sets of TensorFlow Datasets (TFDS), read without TensorFlow: stored as ArrayRecord, with random access."""
+"""Data sets of TensorFlow Datasets (TFDS), read without TensorFlow: stored as ArrayRecord, with random access.
+
+Class labels are given by name, as from Hugging Face (`features.py`), so a benchmark has one label set. -1, which marks missing
+labels in test sets, is None.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fmjax.contracts import Record, Value
+from fmjax.data.kinds.label import ClassName
 from fmjax.data.records import RecordSource
 from fmjax.data.sources.kinds import Files, SourceKind
 from fmjax.errors import RecordError, UserError, nearest
@@ -47,6 +52,7 @@ class Tfds(RecordSource):
         if not len(self.source):
             raise UserError(f'{self.name} split "{split}" is empty; choose another of {", ".join(builder.info.splits)}')
         self.columns = tuple(builder.info.features)
+        self.names = class_names(builder.info.features) or {}
         sizes = {key: [info.num_examples, info.num_bytes] for key, info in builder.info.splits.items()}
         self.mark = {"source": "tfds", "name": self.name, "split": split, "examples": len(self.source), "splits": sizes}
 
@@ -58,7 +64,7 @@ class Tfds(RecordSource):
             raise IndexError(f"record {index} of {len(self.source)}")
         record = self.source[operator.index(index)]
         try:
-            return {key: plain(record[key]) for key in self.columns}
+            return {key: named(plain(record[key]), self.names.get(key)) for key in self.columns}
         except UnicodeDecodeError as error:
             problem = "holds bytes that are not UTF-8 text; choose a data set of texts"
             raise RecordError(self.where(index), problem, index) from error
@@ -133,6 +139,29 @@ def plain(value: Value) -> Value:
     if isinstance(value, np.ndarray | list):
         return [plain(part) for part in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def class_names(feature: Any) -> Any:
+    """Returns the names of a feature's class labels: a tuple; or of features by name, a dictionary; None if it has none."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.ClassLabel):
+        return tuple(feature.names)
+    if isinstance(feature, tfds.features.FeaturesDict):
+        found = {key: names for key, inner in feature.items() if (names := class_names(inner)) is not None}
+        return found or None
+    return class_names(feature.feature) if isinstance(feature, tfds.features.Sequence) else None
+
+
+def named(value: Value, names: Any) -> Value:
+    """Returns a value in which the numbers of class labels are names, as `class_names` gives them."""
+    if names is None:
+        return value
+    if isinstance(value, list):
+        return [named(part, names) for part in value]
+    if isinstance(names, dict):
+        return {key: named(part, names.get(key)) for key, part in value.items()}
+    return None if value < 0 else ClassName(names[value], value)
 
 
 SOURCES = (SourceKind("tfds", Tfds, reads="split", options=("name", "data_dir", "download")),)
