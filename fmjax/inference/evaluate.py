@@ -17,7 +17,8 @@ from fmjax.data.stream.examples import build_examples
 from fmjax.data.stream.mixing import Several
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.decoding.loop import generate, settings_for
+from fmjax.decoding.loop import as_generator, generate
+from fmjax.decoding.settings import settings_for
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.inference.pretrained import load_run
@@ -36,10 +37,10 @@ def make_predict(model: nn.Module, task: Any, tokenizer: Tokenizer | None) -> Pr
 
     if tokenizer is None or getattr(task, "needs", "") != "generation":
         return predict
-    settings = settings_for(tokenizer, task.generation, model.settings)
+    settings, generator = settings_for(tokenizer, task.generation, model), as_generator(model)
 
     def both(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        return predict(params, batch) | {"generated": generate(model, params, batch, settings)}
+        return predict(params, batch) | {"generated": generate(generator, params, batch, settings)}
 
     return both
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 from fmjax import models, tasks
 from fmjax.data.records import Bundle, Source
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from fmjax.decoding.loop import settings_for
+from fmjax.decoding.settings import settings_for
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError, nearest
 from fmjax.inference.pretrained import Pretrained
@@ -97,7 +97,7 @@ def resolve_model(config: Config, source: Pretrained | None, tokenizer: Tokenize
 def check_generation(task: Any, model: Any, tokenizer: Tokenizer | None, length: int) -> None:
     """Raises UserError if the settings of generation of a task are none, or ask for more than the model has positions."""
     if tokenizer is not None and hasattr(task, "generation"):
-        settings = settings_for(tokenizer, task.generation, model.settings)
+        settings = settings_for(tokenizer, task.generation, model)
         if getattr(task, "needs", "") == "generation":
             settings.limits(1 if hasattr(model, "encode") else length, getattr(model.settings, "positions", 0))
 

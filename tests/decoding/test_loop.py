@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from fmjax.decoding import beam, logits, loop
 from fmjax.decoding.logits import NONE, Place, process
-from fmjax.decoding.settings import Generation, merged
+from fmjax.decoding.settings import Generation, merge
 from fmjax.errors import UserError
 from fmjax.inference.pretrained import Pretrained, load
 
@@ -41,7 +41,7 @@ fast_jit = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emit
 
 def recompiled() -> Any:
     """Returns the compiled function of generation anew, with nothing compiled yet: that belongs to the partial."""
-    return fast_jit(functools.partial(DECODE.__wrapped__), static_argnames=("model", "settings", "room"))
+    return fast_jit(functools.partial(DECODE.__wrapped__), static_argnames=loop.STATIC)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,11 +103,11 @@ def test_settings_matter(family, number, changed):
     ("number", "module", "name", "wrong"),
     [
         (2, loop, "reorder", lambda cache, parents: cache),
-        (1, beam, "improvable", lambda running, *_: jnp.ones(running.shape[0], bool)),
+        (1, beam, "may_improve", lambda running, *_: jnp.ones(running.shape[0], bool)),
         (1, beam, "NEVER", -1.0),
-        (1, beam, "going_on", lambda found, settings: found.hopeful.all()),
+        (1, beam, "unfinished", lambda beams, settings: beams.improvable.all()),
         (6, loop, "NONE", 42),  # padding before a prompt taken for a token
-        (9, logits, "among", lambda ids, size: np.zeros((1, size), bool)),
+        (9, logits, "token_mask", lambda ids, size: np.zeros((1, size), bool)),
     ],
 )
 def test_parts_matter(monkeypatch, number, module, name, wrong):
@@ -217,7 +217,7 @@ def greedy(prompt: Sequence[int], most: int, ends: Sequence[int]) -> list[int]:
 PROMPTS = ([3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7], [9])
 EXPECTED = [greedy(prompt, 7, (3, 7)) for prompt in PROMPTS]
 PLAINLY = {"max_new_tokens": 7, "eos_token_id": [3, 7], "pad_token_id": 10}
-GREEDY = merged(PLAINLY)
+GREEDY = merge(PLAINLY)
 
 
 def batch_of(prompts: Sequence[Sequence[int]], side: str = "left", width: int = 8) -> dict[str, np.ndarray]:
@@ -233,8 +233,8 @@ def batch_of(prompts: Sequence[Sequence[int]], side: str = "left", width: int = 
 
 def continued(batch: Any, how: Generation, params: Any = None, seed: int = 0, toy: Any = None) -> list[list[int]]:
     """Returns the toy's continuations, without what fills them up, which has to be padding."""
-    made = loop.continuations(toy or Toy(), params or drawn(), batch, how, jax.random.key(seed))
-    tokens, lengths = map(np.asarray, made)
+    found = loop.continuations(toy or Toy(), params or drawn(), batch, how, jax.random.key(seed))
+    tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
     assert (tokens[np.arange(tokens.shape[1]) >= lengths[:, None]] == how.pad).all()
     return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
 
@@ -253,7 +253,7 @@ def test_few_functions_are_compiled(monkeypatch):
 
     def compilations(rows: int, width: int, **given: Any) -> int:
         before, batch = len(TRACED), batch_of([[1] * width] * rows, width=width)
-        continued(batch, merged({"max_new_tokens": 8} | given), drawn(9, seed=rows), rows, Toy(words=9))
+        continued(batch, merge({"max_new_tokens": 8} | given), drawn(9, seed=rows), rows, Toy(words=9))
         return (len(TRACED) - before) // 2  # the prompt, and one more token
 
     assert compilations(3, 5) == 1
@@ -265,7 +265,7 @@ def test_few_functions_are_compiled(monkeypatch):
 def test_lengths_are_rounded_up_to_few():
     rounded = [loop.padded(length) for length in range(1, 1025)]
     assert len(set(rounded)) < 40 and all(0 <= whole - n < max(8, n / 4) for n, whole in enumerate(rounded, 1))
-    filled = loop.fill_up({"input_ids": np.ones((3, 9))}, False, 0, 12)  # of 12 positions
+    filled = loop.fill_up({"input_ids": np.ones((3, 9))}, loop.PROMPT, 0, 12)  # of 12 positions
     assert filled["attention_mask"].tolist() == [[False] * 3 + [True] * 9] * 3 + [[False] * 12]
 
 
@@ -275,7 +275,7 @@ def test_prompts_are_returned_with_their_continuations():
     assert found[:, :8].tolist() == batch["input_ids"].tolist()
     assert found[:, 8:].tolist() == [row + [10] * (7 - len(row)) for row in EXPECTED]
     model, inputs, cases = golden("t5_gated")
-    how = merged(cases[PLAIN][0], {"decoder_start_token_id": 59})
+    how = merge(cases[PLAIN][0], {"decoder_start_token_id": 59})
     with jax.default_matmul_precision("float32"):
         found = np.asarray(loop.generate(model.model, model.params, inputs, how))
     assert (found[:, 0] == 59).all() and np.array_equal(found[:, 1:], cases[PLAIN][1])
@@ -283,13 +283,13 @@ def test_prompts_are_returned_with_their_continuations():
 
 def test_seeds_and_rows_of_samples():
     sampled = {"max_new_tokens": 7, "pad_token_id": 10, "do_sample": True, "temperature": 2.0}
-    first, again, other = (continued(batch_of(PROMPTS), merged(sampled), seed=seed) for seed in (0, 0, 1))
+    first, again, other = (continued(batch_of(PROMPTS), merge(sampled), seed=seed) for seed in (0, 0, 1))
     assert first == again != other
     # A row's draws do not depend on how many others there are.
-    assert continued(batch_of(PROMPTS[:3]), merged(sampled)) == first[:3]
-    several = continued(batch_of(PROMPTS), merged(sampled, {"num_return_sequences": 3}))
+    assert continued(batch_of(PROMPTS[:3]), merge(sampled)) == first[:3]
+    several = continued(batch_of(PROMPTS), merge(sampled, {"num_return_sequences": 3}))
     assert len({tuple(row) for row in several}) == len(several) == 12
-    assert continued(batch_of(PROMPTS), merged(PLAINLY, {"do_sample": True, "top_k": 1})) == EXPECTED
+    assert continued(batch_of(PROMPTS), merge(PLAINLY, {"do_sample": True, "top_k": 1})) == EXPECTED
 
 
 def sampled_from(logits: np.ndarray, s: Generation) -> np.ndarray:
@@ -308,7 +308,7 @@ def processed(logits: np.ndarray, history: Sequence[int], how: Generation, **pla
     """Returns the scores [V] of one row that padding precedes."""
     columns = np.full((1, 12), NONE)
     columns[0, 8 - len(history) : 8] = history
-    where = Place(**{"column": 8, "made": 3, "most": 9, "least": 0, "width": 5} | place)
+    where = Place(**{"column": 8, "generated": 3, "most": 9, "least": 0, "prompt_length": 5} | place)
     return np.asarray(process(jnp.array(logits[None], jnp.float32), jnp.array(columns), where, how))[0]
 
 
@@ -322,21 +322,23 @@ FILTERS = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=60)
 @given(LOGITS, FILTERS)
 def test_what_is_sampled_from(logits, filters):
-    how = merged({"do_sample": True}, filters)
+    how = merge({"do_sample": True}, filters)
     found, expected = processed(logits, [], how), sampled_from(logits, how)
     assert (np.isinf(found) == (expected == 0)).all()
     np.testing.assert_allclose(softmax(found), expected, atol=1e-6)
 
 
 def test_samples_follow_their_probabilities():
-    how = merged({"max_new_tokens": 1, "do_sample": True, "temperature": 2.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1})
+    how = merge({"max_new_tokens": 1, "do_sample": True, "temperature": 2.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1})
     expected = sampled_from(logits_after(drawn(), PROMPTS[0]), how)
     assert 2 < (expected > 0).sum() < 7
     counts = np.bincount(np.concatenate(continued(batch_of([PROMPTS[0]] * 4096), how)), minlength=WORDS)
     assert (counts[expected == 0] == 0).all() and (abs(counts / 4096 - expected) <= 5 * np.sqrt(expected / 4096)).all()
 
 
-def scored(logits: np.ndarray, history: list[int], s: Generation, made: int, most: int, least: int, width: int) -> np.ndarray:
+def scored(
+    logits: np.ndarray, history: list[int], s: Generation, generated: int, most: int, least: int, prompt_length: int
+) -> np.ndarray:
     """Returns what `process` should, one rule after the other."""
     x, size = logits.copy(), s.no_repeat_ngram_size
     for token in set(history):
@@ -347,12 +349,12 @@ def scored(logits: np.ndarray, history: list[int], s: Generation, made: int, mos
     for *begun, token in s.bad_words_ids:
         if history[len(history) - len(begun) :] == begun and (begun or token not in s.eos_token_id):
             x[token] = -np.inf
-    x[list(s.eos_token_id)] += -np.inf if made < least else 0
-    for forced, now in ((s.forced_bos_token_id, width + made == 1), (s.forced_eos_token_id, made == most - 1)):
+    x[list(s.eos_token_id)] += -np.inf if generated < least else 0
+    for forced, now in ((s.forced_bos_token_id, prompt_length + generated == 1), (s.forced_eos_token_id, generated == most - 1)):
         if now and forced not in (None, ()):
             x = np.where(np.isin(np.arange(WORDS), forced), 0, -np.inf)
     x[list(s.suppress_tokens)] = -np.inf
-    if made == (0 if s.forced_bos_token_id is None or width != 1 else 1):
+    if generated == (0 if s.forced_bos_token_id is None or prompt_length != 1 else 1):
         x[list(s.begin_suppress_tokens)] = -np.inf
     return x
 
@@ -368,8 +370,8 @@ RULES = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=50)
 @given(LOGITS, st.lists(WORD, max_size=8), RULES, WORD, WORD, st.sampled_from([1, 5]))
-def test_scores_follow_the_rules(logits, history, rules, made, least, width):
-    how, place = merged(rules), {"made": made, "most": 4, "least": least, "width": width}
+def test_scores_follow_the_rules(logits, history, rules, generated, least, width):
+    how, place = merge(rules), {"generated": generated, "most": 4, "least": least, "prompt_length": width}
     np.testing.assert_allclose(processed(logits, history, how, **place), scored(logits, history, how, **place), rtol=1e-5)
 
 
@@ -377,7 +379,7 @@ def test_scores_follow_the_rules(logits, history, rules, made, least, width):
 def test_enough_beams_find_all_that_there_is(penalty):
     params, ends, prompts = drawn(4), (1, 3), [[0, 2, 1], [3], [2, 2]]
     how = {"max_new_tokens": 3, "num_beams": 22, "num_return_sequences": 22, "length_penalty": penalty, "eos_token_id": ends}
-    found = continued(batch_of(prompts), merged(how), params, toy=Toy(words=4))
+    found = continued(batch_of(prompts), merge(how), params, toy=Toy(words=4))
     for row, prompt in enumerate(prompts):
         scores = {}
         for made in itertools.chain(*(itertools.product(range(4), repeat=count) for count in (1, 2, 3))):
@@ -391,7 +393,7 @@ WRONG: Any = {
     "must be a whole number, 1 or more": [("max_new_tokens", 0), ("max_length", 2.0), ("num_beams", True)],
     "must be a whole number, 0 or more": [("top_k", -1), ("min_length", "2"), ("pad_token_id", -1)],
     "must be token ids": [("eos_token_id", [3, -1]), ("suppress_tokens", 1.5), ("suppress_tokens", "ab")],
-    "must be lists of token ids, one a word": [("bad_words_ids", [3]), ("bad_words_ids", [[]]), ("bad_words_ids", 3)],
+    "must be lists of token ids, one per word": [("bad_words_ids", [3]), ("bad_words_ids", [[]]), ("bad_words_ids", 3)],
     "must be a number above 0": [("temperature", 0), ("temperature", "hot"), ("repetition_penalty", float("nan"))],
     "must be a number from 0 to 1": [("top_p", 1.5), ("min_p", -0.1)],
     "must be a number": [("length_penalty", float("inf")), ("length_penalty", "long")],
@@ -425,15 +427,15 @@ def test_models_that_do_not_generate_and_tokens_that_they_lack():
     with pytest.raises(UserError, match="BertForSequenceClassification has no language-model head"):
         load(GOLDEN / "bert_classify").generate(input_ids=[[1]])
     with pytest.raises(UserError, match="bad_words_ids: 11 is out of range; the vocabulary has 11 entries, 0 to 10"):
-        continued(batch_of(PROMPTS), merged({"bad_words_ids": [[3, 11]]}))
+        continued(batch_of(PROMPTS), merge({"bad_words_ids": [[3, 11]]}))
     with pytest.raises(UserError, match="nothing says what the decoder begins with; give decoder_start_token_id"):
         loop.start_id(Toy(), GREEDY)
 
 
 def test_numbers_of_numpy_and_later_settings_that_win():
-    how = merged({"eos_token_id": np.int64(3), "bad_words_ids": np.array([[1, 2]]), "temperature": np.float64(0.5)})
-    assert how == merged({"eos_token_id": [3], "bad_words_ids": [[1, 2]], "temperature": 0.5}) and hash(how)
-    assert merged({"max_new_tokens": 5, "min_new_tokens": 2}, {"max_length": 30, "min_length": 12}).limits(10) == (20, 2)
-    assert merged({"max_new_tokens": 5, "max_length": 30}, {"use_cache": False, "top_k": None}).limits(10) == (5, 0)
-    assert [merged({}).limits(10, positions) for positions in (0, 48, 25)] == [(20, 0), (20, 0), (15, 0)]
-    assert merged({"max_new_tokens": 40}).limits(9, 48) == (40, 0)  # the last one is not read
+    how = merge({"eos_token_id": np.int64(3), "bad_words_ids": np.array([[1, 2]]), "temperature": np.float64(0.5)})
+    assert how == merge({"eos_token_id": [3], "bad_words_ids": [[1, 2]], "temperature": 0.5}) and hash(how)
+    assert merge({"max_new_tokens": 5, "min_new_tokens": 2}, {"max_length": 30, "min_length": 12}).limits(10) == (20, 2)
+    assert merge({"max_new_tokens": 5, "max_length": 30}, {"use_cache": False, "top_k": None}).limits(10) == (5, 0)
+    assert [merge({}).limits(10, positions) for positions in (0, 48, 25)] == [(20, 0), (20, 0), (15, 0)]
+    assert merge({"max_new_tokens": 40}).limits(9, 48) == (40, 0)  # the last one is not read
