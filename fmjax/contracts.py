@@ -382,13 +382,34 @@ class Model(Protocol):
 class Encodes(Protocol):
     """A model with an encoder whose memory a decoder reads."""
 
+    encoder_inputs: ClassVar[tuple[str, ...]]  # arrays that `encode` reads, all with a row per example
+
+    @property
+    def start_id(self) -> int | None:
+        """The token that the decoder begins with; None if only the settings of generation say it."""
+
     def encode(self, batch: Batch) -> Arrays:
-        """Returns the features of the encoder: `hidden [B,L,D]`."""
+        """Returns the memory: arrays with a row per example, such as `hidden [B,L,D]`."""
 
 
 @runtime_checkable
 class Generates(Protocol):
-    """A model that decodes with a cache."""
+    """A Linen module that decodes with a cache; its `settings.positions` limits what it reads, 0 being no limit.
 
-    def decode(self, batch: Batch, memory: Any, cache: Any) -> tuple[Arrays, Any]:
-        """Returns the features of the decoder and the cache that the next call continues from."""
+    A cache is a value of constant shape: "index", and arrays with a row per row of the batch (see layers/cache.py).
+    """
+
+    settings: Any
+
+    def apply(self, variables: Mapping[str, PyTree], *args: PyTree, **kwargs: Any) -> PyTree:
+        """Linen's: calls a method with parameters."""
+
+    def empty_cache(self, rows: int, length: int) -> PyTree:
+        """Returns a cache with room for `length` tokens per row."""
+
+    def decode(self, batch: Batch, memory: PyTree, cache: PyTree) -> tuple[Arrays, PyTree]:
+        """Returns the outputs for more tokens, and the cache with them; of the head `lm` logits [B,L,V].
+
+        Reads `input_ids [B,L]` and, where given, `attention_mask [B,L]` (with an encoder `decoder_input_ids` and
+        `decoder_attention_mask`) and `predicted_positions [B,M]`, where alone logits are wanted. `memory` is the encoder's.
+        """

@@ -18,7 +18,8 @@ from fmjax.data.stream.batches import eval_batches, groups
 from fmjax.data.stream.buckets import Bucketed, bucketed
 from fmjax.data.stream.examples import build_examples
 from fmjax.data.stream.tolerance import Tolerance
-from fmjax.decoding.loop import generate, settings_for
+from fmjax.decoding.loop import as_generator, generate
+from fmjax.decoding.settings import settings_for
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.inference.pretrained import load_run
@@ -37,10 +38,11 @@ def make_predict(model: nn.Module, task: Task, processors: Processors) -> Predic
 
     if not task.needs_generation or task.generation is None:
         return predict
-    settings = settings_for(processors.of(text.Processor).tokenizer, task.generation, model.settings)
+    tokenizer = processors.of(text.Processor).tokenizer
+    settings, generator = settings_for(tokenizer, task.generation, model), as_generator(model)
 
     def both(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        return predict(params, batch) | {"generated": generate(model, params, batch, settings)}
+        return predict(params, batch) | {"generated": generate(generator, params, batch, settings)}
 
     return both
 

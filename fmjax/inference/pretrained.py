@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, overload
 
 import flax.linen as nn
 import jax
@@ -18,14 +18,15 @@ import numpy as np
 from fmjax import contracts, models, pytree, tasks
 from fmjax.config import read_config
 from fmjax.config.json_files import read_json
-from fmjax.contracts import Processors, Task
+from fmjax.contracts import Generates, Processors, Task, Value
 from fmjax.data.kinds import image, lifecycle, preprocessor_config, text
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from fmjax.decoding.loop import continuations, start_id
-from fmjax.decoding.settings import GENERATION, Generation, from_config, merged, special_tokens
+from fmjax.decoding.loop import as_generator
+from fmjax.decoding.settings import GENERATION, Generation, from_config, merge, special_tokens
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.hub import folders, llama2c
+from fmjax.inference.generation import Generated, generated, input_names
 from fmjax.models.inputs import checked_inputs
 from fmjax.runs.checkpoint import Best, CheckpointReader
 from fmjax.runs.folder import CHECKPOINTS
@@ -33,7 +34,6 @@ from fmjax.runs.folder import CHECKPOINTS
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 UNLIMITED = 512  # tokens of an example, where neither a run nor a position table sets a limit
 CHUNK = 32  # examples predicted at once
-GENERATED_FROM = ("input_ids", "attention_mask")
 FEATURES = {"hidden": "last_hidden_state", "encoder_hidden": "encoder_last_hidden_state", "pooled": "pooler_output"}
 KINDS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
 
@@ -71,9 +71,12 @@ class Pretrained:
             outputs |= zip(several, jnp.unstack(outputs.pop(several), axis=-1), strict=True)
         return outputs
 
-    def predict(self, examples: Sequence[Any], where: Callable[[int], str] = "example {}".format) -> list[dict[str, Any]]:
+    def predict(
+        self, examples: Sequence[Any], where: Callable[[int], str] = "example {}".format, first: int = 0
+    ) -> list[dict[str, Any]]:
         """Returns what the model's task says of each example: a text, a pair of texts, or a record of the task's columns.
 
+        `first` is the number of the first example where these are a part of many: sampled answers depend on it.
         Raises UserError if there is no tokenizer or no task for this model, or the task cannot read an example, which
         `where(index)` names.
         """
@@ -90,19 +93,40 @@ class Pretrained:
             chunk = examples[begin : begin + CHUNK]
             named = [where(index) for index in range(begin, begin + len(chunk))]
             batch = task.inputs(chunk, self.processors, most, named.__getitem__)
-            described += task.describe(self._answers(task, batch), batch, self.processors)
+            described += task.describe(self._answers(task, batch, first + begin), batch, self.processors)
         return described
 
-    def generate(self, *, seed: int = 0, **arrays_and_settings: Any) -> np.ndarray:
-        """Returns int32 [rows * num_return_sequences, length]: prompts with their continuations, or an encoder-decoder's output
-        behind what it begins with, as long as the longest; `seed` is that of sampling.
+    @overload
+    def generate(
+        self, *, seed: int = 0, return_scores: Literal[False] = False, **arrays_and_settings: Value
+    ) -> np.ndarray: ...
 
-        Takes the reference's inputs (`input_ids`, `attention_mask`, whose padding may stand anywhere) and settings of
-        generation, which override the folder's. Raises UserError for inputs as `apply` does, and for settings not handled.
+    @overload
+    def generate(self, *, seed: int = 0, return_scores: Literal[True], **arrays_and_settings: Value) -> Generated: ...
+
+    def generate(
+        self, *, seed: int = 0, return_scores: bool = False, **arrays_and_settings: Value
+    ) -> np.ndarray | Generated:
+        """Returns prompts with their continuations: int32 [rows * num_return_sequences, length], as long as the longest.
+
+        Takes the reference's inputs and settings of generation, which override the folder's. A decoder-only model reads
+        `input_ids`, `attention_mask` [B,P]; an encoder-decoder what its encoder reads and, if given, a prompt per row,
+        `decoder_input_ids`, `decoder_attention_mask` [B,P]. Padding of a prompt may stand anywhere; in a decoder-only model's
+        it needs no mask if `pad_token_id` is given and ends no row. `seed` is that of sampling: row i's draws depend on seed
+        and i alone. With `return_scores`, each sequence comes with its log-probability. Raises UserError for inputs as
+        `apply` does, and for settings not handled.
         """
         given = dict(arrays_and_settings)
-        arrays = {name: given.pop(name) for name in GENERATED_FROM if name in given}
-        return self._generated(checked_inputs(arrays, GENERATED_FROM), self._generation(given), seed)
+        model = self._generator
+        names = input_names(model)
+        inputs = checked_inputs({name: given.pop(name) for name in names if name in given}, names)
+        settings = self._generation(given)
+        sequences, log_probs, scores = generated(
+            self.family, model, self._placed, inputs, settings, seed, return_scores=return_scores
+        )
+        if log_probs is None or scores is None:
+            return sequences
+        return Generated(sequences, log_probs, scores)
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that the reference loads, with its processors; see `folders.write_folder` for what it refuses."""
@@ -115,36 +139,26 @@ class Pretrained:
             (Path(folder) / GENERATION).write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
         lifecycle.save(Path(folder), self.processors)
 
-    def _generation(self, given: Mapping[str, Any]) -> Generation:
-        """Returns the settings of generation of the folder or the run's task, and those given."""
+    @property
+    def _generator(self) -> Generates:
+        """The model. Raises UserError if it has no language-model head."""
         if "lm" not in self.model.heads:
             name = folders.architecture(self.family, self.config) if self.task is None else "the model"
             raise UserError(f"{name} has no language-model head, so it generates nothing; load a model that has one")
-        special = {} if self.tokenizer is None or self.task is None else special_tokens(self.tokenizer, self.model.settings)
+        return as_generator(self.model)
+
+    def _generation(self, given: Mapping[str, Value]) -> Generation:
+        """Returns the settings of generation of the folder or the run's task, and those given."""
+        special = {} if self.tokenizer is None or self.task is None else special_tokens(self.tokenizer, self.model)
         own = (self.task.generation if self.task else None) or {}
-        return merged(special, self.generation, own, given)
+        return merge(special, self.generation, own, given)
 
     def _saved_generation(self) -> dict[str, Any]:
         """Returns the reference's settings of generation: the folder's, or those of a run that generates."""
         if self.task is None or self.task.generation is None:
             return dict(self.generation)
-        special = special_tokens(self.tokenizer, self.model.settings) if self.tokenizer else {}
+        special = special_tokens(self.tokenizer, self.model) if self.tokenizer else {}
         return special | {name: value for name, value in self.task.generation.items() if value is not None}
-
-    def _generated(self, inputs: Mapping[str, np.ndarray], settings: Generation, seed: int = 0) -> np.ndarray:
-        """Returns prompts with their continuations, without a column that no row has filled."""
-        begun: dict[str, np.ndarray] = {}
-        if hasattr(self.model, "encode"):
-            begun["decoder_input_ids"] = np.full((len(inputs["input_ids"]), 1), start_id(self.model, settings))
-        checked = self.family.reference_inputs({**inputs, **begun}, self.model.settings)
-        with jax.default_matmul_precision("float32"):
-            made = continuations(self.model, self._placed, checked, settings, jax.random.key(seed))
-        tokens, lengths = map(np.asarray, made)
-        # Behind the end of a beam, the reference writes the end and not padding where the padding's id is 0.
-        filler = settings.pad or (*settings.eos_token_id, 0)[0] if settings.num_beams > 1 else settings.pad
-        tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, filler)[:, : lengths.max()]
-        before = np.repeat(checked[next(iter(begun), "input_ids")], settings.num_return_sequences, axis=0)
-        return np.concatenate([before, tokens], axis=1).astype(np.int32)
 
     def _longest(self) -> int:
         """Returns how many tokens an example may have: as in training, or as many as there are positions."""
@@ -152,13 +166,19 @@ class Pretrained:
         lengths = [self.config["data"]["max_length"]] if self.task else [positions or UNLIMITED]
         return min(lengths + [positions] * (positions > 0))
 
-    def _answers(self, task: Task, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Returns what a task describes: what the model generates, if its predicting is that, or each head's output."""
+    def _answers(self, task: Task, batch: Mapping[str, Any], first: int) -> dict[str, np.ndarray]:
+        """Returns what a task describes: what the model generates, if its predicting is that, or each head's output.
+
+        `first` is the number of the batch's first example.
+        """
         if task.generation is None:
             return self._heads(batch, task.sized)
-        special = special_tokens(self.tokenizer, self.model.settings) if self.tokenizer else {}
-        settings = merged(special, task.generation, self.generation)
-        return {"generated": self._generated({name: batch[name] for name in GENERATED_FROM if name in batch}, settings)}
+        special = special_tokens(self.tokenizer, self.model) if self.tokenizer else {}
+        settings = merge(special, task.generation, self.generation)
+        model = self._generator
+        inputs = {name: batch[name] for name in input_names(model) if name in batch}
+        sequences, _, _ = generated(self.family, model, self._placed, inputs, settings, first_row=first)
+        return {"generated": sequences}
 
     def _heads(self, batch: Mapping[str, Any], sized: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns each head's output for a task's batch, without what stays on the host; `sized` arrays may be padded."""

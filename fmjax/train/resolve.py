@@ -13,7 +13,7 @@ from fmjax import contracts, models
 from fmjax.contracts import Config, Processors, Task
 from fmjax.data import kinds
 from fmjax.data.kinds import lifecycle, text
-from fmjax.decoding.loop import settings_for
+from fmjax.decoding.settings import settings_for
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError, nearest
 from fmjax.inference.pretrained import Pretrained
@@ -131,7 +131,7 @@ def check_vocabulary(section: Config, processors: Processors) -> None:
 def check_generation(task: Task, model: Any, processors: Processors, length: int) -> None:
     """Raises UserError if the settings of generation of a task are invalid, or ask for more than the model has positions."""
     if task.generation is not None and "text" in processors:
-        settings = settings_for(processors.of(text.Processor).tokenizer, task.generation, model.settings)
+        settings = settings_for(processors.of(text.Processor).tokenizer, task.generation, model)
         if task.needs_generation:
             settings.limits(1 if hasattr(model, "encode") else length, getattr(model.settings, "positions", 0))
 
