@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import models, pytree, tasks
-from fmjax.config import read_config
-from fmjax.config.json_files import read_json
+from fmjax.config import is_run, read_config
+from fmjax.config.json_files import read_json, write_json
 from fmjax.data.kinds.processor import read_processor, write_processor
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.decoding.loop import continuations, start_id
@@ -107,7 +106,7 @@ class Pretrained:
         config.pop("torch_dtype", None)
         folders.write_folder(folder, self.family, config | {"dtype": "float32"}, pytree.unnames(params), self.tokenizer)
         if generation := self._saved_generation():
-            (Path(folder) / GENERATION).write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
+            write_json(Path(folder) / GENERATION, generation, indent=2, sort_keys=True)
         if "pixel_values" in self.family.INPUTS:
             write_processor(Path(folder), self.task or Pictures(**self.processor))
 
@@ -210,7 +209,7 @@ def load(path: str | Path) -> Pretrained:
         return Pretrained(config, models.family("llama"), model, params, tokenizer, generation=from_config(config))
     if path.is_file():
         raise UserError(f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c")
-    return load_run(path) if folders.is_run(path) else load_reference(path)
+    return load_run(path) if is_run(path) else load_reference(path)
 
 
 def load_reference(folder: Path) -> Pretrained:

@@ -35,14 +35,14 @@ def resolve_tokenizer(config: Config, workdir: Path | None, source: Pretrained |
         named = load_tokenizer(data["tokenizer"])
         if theirs is not None and theirs.sha256 != named.sha256:
             raise UserError(
-                f"data.tokenizer={data['tokenizer']} is not the tokenizer of init.from={config['init']['from']}; "
+                f"data.tokenizer={data['tokenizer']} is not the tokenizer of init.weights={config['init']['weights']}; "
                 "leave data.tokenizer out to use that of the weights"
             )
         return named
     if theirs is not None:
         return theirs
     if source is not None:
-        raise UserError(f"init.from={config['init']['from']} has no tokenizer; name one with --config.data.tokenizer=DIR")
+        raise UserError(f"init.weights={config['init']['weights']} has no tokenizer; name one with --config.data.tokenizer=DIR")
     kind, size = data["tokenizer_kind"], data["vocab_size"]
     say(f"tokenizer: training {kind} with {size} pieces on the training data")
     return train_tokenizer(training_texts(tasks.make(config["task"]), train), kind, size, lowercase=data.get("lowercase", True))
@@ -75,7 +75,7 @@ def resolve_model(config: Config, source: Pretrained | None, tokenizer: Tokenize
     if source is not None and "size" not in section:
         if source.family is not family:
             theirs = source.family.__name__.rpartition(".")[2]
-            raise UserError(f'init.from holds a "{theirs}" but model.name="{name}"; add --config.model.name={theirs}')
+            raise UserError(f'init.weights holds a "{theirs}" but model.name="{name}"; add --config.model.name={theirs}')
         section = dataclasses.asdict(source.model.settings) | section
     elif tokenizer is not None:
         section = {"vocab_size": tokenizer.vocab_size} | getattr(family, "follow", lambda _: {})(tokenizer) | section
