@@ -9,13 +9,12 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from fmjax import pytree
-from fmjax.config import to_dict, write_config
+from fmjax.config import is_run, to_dict, write_config
 from fmjax.contracts import Processors
 from fmjax.data.kinds import lifecycle
 from fmjax.defaults import experiment
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.hub.folders import is_run
 from fmjax.inference.pretrained import Pretrained, abstract_params, load, reference_task
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, models, pytree, tasks
-from fmjax.config import read_config
-from fmjax.config.json_files import read_json
+from fmjax.config import is_run, read_config
+from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Generates, Processors, Task, Value
 from fmjax.data.kinds import image, lifecycle, preprocessor_config, text
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -136,7 +135,7 @@ class Pretrained:
         config.pop("torch_dtype", None)
         folders.write_folder(folder, self.family, config | {"dtype": "float32"}, pytree.unnames(params), self.tokenizer)
         if generation := self._saved_generation():
-            (Path(folder) / GENERATION).write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
+            write_json(Path(folder) / GENERATION, generation, indent=2, sort_keys=True)
         lifecycle.save(Path(folder), self.processors)
 
     @property
@@ -236,7 +235,7 @@ def load(path: str | Path) -> Pretrained:
         return Pretrained(config, models.family("llama"), model, params, processors, generation=from_config(config))
     if path.is_file():
         raise UserError(f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c")
-    return load_run(path) if folders.is_run(path) else load_reference(path)
+    return load_run(path) if is_run(path) else load_reference(path)
 
 
 def load_reference(folder: Path) -> Pretrained:

@@ -11,10 +11,9 @@ import flax.linen as nn
 import jax
 
 from fmjax import pytree
-from fmjax.distributed import sharding
+from fmjax.contracts import Config
 from fmjax.distributed.sharding import named_axes
 from fmjax.planning.plan import Topology, describe_step
-from fmjax.train.experiment import Config
 from fmjax.train.state import init_params
 
 GIB = 2**30
@@ -56,9 +55,9 @@ def sharding_rows(config: Config, topology: Topology) -> list[dict[str, Any]]:
 
     Raises UserError as `plan` does.
     """
-    step = describe_step(config, sharding.make_mesh(config["mesh"]["axes"], topology.devices()))
-    boxed = jax.eval_shape(lambda: init_params(step.model, step.spec, jax.random.key(0)))
-    placed = pytree.names(step.abstract.params)
+    step = describe_step(config, topology.devices())
+    boxed = jax.eval_shape(lambda: init_params(step.built.model, step.abstract.spec, jax.random.key(0)))
+    placed = pytree.names(step.abstract.state.params)
     rows = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)):
         name, (value, axes) = pytree.path_name(path), named_axes(leaf)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from fmjax.config import json_files
 from fmjax.errors import UserError, nearest
 
 REPORT, SETTINGS, TALLIES, PARTS = "report.json", "settings.json", "tallies", "parts"
@@ -60,9 +61,7 @@ class Shards:
 def write_json(path: Path, values: Counts) -> None:
     """Writes a JSON file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    json_files.write_json(path, values)
 
 
 class Tally:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from fmjax.config import read_config
+from fmjax.config.json_files import write_atomically
 from fmjax.data.stream import packing
 from fmjax.runs import folder as run_folder
 from fmjax.runs.logs import EVALUATION, read_metrics
@@ -42,9 +42,7 @@ def write_report(workdir: Path) -> None:
     """Writes the report of a run directory from `config.json`, `provenance.json` and `metrics.jsonl`."""
     config, records = read_config(workdir), read_metrics(workdir)
     page = render(config, run_folder.read_provenance(workdir), records, workdir.resolve().name)
-    temporary = workdir / f"{REPORT}.new"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, workdir / REPORT)
+    write_atomically(workdir / REPORT, page)
 
 
 def render(config: Mapping[str, Any], provenance: Mapping[str, Any], records: Sequence[Mapping[str, Any]], name: str) -> str:

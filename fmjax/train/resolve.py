@@ -51,7 +51,7 @@ def resolve_processor(group: lifecycle.Group, key: str, config: Config, source: 
         if theirs is not None and theirs.sha256 != named.sha256:
             setting = f"data.{processor.what}"
             raise UserError(
-                f"{setting}={data[processor.what]} is not the {processor.what} of init.from={config['init']['from']}; "
+                f"{setting}={data[processor.what]} is not the {processor.what} of init.weights={config['init']['weights']}; "
                 f"leave {setting} out to use that of the weights"
             )
         return named
@@ -61,7 +61,7 @@ def resolve_processor(group: lifecycle.Group, key: str, config: Config, source: 
         return theirs
     if source is not None:
         name = f"; name one with --config.data.{processor.what}=DIR" if processor.what in data else "; start from other weights"
-        raise UserError(f"init.from={config['init']['from']} has no {processor.what}{name}")
+        raise UserError(f"init.weights={config['init']['weights']} has no {processor.what}{name}")
     if line := processor.announcement(data):
         say(line)
     return lifecycle.fit(group, data)
@@ -81,7 +81,7 @@ def resolve_model(config: Config, source: Pretrained | None, processors: Process
     if source is not None and "size" not in section:
         if source.family is not family:
             theirs = source.family.__name__.rpartition(".")[2]
-            raise UserError(f'init.from holds a "{theirs}" but model.name="{name}"; add --config.model.name={theirs}')
+            raise UserError(f'init.weights holds a "{theirs}" but model.name="{name}"; add --config.model.name={theirs}')
         section = dataclasses.asdict(source.model.settings) | section
     else:
         section = fresh_settings(family, processors) | section

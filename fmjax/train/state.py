@@ -1,4 +1,4 @@
-"""The one training state, described before it is made, and made already sharded."""
+"""The one training state: described before it exists, and created already sharded."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fmjax.contracts import HostBatch, PyTree
 from fmjax.distributed.sharding import Rules, parameter_shardings
 from fmjax.optim import map_params
 
@@ -26,23 +27,23 @@ class TrainState:
     Randomness is not in it: the key of a step is `fold_in(key(seed), step)`.
     """
 
-    step: Any
-    params: Any
-    opt_state: Any
+    step: Any  # int32 [], or its shape
+    params: PyTree
+    opt_state: PyTree
 
 
-def batch_spec(batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_spec(batch: HostBatch) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of a batch."""
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
 
 
-def init_params(model: nn.Module, spec: BatchSpec, key: jax.Array) -> Any:
+def init_params(model: nn.Module, spec: BatchSpec, key: jax.Array) -> PyTree:
     """Returns fresh parameters, each still boxed with the logical names of its axes."""
     return model.init(key, {name: jnp.zeros(array.shape, array.dtype) for name, array in spec.items()})["params"]
 
 
-def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules) -> Any:
-    """Returns the parameters' shapes, dtypes and shardings, with no array made.
+def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules) -> PyTree:
+    """Returns the parameters' shapes, dtypes and shardings, without making an array.
 
     Raises UserError where an axis does not divide over the devices it is to be sharded over.
     """
@@ -55,12 +56,15 @@ def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules)
     )
 
 
-def abstract_state(params: Any, transform: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Returns the abstract state: optimizer moments are sharded as their parameters, but for axes that they are a mean over;
-    counters are on every device."""
+def abstract_state(params: PyTree, transform: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the abstract state.
+
+    Optimizer moments are sharded as their parameters, except along axes that they are a mean over; counters are on
+    every device.
+    """
     whole = NamedSharding(mesh, PartitionSpec())
 
-    def place(leaf: Any, sharding: NamedSharding = whole) -> jax.ShapeDtypeStruct:
+    def place(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding = whole) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     opt_state = map_params(
@@ -73,7 +77,7 @@ def abstract_state(params: Any, transform: optax.GradientTransformation, mesh: M
     return TrainState(step=place(jax.ShapeDtypeStruct((), jnp.int32)), params=params, opt_state=opt_state)
 
 
-def kept_axes(param: Any, shape: tuple[int, ...]) -> NamedSharding:
+def kept_axes(param: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> NamedSharding:
     """Returns a parameter's sharding for an array of its axes, of which some may have become 1."""
     spec = [*param.sharding.spec, *[None] * (len(shape) - len(param.sharding.spec))]
     kept = [axes if size == whole else None for axes, size, whole in zip(spec, shape, param.shape, strict=True)]
@@ -83,19 +87,20 @@ def kept_axes(param: Any, shape: tuple[int, ...]) -> NamedSharding:
 def create_state(
     model: nn.Module, transform: optax.GradientTransformation, spec: BatchSpec, abstract: TrainState, seed: int
 ) -> TrainState:
-    """Returns a fresh state; no array ever stands whole on one device unless its sharding says so."""
+    """Returns a fresh state; no array is ever whole on one device unless its sharding says so."""
 
     def create(key: jax.Array) -> TrainState:
         params = nn.meta.unbox(init_params(model, spec, key))
         return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+    state: TrainState = jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+    return state
 
 
-def with_params(params: Any, transform: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+def with_params(params: PyTree, transform: optax.GradientTransformation, abstract: TrainState) -> TrainState:
     """Returns the state at step 0 that starts from given parameters."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    placed = jax.tree.map(jax.device_put, params, shardings.params)
-    opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(placed)
-    return TrainState(jax.device_put(np.int32(0), shardings.step), placed, opt_state)
+    on_devices = jax.tree.map(jax.device_put, params, shardings.params)
+    opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(on_devices)
+    return TrainState(step=jax.device_put(np.int32(0), shardings.step), params=on_devices, opt_state=opt_state)

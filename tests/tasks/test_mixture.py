@@ -26,7 +26,7 @@ from fmjax.tasks.classify import Task as Classify
 from fmjax.tasks.mlm import Task as Mlm
 from fmjax.train.experiment import prepare
 from fmjax.train.loop import train
-from fmjax.train.wrappers import Mixed, judged, mix
+from fmjax.train.wrappers import MixtureModel, main_part, mix
 
 WORDS = [f"w{number}" for number in range(20)]
 SIZE = {"width": 8, "layers": 1, "attention_heads": 2, "mlp_width": 8, "vocab_size": 30, "positions": 8}
@@ -129,8 +129,8 @@ def test_the_model_has_one_body_of_which_each_part_uses_what_its_heads_read():
     assert outputs["classify"]["classify_mean"].shape == (2, 2) and outputs["mlm"]["mlm"].shape == (2, 1, 30)
     flops = mixed.forward_flops(batch)
     assert flops == sum(mixed.parts[part].forward_flops(own) for part, own in parts.items()) and mixed.settings == model.settings
-    assert judged(mixed, task, batch)[1] is task.main
-    assert mix(model, task.main) is model and judged(model, task.main, batch) == (model, task.main, batch)
+    assert main_part(mixed, task, batch)[1] is task.main
+    assert mix(model, task.main) is model and main_part(model, task.main, batch) == (model, task.main, batch)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_run_trains_all_parts_and_is_judged_and_exported_by_the_first(tmp_path
     provenance = json.loads((run / "provenance.json").read_text())
     assert {"classify", "mlm"} <= set(provenance["data"]["train"])
     again = prepare(to_dict(config(tmp_path, steps=4)), run)
-    assert again.resumed and isinstance(again.model, Mixed) and again.steps == 4
+    assert again.resumed and isinstance(again.built.model, MixtureModel) and again.built.steps == 4
 
     found = load(run)
     assert set(found.model.heads) == {"classify"} and "mlm" in found.params["head"]

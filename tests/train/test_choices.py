@@ -41,7 +41,7 @@ def run(family: str, folder: Path, **changes) -> np.ndarray:
 
 def no_dropout(family: str, folder: Path) -> dict[str, float]:
     """A part of a batch has its own keys, so that with dropout the parts draw other masks than the whole."""
-    names = dataclasses.asdict(case(family, folder).experiment.model.settings)
+    names = dataclasses.asdict(case(family, folder).experiment.built.model.settings)
     return {name: 0.0 for name in names if name.endswith("dropout")}
 
 
