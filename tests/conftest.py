@@ -18,9 +18,13 @@ if importlib.metadata.version("jax").startswith("0.10."):  # newer ones end with
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import hypothesis
 import jax
 import pytest
 
+# No test depends on how fast the machine is.
+hypothesis.settings.register_profile("no_clock", deadline=None)
+hypothesis.settings.load_profile("no_clock")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
