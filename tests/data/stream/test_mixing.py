@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fmjax.config import apply_overrides, to_dict
 from fmjax.contracts import Examples
-from fmjax.data.records import Subset
+from fmjax.data.records import ConcatenatedSources, Subset
 from fmjax.data.splits import PART_KEYS, open_sources, open_split
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.data.stream.mixing import ENDLESS, MixedExamples, Schedule, parts_of, shares, stages
@@ -148,7 +148,7 @@ def test_resuming_reads_no_more_than_what_comes_next():
         ({"mixture": {"a": {"weight": -1}, "b": {"weight": 1}}}, "data.mixture.a.weight=-1: must be a number, 0 or more"),
         ({"mixture": {"a": {"cap": 1.5}, "b": {}}}, "data.mixture.a.cap=1.5: must be above 0 and whole"),
         ({"mixture": {"a": {"epochs": 0}, "b": {}}}, "data.mixture.a.epochs=0: must be above 0"),
-        ({"temperature": 0}, "data.temperature=0: must be above 0"),
+        ({"temperature": 0}, "data.temperature=0.0: must be above 0; 1 leaves weights as they are"),
         ({"curriculum": {"soon": {"a": 1}}}, 'data.curriculum.soon: write {"STEP": {"SOURCE": WEIGHT}}'),
         ({"curriculum": {"5": {"bb": 1}}}, r'5.bb \(did you mean "b"\?\): is no source of data.mixture, which has a, b'),
         ({"curriculum": {"5": {"a": 0, "b": 0}}}, "all weights are 0 from step 5 on"),
@@ -190,7 +190,7 @@ def test_sources_of_a_mixture_open_as_one(data, tmp_path):
     assert list(held.parts) == ["wiki"] and len(held) == 3 and set(train.fingerprint()) == {"books", "wiki"}
     with pytest.raises(IndexError):
         train[18]
-    kept = train.keep(np.array([1, 12, 17]), {"left_out": 15})
+    kept = train.take(np.array([1, 12, 17]), {"left_out": 15})
     assert [kept[index]["text"] for index in range(3)] == ["books 1", "wiki 0", "wiki 5"]
     assert isinstance(kept.parts["books"], Subset)
     # Where there is no validation, each source gives its share; a file for all of them takes its place.
