@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
 REPORT, SETTINGS, TALLIES, PARTS = "report.json", "settings.json", "tallies", "parts"
@@ -37,7 +38,7 @@ class Shards:
         self.counts = [0] * len(self.names)
         self.written = 0
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Counts) -> None:
         place = self.written % len(self.names)
         self.writers[place].write(json.dumps(record, ensure_ascii=False).encode())
         self.counts[place] += 1
@@ -132,7 +133,7 @@ def claim(output: Path, settings: Counts) -> None:
         raise UserError(f"--output={output}: was begun with other settings or input ({changes}); name a new --output")
 
 
-def difference(before: Any, now: Any) -> str:
+def difference(before: Value, now: Value) -> str:
     """Returns how two values differ, in a few words."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]

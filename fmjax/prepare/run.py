@@ -17,13 +17,16 @@ import shutil
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
+from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import (
     ExactDedupFilter,
     ExactDedupSignature,
@@ -67,14 +70,14 @@ ENGLISH = {"gopher_quality": ("min_stop_words", "min_avg_word_length", "max_avg_
 DEDUPS = {"exact": (), "minhash": ("n_grams", "num_buckets", "hashes_per_bucket", "seed")}
 EXECUTORS = {"local": LocalPipelineExecutor, "ray": RayPipelineExecutor, "slurm": SlurmPipelineExecutor}
 MOST = 1000  # shards by default
-Settings = dict[str, Any]
+Settings: TypeAlias = dict[str, Any]  # as JSON holds them, or arguments of datatrove
 
 
 class Stage(NamedTuple):
     """A pipeline of datatrove and the number of tasks that it is split into."""
 
     name: str
-    steps: list[Any]
+    steps: list[PipelineStep]
     tasks: int
 
 
@@ -102,7 +105,7 @@ def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stag
     filters.append(NotBlank(Dropped(work, "c4_blank")))
     kept = str(work / "kept")
     found = [Stage("filter", [reader, *filters, JsonlWriter(kept)], tasks)]
-    leave_out: list[Any] = []
+    leave_out: list[PipelineStep] = []
     if "exact" in dedup:
         exact, config = work / "exact", ExactDedupConfig(content_getter=content)
         found.append(Stage("exact-hashes", [JsonlReader(kept), ExactDedupSignature(str(exact / "hashes"), config)], tasks))
@@ -122,7 +125,7 @@ def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stag
     return [*found, Stage("report", [Report(output, work, settings)], 1)]
 
 
-def make_filter(name: str, options: Settings, language: str, work: Path) -> Any:
+def make_filter(name: str, options: Settings, language: str, work: Path) -> PipelineStep:
     """Returns a datatrove filter that reports what it drops."""
     given = dict(options)
     if name != "c4_paragraph":
@@ -132,9 +135,9 @@ def make_filter(name: str, options: Settings, language: str, work: Path) -> Any:
     return FILTERS[name](exclusion_writer=Dropped(work, name), **given)
 
 
-def executors(found: list[Stage], work: Path, kind: str, workers: int, slurm: Settings) -> list[Any]:
+def executors(found: list[Stage], work: Path, kind: str, workers: int, slurm: Settings) -> list[PipelineExecutor]:
     """Returns one executor per stage; Slurm's wait for each other."""
-    made: list[Any] = []
+    made: list[PipelineExecutor] = []
     for stage in found:
         options: Settings = {"pipeline": stage.steps, "tasks": stage.tasks, "workers": min(workers, stage.tasks)}
         options["logging_dir"] = str(work / "logs" / stage.name)
@@ -187,7 +190,7 @@ def find_input(text: str, source: str) -> tuple[str, list[str], str, Settings]:
     return root, names, kind, states
 
 
-def settle(args: Any) -> tuple[str, Settings]:
+def settle(args: Namespace) -> tuple[str, Settings]:
     """Returns the folder of the input, and all settings that the result depends on. Raises UserError."""
     root, names, kind, states = find_input(args.input, args.source)
     in_range("--shards", args.shards, least=0, hint="0 is one per input file")
@@ -201,7 +204,7 @@ def settle(args: Any) -> tuple[str, Settings]:
     return root, settings | {"tasks": min(shards, len(names)), "datatrove": version("datatrove"), "files": states}
 
 
-def prepare(args: Any, say: Callable[[str], None]) -> Settings | None:
+def prepare(args: Namespace, say: Callable[[str], None]) -> Settings | None:
     """Prepares a corpus, or continues to; returns the report, or None if Slurm's jobs will write it.
 
     Raises UserError for mistakes in the flags, the input or the output folder.
@@ -222,7 +225,7 @@ def prepare(args: Any, say: Callable[[str], None]) -> Settings | None:
     return report
 
 
-def run_stages(found: list[Stage], work: Path, args: Any, slurm: Settings, say: Callable[[str], None]) -> None:
+def run_stages(found: list[Stage], work: Path, args: Namespace, slurm: Settings, say: Callable[[str], None]) -> None:
     """Runs the stages one after another, or submits them. Raises UserError if no document is left."""
     log = work / "logs" / "console.log"
     with console(log):

@@ -10,13 +10,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sentencepiece
 import tokenizers
 from tokenizers import models, processors
 
+from fmjax.contracts import Value
 from fmjax.data.tokenizers.sentencepieces import SPACE
 from fmjax.errors import UserError
 
@@ -57,7 +57,7 @@ class MarianPieces:
         """Returns the ids of a text of the source's language, and where each stands in it, in characters."""
         return self.cut(text, self.source)
 
-    def cut(self, text: str, processor: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    def cut(self, text: str, processor: sentencepiece.SentencePieceProcessor) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns a text's ids and offsets, by one of the models."""
         pieces: list[str] = []
         offsets: list[tuple[int, int]] = []
@@ -102,7 +102,7 @@ class MarianPieces:
         """Returns [vocabulary] bool: whether a token ends a word by itself; none does."""
         return np.zeros(len(self.tokens), bool)
 
-    def template(self) -> Any:
+    def template(self) -> tokenizers.Tokenizer:
         """Returns a tokenizer that puts the end token behind a text, or behind two."""
         shell = tokenizers.Tokenizer(models.WordLevel(self.vocabulary, unk_token=UNKNOWN))
         shell.post_processor = processors.TemplateProcessing(
@@ -110,7 +110,7 @@ class MarianPieces:
         )
         return shell
 
-    def save(self, folder: Path) -> dict[str, Any]:
+    def save(self, folder: Path) -> dict[str, Value]:
         """Writes the three files; returns settings for the reader."""
         for name, proto in zip((SOURCE, TARGET), self.protos, strict=True):
             (folder / name).write_bytes(proto)
@@ -118,7 +118,7 @@ class MarianPieces:
         return {"tokenizer_class": "MarianTokenizer"}
 
 
-def read(folder: Path, settings: Mapping[str, Any]) -> MarianPieces:
+def read(folder: Path, settings: Mapping[str, Value]) -> MarianPieces:
     """Returns the tokenizer of a Marian folder. Raises UserError if a file is missing or damaged, or source and target have
     a vocabulary each."""
     if settings.get("separate_vocabs"):

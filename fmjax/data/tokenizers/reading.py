@@ -10,19 +10,19 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from fmjax.contracts import Value
 from fmjax.data.tokenizers import marian, tiktokens
 from fmjax.data.tokenizers.marian import MarianPieces
 from fmjax.data.tokenizers.sentencepieces import MODEL, SPACE, SentencePieces, bert_template, read_model
 from fmjax.data.tokenizers.words import Words, fits
 from fmjax.errors import UserError
 
-Settings = dict[str, Any]
+Settings = dict[str, Value]
 
 # The names that a role's token has where no file says so.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -44,7 +44,7 @@ BYTE_LEVELS = ("RobertaTokenizer", "GPT2Tokenizer")
 class Pieces:
     """A tokenizer of the tokenizers library: WordPiece, BPE, unigram or words."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
@@ -100,7 +100,7 @@ class Pieces:
         """Whether tokens are written byte by byte, as in GPT-2, with another sign for a space than SentencePiece has."""
         return sum(token.startswith(BLANKS[0]) for token in self.tokens) > sum(token.startswith(SPACE) for token in self.tokens)
 
-    def template(self) -> Any:
+    def template(self) -> tokenizers.Tokenizer:
         """Returns the tokenizer whose post-processor puts texts together."""
         return self.tokenizer
 
@@ -146,7 +146,7 @@ def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
     return read_file(found[0], settings), settings
 
 
-def read_file(path: Path, settings: Mapping[str, Any] | None = None) -> Pieces | SentencePieces:
+def read_file(path: Path, settings: Mapping[str, Value] | None = None) -> Pieces | SentencePieces:
     """Returns the tokenizer in one file, by its name."""
     if path.name == "sentencepiece.bpe.model":
         raise UserError(f"{path}: XLM-R and its kin number these pieces anew; add their tokenizer.json, which says how")
@@ -174,7 +174,7 @@ def read_json(path: Path) -> Settings:
     return values
 
 
-def read_tokenizer_json(path: Path) -> Any:
+def read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     """Returns the tokenizer of a tokenizer.json. Raises UserError if it is malformed."""
     try:
         return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
@@ -189,7 +189,7 @@ def check_class(path: Path, settings: Settings, known: Sequence[str]) -> None:
         raise UserError(f"{path}: a {name} cuts texts in its own way; add the tokenizer.json that its save_pretrained writes")
 
 
-def with_settings(tokenizer: Any, settings: Settings) -> Any:
+def with_settings(tokenizer: tokenizers.Tokenizer, settings: Settings) -> tokenizers.Tokenizer:
     """Lets settings of BERT's normalisation override those of tokenizer.json, as the reference does."""
     normalizer = tokenizer.normalizer
     names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
@@ -201,7 +201,7 @@ def with_settings(tokenizer: Any, settings: Settings) -> Any:
     return tokenizer
 
 
-def wordpiece(path: Path, settings: Settings) -> Any:
+def wordpiece(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     """Returns BERT's tokenizer over a vocabulary file. Raises UserError if that lacks [UNK].
 
     Without the setting `do_lower_case` it lower-cases, unless more than one token of a hundred has a capital letter.
@@ -219,7 +219,7 @@ def wordpiece(path: Path, settings: Settings) -> Any:
     )
 
 
-def bert(vocabulary: Mapping[str, int], lowercase: bool, strip_accents: bool | None = None, chinese: bool = True) -> Any:
+def bert(vocabulary: Mapping[str, int], lowercase: bool, strip_accents: bool | None = None, chinese: bool = True) -> tokenizers.Tokenizer:
     """Returns BERT's tokenizer over a vocabulary (google-research/bert, tokenization.py)."""
     tokenizer = tokenizers.Tokenizer(models.WordPiece(dict(vocabulary), unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(
@@ -233,7 +233,7 @@ def bert(vocabulary: Mapping[str, int], lowercase: bool, strip_accents: bool | N
     return tokenizer
 
 
-def byte_level(path: Path, settings: Settings) -> Any:
+def byte_level(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     """Returns the tokenizer of RoBERTa, or of GPT-2 where there is no <s>, over vocab.json and merges.txt."""
     try:
         model = models.BPE.from_file(str(path), str(path.with_name("merges.txt")))
@@ -242,7 +242,7 @@ def byte_level(path: Path, settings: Settings) -> Any:
     return roberta(tokenizers.Tokenizer(model), bool(settings.get("add_prefix_space", False)))
 
 
-def roberta(tokenizer: Any, prefix_space: bool = False) -> Any:
+def roberta(tokenizer: tokenizers.Tokenizer, prefix_space: bool = False) -> tokenizers.Tokenizer:
     """Gives a byte-level BPE the rest of RoBERTa's tokenizer, or of GPT-2's where there is no <s>."""
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()

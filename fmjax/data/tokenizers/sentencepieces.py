@@ -13,6 +13,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from fmjax.contracts import Value
 from fmjax.errors import UserError
 
 MODEL = "spiece.model"
@@ -89,7 +90,7 @@ class SentencePieces:
         """Returns [vocabulary] bool: whether a token ends a word by itself; none does."""
         return np.zeros(len(self.tokens), bool)
 
-    def template(self) -> Any:
+    def template(self) -> tokenizers.Tokenizer:
         """Returns a tokenizer that puts two texts together in BERT's way, as ALBERT does, where there is [CLS] and [SEP], or in
         T5's, each before its </s>, where there are sentinels."""
         shell = tokenizers.Tokenizer(models.WordLevel({token: n for n, token in enumerate(self.tokens)}, unk_token=self.unk))
@@ -100,7 +101,7 @@ class SentencePieces:
             shell.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[end])
         return shell
 
-    def save(self, folder: Path) -> dict[str, Any]:
+    def save(self, folder: Path) -> dict[str, Value]:
         """Writes `spiece.model`, and a `tokenizer.json` that the reference reads; returns settings for the reader.
 
         The reference's reading of a unigram model agrees except where a text joins characters by U+200D and its kin. For
@@ -121,11 +122,11 @@ class SentencePieces:
         specification.ParseFromString(self.proto)
         return specification
 
-    def convert(self) -> Any:
+    def convert(self) -> tokenizers.Tokenizer:
         """Returns the model as one of the tokenizers library, as the reference's `convert_slow_tokenizer.py` does."""
         spec, trainer = self.specification, self.specification.trainer_spec
         pieces = [(piece.piece, piece.score) for piece in spec.pieces]
-        steps: list[Any] = []
+        steps: list[normalizers.Normalizer] = []
         if spec.normalizer_spec.precompiled_charsmap:
             steps.append(normalizers.Precompiled(spec.normalizer_spec.precompiled_charsmap))
         if spec.normalizer_spec.remove_extra_whitespaces:
@@ -163,7 +164,7 @@ def merges(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     return [pair for *_, pair in sorted(found)]
 
 
-def bert_template(cls_id: int, sep_id: int) -> Any:
+def bert_template(cls_id: int, sep_id: int) -> processors.PostProcessor:
     """Returns BERT's way of putting texts together: [CLS] A [SEP], [CLS] A [SEP] B [SEP]."""
     return processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 import numpy as np
 
-from fmjax.data.records import Source
+from fmjax.contracts import Record, Source
 from fmjax.errors import RecordError
 
 COLUMNS = ("ids", "tokenizer")
@@ -30,7 +29,7 @@ def are_of(source: Source, column: str, sha256: str) -> bool:
     return bool(source[0]["tokenizer"] == sha256[:16])
 
 
-def read(source: Source, index: int, found: dict[str, Any], sha256: str) -> np.ndarray:
+def read(source: Source, index: int, found: Record, sha256: str) -> np.ndarray:
     """Returns the ids [N] of a record. Raises UserError, naming it, if they are damaged or of another tokenizer."""
     if found["tokenizer"] != sha256[:16]:
         raise RecordError(

@@ -10,11 +10,11 @@ import base64
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
+from fmjax.contracts import Value
 from fmjax.errors import UserError, one_line
 
 SUFFIX = ".tiktoken"
@@ -25,7 +25,7 @@ CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}
 KNOWN = {50256: (GPT2, 50256), 50257: (GPT2, 50257), 100256: (CL100K, 100257)}
 
 
-def read(path: Path, settings: Mapping[str, Any]) -> Any:
+def read(path: Path, settings: Mapping[str, Value]) -> tokenizers.Tokenizer:
     """Returns the tokenizer of a file. Raises UserError if it is malformed, or its pattern is not known."""
     ranks = read_ranks(path)
     merged = merges(ranks, path)

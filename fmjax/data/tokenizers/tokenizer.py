@@ -12,9 +12,10 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 
 from fmjax.data.tokenizers import reading, training
 from fmjax.data.tokenizers.marian import MarianPieces
@@ -260,7 +261,7 @@ class Tokenizer:
             (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def layout(shell: Any, tokens: Sequence[str], pair: bool) -> tuple[Part, ...]:
+def layout(shell: tokenizers.Tokenizer, tokens: Sequence[str], pair: bool) -> tuple[Part, ...]:
     """Returns how a post-processor puts texts together, learnt from one token put together with another."""
     for word in ("a", "A", ".", *tokens):
         row = shell.encode(word, add_special_tokens=False)

@@ -6,12 +6,12 @@ import io
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
+from fmjax.contracts import Value
 from fmjax.data.tokenizers.reading import ROLES, Pieces, bert, roberta
 from fmjax.data.tokenizers.sentencepieces import SentencePieces, bert_template, sentinel
 from fmjax.errors import UserError, nearest
@@ -132,7 +132,7 @@ def single_bytes(texts: list[str], size: int, lowercase: bool, min_frequency: in
     return Pieces(tokenizer)
 
 
-def unmerged(letters: list[str], decoder: Any) -> Any:
+def unmerged(letters: list[str], decoder: decoders.Decoder) -> tokenizers.Tokenizer:
     """Returns a tokenizer with T5's special tokens whose other tokens are single characters: a BPE without merges."""
     vocabulary = {token: number for number, token in enumerate([*T5_SPECIAL, *letters])}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
@@ -173,7 +173,7 @@ def t5(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Sent
         return sentence_pieces(texts, size, user_defined_symbols=sentinels, **ids, **names, **folded)
 
 
-def sentence_pieces(texts: list[str], size: int, **special: Any) -> SentencePieces:
+def sentence_pieces(texts: list[str], size: int, **special: Value) -> SentencePieces:
     """Trains SentencePiece's unigram model; it has its own way with rare pieces. Raises UserError if it cannot."""
     model = io.BytesIO()
     try:

@@ -7,10 +7,9 @@ BERT's tokenizer is one: its normaliser looks at single characters, and its pre-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 MOST = 2**17  # words that are remembered
 LONG = 16  # characters a word, on average, above which a text, as one in Chinese, is not of words that come again
@@ -20,7 +19,7 @@ GROUP = 128  # words that are cut in one call
 class Words:
     """Cuts texts by a tokenizer (tokenizers.Tokenizer), and remembers words. `fits` says for which this is exact."""
 
-    def __init__(self, tokenizer: Any, separator: str):
+    def __init__(self, tokenizer: Tokenizer, separator: str):
         """
         Args:
           separator: a token that stands for itself alone, to be put between words.
@@ -28,7 +27,7 @@ class Words:
         self.tokenizer, self.separator = tokenizer, separator
         self.known: dict[str, bytes] = {}  # the ids of each word, int32
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"known": {}}  # a worker process learns its own
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -67,7 +66,7 @@ class Words:
         return made
 
 
-def fits(tokenizer: Any) -> str:
+def fits(tokenizer: Tokenizer) -> str:
     """Returns a separator with which a tokenizer can go word by word; "" where words may depend on those around them."""
     if not isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
         return ""
@@ -77,5 +76,6 @@ def fits(tokenizer: Any) -> str:
     # Such as reach over white space, or are looked for once the text is normalised.
     if any(token.lstrip or token.rstrip or token.normalized or len(token.content.split()) != 1 for token in added.values()):
         return ""
-    unknown = getattr(tokenizer.model, "unk_token", None)
+    model = tokenizer.model
+    unknown = model.unk_token if isinstance(model, models.BPE | models.WordPiece | models.WordLevel) else None
     return next((token.content for token in added.values() if token.special and token.content != unknown), "")
