@@ -18,10 +18,10 @@ import numpy as np
 
 from fmjax.contracts import Record
 from fmjax.data.records import RecordSource, json_object, locate, select_columns
-from fmjax.data.sources.folders import ARCHIVE_EXTENSIONS, BROKEN, hidden, members
-from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind
+from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind, first_path
 from fmjax.data.storage.mapped import File
 from fmjax.data.storage.paths import find_files, is_image
+from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS, BROKEN, hidden, members
 from fmjax.errors import RecordError, UserError, nearest
 
 # What the files of a record hold, by extension: a text, an object whose keys become columns, a label.
@@ -202,7 +202,7 @@ def holds_texts(path: Path) -> bool:
 
 def is_text_archive(files: Files) -> int:
     """Returns how sure it is that files are archives of texts, by the first one."""
-    first = Path(files if isinstance(files, str) else next(iter(files), "")).expanduser()
+    first = first_path(files)
     if not first.name.lower().endswith(ARCHIVE_EXTENSIONS) or first.is_dir():
         return NO
     return BY_CONTENT if holds_texts(find_files(files, {})[0]) else NO

@@ -13,7 +13,7 @@ import numpy as np
 from fmjax.contracts import Record
 from fmjax.data.records import RecordSource, locate
 from fmjax.data.sources.features import decode, features_of, has_labels
-from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind
+from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind, first_path
 from fmjax.data.storage import cache
 from fmjax.errors import RecordError, UserError, nearest, one_line
 
@@ -131,7 +131,7 @@ def read_json(path: Path) -> Record:
 
 def is_saved_folder(files: Files) -> int:
     """Returns how sure it is that a folder is one that `datasets` saved."""
-    folder = Path(files if isinstance(files, str) else next(iter(files), "")).expanduser()
+    folder = first_path(files)
     return BY_CONTENT if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file() else NO
 
 

@@ -11,11 +11,12 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from fmjax.config import names
 from fmjax.contracts import Source
-from fmjax.errors import UserError, one_of
+from fmjax.errors import UserError, nearest, one_of
 
 PACKAGE = "fmjax.data.sources"
 AUTO = "auto"  # by the files
@@ -50,6 +51,24 @@ class SourceKind:
     extensions: tuple[str, ...] = ()
     any_extension: bool = False
     recognizes: Callable[[Files], int] = unrecognized
+
+
+def first_path(files: Files) -> Path:
+    """Returns the first of some files or folders."""
+    return Path(files if isinstance(files, str) else next(iter(files), "")).expanduser()
+
+
+def one_path(files: Files, split: str, kind: str) -> Path:
+    """Returns the one file or folder that is named. Raises UserError if it does not exist, or several are named."""
+    names = [files] if isinstance(files, str) else list(files)
+    if len(names) != 1:
+        raise UserError(f"data.files.{split}: is {len(names)} names; data.source={kind} reads one file or folder")
+    path = Path(names[0]).expanduser()
+    if not path.exists():
+        there = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
+        listed = f"; the folder has {', '.join(there[:8])}" if there else ""
+        raise UserError(f"{path}: no such file or folder{nearest(path.name, there)}{listed}; correct the path")
+    return path
 
 
 @functools.cache
