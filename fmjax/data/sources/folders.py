@@ -1,9 +1,10 @@
 """Labeled images in class folders, or in archives of class folders.
 
-A record is `{"image": uint8 [H,W,C], "label": str}`. Archives are memory-mapped (`mapped.py`), compressed ones decompressed once
-into the cache as a whole; no member becomes a file. In memory are each image's name, in an archive also its offsets (16 bytes),
-and up to MOST_KEPT bytes of the images that were decoded first, so that small data sets are decoded once. Other images are
-decoded each time they are read, so a damaged one is found only then.
+A record is `{"image": uint8 [H,W,C], "label": str}`. Archives are memory-mapped (`mapped.py`),
+compressed ones decompressed once into the cache as a whole; no member becomes a file. In memory are
+each image's name, in an archive also its offsets (16 bytes), and up to MOST_KEPT bytes of the
+images that were decoded first, so that small data sets are decoded once. Other images are decoded
+each time they are read, so a damaged one is found only then.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ OVERHEAD = 512  # bytes of an array besides its pixels
 
 
 class Item(NamedTuple):
-    """An image file: its name in the archive or folder, its offsets in the archive, its bytes if it is in a folder."""
+    """An image file: its name in the archive or folder, its offsets in the archive, its bytes if it
+    is in a folder."""
 
     name: PurePosixPath
     begin: int = 0
@@ -61,10 +63,12 @@ class Names:
 
 
 class ClassFolders(RecordSource):
-    """The images of a folder or tar archive of class folders, whose names are the labels; pickled without decoded images.
+    """The images of a folder or tar archive of class folders, whose names are the labels; pickled
+    without decoded images.
 
-    Raises UserError, naming the member, for one that lies in no folder or outside the archive, is a link or larger than
-    MOST_FILE, and for class folders of several splits; when it is read, for one that is damaged.
+    Raises UserError, naming the member, for one that lies in no folder or outside the archive, is a
+    link or larger than MOST_FILE, and for class folders of several splits; when it is read, for one
+    that is damaged.
     """
 
     columns = ("image", "label")
@@ -79,11 +83,16 @@ class ClassFolders(RecordSource):
         for name, begin, end, data in archive_items(self.file) if self.file else folder_items(path):
             where = f"{path.name}: {name}"
             if len(name.parts) < 2:
-                raise UserError(f"{where}: lies in no class folder, so it has no label; put it into one")
+                raise UserError(
+                    f"{where}: lies in no class folder, so it has no label; put it into one"
+                )
             outer.setdefault(name.parent.parent, where)
             if len(outer) > 1:
                 others = " and ".join(f"{folder}/" for folder in outer)
-                raise UserError(f"{where}: class folders lie in {others}; make one folder or archive for each split")
+                raise UserError(
+                    f"{where}: class folders lie in {others}; "
+                    "make one folder or archive for each split"
+                )
             self.names.append(str(name))
             if self.file:
                 self.spans.extend((begin, end))
@@ -91,7 +100,9 @@ class ClassFolders(RecordSource):
                 digest.update(f"{name}\0{len(data)}\0".encode() + data)
         if not len(self):
             endings = ", ".join(IMAGE_EXTENSIONS[:4])
-            raise UserError(f"{path}: no images for {split} ({endings}, ...); give class folders that have some")
+            raise UserError(
+                f"{path}: no images for {split} ({endings}, ...); give class folders that have some"
+            )
         folder = {"name": path.name, "size": len(self), "sha256": digest.hexdigest()}
         files = [self.file.fingerprint if self.file else folder]
         self.mark = {"source": "class_folders", "split": split, "files": files}
@@ -115,7 +126,8 @@ class ClassFolders(RecordSource):
         return self.names[index].rsplit("/", 2)[-2]
 
     def image(self, index: int) -> np.ndarray:
-        """Returns a decoded image and keeps it while there is room: in shuffled epochs any choice of images is as good.
+        """Returns a decoded image and keeps it while there is room: in shuffled epochs any choice
+        of images is as good.
 
         Raises RecordError if it cannot be read or decoded.
         """
@@ -151,12 +163,17 @@ def is_class_folders(files: Files) -> int:
         return BY_NAME
     if not first.is_dir() or is_idx(files):
         return NO
-    inside = (path for folder in sorted(first.iterdir()) if folder.is_dir() for path in folder.iterdir())
+    inside = (
+        path for folder in sorted(first.iterdir()) if folder.is_dir() for path in folder.iterdir()
+    )
     return BY_NAME if any(is_image(path.name) for path in inside) else NO
 
 
 def open_class_folders(files: Files, split: str) -> ClassFolders:
-    """Returns the images of a folder or an archive of class folders. Raises UserError if they cannot be read."""
+    """Returns the images of a folder or an archive of class folders.
+
+    Raises UserError if they cannot be read.
+    """
     return ClassFolders(one_path(files, split, "class_folders"), split)
 
 
@@ -167,7 +184,8 @@ def unreadable(error: OSError) -> str:
 def folder_items(path: Path) -> Iterator[Item]:
     """Yields the images under a folder, in the order of their names.
 
-    Raises RecordError for one that cannot be read; if bad records may be left out, yields it without bytes.
+    Raises RecordError for one that cannot be read; if bad records may be left out, yields it
+    without bytes.
     """
     for file in files_under(path, path.name):
         name = PurePosixPath(file.relative_to(path).as_posix())
@@ -183,7 +201,8 @@ def folder_items(path: Path) -> Iterator[Item]:
 
 
 def files_under(folder: Path, where: str) -> Iterator[Path]:
-    """Yields the files in a folder and in the folders in it, in the order of their names, which are held of one folder at a time.
+    """Yields the files in a folder and in the folders in it, in the order of their names, which are
+    held of one folder at a time.
 
     Links to folders are not followed. Raises UserError for a folder that cannot be read.
     """
@@ -200,7 +219,10 @@ def files_under(folder: Path, where: str) -> Iterator[Path]:
 
 
 def archive_items(file: File) -> Iterator[Item]:
-    """Yields the images of a tar archive, in its order. Raises UserError, naming the member, for what does not belong there."""
+    """Yields the images of a tar archive, in its order.
+
+    Raises UserError, naming the member, for what does not belong there.
+    """
     for member in members(file):
         name = PurePosixPath(member.name)
         where = f"{file.path.name}: {member.name}"
@@ -211,8 +233,12 @@ def archive_items(file: File) -> Iterator[Item]:
         if not is_image(name.name) or hidden(name) or member.isdir():
             continue
         if not member.isreg() or member.issparse():
-            raise UserError(f"{where}: is a link or a device, or sparse, not a file; put the image itself there")
+            raise UserError(
+                f"{where}: is a link or a device, or sparse, not a file; put the image itself there"
+            )
         yield Item(name, member.offset_data, member.offset_data + member.size)
 
 
-SOURCES = (SourceKind("class_folders", open_class_folders, reads="folder", recognizes=is_class_folders),)
+SOURCES = (
+    SourceKind("class_folders", open_class_folders, reads="folder", recognizes=is_class_folders),
+)

@@ -1,8 +1,10 @@
-"""The kinds of sources: what a module of a source declares about it, and how a kind is found by its name.
+"""The kinds of sources: what a module of a source declares about it, and how a kind is found by its
+name.
 
-A module declares `SOURCES`, a tuple of `SourceKind`. Files of this folder are known by the names declared there. A module
-outside of fmjax is named with its dots, as `data.source=my_sources.toy`, and declares one kind; `fmjax.config.names` says who may
-be imported. All modules here are imported to find a name, so they import heavy packages in functions.
+A module declares `SOURCES`, a tuple of `SourceKind`. Files of this folder are known by the names
+declared there. A module outside of fmjax is named with its dots, as `data.source=my_sources.toy`,
+and declares one kind; `fmjax.config.names` says who may be imported. All modules here are imported
+to find a name, so they import heavy packages in functions.
 """
 
 from __future__ import annotations
@@ -36,12 +38,15 @@ class SourceKind:
     Attributes:
       name: the value of `data.source`; empty outside of fmjax, where it is the module's name.
       open: called with the files, the split and the options that are set, returns the records.
-      reads: what `data.files` names, and `open` gets. "files": existing files, as a list of paths. "folder": one file or
-        folder, as the user wrote it. "split": the name of a split that the source knows. "nothing": the source is built in.
+      reads: what `data.files` names, and `open` gets. "files": existing files, as a list of paths.
+        "folder": one file or folder, as the user wrote it. "split": the name of a split that the
+        source knows. "nothing": the source is built in.
       options: the keys of the config's section `data` that it takes.
-      extensions: of its files, such as ".csv"; they tell the kind of a file, and which files of a folder are read.
+      extensions: of its files, such as ".csv"; they tell the kind of a file, and which files of a
+        folder are read.
       any_extension: whether it reads the files of a folder that have the extensions of other kinds.
-      recognizes: returns how sure it is that files, of which the first exists, are of the kind, if their extension does not say.
+      recognizes: returns how sure it is that files, of which the first exists, are of the kind, if
+        their extension does not say.
     """
 
     name: str
@@ -59,22 +64,32 @@ def first_path(files: Files) -> Path:
 
 
 def one_path(files: Files, split: str, kind: str) -> Path:
-    """Returns the one file or folder that is named. Raises UserError if it does not exist, or several are named."""
+    """Returns the one file or folder that is named.
+
+    Raises UserError if it does not exist, or several are named.
+    """
     names = [files] if isinstance(files, str) else list(files)
     if len(names) != 1:
-        raise UserError(f"data.files.{split}: is {len(names)} names; data.source={kind} reads one file or folder")
+        raise UserError(
+            f"data.files.{split}: is {len(names)} names; "
+            f"data.source={kind} reads one file or folder"
+        )
     path = Path(names[0]).expanduser()
     if not path.exists():
         there = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
         listed = f"; the folder has {', '.join(there[:8])}" if there else ""
-        raise UserError(f"{path}: no such file or folder{nearest(path.name, there)}{listed}; correct the path")
+        raise UserError(
+            f"{path}: no such file or folder{nearest(path.name, there)}{listed}; correct the path"
+        )
     return path
 
 
 @functools.cache
 def kinds() -> dict[str, SourceKind]:
     """Returns the kinds that fmjax has, by name."""
-    modules = [importlib.import_module(f"{PACKAGE}.{name}") for name in names.choices(PACKAGE, "SOURCES")]
+    modules = [
+        importlib.import_module(f"{PACKAGE}.{name}") for name in names.choices(PACKAGE, "SOURCES")
+    ]
     declared: list[SourceKind] = [kind for module in modules for kind in module.SOURCES]
     return {kind.name: kind for kind in sorted(declared, key=lambda kind: kind.name)}
 
@@ -86,13 +101,21 @@ def extensions() -> dict[str, str]:
 
 
 def find_kind(name: str) -> SourceKind:
-    """Returns the kind of source of a name. Raises UserError for one that does not exist or is not permitted."""
+    """Returns the kind of source of a name.
+
+    Raises UserError for one that does not exist or is not permitted.
+    """
     if "." not in name:
         one_of("data.source", name, [AUTO, *kinds()])
         return kinds()[name]
-    declared: tuple[SourceKind, ...] = names.find(PACKAGE, name, "SOURCES", "data.source", "source").SOURCES
+    declared: tuple[SourceKind, ...] = names.find(
+        PACKAGE, name, "SOURCES", "data.source", "source"
+    ).SOURCES
     if len(declared) != 1:
-        raise UserError(f'data.source="{name}": the module declares {len(declared)} kinds of source; leave one in SOURCES')
+        raise UserError(
+            f'data.source="{name}": the module declares {len(declared)} kinds of source; '
+            "leave one in SOURCES"
+        )
     return dataclasses.replace(declared[0], name=name)
 
 
