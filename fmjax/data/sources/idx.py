@@ -15,10 +15,18 @@ import numpy as np
 
 from fmjax.contracts import Record
 from fmjax.data.records import RecordSource, scrambled
-from fmjax.data.sources.kinds import BY_NAME, NO, Files, SourceKind, first_path, one_path
+from fmjax.data.sources.kinds import (
+    BY_NAME,
+    NO,
+    Files,
+    SourceKind,
+    check_split,
+    first_path,
+    one_path,
+)
 from fmjax.data.storage.mapped import File
 from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError
 
 IDX_IMAGES = re.compile(r"images[-.]idx3")
 MOST_BYTES = 8 * 2**30  # of a decompressed file
@@ -162,11 +170,7 @@ def open_digits(files: None, split: str) -> Images:
 
     Raises UserError for an unknown split.
     """
-    if split not in DIGITS:
-        raise UserError(
-            f'digits has no split "{split}"{nearest(split, DIGITS)}; '
-            f"choose one of {', '.join(DIGITS)}"
-        )
+    check_split("digits", split, DIGITS)
     images, labels = all_digits()
     ends = np.cumsum(list(DIGITS.values()))
     begin = int(ends[list(DIGITS).index(split)]) - DIGITS[split]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -82,6 +82,16 @@ def one_path(files: Files, split: str, kind: str) -> Path:
             f"{path}: no such file or folder{nearest(path.name, there)}{listed}; correct the path"
         )
     return path
+
+
+def check_split(source: str, split: str, splits: Iterable[str]) -> None:
+    """Raises UserError unless a built-in source has a split."""
+    splits = list(splits)
+    if split not in splits:
+        raise UserError(
+            f'{source} has no split "{split}"{nearest(split, splits)}; '
+            f"choose one of {', '.join(splits)}"
+        )
 
 
 @functools.cache

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from fmjax.contracts import Record
 from fmjax.data.records import RecordSource
-from fmjax.data.sources.kinds import SourceKind
+from fmjax.data.sources.kinds import SourceKind, check_split
 from fmjax.data.sources.python_docs import SPLITS, Document, documents
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError
 
 LABELS = ("as", "at", "by", "for", "from", "in", "of", "on", "to", "with")
 MASK = "[MASK]"
@@ -102,11 +102,7 @@ class Prepositions(RecordSource):
     columns = ("text", "label", "file")
 
     def __init__(self, files: None, split: str):
-        if split not in SPLITS:
-            raise UserError(
-                f'prepositions has no split "{split}"{nearest(split, SPLITS)}; '
-                f"choose one of {', '.join(SPLITS)}"
-            )
+        check_split("prepositions", split, SPLITS)
         self.split = split
         self.examples = preposition_splits().examples[split]
 

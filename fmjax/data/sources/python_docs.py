@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 from fmjax.contracts import Record
 from fmjax.data.records import RecordSource
-from fmjax.data.sources.kinds import SourceKind
-from fmjax.errors import UserError, nearest
+from fmjax.data.sources.kinds import SourceKind, check_split
+from fmjax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
@@ -72,11 +72,7 @@ def documents(split: str = "") -> tuple[Document, ...]:
     library.
     """
     if split:
-        if split not in SPLITS:
-            raise UserError(
-                f'python_docs has no split "{split}"{nearest(split, SPLITS)}; '
-                f"choose one of {', '.join(SPLITS)}"
-            )
+        check_split("python_docs", split, SPLITS)
         return tuple(document for document in documents() if split_of(document.file) == split)
     collecting = gc.isenabled()
     # Trees hold no cycles, and looking for some beside a loaded JAX takes half as long again.

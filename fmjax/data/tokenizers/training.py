@@ -17,7 +17,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from fmjax.contracts import Value
 from fmjax.data.tokenizers.reading import ROLES, Pieces, bert, roberta
 from fmjax.data.tokenizers.sentencepieces import SentencePieces, bert_template, sentinel
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError, one_of
 
 BERT_SPECIAL = [names[0] for names in ROLES.values()]  # ids 0 to 4
 ROBERTA_SPECIAL = [
@@ -52,11 +52,7 @@ def train(
         "char": characters,
         "byte": single_bytes,
     }
-    if kind not in makers:
-        raise UserError(
-            f'data.tokenizer_kind="{kind}"{nearest(kind, makers)}: choose one of '
-            f"{', '.join(makers)}"
-        )
+    one_of("data.tokenizer_kind", kind, makers)
     special = T5_SPECIAL if kind in ("t5", "char", "byte") else BERT_SPECIAL
     least = (
         len(special)
