@@ -36,7 +36,7 @@ class SourceKind:
     """A kind of source.
 
     Attributes:
-      name: the value of `data.source`; empty outside of fmjax, where it is the module's name.
+      name: the value of `data.source`; outside of fmjax, the module's name takes its place.
       open: called with the files, the split and the options that are set, returns the records.
       reads: what `data.files` names, and `open` gets. "files": existing files, as a list of paths.
         "folder": one file or folder, as the user wrote it. "split": the name of a split that the
@@ -68,13 +68,13 @@ def one_path(files: Files, split: str, kind: str) -> Path:
 
     Raises UserError if it does not exist, or several are named.
     """
-    names = [files] if isinstance(files, str) else list(files)
-    if len(names) != 1:
+    given = [files] if isinstance(files, str) else list(files)
+    if len(given) != 1:
         raise UserError(
-            f"data.files.{split}: is {len(names)} names; "
+            f"data.files.{split}: is {len(given)} given; "
             f"data.source={kind} reads one file or folder"
         )
-    path = Path(names[0]).expanduser()
+    path = Path(given[0]).expanduser()
     if not path.exists():
         there = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
         listed = f"; the folder has {', '.join(there[:8])}" if there else ""
