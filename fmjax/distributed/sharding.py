@@ -177,10 +177,13 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return constrained
 
 
-def shard_embedded(embedded_BLD: jax.Array) -> jax.Array:
-    """Shards embeddings as activations; otherwise they and their gradients inherit the table's
-    sharding and must be resharded."""
-    return constrain(embedded_BLD, "act_batch", "act_length", "act_embed")
+def shard_embedded(x: jax.Array) -> jax.Array:
+    """Shards [B,L,D], or [B,D] with one vector per row, as activations.
+
+    Otherwise embeddings inherit the sharding of their table, the inputs of a head that of its
+    kernel, and so do their gradients, and must be resharded.
+    """
+    return constrain(x, "act_batch", *["act_length"] * (x.ndim - 2), "act_embed")
 
 
 def mesh_axes(logical: str | None, rules: Rules, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
