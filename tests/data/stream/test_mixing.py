@@ -121,7 +121,7 @@ def test_resuming_reads_no_more_than_what_comes_next():
         ({"mixture": {"a": {"weight": -1}, "b": {"weight": 1}}}, "data.mixture.a.weight=-1: must be a number, 0 or more"),
         ({"mixture": {"a": {"cap": 1.5}, "b": {}}}, "data.mixture.a.cap=1.5: must be above 0 and whole"),
         ({"mixture": {"a": {"epochs": 0}, "b": {}}}, "data.mixture.a.epochs=0: must be above 0"),
-        ({"temperature": 0}, "data.temperature=0.0: must be above 0"),
+        ({"temperature": 0}, "data.temperature=0.0: must be above 0; 1 leaves weights as they are"),
         ({"curriculum": {"soon": {"a": 1}}}, 'data.curriculum.soon: write {"STEP": {"SOURCE": WEIGHT}}'),
         ({"curriculum": {"5": {"bb": 1}}}, r'5.bb \(did you mean "b"\?\): is no source of data.mixture, which has a, b'),
         ({"curriculum": {"5": {"a": 0, "b": 0}}}, "all weights are 0 from step 5 on"),
