@@ -28,6 +28,7 @@ from fmjax.data.splits import open_sources
 from fmjax.data.stream.mixing import Several
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.distributed import sharding
+from fmjax.distributed.layout import accumulation, lay_out
 from fmjax.distributed.sharding import batch_shardings
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
@@ -39,11 +40,9 @@ from fmjax.train.resolve import training_texts
 from fmjax.train.stages import (
     Abstract,
     Built,
-    accumulation,
     batch_shapes,
     build_model,
     describe,
-    lay_out,
     total_steps,
     training_step,
 )

@@ -1,6 +1,7 @@
 """The run directory: who may use it, and where its contents came from.
 
-`config.json` (resolved), `provenance.json`, `tokenizer/`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `report.html`.
+`config.json` (resolved), `provenance.json`, `tokenizer/`, `checkpoints/`, `metrics.jsonl`,
+`tensorboard/`, `report.html`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def check_workdir(workdir: Path) -> bool:
         workdir.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in workdir.iterdir()}
         run = is_run(workdir)
-        # What a run that was killed before its config was written has left: only where there is a lock is it ours.
+        # What a run that was killed before its config was written has left: only where there is a
+        # lock is it ours.
         begun = LOCK in found and found <= {LOCK, TOKENIZER, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
         if run or begun or not found:
             (workdir / LOCK).touch()
@@ -57,7 +59,10 @@ def check_workdir(workdir: Path) -> bool:
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the run directory for this process. Raises UserError if another one is training in it."""
+    """Holds the run directory for this process.
+
+    Raises UserError if another one is training in it.
+    """
     with open(workdir / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,8 +89,9 @@ def record_left_out(workdir: Path, records: list[str]) -> None:
 
 
 def record(workdir: Path, data: dict[str, Any], notes: dict[str, Any] | None = None) -> None:
-    """Writes `provenance.json`: the data's fingerprints and notes about them, and for each start the command, versions, device
-    and time."""
+    """Writes `provenance.json`: the data's fingerprints and notes about them, and for each start
+    the command, versions, device and time.
+    """
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
