@@ -20,6 +20,8 @@ from fmjax.bench import timing
 from fmjax.bench.measure import Options, machine
 from fmjax.bench.table import markdown
 from fmjax.bench.workloads import Facts, Result
+from fmjax.contracts import Processors
+from fmjax.data.kinds import text
 from fmjax.data.sources.open import open_source
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
@@ -38,7 +40,7 @@ def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
     task, tokenizer = tasks.make({"name": "mlm"}), load_tokenizer(folder / "tokenizer")
     source = open_source("jsonl", str(folder / "texts.jsonl"), "train")
     begun = time.perf_counter()
-    examples = task.examples(source, tokenizer, length, train=True)
+    examples: Any = task.examples(source, Processors(text.Processor(tokenizer)), length, train=True)
     prepared = time.perf_counter()
     batches = TrainBatches(examples, batch_size=rows, seed=0)
     tokens = sum(int((next(batches)["segment_ids"] > 0).sum()) for _ in range(count))

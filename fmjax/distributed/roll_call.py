@@ -1,7 +1,7 @@
-"""A roll call of hosts before they join: who is missing is said in one line, where JAX's coordination service ends the process.
+"""Names missing hosts at start-up in one line; JAX's coordination service would end the process.
 
-The first host listens where the coordination service will, until each of the others has said its number; then it answers them
-all, and frees the port.
+The first host listens at the port of the coordination service until each of the others has sent its number; then it answers all
+of them and frees the port.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAUSE = 0.2  # seconds between attempts to reach the first host
 
 
 def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
-    """Returns when all hosts are there.
+    """Returns when all hosts are present.
 
     Args:
       coordinator: HOST:PORT of the first host.
@@ -26,8 +26,8 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
       index: this host's number.
       timeout: seconds to wait for the others.
 
-    Raises UserError, on every host that is there, naming those which are not; or the address, if it is none, is in use, or
-    nobody answers there; or the number that two hosts have.
+    Raises UserError, on every host that is present, naming those that are not; or the address, if it is malformed, in use, or
+    does not answer; or the number that two hosts have.
     """
     name, _, port = coordinator.rpartition(":")
     if not name or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -50,7 +50,7 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
 
 
 def gather(coordinator: str, port: int, count: int, deadline: float) -> str:
-    """Waits on the first host for the numbers of the others, and answers them. Returns the answer."""
+    """Waits on the first host for the numbers of the others, answers them, and returns the answer."""
     present: dict[int, socket.socket] = {}
     answer = ALL
     with contextlib.ExitStack() as callers:

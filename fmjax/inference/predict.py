@@ -50,7 +50,7 @@ def predict_file(folder: Path, source: Path, target: Path) -> None:
         with open_atomically(target) as output, Bar("predict", len(examples)) as bar:
             for begin in range(0, len(examples), CHUNK):
                 where = [f"{source} line {number}" for number in numbers[begin : begin + CHUNK]]
-                for prediction in model.predict(examples[begin : begin + CHUNK], where.__getitem__):
+                for prediction in model.predict(examples[begin : begin + CHUNK], where.__getitem__, begin):
                     output.write((json.dumps(prediction, ensure_ascii=False) + "\n").encode())
                 bar.advance(min(begin + CHUNK, len(examples)))
     except OSError as error:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.distributed.sharding import placed
+from fmjax.distributed.sharding import shard_embedded
 from fmjax.layers.linear import Dense, Initializer, normal, parameter
 from fmjax.layers.norm import LayerNorm
 
@@ -90,7 +90,7 @@ def linear_head(head: Any, x: jax.Array) -> jax.Array:
     """
     kernel = parameter(head, "kernel", head.kernel_init, ("embed", None), (x.shape[-1], head.classes))
     bias = parameter(head, "bias", nn.initializers.zeros_init(), (None,), (head.classes,))
-    rows = placed(x.astype(jnp.float32)).reshape(-1, x.shape[-1])
+    rows = shard_embedded(x.astype(jnp.float32)).reshape(-1, x.shape[-1])
     return (rows @ kernel + bias[None]).reshape(*x.shape[:-1], head.classes)
 
 

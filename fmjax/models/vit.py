@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.distributed.sharding import placed
+from fmjax.distributed.sharding import shard_embedded
 from fmjax.errors import UserError, nearest
 from fmjax.hub import folders
 from fmjax.layers.attention import ALL, Attention, Context
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
             return {"hidden": hidden}
         made = (s.pooler_width or s.width,)
         pooler = Dense(made, ("embed", None), normal(s.initializer_range), dtype=dtype, name="pooler")
-        pooled = pooler(placed(hidden[:, 0]))
+        pooled = pooler(shard_embedded(hidden[:, 0]))
         return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooled)}
 
 

@@ -23,20 +23,16 @@ from jax.experimental import topologies
 
 from fmjax import models, tasks
 from fmjax.contracts import Batch, Config, PyTree
-from fmjax.data.records import Bundle, Source, Subset
+from fmjax.data.kinds import lifecycle
+from fmjax.data.records import Bundle, ConcatenatedSources, Source, Subset
 from fmjax.data.splits import open_sources
-from fmjax.data.stream.mixing import Several
-from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.distributed import sharding
 from fmjax.distributed.layout import accumulation, lay_out
 from fmjax.distributed.sharding import batch_shardings
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
-from fmjax.inference.pretrained import reads_text
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
-from fmjax.tasks import mixture
-from fmjax.train.resolve import training_texts
 from fmjax.train.stages import (
     Abstract,
     Built,
@@ -133,10 +129,14 @@ class Step:
 
 
 def describe_step(config: Config, devices: Sequence[Any] | None = None) -> Step:
-    """Returns the step that a config describes, over devices. Raises UserError for whatever does not fit."""
+    """Returns the step that a config describes, over devices.
+
+    Raises UserError for whatever does not fit.
+    """
     layout = lay_out(config, devices)
     if origin := config.get("init", {}).get("weights"):
-        raise UserError(f"init.weights={origin}: a plan reads no weights; leave it out, and name the model's sizes")
+        why = "a plan reads no weights; leave it out, and name the model's sizes"
+        raise UserError(f"init.weights={origin}: {why}")
     built = build_from_first_records(config)
     spec = batch_shapes(config, built.examples["train"])
     return Step(built, describe(config, built.model, spec, built.steps, layout))
@@ -145,26 +145,23 @@ def describe_step(config: Config, devices: Sequence[Any] | None = None) -> Step:
 def build_from_first_records(config: Config) -> Built:
     """Returns the task, model and examples by the first records of the training data."""
     task = tasks.make(config["task"])
-    splits = task.splits if isinstance(task, mixture.Task) else {}
-    source = first_records(open_sources(config["data"], splits)["train"])
+    source = first_records(open_sources(config["data"], task.splits)["train"])
     config = config | {"task": config["task"] | task.resolve(source)}
-    tokenizer, data = None, config["data"]
-    if reads_text(task):
-        texts, pieces = training_texts(task, source), min(PIECES, data["vocab_size"])
-        tokenizer = train_tokenizer(texts, data["tokenizer_kind"], pieces, lowercase=data["lowercase"])
-        fields = models.family(config["model"]["name"]).Settings.__dataclass_fields__
-        if "vocab_size" in fields:
-            config = config | {"model": {"vocab_size": data["vocab_size"]} | config["model"]}
-    task = tasks.make(config["task"])
-    config, model = build_model(config, None, tokenizer, task)
-    examples = task.examples(source, tokenizer, data["max_length"], train=True)
+    task, data = tasks.make(config["task"]), config["data"]
+    few = data | {"vocab_size": min(PIECES, data["vocab_size"])}
+    processors = lifecycle.fit_all(task, source, few)
+    fields = models.family(config["model"]["name"]).Settings.__dataclass_fields__
+    if "text" in processors and "vocab_size" in fields:
+        config = config | {"model": {"vocab_size": data["vocab_size"]} | config["model"]}
+    config, model = build_model(config, None, processors, task)
+    examples = task.examples(source, processors, data["max_length"], train=True)
     steps = config["train"].get("steps") or total_steps(config, len(examples))
-    return Built(config, task, model, {"train": examples}, max(steps, 1), {})
+    return Built(config, task, model, {"train": examples}, steps=max(steps, 1), notes={})
 
 
-def first_records(source: Source) -> Source:
+def first_records(source: Source | Bundle) -> Any:
     """Returns the first records of a source, or of each part of a bundle."""
-    if isinstance(source, Bundle | Several):
+    if isinstance(source, Bundle | ConcatenatedSources):
         return type(source)({part: first_records(one) for part, one in source.parts.items()})
     return Subset(source, np.arange(min(RECORDS, len(source))), {"first": RECORDS})
 

@@ -1,8 +1,8 @@
-"""Raw text to a corpus that is fit for training: filtered, without duplicates, tokenised, in shards of ArrayRecord.
+"""Turns raw text into a training corpus: filtered, deduplicated, tokenized, in shards of ArrayRecord.
 
 The engine is datatrove (Penedo et al. 2024, which made FineWeb): its quality filters, exact and MinHash deduplication, and its
 executors, local, Slurm or Ray. The stages follow its examples/fineweb.py: read and filter; hash, find exact duplicates; MinHash
-signatures, buckets, clusters; write; report. Each is split into tasks; one that is done leaves a mark and is not repeated.
+signatures, buckets, clusters; write; report. Each is split into tasks; a finished task leaves a mark and is not repeated.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils import logging
 
+from fmjax.data.sources.kinds import AUTO, find_kind
 from fmjax.data.sources.lines import RECORDS
-from fmjax.data.sources.open import one_kind
-from fmjax.data.storage.paths import find_files
+from fmjax.data.sources.open import kind_of_files, named_files
 from fmjax.data.tokenizers.tokenizer import load_tokenizer
-from fmjax.errors import Interrupted, UserError
+from fmjax.errors import Interrupted, UserError, in_range, one_of
 from fmjax.prepare import report as reports
 from fmjax.prepare.report import TALLIES
-from fmjax.prepare.steps import ArrayRecords, Documents, Dropped, Mates, NotBlank, Report, Words
+from fmjax.prepare.steps import READERS, ArrayRecords, Documents, Dropped, MarkKept, NotBlank, Report, Words
 
 FILTERS = {
     "gopher_repetition": GopherRepetitionFilter,
@@ -62,17 +62,16 @@ FILTERS = {
     "c4_quality": C4QualityFilter,
     "c4_paragraph": C4ParagraphFilter,
 }
-# The numbers of Gopher's paper that hold for English, and for other languages not.
+# Thresholds of the Gopher paper that hold only for English.
 ENGLISH = {"gopher_quality": ("min_stop_words", "min_avg_word_length", "max_avg_word_length")}
 DEDUPS = {"exact": (), "minhash": ("n_grams", "num_buckets", "hashes_per_bucket", "seed")}
 EXECUTORS = {"local": LocalPipelineExecutor, "ray": RayPipelineExecutor, "slurm": SlurmPipelineExecutor}
-READERS = ("text", "jsonl", "csv", "tsv", "parquet")
-MOST = 1000  # shards, unless told otherwise
+MOST = 1000  # shards by default
 Settings = dict[str, Any]
 
 
 class Stage(NamedTuple):
-    """A pipeline of datatrove's and the number of tasks that it is split into."""
+    """A pipeline of datatrove and the number of tasks that it is split into."""
 
     name: str
     steps: list[Any]
@@ -80,12 +79,12 @@ class Stage(NamedTuple):
 
 
 def content(document: Document) -> str:
-    """Returns what makes two documents the same: the text, but for white space."""
+    """Returns what is equal for duplicates: the text, but for white space."""
     return " ".join(document.text.split())
 
 
 def options_of(kind: type) -> tuple[str, ...]:
-    """Returns the options of a filter of datatrove's."""
+    """Returns the options of a datatrove filter."""
     return tuple(name for name in inspect.signature(kind).parameters if name not in ("exclusion_writer", "language"))
 
 
@@ -116,7 +115,7 @@ def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stag
         found.append(Stage("minhash-signatures", [JsonlReader(kept), *leave_out, sign], tasks))
         found.append(Stage("minhash-buckets", [MinhashDedupBuckets(hashes, pairs, config=near)], near.num_buckets))
         cluster = MinhashDedupCluster(pairs, clusters, config=near, save_cluster_id=True)
-        found.append(Stage("minhash-clusters", [cluster, Mates(clusters)], 1))
+        found.append(Stage("minhash-clusters", [cluster, MarkKept(clusters)], 1))
         leave_out = [*leave_out, MinhashDedupFilter(clusters, Dropped(work, "minhash"), load_cluster_ids=True)]
     tokenizer = settings["tokenizer"].get("path", "")
     found.append(Stage("write", [JsonlReader(kept), *leave_out, ArrayRecords(work, settings["shards"], tokenizer)], tasks))
@@ -124,7 +123,7 @@ def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stag
 
 
 def make_filter(name: str, options: Settings, language: str, work: Path) -> Any:
-    """Returns a filter of datatrove's that reports what it drops."""
+    """Returns a datatrove filter that reports what it drops."""
     given = dict(options)
     if name != "c4_paragraph":
         given["language"] = Words()
@@ -134,7 +133,7 @@ def make_filter(name: str, options: Settings, language: str, work: Path) -> Any:
 
 
 def executors(found: list[Stage], work: Path, kind: str, workers: int, slurm: Settings) -> list[Any]:
-    """Returns an executor a stage; Slurm's wait for each other."""
+    """Returns one executor per stage; Slurm's wait for each other."""
     made: list[Any] = []
     for stage in found:
         options: Settings = {"pipeline": stage.steps, "tasks": stage.tasks, "workers": min(workers, stage.tasks)}
@@ -149,7 +148,7 @@ def executors(found: list[Stage], work: Path, kind: str, workers: int, slurm: Se
 
 
 def check_executor(kind: str) -> None:
-    """Raises UserError if what an executor needs is not here."""
+    """Raises UserError if the command or package that an executor needs is missing."""
     if kind == "slurm" and shutil.which("sbatch") is None:
         raise UserError("--executor=slurm: there is no sbatch here; start this on a login node of the cluster")
     if kind == "ray" and importlib.util.find_spec("ray") is None:
@@ -157,7 +156,7 @@ def check_executor(kind: str) -> None:
 
 
 def slurm_options(text: str) -> Settings:
-    """Returns the options of Slurm's executor. Raises UserError if there are others, or the partition or time is missing."""
+    """Returns the options of Slurm's executor. Raises UserError for an unknown one, or if partition or time is missing."""
     try:
         options = json.loads(text)
     except ValueError as error:
@@ -171,14 +170,15 @@ def slurm_options(text: str) -> Settings:
 
 
 def find_input(text: str, source: str) -> tuple[str, list[str], str, Settings]:
-    """Returns the folder that all files are in, their names below it, their kind, and what would tell that they have changed.
+    """Returns the folder that contains all files, their names below it, their kind, and their sizes and times of modification.
 
-    Raises UserError if there are none, or they are of a kind that is not read here.
+    Raises UserError if there are none, or their kind is not read here.
     """
     if "://" in text:
         raise UserError(f"--input={text}: files are read where they lie, here or on a shared file system; mount or copy them")
-    paths = [path.absolute() for path in find_files(text, "" if source == "auto" else source)]
-    kind = one_kind(paths) if source == "auto" else source
+    chosen = None if source == AUTO else find_kind(source)
+    paths = [path.absolute() for path in named_files(text, chosen)]
+    kind = (chosen or kind_of_files(paths)).name
     if kind not in READERS:
         raise UserError(f"{paths[0]}: {kind} is not read here, but {', '.join(READERS)}; convert it")
     root = os.path.commonpath([path.parent for path in paths])
@@ -188,12 +188,11 @@ def find_input(text: str, source: str) -> tuple[str, list[str], str, Settings]:
 
 
 def settle(args: Any) -> tuple[str, Settings]:
-    """Returns the folder of the input, and all that the result depends on. Raises UserError."""
+    """Returns the folder of the input, and all settings that the result depends on. Raises UserError."""
     root, names, kind, states = find_input(args.input, args.source)
-    if args.shards < 0 or args.workers < 1:
-        raise UserError(f"--shards={args.shards} --workers={args.workers}: give numbers above 0")
-    if args.record not in RECORDS:
-        raise UserError(f"--record={args.record}: choose one of {', '.join(RECORDS)}")
+    in_range("--shards", args.shards, least=0, hint="0 is one per input file")
+    in_range("--workers", args.workers, least=1)
+    one_of("--record", args.record, RECORDS)
     shards = args.shards or min(len(names), MOST)
     filters, dedup = check_steps(args.filters, args.dedup)
     tokenizer = {"path": str(args.tokenizer), "sha256": load_tokenizer(args.tokenizer).sha256} if args.tokenizer else {}
@@ -203,9 +202,9 @@ def settle(args: Any) -> tuple[str, Settings]:
 
 
 def prepare(args: Any, say: Callable[[str], None]) -> Settings | None:
-    """Prepares a corpus, or continues to; returns the report, or None where Slurm's jobs are yet to write it.
+    """Prepares a corpus, or continues to; returns the report, or None if Slurm's jobs will write it.
 
-    Raises UserError for what is wrong in the flags, the input or the output folder.
+    Raises UserError for mistakes in the flags, the input or the output folder.
     """
     check_executor(args.executor)
     root, settings = settle(args)
@@ -224,7 +223,7 @@ def prepare(args: Any, say: Callable[[str], None]) -> Settings | None:
 
 
 def run_stages(found: list[Stage], work: Path, args: Any, slurm: Settings, say: Callable[[str], None]) -> None:
-    """Runs the stages one after another, or submits them. Raises UserError if nothing is left of the documents."""
+    """Runs the stages one after another, or submits them. Raises UserError if no document is left."""
     log = work / "logs" / "console.log"
     with console(log):
         made = executors(found, work, args.executor, args.workers, slurm)
@@ -245,7 +244,7 @@ def run_stages(found: list[Stage], work: Path, args: Any, slurm: Settings, say: 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Makes SIGTERM an interruption. Raises Interrupted when it comes."""
+    """Raises Interrupted when SIGTERM arrives."""
 
     def stop(*_: object) -> None:
         raise Interrupted("the tasks that are done are kept; run the same command again")
@@ -259,7 +258,7 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_one(output: Path, work: Path) -> Iterator[None]:
-    """Keeps others from preparing into the same folder. Raises UserError if another does."""
+    """Locks the output folder. Raises UserError if another process has."""
     with (work / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -270,7 +269,7 @@ def only_one(output: Path, work: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def console(path: Path) -> Iterator[None]:
-    """Sends what datatrove and its workers write to stderr into a file."""
+    """Redirects the stderr of datatrove and its workers into a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
     before = os.dup(2)

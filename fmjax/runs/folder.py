@@ -1,7 +1,7 @@
 """The run directory: who may use it, and where its contents came from.
 
-`config.json` (resolved), `provenance.json`, `tokenizer/`, `checkpoints/`, `metrics.jsonl`,
-`tensorboard/`, `report.html`.
+`config.json` (resolved), `provenance.json`, `tokenizer/`, `processors/`, `checkpoints/`,
+`metrics.jsonl`, `tensorboard/`, `report.html`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fmjax.data.storage.fingerprints import data_differences
 from fmjax.errors import UserError
 
 CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = "config.json", "provenance.json", "tokenizer", "checkpoints"
+PROCESSORS = "processors"
 LOCK = ".lock"
 PACKAGES = ("fmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "sentencepiece", "numpy")
 
@@ -45,7 +46,8 @@ def check_workdir(workdir: Path) -> bool:
         run = is_run(workdir)
         # What a run that was killed before its config was written has left: only where there is a
         # lock is it ours.
-        begun = LOCK in found and found <= {LOCK, TOKENIZER, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
+        own = {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
+        begun = LOCK in found and found <= own
         if run or begun or not found:
             (workdir / LOCK).touch()
             return run
@@ -107,7 +109,10 @@ def record(workdir: Path, data: dict[str, Any], notes: dict[str, Any] | None = N
 
 def check_same_data(workdir: Path, data: dict[str, Any]) -> None:
     """Raises UserError with the differences if the data are not those that the run began with."""
-    if changed := data_differences(read_provenance(workdir).get("data", {}), data):
+    stored = read_provenance(workdir).get("data", {})
+    if PROCESSORS not in stored:  # the run is older than stored processors
+        data = {name: value for name, value in data.items() if name != PROCESSORS}
+    if changed := data_differences(stored, data):
         raise UserError(
             f"--workdir={workdir}: the data have changed since the run began ({'; '.join(changed)}); "
             "restore them, or start a new run in another folder"

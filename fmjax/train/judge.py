@@ -35,7 +35,7 @@ class Judge:
         self.best = best_of(experiment)
         built = experiment.built
         model, self.task, _ = main_part(built.model, built.task, experiment.abstract.spec)
-        self.predict = make_predict(model, self.task, experiment.data.tokenizer)
+        self.predict = make_predict(model, self.task, experiment.data.processors)
         self.metrics: dict[str, float] = {}  # of the last evaluation
         self.evaluated = -1  # its step
 

@@ -59,9 +59,7 @@ class Recorder:
             record for record in read_metrics(workdir) if record["step"] <= start
         ]
         self.log = MetricsLog(workdir, start) if hosts.first() else None
-        self.clock = Clock(
-            "tokens" if experiment.data.tokenizer else "images", max(self.every, WINDOW)
-        )
+        self.clock = Clock(experiment.data.processors.unit, max(self.every, WINDOW))
         self.last: Ended | None = None  # not read yet
         self.begun = False
 

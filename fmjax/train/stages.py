@@ -1,6 +1,6 @@
 """The stages from a config to a training step, which training, plans and benchmarks share.
 
-    Data      records, weights to start from, tokenizer
+    Data      records, weights to start from, processors of the columns
     Built     task, model, examples, number of steps
     Abstract  shapes and shardings of a batch and the state, optimizer
 
@@ -19,23 +19,22 @@ from typing import Any, TypeAlias
 import jax
 
 from fmjax import optim, tasks
-from fmjax.contracts import Config, Examples, Source, Task
+from fmjax.contracts import Config, Examples, Processors, Source, Task
+from fmjax.data.kinds import lifecycle
+from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
 from fmjax.data.stream.batches import eval_batches
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.examples import find_overlap, make_examples
-from fmjax.data.stream.mixing import Mixed
 from fmjax.data.stream.packing import fill_of
 from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance
-from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import Pretrained, load, reads_text
+from fmjax.inference.pretrained import Pretrained, load
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
-from fmjax.tasks import mixture
-from fmjax.train.resolve import check_generation, check_measures, resolve_model, resolve_tokenizer
+from fmjax.train.resolve import check_generation, check_measures, resolve_model, resolve_processors
 from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_state
 from fmjax.train.step import TrainStep, make_step
 from fmjax.train.wrappers import mix
@@ -48,11 +47,11 @@ class Data:
     """What a run reads."""
 
     config: Config  # with the task's settings that follow from the data
-    sources: Mapping[str, Source]  # by split
+    sources: Mapping[str, Source | Bundle]  # by split
     fingerprints: Config  # for provenance
     tolerance: Tolerance  # of bad records, and which were left out
     pretrained: Pretrained | None  # the weights to start from
-    tokenizer: Tokenizer | None  # None: the task reads images
+    processors: Processors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Abstract:
 
 
 def open_data(config: Config, workdir: Path, resumed: bool) -> Data:
-    """Opens the data, and finds the tokenizer and the task's settings that follow from them.
+    """Opens the data, and finds the processors and the task's settings that follow from them.
 
     Raises UserError for data that cannot be read, or that have changed since the run began.
     """
@@ -88,48 +87,46 @@ def open_data(config: Config, workdir: Path, resumed: bool) -> Data:
             raise UserError(f"data.{key}={config['data'][key]}: must not be negative; 0 is none")
     tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
     with tolerance.active():
-        splits = task.splits if isinstance(task, mixture.Task) else {}
-        sources = open_sources(config["data"], splits)
+        sources = open_sources(config["data"], task.splits)
     facts = {split: source.fingerprint() for split, source in sources.items()}
     checkpoints = CheckpointReader(workdir / run_folder.CHECKPOINTS)
     origin = config.get("init", {}).get("weights")
     # A run that was stopped before its first checkpoint starts from the same weights again.
     pretrained = load(origin) if origin and not (resumed and checkpoints.steps()) else None
     sources["train"], settings = tolerance.apply(sources["train"], task.resolve)
-    tokenizer = None
-    if reads_text(task):
-        find = partial(resolve_tokenizer, config, workdir if resumed else None, pretrained)
-        sources["train"], tokenizer = tolerance.apply(sources["train"], find)
-        facts["tokenizer"] = tokenizer.sha256
+    config = config | {"task": config["task"] | settings}
+    task = tasks.make(config["task"])
+    find = partial(resolve_processors, config, task, workdir if resumed else None, pretrained)
+    sources["train"], processors = tolerance.apply(sources["train"], find)
+    facts |= lifecycle.hashes(processors)
     if resumed:
         run_folder.check_same_data(workdir, facts)
-    config = config | {"task": config["task"] | settings}
-    return Data(config, sources, facts, tolerance, pretrained, tokenizer)
+    return Data(config, sources, facts, tolerance, pretrained, processors)
 
 
 def build(data: Data, resumed: bool) -> Built:
     """Returns the task, the model and the examples. Raises UserError where they do not fit."""
     task = tasks.make(data.config["task"])
     check_measures(data.config, task)
-    config, model = build_model(data.config, data.pretrained, data.tokenizer, task)
-    check_generation(task, model, data.tokenizer, config["data"]["max_length"])
+    config, model = build_model(data.config, data.pretrained, data.processors, task)
+    check_generation(task, model, data.processors, config["data"]["max_length"])
     check_positions(config)
     sources = dict(data.sources)  # without bad records, once examples are made
-    examples = make_examples(task, sources, data.tokenizer, config, data.tolerance)
+    examples = make_examples(task, sources, data.processors, config, data.tolerance)
     train = examples["train"]
     if isinstance(train, Bucketed):
         config = config | {"data": config["data"] | {"buckets": train.borders}}
-    notes = {} if resumed else find_overlap(task, sources)
+    notes = {} if resumed else find_overlap(task, sources, data.processors)
     if not resumed and (fill := fill_of(train)):
         notes["fill"] = fill
     return Built(config, task, model, examples, checked_steps(config, train), notes)
 
 
 def build_model(
-    config: Config, pretrained: Pretrained | None, tokenizer: Tokenizer | None, task: Task
+    config: Config, pretrained: Pretrained | None, processors: Processors, task: Task
 ) -> tuple[Config, TrainedModel]:
     """Returns the config with all of the model's settings, and the model."""
-    model = mix(resolve_model(config, pretrained, tokenizer, task), task)
+    model = mix(resolve_model(config, pretrained, processors, task), task)
     settings = {"name": config["model"]["name"]} | dataclasses.asdict(model.settings)
     return config | {"model": settings}, model
 
@@ -179,8 +176,7 @@ def checked_steps(config: Config, train: Examples) -> int:
         few = f"the training data has {len(train)} examples, fewer than data.batch_size={size}"
         raise UserError(f"{few}; lower the batch size or give more data")
     steps = total_steps(config, len(train))
-    if isinstance(train, Mixed):
-        train.check(steps, size)
+    train.check_steps(steps, size)
     return steps
 
 

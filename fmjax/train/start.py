@@ -10,6 +10,7 @@ import jax
 
 from fmjax.config import write_config
 from fmjax.contracts import Config
+from fmjax.data.kinds import lifecycle
 from fmjax.data.stream import packing
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.distributed import hosts
@@ -29,8 +30,8 @@ def record(experiment: Experiment, given: Config) -> None:
     hosts.check_same({name: digest(fact) for name, fact in facts.items()})
     if not hosts.first():  # the first writes once all have read what was there before
         return
-    if not experiment.resumed and data.tokenizer:
-        data.tokenizer.save(workdir / run_folder.TOKENIZER)
+    if not experiment.resumed:
+        lifecycle.store(workdir, data.processors)
     run_folder.record(workdir, data.fingerprints, experiment.built.notes)
     run_folder.record_left_out(workdir, data.tolerance.found)
     # Last, as the config makes the folder a run; at a restart it takes up what may change.
@@ -59,13 +60,11 @@ def training_batches(experiment: Experiment) -> TrainBatches:
 
 
 def announce(experiment: Experiment, start: int) -> None:
-    """Prints one line about the run that is about to go on, and one about how full packed batches
-    are.
-    """
-    built, tokenizer = experiment.built, experiment.data.tokenizer
+    """Prints one line about the run that is about to go on, and one about packed batches."""
+    built, pieces = experiment.built, experiment.data.processors.sizes().get("vocab_size")
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract.state.params))
     sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in built.examples.items())
-    vocabulary = f"vocabulary {tokenizer.vocab_size:,}, " if tokenizer else ""
+    vocabulary = f"vocabulary {pieces:,}, " if pieces else ""
     say(
         f"{built.config['model']['name']} {count:,} parameters, {sizes} examples, {vocabulary}"
         f"{jax.device_count()} x {jax.devices()[0].device_kind}, steps {start} to {built.steps}"

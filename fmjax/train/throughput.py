@@ -15,24 +15,21 @@ import numpy as np
 from fmjax import pytree
 from fmjax.contracts import Arrays, HostBatch, Task
 from fmjax.hardware import chip_of
-from fmjax.tasks import mixture
 
 # In a batch of tokens, the first of these that is there.
 COUNTED = ("segment_ids", "attention_mask")
 
 
-def count_read(batch: HostBatch, task: Task | None = None) -> int:
-    """Returns the number of tokens in a batch, padding not counted, or the number of images.
+def count_read(batch: HostBatch, task: Task) -> int:
+    """Returns the number of tokens in a batch, padding not counted, or the number of images or rows.
 
     The tokens of both sides of an encoder-decoder count, and those of all parts of a mixture of
     tasks.
     """
-    if isinstance(task, mixture.Task):
+    if task.splits:
         nested = pytree.unnames(batch)
         return sum(count_read(nested[part], own) for part, own in task.tasks.items())
-    counted: Sequence[str] = (
-        getattr(task, "counted", None) or [name for name in COUNTED if name in batch][:1]
-    )
+    counted: Sequence[str] = task.counted or [name for name in COUNTED if name in batch][:1]
     tokens = sum(int((np.asarray(batch[name]) > 0).sum()) for name in counted)
     return tokens or len(next(iter(batch.values())))
 

@@ -1,6 +1,4 @@
-"""The model of a mixture of tasks: the batch of each part goes through the model with that part's
-heads.
-"""
+"""The model of a mixture of tasks: each part's batch goes through the model with its heads."""
 
 from __future__ import annotations
 
@@ -13,7 +11,6 @@ import jax
 
 from fmjax import pytree
 from fmjax.contracts import Batch, PyTree, Task
-from fmjax.tasks import mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +54,7 @@ class MixtureModel:
 
 def mix(model: nn.Module, task: Task) -> Any:
     """Returns what a task trains: for a mixture, the model as its parts see it; else the model."""
-    if not isinstance(task, mixture.Task):
+    if not task.splits:
         return model
     parts = {part: model.clone(heads=own.heads) for part, own in task.tasks.items()}
     return MixtureModel(model, parts)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.processors import using
 
 import fmjax
 from fmjax import models, pytree, tasks
@@ -144,7 +145,7 @@ def test_masked_words_of_a_folder(with_tokenizer):
     model = load(with_tokenizer("bert_pretraining"))
     [first, second] = model.predict(["the [MASK] sat", "a [MASK] ran the [MASK] cat"])
     assert [len(row["masks"]) for row in (first, second)] == [1, 2]
-    inputs = tasks.make({"name": "mlm"}).inputs(["the [MASK] sat"], model.tokenizer, 130, "example {}".format)
+    inputs = tasks.make({"name": "mlm"}).inputs(["the [MASK] sat"], using(model.tokenizer), 130, "example {}".format)
     place = inputs.pop("masked_positions")[0, 0]
     scores = jax.nn.softmax(model.apply(**inputs)["prediction_logits"][0, place])
     assert [found["token"] for found in first["masks"][0]] == [model.tokenizer.token(int(i)) for i in (-scores).argsort()[:5]]

@@ -14,7 +14,7 @@ import pytest
 
 from fmjax import models
 from fmjax.models import t5
-from fmjax.tasks.corpus import packed_pairs, packed_row, pair
+from fmjax.tasks.token_rows import packed_pairs, packed_row, pair
 
 VOCABULARY, PAD = 30, 1
 SIZE = {"width": 16, "layers": 1, "attention_heads": 2, "mlp_width": 24, "vocab_size": VOCABULARY}

@@ -28,8 +28,7 @@ PAD = make.PAD
 def quick_compilation():
     """Compiling takes most of the time."""
     jax.config.update("jax_disable_most_optimizations", True)
-    static = ("model", "settings", "room")
-    decode = fast_jit(loop.decode.__wrapped__, static_argnames=static)
+    decode = fast_jit(loop.decode.__wrapped__, static_argnames=loop.STATIC)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "decode", decode)
         yield
@@ -106,7 +105,7 @@ def test_what_is_sampled_from(given, tmp_path):
     import jax.numpy as jnp
 
     from fmjax.decoding.logits import Place, process
-    from fmjax.decoding.settings import merged
+    from fmjax.decoding.settings import merge
 
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (4, 61)).astype(np.float32)
@@ -119,6 +118,6 @@ def test_what_is_sampled_from(given, tmp_path):
     expected = processors(torch.from_numpy(history), torch.from_numpy(logits.copy())).numpy()
     place = Place(9, 0, 20, 0, 9)
     found = process(jnp.array(logits), jnp.pad(jnp.array(history), ((0, 0), (0, 20)), constant_values=-1), place,
-                    merged({"do_sample": True}, given))  # fmt: skip
+                    merge({"do_sample": True}, given))  # fmt: skip
     np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

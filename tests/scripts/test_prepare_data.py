@@ -23,7 +23,7 @@ from fmjax.data.tokenizers import stored_ids
 from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.prepare import report as reports
-from fmjax.tasks.corpus import tokenise
+from fmjax.tasks.token_rows import tokenize
 from scripts import prepare_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,17 +136,17 @@ def test_stored_ids_are_read_and_not_made_again():
     rows = tokenizer.encode_batch(texts)
     stored = [{"text": text} | stored_ids.record(ids, tokenizer.sha256) for text, ids in zip(texts, rows, strict=True)]
     reversed_ids = [record | stored_ids.record(ids[::-1], tokenizer.sha256) for record, ids in zip(stored, rows, strict=True)]
-    plain, read = (tokenise(Stored(records), "text", tokenizer, chunk=2) for records in (stored, reversed_ids))
+    plain, read = (tokenize(Stored(records), "text", tokenizer, chunk=2) for records in (stored, reversed_ids))
     assert np.array_equal(plain.bounds, read.bounds) and (plain.characters, plain.bytes) == (read.characters, read.bytes)
     assert plain.tokens.tolist() == np.concatenate(rows).tolist() and plain.tokens.dtype == np.int32
     assert read.tokens.tolist() == np.concatenate([ids[::-1] for ids in rows]).tolist()
     # Of another tokenizer they are of no use: the texts are tokenised.
-    ours = tokenise(Stored(reversed_ids), "text", other).tokens
+    ours = tokenize(Stored(reversed_ids), "text", other).tokens
     assert ours.tolist() == np.concatenate(other.encode_batch(texts)).tolist()
     with pytest.raises(UserError, match="record 1: its ids are damaged"):
-        tokenise(Stored([stored[0], stored[1] | {"ids": "?"}]), "text", tokenizer)
+        tokenize(Stored([stored[0], stored[1] | {"ids": "?"}]), "text", tokenizer)
     with pytest.raises(UserError, match="record 1: its ids are of another tokenizer"):
-        tokenise(Stored([stored[0], stored[1] | {"tokenizer": "0" * 16}]), "text", tokenizer)
+        tokenize(Stored([stored[0], stored[1] | {"tokenizer": "0" * 16}]), "text", tokenizer)
 
 
 def tallies(work: Path, kept: int = 3) -> None:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax import pytree
 from fmjax.config import apply_overrides, open_dict, to_dict
@@ -31,18 +33,8 @@ SIZE = {"width": 8, "layers": 1, "attention_heads": 2, "mlp_width": 8, "vocab_si
 CLASSIFY = {"name": "classify", "labels": ["a", "b"]}
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"line {index + 1}"
-
-    def fingerprint(self) -> dict[str, int]:
-        return {"records": len(self)}
+class Records(MemoryRecords):
+    place, first = "line", 1
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +57,7 @@ def mixture(**mlm: object):
 def test_a_part_is_a_task_with_a_factor_and_a_split():
     task = mixture(mask_rate=0.4, factor=0.25, split="unlabelled")
     assert task.tasks == {"classify": Classify(labels=("a", "b")), "mlm": Mlm(mask_rate=0.4)}
-    assert task.main == Classify(labels=("a", "b")) and task.measures == task.main.measures and task.reads == "text"
+    assert task.main == Classify(labels=("a", "b")) and task.measures == task.main.measures and task.reads == {"text": "text"}
     assert task.heads == {"classify": {"classes": 2}, "mlm": {}}
     assert task.splits == {"classify": "train", "mlm": "unlabelled"}
 
@@ -77,7 +69,7 @@ def test_labels_are_found_in_the_part_that_has_them():
 
 
 def test_an_epoch_is_the_first_parts_and_the_others_are_drawn(tokenizer):
-    examples = mixture().examples(bundle(), tokenizer, 8, train=True)
+    examples = mixture().examples(bundle(), using(tokenizer), 8, train=True)
     assert len(examples) == 6 and examples.classes.tolist() == [0, 1, 0, 1, 0, 1]
     batches = TrainBatches(examples, batch_size=6, seed=0)
     first, second = next(batches), next(batches)
@@ -87,11 +79,11 @@ def test_an_epoch_is_the_first_parts_and_the_others_are_drawn(tokenizer):
     assert len(np.unique(seen, axis=0)) > 6
     state = batches.state()
     expected = next(batches)
-    again = TrainBatches(mixture().examples(bundle(), tokenizer, 8, train=True), batch_size=6, seed=0)
+    again = TrainBatches(mixture().examples(bundle(), using(tokenizer), 8, train=True), batch_size=6, seed=0)
     again.restore(state)
     found = next(again)
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
-    evaluated = mixture().examples(bundle().parts["classify"], tokenizer, 8, train=False)
+    evaluated = mixture().examples(bundle().parts["classify"], using(tokenizer), 8, train=False)
     assert set(evaluated[0]) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
 
 

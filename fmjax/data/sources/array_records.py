@@ -1,6 +1,6 @@
 """ArrayRecord files whose records are JSON objects or texts in UTF-8, as `scripts/prepare_data.py` writes them.
 
-Any record is read by its number; of a file, its index alone is in memory. What TFDS stores in such files is read by
+Any record is read by its number; only the index of a file is in memory. Data sets that TFDS stores in such files are read by
 `data.source=tfds`.
 """
 
@@ -10,22 +10,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
-from fmjax.data.records import Record, chosen, json_object, locate
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource, json_object, locate, select_columns
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage import cache
-from fmjax.data.storage.mapped import unpacked
-from fmjax.errors import UserError, one_line
+from fmjax.data.storage.mapped import decompressed
+from fmjax.errors import RecordError, UserError, one_line
 
-CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")  # letters that a text has none of
+CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")  # characters that do not occur in text
 
 
 class ArrayRecordFile:
     """The records of a file as bytes, pickled by its path. Raises UserError if the file is not whole."""
 
     def __init__(self, path: Path, local: Path):
+        from array_record.python.array_record_module import ArrayRecordReader  # imported here because it takes a moment
+
         self.path, self.local = path, local
-        # Reading ahead is of no use where records are read at random.
+        # Reading ahead does not help when records are read at random.
         self.reader = ArrayRecordReader(str(local), "readahead_buffer_size:0")
         if not self.reader.ok():
             raise UserError(f"{path}: is not a whole ArrayRecord file ({self.fault()}); fetch it again")
@@ -37,7 +40,7 @@ class ArrayRecordFile:
         return int(self.reader.num_records())
 
     def fault(self) -> str:
-        """Returns what the reader says of a file that it could not open."""
+        """Returns what the reader says about a file that it could not open."""
         try:
             self.reader.read([0])
         except (RuntimeError, IndexError, ValueError) as error:
@@ -45,28 +48,29 @@ class ArrayRecordFile:
         return "no index"
 
     def text(self, index: int) -> str:
-        """Returns a record as text. Raises UserError, naming it, if it is damaged or not UTF-8."""
+        """Returns a record as text. Raises RecordError if it is damaged or not UTF-8."""
         place = f"{self.path} record {index}"
         try:
             return bytes(self.reader.read([index])[0]).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{place}: is not UTF-8 (byte 0x{error.object[error.start]:02x}); records are to be JSON objects or texts, "
-                "those of a TFDS data set are read with --config.data.source=tfds"
+            raise RecordError(
+                place,
+                f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); records are to be JSON objects or texts, "
+                "those of a TFDS data set are read with --config.data.source=tfds",
             ) from error
         except (RuntimeError, IndexError, ValueError) as error:
-            raise UserError(f"{place}: cannot be read ({one_line(error, 200)}); fetch the file again") from error
+            raise RecordError(place, f"cannot be read ({one_line(error, 200)}); fetch the file again") from error
 
 
-class ArrayRecords:
-    """JSON objects, whose columns are the keys of the first, or texts as `{"text": ...}`: what the first record is, all are.
+class ArrayRecords(RecordSource):
+    """JSON objects, whose columns are the keys of the first, or texts as `{"text": ...}`: all are what the first record is.
 
-    Raises UserError, naming the file, if one is not whole or empty, and naming the record, when it is read, if it is neither.
+    Raises UserError, naming the file, if one is damaged or empty, and RecordError for a record that cannot be read.
     """
 
     def __init__(self, paths: Sequence[Path], split: str):
         self.split = split
-        self.files = [ArrayRecordFile(path, unpacked(path)) for path in paths]
+        self.files = [ArrayRecordFile(path, decompressed(path)) for path in paths]
         for file in self.files:
             if not len(file):
                 raise UserError(f"{file.path}: no records for {split}; give a file that is not empty")
@@ -89,9 +93,10 @@ class ArrayRecords:
         if self.holds == "text":
             return {"text": text}
         try:
-            return chosen(json_object(text), self.columns, self.where, index)
+            return select_columns(json_object(text), self.columns, self.where, index)
         except ValueError as error:
-            raise UserError(f"{self.files[number].path} record {row}: {error}, as the first record is; correct it") from error
+            place = f"{self.files[number].path} record {row}"
+            raise RecordError(place, f"{error}, as the first record is; correct it", index) from error
 
     def where(self, index: int) -> str:
         number, row = locate(self.bounds, index)
@@ -108,3 +113,6 @@ def contents(text: str) -> tuple[str, tuple[str, ...]]:
         return "json", tuple(json_object(text))
     except ValueError:
         return "text", ("text",)
+
+
+SOURCES = (SourceKind("array_record", ArrayRecords, extensions=(".array_record",)),)

@@ -1,20 +1,21 @@
-"""What `datasets` says of its columns (`features`, JSON): which numbers are class labels, and what the labels are called.
+"""Class labels by name, as Hugging Face's `datasets` describes its columns (`features`, JSON).
 
-Labels are given by name ("positive", "B-PER"), so that they read in predictions as in other sources, tags work as tags,
-and the order of their numbers does not matter; -1, by which GLUE's test sets say that there is none, is None.
+Labels are given by name ("positive", "B-PER"), so that they look the same as in other sources, tags work as tags, and the order
+of their numbers does not matter. -1, which marks missing labels in GLUE's test sets, is None.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from fmjax.contracts import Record, Value
 
 LISTS = ("Sequence", "List", "LargeList")
 
 
-def features_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """Returns the features that `datasets` wrote into a schema, or none."""
+def features_of(metadata: Mapping[bytes, bytes] | None) -> Record:
+    """Returns the features that `datasets` wrote into a schema; empty if there are none."""
     try:
         found = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
@@ -22,7 +23,7 @@ def features_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def has_labels(feature: Any) -> bool:
+def has_labels(feature: Value) -> bool:
     """Returns whether a feature is a class label, or has some inside."""
     if isinstance(feature, list):
         return any(map(has_labels, feature))
@@ -31,8 +32,8 @@ def has_labels(feature: Any) -> bool:
     return feature.get("_type") == "ClassLabel" or any(has_labels(part) for part in feature.values())
 
 
-def decode(feature: Any, value: Any) -> Any:
-    """Returns a value with the names of class labels for their numbers. Raises ValueError for a number that has no name."""
+def decode(feature: Value, value: Value) -> Value:
+    """Returns a value in which the numbers of class labels are names. Raises ValueError for a number that has no name."""
     if value is None or not isinstance(feature, dict | list):
         return value
     if isinstance(feature, list):
@@ -47,10 +48,12 @@ def decode(feature: Any, value: Any) -> Any:
     return {name: decode(feature.get(name), part) for name, part in value.items()} if isinstance(value, dict) else value
 
 
-def label(names: list[str] | None, value: Any) -> str | None:
+def label(names: Sequence[str] | None, value: str | int) -> str | None:
     """Returns the name of a class label. Raises ValueError for a number that has none."""
-    if isinstance(value, str) or value == -1:
-        return value if isinstance(value, str) else None
+    if isinstance(value, str):
+        return value
+    if value == -1:
+        return None
     if names is None:
         return str(value)
     if not 0 <= value < len(names):

@@ -1,4 +1,4 @@
-"""Line-aligned parallel text: files of several languages, in which the same line says the same thing."""
+"""Parallel text, aligned by line: files of several languages in which line N says the same thing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fmjax.data.records import Record
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage.mapped import File, lines, plain_name
 from fmjax.errors import UserError
 
 
-class Parallel:
-    """Records `{"en": ..., "de": ...}` of files such as train.en.gz and train.de.gz, a line of each.
+class Parallel(RecordSource):
+    """Records `{"en": ..., "de": ...}` of files such as train.en.gz and train.de.gz, one line of each.
 
-    The columns are named by `columns`, or else by the files' endings. Lines that are blank in every file are left out.
-    Raises UserError, with both counts, if the files differ in length, and naming the line if it is blank in one of them.
+    The columns are named by `columns`, by default by the file extensions. Lines that are blank in every file are left out.
+    Raises UserError, with both counts, if the files differ in length, and naming the line if it is blank in one file only.
     """
 
     def __init__(self, paths: Sequence[Path], split: str, columns: Sequence[str] = ()):
@@ -33,11 +35,11 @@ class Parallel:
         full = np.stack([filled for _, _, filled in found])
         for number in np.flatnonzero(full.any(axis=0) & ~full.all(axis=0))[:1].tolist():
             blank = paths[int(full[:, number].argmin())]
-            raise UserError(f"{blank} line {number + 1}: is blank, and its counterpart is not; take both out, or mend it")
+            raise UserError(f"{blank} line {number + 1}: is blank, and its counterpart is not; take both out, or fix it")
         self.numbers = np.flatnonzero(full.all(axis=0))
         if not len(self.numbers):
             raise UserError(f"{', '.join(map(str, paths))}: no records for {split}; give files that are not empty")
-        # Begin and end of a record in each file, [records, files, 2].
+        # Begin and end of each record in each file, [records, files, 2].
         self.spans = np.stack([np.stack([begins, ends], axis=-1)[self.numbers] for begins, ends, _ in found], axis=1)
         self.fingerprint()  # before anything can change
 
@@ -58,7 +60,7 @@ class Parallel:
 
 
 def places(file: File) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns where each line of a file begins and ends, int64 [lines], and whether it is more than blank, bool [lines]."""
+    """Returns where each line of a file begins and ends, int64 [lines], and whether it is not blank, bool [lines]."""
     begins, ends, filled = array("q"), array("q"), array("b")
     for line in lines(file):
         begins.append(line.begin)
@@ -68,9 +70,8 @@ def places(file: File) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def named(paths: Sequence[Path], columns: Sequence[str]) -> tuple[str, ...]:
-    """Returns the name of each file's column. Raises UserError if there is one file alone, or two have one name."""
-    found = [Path(plain_name(path)).suffix.removeprefix(".") for path in paths]
-    names = tuple(columns) or tuple(found)
+    """Returns the name of each file's column. Raises UserError if there is only one file, or two have the same name."""
+    names = tuple(columns) or tuple(Path(plain_name(path)).suffix.removeprefix(".") for path in paths)
     listed = ", ".join(path.name for path in paths)
     if len(paths) < 2:
         raise UserError(f"data.source=parallel: {listed} is one file; give one a language, joined by commas: a.en,a.de")
@@ -81,3 +82,6 @@ def named(paths: Sequence[Path], columns: Sequence[str]) -> tuple[str, ...]:
     if len(set(names)) < len(names) or not all(names):
         raise UserError(f"data.source=parallel: the endings of {listed} do not name the columns; name them in data.columns")
     return names
+
+
+SOURCES = (SourceKind("parallel", Parallel, options=("columns",), any_extension=True),)

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.sources.python_docs import SPLITS, Document, documents
 from fmjax.errors import UserError, nearest
 
@@ -74,12 +77,12 @@ def lot(example: dict[str, str], seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{example['text']}".encode()).digest()
 
 
-class Prepositions:
+class Prepositions(RecordSource):
     """The drawn examples of a split as a source of records. Raises UserError for an unknown split."""
 
     columns = ("text", "label", "file")
 
-    def __init__(self, split: str):
+    def __init__(self, files: None, split: str):
         if split not in SPLITS:
             raise UserError(f'prepositions has no split "{split}"{nearest(split, SPLITS)}; choose one of {", ".join(SPLITS)}')
         self.split = split
@@ -88,13 +91,16 @@ class Prepositions:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> dict[str, str]:
+    def __getitem__(self, index: int) -> Record:
         return self.examples[index]
 
     def where(self, index: int) -> str:
         return f"prepositions {self.split} record {index} ({self.examples[index]['file']})"
 
-    def fingerprint(self) -> dict[str, object]:
+    def fingerprint(self) -> Record:
         digest = hashlib.sha256("\0".join(f"{e['text']}\0{e['label']}" for e in self.examples).encode())
         version = ".".join(map(str, sys.version_info[:3]))
         return {"source": "prepositions", "split": self.split, "python": version, "sha256": digest.hexdigest()}
+
+
+SOURCES = (SourceKind("prepositions", Prepositions, reads="nothing"),)

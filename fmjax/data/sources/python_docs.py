@@ -20,6 +20,9 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import NamedTuple
 
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.errors import UserError, nearest
 
 SPLITS = ("train", "validation", "test")
@@ -115,7 +118,7 @@ def clean(text: str) -> str:
     return "\n".join(paragraphs)
 
 
-class PythonDocs:
+class PythonDocs(RecordSource):
     """The embedded corpus as a source of records: `text`, and the `file` it comes from.
 
     Raises UserError for an unknown split.
@@ -123,20 +126,23 @@ class PythonDocs:
 
     columns = ("text", "file")
 
-    def __init__(self, split: str):
+    def __init__(self, files: None, split: str):
         self.split = split
         self.documents = documents(split)
 
     def __len__(self) -> int:
         return len(self.documents)
 
-    def __getitem__(self, index: int) -> dict[str, str]:
+    def __getitem__(self, index: int) -> Record:
         return self.documents[index]._asdict()
 
     def where(self, index: int) -> str:
         return f"python_docs {self.documents[index].file}"
 
-    def fingerprint(self) -> dict[str, object]:
+    def fingerprint(self) -> Record:
         digest = hashlib.sha256("\0".join(document.text for document in self.documents).encode())
         version = ".".join(map(str, sys.version_info[:3]))
         return {"source": "python_docs", "split": self.split, "python": version, "sha256": digest.hexdigest()}
+
+
+SOURCES = (SourceKind("python_docs", PythonDocs, reads="nothing"),)

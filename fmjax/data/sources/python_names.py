@@ -10,8 +10,10 @@ import functools
 import hashlib
 import re
 import sys
-from typing import Any
 
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.sources.python_docs import documents
 
 MOST = 60  # words of a sentence
@@ -34,7 +36,7 @@ def tagged(paragraph: str) -> dict[str, list[str]]:
 
 
 @functools.cache
-def sentences(split: str) -> tuple[dict[str, Any], ...]:
+def sentences(split: str) -> tuple[Record, ...]:
     """Returns the tagged paragraphs of a split that hold a name, each with its `file`, in order."""
     found = []
     for file, text in documents(split):
@@ -45,25 +47,28 @@ def sentences(split: str) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-class PythonNames:
+class PythonNames(RecordSource):
     """The tagged paragraphs of a split as a source of records. Raises UserError for an unknown split."""
 
     columns = ("tokens", "tags", "file")
 
-    def __init__(self, split: str):
+    def __init__(self, files: None, split: str):
         self.split = split
         self.records = sentences(split)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         return self.records[index]
 
     def where(self, index: int) -> str:
         return f"python_names {self.split} record {index} ({self.records[index]['file']})"
 
-    def fingerprint(self) -> dict[str, object]:
+    def fingerprint(self) -> Record:
         digest = hashlib.sha256("\0".join(" ".join(r["tokens"] + r["tags"]) for r in self.records).encode())
         version = ".".join(map(str, sys.version_info[:3]))
         return {"source": "python_names", "split": self.split, "python": version, "sha256": digest.hexdigest()}
+
+
+SOURCES = (SourceKind("python_names", PythonNames, reads="nothing"),)

@@ -87,7 +87,8 @@ class MarianPieces:
                 plain = []
             else:
                 plain.append(token)
-        return (text + self.source.decode_pieces(plain)).replace(SPACE, " ").strip()
+        text += str(self.source.decode_pieces(plain))
+        return text.replace(SPACE, " ").strip()
 
     def special(self) -> set[int]:
         """Returns the ids of the special tokens and of the languages that may be asked for."""

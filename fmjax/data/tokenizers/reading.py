@@ -73,7 +73,7 @@ class Pieces:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, special tokens included."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def special(self) -> set[int]:
         """Returns the ids of the tokens that the file declares special."""

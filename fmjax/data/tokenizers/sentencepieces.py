@@ -74,7 +74,7 @@ class SentencePieces:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids; control tokens, such as [CLS], have none."""
-        return self.processor.decode(list(ids))
+        return str(self.processor.decode(list(ids)))
 
     def special(self) -> set[int]:
         """Returns the ids of control tokens and sentinels."""

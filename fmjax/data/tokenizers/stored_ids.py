@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fmjax.data.records import Source
-from fmjax.errors import UserError
+from fmjax.errors import RecordError
 
 COLUMNS = ("ids", "tokenizer")
 
@@ -33,8 +33,10 @@ def are_of(source: Source, column: str, sha256: str) -> bool:
 def read(source: Source, index: int, found: dict[str, Any], sha256: str) -> np.ndarray:
     """Returns the ids [N] of a record. Raises UserError, naming it, if they are damaged or of another tokenizer."""
     if found["tokenizer"] != sha256[:16]:
-        raise UserError(f"{source.where(index)}: its ids are of another tokenizer than those before it; prepare all files alike")
+        raise RecordError(
+            source.where(index), "its ids are of another tokenizer than those before it; prepare all files alike", index
+        )
     try:
         return unpack(found["ids"])
     except (TypeError, ValueError) as error:
-        raise UserError(f"{source.where(index)}: its ids are damaged ({error}); prepare the data again") from error
+        raise RecordError(source.where(index), f"its ids are damaged ({error}); prepare the data again", index) from error

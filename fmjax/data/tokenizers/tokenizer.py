@@ -206,7 +206,7 @@ class Tokenizer:
         tokens do not show where words begin.
         """
         opens, closes = self._bounds
-        starts = opens[ids]
+        starts: np.ndarray = opens[ids]
         starts[1:] |= closes[ids[:-1]]
         starts[:1] = True
         return starts

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmjax.contracts import Examples
 from fmjax.data.stream import packing
 from fmjax.data.stream.packing import Plan, describe, fill_of, pack, pack_matched
 
@@ -104,8 +105,8 @@ def test_a_million_pieces_take_seconds():
 
 
 def test_fill_is_said():
-    class Full:
+    class Full(Examples):
         fill: ClassVar = {"input_ids": 0.98765, "labels": 0.5}
 
     assert describe(fill_of(Full())) == "98.8 % of input_ids, 50.0 % of labels no padding"
-    assert fill_of([]) == {}
+    assert fill_of(Examples()) == {}
