@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from fmjax.bench import timing
 from fmjax.bench.measure import Options, machine
