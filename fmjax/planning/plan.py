@@ -166,7 +166,7 @@ def first_records(source: Source | Bundle) -> Any:
     return Subset(source, np.arange(min(RECORDS, len(source))), {"first": RECORDS})
 
 
-def device_bytes(tree: Any) -> int:
+def device_bytes(tree: PyTree) -> int:
     """Returns the bytes that each device holds of a tree of abstract arrays with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -218,7 +218,7 @@ def compile_step(step: Step) -> Any:
         return jitted.lower(state, batch, key).compile()
 
 
-def plan(config: Config, topology: Topology, compiled: bool = True) -> dict[str, Any]:
+def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
     """Returns the plan of a config on a topology: bytes per device, FLOPs, traffic, seconds a step, and whether it fits.
 
     Raises UserError for a config or topology that does not fit together.
@@ -234,7 +234,7 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> dict[str,
         "gradients": device_bytes(state.params),
         "activations": saved_bytes(step),
     }
-    result: dict[str, Any] = {
+    result: Config = {
         "topology": topology.written,
         "devices": topology.count,
         "mesh": dict(step.abstract.layout.mesh.shape),
@@ -260,7 +260,7 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> dict[str,
     return result
 
 
-def with_compiler(step: Step, result: dict[str, Any], estimate: int) -> tuple[int, dict[str, Traffic]]:
+def with_compiler(step: Step, result: Config, estimate: int) -> tuple[int, dict[str, Traffic]]:
     """Compiles the step; returns the bytes a device needs and its traffic, and adds what the compiler says to the result."""
     try:
         program = compile_step(step)
@@ -301,7 +301,7 @@ def analytic_traffic(step: Step) -> dict[str, Traffic]:
     return {kind: traffic for kind, traffic in found.items() if traffic.sent}
 
 
-def roofline(step: Step, topology: Topology, result: Mapping[str, Any]) -> dict[str, Any]:
+def roofline(step: Step, topology: Topology, result: Config) -> Config:
     """Returns the least seconds a step can take, by its slowest resource, and the share of the peak that this would be.
 
     A step multiplies three times as much as its forward pass, four times where everything is computed again. It reads its

@@ -8,12 +8,13 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
 from fmjax.config.json_files import write_atomically
+from fmjax.contracts import Record
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import console, say
 
@@ -22,7 +23,7 @@ EVALUATION = "eval/validation/"  # before the names of the metrics that training
 T = TypeVar("T")
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: Path) -> list[Record]:
     """Returns the records of `metrics.jsonl`, none if there is no such file.
 
     A line cut short by a kill is left out.

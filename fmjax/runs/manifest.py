@@ -70,7 +70,7 @@ def check_fits(
         )
 
 
-def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+def list_files(folder: Path) -> Manifest:
     """Returns size and SHA-256 of each file below a folder, by its path there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
@@ -87,11 +87,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_digest(content: Mapping[str, Any]) -> str:
+def content_digest(content: Manifest) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, content: Manifest) -> None:
     """Writes a step's manifest, with its own SHA-256, whole or not at all."""
     write_json(folder / MANIFEST, dict(content) | {"sha256": content_digest(content)})
 
