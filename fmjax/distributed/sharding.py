@@ -129,10 +129,13 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, named)
 
 
-def placed(found_BLD: jax.Array) -> jax.Array:
-    """Returns what was looked up in a table, sharded as activations: else the table's sharding would be its own, and its
-    gradient's, and would have to be undone for all of them."""
-    return constrain(found_BLD, "act_batch", "act_length", "act_embed")
+def placed(x: jax.Array) -> jax.Array:
+    """Returns [B,L,D], or [B,D] with one vector a row, sharded as activations.
+
+    What was looked up in a table, and what the kernel of a head reads, would else take that
+    parameter's sharding, and so would its gradient, which would have to be undone for all of them.
+    """
+    return constrain(x, "act_batch", *["act_length"] * (x.ndim - 2), "act_embed")
 
 
 def mesh_axes(logical: str | None, rules: Rules, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.distributed.sharding import placed
 from fmjax.errors import UserError, nearest
 from fmjax.hub import folders
 from fmjax.layers.attention import ALL, Attention, Context
@@ -115,7 +116,8 @@ class Encoder(nn.Module):
             return {"hidden": hidden}
         made = (s.pooler_width or s.width,)
         pooler = Dense(made, ("embed", None), normal(s.initializer_range), dtype=dtype, name="pooler")
-        return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooler(hidden[:, 0]))}
+        pooled = pooler(placed(hidden[:, 0]))
+        return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooled)}
 
 
 class Vit(nn.Module):

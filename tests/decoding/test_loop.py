@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.compiling import fast_jit
 
 from fmjax.decoding import beam, logits, loop
 from fmjax.decoding.logits import NONE, Place, process
@@ -36,7 +37,6 @@ PLAIN = 0  # the number of the case that is greedy search without other settings
 QUICK = [("gpt2", PLAIN), ("gpt2", 5), ("t5_gated", PLAIN), ("marian", 4)]
 
 DECODE = loop.decode
-fast_jit = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
 
 
 def recompiled() -> Any:

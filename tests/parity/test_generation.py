@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="compares with the reference live: p
 transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install 'fmjax[parity]'")
 
 from golden import make_generation as make  # noqa: E402
+from support.compiling import fast_jit  # noqa: E402
 
 import fmjax  # noqa: E402
 from fmjax.decoding import loop  # noqa: E402
@@ -27,9 +28,9 @@ PAD = make.PAD
 def quick_compilation():
     """Compiling takes most of the time."""
     jax.config.update("jax_disable_most_optimizations", True)
-    options = {"xla_cpu_use_fusion_emitters": False}
+    decode = fast_jit(loop.decode.__wrapped__, static_argnames=loop.STATIC)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "decode", jax.jit(loop.decode.__wrapped__, static_argnames=loop.STATIC, compiler_options=options))
+        patch.setattr(loop, "decode", decode)
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 
