@@ -52,7 +52,7 @@ def data() -> ConfigDict:
     """Returns the section of the data: where they are, how they become tokens and batches."""
     return ConfigDict(
         {
-            "source": "auto",  # by the files' ending; or one of fmjax.data.sources.open.KINDS, as text, csv, parquet or tfds
+            "source": "auto",  # by the files' ending; or one of fmjax.data.sources, such as text, csv, parquet or tfds
             # split -> file, list, glob or folder, here or at gs://, or a part, "a.txt[:90%]"; none: python_docs
             "files": open_dict(),
             # Several sources in place of files.train: name -> files (a path, or splits), weight, epochs, cap, and any of the

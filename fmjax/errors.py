@@ -1,4 +1,5 @@
-"""The two ways a command ends that are not bugs: the user's input is at fault, or the run was interrupted."""
+"""The two ways a command ends that are not bugs: the user's input is at fault, or the run was
+interrupted."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class RecordError(UserError):
       place: where the record is, as `Source.where` says: "reviews.tsv line 12".
       problem: what is wrong with it and how to fix it; the message is "PLACE: PROBLEM".
       index: the record's number in the source that was read, if that is known.
-      shown: what the message has instead of the place, such as the path of an image that the record names.
+      shown: what the message has instead of the place, such as the path of an image that the record
+        names.
     """
 
     def __init__(self, place: str, problem: str, index: int | None = None, shown: str = ""):
@@ -33,18 +35,22 @@ class RecordError(UserError):
 
 
 class Interrupted(Exception):
-    """A signal stopped the run after its state was saved; the same command continues it. Exit code 75."""
+    """A signal stopped the run after its state was saved; the same command continues it.
+
+    Exit code 75.
+    """
 
 
 def one_line(error: Exception, most: int = 0) -> str:
-    """Returns an error's message as one line of at most `most` characters (0: all), control characters escaped."""
+    """Returns an error's message as one line of at most `most` characters (0: all), control
+    characters escaped."""
     line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
     line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     return line[:most] if most else line
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Returns ' (did you mean "x"?)' for the choice that resembles `name` most, or '' if none does."""
+    """Returns ' (did you mean "x"?)' for the choice most similar to `name`, or '' if none is."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f' (did you mean "{close[0]}"?)' if close else ""
 
@@ -53,8 +59,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 def keys_below(prefix: str, path: str) -> Iterator[None]:
     """Makes errors name the keys below `prefix` by where they are in the config.
 
-    A part of a mixture of tasks checks `task.pool`, which the config calls `task.parts.mlm.pool`: within
-    `keys_below("task", "task.parts.mlm")`, `full_key("task.pool")` returns that.
+    A part of a mixture of tasks checks `task.pool`, which the config calls `task.parts.mlm.pool`:
+    within `keys_below("task", "task.parts.mlm")`, `full_key("task.pool")` returns that.
     """
     token = _prefixes.set((prefix, full_key(path)))
     try:
@@ -66,7 +72,11 @@ def keys_below(prefix: str, path: str) -> Iterator[None]:
 def full_key(key: str) -> str:
     """Returns the name of a config key for messages; see `keys_below`."""
     prefix, path = _prefixes.get()
-    return f"{path}.{key.removeprefix(f'{prefix}.')}" if prefix and key.startswith(f"{prefix}.") else key
+    return (
+        f"{path}.{key.removeprefix(f'{prefix}.')}"
+        if prefix and key.startswith(f"{prefix}.")
+        else key
+    )
 
 
 def one_of(key: str, value: object, choices: Iterable[str]) -> None:
@@ -98,7 +108,11 @@ def in_range(
       below: the number that it must be smaller than.
       hint: what the bounds mean: "0 is none".
     """
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+    number = (
+        float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else float("nan")
+    )
     fits = (
         number == number
         and (least is None or number >= least)
@@ -107,14 +121,22 @@ def in_range(
         and (below is None or number < below)
     )
     if not fits:
-        raise UserError(f"{full_key(key)}={value}: must {bounds(least, most, above, below)}{f'; {hint}' if hint else ''}")
+        raise UserError(
+            f"{full_key(key)}={value}: must "
+            f"{bounds(least, most, above, below)}{f'; {hint}' if hint else ''}"
+        )
 
 
-def bounds(least: float | None, most: float | None, above: float | None, below: float | None) -> str:
+def bounds(
+    least: float | None, most: float | None, above: float | None, below: float | None
+) -> str:
     """Returns what a number must be, in words."""
     if (least, most, above, below) == (0, None, None, None):
         return "not be negative"
     if least is not None and most is not None:
         return f"be from {least:g} to {most:g}"
     words = {"at least": least, "above": above, "at most": most, "less than": below}
-    return "be " + (" and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None) or "a number")
+    return "be " + (
+        " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+        or "a number"
+    )

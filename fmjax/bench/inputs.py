@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from fmjax.bench import timing
 from fmjax.bench.measure import Options, machine
@@ -40,7 +41,7 @@ def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
     task, tokenizer = tasks.make({"name": "mlm"}), load_tokenizer(folder / "tokenizer")
     source = open_source("jsonl", str(folder / "texts.jsonl"), "train")
     begun = time.perf_counter()
-    examples = task.examples(source, Processors(text.Processor(tokenizer)), length, train=True)
+    examples: Any = task.examples(source, Processors(text.Processor(tokenizer)), length, train=True)
     prepared = time.perf_counter()
     batches = TrainBatches(examples, batch_size=rows, seed=0)
     tokens = sum(int((next(batches)["segment_ids"] > 0).sum()) for _ in range(count))

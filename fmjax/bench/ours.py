@@ -61,8 +61,9 @@ class Ours:
         """Makes the compiled training step and its first state, by the stages that training has."""
         from fmjax import tasks
         from fmjax.distributed import sharding
+        from fmjax.distributed.layout import Layout
         from fmjax.randomness import dropout_key
-        from fmjax.train.stages import Layout, describe, training_step
+        from fmjax.train.stages import describe, training_step
         from fmjax.train.state import batch_spec, with_params
 
         model, task = self.pretrained.model, tasks.make(self.job["task"])
@@ -74,7 +75,7 @@ class Ours:
         self.key = dropout_key(0, RNG.get(devices[0].platform, "rbg"))
         step = training_step(config, model, task, abstract)
         self.jitted = self.jax.jit(step, donate_argnums=0)
-        self.shardings = sharding.batch_shardings(spec, self.layout.rules, self.layout.mesh)
+        self.shardings = self.layout.of_batch(spec)
 
     def train(self, index: int) -> Any:
         batch = {name: self.jax.device_put(array, self.shardings[name]) for name, array in self.next(index).items()}

@@ -15,7 +15,10 @@ MISSING = "no such file; a Hugging Face model folder has one"
 
 
 def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
-    """Returns a JSON object. Raises UserError if the file is missing, saying so, or holds something else."""
+    """Returns a JSON object.
+
+    Raises UserError if the file is missing, saying so, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -25,7 +28,9 @@ def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is not JSON ({error}); get the file again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a JSON {type(content).__name__}, not an object; get the file again")
+        raise UserError(
+            f"{path}: holds a JSON {type(content).__name__}, not an object; get the file again"
+        )
     return content
 
 

@@ -1,4 +1,5 @@
-"""Sources of records: their base class, and sources made of others, such as a subset or several behind each other."""
+"""Sources of records: their base class, and sources made of others, such as a subset or several
+behind each other."""
 
 from __future__ import annotations
 
@@ -8,17 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from fmjax.contracts import Record, Source, Value
+from fmjax.contracts import Record as Record
+from fmjax.contracts import Source as Source
+from fmjax.contracts import Value
 from fmjax.errors import RecordError, UserError, nearest
-
-__all__ = [
-    "Bundle", "ConcatenatedSources", "Record", "RecordSource", "Source", "Subset", "Value", "check_columns", "hold_out",
-    "json_object", "locate", "scrambled", "select_columns", "take",
-]  # fmt: skip
 
 
 class RecordSource:
-    """A base class for sources (`contracts.Source`): by default a value is read with all of its record."""
+    """A base class for sources (`contracts.Source`): by default a value is read with all of its
+    record."""
 
     columns: tuple[str, ...] = ()
 
@@ -26,7 +25,10 @@ class RecordSource:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Record:
-        """Returns a record. Raises IndexError beyond the last one, and RecordError if it cannot be read."""
+        """Returns a record.
+
+        Raises IndexError beyond the last one, and RecordError if it cannot be read.
+        """
         raise NotImplementedError
 
     def value(self, index: int, name: str) -> Value:
@@ -38,7 +40,8 @@ class RecordSource:
         raise NotImplementedError
 
     def fingerprint(self) -> Record:
-        """Returns what distinguishes these data from others, as JSON holds it: names, sizes and hashes, no folders."""
+        """Returns what distinguishes these data from others, as JSON holds it: names, sizes and
+        hashes, no folders."""
         raise NotImplementedError
 
 
@@ -47,16 +50,18 @@ def check_columns(source: Source, wanted: Iterable[str]) -> None:
     for name in wanted:
         if name not in source.columns:
             raise UserError(
-                f'the data have no column "{name}"{nearest(name, source.columns)}; {source.where(0)} has '
-                f"{', '.join(source.columns)}; name the right one in the task's settings, or the columns in data.columns"
+                f'the data have no column "{name}"{nearest(name, source.columns)}; '
+                f"{source.where(0)} has "
+                f"{', '.join(source.columns)}; name the right one in the task's settings, or the "
+                "columns in data.columns"
             )
 
 
 def locate(bounds: np.ndarray, index: int) -> tuple[int, int]:
     """Returns the number of the file that holds a record, and the record's number in it.
 
-    `bounds` [files + 1] are the numbers of records before each file. A negative index counts from the end. Raises IndexError
-    for a record that does not exist.
+    `bounds` [files + 1] are the numbers of records before each file. A negative index counts from
+    the end. Raises IndexError for a record that does not exist.
     """
     index = range(int(bounds[-1]))[index]
     number = int(np.searchsorted(bounds, index, side="right")) - 1
@@ -64,7 +69,10 @@ def locate(bounds: np.ndarray, index: int) -> tuple[int, int]:
 
 
 def json_object(text: str) -> Record:
-    """Returns the JSON object in a text. Raises ValueError, with the reason, if it is none or has half a surrogate pair."""
+    """Returns the JSON object in a text.
+
+    Raises ValueError, with the reason, if it is none or has half a surrogate pair.
+    """
     try:
         record = json.loads(text)
         if "\\u" in text:
@@ -78,31 +86,44 @@ def json_object(text: str) -> Record:
     return record
 
 
-def select_columns(record: Record, columns: Iterable[str], where: Callable[[int], str], index: int) -> Record:
+def select_columns(
+    record: Record, columns: Iterable[str], where: Callable[[int], str], index: int
+) -> Record:
     """Returns some columns of a record. Raises RecordError if it lacks one."""
     for name in columns:
         if name not in record:
-            raise RecordError(where(index), f'lacks "{name}", which the first record has; correct it', index)
+            raise RecordError(
+                where(index), f'lacks "{name}", which the first record has; correct it', index
+            )
     return {name: record[name] for name in columns}
 
 
 def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source]:
-    """Returns a source without a share of its records, and that share, chosen by a hash of the records' numbers.
+    """Returns a source without a share of its records, and that share, chosen by a hash of the
+    records' numbers.
 
-    If `by` names a column, records with the same value there stay together, and the share is of the values: the questions
-    about one article, for example. Raises UserError unless the share is between 0 and 1 and leaves both parts a record.
+    If `by` names a column, records with the same value there stay together, and the share is of the
+    values: the questions about one article, for example. Raises UserError unless the share is
+    between 0 and 1 and leaves both parts a record.
     """
     groups = np.arange(len(source))
     if by:
         check_columns(source, (by,))
         numbers: dict[str, int] = {}
-        groups = np.array([numbers.setdefault(str(source.value(index, by)), len(numbers)) for index in range(len(source))])
+        groups = np.array(
+            [
+                numbers.setdefault(str(source.value(index, by)), len(numbers))
+                for index in range(len(source))
+            ]
+        )
     total = int(groups.max(initial=-1)) + 1
     count = round(share * total) if 0 < share < 1 else 0
     if not 0 < count < total:
         raise UserError(
-            f"data.hold_out={share} of {total} {'values of ' + by if by else 'records'} leaves nothing on one side; "
-            "choose a share between 0 and 1 that leaves records on both, or give data.files.validation"
+            f"data.hold_out={share} of {total} {'values of ' + by if by else 'records'} leaves "
+            "nothing on one side; "
+            "choose a share between 0 and 1 that leaves records on both, or give "
+            "data.files.validation"
         )
     held = np.isin(groups, np.argsort(scrambled(total), kind="stable")[:count])
     mark = {"hold_out": share} | ({"hold_out_by": by} if by else {})
@@ -113,7 +134,8 @@ def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source
 
 
 def scrambled(count: int) -> np.ndarray:
-    """Returns [count] uint64 hashes of 0, 1, ...: the output function of SplitMix64, the same with every NumPy."""
+    """Returns [count] uint64 hashes of 0, 1, ...: the output function of SplitMix64, the same with
+    every NumPy."""
     state = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -144,13 +166,18 @@ class Subset(RecordSource):
 
 
 class ConcatenatedSources(RecordSource):
-    """The records of several sources, by name, one source behind the other, with the columns that all of them have."""
+    """The records of several sources, by name, one source behind the other, with the columns that
+    all of them have."""
 
     def __init__(self, parts: Mapping[str, Source]):
         self.parts = dict(parts)
         *self.begins, self.size = np.cumsum([0, *map(len, self.parts.values())]).tolist()
         first = next(iter(self.parts.values()))
-        self.columns = tuple(name for name in first.columns if all(name in part.columns for part in self.parts.values()))
+        self.columns = tuple(
+            name
+            for name in first.columns
+            if all(name in part.columns for part in self.parts.values())
+        )
 
     def __len__(self) -> int:
         return int(self.size)
@@ -178,9 +205,15 @@ class ConcatenatedSources(RecordSource):
     def take(self, indices: np.ndarray, mark: Record) -> ConcatenatedSources:
         """Returns some of the records, in order; `mark` is added to the fingerprints."""
         ends = [*self.begins[1:], self.size]
-        own = [indices[(indices >= begin) & (indices < end)] - begin for begin, end in zip(self.begins, ends, strict=True)]
+        own = [
+            indices[(indices >= begin) & (indices < end)] - begin
+            for begin, end in zip(self.begins, ends, strict=True)
+        ]
         return ConcatenatedSources(
-            {name: Subset(part, kept, mark) for (name, part), kept in zip(self.parts.items(), own, strict=True)}
+            {
+                name: Subset(part, kept, mark)
+                for (name, part), kept in zip(self.parts.items(), own, strict=True)
+            }
         )
 
     def fingerprint(self) -> Record:
@@ -188,8 +221,15 @@ class ConcatenatedSources(RecordSource):
 
 
 def take(source: Source, indices: np.ndarray, mark: Record) -> Source:
-    """Returns some records of a source, in order; concatenated sources stay concatenated. `mark` is added to fingerprints."""
-    return source.take(indices, mark) if isinstance(source, ConcatenatedSources) else Subset(source, indices, mark)
+    """Returns some records of a source, in order; concatenated sources stay concatenated.
+
+    `mark` is added to fingerprints.
+    """
+    return (
+        source.take(indices, mark)
+        if isinstance(source, ConcatenatedSources)
+        else Subset(source, indices, mark)
+    )
 
 
 class Bundle:

@@ -1,7 +1,9 @@
-"""Runs on several hosts: how they find each other, what each of them reads, and what one does for all.
+"""Runs on several hosts: how they find each other, what each of them reads, and what one does for
+all.
 
-Every host runs the same program on the same run directory. Each reads the rows of a batch that its devices hold. All compute
-the same results, so decisions based on metrics agree; only the first host writes.
+Every host runs the same program on the same run directory. Each reads the rows of a batch that its
+devices hold. All compute the same results, so decisions based on metrics agree; only the first host
+writes.
 """
 
 from __future__ import annotations
@@ -22,8 +24,14 @@ from fmjax.distributed.roll_call import roll_call
 from fmjax.errors import UserError, one_line
 
 
-def join(coordinator: str | None = None, count: int | None = None, index: int | None = None, timeout: int = 300) -> None:
-    """Joins the other hosts; without a coordinator, on a TPU VM, under Slurm or Open MPI, it finds them by itself.
+def join(
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    timeout: int = 300,
+) -> None:
+    """Joins the other hosts; without a coordinator, on a TPU VM, under Slurm or Open MPI, it finds
+    them by itself.
 
     Args:
       coordinator: HOST:PORT of the first host, if no cluster announces it.
@@ -31,46 +39,81 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
       index: this host's number, 0 being the coordinator.
       timeout: seconds to wait for the others.
 
-    Raises UserError if the arguments do not fit together, and after `timeout` seconds, naming the hosts that are missing. In a
-    cluster, their names are those of JAX, whose coordination service may end the process itself.
+    Raises UserError if the arguments do not fit together, and after `timeout` seconds, naming the
+    hosts that are missing. In a cluster, their names are those of JAX, whose coordination service
+    may end the process itself.
     """
     given = {"--coordinator": coordinator, "--hosts": count, "--host": index}
     missing = [name for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
-        raise UserError(f"{', '.join(missing)}: missing; give --coordinator, --hosts and --host together, or none of them")
+        raise UserError(
+            f"{', '.join(missing)}: missing; give --coordinator, --hosts and --host together, or "
+            "none of them"
+        )
     if count is not None and index is not None and not 0 <= index < count:
-        raise UserError(f"--host={index}: hosts are numbered from 0 to {count - 1}; --hosts={count}")
+        raise UserError(
+            f"--host={index}: hosts are numbered from 0 to {count - 1}; --hosts={count}"
+        )
     if coordinator is not None and count is not None and index is not None:
         roll_call(coordinator, count, index, timeout)
     try:
         jax.distributed.initialize(coordinator, count, index, initialization_timeout=timeout)
     except ValueError as error:
         raise UserError(
-            f"--distributed: no cluster was found ({one_line(error, 100)}); give --coordinator=HOST:PORT --hosts=N --host=I"
+            f"--distributed: no cluster was found ({one_line(error, 100)}); "
+            "give --coordinator=HOST:PORT --hosts=N --host=I"
         ) from None
     except Exception as error:
         if "DEADLINE_EXCEEDED" not in str(error) and "UNAVAILABLE" not in str(error):
             raise
-        absent = sorted({int(number) for number in re.findall(r"/task:(\d+)", str(error).partition("timed out task names")[2])})
-        named = f"host {', '.join(map(str, absent))}" if absent else f"the coordinator {coordinator}"
+        absent = sorted(
+            {
+                int(number)
+                for number in re.findall(
+                    r"/task:(\d+)", str(error).partition("timed out task names")[2]
+                )
+            }
+        )
+        named = (
+            f"host {', '.join(map(str, absent))}" if absent else f"the coordinator {coordinator}"
+        )
         raise UserError(
-            f"{named} did not join within {timeout} s; start the same command on every host, and see that they reach each other"
+            f"{named} did not join within {timeout} s; "
+            "start the same command on every host, and see that they reach each other"
         ) from None
-    # CPUs connect at their first collective, for which Gloo waits half a minute; do it before one host prepares for longer.
+    # CPUs connect at their first collective, for which Gloo waits half a minute; do it before one
+    # host prepares for longer.
     meet("joined")
 
 
 def add_flags(flags: Flags) -> None:
     """Adds the flags of a script that may run on several hosts; `join_if_asked` reads them."""
-    flags.add("--distributed", action="store_true", help="run with other hosts: found by themselves on a TPU VM, Slurm, Open MPI")
-    flags.add("--coordinator", metavar="HOST:PORT", help="elsewhere: the first host, with a free port; with --hosts and --host")
+    flags.add(
+        "--distributed",
+        action="store_true",
+        help="run with other hosts: found by themselves on a TPU VM, Slurm, Open MPI",
+    )
+    flags.add(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="elsewhere: the first host, with a free port; with --hosts and --host",
+    )
     flags.add("--hosts", type=int, metavar="N", help="how many hosts there are")
     flags.add("--host", type=int, metavar="I", help="which of them this is, from 0")
-    flags.add("--join-timeout", type=int, default=300, metavar="SECONDS", help="how long to wait for the others (default: 300)")
+    flags.add(
+        "--join-timeout",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="how long to wait for the others (default: 300)",
+    )
 
 
 def join_if_asked(args: Namespace) -> None:
-    """Joins the other hosts if the flags say that there are any. Raises UserError as `join` does."""
+    """Joins the other hosts if the flags say that there are any.
+
+    Raises UserError as `join` does.
+    """
     given = (args.coordinator, args.hosts, args.host)
     if args.distributed or any(value is not None for value in given):
         join(*given, timeout=args.join_timeout)
@@ -104,11 +147,16 @@ def of_first(number: int) -> int:
 
 def gather(arrays: PyTree) -> PyTree:
     """Returns global arrays, of which each host holds a part, complete on every host."""
-    return multihost_utils.process_allgather(arrays, tiled=True) if several() else jax.device_get(arrays)
+    return (
+        multihost_utils.process_allgather(arrays, tiled=True)
+        if several()
+        else jax.device_get(arrays)
+    )
 
 
 def join_rows(arrays: PyTree) -> PyTree:
-    """Returns the rows that each host has computed, complete on every host, in the order of the hosts."""
+    """Returns the rows that each host has computed, complete on every host, in the order of the
+    hosts."""
     parts = multihost_utils.process_allgather(arrays)
     return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), parts)
 
@@ -118,31 +166,45 @@ def rows_of(sharding: NamedSharding, size: int) -> np.ndarray | None:
     if not several():
         return None
     held = sharding.addressable_devices_indices_map((size,)).values()
-    return np.unique(np.concatenate([np.arange(size)[index] for index in held if index is not None]))
+    return np.unique(
+        np.concatenate([np.arange(size)[index] for index in held if index is not None])
+    )
 
 
-def place(batch: HostBatch, shardings: Mapping[str, NamedSharding], size: int) -> dict[str, jax.Array]:
+def place(
+    batch: HostBatch, shardings: Mapping[str, NamedSharding], size: int
+) -> dict[str, jax.Array]:
     """Puts this host's rows of a batch of `size` on its devices."""
     return {
-        name: jax.make_array_from_process_local_data(shardings[name], np.asarray(array), (size, *array.shape[1:]))
+        name: jax.make_array_from_process_local_data(
+            shardings[name], np.asarray(array), (size, *array.shape[1:])
+        )
         for name, array in batch.items()
     }
 
 
 def check_same(facts: Mapping[str, str]) -> None:
-    """Raises UserError, naming what differs, unless all hosts have the same facts (SHA-256 in hexadecimal)."""
+    """Raises UserError, naming what differs, unless all hosts have the same facts (SHA-256 in
+    hexadecimal)."""
     if not several():
         return
-    ours = np.array([[int(digest[at : at + 2], 16) for at in range(0, 32, 2)] for digest in facts.values()], np.int32)
+    ours = np.array(
+        [[int(digest[at : at + 2], 16) for at in range(0, 32, 2)] for digest in facts.values()],
+        np.int32,
+    )
     theirs = multihost_utils.process_allgather(ours).reshape(jax.process_count(), *ours.shape)
     for number, name in enumerate(facts):
         other = np.flatnonzero((theirs[:, number] != theirs[0, number]).any(axis=-1))
         if other.size:
-            raise UserError(f"{name} on host {other[0]} is not that of host 0; every host must read the same files")
+            raise UserError(
+                f"{name} on host {other[0]} is not that of host 0; "
+                "every host must read the same files"
+            )
 
 
 def say(text: str) -> None:
-    """Prints a line on stderr, since stdout is for results; of several hosts, only the first prints."""
+    """Prints a line on stderr, since stdout is for results; of several hosts, only the first
+    prints."""
     if not first():
         return
     console().print(text, markup=False, highlight=False, soft_wrap=True)

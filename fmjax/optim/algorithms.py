@@ -1,11 +1,14 @@
-"""What makes directions of gradients: the stages that `optim.name` chooses among, each a function of the parameters' names.
+"""What makes directions of gradients: the stages that `optim.name` chooses among, each a function
+of the parameters' names.
 
-Stacked layers give a kernel a leading axis, and attention's kernels keep their heads apart, so "the two largest axes", which
-optax's Adafactor factors over, or "rank 2", which its Muon orthogonalizes, are not the matrix that multiplies. `matrix` says by
-name which axes are. Moments that are means over some axes keep those with size 1, so that they are sharded as their parameter is.
+Stacked layers give a kernel a leading axis, and attention's kernels keep their heads apart, so "the
+two largest axes", which optax's Adafactor factors over, or "rank 2", which its Muon orthogonalizes,
+are not the matrix that multiplies. `matrix` says by name which axes are. Moments that are means
+over some axes keep those with size 1, so that they are sharded as their parameter is.
 
-Adam: Kingma and Ba 2015. Lion: Chen et al. 2023 (arXiv:2302.06675). Adafactor: Shazeer and Stern 2018 (arXiv:1804.04235).
-Muon: Jordan 2024, with the scale of Liu et al. 2025 (arXiv:2502.16982), by which AdamW's learning rate and decay serve it too.
+Adam: Kingma and Ba 2015. Lion: Chen et al. 2023 (arXiv:2302.06675). Adafactor: Shazeer and Stern
+2018 (arXiv:1804.04235). Muon: Jordan 2024, with the scale of Liu et al. 2025 (arXiv:2502.16982), by
+which AdamW's learning rate and decay serve it too.
 """
 
 from __future__ import annotations
@@ -30,11 +33,14 @@ Shape: TypeAlias = tuple[int, ...]
 BACKBONE = re.compile(r"(encoder|decoder)/layers/")
 # ... and those of a head, such as MAE's decoder.
 STACK = re.compile(r"(encoder|decoder|head/.+)/layers/")
-GATHERED = re.compile(r"/out/kernel$")  # of attention: [H,K,D], where all other kernels have one axis of inputs
+# Of attention: [H,K,D], where all other kernels have one axis of inputs.
+GATHERED = re.compile(r"/out/kernel$")
 
 
 def matrix(name: str, leaf: Leaf) -> MuonDimensionNumbers | None:
-    """Returns which axes of a parameter are a matrix's inputs and which its outputs; None of what is no matrix.
+    """Returns which axes of a parameter are a matrix's inputs and which its outputs.
+
+    None of what is no matrix.
 
     The axes left over, that of stacked layers, count matrices.
     """
@@ -52,15 +58,18 @@ def adam(params: PyTree, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-
 
 
 def lion(params: PyTree, *, b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
-    """Returns the stage of the sign of an interpolated momentum. Learning rates are 3 to 10 times smaller than AdamW's, and
-    weight decay as much larger."""
+    """Returns the stage of the sign of an interpolated momentum.
+
+    Learning rates are 3 to 10 times smaller than AdamW's, and weight decay as much larger.
+    """
     return optax.scale_by_lion(b1, b2)
 
 
 def muon(
     params: PyTree, *, beta: float = 0.95, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Returns the stage that orthogonalizes the momentum of each layer's matrices, its root mean square 0.2 as AdamW's is.
+    """Returns the stage that orthogonalizes the momentum of each layer's matrices, its root mean
+    square 0.2 as AdamW's is.
 
     All else, embeddings and heads among it, gets Adam's direction, of b1, b2 and eps.
     """
@@ -69,7 +78,8 @@ def muon(
         return pytree.map_named(matrix, updates)
 
     def to_mean_square(updates: PyTree, params: PyTree) -> PyTree:
-        # An orthogonal matrix has singular values of 1, hence a mean square of 1 over its longer side.
+        # An orthogonal matrix has singular values of 1, hence a mean square of 1 over its longer
+        # side.
         def scale(name: str, update: jax.Array) -> jax.Array:
             axes = matrix(name, update)
             assert axes is not None
@@ -88,7 +98,9 @@ def muon(
 
 
 class AdafactorState(NamedTuple):
-    """The mean squares of gradients: of a matrix over its outputs and over its inputs, of all else as they are."""
+    """The mean squares of gradients: of a matrix over its outputs and over its inputs, of all else
+    as they are.
+    """
 
     count: Any  # int32 []; to a type checker, tuple's method
     rows: PyTree  # [N,inputs,1]
@@ -104,10 +116,12 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     min_dim_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
-    """Returns the stage of Adafactor's direction: gradients over their root mean square, which a matrix whose sides are long
-    enough keeps as two vectors; each layer's clipped to a root mean square, and scaled by its weights'.
+    """Returns the stage of Adafactor's direction: gradients over their root mean square, which a
+    matrix whose sides are long enough keeps as two vectors; each layer's clipped to a root mean
+    square, and scaled by its weights'.
 
-    It is optax's with the same settings, on parameters that are not stacked and have two axes (tested).
+    It is optax's with the same settings, on parameters that are not stacked and have two axes
+    (tested).
     """
 
     def factored(name: str, leaf: Leaf) -> MuonDimensionNumbers | None:
@@ -159,8 +173,10 @@ def adafactor(
 
 
 def unzipped(function: Callable[..., tuple[Any, ...]], tree: PyTree, *rest: PyTree) -> list[PyTree]:
-    """Returns a tree for each value that `function(name, leaf, *others)` returns; where a tree of `rest` has no array, it
-    has a node there, which is passed as it is."""
+    """Returns a tree for each value that `function(name, leaf, *others)` returns.
+
+    Where a tree of `rest` has no array, it has a node there, which is passed as it is.
+    """
     structure: Any = jax.tree.structure(tree)
     parts = map(structure.flatten_up_to, rest)
     values = [function(*each) for each in zip(pytree.names(tree), jax.tree.leaves(tree), *parts, strict=True)]
@@ -173,7 +189,9 @@ def reduced(leaf: Leaf, axes: Sequence[int]) -> Shape:
 
 
 def root_mean_square(name: str, leaf: jax.Array) -> jax.Array:
-    """Returns the root mean square of a parameter's like, of stacked layers each one's, broadcastable to it."""
+    """Returns the root mean square of a parameter's like, of stacked layers each one's,
+    broadcastable to it.
+    """
     first = 1 if STACK.match(name) else 0
     return jnp.sqrt(jnp.mean(jnp.square(leaf), axis=tuple(range(first, leaf.ndim)), keepdims=True))
 

@@ -1,18 +1,19 @@
 """Optimizers, built of optax stages that know the parameters by name.
 
-An optimizer is a chain of named stages and its state a dictionary of theirs; a stage that is not asked for is
-left out:
+An optimizer is a chain of named stages and its state a dictionary of theirs; a stage that is not
+asked for is left out:
 
     freeze -> penalty -> clip -> adam (or another algorithm) -> decay -> scale -> rate -> ema
 
-A parameter is decayed, frozen or scaled by its name, never by its rank: stacked layers give biases and norm
-scales a leading axis. All state is fp32, as the parameters are.
+A parameter is decayed, frozen or scaled by its name, never by its rank: stacked layers give biases
+and norm scales a leading axis. All state is fp32, as the parameters are.
 
 AdamW is Loshchilov and Hutter 2019 (decoupled decay, multiplied by the learning rate, as in
-torch.optim.AdamW); penalties are the coupled kind, part of the loss whose gradient the algorithm sees, though
-not of the one that is logged: l1 times the sum of |w|, and l2 / 2 times that of w^2, as torch.optim.Adam's
-weight_decay; clipping by the global norm is Pascanu et al. 2013; layer-wise learning rates are BEiT's
-(Bao et al. 2022); the moving average is Polyak and Juditsky's of 1992 with exponential weights.
+torch.optim.AdamW); penalties are the coupled kind, part of the loss whose gradient the algorithm
+sees, though not of the one that is logged: l1 times the sum of |w|, and l2 / 2 times that of w^2,
+as torch.optim.Adam's weight_decay; clipping by the global norm is Pascanu et al. 2013; layer-wise
+learning rates are BEiT's (Bao et al. 2022); the moving average is Polyak and Juditsky's of 1992
+with exponential weights.
 """
 
 from __future__ import annotations
@@ -40,20 +41,25 @@ Factor: TypeAlias = float | np.ndarray
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation, and the learning rate it has at each update (the first is update 0)."""
+    """A gradient transformation, and the learning rate it has at each update (the first is update
+    0).
+    """
 
     transform: Transform
     learning_rate: optax.Schedule
 
 
 def build(config: Mapping[str, Any], params: PyTree, steps: int) -> Optimizer:
-    """Returns the optimizer that the config's section `optim` describes, for a run of `steps` updates.
+    """Returns the optimizer that the config's section `optim` describes, for a run of `steps`
+    updates.
 
-    `params` is the tree of parameters or of their shapes: only names and shapes are read. Frozen parameters
-    get an update of zero whatever their gradient, count for no norm, and have no moments: in a state,
-    optax.MaskedNode stands for them, which `map_params` passes over. The average has every parameter.
+    `params` is the tree of parameters or of their shapes: only names and shapes are read. Frozen
+    parameters get an update of zero whatever their gradient, count for no norm, and have no
+    moments: in a state, optax.MaskedNode stands for them, which `map_params` passes over. The
+    average has every parameter.
 
-    Raises UserError for an unknown setting or choice, a value out of range, or an expression without a match.
+    Raises UserError for an unknown setting or choice, a value out of range, or an expression
+    without a match.
     """
     settings, algorithm, direction = read(config, params)
     count = warmup_count(settings, steps)
@@ -73,7 +79,8 @@ def build(config: Mapping[str, Any], params: PyTree, steps: int) -> Optimizer:
     if settings.freeze:
         trained = trainable(params, settings.freeze)
         zero = optax.masked(optax.set_to_zero(), inverse(trained))
-        # Every stage passes the frozen ones by, so their zeros arrive as constants, which XLA folds away.
+        # Every stage passes the frozen ones by, so their zeros arrive as constants, which XLA folds
+        # away.
         stages = {"freeze": zero} | {name: optax.masked(stage, trained) for name, stage in stages.items()}
     if settings.ema is not None:
         stages["ema"] = track_ema(settings.ema)
@@ -81,7 +88,10 @@ def build(config: Mapping[str, Any], params: PyTree, steps: int) -> Optimizer:
 
 
 def read(config: Mapping[str, Any], params: PyTree) -> tuple[Settings, str, Transform]:
-    """Returns the settings all optimizers share, and the algorithm's name and stage. None is unset."""
+    """Returns the settings all optimizers share, and the algorithm's name and stage.
+
+    None is unset.
+    """
     given = {key: value for key, value in config.items() if value is not None}
     name = given.pop("name", "adamw")
     algorithm = choose("name", name, ALGORITHMS)
@@ -100,7 +110,8 @@ def read(config: Mapping[str, Any], params: PyTree) -> tuple[Settings, str, Tran
 
 
 def trainable(params: PyTree, freeze: Sequence[str]) -> PyTree:
-    """Returns a tree of bool: whether a parameter is trained, which is if it matches none of the expressions.
+    """Returns a tree of bool: whether a parameter is trained, which is if it matches none of the
+    expressions.
 
     Raises UserError if an expression matches nothing, or nothing is left to train.
     """
@@ -115,12 +126,13 @@ def inverse(mask: PyTree) -> PyTree:
 
 
 def factors(params: PyTree, multipliers: Mapping[str, float], layer_decay: float) -> dict[str, Factor]:
-    """Returns by name what multiplies the learning rate: a float, or fp32 [layers, 1, ...] of stacked layers.
+    """Returns by name what multiplies the learning rate: a float, or fp32 [layers, 1, ...] of
+    stacked layers.
 
-    It is `layer_decay ** distance`, times every multiplier whose expression is found in the name. The
-    distances are BEiT's: layer i of N (from 0) is N - i away from the output, embeddings are one farther than
-    the first layer, and all else (pooler, final norms, heads with any layers of their own) is at 0. An encoder
-    and a decoder each count their own layers.
+    It is `layer_decay ** distance`, times every multiplier whose expression is found in the name.
+    The distances are BEiT's: layer i of N (from 0) is N - i away from the output, embeddings are
+    one farther than the first layer, and all else (pooler, final norms, heads with any layers of
+    their own) is at 0. An encoder and a decoder each count their own layers.
 
     Raises UserError if an expression matches nothing, or there are no layers to decay over.
     """
@@ -171,9 +183,11 @@ class EmaState(NamedTuple):
 
 
 def track_ema(decay: float) -> Transform:
-    """Returns the stage, the last of a chain, that averages the updated parameters and passes updates on.
+    """Returns the stage, the last of a chain, that averages the updated parameters and passes
+    updates on.
 
-    The average starts as the parameters, and is then decay * average + (1 - decay) * (parameters + updates).
+    The average starts as the parameters, and is then decay * average + (1 - decay) * (parameters +
+    updates).
     """
 
     def init(params: PyTree) -> EmaState:
@@ -181,7 +195,8 @@ def track_ema(decay: float) -> Transform:
         return EmaState(jax.tree.map(jnp.copy, params))
 
     def update(updates: PyTree, state: EmaState, params: PyTree = None) -> tuple[PyTree, EmaState]:
-        # Written as a step towards the parameters, which leaves the average of a frozen one exactly as it is.
+        # Written as a step towards the parameters, which leaves the average of a frozen one exactly
+        # as it is.
         def step(average: jax.Array, param: jax.Array, change: jax.Array) -> jax.Array:
             return average + (1 - decay) * (param + change - average)
 
@@ -191,7 +206,9 @@ def track_ema(decay: float) -> Transform:
 
 
 def chain(stages: Mapping[str, Transform]) -> Transform:
-    """Returns the stages one after the other, as optax.named_chain does, with a plain dictionary as state."""
+    """Returns the stages one after the other, as optax.named_chain does, with a plain dictionary as
+    state.
+    """
     inner = optax.named_chain(*stages.items())
 
     def init(params: PyTree) -> dict[str, PyTree]:
@@ -211,10 +228,11 @@ def map_params(
     *trees: PyTree,
     other: Callable[[Any], Any],
 ) -> PyTree:
-    """Maps `function(leaf, *leaves)` over a state's copies of the parameter tree, and `other` over all else
-    in it.
+    """Maps `function(leaf, *leaves)` over a state's copies of the parameter tree, and `other` over
+    all else in it.
 
-    It is optax.tree_utils.tree_map_params, but passes over frozen parameters, which have no moments.
+    It is optax.tree_utils.tree_map_params, but passes over frozen parameters, which have no
+    moments.
     """
 
     def absent(node: Any) -> bool:

@@ -23,12 +23,19 @@ SHAPES: dict[str, Callable[[jax.Array, int, jax.Array], jax.Array]] = {
 
 
 def warmup_count(settings: Settings, steps: int) -> int:
-    """Returns how many updates warm up. Raises UserError if that is given twice, or is more than all."""
+    """Returns how many updates warm up.
+
+    Raises UserError if that is given twice, or is more than all.
+    """
     if settings.warmup_steps is not None and settings.warmup_ratio is not None:
-        raise UserError("optim.warmup_steps and optim.warmup_ratio are both set; unset one of them (=none)")
+        raise UserError(
+            "optim.warmup_steps and optim.warmup_ratio are both set; unset one of them (=none)"
+        )
     count = settings.warmup_steps or math.ceil(steps * (settings.warmup_ratio or 0))
     if count > steps:
-        raise UserError(f"optim: {count} warm-up steps exceed the run's {steps}; lower optim.warmup_steps")
+        raise UserError(
+            f"optim: {count} warm-up steps exceed the run's {steps}; lower optim.warmup_steps"
+        )
     return count
 
 
@@ -40,22 +47,31 @@ def schedule(
     The rate rises from 0 at update 0 to `learning_rate` at update `warmup_steps`, and then is
     - constant: `learning_rate`;
     - linear, cosine: falling so to `end_fraction` of it at `steps`, where it stays;
-    - inverse_sqrt: `learning_rate * sqrt(warmup_steps / number)` (Vaswani et al. 2017, section 5.3).
+    - inverse_sqrt: `learning_rate * sqrt(warmup_steps / number)` (Vaswani et al. 2017, section
+      5.3).
 
-    With warm-up the first update has rate 0, as in transformers (get_linear_schedule_with_warmup and kin).
+    With warm-up the first update has rate 0, as in transformers (get_linear_schedule_with_warmup
+    and kin).
 
-    Raises UserError for an unknown name, inverse_sqrt without warm-up, or an `end_fraction` without effect.
+    Raises UserError for an unknown name, inverse_sqrt without warm-up, or an `end_fraction` without
+    effect.
     """
     shape = choose("schedule", name, SHAPES)
     if name == "inverse_sqrt" and not warmup_steps:
-        raise UserError("optim.schedule=inverse_sqrt falls from the end of warm-up; set optim.warmup_steps")
+        raise UserError(
+            "optim.schedule=inverse_sqrt falls from the end of warm-up; set optim.warmup_steps"
+        )
     if end_fraction and name not in ("linear", "cosine"):
-        raise UserError(f"optim.end_fraction={end_fraction} is not used by schedule={name}; unset it")
+        raise UserError(
+            f"optim.end_fraction={end_fraction} is not used by schedule={name}; unset it"
+        )
 
     def rate(count: ArrayLike) -> jax.Array:
         number = jnp.asarray(count, jnp.float32)
         progress = jnp.clip((number - warmup_steps) / max(steps - warmup_steps, 1), 0, 1)
         after = end_fraction + (1 - end_fraction) * shape(number, warmup_steps, progress)
-        return learning_rate * jnp.where(number < warmup_steps, number / max(warmup_steps, 1), after)
+        return learning_rate * jnp.where(
+            number < warmup_steps, number / max(warmup_steps, 1), after
+        )
 
     return rate

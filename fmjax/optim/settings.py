@@ -27,7 +27,8 @@ class Settings:
     no_decay: Sequence[str] = ("bias$", "norm/scale$")  # neither decayed nor penalized
     clip_norm: float | None = None
     freeze: Sequence[str] = ()
-    multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)  # regular expression -> factor
+    # Regular expression -> factor.
+    multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     layer_decay: float = 1.0  # of the learning rate, for each layer farther from the output
     ema: float | None = None
 
@@ -38,7 +39,10 @@ FRACTION: Limit = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
 BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "a number from 0 to below 1")
 POSITIVE: Limit = (lambda value: value > 0, "a number above 0")
 NOT_NEGATIVE: Limit = (lambda value: value >= 0, "a number that is 0 or more")
-COUNT: Limit = (lambda value: value >= 0 and value == int(value), "a whole number that is 0 or more")
+COUNT: Limit = (
+    lambda value: value >= 0 and value == int(value),
+    "a whole number that is 0 or more",
+)
 LIMITS: dict[str, Limit] = {
     "learning_rate": NOT_NEGATIVE,
     "warmup_steps": COUNT,
@@ -64,7 +68,9 @@ def choose(setting: str, name: str, choices: Mapping[str, T]) -> T:
     """Returns the choice of that name. Raises UserError if there is none."""
     if name not in choices:
         hint = nearest(str(name), choices)
-        raise UserError(f'optim.{setting}: there is no "{name}"{hint}; choose from {", ".join(choices)}')
+        raise UserError(
+            f'optim.{setting}: there is no "{name}"{hint}; choose from {", ".join(choices)}'
+        )
     return choices[name]
 
 

@@ -27,6 +27,7 @@ from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle, ConcatenatedSources, Source, Subset
 from fmjax.data.splits import open_sources
 from fmjax.distributed import sharding
+from fmjax.distributed.layout import accumulation, lay_out
 from fmjax.distributed.sharding import batch_shardings
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
@@ -35,11 +36,9 @@ from fmjax.randomness import dropout_key
 from fmjax.train.stages import (
     Abstract,
     Built,
-    accumulation,
     batch_shapes,
     build_model,
     describe,
-    lay_out,
     total_steps,
     training_step,
 )
@@ -130,10 +129,14 @@ class Step:
 
 
 def describe_step(config: Config, devices: Sequence[Any] | None = None) -> Step:
-    """Returns the step that a config describes, over devices. Raises UserError for whatever does not fit."""
+    """Returns the step that a config describes, over devices.
+
+    Raises UserError for whatever does not fit.
+    """
     layout = lay_out(config, devices)
     if origin := config.get("init", {}).get("weights"):
-        raise UserError(f"init.weights={origin}: a plan reads no weights; leave it out, and name the model's sizes")
+        why = "a plan reads no weights; leave it out, and name the model's sizes"
+        raise UserError(f"init.weights={origin}: {why}")
     built = build_from_first_records(config)
     spec = batch_shapes(config, built.examples["train"])
     return Step(built, describe(config, built.model, spec, built.steps, layout))
@@ -145,25 +148,25 @@ def build_from_first_records(config: Config) -> Built:
     source = first_records(open_sources(config["data"], task.splits)["train"])
     config = config | {"task": config["task"] | task.resolve(source)}
     task, data = tasks.make(config["task"]), config["data"]
-    processors = lifecycle.fit_all(task, source, data | {"vocab_size": min(PIECES, data["vocab_size"])})
-    if "text" in processors:
-        fields = models.family(config["model"]["name"]).Settings.__dataclass_fields__
-        if "vocab_size" in fields:
-            config = config | {"model": {"vocab_size": data["vocab_size"]} | config["model"]}
+    few = data | {"vocab_size": min(PIECES, data["vocab_size"])}
+    processors = lifecycle.fit_all(task, source, few)
+    fields = models.family(config["model"]["name"]).Settings.__dataclass_fields__
+    if "text" in processors and "vocab_size" in fields:
+        config = config | {"model": {"vocab_size": data["vocab_size"]} | config["model"]}
     config, model = build_model(config, None, processors, task)
     examples = task.examples(source, processors, data["max_length"], train=True)
     steps = config["train"].get("steps") or total_steps(config, len(examples))
-    return Built(config, task, model, {"train": examples}, max(steps, 1), {})
+    return Built(config, task, model, {"train": examples}, steps=max(steps, 1), notes={})
 
 
-def first_records(source: Source) -> Source:
+def first_records(source: Source | Bundle) -> Any:
     """Returns the first records of a source, or of each part of a bundle."""
     if isinstance(source, Bundle | ConcatenatedSources):
         return type(source)({part: first_records(one) for part, one in source.parts.items()})
     return Subset(source, np.arange(min(RECORDS, len(source))), {"first": RECORDS})
 
 
-def device_bytes(tree: Any) -> int:
+def device_bytes(tree: PyTree) -> int:
     """Returns the bytes that each device holds of a tree of abstract arrays with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -215,7 +218,7 @@ def compile_step(step: Step) -> Any:
         return jitted.lower(state, batch, key).compile()
 
 
-def plan(config: Config, topology: Topology, compiled: bool = True) -> dict[str, Any]:
+def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
     """Returns the plan of a config on a topology: bytes per device, FLOPs, traffic, seconds a step, and whether it fits.
 
     Raises UserError for a config or topology that does not fit together.
@@ -231,7 +234,7 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> dict[str,
         "gradients": device_bytes(state.params),
         "activations": saved_bytes(step),
     }
-    result: dict[str, Any] = {
+    result: Config = {
         "topology": topology.written,
         "devices": topology.count,
         "mesh": dict(step.abstract.layout.mesh.shape),
@@ -257,7 +260,7 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> dict[str,
     return result
 
 
-def with_compiler(step: Step, result: dict[str, Any], estimate: int) -> tuple[int, dict[str, Traffic]]:
+def with_compiler(step: Step, result: Config, estimate: int) -> tuple[int, dict[str, Traffic]]:
     """Compiles the step; returns the bytes a device needs and its traffic, and adds what the compiler says to the result."""
     try:
         program = compile_step(step)
@@ -298,7 +301,7 @@ def analytic_traffic(step: Step) -> dict[str, Traffic]:
     return {kind: traffic for kind, traffic in found.items() if traffic.sent}
 
 
-def roofline(step: Step, topology: Topology, result: Mapping[str, Any]) -> dict[str, Any]:
+def roofline(step: Step, topology: Topology, result: Config) -> Config:
     """Returns the least seconds a step can take, by its slowest resource, and the share of the peak that this would be.
 
     A step multiplies three times as much as its forward pass, four times where everything is computed again. It reads its

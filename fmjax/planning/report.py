@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 
 from fmjax import pytree
-from fmjax.contracts import Config
+from fmjax.contracts import Config, Record
 from fmjax.distributed.sharding import named_axes
 from fmjax.planning.plan import Topology, describe_step
 from fmjax.train.state import init_params
@@ -19,7 +17,7 @@ from fmjax.train.state import init_params
 GIB = 2**30
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Config) -> str:
     """Returns a plan as lines of text."""
     held = result["bytes_per_device"]
     axes = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
@@ -50,7 +48,7 @@ def table(result: Mapping[str, Any]) -> str:
 MEMORY = ("arguments", "outputs", "aliased", "temporaries")
 
 
-def sharding_rows(config: Config, topology: Topology) -> list[dict[str, Any]]:
+def sharding_rows(config: Config, topology: Topology) -> list[Record]:
     """Returns of each parameter its name, shape, logical axes, mesh axes and bytes per device.
 
     Raises UserError as `plan` does.

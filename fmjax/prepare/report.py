@@ -1,6 +1,8 @@
-"""The output of preparing a corpus: the shards, the settings that made them, and a report of what was dropped and why.
+"""The output of preparing a corpus: the shards, the settings that made them, and a report of what
+was dropped and why.
 
-Every task writes what it did to a small JSON file of its own; `gather` adds them up. Nothing here needs datatrove.
+Every task writes what it did to a small JSON file of its own; `gather` adds them up. Nothing here
+needs datatrove.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, TypeAlias
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from fmjax.config import json_files
+from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
 REPORT, SETTINGS, TALLIES, PARTS = "report.json", "settings.json", "tallies", "parts"
@@ -24,21 +27,24 @@ Counts: TypeAlias = dict[str, Any]  # numbers, names and lists of such, as JSON 
 
 
 class Shards:
-    """Writes documents in turn to the shards of a task: numbers `rank`, `rank + tasks`, ... below `shards`.
+    """Writes documents in turn to the shards of a task: numbers `rank`, `rank + tasks`, ... below
+    `shards`.
 
     A shard gets its name once it is complete; a task that was killed writes its shards again.
     """
 
     def __init__(self, folder: Path, rank: int, tasks: int, shards: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self.names = [folder / f"{number:05d}.array_record" for number in range(rank, shards, tasks)]
+        self.names = [
+            folder / f"{number:05d}.array_record" for number in range(rank, shards, tasks)
+        ]
         self.parts = [name.with_name(f".{name.name}.{os.getpid()}.part") for name in self.names]
         # Groups of one record, so that any is read without its neighbors.
         self.writers = [ArrayRecordWriter(str(part), "group_size:1") for part in self.parts]
         self.counts = [0] * len(self.names)
         self.written = 0
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Counts) -> None:
         place = self.written % len(self.names)
         self.writers[place].write(json.dumps(record, ensure_ascii=False).encode())
         self.counts[place] += 1
@@ -65,7 +71,8 @@ def write_json(path: Path, values: Counts) -> None:
 
 
 class Tally:
-    """Counts what a task drops at one step: documents and characters by reason, with a few examples of each."""
+    """Counts what a task drops at one step: documents and characters by reason, with a few examples
+    of each."""
 
     def __init__(self, folder: Path, step: str):
         self.path, self.step = folder / TALLIES, step
@@ -87,7 +94,8 @@ class Tally:
 
 
 def parse_steps(flag: str, text: str, known: Mapping[str, Sequence[str]]) -> dict[str, Counts]:
-    """Returns the steps that a flag names, in order, with their options: "a,b", a JSON object {"a": {"option": 1}}, or "none".
+    """Returns the steps that a flag names, in order, with their options: "a,b", a JSON object {"a":
+    {"option": 1}}, or "none".
 
     `known` are the options of each step. Raises UserError for unknown ones.
     """
@@ -96,53 +104,82 @@ def parse_steps(flag: str, text: str, known: Mapping[str, Sequence[str]]) -> dic
         try:
             steps = json.loads(text)
         except ValueError as error:
-            raise UserError(f'{flag}={text}: is not JSON ({error}); write a,b or {{"a": {{"option": 1}}}}') from error
+            raise UserError(
+                f'{flag}={text}: is not JSON ({error}); write a,b or {{"a": {{"option": 1}}}}'
+            ) from error
     elif text.strip() not in ("", "none"):
         steps = {name.strip(): {} for name in text.split(",")}
     for name, options in steps.items():
         if name not in known:
-            raise UserError(f'{flag}: "{name}" is not known{nearest(name, known)}; there are {", ".join(known)}, and none')
+            raise UserError(
+                f'{flag}: "{name}" is not known{nearest(name, known)}; '
+                f"there are {', '.join(known)}, and none"
+            )
         if not isinstance(options, dict):
-            raise UserError(f'{flag}: the options of "{name}" are {options!r}, not an object; write {{"{name}": {{}}}}')
+            raise UserError(
+                f'{flag}: the options of "{name}" are {options!r}, not an object; '
+                f'write {{"{name}": {{}}}}'
+            )
         for option in options:
             if option not in known[name]:
                 hint = nearest(option, known[name])
-                raise UserError(f'{flag}: {name} has no "{option}"{hint}; it has {", ".join(known[name]) or "no options"}')
+                raise UserError(
+                    f'{flag}: {name} has no "{option}"{hint}; '
+                    f"it has {', '.join(known[name]) or 'no options'}"
+                )
     return steps
 
 
 def claim(output: Path, settings: Counts) -> None:
-    """Writes the settings into the output folder. Raises UserError if it has others, or holds something else."""
+    """Writes the settings into the output folder.
+
+    Raises UserError if it has others, or holds something else.
+    """
     path = output / SETTINGS
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output}: is a file, not a folder; name a new folder")
     if not path.is_file():
         if output.is_dir() and any(output.iterdir()):
-            raise UserError(f"--output={output}: is not empty and was not written by this command; name a new folder")
+            raise UserError(
+                f"--output={output}: is not empty and was not written by this command; "
+                "name a new folder"
+            )
         write_json(path, settings)
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}); name a new --output") from error
-    differing = [name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)]
+    differing = [
+        name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)
+    ]
     if differing:
-        changes = "; ".join(f"{name}: {difference(before.get(name), settings.get(name))}" for name in differing)
-        raise UserError(f"--output={output}: was begun with other settings or input ({changes}); name a new --output")
+        changes = "; ".join(
+            f"{name}: {difference(before.get(name), settings.get(name))}" for name in differing
+        )
+        raise UserError(
+            f"--output={output}: was begun with other settings or input ({changes}); "
+            "name a new --output"
+        )
 
 
-def difference(before: Any, now: Any) -> str:
+def difference(before: Value, now: Value) -> str:
     """Returns how two values differ, in a few words."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-        parts = [f"{name} {json.dumps(before.get(name))} -> {json.dumps(now.get(name))}" for name in names[:3]]
+        parts = [
+            f"{name} {json.dumps(before.get(name))} -> {json.dumps(now.get(name))}"
+            for name in names[:3]
+        ]
         return ", ".join(parts) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{json.dumps(before)} -> {json.dumps(now)}"
 
 
 def read_tallies(folder: Path) -> list[Counts]:
     """Returns what the tasks of a step wrote, in their order."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))
+    ]
 
 
 def gather(work: Path, settings: Counts, steps: Iterable[str]) -> Counts:
@@ -152,12 +189,16 @@ def gather(work: Path, settings: Counts, steps: Iterable[str]) -> Counts:
     """
     first, last = (read_tallies(work / TALLIES / name) for name in (FIRST, LAST))
     twins = {int(number): twin for tally in last for number, twin in tally["clusters"].items()}
-    dropped = [row for step in steps for row in added_up(step, read_tallies(work / TALLIES / step), twins)]
+    dropped = [
+        row for step in steps for row in added_up(step, read_tallies(work / TALLIES / step), twins)
+    ]
     read = {unit: sum(tally[unit] for tally in first) for unit in ("documents", "characters")}
     kept = {unit: sum(tally[unit] for tally in last) for unit in ("documents", "characters")}
     lost = read["documents"] - kept["documents"] - sum(row["documents"] for row in dropped)
     if lost:
-        raise RuntimeError(f"{lost} documents are neither written nor dropped; the logs are in {work / 'logs'}")
+        raise RuntimeError(
+            f"{lost} documents are neither written nor dropped; the logs are in {work / 'logs'}"
+        )
     report: Counts = {"settings": settings, "read": read, "written": kept, "dropped": dropped}
     if settings.get("tokenizer"):
         report["tokens"] = sum(tally["tokens"] for tally in last)
@@ -166,11 +207,15 @@ def gather(work: Path, settings: Counts, steps: Iterable[str]) -> Counts:
 
 
 def added_up(step: str, tallies: Iterable[Counts], twins: Mapping[int, Counts]) -> list[Counts]:
-    """Returns the reasons of a step, the most frequent first, with examples, and for a near-duplicate what it resembles."""
+    """Returns the reasons of a step, the most frequent first, with examples, and for a
+    near-duplicate what it resembles."""
     rows: dict[str, Counts] = {}
     for tally in tallies:
         for reason, part in tally.items():
-            row = rows.setdefault(reason, {"step": step, "reason": reason, "documents": 0, "characters": 0, "examples": []})
+            row = rows.setdefault(
+                reason,
+                {"step": step, "reason": reason, "documents": 0, "characters": 0, "examples": []},
+            )
             row["documents"] += part["documents"]
             row["characters"] += part["characters"]
             for example in part["examples"][: EXAMPLES - len(row["examples"])]:
@@ -181,23 +226,31 @@ def added_up(step: str, tallies: Iterable[Counts], twins: Mapping[int, Counts]) 
 
 
 def place_shards(work: Path, output: Path) -> list[Counts]:
-    """Moves the shards that have records to the output folder, renumbered; returns their names, records and bytes.
+    """Moves the shards that have records to the output folder, renumbered; returns their names,
+    records and bytes.
 
     It can be repeated after an interruption. An empty shard, which readers refuse, is left out.
     """
-    counts = {name: count for tally in read_tallies(work / TALLIES / LAST) for name, count in tally["files"].items()}
+    counts = {
+        name: count
+        for tally in read_tallies(work / TALLIES / LAST)
+        for name, count in tally["files"].items()
+    }
     full = [name for name in sorted(counts) if counts[name]]
     placed = []
     for number, name in enumerate(full):
         target = output / f"{output.name}.array_record-{number:05d}-of-{len(full):05d}"
         if (work / PARTS / name).exists():
             (work / PARTS / name).replace(target)
-        placed.append({"file": target.name, "records": counts[name], "bytes": target.stat().st_size})
+        placed.append(
+            {"file": target.name, "records": counts[name], "bytes": target.stat().st_size}
+        )
     return placed
 
 
 def table(report: Counts) -> str:
-    """Returns the report as lines of text: what was read, what was dropped at each step with an example, what was written."""
+    """Returns the report as lines of text: what was read, what was dropped at each step with an
+    example, what was written."""
     read, written = report["read"], report["written"]
     width = max([7, *(len(f"{row['step']}: {row['reason']}") for row in report["dropped"])])
     lines = [f"{'':<{width}} {'documents':>13} {'characters':>17}", line("read", read, width)]
@@ -218,4 +271,5 @@ def table(report: Counts) -> str:
 
 
 def line(name: str, counts: Counts, width: int, sign: str = "") -> str:
-    return f"{name:<{width}} {sign + format(counts['documents'], ','):>13} {sign + format(counts['characters'], ','):>17}"
+    documents, characters = (f"{sign}{counts[unit]:,}" for unit in ("documents", "characters"))
+    return f"{name:<{width}} {documents:>13} {characters:>17}"

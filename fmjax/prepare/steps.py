@@ -1,5 +1,5 @@
-"""Pipeline steps that datatrove lacks: a reader that names records it cannot read, words without models to download, counts of
-dropped documents, and a writer of ArrayRecord."""
+"""Pipeline steps that datatrove lacks: a reader that names records it cannot read, words without
+models to download, counts of dropped documents, and a writer of ArrayRecord."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ from fmjax.prepare.report import FIRST, LAST, PARTS, TALLIES, Shards, Tally, wri
 
 SHOWN = 1000  # clusters of near-duplicates whose remaining document is kept for the report
 # Scripts without spaces between words: each letter counts as one.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+)
 WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 class Words(WordTokenizer):
-    """Splits texts into words at white space, as the rules of the Gopher paper count them, and into sentences, in any language.
+    """Splits texts into words at white space, as the rules of the Gopher paper count them, and into
+    sentences, in any language.
 
     Those of datatrove are models that need packages and downloads.
     """
@@ -68,7 +71,8 @@ class Dropped(Tally):
 
 
 class Documents(BaseDiskReader):
-    """Reads documents from files of texts, JSON lines, tables or Parquet, also compressed, and names each by its file and place.
+    """Reads documents from files of texts, JSON lines, tables or Parquet, also compressed, and
+    names each by its file and place.
 
     Raises RecordError for a record that cannot be read; datatrove's own readers skip it.
     """
@@ -79,7 +83,9 @@ class Documents(BaseDiskReader):
         super().__init__(root, paths_file=paths_file, text_key=column)
         self.kind, self.record, self.work = kind, record, work
 
-    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(
+        self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
         """Yields the task's documents; those without text are counted as dropped."""
         blank = Tally(self.work, "blank")
         counts = {"documents": 0, "characters": 0}
@@ -92,7 +98,10 @@ class Documents(BaseDiskReader):
             else:
                 blank.note("no text", document.text, document.metadata["where"])
         blank.end(rank)
-        write_json(self.work / TALLIES / FIRST / f"{rank:05d}.json", counts | {"seconds": time.monotonic() - began})
+        write_json(
+            self.work / TALLIES / FIRST / f"{rank:05d}.json",
+            counts | {"seconds": time.monotonic() - began},
+        )
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         place = ""
@@ -104,7 +113,9 @@ class Documents(BaseDiskReader):
             raise UserError(f"{filepath}: cannot be read{after}: {error}; fix the file") from error
 
     def lines(self, filepath: str) -> Iterator[tuple[int, str]]:
-        with self.data_folder.open(filepath, "rt", compression="infer", encoding="utf-8-sig", newline="\n") as stream:
+        with self.data_folder.open(
+            filepath, "rt", compression="infer", encoding="utf-8-sig", newline="\n"
+        ) as stream:
             yield from enumerate(stream, start=1)
 
     def read_text(self, filepath: str) -> Iterator[tuple[str, str]]:
@@ -134,12 +145,18 @@ class Documents(BaseDiskReader):
                 try:
                     yield self.column(json_object(text), f"{filepath} line {number}")
                 except ValueError as error:
-                    raise RecordError(f"{filepath} line {number}", f"{error}; write one record a line") from error
+                    raise RecordError(
+                        f"{filepath} line {number}", f"{error}; write one record a line"
+                    ) from error
 
     def read_csv(self, filepath: str) -> Iterator[tuple[str, str]]:
         csv.field_size_limit(2**31 - 1)
         texts = (text for _, text in self.lines(filepath))
-        options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if self.kind == "tsv" else {"strict": True}
+        options: dict[str, Any] = (
+            {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+            if self.kind == "tsv"
+            else {"strict": True}
+        )
         for number, record in enumerate(csv.DictReader(texts, **options), start=1):
             yield self.column(record, f"{filepath} record {number}")
 
@@ -147,7 +164,10 @@ class Documents(BaseDiskReader):
         import pyarrow.parquet
 
         number = 0
-        with self.data_folder.open(filepath, "rb") as stream, pyarrow.parquet.ParquetFile(stream) as file:
+        with (
+            self.data_folder.open(filepath, "rb") as stream,
+            pyarrow.parquet.ParquetFile(stream) as file,
+        ):
             if self.text_key not in file.schema_arrow.names:
                 self.column(dict.fromkeys(file.schema_arrow.names), filepath)
             for batch in file.iter_batches(columns=[self.text_key]):
@@ -158,7 +178,11 @@ class Documents(BaseDiskReader):
     def column(self, record: Record, place: str) -> tuple[str, str]:
         """Returns the place and the text. Raises UserError if the record has none."""
         if self.text_key not in record:
-            raise RecordError(place, f'has no "{self.text_key}", but {", ".join(map(str, record))}; name the right --column')
+            raise RecordError(
+                place,
+                f'has no "{self.text_key}", but {", ".join(map(str, record))}; '
+                "name the right --column",
+            )
         text = record[self.text_key]
         if text is not None and not isinstance(text, str):
             raise RecordError(place, f'"{self.text_key}" is {text!r:.60}, not text; fix the record')
@@ -185,7 +209,8 @@ class NotBlank(BaseFilter):
 
 
 class ArrayRecords(PipelineStep):
-    """Writes documents as JSON objects {"text": ...} to the task's shards; with a tokenizer, their ids beside the text."""
+    """Writes documents as JSON objects {"text": ...} to the task's shards; with a tokenizer, their
+    ids beside the text."""
 
     name, type = "array_record", "writer"
 
@@ -204,7 +229,10 @@ class ArrayRecords(PipelineStep):
                 counts["tokens"] += record.pop("count", 0)
                 if 0 <= (cluster := document.metadata.get("minhash_cluster_id", -1)) < SHOWN:
                     shown = document.text[: reports.LETTERS]
-                    counts["clusters"][cluster] = {"where": document.metadata["where"], "text": shown}
+                    counts["clusters"][cluster] = {
+                        "where": document.metadata["where"],
+                        "text": shown,
+                    }
                 shards.write(record)
         except BaseException:
             shards.abandon()
@@ -217,7 +245,8 @@ class ArrayRecords(PipelineStep):
         if not self.tokenizer:
             yield from ((document, {"text": document.text}) for document in data)
             return
-        from fmjax.data.tokenizers.tokenizer import load_tokenizer  # imported here because few tasks need it
+        # Imported here because few tasks need it.
+        from fmjax.data.tokenizers.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(self.tokenizer)
         for documents in batches(data, 256):
@@ -230,7 +259,8 @@ class ArrayRecords(PipelineStep):
 class MarkKept(PipelineStep):
     """Gives kept documents the number of their cluster too, for the report.
 
-    datatrove's filter does so only for tasks that drop a document, which it sees by a file; this makes that file for all.
+    datatrove's filter does so only for tasks that drop a document, which it sees by a file; this
+    makes that file for all.
     """
 
     name, type = "mark kept", "dedup"
@@ -239,7 +269,9 @@ class MarkKept(PipelineStep):
         super().__init__()
         self.clusters = Path(clusters)
 
-    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> None:
+    def run(
+        self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
         for path in self.clusters.glob("*.clusters"):
             path.with_suffix(".remove").touch()
 
@@ -253,7 +285,9 @@ class Report(PipelineStep):
         super().__init__()
         self.output, self.work, self.settings = output, work, settings
 
-    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> None:
+    def run(
+        self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
         steps = ["blank", *self.settings["filters"], "c4_blank", *self.settings["dedup"]]
         report = reports.gather(self.work, self.settings, steps)
         report["shards"] = reports.place_shards(self.work, self.output)

@@ -24,12 +24,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from fmjax.contracts import Config, PyTree
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
@@ -47,6 +48,7 @@ from fmjax.runs.manifest import (
     write_manifest,
 )
 
+T = TypeVar("T")
 MADE_BY_ORBAX = "_CHECKPOINT_METADATA"
 LEFTOVER = re.compile(r"\d+\.(deleted|orbax-checkpoint-tmp.*)")
 # Orbax gives up a save after this time, by default ten minutes; a slow disk is no error.
@@ -125,7 +127,7 @@ class CheckpointReader:
         """Returns the names of a step's items. As `data` and `metrics`, raises UserError if there is no such step."""
         return list(self._manifest(step)["items"])
 
-    def data(self, step: int) -> dict[str, Any]:
+    def data(self, step: int) -> Config:
         """Returns the `data` that the step was saved with."""
         return dict(self._manifest(step)["data"])
 
@@ -133,7 +135,7 @@ class CheckpointReader:
         """Returns the metrics that the step was saved with."""
         return dict(self._manifest(step)["metrics"])
 
-    def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    def restore(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Returns the items named in `abstract`, each in the structure and with the shardings of its abstract tree.
 
         Args:
@@ -173,7 +175,7 @@ class CheckpointReader:
     def _first_whole(self, steps: Iterable[int]) -> int | None:
         return next((step for step in steps if self._unless_damaged(self._verify, step)), None)
 
-    def _unless_damaged(self, read: Callable[[int], dict[str, Any]], step: int) -> dict[str, Any] | None:
+    def _unless_damaged(self, read: Callable[[int], T], step: int) -> T | None:
         """Returns what `read` does, None if the step is gone, or is damaged and was passed over."""
         try:
             return read(step)
@@ -224,7 +226,11 @@ class Checkpoints(CheckpointReader):
         self._pending: tuple[int, Future[None]] | None = None
 
     def save(
-        self, step: int, items: Mapping[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+        self,
+        step: int,
+        items: Mapping[str, PyTree],
+        data: Config,
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Starts saving a step, after the save before has ended; on return, arrays may be donated and `data` changed.
 
@@ -271,7 +277,7 @@ class Checkpoints(CheckpointReader):
             self._thread.shutdown()
             self._orbax.close()
 
-    def _finish(self, step: int, content: dict[str, Any]) -> None:
+    def _finish(self, step: int, content: Manifest) -> None:
         """Seals a step when Orbax has written it, on every host."""
         self._orbax.wait_until_finished()
         if not self._first:

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from fmjax.config import is_run
 from fmjax.config.json_files import read_json, write_json
+from fmjax.contracts import Config
 from fmjax.data.storage.fingerprints import data_differences
 from fmjax.errors import UserError
 
@@ -44,8 +44,10 @@ def check_workdir(workdir: Path) -> bool:
         workdir.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in workdir.iterdir()}
         run = is_run(workdir)
-        # What a run that was killed before its config was written has left: only where there is a lock is it ours.
-        begun = LOCK in found and found <= {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
+        # What a run that was killed before its config was written has left: only where there is a
+        # lock is it ours.
+        own = {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
+        begun = LOCK in found and found <= own
         if run or begun or not found:
             (workdir / LOCK).touch()
             return run
@@ -59,7 +61,10 @@ def check_workdir(workdir: Path) -> bool:
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the run directory for this process. Raises UserError if another one is training in it."""
+    """Holds the run directory for this process.
+
+    Raises UserError if another one is training in it.
+    """
     with open(workdir / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,7 +73,7 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def read_provenance(workdir: Path) -> dict[str, Any]:
+def read_provenance(workdir: Path) -> Config:
     """Returns what `record` has written so far, empty if nothing."""
     path = workdir / PROVENANCE
     return read_json(path) if path.exists() else {}
@@ -85,9 +90,10 @@ def record_left_out(workdir: Path, records: list[str]) -> None:
         write_json(workdir / PROVENANCE, read_provenance(workdir) | {"left_out": records})
 
 
-def record(workdir: Path, data: dict[str, Any], notes: dict[str, Any] | None = None) -> None:
-    """Writes `provenance.json`: the data's fingerprints and notes about them, and for each start the command, versions, device
-    and time."""
+def record(workdir: Path, data: Config, notes: Config | None = None) -> None:
+    """Writes `provenance.json`: the data's fingerprints and notes about them, and for each start
+    the command, versions, device and time.
+    """
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -101,7 +107,7 @@ def record(workdir: Path, data: dict[str, Any], notes: dict[str, Any] | None = N
     write_json(workdir / PROVENANCE, content)
 
 
-def check_same_data(workdir: Path, data: dict[str, Any]) -> None:
+def check_same_data(workdir: Path, data: Config) -> None:
     """Raises UserError with the differences if the data are not those that the run began with."""
     stored = read_provenance(workdir).get("data", {})
     if PROCESSORS not in stored:  # the run is older than stored processors

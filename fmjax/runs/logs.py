@@ -1,4 +1,6 @@
-"""What a run logs: `metrics.jsonl`, TensorBoard events, and a progress bar or plain lines on the screen."""
+"""What a run logs: `metrics.jsonl`, TensorBoard events, and a progress bar or plain lines on the
+screen.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,13 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
 from fmjax.config.json_files import write_atomically
+from fmjax.contracts import Record
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import console, say
 
@@ -20,8 +23,11 @@ EVALUATION = "eval/validation/"  # before the names of the metrics that training
 T = TypeVar("T")
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of `metrics.jsonl`, none if there is no such file. A line cut short by a kill is left out."""
+def read_metrics(workdir: Path) -> list[Record]:
+    """Returns the records of `metrics.jsonl`, none if there is no such file.
+
+    A line cut short by a kill is left out.
+    """
     path = workdir / METRICS
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -33,7 +39,10 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Writes metrics to `metrics.jsonl` and TensorBoard; opening it cuts both back to the step a run resumes from."""
+    """Writes metrics to `metrics.jsonl` and TensorBoard.
+
+    Opening it cuts both back to the step a run resumes from.
+    """
 
     def __init__(self, workdir: Path, step: int):
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
@@ -55,7 +64,10 @@ class MetricsLog:
 
 
 class Bar:
-    """A progress bar with loss, tokens/s and time left; on anything but a terminal, `note` prints plain lines instead."""
+    """A progress bar with loss, tokens/s and time left.
+
+    On anything but a terminal, `note` prints plain lines instead.
+    """
 
     def __init__(self, title: str, total: int, done: int = 0):
         self.terminal = sys.stderr.isatty() and hosts.first()

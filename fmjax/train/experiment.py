@@ -15,10 +15,11 @@ from fmjax import pytree
 from fmjax.config import continued
 from fmjax.contracts import Config, HostBatch, PyTree
 from fmjax.data.stream.batches import eval_batches
-from fmjax.distributed import hosts, sharding
+from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
+from fmjax.distributed.layout import lay_out
 from fmjax.runs import folder as run_folder
-from fmjax.train.stages import Abstract, Built, Data, batch_shapes, build, describe, lay_out, open_data
+from fmjax.train.stages import Abstract, Built, Data, batch_shapes, build, describe, open_data
 from fmjax.train.state import TrainState, create_state, with_params
 from fmjax.train.wrappers import main_part
 
@@ -52,12 +53,10 @@ class Experiment:
     @property
     def rows(self) -> np.ndarray | None:
         """The rows of a batch that this host reads; None: all."""
-        layout, size = self.abstract.layout, self.batch_size
-        placed = sharding.spec_sharding("rows", (size,), ("act_batch",), layout.rules, layout.mesh)
-        return hosts.rows_of(placed, size)
+        return hosts.rows_of(self._shardings["valid"], self.batch_size)
 
     def initial_state(self) -> TrainState:
-        """Returns the state of step 0: fresh, or with the parameters of `init.weights`; prints which start fresh."""
+        """Returns the state of step 0, with the parameters of `init.weights`; says which are fresh."""
         transform, abstract = self.abstract.optimizer.transform, self.abstract.state
         state = create_state(self.built.model, transform, self.abstract.spec, abstract, self.seed)
         if self.weights is None:
@@ -73,19 +72,19 @@ class Experiment:
         return eval_batches(examples, batch_size=self.batch_size, seed=self.seed, rows=self.rows)
 
     def place(self, batch: HostBatch) -> dict[str, jax.Array]:
-        """Puts this host's rows of a batch of training or evaluation where they belong on the devices."""
+        """Puts this host's rows of a batch where they belong on the devices."""
         return hosts.place(batch, self._shardings, self.batch_size)
 
     @functools.cached_property
     def _shardings(self) -> dict[str, NamedSharding]:
-        layout, spec = self.abstract.layout, self.abstract.spec
+        spec = self.abstract.spec
         _, _, evaluated = main_part(self.built.model, self.built.task, spec)
         valid = jax.ShapeDtypeStruct((self.batch_size,), np.float32)
-        return sharding.batch_shardings({**evaluated, **spec, "valid": valid}, layout.rules, layout.mesh)
+        return self.abstract.layout.of_batch({**evaluated, **spec, "valid": valid})
 
 
 def prepare(given: Config, workdir: Path) -> Experiment:
-    """Returns the experiment that a config describes, or, in its run directory, the one to be continued.
+    """Returns the experiment that a config describes, or continues, in its run directory.
 
     Nothing is written but the empty run directory. Raises UserError for whatever does not fit.
     """
@@ -101,7 +100,7 @@ def prepare(given: Config, workdir: Path) -> Experiment:
 
 
 def starting_weights(data: Data, built: Built, abstract: Abstract) -> PyTree | None:
-    """Returns the parameters to start from, if any. Raises UserError if they do not fit the model."""
+    """Returns the parameters to start from. Raises UserError if they do not fit the model."""
     if data.pretrained is None:
         return None
     family, params = data.pretrained.family, data.pretrained.params

@@ -12,7 +12,9 @@ from fmjax.memory import keep_freed
 from fmjax.train.loop import train
 
 
-def fit(config: str | Path, workdir: str | Path, overrides: Mapping[str, Value] | None = None) -> dict[str, float]:
+def fit(
+    config: str | Path, workdir: str | Path, overrides: Mapping[str, Value] | None = None
+) -> dict[str, float]:
     """Trains what a config file describes into a run directory, or continues it.
 
     Args:
@@ -20,12 +22,18 @@ def fit(config: str | Path, workdir: str | Path, overrides: Mapping[str, Value] 
       workdir: the run directory.
       overrides: values by key, such as {"optim.learning_rate": 1e-4}; None unsets a key.
 
-    Returns the last evaluation's metrics. Memory that this process frees from now on stays with it (`memory.py`).
+    Returns the last evaluation's metrics. Memory that this process frees from now on stays with it
+    (`memory.py`).
 
     Raises UserError and Interrupted as `train.loop.train` does.
     """
     keep_freed()
     described = load_config(str(config))
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (overrides or {}).items()}
-    apply_overrides(described, [(key, "none" if text == "null" else text) for key, text in texts.items()])
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in (overrides or {}).items()
+    }
+    apply_overrides(
+        described, [(key, "none" if text == "null" else text) for key, text in texts.items()]
+    )
     return train(to_dict(described), Path(workdir))

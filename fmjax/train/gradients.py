@@ -1,4 +1,6 @@
-"""How the gradient of a batch is computed: as a whole, accumulated over parts, or clipped for each example."""
+"""How the gradient of a batch is computed: as a whole, accumulated over parts, or clipped for each
+example.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,21 @@ import optax
 from fmjax.contracts import Arrays, Batch, PyTree
 
 Key: TypeAlias = jax.Array
-# Of parameters, a batch or a part of one, the weights of the loss's terms, and dropout's key: the loss and its terms.
+# Of parameters, a batch or a part of one, the weights of the loss's terms, and dropout's key: the
+# loss and its terms.
 Loss: TypeAlias = Callable[[PyTree, Batch, Arrays, Key], tuple[jax.Array, Arrays]]
 Weigh: TypeAlias = Callable[[Batch], Arrays]
-Gradients: TypeAlias = Callable[[PyTree, Batch, Key], tuple[PyTree, Arrays]]  # the loss's gradient, and its terms
+# The loss's gradient, and its terms.
+Gradients: TypeAlias = Callable[[PyTree, Batch, Key], tuple[PyTree, Arrays]]
 
 
 def whole(loss: Loss, weigh: Weigh) -> Gradients:
     """Returns the gradient of a batch in one pass."""
 
     def gradients(params: PyTree, batch: Batch, key: Key) -> tuple[PyTree, Arrays]:
-        found: tuple[PyTree, Arrays] = jax.grad(loss, has_aux=True)(params, batch, weigh(batch), key)
+        found: tuple[PyTree, Arrays] = jax.grad(loss, has_aux=True)(
+            params, batch, weigh(batch), key
+        )
         return found
 
     return gradients
@@ -41,7 +47,9 @@ def accumulated(loss: Loss, weigh: Weigh, parts: int) -> Gradients:
 
         def add(total: PyTree, indexed: tuple[jax.Array, Batch]) -> tuple[PyTree, None]:
             index, part = indexed
-            return jax.tree.map(jnp.add, total, grad(params, part, weights, jax.random.fold_in(key, index))), None
+            return jax.tree.map(
+                jnp.add, total, grad(params, part, weights, jax.random.fold_in(key, index))
+            ), None
 
         zeros = jax.tree.map(jnp.zeros_like, (params, {name: jnp.float32(0) for name in weights}))
         found: tuple[PyTree, Arrays] = jax.lax.scan(add, zeros, (jnp.arange(parts), stacked))[0]
@@ -51,10 +59,12 @@ def accumulated(loss: Loss, weigh: Weigh, parts: int) -> Gradients:
 
 
 def clipped(loss: Loss, weigh: Weigh, norm: float, trainable: PyTree) -> Gradients:
-    """Returns the mean over examples of each one's gradient, scaled down to a norm of at most `norm`.
+    """Returns the mean over examples of each one's gradient, scaled down to a norm of at most
+    `norm`.
 
-    An example counts as a batch of its own, with its own weights and dropout key (Abadi et al. 2016, algorithm 1).
-    Only parameters that train count. Takes the memory of the parameters once for each example.
+    An example counts as a batch of its own, with its own weights and dropout key (Abadi et al.
+    2016, algorithm 1). Only parameters that train count. Takes the memory of the parameters once
+    for each example.
     """
 
     def gradients(params: PyTree, batch: Batch, key: Key) -> tuple[PyTree, Arrays]:
@@ -78,9 +88,13 @@ def without_frozen(grads: PyTree, trainable: PyTree) -> PyTree:
 
     Where a step does so at once, XLA drops the backward pass that led to them.
     """
-    return jax.tree.map(lambda grad, trained: grad if trained else jnp.zeros_like(grad), grads, trainable)
+    return jax.tree.map(
+        lambda grad, trained: grad if trained else jnp.zeros_like(grad), grads, trainable
+    )
 
 
 def split(x: jax.Array, parts: int) -> jax.Array:
-    """Returns [parts, B / parts, ...], row i going to part i mod parts, so each device keeps rows of its own."""
+    """Returns [parts, B / parts, ...], row i going to part i mod parts, so each device keeps rows
+    of its own.
+    """
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

@@ -28,7 +28,10 @@ class Judge:
     def __init__(self, experiment: Experiment, recorder: Recorder):
         stopping = experiment.config["train"]["early_stopping"]
         self.experiment, self.recorder = experiment, recorder
-        self.patience, self.stopping = int(stopping["patience"]), Best(stopping["metric"], stopping["mode"])
+        self.patience, self.stopping = (
+            int(stopping["patience"]),
+            Best(stopping["metric"], stopping["mode"]),
+        )
         self.best = best_of(experiment)
         built = experiment.built
         model, self.task, _ = main_part(built.model, built.task, experiment.abstract.spec)
@@ -46,7 +49,10 @@ class Judge:
         for split in splits:
             if split.startswith(PARTS):
                 part = split.removeprefix(PARTS)
-                found |= {f"{part}/{name}": value for name, value in self._metrics_of(params, split).items()}
+                found |= {
+                    f"{part}/{name}": value
+                    for name, value in self._metrics_of(params, split).items()
+                }
         self.recorder.write(step, {EVALUATION + name: value for name, value in found.items()})
         listed = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         self.recorder.bar.note(f"step {step}: {listed}")
@@ -60,27 +66,38 @@ class Judge:
         return self.metrics if self.evaluated == step else None
 
     def out_of_patience(self, step: int) -> bool:
-        """Returns whether the last `patience` evaluations were all no better than the best before them; says so."""
+        """Returns whether the last `patience` evaluations were all no better than the best before
+        them; says so.
+        """
         values = self._history(self.stopping) if self.patience else []
-        ended = len(values) > self.patience and max(values[-self.patience :]) <= max(values[: -self.patience])
+        ended = len(values) > self.patience and max(values[-self.patience :]) <= max(
+            values[: -self.patience]
+        )
         if ended:
             better = f"no better {self.stopping.metric} in {self.patience}"
             self.recorder.bar.note(f"early stopping at step {step}: {better}")
         return ended
 
     def _metrics_of(self, params: PyTree, split: str) -> dict[str, float]:
-        batches, examples = self.experiment.eval_batches(split), self.experiment.built.examples[split]
-        return evaluate(self.predict, self.task, params, batches, examples, self.experiment.place, hosts.gather)
+        batches, examples = (
+            self.experiment.eval_batches(split),
+            self.experiment.built.examples[split],
+        )
+        return evaluate(
+            self.predict, self.task, params, batches, examples, self.experiment.place, hosts.gather
+        )
 
     def _history(self, chosen: Best) -> list[float]:
-        """Returns a metric at each evaluation so far, those before a restart included; negated if less is better.
+        """Returns a metric at each evaluation so far, those before a restart included.
+
+        Negated if less is better.
 
         Raises UserError if the metric is undefined in the newest evaluation.
         """
         if self.metrics and chosen.metric not in self.metrics:
             raise UserError(
-                f'"{chosen.metric}" is not defined on the validation data, as where one class alone occurs; '
-                f"choose one of {', '.join(self.metrics)}"
+                f'"{chosen.metric}" is not defined on the validation data, as where one class alone '
+                f"occurs; choose one of {', '.join(self.metrics)}"
             )
         name, sign = EVALUATION + chosen.metric, 1 if chosen.mode == "max" else -1
         return [sign * record[name] for record in self.recorder.records if name in record]

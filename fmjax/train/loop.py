@@ -25,11 +25,13 @@ from fmjax.train.state import TrainState
 from fmjax.train.throughput import Costs
 
 
-def train(given: Config, workdir: Path, title: str = "train", profile: Path | None = None) -> dict[str, float]:
+def train(
+    given: Config, workdir: Path, title: str = "train", profile: Path | None = None
+) -> dict[str, float]:
     """Runs a config in a run directory, or continues it; returns the last evaluation's metrics.
 
-    Traces a few steps into the folder `profile`, if there is one. Raises UserError if the config or the data do not
-    fit, Interrupted if a signal ended the run after its state was saved.
+    Traces a few steps into the folder `profile`, if there is one. Raises UserError if the config or
+    the data do not fit, Interrupted if a signal ended the run after its state was saved.
     """
     run_folder.check_workdir(workdir)
     with run_folder.locked(workdir) if hosts.first() else nullcontext():
@@ -40,7 +42,10 @@ def train(given: Config, workdir: Path, title: str = "train", profile: Path | No
 
 
 def run(experiment: Experiment, title: str, profile: Path | None) -> dict[str, float]:
-    """Trains from the newest checkpoint, or from the start, to the last step; returns the last evaluation's metrics."""
+    """Trains from the newest checkpoint, or from the start, to the last step.
+
+    Returns the last evaluation's metrics.
+    """
     with ExitStack() as stack:
         batches = start.training_batches(experiment)
         stack.callback(batches.close)
@@ -62,7 +67,14 @@ def run(experiment: Experiment, title: str, profile: Path | None) -> dict[str, f
 class Loop:
     """One process's part in a run: takes steps, and evaluates and saves where that is due."""
 
-    def __init__(self, experiment: Experiment, batches: TrainBatches, saver: Saver, recorder: Recorder, judge: Judge):
+    def __init__(
+        self,
+        experiment: Experiment,
+        batches: TrainBatches,
+        saver: Saver,
+        recorder: Recorder,
+        judge: Judge,
+    ):
         config, built = experiment.config, experiment.built
         self.experiment, self.batches, self.last = experiment, batches, built.steps
         self.saver, self.recorder, self.judge, self.signals = saver, recorder, judge, Signals()
@@ -74,13 +86,17 @@ class Loop:
         self.take_step = jax.jit(step, donate_argnums=0)
 
     def run(self, state: TrainState, profile: Profile) -> None:
-        """Takes the steps that are left. Raises Interrupted if a signal ended them, once the state is saved."""
+        """Takes the steps that are left.
+
+        Raises Interrupted if a signal ended them, once the state is saved.
+        """
         saved = step = int(state.step)
         while step < self.last and not self.judge.out_of_patience(step):
             step += 1
             state = self.step(state, step, profile)
             # Read once: a signal that comes later ends the next step.
-            caught = self.signals.agreed(step, waiting=self.due("eval", step) or self.due("save", step))
+            waiting = self.due("eval", step) or self.due("save", step)
+            caught = self.signals.agreed(step, waiting)
             if self.judged_and_saved(state, step, caught):
                 saved = step
             if caught and step < self.last:
@@ -98,7 +114,7 @@ class Loop:
         with recorder.waiting():
             batch = next(self.batches)
         cost, new = self.costs.of(batch)
-        if new:  # not only after compiling
+        if new:  # the step is compiled, which takes long: before that
             recorder.read()
         with recorder.clock.paused() if new else nullcontext():
             state, metrics = self.take_step(state, self.experiment.place(batch), self.key)

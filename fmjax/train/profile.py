@@ -10,7 +10,8 @@ from fmjax.contracts import PyTree
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 
-SKIPPED, TRACED = 5, 5  # steps after a start: the first ones compile, and fill the read-ahead buffers
+# Steps after a start: the first ones compile, and fill the read-ahead buffers.
+SKIPPED, TRACED = 5, 5
 
 
 class Profile:
@@ -48,5 +49,5 @@ class Profile:
         if self.tracing:
             self.end(step)
         elif self.folder and not self.done:
-            before = self.first - 1
-            say(f"profile: nothing was traced, as no step after number {before} was taken; raise train.steps")
+            why = f"no step after number {self.first - 1} was taken"
+            say(f"profile: nothing was traced, as {why}; raise train.steps")

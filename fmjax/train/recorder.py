@@ -1,4 +1,7 @@
-"""What is recorded of each step: metrics and rates, on the screen and in the log; ends a run that diverges."""
+"""What is recorded of each step: metrics and rates, on the screen and in the log.
+
+Ends a run that diverges.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +43,21 @@ class Ended(NamedTuple):
 
 
 class Recorder:
-    """Reads the metrics of a step when the next one is under way, so that the device never waits for the host."""
+    """Reads the metrics of a step when the next one is under way, so that the device never waits
+    for the host.
+    """
 
     def __init__(self, experiment: Experiment, start: int, bar: Bar, nonfinite: Nonfinite):
         train = experiment.config["train"]
         self.experiment, self.bar, self.nonfinite = experiment, bar, nonfinite
-        self.every, self.most_nonfinite = int(train.get("log_every", 0)), int(train.get("max_nonfinite", 10))
+        self.every, self.most_nonfinite = (
+            int(train.get("log_every", 0)),
+            int(train.get("max_nonfinite", 10)),
+        )
         workdir = experiment.workdir
-        self.records: list[dict[str, Any]] = [record for record in read_metrics(workdir) if record["step"] <= start]
+        self.records: list[dict[str, Any]] = [
+            record for record in read_metrics(workdir) if record["step"] <= start
+        ]
         self.log = MetricsLog(workdir, start) if hosts.first() else None
         self.clock = Clock(experiment.data.processors.unit, max(self.every, WINDOW))
         self.last: Ended | None = None  # not read yet
@@ -66,9 +76,11 @@ class Recorder:
             self.read()
 
     def read(self) -> None:
-        """Reads the metrics of the last step, if they are not read: shows them, and logs them when due.
+        """Reads the metrics of the last step, if they are not read: shows them, and logs them when
+        due.
 
-        Raises UserError, naming the first step, after `max_nonfinite` steps in a row that had to be left out.
+        Raises UserError, naming the first step, after `max_nonfinite` steps in a row that had to be
+        left out.
         """
         if self.last is None:
             return
@@ -78,8 +90,9 @@ class Recorder:
         self.nonfinite = self.nonfinite.after(step, left_out=bool(metrics.pop("nonfinite")))
         if len(self.nonfinite.in_a_row) >= self.most_nonfinite:
             raise UserError(
-                f"loss or gradient not finite in {len(self.nonfinite.in_a_row)} steps in a row, from step "
-                f"{self.nonfinite.in_a_row[0]} on; lower optim.learning_rate, or clip with optim.clip_norm"
+                f"loss or gradient not finite in {len(self.nonfinite.in_a_row)} steps in a row, "
+                f"from step {self.nonfinite.in_a_row[0]} on; lower optim.learning_rate, or clip "
+                "with optim.clip_norm"
             )
         rates = self.clock.rates()
         speed = self._speed(rates)
@@ -99,7 +112,9 @@ class Recorder:
         """Ends the log, records which bad records were left out, and writes the report."""
         if self.log:
             self.log.close()
-            run_folder.record_left_out(self.experiment.workdir, self.experiment.data.tolerance.found)
+            run_folder.record_left_out(
+                self.experiment.workdir, self.experiment.data.tolerance.found
+            )
             write_report(self.experiment.workdir)
 
     def _log(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:

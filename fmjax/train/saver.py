@@ -21,10 +21,15 @@ class Saver:
     def __init__(self, experiment: Experiment, batches: TrainBatches, best: Best | None):
         keep = int(experiment.config["checkpoint"]["keep"])
         self.experiment, self.batches = experiment, batches
-        self.checkpoints = Checkpoints(experiment.workdir / run_folder.CHECKPOINTS, keep=keep, best=best)
+        self.checkpoints = Checkpoints(
+            experiment.workdir / run_folder.CHECKPOINTS, keep=keep, best=best
+        )
 
     def restore(self) -> tuple[TrainState, Nonfinite]:
-        """Returns the state of the newest whole checkpoint, and sets the batches to follow it; or the initial state."""
+        """Returns the state of the newest whole checkpoint, and sets the batches to follow it.
+
+        Or the initial state.
+        """
         step = self.checkpoints.latest() if self.experiment.resumed and hosts.first() else None
         step = hosts.of_first(-1 if step is None else step)  # it may have set others aside
         if step < 0:
@@ -35,10 +40,18 @@ class Saver:
         self.batches.restore(data["batches"])
         return from_items(restored, abstract), Nonfinite(tuple(data["nonfinite"]), data["skipped"])
 
-    def save(self, state: TrainState, step: int, nonfinite: Nonfinite, metrics: Mapping[str, float] | None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        nonfinite: Nonfinite,
+        metrics: Mapping[str, float] | None,
+    ) -> None:
         """Starts writing a checkpoint, with the metrics of an evaluation at this very step."""
         counts = {"nonfinite": list(nonfinite.in_a_row), "skipped": nonfinite.total}
-        self.checkpoints.save(step, to_items(state), {"batches": self.batches.state(), **counts}, metrics)
+        self.checkpoints.save(
+            step, to_items(state), {"batches": self.batches.state(), **counts}, metrics
+        )
 
     def wait(self) -> None:
         """Returns when the last checkpoint is written."""
@@ -54,7 +67,10 @@ def evaluated_params(state: TrainState) -> PyTree:
 
 
 def to_items(state: TrainState) -> dict[str, PyTree]:
-    """Returns the state as checkpoint items. A moving average is an item of its own, so that it can be read alone."""
+    """Returns the state as checkpoint items.
+
+    A moving average is an item of its own, so that it can be read alone.
+    """
     opt_state = dict(state.opt_state)
     average = opt_state.pop("ema", None)
     items = {"params": state.params, "opt_state": opt_state, "step": state.step}

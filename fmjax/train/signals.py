@@ -22,7 +22,9 @@ class Signals:
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Handles the signals in the block."""
-        previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             yield
         finally:
@@ -32,7 +34,8 @@ class Signals:
     def agreed(self, step: int, waiting: bool) -> int:
         """Returns the signal that ends the run after a step, 0 if none.
 
-        Several hosts compare theirs where they are `waiting` for each other anyway, and every ten steps.
+        Several hosts compare theirs where they are `waiting` for each other anyway, and every ten
+        steps.
         """
         if hosts.several() and step % COMPARED and not waiting:
             return 0
@@ -46,4 +49,6 @@ class Signals:
 
 def interruption(caught: int, step: int) -> Interrupted:
     """Returns the error that ends a run by a signal, once a step is saved."""
-    return Interrupted(f"{signal.Signals(caught).name}: saved step {step}; the same command continues from there")
+    return Interrupted(
+        f"{signal.Signals(caught).name}: saved step {step}; the same command continues from there"
+    )

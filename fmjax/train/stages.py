@@ -1,38 +1,35 @@
 """The stages from a config to a training step, which training, plans and benchmarks share.
 
-    Layout    devices as a mesh, and rules for axes
     Data      records, weights to start from, processors of the columns
     Built     task, model, examples, number of steps
-    Abstract  shapes and shardings of batch and state, optimizer
+    Abstract  shapes and shardings of a batch and the state, optimizer
 
-All is checked here on the host, before anything is compiled.
+All is checked here, on the host, before anything is compiled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import flax.linen as nn
 import jax
-from jax.sharding import Mesh
 
 from fmjax import optim, tasks
 from fmjax.contracts import Config, Examples, Processors, Source, Task
 from fmjax.data.kinds import lifecycle
+from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
 from fmjax.data.stream.batches import eval_batches
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.examples import find_overlap, make_examples
 from fmjax.data.stream.packing import fill_of
 from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance
-from fmjax.distributed import sharding
 from fmjax.distributed.hosts import say
+from fmjax.distributed.layout import Layout, accumulation
 from fmjax.errors import UserError
 from fmjax.inference.pretrained import Pretrained, load
 from fmjax.runs import folder as run_folder
@@ -46,26 +43,11 @@ TrainedModel: TypeAlias = Any  # a Linen module that is a contracts.Model, or a 
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """The devices as a mesh, and the rules by which the axes of arrays are divided over it."""
-
-    mesh: Mesh
-    rules: sharding.Rules
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Makes these the mesh and the rules of what is traced."""
-        in_force = sharding.in_force(self.rules, self.mesh)
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(in_force):
-            yield
-
-
-@dataclasses.dataclass(frozen=True)
 class Data:
     """What a run reads."""
 
     config: Config  # with the task's settings that follow from the data
-    sources: Mapping[str, Source]  # by split
+    sources: Mapping[str, Source | Bundle]  # by split
     fingerprints: Config  # for provenance
     tolerance: Tolerance  # of bad records, and which were left out
     pretrained: Pretrained | None  # the weights to start from
@@ -86,26 +68,12 @@ class Built:
 
 @dataclasses.dataclass(frozen=True)
 class Abstract:
-    """The shapes, dtypes and shardings of what a step takes, with no array made, and the optimizer."""
+    """What a step takes: shapes, dtypes and shardings without an array made, and the optimizer."""
 
     layout: Layout
-    spec: dict[str, jax.ShapeDtypeStruct]  # of a global batch
+    spec: BatchSpec  # of a global batch
     optimizer: optim.Optimizer
     state: TrainState
-
-
-def lay_out(config: Config, devices: Sequence[Any] | None = None) -> Layout:
-    """Returns the layout over the devices, by default all. Raises UserError unless a batch divides over it."""
-    mesh_config = config["mesh"]
-    rules = sharding.resolve_rules(mesh_config["rules"], mesh_config.get("table"))
-    mesh = sharding.make_mesh(mesh_config["axes"], devices)
-    sharding.check_used(rules, mesh, own=bool(mesh_config.get("table")))
-    size, parts = config["data"]["batch_size"], accumulation(config)
-    if parts < 1 or size % parts:
-        raise UserError(f"data.batch_size={size} does not divide into train.accumulate={parts} parts; change one of them")
-    setting = f"data.batch_size={size} / train.accumulate={parts}"
-    sharding.check_batch_size(setting, size // parts, rules, mesh)
-    return Layout(mesh, rules)
 
 
 def open_data(config: Config, workdir: Path, resumed: bool) -> Data:
@@ -120,29 +88,24 @@ def open_data(config: Config, workdir: Path, resumed: bool) -> Data:
     tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
     with tolerance.active():
         sources = open_sources(config["data"], task.splits)
-    fingerprints = {split: source.fingerprint() for split, source in sources.items()}
-    pretrained = load_weights(config, workdir, resumed)
+    facts = {split: source.fingerprint() for split, source in sources.items()}
+    checkpoints = CheckpointReader(workdir / run_folder.CHECKPOINTS)
+    origin = config.get("init", {}).get("weights")
+    # A run that was stopped before its first checkpoint starts from the same weights again.
+    pretrained = load(origin) if origin and not (resumed and checkpoints.steps()) else None
     sources["train"], settings = tolerance.apply(sources["train"], task.resolve)
     config = config | {"task": config["task"] | settings}
     task = tasks.make(config["task"])
     find = partial(resolve_processors, config, task, workdir if resumed else None, pretrained)
     sources["train"], processors = tolerance.apply(sources["train"], find)
-    fingerprints |= lifecycle.hashes(processors)
+    facts |= lifecycle.hashes(processors)
     if resumed:
-        run_folder.check_same_data(workdir, fingerprints)
-    return Data(config, sources, fingerprints, tolerance, pretrained, processors)
-
-
-def load_weights(config: Config, workdir: Path, resumed: bool) -> Pretrained | None:
-    """Returns the weights of `init.weights`, which a run that has a checkpoint of its own does not need."""
-    origin = config.get("init", {}).get("weights")
-    if not origin or (resumed and CheckpointReader(workdir / run_folder.CHECKPOINTS).steps()):
-        return None
-    return load(origin)
+        run_folder.check_same_data(workdir, facts)
+    return Data(config, sources, facts, tolerance, pretrained, processors)
 
 
 def build(data: Data, resumed: bool) -> Built:
-    """Returns the task, the model and the examples. Raises UserError where they do not fit each other."""
+    """Returns the task, the model and the examples. Raises UserError where they do not fit."""
     task = tasks.make(data.config["task"])
     check_measures(data.config, task)
     config, model = build_model(data.config, data.pretrained, data.processors, task)
@@ -162,30 +125,32 @@ def build(data: Data, resumed: bool) -> Built:
 def build_model(
     config: Config, pretrained: Pretrained | None, processors: Processors, task: Task
 ) -> tuple[Config, TrainedModel]:
-    """Returns the model, and the config with all of its settings."""
+    """Returns the config with all of the model's settings, and the model."""
     model = mix(resolve_model(config, pretrained, processors, task), task)
     settings = {"name": config["model"]["name"]} | dataclasses.asdict(model.settings)
-    return config | {"task": config["task"], "model": settings}, model
+    return config | {"model": settings}, model
 
 
 def describe(
     config: Config, model: TrainedModel, spec: BatchSpec, steps: int, layout: Layout
 ) -> Abstract:
-    """Returns the abstract state of a training step, and the optimizer. Raises UserError if they do not fit."""
+    """Returns a step's abstract inputs. Raises UserError if model, optimizer and layout do not fit."""
     params = abstract_params(model, spec, layout.mesh, layout.rules)
     optimizer = optim.build(config["optim"], params, steps)
-    return Abstract(layout, dict(spec), optimizer, abstract_state(params, optimizer.transform, layout.mesh))
+    state = abstract_state(params, optimizer.transform, layout.mesh)
+    return Abstract(layout, spec, optimizer, state)
 
 
-def batch_shapes(config: Config, examples: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: Config, examples: Examples) -> BatchSpec:
     """Returns the shapes of a global batch, by the first example."""
     # Where bad records are left out, the first may be one.
-    first = Guarded(examples, config["data"].get("on_error", "fail") != "fail", lambda index: None)
-    arrays = next(eval_batches(first, batch_size=1, seed=0))
+    skip = config["data"].get("on_error", "fail") != "fail"
+    first = next(eval_batches(Guarded(examples, skip, lambda index: None), batch_size=1, seed=0))
+    arrays = {name: array for name, array in first.items() if name not in ("valid", SKIPPED)}
+    size = config["data"]["batch_size"]
     return {
-        name: jax.ShapeDtypeStruct((config["data"]["batch_size"], *array.shape[1:]), array.dtype)
+        name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
         for name, array in arrays.items()
-        if name not in ("valid", SKIPPED)
     }
 
 
@@ -195,43 +160,37 @@ def training_step(config: Config, model: TrainedModel, task: Task, abstract: Abs
     return make_step(model, task, abstract.optimizer.transform, trained, accumulation(config))
 
 
-def accumulation(config: Config) -> int:
-    """Returns over how many parts of a batch gradients are accumulated."""
-    return int(config.get("train", {}).get("accumulate", 1))
-
-
 def check_positions(config: Config) -> None:
     """Raises UserError if rows are longer than the position table; 0 is no limit."""
     length, positions = config["data"]["max_length"], config["model"].get("positions", 0)
     if 0 < positions < length:
-        raise UserError(
-            f"data.max_length={length} is longer than the position table, model.positions={positions}; "
-            "lower the one or raise the other"
-        )
+        table = f"the position table, model.positions={positions}"
+        how = "lower the one or raise the other"
+        raise UserError(f"data.max_length={length} is longer than {table}; {how}")
 
 
-def checked_steps(config: Config, train: Any) -> int:
-    """Returns the number of steps. Raises UserError if the training data have too few examples for them."""
+def checked_steps(config: Config, train: Examples) -> int:
+    """Returns the number of steps. Raises UserError if the training data have too few examples."""
     size = config["data"]["batch_size"]
     if len(train) < size:
-        raise UserError(
-            f"the training data has {len(train)} examples, fewer than data.batch_size={size}; "
-            "lower the batch size or give more data"
-        )
+        few = f"the training data has {len(train)} examples, fewer than data.batch_size={size}"
+        raise UserError(f"{few}; lower the batch size or give more data")
     steps = total_steps(config, len(train))
     train.check_steps(steps, size)
     return steps
 
 
 def total_steps(config: Config, examples: int) -> int:
-    """Returns the number of steps: as given, or of as many epochs, the last step filling up the last epoch.
+    """Returns the number of steps: as given, or of as many epochs, the last one rounded up.
 
     Raises UserError unless exactly one of train.steps and train.epochs is given and positive.
     """
     steps, epochs = config["train"].get("steps"), config["train"].get("epochs")
     if (steps is None) == (epochs is None):
-        raise UserError("give one of train.steps and train.epochs, not both; --config.train.steps=none unsets the first")
-    count = int(steps) if epochs is None else math.ceil(epochs * examples / config["data"]["batch_size"])
+        how = "--config.train.steps=none unsets the first"
+        raise UserError(f"give one of train.steps and train.epochs, not both; {how}")
+    size = config["data"]["batch_size"]
+    count = int(steps) if epochs is None else math.ceil(epochs * examples / size)
     if count < 1:
         given = f"steps={steps}" if epochs is None else f"epochs={epochs}"
         raise UserError(f"train.{given}: must be positive; raise it")

@@ -20,7 +20,8 @@ from fmjax.train.experiment import Experiment
 
 
 def record(experiment: Experiment, given: Config) -> None:
-    """Writes what the run begins with into its directory, on the first host, if all hosts have the same.
+    """Writes what the run begins with into its directory, on the first host, if all hosts have the
+    same.
 
     Raises UserError, naming what differs, if they do not.
     """
@@ -59,7 +60,7 @@ def training_batches(experiment: Experiment) -> TrainBatches:
 
 
 def announce(experiment: Experiment, start: int) -> None:
-    """Prints one line about the run that is about to go on, and one about how full packed batches are."""
+    """Prints one line about the run that is about to go on, and one about packed batches."""
     built, pieces = experiment.built, experiment.data.processors.sizes().get("vocab_size")
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract.state.params))
     sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in built.examples.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import flax.struct
@@ -17,12 +17,13 @@ from fmjax.contracts import HostBatch, PyTree
 from fmjax.distributed.sharding import Rules, parameter_shardings
 from fmjax.optim import map_params
 
-BatchSpec = Mapping[str, jax.ShapeDtypeStruct]
+BatchSpec: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
+Transform: TypeAlias = optax.GradientTransformation
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes: the step number (int32), the fp32 parameters, and the optimizer's state.
+    """All that training changes: the step number, the fp32 parameters, and the optimizer's state.
 
     Randomness is not in it: the key of a step is `fold_in(key(seed), step)`.
     """
@@ -39,7 +40,8 @@ def batch_spec(batch: HostBatch) -> dict[str, jax.ShapeDtypeStruct]:
 
 def init_params(model: nn.Module, spec: BatchSpec, key: jax.Array) -> PyTree:
     """Returns fresh parameters, each still boxed with the logical names of its axes."""
-    return model.init(key, {name: jnp.zeros(array.shape, array.dtype) for name, array in spec.items()})["params"]
+    batch = {name: jnp.zeros(array.shape, array.dtype) for name, array in spec.items()}
+    return model.init(key, batch)["params"]
 
 
 def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules) -> PyTree:
@@ -49,43 +51,44 @@ def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules)
     """
     boxed = jax.eval_shape(lambda: init_params(model, spec, jax.random.key(0)))
     shardings = parameter_shardings(boxed, rules, mesh)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(nn.meta.unbox, boxed),  # under a mesh, unboxing constrains, which a shape alone cannot be
-        shardings,
-    )
+    # Under a mesh, unboxing constrains, which a shape alone cannot be.
+    params = jax.eval_shape(nn.meta.unbox, boxed)
+    return jax.tree.map(with_sharding, params, shardings)
 
 
-def abstract_state(params: PyTree, transform: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(params: PyTree, transform: Transform, mesh: Mesh) -> TrainState:
     """Returns the abstract state.
 
-    Optimizer moments are sharded as their parameters, except along axes that they are a mean over; counters are on
-    every device.
+    Optimizer moments are sharded as their parameters, except along axes that they are a mean over;
+    counters are on every device.
     """
     whole = NamedSharding(mesh, PartitionSpec())
 
-    def place(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding = whole) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
     opt_state = map_params(
         transform,
-        lambda leaf, param: place(leaf, kept_axes(param, leaf.shape)),
+        lambda leaf, param: with_sharding(leaf, kept_axes(param, leaf.shape)),
         jax.eval_shape(transform.init, params),
         params,
-        other=place,
+        other=lambda leaf: with_sharding(leaf, whole),
     )
-    return TrainState(step=place(jax.ShapeDtypeStruct((), jnp.int32)), params=params, opt_state=opt_state)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return TrainState(step=step, params=params, opt_state=opt_state)
+
+
+def with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def kept_axes(param: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> NamedSharding:
     """Returns a parameter's sharding for an array of its axes, of which some may have become 1."""
     spec = [*param.sharding.spec, *[None] * (len(shape) - len(param.sharding.spec))]
-    kept = [axes if size == whole else None for axes, size, whole in zip(spec, shape, param.shape, strict=True)]
+    sizes = zip(spec, shape, param.shape, strict=True)
+    kept = [axes if size == whole else None for axes, size, whole in sizes]
     return NamedSharding(param.sharding.mesh, PartitionSpec(*kept))
 
 
 def create_state(
-    model: nn.Module, transform: optax.GradientTransformation, spec: BatchSpec, abstract: TrainState, seed: int
+    model: nn.Module, transform: Transform, spec: BatchSpec, abstract: TrainState, seed: int
 ) -> TrainState:
     """Returns a fresh state; no array is ever whole on one device unless its sharding says so."""
 
@@ -98,9 +101,10 @@ def create_state(
     return state
 
 
-def with_params(params: PyTree, transform: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+def with_params(params: PyTree, transform: Transform, abstract: TrainState) -> TrainState:
     """Returns the state at step 0 that starts from given parameters."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     on_devices = jax.tree.map(jax.device_put, params, shardings.params)
     opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(on_devices)
-    return TrainState(step=jax.device_put(np.int32(0), shardings.step), params=on_devices, opt_state=opt_state)
+    step = jax.device_put(np.int32(0), shardings.step)
+    return TrainState(step=step, params=on_devices, opt_state=opt_state)

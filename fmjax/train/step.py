@@ -34,12 +34,13 @@ def make_step(
 ) -> TrainStep:
     """Returns `train_step(state, batch, key) -> (state, metrics)`.
 
-    The loss is the sum over the task's terms of sum / weight. `trainable` is a tree of bool like the parameters:
-    the others stay as they are, and do not count in the gradient's norm. The gradient is that of the whole batch,
-    or accumulated over `accumulate` parts of it, or what `make_gradients` returns.
+    The loss is the sum over the task's terms of sum / weight. `trainable` is a tree of bool like
+    the parameters: the others stay as they are, and do not count in the gradient's norm. The
+    gradient is that of the whole batch, or accumulated over `accumulate` parts of it, or what
+    `make_gradients` returns.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were (they are selected,
-    not multiplied by zero: 0 x NaN is NaN) and reports `nonfinite` 1.
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they were (they
+    are selected, not multiplied by zero: 0 x NaN is NaN) and reports `nonfinite` 1.
     """
 
     def forward(params: PyTree, part: Batch, key: Key) -> Any:
@@ -47,7 +48,10 @@ def make_step(
 
     def loss(params: PyTree, part: Batch, weights: Arrays, key: Key) -> tuple[jax.Array, Arrays]:
         sums = task.loss(forward(params, part, key), part)
-        terms = {name: total / jnp.where(weights[name] > 0, weights[name], 1) for name, total in sums.items()}
+        terms = {
+            name: total / jnp.where(weights[name] > 0, weights[name], 1)
+            for name, total in sums.items()
+        }
         return sum(terms.values(), jnp.float32(0)), terms
 
     def update(grads: PyTree, state: TrainState) -> tuple[PyTree, PyTree]:
@@ -59,7 +63,8 @@ def make_step(
 
     def train_step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Arrays]:
         found = gradients(state.params, batch, jax.random.fold_in(key, state.step))
-        # The barrier keeps XLA from fusing the update into the backward pass, which slows the latter down on CPUs.
+        # The barrier keeps XLA from fusing the update into the backward pass, which slows the
+        # latter down on CPUs.
         grads, terms = jax.lax.optimization_barrier(found)
         grads = without_frozen(grads, trainable)
         total = sum(terms.values(), jnp.float32(0))

@@ -16,13 +16,15 @@ from fmjax import pytree
 from fmjax.contracts import Arrays, HostBatch, Task
 from fmjax.hardware import chip_of
 
-COUNTED = ("segment_ids", "attention_mask")  # in a batch of tokens, the first of these that is there
+# In a batch of tokens, the first of these that is there.
+COUNTED = ("segment_ids", "attention_mask")
 
 
 def count_read(batch: HostBatch, task: Task) -> int:
     """Returns the number of tokens in a batch, padding not counted, or the number of images or rows.
 
-    The tokens of both sides of an encoder-decoder count, and those of all parts of a mixture of tasks.
+    The tokens of both sides of an encoder-decoder count, and those of all parts of a mixture of
+    tasks.
     """
     if task.splits:
         nested = pytree.unnames(batch)
@@ -35,8 +37,8 @@ def count_read(batch: HostBatch, task: Task) -> int:
 def peak_flops() -> float:
     """Returns the peak FLOP/s of all devices together.
 
-    A data sheet gives it for accelerators; for a CPU, or a kind not listed, it is the best of five fp32 matrix products of
-    1024 x 1024 timed here and now (some milliseconds).
+    A data sheet gives it for accelerators; for a CPU, or a kind not listed, it is the best of five
+    fp32 matrix products of 1024 x 1024 timed here and now (some milliseconds).
     """
     if chip := chip_of(jax.devices()[0].device_kind):
         return chip.flops * jax.device_count()
@@ -68,12 +70,16 @@ class Costs:
         self.flops: dict[tuple[tuple[int, ...], ...], float] = {}  # by the shapes of a batch
 
     def of(self, batch: HostBatch) -> tuple[Cost, bool]:
-        """Returns the cost of a step with a batch, and whether its shapes are new, so that the step is compiled."""
+        """Returns the cost of a step with a batch, and whether its shapes are new, so that the step
+        is compiled.
+        """
         shapes = tuple(array.shape for array in batch.values())
         new = shapes not in self.flops
         if new:
             sizes = {name: (self.batch_size, *array.shape[1:]) for name, array in batch.items()}
-            spec = {name: jax.ShapeDtypeStruct(size, batch[name].dtype) for name, size in sizes.items()}
+            spec = {
+                name: jax.ShapeDtypeStruct(size, batch[name].dtype) for name, size in sizes.items()
+            }
             self.flops[shapes] = 3 * self.model.forward_flops(spec)
         return Cost(count_read(batch, self.task), self.flops[shapes]), new
 
@@ -81,14 +87,16 @@ class Costs:
 class Clock:
     """Counts steps and what they read, for the rates of training alone.
 
-    Evaluating, saving, and compiling for another batch length is `paused` time. A rate is over the last `window`
-    steps: the host runs ahead, so it does not know when a single step ended.
+    Evaluating, saving, and compiling for another batch length is `paused` time. A rate is over the
+    last `window` steps: the host runs ahead, so it does not know when a single step ended.
     """
 
     def __init__(self, unit: str, window: int):
         self.peak, self.unit = peak_flops(), unit
         # The time, what was read and computed by then, and the seconds of waiting for it.
-        self.marks: collections.deque[tuple[float, Cost, float]] = collections.deque(maxlen=window + 1)
+        self.marks: collections.deque[tuple[float, Cost, float]] = collections.deque(
+            maxlen=window + 1
+        )
         self.lost = self.waited = 0.0
 
     def now(self) -> float:
@@ -102,14 +110,19 @@ class Clock:
         self.lost += time.perf_counter() - begun
 
     def count(self, cost: Cost) -> None:
-        """Notes that a step has ended. The first one only starts the clock: it was being compiled."""
+        """Notes that a step has ended.
+
+        The first one only starts the clock: it was being compiled.
+        """
         before = self.marks[-1][1] if self.marks else None
         sums = Cost(before.read + cost.read, before.flops + cost.flops) if before else Cost(0, 0.0)
         self.marks.append((self.now(), sums, self.waited))
 
     @contextmanager
     def waiting(self, running: Arrays) -> Iterator[None]:
-        """Counts the time in the block as waited for data, unless the device is still `running` at its end."""
+        """Counts the time in the block as waited for data, unless the device is still `running` at
+        its end.
+        """
         begun = time.perf_counter()
         yield
         # Its type has the method, though not in JAX's stubs.
@@ -119,12 +132,16 @@ class Clock:
     def rates(self) -> dict[str, float]:
         """Returns the rates, none before there are two steps.
 
-        They are tokens (padding not counted) or images per second, model FLOP/s over peak FLOP/s, and the share of
-        the time that was waited for data, at most.
+        They are tokens (padding not counted) or images per second, model FLOP/s over peak FLOP/s,
+        and the share of the time that was waited for data, at most.
         """
         if len(self.marks) < 2:
             return {}
         (begin, before, idle_before), (end, after, idle_after) = self.marks[0], self.marks[-1]
         seconds = max(end - begin, 1e-9)
         speed, flops = (after.read - before.read) / seconds, (after.flops - before.flops) / seconds
-        return {f"{self.unit}_per_second": speed, "mfu": flops / self.peak, "data_wait": (idle_after - idle_before) / seconds}
+        return {
+            f"{self.unit}_per_second": speed,
+            "mfu": flops / self.peak,
+            "data_wait": (idle_after - idle_before) / seconds,
+        }

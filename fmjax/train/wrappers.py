@@ -1,4 +1,4 @@
-"""The model of a mixture of tasks: the batch of each part goes through the model with that part's heads."""
+"""The model of a mixture of tasks: each part's batch goes through the model with its heads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import jax
 
 from fmjax import pytree
 from fmjax.contracts import Batch, PyTree, Task
-from fmjax.tasks import mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,9 @@ class MixtureModel:
             params = union(params, model.init(key, nested[part])["params"])
         return {"params": params}
 
-    def apply(self, variables: PyTree, batch: Batch, rngs: Mapping[str, jax.Array]) -> dict[str, Any]:
+    def apply(
+        self, variables: PyTree, batch: Batch, rngs: Mapping[str, jax.Array]
+    ) -> dict[str, Any]:
         """Returns the outputs of each part, with random numbers of its own."""
         nested = pytree.unnames(batch)
         outputs = {}
@@ -52,14 +53,15 @@ class MixtureModel:
 
 
 def mix(model: nn.Module, task: Task) -> Any:
-    """Returns what a task trains: for a mixture, the model as its parts see it; else the model itself."""
-    if not isinstance(task, mixture.Task):
+    """Returns what a task trains: for a mixture, the model as its parts see it; else the model."""
+    if not task.splits:
         return model
-    return MixtureModel(model, {part: model.clone(heads=own.heads) for part, own in task.tasks.items()})
+    parts = {part: model.clone(heads=own.heads) for part, own in task.tasks.items()}
+    return MixtureModel(model, parts)
 
 
 def main_part(model: Any, task: Any, spec: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
-    """Returns the model, task and batch shapes that evaluation uses: for a mixture, those of its main part."""
+    """Returns the model, task and batch shapes of evaluation: for a mixture, its main part's."""
     if not isinstance(model, MixtureModel):
         return model, task, spec
     part, own = next(iter(model.parts.items()))

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.compiling import fast_jit
 
 from fmjax.decoding import beam, logits, loop
 from fmjax.decoding.logits import NONE, Place, process
@@ -41,17 +40,15 @@ DECODE = loop.decode
 
 def recompiled() -> Any:
     """Returns the compiled function of generation anew, with nothing compiled yet: that belongs to the partial."""
-    return fast_jit(functools.partial(DECODE.__wrapped__), static_argnames=loop.STATIC)
+    return jax.jit(functools.partial(DECODE.__wrapped__), static_argnames=loop.STATIC)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def fresh_decode():
+    """What other tests compiled is not used, nor the other way round."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "decode", recompiled())
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache
@@ -137,7 +134,7 @@ def test_prompts_of_different_lengths_without_a_cache(family):
     kept = np.arange(4) >= 4 - np.array(lengths)[:, None]
     ids = np.where(kept, np.concatenate([ids[:1], np.roll(ids[1:2], 2), np.roll(ids[2:], 1)]), 7)
     found = model.generate(**inputs | {"decoder_input_ids": ids, "decoder_attention_mask": kept}, **how)[:, 4:]
-    step = fast_jit(lambda params, batch: model.model.apply({"params": params}, batch)["lm"])
+    step = jax.jit(lambda params, batch: model.model.apply({"params": params}, batch)["lm"])
     for row, length in enumerate(lengths):
         made = ids[row, 4 - length :].tolist()
         batch = {name: inputs[name][row : row + 1] for name in ("input_ids", "attention_mask")}
@@ -256,7 +253,7 @@ def test_a_cache_changes_nothing(family):
     else:
         inputs = {**inputs, "decoder_input_ids": np.pad(tokens, ((0, 0), (1, 0)), constant_values=model.model.settings.start_id)}
     batch = model.family.reference_inputs(inputs, model.model.settings)
-    logits = fast_jit(lambda params: model.model.apply({"params": params}, batch)["lm"])(model.params)
+    logits = jax.jit(lambda params: model.model.apply({"params": params}, batch)["lm"])(model.params)
     for row, likeliest in zip(ended(family), np.asarray(logits).argmax(axis=-1)[:, BEGIN[family] - 1 :], strict=True):
         assert likeliest[: len(row)].tolist() == row
 

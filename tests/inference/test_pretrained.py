@@ -29,13 +29,6 @@ SIZES = {"width": 36, "layers": 2, "attention_heads": 3, "mlp_width": 50, "vocab
 IDS = np.array([[3, 4, 5, 6]])
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     words = ["the", "cat", "sat", "a", "dog", "ran", *(first + second for first in "xyz" for second in "abcdefghijklmnop")]

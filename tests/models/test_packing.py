@@ -4,7 +4,6 @@ of each text alone, with no segment said; and it shows where segments are ignore
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -50,14 +49,6 @@ CASES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.full) for
 SEGMENTS = ("segment_ids", "decoder_segment_ids")
 POSITIONS = ("position_ids", "decoder_position_ids")
 RELATIVE = {"position_ids": (*ROTARY, "t5", "t5:v1_1")}
-
-
-@pytest.fixture(autouse=True)
-def unoptimised() -> Iterator[None]:
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,24 +14,11 @@ torch = pytest.importorskip("torch", reason="compares with the reference live: p
 transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install 'fmjax[parity]'")
 
 from golden import make_generation as make  # noqa: E402
-from support.compiling import fast_jit  # noqa: E402
 
 import fmjax  # noqa: E402
-from fmjax.decoding import loop  # noqa: E402
 from fmjax.decoding.settings import GENERATION  # noqa: E402
 
 PAD = make.PAD
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    decode = fast_jit(loop.decode.__wrapped__, static_argnames=loop.STATIC)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "decode", decode)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # All settings with two families that have no golden, some with the others. At order 0.3 every weight tells, but there are few

@@ -38,13 +38,6 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-@pytest.fixture
-def quickly_compiled():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_columns_and_lists_of_endings(tokenizer):
     columns = Records([{"sent1": "w1 w2", "sent2": "w3", "ending0": "w4", "ending1": "w5 w6", "label": "1"}])
     lists = Records([{"context": "w1 w2", "endings": ["w3 w4", "w3 w5 w6"], "label": 1}])
@@ -124,7 +117,7 @@ def test_loss_and_metrics():
     assert Task().metrics(arrays, np.array([1, 1, 0.0]))["accuracy"] == 1.0
 
 
-def test_endings_of_an_example_do_not_see_each_other(tokenizer, quickly_compiled):
+def test_endings_of_an_example_do_not_see_each_other(tokenizer):
     """A batch [B,N,L] gives what its rows give one by one."""
     task = Task(choices=2)
     source = Records({"context": f"w{i} w2", "endings": ["w3", "w4 w5"], "label": i % 2} for i in range(3))
@@ -143,7 +136,7 @@ def test_endings_of_an_example_do_not_see_each_other(tokenizer, quickly_compiled
     assert model.forward_flops(batch) == model.forward_flops(flat)
 
 
-def test_a_folder_predicts(tmp_path, quickly_compiled):
+def test_a_folder_predicts(tmp_path):
     shutil.copytree(GOLDEN / "bert_choice", tmp_path / "model")
     (tmp_path / "model" / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS]) + "\n")
     model = load(tmp_path / "model")

@@ -45,13 +45,6 @@ def source(*labels: object, shape: tuple[int, ...] = (8, 8, 3)) -> Records:
 ANIMALS = Records({"image": picture, "label": ("cat", "dog", "owl")[number % 3]} for number, picture in enumerate(PICTURES))
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def refused(message: str, call, *args) -> None:
     with pytest.raises(UserError, match=message) as caught:
         call(*args)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from support.processors import images_of
@@ -26,13 +25,6 @@ class Records(MemoryRecords):
 
 
 ANIMALS = Records({"image": picture} for picture in RNG.integers(0, 256, (12, 8, 8, 3), np.uint8))
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def refused(message: str, call, *args) -> None:

@@ -157,13 +157,6 @@ def test_two_parts_cannot_want_different_heads_of_a_kind():
         make({"name": "mixture", "parts": {"mood": CLASSIFY, "topic": other}}).heads  # noqa: B018
 
 
-@pytest.fixture
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def config(folder, steps: int = 2):
     rng = np.random.default_rng(0)
     rows = [f"{' '.join(rng.choice(WORDS, 5))},{label}" for label in "aaaaab" * 4]
@@ -182,7 +175,7 @@ def config(folder, steps: int = 2):
     return made
 
 
-def test_a_run_trains_all_parts_and_is_judged_and_exported_by_the_first(tmp_path, capsys, quick_compilation):
+def test_a_run_trains_all_parts_and_is_judged_and_exported_by_the_first(tmp_path, capsys):
     given = config(tmp_path)
     with pytest.raises(UserError, match=r"config\.task\.parts\.mlm\.facto=1: no such key"):
         apply_overrides(given, [("task.parts.mlm.facto", "1")])

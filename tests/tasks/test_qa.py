@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -261,14 +260,7 @@ def test_answers_are_described(tokenizer):
     assert plain["answer"] in "(xx), w1" and plain["score"] < 0.5
 
 
-@pytest.fixture
-def quickly_compiled():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_a_folder_predicts(tmp_path, quickly_compiled):
+def test_a_folder_predicts(tmp_path):
     """Questions about a long text: more windows than are computed at once."""
     shutil.copytree(GOLDEN / "bert_span", tmp_path / "model")
     (tmp_path / "model" / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS[:36]]) + "\n")

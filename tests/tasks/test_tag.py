@@ -279,14 +279,7 @@ def test_inputs_without_words_are_refused(tokenizer, example):
         Task(labels=LABELS).inputs(["ann", example], using(tokenizer), 12, "example {}".format)
 
 
-@pytest.fixture
-def quickly_compiled():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_a_folder_predicts(tmp_path, quickly_compiled):
+def test_a_folder_predicts(tmp_path):
     """Long texts in windows, and the same entities when a text is given twice."""
     shutil.copytree(GOLDEN / "bert_tag", tmp_path / "model")
     (tmp_path / "model" / "vocab.txt").write_text("\n".join([*SPECIAL, *(f"w{i}" for i in range(36))]) + "\n")

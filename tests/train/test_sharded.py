@@ -31,14 +31,6 @@ QUICK = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """The models are small: compiling them well costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def alone(family: str, folder: Path) -> np.ndarray:
     return losses(case(family, folder), one_device(), sharding.RULES["dp"])

@@ -30,14 +30,6 @@ TASK = Task(nsp=True)
 OPTIM = {"learning_rate": 1e-2, "schedule": "constant", "eps": 1e-3, "weight_decay": 0.01, "clip_norm": 1.0}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """The model is small: compiling it well costs more than running it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Small(nn.Module):
     """An encoder of one position-wise layer, which compiles in no time."""
 

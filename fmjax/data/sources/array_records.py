@@ -1,7 +1,8 @@
-"""ArrayRecord files whose records are JSON objects or texts in UTF-8, as `scripts/prepare_data.py` writes them.
+"""ArrayRecord files whose records are JSON objects or texts in UTF-8, as `scripts/prepare_data.py`
+writes them.
 
-Any record is read by its number; only the index of a file is in memory. Data sets that TFDS stores in such files are read by
-`data.source=tfds`.
+Any record is read by its number; only the index of a file is in memory. Data sets that TFDS stores
+in such files are read by `data.source=tfds`.
 """
 
 from __future__ import annotations
@@ -18,20 +19,27 @@ from fmjax.data.storage import cache
 from fmjax.data.storage.mapped import decompressed
 from fmjax.errors import RecordError, UserError, one_line
 
-CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")  # characters that do not occur in text
+# Characters that do not occur in text.
+CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")
 
 
 class ArrayRecordFile:
-    """The records of a file as bytes, pickled by its path. Raises UserError if the file is not whole."""
+    """The records of a file as bytes, pickled by its path.
+
+    Raises UserError if the file is not whole.
+    """
 
     def __init__(self, path: Path, local: Path):
-        from array_record.python.array_record_module import ArrayRecordReader  # imported here because it takes a moment
+        # Imported here because it takes a moment.
+        from array_record.python.array_record_module import ArrayRecordReader
 
         self.path, self.local = path, local
         # Reading ahead does not help when records are read at random.
         self.reader = ArrayRecordReader(str(local), "readahead_buffer_size:0")
         if not self.reader.ok():
-            raise UserError(f"{path}: is not a whole ArrayRecord file ({self.fault()}); fetch it again")
+            raise UserError(
+                f"{path}: is not a whole ArrayRecord file ({self.fault()}); fetch it again"
+            )
 
     def __reduce__(self) -> tuple[type[ArrayRecordFile], tuple[Path, Path]]:
         return ArrayRecordFile, (self.path, self.local)
@@ -55,17 +63,22 @@ class ArrayRecordFile:
         except UnicodeDecodeError as error:
             raise RecordError(
                 place,
-                f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); records are to be JSON objects or texts, "
+                f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); "
+                "records are to be JSON objects or texts, "
                 "those of a TFDS data set are read with --config.data.source=tfds",
             ) from error
         except (RuntimeError, IndexError, ValueError) as error:
-            raise RecordError(place, f"cannot be read ({one_line(error, 200)}); fetch the file again") from error
+            raise RecordError(
+                place, f"cannot be read ({one_line(error, 200)}); fetch the file again"
+            ) from error
 
 
 class ArrayRecords(RecordSource):
-    """JSON objects, whose columns are the keys of the first, or texts as `{"text": ...}`: all are what the first record is.
+    """JSON objects, whose columns are the keys of the first, or texts as `{"text": ...}`: all are
+    what the first record is.
 
-    Raises UserError, naming the file, if one is damaged or empty, and RecordError for a record that cannot be read.
+    Raises UserError, naming the file, if one is damaged or empty, and RecordError for a record that
+    cannot be read.
     """
 
     def __init__(self, paths: Sequence[Path], split: str):
@@ -73,13 +86,16 @@ class ArrayRecords(RecordSource):
         self.files = [ArrayRecordFile(path, decompressed(path)) for path in paths]
         for file in self.files:
             if not len(file):
-                raise UserError(f"{file.path}: no records for {split}; give a file that is not empty")
+                raise UserError(
+                    f"{file.path}: no records for {split}; give a file that is not empty"
+                )
         self.bounds = np.concatenate([[0], np.cumsum([len(file) for file in self.files])])
         first = self.files[0].text(0)
         self.holds, self.columns = contents(first)
         if self.holds == "text" and CONTROL & set(map(ord, first)):
             raise UserError(
-                f"{self.files[0].path} record 0: is neither a JSON object nor text (a tf.train.Example, perhaps); data sets of "
+                f"{self.files[0].path} record 0: is neither a JSON object nor text (a "
+                "tf.train.Example, perhaps); data sets of "
                 "TFDS are read with --config.data.source=tfds"
             )
         self.fingerprint()  # before anything can change
@@ -96,7 +112,9 @@ class ArrayRecords(RecordSource):
             return select_columns(json_object(text), self.columns, self.where, index)
         except ValueError as error:
             place = f"{self.files[number].path} record {row}"
-            raise RecordError(place, f"{error}, as the first record is; correct it", index) from error
+            raise RecordError(
+                place, f"{error}, as the first record is; correct it", index
+            ) from error
 
     def where(self, index: int) -> str:
         number, row = locate(self.bounds, index)

@@ -1,4 +1,7 @@
-"""Tables in columns: Arrow files, Parquet files, and folders that Hugging Face's `datasets` saved."""
+"""Tables in columns:
+
+Arrow files, Parquet files, and folders that Hugging Face's `datasets` saved.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ import numpy as np
 from fmjax.contracts import Record
 from fmjax.data.records import RecordSource, locate
 from fmjax.data.sources.features import decode, features_of, has_labels
-from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind
+from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind, first_path
 from fmjax.data.storage import cache
 from fmjax.errors import RecordError, UserError, nearest, one_line
 
 
 class Columnar(RecordSource):
-    """Records of Arrow or Parquet files: texts, numbers, truth values, lists and structures of them, class labels by name.
+    """Records of Arrow or Parquet files: texts, numbers, truth values, lists and structures of
+    them, class labels by name.
 
     Args:
       paths: the files.
@@ -28,12 +32,17 @@ class Columnar(RecordSource):
       columns: those that are read; empty: all.
       features: how `datasets` describes the columns; None: as the first file says.
 
-    Raises UserError, naming the file, the row group or the record, if it is malformed or empty, if a column holds other values,
-    and if the columns of files differ.
+    Raises UserError, naming the file, the row group or the record, if it is malformed or empty, if
+    a column holds other values, and if the columns of files differ.
     """
 
     def __init__(
-        self, paths: Sequence[Path], split: str, kind: str, columns: Sequence[str] = (), features: Record | None = None
+        self,
+        paths: Sequence[Path],
+        split: str,
+        kind: str,
+        columns: Sequence[str] = (),
+        features: Record | None = None,
     ):
         from fmjax.data.storage import arrow_files  # imported here because pyarrow takes a moment
 
@@ -47,7 +56,9 @@ class Columnar(RecordSource):
         self.files = [arrow_files.opened(path, self.columns, kind == "parquet") for path in paths]
         for file in self.files:
             if not len(file):
-                raise UserError(f"{file.path}: no records for {split}; give a file that is not empty")
+                raise UserError(
+                    f"{file.path}: no records for {split}; give a file that is not empty"
+                )
         self.bounds = np.concatenate([[0], np.cumsum([len(file) for file in self.files])])
         self.fingerprint()  # before anything can change
 
@@ -83,14 +94,16 @@ def one_folder(files: Files, split: str) -> Path:
     names = [files] if isinstance(files, str) else list(files)
     if len(names) != 1 or not Path(names[0]).expanduser().is_dir():
         raise UserError(
-            f"data.files.{split}={','.join(names)}: data.source=huggingface reads one folder, that datasets' save_to_disk wrote; "
+            f"data.files.{split}={','.join(names)}: data.source=huggingface reads one folder, that "
+            "datasets' save_to_disk wrote; "
             "correct the path"
         )
     return Path(names[0]).expanduser()
 
 
 def open_saved_folder(files: Files, split: str, columns: Sequence[str] = ()) -> Columnar:
-    """Returns a split of a folder that `datasets` saved; if the folder holds a single split, that one, whatever its name.
+    """Returns a split of a folder that `datasets` saved; if the folder holds a single split, that
+    one, whatever its name.
 
     Raises UserError if there is no such folder, or the split or one of its files is missing.
     """
@@ -99,19 +112,28 @@ def open_saved_folder(files: Files, split: str, columns: Sequence[str] = ()) -> 
         splits = read_json(path / "dataset_dict.json").get("splits", [])
         if split not in splits:
             raise UserError(
-                f'{path}: has no split "{split}"{nearest(split, splits)}, only {", ".join(splits)}; name the folder of one with '
+                f'{path}: has no split "{split}"{nearest(split, splits)}, only '
+                f"{', '.join(splits)}; name the folder of one with "
                 f"--config.data.files.{split}={path}/SPLIT"
             )
         path = path / split
     if not (path / "state.json").is_file():
-        raise UserError(f"{path}: has no state.json, as a folder that datasets' save_to_disk wrote; name such a folder")
+        raise UserError(
+            f"{path}: has no state.json, as a folder that datasets' save_to_disk wrote; "
+            "name such a folder"
+        )
     state, info = read_json(path / "state.json"), read_json(path / "dataset_info.json")
     if state.get("_indices_data_files"):
-        raise UserError(f"{path}: an old version of datasets saved a selection there; save it again with a newer one")
+        raise UserError(
+            f"{path}: an old version of datasets saved a selection there; "
+            "save it again with a newer one"
+        )
     names = [str(part.get("filename")) for part in state.get("_data_files", [])]
     for name in names:
         if not (path / name).is_file() or Path(name).name != name:
-            raise UserError(f"{path / name}: state.json names it and it is not there; fetch the folder again")
+            raise UserError(
+                f"{path / name}: state.json names it and it is not there; fetch the folder again"
+            )
     if not names:
         raise UserError(f"{path}: no records for {split}; give a folder that is not empty")
     features = info["features"] if isinstance(info.get("features"), dict) else {}
@@ -123,7 +145,9 @@ def read_json(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({one_line(error, 200)}); fetch the folder again") from error
+        raise UserError(
+            f"{path}: cannot be read as JSON ({one_line(error, 200)}); fetch the folder again"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a JSON object; fetch the folder again")
     return content
@@ -131,12 +155,26 @@ def read_json(path: Path) -> Record:
 
 def is_saved_folder(files: Files) -> int:
     """Returns how sure it is that a folder is one that `datasets` saved."""
-    folder = Path(files if isinstance(files, str) else next(iter(files), "")).expanduser()
-    return BY_CONTENT if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file() else NO
+    folder = first_path(files)
+    return (
+        BY_CONTENT
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+        else NO
+    )
 
 
 SOURCES = (
-    SourceKind("parquet", partial(Columnar, kind="parquet"), options=("columns",), extensions=(".parquet",)),
-    SourceKind("arrow", partial(Columnar, kind="arrow"), options=("columns",), extensions=(".arrow",)),
-    SourceKind("huggingface", open_saved_folder, reads="folder", options=("columns",), recognizes=is_saved_folder),
+    SourceKind(
+        "parquet", partial(Columnar, kind="parquet"), options=("columns",), extensions=(".parquet",)
+    ),
+    SourceKind(
+        "arrow", partial(Columnar, kind="arrow"), options=("columns",), extensions=(".arrow",)
+    ),
+    SourceKind(
+        "huggingface",
+        open_saved_folder,
+        reads="folder",
+        options=("columns",),
+        recognizes=is_saved_folder,
+    ),
 )

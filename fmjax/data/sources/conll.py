@@ -1,4 +1,5 @@
-"""Tagged words in CoNLL's format: per line a token, other fields, and its tag; a blank line ends a sentence."""
+"""Tagged words in CoNLL's format: per line a token, other fields, and its tag; a blank line ends a
+sentence."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ UNTAGGED = "has one field, not a token and its tag; correct the line, or leave i
 
 
 class Conll(RecordFiles):
-    """Sentences as `{"tokens": [...], "tags": [...]}`, from the first and the last field of each line.
+    """Sentences as `{"tokens": [...], "tags": [...]}`, from the first and the last field of each
+    line.
 
-    Fields are separated by tabs, or by white space in lines without tabs. Lines that begin with -DOCSTART- are left out.
+    Fields are separated by tabs, or by white space in lines without tabs. Lines that begin with
+    -DOCSTART- are left out.
     """
 
     kind = "conll"
@@ -28,7 +31,11 @@ class Conll(RecordFiles):
         begin = end = 0  # of the sentence being gathered; equal if there is none
         for line in lines(file):
             if line.text.strip() and not line.text.startswith(DOCUMENT):
-                if len(line.text.split(None, 1)) < 2 and len(fields(line.text)) < 2 and not tolerates():
+                if (
+                    len(line.text.split(None, 1)) < 2
+                    and len(fields(line.text)) < 2
+                    and not tolerates()
+                ):
                     raise RecordError(f"{file.path} line {line.number}", UNTAGGED)
                 begin = line.begin if begin == end else begin
                 end = line.end

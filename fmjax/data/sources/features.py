@@ -1,7 +1,8 @@
 """Class labels by name, as Hugging Face's `datasets` describes its columns (`features`, JSON).
 
-Labels are given by name ("positive", "B-PER"), so that they look the same as in other sources, tags work as tags, and the order
-of their numbers does not matter. -1, which marks missing labels in GLUE's test sets, is None.
+Labels are given by name ("positive", "B-PER"), so that they look the same as in other sources, tags
+work as tags, and the order of their numbers does not matter. -1, which marks missing labels in
+GLUE's test sets, is None.
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ def has_labels(feature: Value) -> bool:
         return any(map(has_labels, feature))
     if not isinstance(feature, dict):
         return False
-    return feature.get("_type") == "ClassLabel" or any(has_labels(part) for part in feature.values())
+    return feature.get("_type") == "ClassLabel" or any(
+        has_labels(part) for part in feature.values()
+    )
 
 
 def decode(feature: Value, value: Value) -> Value:
-    """Returns a value in which the numbers of class labels are names. Raises ValueError for a number that has no name."""
+    """Returns a value in which the numbers of class labels are names.
+
+    Raises ValueError for a number that has no name.
+    """
     if value is None or not isinstance(feature, dict | list):
         return value
     if isinstance(feature, list):
@@ -43,9 +49,16 @@ def decode(feature: Value, value: Value) -> Value:
     if feature.get("_type") in LISTS:
         inner = feature["feature"]
         if isinstance(value, dict):  # a list of structures is stored as a structure of lists
-            return {name: [decode(inner.get(name), item) for item in part] for name, part in value.items()}
+            return {
+                name: [decode(inner.get(name), item) for item in part]
+                for name, part in value.items()
+            }
         return [decode(inner, part) for part in value]
-    return {name: decode(feature.get(name), part) for name, part in value.items()} if isinstance(value, dict) else value
+    return (
+        {name: decode(feature.get(name), part) for name, part in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def label(names: Sequence[str] | None, value: str | int) -> str | None:
@@ -57,5 +70,7 @@ def label(names: Sequence[str] | None, value: str | int) -> str | None:
     if names is None:
         return str(value)
     if not 0 <= value < len(names):
-        raise ValueError(f"label {value} is out of range, there are {len(names)} from 0: {', '.join(names[:10])}")
+        raise ValueError(
+            f"label {value} is out of range, there are {len(names)} from 0: {', '.join(names[:10])}"
+        )
     return names[value]

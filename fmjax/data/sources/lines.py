@@ -1,6 +1,7 @@
 """Texts and JSON lines in files, each also compressed (.gz, .xz, .bz2, .zst), always UTF-8.
 
-Files are memory-mapped, checked once when opened, and read by a table of offsets, 16 bytes per record.
+Files are memory-mapped, checked once when opened, and read by a table of offsets, 16 bytes per
+record.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ ONE_A_LINE = "write one record a line"
 
 
 class RecordFiles(RecordSource):
-    """Records in files of one kind. A subclass says where the records are (`scan`) and what they hold (`parse`).
+    """Records in files of one kind. A subclass says where the records are (`scan`) and what they
+    hold (`parse`).
 
     Raises UserError if a file is malformed, naming the line, or has no record.
     """
@@ -39,10 +41,17 @@ class RecordFiles(RecordSource):
                 begins.append(begin)
                 ends.append(end)
             if len(begins) == bounds[-1]:
-                raise UserError(f"{file.path}: no records for {split}; give a file that is not empty")
+                raise UserError(
+                    f"{file.path}: no records for {split}; give a file that is not empty"
+                )
             bounds.append(len(begins))
-        # Where each record begins and ends, and the number of records before each file, [files + 1].
-        self.begins, self.ends, self.bounds = np.array(begins, np.int64), np.array(ends, np.int64), np.array(bounds)
+        # Where each record begins and ends, and the number of records before each file, [files +
+        # 1].
+        self.begins, self.ends, self.bounds = (
+            np.array(begins, np.int64),
+            np.array(ends, np.int64),
+            np.array(bounds),
+        )
         self.fingerprint()  # before anything can change
 
     def scan(self, file: File) -> Iterator[tuple[int, int]]:
@@ -83,7 +92,8 @@ class RecordFiles(RecordSource):
 
 
 class Text(RecordFiles):
-    """Texts as `{"text": ...}`: each a paragraph (lines up to a blank one, joined by spaces), a line, or a whole file.
+    """Texts as `{"text": ...}`: each a paragraph (lines up to a blank one, joined by spaces), a
+    line, or a whole file.
 
     Blank ones are left out.
     """
@@ -135,7 +145,9 @@ class JsonLines(RecordFiles):
                 self.columns = self.columns or tuple(record)
             except ValueError as error:
                 if not tolerates():
-                    raise RecordError(f"{file.path} line {line.number}", f"{error}; {ONE_A_LINE}") from error
+                    raise RecordError(
+                        f"{file.path} line {line.number}", f"{error}; {ONE_A_LINE}"
+                    ) from error
             yield line.begin, line.end
 
     def parse(self, text: str, index: int) -> Record:

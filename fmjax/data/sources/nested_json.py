@@ -1,7 +1,9 @@
-"""Questions about paragraphs in SQuAD's files, versions 1.1 and 2.0 (Rajpurkar et al. 2016, arXiv:1606.05250; 2018).
+"""Questions about paragraphs in SQuAD's files, versions 1.1 and 2.0 (Rajpurkar et al. 2016,
+arXiv:1606.05250; 2018).
 
-Such a file is one JSON value. It is parsed as a whole when it is first opened, and rewritten into the cache, with one line per
-paragraph and its questions. That copy is memory-mapped; besides 16 bytes per paragraph, the paragraph read last is kept.
+Such a file is one JSON value. It is parsed as a whole when it is first opened, and rewritten into
+the cache, with one line per paragraph and its questions. That copy is memory-mapped; besides 16
+bytes per paragraph, the paragraph read last is kept.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ T = TypeVar("T")
 
 
 class Squad(RecordSource):
-    """One record per question: `id`, `title` (of the article), `context`, `question` and `answers`, a dictionary of the
-    lists `text` and `answer_start` (in characters), empty if the context has no answer.
+    """One record per question: `id`, `title` (of the article), `context`, `question` and `answers`,
+    a dictionary of the lists `text` and `answer_start` (in characters), empty if the context has no
+    answer.
 
     Raises UserError, naming the place, for a file that is not of SQuAD's format.
     """
@@ -42,11 +45,20 @@ class Squad(RecordSource):
                 begins.append(line.begin)
                 bounds.append(bounds[-1] + len(json.loads(line.text)["questions"]))
             firsts.append(len(begins))
-        # Where each paragraph begins; the number of questions before each [paragraphs + 1]; of paragraphs before each file.
-        self.begins, self.bounds, self.firsts = np.array(begins, np.int64), np.array(bounds, np.int64), np.array(firsts)
+        # Where each paragraph begins; the number of questions before each [paragraphs + 1]; of
+        # paragraphs before each file.
+        self.begins, self.bounds, self.firsts = (
+            np.array(begins, np.int64),
+            np.array(bounds, np.int64),
+            np.array(firsts),
+        )
         if not len(self):
-            raise UserError(f"{', '.join(str(path) for path in paths)}: no questions for {split}; give a file that has some")
-        self.last: tuple[int, Record] = (-1, {})  # a paragraph and its number: questions are often read in order
+            raise UserError(
+                f"{', '.join(str(path) for path in paths)}: no questions for {split}; "
+                "give a file that has some"
+            )
+        # A paragraph and its number: questions are often read in order.
+        self.last: tuple[int, Record] = (-1, {})
         self.fingerprint()  # before anything can change
 
     def __len__(self) -> int:
@@ -72,11 +84,18 @@ class Squad(RecordSource):
         return f'question {record["id"]} of "{record["title"]}"'
 
     def fingerprint(self) -> Record:
-        return {"source": "squad", "split": self.split, "files": [file.fingerprint for file in self.files]}
+        return {
+            "source": "squad",
+            "split": self.split,
+            "files": [file.fingerprint for file in self.files],
+        }
 
 
 def rewritten(path: Path) -> File:
-    """Returns a file's paragraphs as JSON lines in the cache. Raises UserError if it cannot be read or is malformed."""
+    """Returns a file's paragraphs as JSON lines in the cache.
+
+    Raises UserError if it cannot be read or is malformed.
+    """
 
     def make(stream: BinaryIO) -> None:
         for paragraph in paragraphs(File(path)):
@@ -85,7 +104,9 @@ def rewritten(path: Path) -> File:
     try:
         mark = cache.digest(path)["sha256"][:32]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); correct the file") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); correct the file"
+        ) from error
     return File(path, cache.get_or_make(Path("squad", mark, f"{plain_name(path)}.jsonl"), make))
 
 
@@ -105,7 +126,10 @@ def paragraphs(file: File) -> Iterator[Record]:
 
 
 def question_of(question: Value, at: str) -> Record:
-    """Returns the part of a record that is the question's. Raises UserError, naming the place, if it is malformed."""
+    """Returns the part of a record that is the question's.
+
+    Raises UserError, naming the place, if it is malformed.
+    """
     answers = list(items(question, "answers", at))
     return {
         "id": value(question, "id", str, at),
@@ -127,7 +151,10 @@ def value(parent: Value, name: str, kind: type[T], at: str) -> T:
     """Returns a value of a JSON object. Raises UserError if it is missing or of another type."""
     found = parent.get(name) if isinstance(parent, dict) else None
     if not isinstance(found, kind):
-        raise UserError(f'{at}: has no "{name}" ({kind.__name__}), as SQuAD\'s files have; correct the file, or give jsonl')
+        raise UserError(
+            f'{at}: has no "{name}" ({kind.__name__}), as SQuAD\'s files have; '
+            "correct the file, or give jsonl"
+        )
     return found
 
 

@@ -1,4 +1,5 @@
-"""Opens sources of records: files of texts, tables or images, here or remote, TFDS, and the embedded corpora."""
+"""Opens sources of records: files of texts, tables or images, here or remote, TFDS, and the
+embedded corpora."""
 
 from __future__ import annotations
 
@@ -7,7 +8,15 @@ from pathlib import Path
 
 from fmjax.contracts import Source, Value
 from fmjax.data.records import check_columns, hold_out
-from fmjax.data.sources.kinds import AUTO, Files, SourceKind, extensions, find_kind, kinds, recognize
+from fmjax.data.sources.kinds import (
+    AUTO,
+    Files,
+    SourceKind,
+    extensions,
+    find_kind,
+    kinds,
+    recognize,
+)
 from fmjax.data.sources.slices import Characters, Slice, part, split_slice
 from fmjax.data.storage.paths import MAY_FOLLOW, find_files, kind_of
 from fmjax.errors import UserError
@@ -21,14 +30,18 @@ def open_source(source: str, files: Files | None, split: str, **options: Value) 
     """Returns the records of a split.
 
     Args:
-      source: the name of a kind of source, or "auto": by the files' extension, the embedded corpus if no files are given.
-      files: a path, several joined by commas, a glob or a folder, of which "input.txt[:90%]" is a part. Files of gs:// and the
-        like are downloaded into the cache first. For TFDS, the name of its split, such as "train[:90%]", by default `split`.
+      source: the name of a kind of source, or "auto": by the files' extension, the embedded corpus
+        if no files are given.
+      files: a path, several joined by commas, a glob or a folder, of which "input.txt[:90%]" is a
+        part. Files of gs:// and the like are downloaded into the cache first. For TFDS, the name of
+        its split, such as "train[:90%]", by default `split`.
       split: the name of the split.
-      options: `record` of text files (paragraph, line, file); `columns` of CSV and TSV files without a header, of parallel ones,
-        and those read from Parquet and Arrow; `name`, `data_dir` and `download` of TFDS. Those that are empty or None are unset.
+      options: `record` of text files (paragraph, line, file); `columns` of CSV and TSV files
+        without a header, of parallel ones, and those read from Parquet and Arrow; `name`,
+        `data_dir` and `download` of TFDS. Those that are empty or None are unset.
 
-    Raises UserError for an unknown kind or option, files that are missing or malformed, and empty data.
+    Raises UserError for an unknown kind or option, files that are missing or malformed, and empty
+    data.
     """
     kind = None if source == AUTO else find_kind(source)
     wanted: Slice | None = None
@@ -47,27 +60,36 @@ def open_source(source: str, files: Files | None, split: str, **options: Value) 
 
 
 def located(kind: SourceKind, files: Files | None, split: str) -> Files | Sequence[Path] | None:
-    """Returns what a kind of source opens. Raises UserError for files that are missing, or too many."""
+    """Returns what a kind of source opens.
+
+    Raises UserError for files that are missing, or too many.
+    """
     if kind.reads == "split":
         return files
     if kind.reads == "nothing":
         if files:
-            raise UserError(f"data.source={kind.name} is built in and reads no files; leave data.files.{split} out")
+            raise UserError(
+                f"data.source={kind.name} is built in and reads no files; "
+                f"leave data.files.{split} out"
+            )
         return None
     if not files:
-        raise UserError(f"data.source={kind.name} needs files; give --config.data.files.{split}=FILE")
+        raise UserError(
+            f"data.source={kind.name} needs files; give --config.data.files.{split}=FILE"
+        )
     return files if kind.reads == "folder" else named_files(files, kind)
 
 
 def named_files(files: Files, kind: SourceKind | None = None) -> list[Path]:
-    """Returns the files that are named; of a folder those of a kind, or with any known extension. Raises UserError if one is
-    missing."""
+    """Returns the files that are named; of a folder those of a kind, or with any known extension.
+    Raises UserError if one is missing."""
     own = {} if kind is None else dict.fromkeys(kind.extensions, kind.name)
     return find_files(files, extensions() | own, wanted_name(kind))
 
 
 def wanted_name(kind: SourceKind | None) -> str:
-    """Returns the name of the kind whose extensions the files of a folder need, empty if any known one will do."""
+    """Returns the name of the kind whose extensions the files of a folder need, empty if any known
+    one will do."""
     return "" if kind is None or kind.any_extension else kind.name
 
 
@@ -76,7 +98,10 @@ def check_options(kind: SourceKind, given: Iterable[str]) -> None:
     for name in given:
         if name not in kind.options:
             takers = [other.name for other in kinds().values() if name in other.options]
-            raise UserError(f"data.{name} is of {', '.join(takers) or 'no kind of source'}, not of {kind.name}; leave it out")
+            raise UserError(
+                f"data.{name} is of {', '.join(takers) or 'no kind of source'}, not of "
+                f"{kind.name}; leave it out"
+            )
 
 
 def downloaded(files: Files, kind: SourceKind | None) -> Files:
@@ -90,13 +115,18 @@ def downloaded(files: Files, kind: SourceKind | None) -> Files:
 
 
 def kind_of_files(paths: Sequence[Path]) -> SourceKind:
-    """Returns the kind of files by their extensions. Raises UserError if there are several, or one is unknown."""
+    """Returns the kind of files by their extensions.
+
+    Raises UserError if there are several, or one is unknown.
+    """
     names: dict[str, Path] = {}
     for path in paths:
         name = kind_of(path, extensions())
         if name is None:
             known = f"{', '.join(extensions())} ({MAY_FOLLOW})"
-            raise UserError(f"{path}: its ending is none of {known}; say what it is with --config.data.source")
+            raise UserError(
+                f"{path}: its ending is none of {known}; say what it is with --config.data.source"
+            )
         names[name] = path
     if len(names) > 1:
         examples = ", ".join(f"{path.name} is {name}" for name, path in names.items())

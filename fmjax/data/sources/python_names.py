@@ -1,7 +1,8 @@
 """Tagged words without any file: the names of Python's own manual, by BIO tags.
 
-The words of a paragraph of the embedded corpus, names taken apart at their dots, brackets left out: which are calls, names of
-several parts, or constants? The tags follow from how the names were written, so that they cost nobody's work.
+The words of a paragraph of the embedded corpus, names taken apart at their dots, brackets left out:
+which are calls, names of several parts, or constants? The tags follow from how the names were
+written, so that they cost nobody's work.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def tagged(paragraph: str) -> dict[str, list[str]]:
     for found in NAME.finditer(paragraph):
         parts = (found["name"] or found[0]).split(".") if found["name"] else [found[0]]
         name = found["name"] or ""
-        kind = "CALL" if found["call"] else "NAME" if len(parts) > 1 or "_" in name.strip("_") else ""
+        kind = (
+            "CALL" if found["call"] else "NAME" if len(parts) > 1 or "_" in name.strip("_") else ""
+        )
         if not kind and len(name) > 2 and name.isupper():
             kind = "CONSTANT"
         tokens += parts
@@ -48,7 +51,10 @@ def sentences(split: str) -> tuple[Record, ...]:
 
 
 class PythonNames(RecordSource):
-    """The tagged paragraphs of a split as a source of records. Raises UserError for an unknown split."""
+    """The tagged paragraphs of a split as a source of records.
+
+    Raises UserError for an unknown split.
+    """
 
     columns = ("tokens", "tags", "file")
 
@@ -66,9 +72,16 @@ class PythonNames(RecordSource):
         return f"python_names {self.split} record {index} ({self.records[index]['file']})"
 
     def fingerprint(self) -> Record:
-        digest = hashlib.sha256("\0".join(" ".join(r["tokens"] + r["tags"]) for r in self.records).encode())
+        digest = hashlib.sha256(
+            "\0".join(" ".join(r["tokens"] + r["tags"]) for r in self.records).encode()
+        )
         version = ".".join(map(str, sys.version_info[:3]))
-        return {"source": "python_names", "split": self.split, "python": version, "sha256": digest.hexdigest()}
+        return {
+            "source": "python_names",
+            "split": self.split,
+            "python": version,
+            "sha256": digest.hexdigest(),
+        }
 
 
 SOURCES = (SourceKind("python_names", PythonNames, reads="nothing"),)

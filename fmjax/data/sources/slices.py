@@ -1,8 +1,8 @@
 """Parts of files, in TFDS's notation: `input.txt[:90%]` and `input.txt[90%:]`.
 
-`[BEGIN:END]` counts records, or characters if a record is a whole file, through all files; with a % it is a share of them,
-rounded down, so that two adjacent parts have everything once. A minus counts from the end; a missing bound is the beginning or
-the end.
+`[BEGIN:END]` counts records, or characters if a record is a whole file, through all files; with a %
+it is a share of them, rounded down, so that two adjacent parts have everything once. A minus counts
+from the end; a missing bound is the beginning or the end.
 """
 
 from __future__ import annotations
@@ -26,18 +26,25 @@ BOUNDS = re.compile(f"(?P<begin>{BOUND}):(?P<end>{BOUND})")
 
 
 class Slice(NamedTuple):
-    """A part of files as the user wrote it, and its two bounds: numbers, shares with a %, or nothing."""
+    """A part of files as the user wrote it, and its two bounds: numbers, shares with a %, or
+    nothing."""
 
     written: str
     begin: str
     end: str
 
     def span(self, count: int, unit: str) -> tuple[int, int]:
-        """Returns the first and the one-past-last of `count` units. Raises UserError if that is empty, or beyond them."""
+        """Returns the first and the one-past-last of `count` units.
+
+        Raises UserError if that is empty, or beyond them.
+        """
         begin = place(self.begin, count) if self.begin else 0
         end = place(self.end, count) if self.end else count
         if not 0 <= begin < end <= count:
-            raise UserError(f"{self.written}: is not a part of the {count:,} {unit} there are; give one that holds some of them")
+            raise UserError(
+                f"{self.written}: is not a part of the {count:,} {unit} there are; "
+                "give one that holds some of them"
+            )
         return begin, end
 
     @property
@@ -58,18 +65,32 @@ def split_slice(files: str | Sequence[str]) -> tuple[str | Sequence[str], Slice 
     Raises UserError for a part that is malformed, or of one of several names.
     """
     whole = isinstance(files, str) and Path(files).expanduser().exists()
-    names = [name.strip() for name in files.split(",")] if isinstance(files, str) and not whole else list(files)
-    cut = [] if whole else [name for name in names if PART.search(name) and not Path(name).expanduser().exists()]
+    names = (
+        [name.strip() for name in files.split(",")]
+        if isinstance(files, str) and not whole
+        else list(files)
+    )
+    cut = (
+        []
+        if whole
+        else [name for name in names if PART.search(name) and not Path(name).expanduser().exists()]
+    )
     if not cut:
         return files, None
     if len(names) > 1:
-        raise UserError(f"{cut[0]}: a part is of one file, glob or folder; name the {len(names)} by a glob, or leave it out")
+        raise UserError(
+            f"{cut[0]}: a part is of one file, glob or folder; "
+            f"name the {len(names)} by a glob, or leave it out"
+        )
     written = cut[0]
     match = PART.search(written)
     assert match
     bounds = BOUNDS.fullmatch(match[1].replace(" ", ""))
     if not bounds:
-        raise UserError(f"{written}: [{match[1]}] is not a part; write [BEGIN:END] with numbers or shares, as [:90%] or [1000:]")
+        raise UserError(
+            f"{written}: [{match[1]}] is not a part; write [BEGIN:END] with numbers or shares, as "
+            "[:90%] or [1000:]"
+        )
     return written[: match.start()], Slice(written, bounds["begin"], bounds["end"])
 
 
@@ -80,7 +101,8 @@ def part(source: Source, wanted: Slice) -> Source:
 
 
 class Characters(RecordSource):
-    """Consecutive characters of a source's column `text`, counted through all records; at most two records are cut."""
+    """Consecutive characters of a source's column `text`, counted through all records; at most two
+    records are cut."""
 
     def __init__(self, source: Source, wanted: Slice):
         self.source, self.mark, self.columns = source, wanted.mark, source.columns
@@ -89,7 +111,9 @@ class Characters(RecordSource):
         begins = ends - lengths
         begin, end = wanted.span(int(ends[-1]), "characters")
         self.indices = np.flatnonzero((ends > begin) & (begins < end))
-        self.spans = np.stack([np.maximum(begin - begins, 0), np.minimum(end - begins, lengths)], axis=1)[self.indices]
+        self.spans = np.stack(
+            [np.maximum(begin - begins, 0), np.minimum(end - begins, lengths)], axis=1
+        )[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -1,4 +1,7 @@
-"""Tables as text: CSV files (RFC 4180) and TSV files (tabs, no quoting), also compressed, in UTF-8."""
+"""Tables as text:
+
+CSV files (RFC 4180) and TSV files (tabs, no quoting), also compressed, in UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError
 
 FIELD = r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n]*)'
-CLEAN = re.compile(rf"{FIELD}(?:,{FIELD})*[\r\n]*")  # a row of CSV with no quotes but those of RFC 4180
+# A row of CSV with no quotes but those of RFC 4180.
+CLEAN = re.compile(rf"{FIELD}(?:,{FIELD})*[\r\n]*")
 REST = "..."  # as the last of `columns`: rows may have more fields, which are not read
 
 csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 128 kB
@@ -47,7 +51,10 @@ class Table(RecordFiles):
                 header = False
                 if self.columns and tuple(row) != self.columns:
                     names, others = ", ".join(row), ", ".join(self.columns)
-                    raise UserError(f"{place}: the columns are {names}, but those of {self.files[0].path.name} are {others}")
+                    raise UserError(
+                        f"{place}: the columns are {names}, but those of {self.files[0].path.name} "
+                        f"are {others}"
+                    )
                 self.columns = tuple(row)
                 self.check_names(place)
                 continue
@@ -69,7 +76,8 @@ class Table(RecordFiles):
         if self.kind == "csv" and "\t" in row[0]:
             return f"{message}; the file seems to be separated by tabs: --config.data.source=tsv"
         if len(row) > len(self.columns):
-            return f'{message}; correct the row, or name the columns in data.columns and end with "{REST}" to leave out the rest'
+            fix = f'name the columns in data.columns and end with "{REST}" to leave out the rest'
+            return f"{message}; correct the row, or {fix}"
         return f"{message}; correct the row"
 
     def rows(self, file: File) -> Iterator[tuple[int, int, int, list[str]]]:
@@ -106,10 +114,14 @@ class Table(RecordFiles):
                 return
             except csv.Error as error:
                 assert first
-                doubt, until = RecordError(f"{file.path} line {first.number}", not_csv(error)), max(until, last.end)
+                doubt, until = (
+                    RecordError(f"{file.path} line {first.number}", not_csv(error)),
+                    max(until, last.end),
+                )
                 if not after_header or not tolerates():
                     raise doubt from error
-                # A quote that is not closed makes one row of many. Take it for its first line if those after it are rows.
+                # A quote that is not closed makes one row of many. Take it for its first line if
+                # those after it are rows.
                 yield first.begin, first.end, first.number, []
                 reader, last = csv.reader(feed(first), strict=True), first
                 continue
@@ -117,18 +129,27 @@ class Table(RecordFiles):
                 continue
             assert first
             if doubt and not self.is_sound(file, first.begin, last.end, row):
-                raise UserError(f"{doubt}; it cannot be left out, for where it ends cannot be told from line {first.number}")
+                raise UserError(
+                    f"{doubt}; it cannot be left out, for where it ends cannot be told from line "
+                    f"{first.number}"
+                )
             doubt = doubt if last.end < until else None
             after_header = True
             yield first.begin, last.end, first.number, row
 
     def is_sound(self, file: File, begin: int, end: int, row: list[str]) -> bool:
-        """Returns whether the row after a bad one looks like a row of its own, and not like the rest of the bad one.
+        """Returns whether the row after a bad one looks like a row of its own, and not like the
+        rest of the bad one.
 
-        It has the right number of fields, more than one, and its quotes are in their places. The last line of a text of several
-        lines that lacks its closing quote can look like that too, and is then taken for a row.
+        It has the right number of fields, more than one, and its quotes are in their places. The
+        last line of a text of several lines that lacks its closing quote can look like that too,
+        and is then taken for a row.
         """
-        return len(row) > 1 and self.fits(row) and CLEAN.fullmatch(file.data[begin:end].decode("utf-8", "replace")) is not None
+        return (
+            len(row) > 1
+            and self.fits(row)
+            and CLEAN.fullmatch(file.data[begin:end].decode("utf-8", "replace")) is not None
+        )
 
     def fields(self, text: str) -> list[str]:
         if self.kind == "tsv":

@@ -18,7 +18,8 @@ from fmjax.data.records import RecordSource
 from fmjax.data.sources.kinds import Files, SourceKind
 from fmjax.errors import RecordError, UserError, nearest
 
-# Data sets that are modules of these packages are known to TFDS only once the packages are imported.
+# Data sets that are modules of these packages are known to TFDS only once the packages are
+# imported.
 LEGACY = ("text", "question_answering", "summarization", "text_simplification", "translate")
 
 
@@ -32,10 +33,18 @@ class Tfds(RecordSource):
       data_dir: where it is prepared; empty: TFDS's own folder.
       download: whether to download and prepare it if it is not there.
 
-    Raises UserError for an unknown data set or split, and for a data set that is not prepared unless `download` is set.
+    Raises UserError for an unknown data set or split, and for a data set that is not prepared
+    unless `download` is set.
     """
 
-    def __init__(self, files: Files | None, split: str, name: str = "", data_dir: str = "", download: bool = False):
+    def __init__(
+        self,
+        files: Files | None,
+        split: str,
+        name: str = "",
+        data_dir: str = "",
+        download: bool = False,
+    ):
         split = files if isinstance(files, str) else "+".join(files or [split])
         builder = prepared(name, data_dir, download)
         self.split, self.name = split, builder.info.full_name
@@ -43,18 +52,34 @@ class Tfds(RecordSource):
             self.source = builder.as_data_source(split=split)
         except ValueError as error:
             splits = ", ".join(builder.info.splits)
-            raise UserError(f'{self.name} has no split "{split}"; there are {splits}, and parts such as train[:90%]') from error
+            raise UserError(
+                f'{self.name} has no split "{split}"; there are {splits}, and parts such as '
+                "train[:90%]"
+            ) from error
         except NotImplementedError as error:
             raise UserError(
-                f"{self.name} in {builder.data_dir} is stored as {builder.info.file_format}, which cannot be read "
-                "without TensorFlow; prepare it in another data.data_dir with --config.data.download=true"
+                f"{self.name} in {builder.data_dir} is stored as {builder.info.file_format}, which "
+                "cannot be read "
+                "without TensorFlow; prepare it in another data.data_dir with "
+                "--config.data.download=true"
             ) from error
         if not len(self.source):
-            raise UserError(f'{self.name} split "{split}" is empty; choose another of {", ".join(builder.info.splits)}')
+            raise UserError(
+                f'{self.name} split "{split}" is empty; '
+                f"choose another of {', '.join(builder.info.splits)}"
+            )
         self.columns = tuple(builder.info.features)
         self.names = class_names(builder.info.features) or {}
-        sizes = {key: [info.num_examples, info.num_bytes] for key, info in builder.info.splits.items()}
-        self.mark = {"source": "tfds", "name": self.name, "split": split, "examples": len(self.source), "splits": sizes}
+        sizes = {
+            key: [info.num_examples, info.num_bytes] for key, info in builder.info.splits.items()
+        }
+        self.mark = {
+            "source": "tfds",
+            "name": self.name,
+            "split": split,
+            "examples": len(self.source),
+            "splits": sizes,
+        }
 
     def __len__(self) -> int:
         return len(self.source)
@@ -77,21 +102,27 @@ class Tfds(RecordSource):
 
 
 def prepared(name: str, data_dir: str, download: bool) -> Any:
-    """Returns the builder of a data set that is prepared in the folder of TFDS, or downloads it there."""
+    """Returns the builder of a data set that is prepared in the folder of TFDS, or downloads it
+    there."""
     if not name:
-        raise UserError("data.source=tfds needs the name of a data set; give --config.data.name, as glue/sst2")
+        raise UserError(
+            "data.source=tfds needs the name of a data set; give --config.data.name, as glue/sst2"
+        )
     builder = find_builder(name, data_dir)
     if builder.is_prepared():
         return builder
     if not download:
         raise UserError(
-            f"{name} is not prepared in {builder.data_dir}; download it with --config.data.download=true, "
+            f"{name} is not prepared in {builder.data_dir}; "
+            "download it with --config.data.download=true, "
             "or say where it is with --config.data.data_dir=DIR"
         )
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever the network, the disk or the builder's own code raises
-        raise UserError(f"{name} could not be downloaded and prepared in {builder.data_dir}: {line(error)}") from error
+        raise UserError(
+            f"{name} could not be downloaded and prepared in {builder.data_dir}: {line(error)}"
+        ) from error
     return builder
 
 
@@ -104,17 +135,29 @@ def find_builder(name: str, data_dir: str) -> Any:
     where = {"data_dir": data_dir} if data_dir else {}
     try:
         try:
-            # A data set that is prepared is read as it was stored; a new one is stored as ArrayRecord.
+            # A data set that is prepared is read as it was stored; a new one is stored as
+            # ArrayRecord.
             builder = tfds.builder(name, **where)
-            return builder if builder.is_prepared() else tfds.builder(name, **where, file_format="array_record")
+            return (
+                builder
+                if builder.is_prepared()
+                else tfds.builder(name, **where, file_format="array_record")
+            )
         except tfds.core.registered.DatasetNotFoundError as error:
             base = name.split("/")[0]
             known = tfds.list_builders(with_community_datasets=False)
-            close = nearest(base, known) or f"; TFDS knows {len(known)}, see tensorflow.org/datasets/catalog"
-            raise UserError(f'TFDS has no data set "{base}"{close}, and none is in {data_dir or "its own folder"}') from error
+            close = (
+                nearest(base, known)
+                or f"; TFDS knows {len(known)}, see tensorflow.org/datasets/catalog"
+            )
+            raise UserError(
+                f'TFDS has no data set "{base}"{close}, and none is in '
+                f"{data_dir or 'its own folder'}"
+            ) from error
     except ImportError as error:
         raise UserError(
-            f"{name} needs a package to be prepared that is not installed ({line(error)}); prepare it elsewhere with "
+            f"{name} needs a package to be prepared that is not installed ({line(error)}); "
+            "prepare it elsewhere with "
             'file_format="array_record" and name its folder with --config.data.data_dir=DIR'
         ) from error
     except (ValueError, RuntimeError) as error:
@@ -125,11 +168,15 @@ def find_builder(name: str, data_dir: str) -> Any:
 
 def line(error: Exception) -> str:
     """Returns the first line of an error that is not empty."""
-    return next((text.strip(" *") for text in str(error).splitlines() if text.strip(" *")), type(error).__name__)
+    return next(
+        (text.strip(" *") for text in str(error).splitlines() if text.strip(" *")),
+        type(error).__name__,
+    )
 
 
 def plain(value: Value) -> Value:
-    """Returns a value of TFDS as a Python value: bytes as str, numbers as int and float, arrays as lists."""
+    """Returns a value of TFDS as a Python value: bytes as str, numbers as int and float, arrays as
+    lists."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, dict):

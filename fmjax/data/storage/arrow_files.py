@@ -1,7 +1,8 @@
 """Arrow and Parquet files: their columns, checked, and their records, memory-mapped.
 
-Parquet is rewritten once as Arrow in the cache and mapped there: only a whole row group can be decoded, so reading records at
-random would decode up to a million of them for each, and hold as many.
+Parquet is rewritten once as Arrow in the cache and mapped there: only a whole row group can be
+decoded, so reading records at random would decode up to a million of them for each, and hold as
+many.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class ArrowFile:
     def __init__(self, path: Path, local: Path, columns: tuple[str, ...]):
         self.path, self.local, self.columns = path, local, columns
         self.batches = [batch.select(list(columns)) for batch in batches(path, local)]
-        self.bounds = np.concatenate([[0], np.cumsum([batch.num_rows for batch in self.batches], dtype=np.int64)])
+        self.bounds = np.concatenate(
+            [[0], np.cumsum([batch.num_rows for batch in self.batches], dtype=np.int64)]
+        )
 
     def __reduce__(self) -> tuple[type[ArrowFile], tuple[Path, Path, tuple[str, ...]]]:
         return ArrowFile, (self.path, self.local, self.columns)
@@ -51,41 +54,61 @@ class ArrowFile:
 
     def row(self, index: int) -> Record:
         number, row = locate(self.bounds, index)
-        return {name: column[row].as_py() for name, column in zip(self.columns, self.batches[number].columns, strict=True)}
+        return {
+            name: column[row].as_py()
+            for name, column in zip(self.columns, self.batches[number].columns, strict=True)
+        }
 
     def is_mapped(self) -> bool:
-        """Returns whether the values are in the file, as they are unless it is compressed or not aligned."""
+        """Returns whether the values are in the file, as they are unless it is compressed or not
+        aligned."""
         whole = pa.memory_map(str(self.local)).read_buffer()
         first = next(batches(self.path, self.local, whole), None)
-        kept = [part for column in first.columns for part in column.buffers() if part and part.size] if first else []
+        kept = (
+            [part for column in first.columns for part in column.buffers() if part and part.size]
+            if first
+            else []
+        )
         return all(whole.address <= part.address < whole.address + whole.size for part in kept)
 
 
 def opened(path: Path, columns: tuple[str, ...], is_parquet: bool) -> ArrowFile:
-    """Returns an Arrow file, checked; a Parquet file or a compressed Arrow file is rewritten into the cache."""
+    """Returns an Arrow file, checked; a Parquet file or a compressed Arrow file is rewritten into
+    the cache."""
     if not is_parquet:
         file = ArrowFile(path, decompressed(path), columns)
         if file.is_mapped():
             for begin, batch in zip(file.bounds.tolist(), file.batches, strict=False):
                 check_values(batch, f"{path} record", begin)
             return file
-    key = hashlib.sha256(json.dumps([cache.digest(path)["sha256"], columns]).encode()).hexdigest()[:32]
-    local = cache.get_or_make(Path("arrow", key, f"{path.stem}.arrow"), partial(rewrite, path, columns, is_parquet))
+    key = hashlib.sha256(json.dumps([cache.digest(path)["sha256"], columns]).encode()).hexdigest()[
+        :32
+    ]
+    local = cache.get_or_make(
+        Path("arrow", key, f"{path.stem}.arrow"), partial(rewrite, path, columns, is_parquet)
+    )
     return ArrowFile(path, local, columns)
 
 
 def rewrite(path: Path, columns: tuple[str, ...], is_parquet: bool, stream: BinaryIO) -> None:
-    """Writes the columns of a file into a stream of small batches that can be mapped, checking each."""
+    """Writes the columns of a file into a stream of small batches that can be mapped, checking
+    each."""
     source = schema_of(path, is_parquet)
     schema = pa.schema([(name, decoded(source.field(name).type)) for name in columns])
-    parts = row_groups(path, columns) if is_parquet else ((batch, "") for batch in batches(path, decompressed(path)))
+    parts = (
+        row_groups(path, columns)
+        if is_parquet
+        else ((batch, "") for batch in batches(path, decompressed(path)))
+    )
     done = 0
     with pa.ipc.new_stream(stream, schema) as writer:
         for batch, place in parts:
             batch = batch.select(list(columns))
             check_values(batch, f"{path}{place} record", done)
             done += batch.num_rows
-            arrays = [column.cast(kind) for column, kind in zip(batch.columns, schema.types, strict=True)]
+            arrays = [
+                column.cast(kind) for column, kind in zip(batch.columns, schema.types, strict=True)
+            ]
             for part in pa.Table.from_arrays(arrays, schema=schema).to_batches(max_chunksize=BATCH):
                 writer.write_batch(part)
 
@@ -98,19 +121,26 @@ def row_groups(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[pa.Record
     file = parquet.ParquetFile(decompressed(path), memory_map=True, page_checksum_verification=True)
     for group in range(file.num_row_groups):
         place = f" row group {group}"
-        read = file.iter_batches(BATCH, row_groups=[group], columns=list(columns), use_threads=False)
+        read = file.iter_batches(
+            BATCH, row_groups=[group], columns=list(columns), use_threads=False
+        )
         while True:
             try:
                 batch = next(read, None)
             except BROKEN as error:
-                raise UserError(f"{path}{place}: cannot be read ({one_line(error, 200)}); fetch the file again") from error
+                raise UserError(
+                    f"{path}{place}: cannot be read ({one_line(error, 200)}); fetch the file again"
+                ) from error
             if batch is None:
                 break
             yield batch, place
 
 
 def batches(path: Path, local: Path, whole: pa.Buffer | None = None) -> Iterator[pa.RecordBatch]:
-    """Yields the batches of an Arrow file, in the stream or the file format. Raises UserError if it is damaged."""
+    """Yields the batches of an Arrow file, in the stream or the file format.
+
+    Raises UserError if it is damaged.
+    """
     count = 0
     try:
         whole = pa.memory_map(str(local)).read_buffer() if whole is None else whole
@@ -127,7 +157,8 @@ def batches(path: Path, local: Path, whole: pa.Buffer | None = None) -> Iterator
             raise pa.ArrowInvalid("its end is missing")
     except BROKEN as error:
         raise UserError(
-            f"{path}: is not a whole Arrow file (batch {count}: {one_line(error, 200)}); fetch it again, or say what it is with "
+            f"{path}: is not a whole Arrow file (batch {count}: {one_line(error, 200)}); "
+            "fetch it again, or say what it is with "
             "--config.data.source"
         ) from error
 
@@ -145,17 +176,22 @@ def schema_of(path: Path, is_parquet: bool) -> pa.Schema:
     except BROKEN as error:
         kind = "Parquet" if is_parquet else "Arrow"
         raise UserError(
-            f"{path}: is not a whole {kind} file ({one_line(error, 200)}); fetch it again, or say what it is with "
+            f"{path}: is not a whole {kind} file ({one_line(error, 200)}); "
+            "fetch it again, or say what it is with "
             "--config.data.source"
         ) from error
 
 
 def readable_columns(path: Path, schema: pa.Schema, named: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the columns to be read. Raises UserError if one is missing, there twice, or of a type that is not read."""
+    """Returns the columns to be read.
+
+    Raises UserError if one is missing, there twice, or of a type that is not read.
+    """
     for name in named:
         if name not in schema.names:
             raise UserError(
-                f'data.columns: {path} has no column "{name}"{nearest(name, schema.names)}; it has {", ".join(schema.names)}'
+                f'data.columns: {path} has no column "{name}"{nearest(name, schema.names)}; '
+                f"it has {', '.join(schema.names)}"
             )
     wanted = named or tuple(schema.names)
     fine = [field.name for field in schema if is_readable(field.type)]
@@ -164,14 +200,16 @@ def readable_columns(path: Path, schema: pa.Schema, named: tuple[str, ...]) -> t
             raise UserError(f'{path}: two columns have the name "{name}"; rename one')
         if name not in fine:
             raise UserError(
-                f'{path}: column "{name}" holds {schema.field(name).type}, not text, numbers or lists of them; name the columns '
+                f'{path}: column "{name}" holds {schema.field(name).type}, not text, numbers or '
+                "lists of them; name the columns "
                 f"that are to be read with --config.data.columns={','.join(fine) or 'NAMES'}"
             )
     return wanted
 
 
 def is_readable(kind: pa.DataType) -> bool:
-    """Returns whether values of a type are text, numbers, truth values, or lists or structures of them."""
+    """Returns whether values of a type are text, numbers, truth values, or lists or structures of
+    them."""
     if types.is_dictionary(kind):
         return is_readable(kind.value_type)
     if types.is_struct(kind):
@@ -188,18 +226,27 @@ def decoded(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if types.is_dictionary(kind) else kind
 
 
-def check_same(path: Path, schema: pa.Schema, first: Path, expected: pa.Schema, columns: Sequence[str]) -> None:
+def check_same(
+    path: Path, schema: pa.Schema, first: Path, expected: pa.Schema, columns: Sequence[str]
+) -> None:
     """Raises UserError unless a file has the columns of the first one."""
     for name in columns:
-        kinds = [str(each.field(name).type) if name in each.names else "missing" for each in (schema, expected)]
+        kinds = [
+            str(each.field(name).type) if name in each.names else "missing"
+            for each in (schema, expected)
+        ]
         if kinds[0] != kinds[1]:
             raise UserError(
-                f'{path}: column "{name}" is {kinds[0]}, but that of {first.name} is {kinds[1]}; give files of the same columns'
+                f'{path}: column "{name}" is {kinds[0]}, but that of {first.name} is {kinds[1]}; '
+                "give files of the same columns"
             )
 
 
 def check_values(batch: pa.RecordBatch, place: str, begin: int) -> None:
-    """Raises UserError, naming the record, if a value is damaged or not UTF-8; `begin` is that of the batch's first."""
+    """Raises UserError, naming the record, if a value is damaged or not UTF-8;
+
+    `begin` is that of the batch's first.
+    """
     try:
         batch.validate(full=True)
         return
@@ -210,6 +257,15 @@ def check_values(batch: pa.RecordBatch, place: str, begin: int) -> None:
             try:
                 column.slice(row, 1).validate(full=True)
             except BROKEN as error:
-                what = "is not UTF-8" if "UTF8" in str(error) else f"is damaged ({one_line(error, 200)})"
-                raise UserError(f'{place} {begin + row}: column "{name}" {what}; write the file again') from error
-    raise UserError(f"{place}s {begin} to {begin + batch.num_rows - 1}: are damaged ({reason}); fetch the file again")
+                what = (
+                    "is not UTF-8"
+                    if "UTF8" in str(error)
+                    else f"is damaged ({one_line(error, 200)})"
+                )
+                raise UserError(
+                    f'{place} {begin + row}: column "{name}" {what}; write the file again'
+                ) from error
+    raise UserError(
+        f"{place}s {begin} to {begin + batch.num_rows - 1}: are damaged ({reason}); "
+        "fetch the file again"
+    )

@@ -1,8 +1,10 @@
-"""The cache folder: files that were downloaded, decompressed or rewritten once, so that they can be memory-mapped.
+"""The cache folder: files that were downloaded, decompressed or rewritten once, so that they can be
+memory-mapped.
 
-It is `$FMJAX_CACHE`, else `$XDG_CACHE_HOME/fmjax`, else `~/.cache/fmjax`, and may be removed at any time between runs. The
-files are in `files/`; their sizes and SHA-256, checked whenever a file is used again, have the same paths in `hashes/`. A path
-contains the hash of what the file was made from, so a file is made again when that changes.
+It is `$FMJAX_CACHE`, else `$XDG_CACHE_HOME/fmjax`, else `~/.cache/fmjax`, and may be removed at any
+time between runs. The files are in `files/`; their sizes and SHA-256, checked whenever a file is
+used again, have the same paths in `hashes/`. A path contains the hash of what the file was made
+from, so a file is made again when that changes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from fmjax.contracts import Record
 from fmjax.errors import UserError
 
 SETTLED = 2 * 10**9  # nanoseconds after which a change of a file is sure to change its times
-HASHES: dict[Path, tuple[tuple[int, ...], str]] = {}  # what this process has read, and in which state
+# What this process has read, and in which state.
+HASHES: dict[Path, tuple[tuple[int, ...], str]] = {}
 
 
 def folder() -> Path:
@@ -33,7 +36,8 @@ def folder() -> Path:
 def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
     """Returns a file of the cache; `make` writes it if it is missing or damaged.
 
-    Raises UserError if the cache cannot be written, and whatever `make` raises; then nothing is left behind.
+    Raises UserError if the cache cannot be written, and whatever `make` raises; then nothing is
+    left behind.
     """
     file, mark = folder() / "files" / relative, folder() / "hashes" / f"{relative}.json"
     try:
@@ -46,7 +50,8 @@ def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
         replace(mark, lambda stream: stream.write(content))
     except OSError as error:
         raise UserError(
-            f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); make room, or name another folder "
+            f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); "
+            "make room, or name another folder "
             "in the environment: FMJAX_CACHE=DIR"
         ) from error
     return file

@@ -10,13 +10,17 @@ LISTED = 5  # differences that are listed
 
 
 def data_differences(old: Record, new: Record) -> list[str]:
-    """Returns one line per file and option that differs, as "train: a.txt: 10 bytes, sha256 1f.. -> 12 bytes, sha256 9c..".
+    """Returns one line per file and option that differs, as "train: a.txt: 10 bytes, sha256 1f.. ->
+    12 bytes, sha256 9c..".
 
     The fingerprints are those of sources, by split; files are matched by their names.
     """
     before, after = dict(leaves(old)), dict(leaves(new))
     changed = [path for path in before | after if before.get(path) != after.get(path)]
-    lines = [f"{path}: {before.get(path, '(absent)')} -> {after.get(path, '(absent)')}" for path in changed]
+    lines = [
+        f"{path}: {before.get(path, '(absent)')} -> {after.get(path, '(absent)')}"
+        for path in changed
+    ]
     rest = len(lines) - LISTED
     return lines if rest <= 1 else [*lines[:LISTED], f"and {rest} more"]
 

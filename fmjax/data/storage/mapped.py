@@ -1,8 +1,8 @@
 """Memory-mapped files; compressed ones are decompressed once into the cache.
 
-Records are read at random, so a decompressed copy is kept rather than an index into the compressed file: with an index, reading
-a record would decompress about a megabyte, and the index would take 32 kB per megabyte. The copy is named by the hash of the
-compressed file.
+Records are read at random, so a decompressed copy is kept rather than an index into the compressed
+file: with an index, reading a record would decompress about a megabyte, and the index would take 32
+kB per megabyte. The copy is named by the hash of the compressed file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError, one_line
 
 BOM = b"\xef\xbb\xbf"
-COMPRESSIONS = {".gz": "gzip", ".tgz": "gzip", ".xz": "xz", ".txz": "xz", ".bz2": "bzip2", ".tbz2": "bzip2", ".zst": "zstd"}
+COMPRESSIONS = {
+    ".gz": "gzip",
+    ".tgz": "gzip",
+    ".xz": "xz",
+    ".txz": "xz",
+    ".bz2": "bzip2",
+    ".tbz2": "bzip2",
+    ".zst": "zstd",
+}
 MEGABYTE = 2**20
 BLOCK = 2**14  # bytes between two places whose lines' numbers are known
 
@@ -41,7 +49,10 @@ class Readable(Protocol):
 
 
 def plain_name(path: Path) -> str:
-    """Returns the name of a file once it is decompressed: "a.txt" for a.txt.gz, "a.tar" for a.tgz."""
+    """Returns the name of a file once it is decompressed:
+
+    "a.txt" for a.txt.gz, "a.tar" for a.tgz.
+    """
     if path.suffix not in COMPRESSIONS:
         return path.name
     return path.stem + (".tar" if path.suffix.startswith(".t") else "")
@@ -55,14 +66,16 @@ def open_compressed(path: Path) -> Readable:
 
         stream: Readable = pyarrow.input_stream(str(path), compression="zstd")
         return stream
-    return gzip.open(path) if kind == "gzip" else lzma.open(path) if kind == "xz" else bz2.open(path)
+    return (
+        gzip.open(path) if kind == "gzip" else lzma.open(path) if kind == "xz" else bz2.open(path)
+    )
 
 
 def decompressed(path: Path, most: int | None = None) -> Path:
     """Returns the file itself, or its decompressed copy in the cache if it is compressed.
 
-    Raises UserError if it is damaged, has more than `most` bytes decompressed or the cache cannot hold it, and OSError if it
-    cannot be read.
+    Raises UserError if it is damaged, has more than `most` bytes decompressed or the cache cannot
+    hold it, and OSError if it cannot be read.
     """
     if path.suffix not in COMPRESSIONS:
         return path
@@ -72,9 +85,14 @@ def decompressed(path: Path, most: int | None = None) -> Path:
             while block := read_compressed(path, compressed):
                 stream.write(block)
                 if most is not None and stream.tell() > most:
-                    raise UserError(f"{path}: unpacks to more than {most:,} bytes; if you trust it, unpack it yourself")
+                    raise UserError(
+                        f"{path}: unpacks to more than {most:,} bytes; "
+                        "if you trust it, unpack it yourself"
+                    )
 
-    return cache.get_or_make(Path("unpacked", cache.digest(path)["sha256"][:32], plain_name(path)), write)
+    return cache.get_or_make(
+        Path("unpacked", cache.digest(path)["sha256"][:32], plain_name(path)), write
+    )
 
 
 def read_compressed(path: Path, compressed: Readable) -> bytes:
@@ -82,10 +100,14 @@ def read_compressed(path: Path, compressed: Readable) -> bytes:
     try:
         return bytes(compressed.read(MEGABYTE))
     except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path}: is not a whole {COMPRESSIONS[path.suffix]} file ({one_line(error)}); fetch it again") from error
+        raise UserError(
+            f"{path}: is not a whole {COMPRESSIONS[path.suffix]} file ({one_line(error)}); "
+            "fetch it again"
+        ) from error
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read as {COMPRESSIONS[path.suffix]} ({one_line(error)}); fetch it again, or correct its ending"
+            f"{path}: cannot be read as {COMPRESSIONS[path.suffix]} ({one_line(error)}); "
+            "fetch it again, or correct its ending"
         ) from error
 
 
@@ -105,9 +127,13 @@ class File:
             with self.local.open("rb") as stream:
                 # An empty file cannot be mapped.
                 empty = not self.local.stat().st_size
-                self.data: bytes | mmap.mmap = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self.data: bytes | mmap.mmap = (
+                    b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                )
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error}); correct the file") from error
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror or error}); correct the file"
+            ) from error
 
     def __reduce__(self) -> tuple[type[File], tuple[Path, Path]]:
         return File, (self.path, self.local)
@@ -119,11 +145,17 @@ class File:
     @functools.cached_property
     def breaks(self) -> np.ndarray:
         """How many line breaks there are before each block of the file, [blocks + 1]."""
-        counts = [self.data[begin : begin + BLOCK].count(b"\n") for begin in range(0, len(self.data), BLOCK)]
+        counts = [
+            self.data[begin : begin + BLOCK].count(b"\n")
+            for begin in range(0, len(self.data), BLOCK)
+        ]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def line_at(self, place: int) -> int:
-        """Returns the number, from 1, of the line that a byte belongs to. Fast, since tasks ask for every record."""
+        """Returns the number, from 1, of the line that a byte belongs to.
+
+        Fast, since tasks ask for every record.
+        """
         block = place // BLOCK
         return 1 + int(self.breaks[block]) + self.data[block * BLOCK : place].count(b"\n")
 
@@ -139,16 +171,19 @@ class Line(NamedTuple):
 
 def not_utf8(error: UnicodeDecodeError) -> str:
     """Returns what is wrong with a text that is not UTF-8, and how to fix it."""
-    return f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file, for example with iconv -t UTF-8"
+    byte = error.object[error.start]
+    return f"is not UTF-8 (byte 0x{byte:02x}); convert the file, for example with iconv -t UTF-8"
 
 
 def lines(file: File, after: Line | None = None) -> Iterator[Line]:
     """Yields the lines of a file, or those after one.
 
-    Raises RecordError for a line that is not UTF-8; if bad records may be left out, yields it with its bad bytes replaced, and
-    its record cannot be read.
+    Raises RecordError for a line that is not UTF-8; if bad records may be left out, yields it with
+    its bad bytes replaced, and its record cannot be read.
     """
-    begin, number = (after.end, after.number) if after else (len(BOM) if file.data[: len(BOM)] == BOM else 0, 0)
+    begin, number = (
+        (after.end, after.number) if after else (len(BOM) if file.data[: len(BOM)] == BOM else 0, 0)
+    )
     while begin < len(file.data):
         number += 1
         end = file.data.find(b"\n", begin) + 1 or len(file.data)

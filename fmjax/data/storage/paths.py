@@ -1,6 +1,7 @@
 """Finds files by name, glob or folder. File extensions say what kind of source a file is.
 
-`extensions` map those that are known to the name of the kind, as {".csv": "csv"}; see `sources/kinds.py`.
+`extensions` map those that are known to the name of the kind, as {".csv": "csv"}; see
+`sources/kinds.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,19 @@ from fmjax.data.storage.mapped import COMPRESSIONS, plain_name
 from fmjax.errors import UserError, nearest
 
 SHARD = re.compile(r"-\d+-of-\d+$")  # what TFDS writes behind the file extension
-MAY_FOLLOW = f"{', '.join(extension for extension in COMPRESSIONS if not extension.startswith('.t'))} may follow"
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+MAY_FOLLOW = ", ".join(name for name in COMPRESSIONS if not name.startswith(".t")) + " may follow"
+IMAGE_EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".tif",
+    ".tiff",
+)
 
 
 def kind_of(path: Path, extensions: Mapping[str, str]) -> str | None:
@@ -23,14 +35,20 @@ def kind_of(path: Path, extensions: Mapping[str, str]) -> str | None:
     return extensions.get(Path(SHARD.sub("", plain_name(path))).suffix)
 
 
-def find_files(files: str | Sequence[str], extensions: Mapping[str, str], kind: str = "") -> list[Path]:
+def find_files(
+    files: str | Sequence[str], extensions: Mapping[str, str], kind: str = ""
+) -> list[Path]:
     """Returns the files that are named: a path, several joined by commas, a glob, or a folder.
 
-    Of a folder, returns those with an extension of the kind (of any kind, if none is given), except licenses and readmes.
-    Raises UserError, naming what is there, if a file is missing.
+    Of a folder, returns those with an extension of the kind (of any kind, if none is given), except
+    licenses and readmes. Raises UserError, naming what is there, if a file is missing.
     """
     if isinstance(files, str):
-        files = [files] if Path(files).expanduser().exists() else [part.strip() for part in files.split(",") if part.strip()]
+        files = (
+            [files]
+            if Path(files).expanduser().exists()
+            else [part.strip() for part in files.split(",") if part.strip()]
+        )
     return [path for part in files for path in expand(Path(part).expanduser(), extensions, kind)]
 
 
@@ -39,14 +57,27 @@ def expand(path: Path, extensions: Mapping[str, str], kind: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [file for file in sorted(path.iterdir()) if file.is_file() and is_data(file, extensions, kind)]
+        found = [
+            file
+            for file in sorted(path.iterdir())
+            if file.is_file() and is_data(file, extensions, kind)
+        ]
         if not found:
-            known = ", ".join(extension for extension, name in extensions.items() if kind in ("", name))
+            known = ", ".join(
+                extension for extension, name in extensions.items() if kind in ("", name)
+            )
             wanted = known or f"what {kind} files end in"
-            raise UserError(f"{path}: the folder has no file that ends in {wanted} ({MAY_FOLLOW}); name the files")
+            raise UserError(
+                f"{path}: the folder has no file that ends in {wanted} ({MAY_FOLLOW}); "
+                "name the files"
+            )
         return found
     if glob.has_magic(str(path)):
-        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+        found = [
+            Path(name)
+            for name in sorted(glob.glob(str(path), recursive=True))
+            if Path(name).is_file()
+        ]
         if not found:
             raise UserError(f"{path}: no file matches; correct the pattern")
         return found
@@ -60,7 +91,11 @@ def expand(path: Path, extensions: Mapping[str, str], kind: str) -> list[Path]:
 def is_data(file: Path, extensions: Mapping[str, str], kind: str = "") -> bool:
     """Returns whether a file in a folder is one of its data files."""
     known = kind_of(file, extensions)
-    return known is not None and kind in ("", known) and not file.name.upper().startswith(("LICENSE", "README", "."))
+    return (
+        known is not None
+        and kind in ("", known)
+        and not file.name.upper().startswith(("LICENSE", "README", "."))
+    )
 
 
 def is_image(name: str) -> bool:

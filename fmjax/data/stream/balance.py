@@ -1,7 +1,8 @@
 """Resamples the classes of training data: which examples an epoch consists of.
 
-A class of n examples gets m (n / m)^(1 - power) of them, where m is the size of the largest class (oversample) or of the smallest
-one (undersample): with power 1 all classes are equally large, with power 0 nothing changes.
+A class of n examples gets m (n / m)^(1 - power) of them, where m is the size of the largest class
+(oversample) or of the smallest one (undersample): with power 1 all classes are equally large, with
+power 0 nothing changes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ KINDS = ("none", "oversample", "undersample")
 
 
 def targets(counts: np.ndarray, kind: str, power: float) -> np.ndarray:
-    """Returns how many examples of each class [C] an epoch has: at least one if the class has any."""
+    """Returns how many examples of each class [C] an epoch has: 0 only if the class has none."""
     there = counts[counts > 0]
     most = there.max() if kind == "oversample" else there.min()
     wanted = most * (counts / most) ** (1 - power)
@@ -23,7 +24,8 @@ def targets(counts: np.ndarray, kind: str, power: float) -> np.ndarray:
 
 
 def indices(classes: np.ndarray, kind: str, power: float, seed: int) -> np.ndarray:
-    """Returns the examples of an epoch, in order: those of a class equally often, but for a remainder drawn by the seed."""
+    """Returns the examples of an epoch, in order: those of a class equally often, but for a
+    remainder drawn by the seed."""
     counts = np.bincount(classes)
     rng = np.random.default_rng([seed, classes.size])
     chosen = []
@@ -57,14 +59,25 @@ class Resampled(Examples):
 
 
 def balance(examples: Examples, kind: str, power: float, seed: int) -> Examples:
-    """Returns training examples resampled by their `classes` [N]; as they are, if the kind is "none".
+    """Returns training examples resampled by their `classes` [N]; as they are, if the kind is
+    "none".
 
-    Raises UserError for an unknown kind, a power out of range, and examples that do not have one class each.
+    Raises UserError for an unknown kind, a power out of range, and examples that do not have one
+    class each.
     """
     one_of("data.balance", kind, KINDS)
-    in_range("data.balance_power", power, least=0, most=1, hint="0 leaves the classes as they are, 1 makes them equal")
+    in_range(
+        "data.balance_power",
+        power,
+        least=0,
+        most=1,
+        hint="0 leaves the classes as they are, 1 makes them equal",
+    )
     if kind == "none":
         return examples
     if examples.classes is None:
-        raise UserError(f"data.balance={kind} needs examples of one class each, which this task's are not; choose none")
+        raise UserError(
+            f"data.balance={kind} needs examples of one class each, which this task's are not; "
+            "choose none"
+        )
     return Resampled(examples, indices(np.asarray(examples.classes), kind, power, seed))

@@ -1,8 +1,10 @@
-"""Makes batches of examples with Grain: batch = f(seed, step), the same for any number of hosts, workers and restarts.
+"""Makes batches of examples with Grain: batch = f(seed, step), the same for any number of hosts,
+workers and restarts.
 
-A stream of examples has random access, so reading can begin anywhere: the state of `TrainBatches` is the number of batches it
-has returned, and it resumes in constant time. Worker processes are Grain's; its `ElasticIterator`, whose three lines are here,
-has no way to set them up, and they must end with the process that started them (`watch.py`).
+A stream of examples has random access, so reading can begin anywhere: the state of `TrainBatches`
+is the number of batches it has returned, and it resumes in constant time. Worker processes are
+Grain's; its `ElasticIterator`, whose three lines are here, has no way to set them up, and they must
+end with the process that started them (`watch.py`).
 """
 
 from __future__ import annotations
@@ -43,10 +45,10 @@ def to_stderr(text: str) -> None:
 class TrainBatches:
     """An endless iterator over shuffled training batches, its state a small dictionary.
 
-    Each epoch is a new permutation of the examples, cut into batches without regard to the ends of epochs, so that none is
-    dropped or repeated. Randomness in an example depends only on the seed and the example's number in the stream. Examples with
-    an `order` of their own, such as those of a mixture, come in that order; with length buckets, a batch is as long as its
-    bucket.
+    Each epoch is a new permutation of the examples, cut into batches without regard to the ends of
+    epochs, so that none is dropped or repeated. Randomness in an example depends only on the seed
+    and the example's number in the stream. Examples with an `order` of their own, such as those of
+    a mixture, come in that order; with length buckets, a batch is as long as its bucket.
     """
 
     def __init__(
@@ -93,8 +95,8 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Example:
-        """Returns the next batch: this host's rows of it. Raises UserError for a record that cannot be read, and for a
-        worker that has died."""
+        """Returns the next batch: this host's rows of it. Raises UserError for a record that cannot
+        be read, and for a worker that has died."""
         if self._iterator is None:
             self._iterator = iter(self._reader())
         try:
@@ -114,32 +116,44 @@ class TrainBatches:
     def _reader(self) -> Any:
         """Returns Grain's iterable over the batches from the next one on."""
         ahead = 0 if self._workers else self._prefetch
-        options = grain.ReadOptions(num_threads=self._threads if ahead else 0, prefetch_buffer_size=ahead)
+        options = grain.ReadOptions(
+            num_threads=self._threads if ahead else 0, prefetch_buffer_size=ahead
+        )
         rows = self._stream[self._returned * self._read :]
         batches = rows.batch(self._read, drop_remainder=True).to_iter_dataset(options)
         if not self._workers:
             return batches
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain has flags of its own, whose defaults are fine
-        each = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=max(-(-self._prefetch // self._workers), 1))
-        return batches.mp_prefetch(each, worker_init_fn=functools.partial(begin_reader, os.getpid()))
+        each = grain.MultiprocessingOptions(
+            self._workers, per_worker_buffer_size=max(-(-self._prefetch // self._workers), 1)
+        )
+        return batches.mp_prefetch(
+            each, worker_init_fn=functools.partial(begin_reader, os.getpid())
+        )
 
     def _stalled(self, waited: float) -> None:
         places = [self._examples.where(index) for index in self._slots.reading() if index >= 0]
         reading = ", ".join(places) or "nothing yet"
-        self._tell(f"warning: no batch for {waited:.0f} s (data.stall_seconds); being read: {reading}")
+        self._tell(
+            f"warning: no batch for {waited:.0f} s (data.stall_seconds); being read: {reading}"
+        )
 
     def _dead(self, how: str) -> str:
         reading = self._slots.reading()
         dead = [reader for reader in self._slots.dead() if reading[reader] >= 0]
-        named = [f"worker {reader}, reading {self._examples.where(reading[reader])}," for reader in dead]
+        named = [
+            f"worker {reader}, reading {self._examples.where(reading[reader])}," for reader in dead
+        ]
         return (
-            f"data.workers={self._workers}: {' and '.join(named) or 'one of them'} {how}; look at that record and at how much "
+            f"data.workers={self._workers}: {' and '.join(named) or 'one of them'} {how}; "
+            "look at that record and at how much "
             "memory is free, or set data.workers=0"
         )
 
     def state(self) -> dict[str, int]:
-        """Returns the position of the iterator as JSON holds it: the same on every host, and for any number of hosts."""
+        """Returns the position of the iterator as JSON holds it: the same on every host, and for
+        any number of hosts."""
         return {NEXT: self._returned * self._size}
 
     def restore(self, state: Mapping[str, int]) -> None:
@@ -163,7 +177,13 @@ def stream(examples: Guarded, seed: int) -> Any:
     """Returns Grain's endless data set of guarded examples, drawn, with random access."""
     order = examples.examples.order(seed)
     if order is None:
-        return grain.MapDataset.source(examples).seed(seed).shuffle().repeat(None).random_map(examples.draw)
+        return (
+            grain.MapDataset.source(examples)
+            .seed(seed)
+            .shuffle()
+            .repeat(None)
+            .random_map(examples.draw)
+        )
     return grain.MapDataset.source(Ordered(examples, order)).seed(seed).random_map(examples.draw)
 
 
@@ -194,22 +214,32 @@ class Rows:
         return self.stream[batch * self.size + int(self.rows[row])]
 
 
-def eval_batches(examples: Drawable, *, batch_size: int, seed: int, rows: np.ndarray | None = None) -> Iterator[Example]:
-    """Yields every example once, in order, in batches of one size; `valid [B]` is 0 for rows that fill up the last batch.
+def eval_batches(
+    examples: Drawable, *, batch_size: int, seed: int, rows: np.ndarray | None = None
+) -> Iterator[Example]:
+    """Yields every example once, in order, in batches of one size; `valid [B]` is 0 for rows that
+    fill up the last batch.
 
-    Examples in length buckets come bucket by bucket, each in order, in batches as long as their bucket. `rows` are those of each
-    batch that this host reads; None: all.
+    Examples in length buckets come bucket by bucket, each in order, in batches as long as their
+    bucket. `rows` are those of each batch that this host reads; None: all.
     """
     drawn = grain.MapDataset.source(examples).seed(seed).random_map(examples.draw)
     chosen = np.arange(batch_size) if rows is None else rows
     for numbers, trim in groups(examples, batch_size):
         valid = (chosen < len(numbers)).astype(np.float32)
-        read = [drawn[int(numbers[row if real else 0])] for row, real in zip(chosen, valid, strict=True)]
-        yield trim({name: np.stack([row[name] for row in read]) for name in read[0]}) | {"valid": valid}
+        read = [
+            drawn[int(numbers[row if real else 0])] for row, real in zip(chosen, valid, strict=True)
+        ]
+        yield trim({name: np.stack([row[name] for row in read]) for name in read[0]}) | {
+            "valid": valid
+        }
 
 
-def groups(examples: Drawable, batch_size: int) -> Iterator[tuple[Sequence[int] | np.ndarray, Callable[[Example], Example]]]:
-    """Yields the numbers of the examples of each batch of evaluation, and a function that cuts the batch to its length."""
+def groups(
+    examples: Drawable, batch_size: int
+) -> Iterator[tuple[Sequence[int] | np.ndarray, Callable[[Example], Example]]]:
+    """Yields the numbers of the examples of each batch of evaluation, and a function that cuts the
+    batch to its length."""
     if isinstance(examples, Bucketed):
         for numbers, length in examples.groups(batch_size):
             yield numbers, functools.partial(examples.trim, length=length)

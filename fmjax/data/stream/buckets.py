@@ -1,12 +1,15 @@
-"""Length buckets: batches of rows of similar length, so that little of them is padding, with few shapes to compile.
+"""Length buckets: batches of rows of similar length, so that little of them is padding, with few
+shapes to compile.
 
-An example belongs to the first bucket that it fits in, a batch to one bucket. The bucket of a batch and its examples depend only
-on the seed and the batch's number, by arithmetic and one permutation for each bucket and epoch. So reading can begin anywhere,
-and the number of the batch is all that is stored.
+An example belongs to the first bucket that it fits in, a batch to one bucket. The bucket of a batch
+and its examples depend only on the seed and the batch's number, by arithmetic and one permutation
+for each bucket and epoch. So reading can begin anywhere, and the number of the batch is all that is
+stored.
 
-In every epoch each bucket has a new permutation, cut into batches. A bucket's remainder moves to the next longer bucket, and that
-of the longest bucket to its next epoch: no example is dropped or repeated, and epoch e begins with batch floor(e N / B), as it
-does without buckets. The batches of an epoch are in random order.
+In every epoch each bucket has a new permutation, cut into batches. A bucket's remainder moves to
+the next longer bucket, and that of the longest bucket to its next epoch: no example is dropped or
+repeated, and epoch e begins with batch floor(e N / B), as it does without buckets. The batches of
+an epoch are in random order.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ AUTO, COUNT, MULTIPLE = "auto", 4, 8  # "auto" is "auto:4", and its borders are 
 
 
 class Place(NamedTuple):
-    """A batch: its bucket, an epoch, and the number of its first example in the bucket's order in that epoch."""
+    """A batch: its bucket, an epoch, and the number of its first example in the bucket's order in
+    that epoch."""
 
     bucket: int
     epoch: int
@@ -49,7 +53,8 @@ class Plan:
         self.borders = [int(borders[number]) for number in there]
         self.members = [np.flatnonzero(bucket == number).astype(np.int64) for number in there]
         self.total, self.size = len(lengths), batch_size
-        self.counts: list[int] = []  # of each bucket's own examples and the remainder of the bucket before
+        # Of each bucket's own examples and the remainder of the bucket before.
+        self.counts: list[int] = []
         self.batches: list[int] = []  # of an epoch, per bucket
         carried = 0
         for own in self.members:
@@ -119,7 +124,8 @@ class Bucketed(Examples):
     """Examples that are read in buckets.
 
     Args:
-      examples: with `lengths [N]`, and `sized`, the arrays of an example whose last axis is its length, padding last.
+      examples: with `lengths [N]`, and `sized`, the arrays of an example whose last axis is its
+        length, padding last.
       borders: lengths of buckets, ascending; the last as long as an example may be.
       batch_size: of training.
     """
@@ -153,13 +159,20 @@ class Bucketed(Examples):
         return Order(self.plan, seed)
 
     def trim(self, batch: HostBatch, length: int) -> Example:
-        """Returns a batch without the columns from `length` on, which are padding in all rows. Raises UserError if not."""
+        """Returns a batch without the columns from `length` on, which are padding in all rows.
+
+        Raises UserError if not.
+        """
         if batch["attention_mask"][..., length:].any():
             raise UserError(
-                f"data.buckets: an example has more than the {length} tokens of its batch, as one that stands in for a bad "
+                f"data.buckets: an example has more than the {length} tokens of its batch, as one "
+                "that stands in for a bad "
                 "record may; leave data.buckets out, or set data.on_error=fail"
             )
-        return {name: array[..., :length] if name in self.examples.sized else array for name, array in batch.items()}
+        return {
+            name: array[..., :length] if name in self.examples.sized else array
+            for name, array in batch.items()
+        }
 
     def trim_batch(self, batch: HostBatch, number: int, seed: int) -> Example:
         """Returns a batch of training cut to the length of its bucket."""
@@ -178,12 +191,14 @@ class Bucketed(Examples):
                 yield own[begin : begin + batch_size], border
 
     def restored(self, arrays: HostBatch, valid: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the arrays of an evaluation, one row per example, in the order of the examples."""
+        """Returns the arrays of an evaluation [N, ...] in the order of the examples."""
         place = np.argsort(self.in_order)
         return {name: array[valid > 0][place] for name, array in arrays.items()}
 
 
-def bucketed(examples: Examples, given: Sequence[int | str], max_length: int, batch_size: int) -> Examples:
+def bucketed(
+    examples: Examples, given: Sequence[int | str], max_length: int, batch_size: int
+) -> Examples:
     """Returns examples in the buckets that `data.buckets` names; unchanged if it names none.
 
     Raises UserError for malformed lengths, and for examples that have no lengths of their own.
@@ -192,16 +207,20 @@ def bucketed(examples: Examples, given: Sequence[int | str], max_length: int, ba
         return examples
     if examples.lengths is None:
         raise UserError(
-            "data.buckets: these examples are of one length, as they are packed or drawn anew, or come from several sources; "
+            "data.buckets: these examples are of one length, as they are packed or drawn anew, or "
+            "come from several sources; "
             "leave it out"
         )
     borders = read_borders(given, max_length, examples.lengths)
     longest = int(examples.lengths.max())
-    return Bucketed(examples, borders if longest <= borders[-1] else [*borders, max_length], batch_size)
+    return Bucketed(
+        examples, borders if longest <= borders[-1] else [*borders, max_length], batch_size
+    )
 
 
 def read_borders(given: Sequence[int | str], max_length: int, lengths: np.ndarray) -> list[int]:
-    """Returns the lengths that `data.buckets` names, or those that fit the data best: "auto", or "auto:6" for six buckets.
+    """Returns the lengths that `data.buckets` names, or those that fit the data best: "auto", or
+    "auto:6" for six buckets.
 
     Raises UserError for a malformed length, or one longer than `data.max_length`.
     """
@@ -210,25 +229,42 @@ def read_borders(given: Sequence[int | str], max_length: int, lengths: np.ndarra
     if len(words) == 1 and kind == AUTO and (count.isdecimal() or not count) and count != "0":
         return best_borders(lengths, int(count or COUNT), max_length)
     if not all(word.isdecimal() for word in words):
-        raise UserError(f"data.buckets={','.join(words)}: write lengths, such as 32,64,128, or auto, or auto:N for N buckets")
+        raise UserError(
+            f"data.buckets={','.join(words)}: write lengths, such as 32,64,128, or auto, or auto:N "
+            "for N buckets"
+        )
     borders = sorted({int(word) for word in words})
     if borders[0] < 1 or borders[-1] > max_length:
-        raise UserError(f"data.buckets={','.join(words)}: lengths must be 1 to data.max_length={max_length}; correct them")
+        raise UserError(
+            f"data.buckets={','.join(words)}: lengths must be 1 to data.max_length={max_length}; "
+            "correct them"
+        )
     return borders
 
 
 def best_borders(lengths: np.ndarray, count: int, max_length: int) -> list[int]:
-    """Returns at most `count` borders, multiples of 8 or `max_length`, with the least padding in all."""
+    """Returns at most `count` borders, multiples of 8 or `max_length`, with the least padding in
+    all."""
     steps = -(-max_length // MULTIPLE)
     borders = np.minimum(np.arange(1, steps + 1) * MULTIPLE, max_length)
     steps = int(np.searchsorted(borders, lengths.max())) + 1
     borders = borders[:steps]
-    below = np.concatenate([[0], np.cumsum(np.bincount(np.searchsorted(borders, lengths), minlength=steps))])
+    below = np.concatenate(
+        [[0], np.cumsum(np.bincount(np.searchsorted(borders, lengths), minlength=steps))]
+    )
     # cost[i, j]: of one bucket for lengths above border i - 1 up to border j.
-    cost = np.where(np.arange(steps)[:, None] <= np.arange(steps), (below[1:] - below[:-1, None]) * borders, math.inf)
+    cost = np.where(
+        np.arange(steps)[:, None] <= np.arange(steps),
+        (below[1:] - below[:-1, None]) * borders,
+        math.inf,
+    )
     best, chosen = cost[0], []
     for _ in range(1, min(count, steps)):
-        ways = np.where(np.arange(steps)[:, None] < np.arange(steps), best[:, None] + np.roll(cost, -1, axis=0), math.inf)
+        ways = np.where(
+            np.arange(steps)[:, None] < np.arange(steps),
+            best[:, None] + np.roll(cost, -1, axis=0),
+            math.inf,
+        )
         more = ways.min(axis=0)
         chosen.append(np.where(more < best, ways.argmin(axis=0), -1))
         best = np.minimum(more, best)

@@ -1,15 +1,18 @@
-"""Mixes several sources of training data into one stream in given proportions; the order follows by arithmetic.
+"""Mixes several sources of training data into one stream in given proportions; the order follows by
+arithmetic.
 
 The section `data` names the sources and their shares, and how these change during training:
 
-    mixture    = {"books": {"files": "books/*.txt", "weight": 0.7}, "wiki": {"files": {"train": ..., "validation": ...}}}
-    temperature = 2.0                            # shares are weights ** (1 / temperature); weights default to sizes
-    curriculum = {"1000": {"wiki": 3.0}}         # weights after step 1,000; those not named stay
+    mixture    = {"books": {"files": "books/*.txt", "weight": 0.7}, "wiki": {"files": {"train": ...,
+    "validation": ...}}} temperature = 2.0                            # shares are weights ** (1 /
+    temperature); weights default to sizes curriculum = {"1000": {"wiki": 3.0}}         # weights
+    after step 1,000; those not named stay
 
-A source's `epochs` limits how often it is read, `cap` how many of its examples are used at all; once it is used up, the others
-share its place. Each source has its own permutation for each of its epochs. The order of the sources repeats a cycle in which
-example j of a source with c examples is at (j + 1/2) / c, so that of the first n examples of a stream of k sources, n times a
-source's share are from it, give or take (1 + k share) / 2.
+A source's `epochs` limits how often it is read, `cap` how many of its examples are used at all;
+once it is used up, the others share its place. Each source has its own permutation for each of its
+epochs. The order of the sources repeats a cycle in which example j of a source with c examples is
+at (j + 1/2) / c, so that of the first n examples of a stream of k sources, n times a source's share
+are from it, give or take (1 + k share) / 2.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ ENDLESS = sys.maxsize
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The settings of one source of a mixture: its weight (None: by its size) and its limits (None: none)."""
+    """The settings of one source of a mixture: its weight (None: by its size) and its limits (None:
+    none)."""
 
     weight: float | None = None
     epochs: float | None = None
@@ -45,44 +49,75 @@ class Share:
 def parts_of(data: Config, keys: Sequence[str]) -> dict[str, Config]:
     """Returns the `data` section of each source of the mixture; empty if there is no mixture.
 
-    `keys` are those of `data` that a source may set for itself. Raises UserError for another key, naming it.
+    `keys` are those of `data` that a source may set for itself. Raises UserError for another key,
+    naming it.
     """
     parts = {}
     for name, settings in (data.get("mixture") or {}).items():
         if not isinstance(settings, Mapping):
-            raise UserError(f'data.mixture.{name}={settings}: is no group of keys; write {{"files": ..., "weight": ...}}')
+            raise UserError(
+                f"data.mixture.{name}={settings}: is no group of keys; "
+                f'write {{"files": ..., "weight": ...}}'
+            )
         for key in settings:
             if key not in (*keys, *OWN):
                 choices = (*OWN, *keys)
-                raise UserError(f"data.mixture.{name}.{key}{nearest(key, choices)}: no such key; there are {', '.join(choices)}")
+                raise UserError(
+                    f"data.mixture.{name}.{key}{nearest(key, choices)}: no such key; "
+                    f"there are {', '.join(choices)}"
+                )
         files = settings.get("files", {})
         own = {key: value for key, value in settings.items() if key not in OWN}
         whole = {"hold_out": None} if "validation" in data["files"] else {}
-        parts[name] = {**data, "mixture": {}} | whole | own | {"files": files if isinstance(files, Mapping) else {"train": files}}
+        parts[name] = (
+            {**data, "mixture": {}}
+            | whole
+            | own
+            | {"files": files if isinstance(files, Mapping) else {"train": files}}
+        )
     if len(parts) == 1:
-        raise UserError(f"data.mixture has one source, {next(iter(parts))}; name another, or give data.files instead")
+        raise UserError(
+            f"data.mixture has one source, {next(iter(parts))}; "
+            "name another, or give data.files instead"
+        )
     return parts
 
 
 def shares(data: Config) -> dict[str, Share]:
-    """Returns the settings of each source of a mixture. Raises UserError for those that are no numbers, or out of range."""
+    """Returns the settings of each source of a mixture.
+
+    Raises UserError for those that are no numbers, or out of range.
+    """
     settings_of = {}
     for name, settings in data["mixture"].items():
-        values = {key: number(f"data.mixture.{name}.{key}", settings[key]) for key in OWN if settings.get(key) is not None}
+        values = {
+            key: number(f"data.mixture.{name}.{key}", settings[key])
+            for key in OWN
+            if settings.get(key) is not None
+        }
         for key in ("epochs", "cap"):
             if not values.get(key, 1.0) > 0 or (key == "cap" and values.get(key, 1.0) % 1):
-                raise UserError(f"data.mixture.{name}.{key}={settings[key]}: must be above 0{' and whole' * (key == 'cap')}")
+                raise UserError(
+                    f"data.mixture.{name}.{key}={settings[key]}: must be above "
+                    f"0{' and whole' * (key == 'cap')}"
+                )
         cap = int(values["cap"]) if "cap" in values else None
         settings_of[name] = Share(values.get("weight"), values.get("epochs"), cap)
     weighted = [name for name, share in settings_of.items() if share.weight is not None]
     if weighted and len(weighted) < len(settings_of):
         missing = ", ".join(name for name in settings_of if name not in weighted)
-        raise UserError(f"data.mixture: {missing} has no weight and {weighted[0]} has; give all sources one, or none (by size)")
+        raise UserError(
+            f"data.mixture: {missing} has no weight and {weighted[0]} has; "
+            "give all sources one, or none (by size)"
+        )
     return settings_of
 
 
 def number(key: str, value: float | str) -> float:
-    """Returns a number that a config has as such or as text. Raises UserError if it is none, negative or infinite."""
+    """Returns a number that a config has as such or as text.
+
+    Raises UserError if it is none, negative or infinite.
+    """
     try:
         parsed = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -93,30 +128,48 @@ def number(key: str, value: float | str) -> float:
 
 
 def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[str, float]]]:
-    """Returns (step, weights of all sources) of the curriculum, the first at step 0, temperature applied.
+    """Returns (step, weights of all sources) of the curriculum, the first at step 0, temperature
+    applied.
 
     Raises UserError for a malformed step, and a source that the mixture does not have.
     """
     temperature = number("data.temperature", data.get("temperature", 1.0))
-    in_range("data.temperature", temperature, above=0, hint="1 leaves weights as they are, more makes them more equal")
+    in_range(
+        "data.temperature",
+        temperature,
+        above=0,
+        hint="1 leaves weights as they are, more makes them more equal",
+    )
     changed: dict[int, Mapping[str, float]] = {0: weights}
     for step, changes in (data.get("curriculum") or {}).items():
         if not str(step).isdecimal() or not int(step) or not isinstance(changes, Mapping):
-            raise UserError(f'data.curriculum.{step}: write {{"STEP": {{"SOURCE": WEIGHT}}}}, with a step of 1 or more')
+            raise UserError(
+                f'data.curriculum.{step}: write {{"STEP": {{"SOURCE": WEIGHT}}}}, with a step of 1 '
+                "or more"
+            )
         for name in changes:
             if name not in weights:
                 raise UserError(
-                    f"data.curriculum.{step}.{name}{nearest(name, weights)}: is no source of data.mixture, which has "
+                    f"data.curriculum.{step}.{name}{nearest(name, weights)}: is no source of "
+                    "data.mixture, which has "
                     f"{', '.join(weights)}"
                 )
-        changed[int(step)] = {name: number(f"data.curriculum.{step}.{name}", weight) for name, weight in changes.items()}
+        changed[int(step)] = {
+            name: number(f"data.curriculum.{step}.{name}", weight)
+            for name, weight in changes.items()
+        }
     curriculum, present = [], dict(weights)
     for step in sorted(changed):
         present = {**present, **changed[step]}
         if not any(present.values()):
             raise UserError(f"data.mixture: all weights are 0 from step {step} on; raise one")
         largest = max(present.values())
-        curriculum.append((step, {name: (weight / largest) ** (1 / temperature) for name, weight in present.items()}))
+        curriculum.append(
+            (
+                step,
+                {name: (weight / largest) ** (1 / temperature) for name, weight in present.items()},
+            )
+        )
     return curriculum
 
 
@@ -132,7 +185,11 @@ class Segment(NamedTuple):
     def used(self, at: int) -> np.ndarray:
         """Returns [sources]: how many of each come before number `at` of the stream."""
         cycles, place = divmod(at - self.begin, len(self.order))
-        return np.asarray(self.before + cycles * self.counts + np.bincount(self.order[:place], minlength=len(self.counts)))
+        return np.asarray(
+            self.before
+            + cycles * self.counts
+            + np.bincount(self.order[:place], minlength=len(self.counts))
+        )
 
     def end_of(self, source: int, limit: int) -> int:
         """Returns the number after the one at which a source has been used `limit` times."""
@@ -141,7 +198,9 @@ class Segment(NamedTuple):
         return self.begin + cycles * len(self.order) + int(places[rank]) + 1
 
 
-def cycle_of(weights: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cycle_of(
+    weights: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the order, ranks and counts of a cycle with shares `weights` [sources].
 
     Raises UserError for a share above 0 that is too small for a place in a cycle.
@@ -152,7 +211,10 @@ def cycle_of(weights: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.
     counts[np.argsort(counts - exact, kind="stable")[:rest]] += 1
     for name, weight, count in zip(names, weights, counts, strict=True):
         if weight > 0 and not count:
-            raise UserError(f"data.mixture.{name}: its share is below 1 of {CYCLE:,}; raise its weight or data.temperature")
+            raise UserError(
+                f"data.mixture.{name}: its share is below 1 of {CYCLE:,}; "
+                "raise its weight or data.temperature"
+            )
     counts //= np.gcd.reduce(counts)
     source = np.repeat(np.arange(counts.size), counts)
     rank = np.concatenate([np.arange(count) for count in counts])
@@ -169,7 +231,12 @@ class Schedule:
       batch_size: examples per step.
     """
 
-    def __init__(self, limits: Mapping[str, int], stages: Sequence[tuple[int, Mapping[str, float]]], batch_size: int):
+    def __init__(
+        self,
+        limits: Mapping[str, int],
+        stages: Sequence[tuple[int, Mapping[str, float]]],
+        batch_size: int,
+    ):
         self.names = list(limits)
         most = np.array([limits[name] for name in self.names], np.int64)
         self.segments: list[Segment] = []
@@ -193,23 +260,28 @@ class Schedule:
                     used = segment.used(end)
 
     def __getitem__(self, at: int) -> tuple[int, int]:
-        """Returns the number of the source at a number of the stream, and how many of its examples come before."""
+        """Returns the number of the source at a number of the stream, and how many of its examples
+        come before."""
         if not 0 <= at < self.total:
             raise IndexError(at)
         segment = self.segments[bisect.bisect_right(self.begins, at) - 1]
         cycles, place = divmod(at - segment.begin, len(segment.order))
         source = int(segment.order[place])
-        return source, int(segment.before[source]) + cycles * int(segment.counts[source]) + int(segment.ranks[place])
+        return source, int(segment.before[source]) + cycles * int(segment.counts[source]) + int(
+            segment.ranks[place]
+        )
 
 
 class MixtureOrder:
-    """The numbers of the examples of a mixture in the order of its stream, computed when they are read."""
+    """The numbers of the examples of a mixture in the order of its stream, computed when they are
+    read."""
 
     def __init__(self, schedule: Schedule, sizes: Sequence[int], seed: int):
         self.schedule, self.offsets = schedule, np.cumsum([0, *sizes]).tolist()
         seeds = np.random.SeedSequence(seed).generate_state(len(sizes))
         self.own = [
-            grain.MapDataset.range(size).seed(int(own)).shuffle().repeat(None) for size, own in zip(sizes, seeds, strict=True)
+            grain.MapDataset.range(size).seed(int(own)).shuffle().repeat(None)
+            for size, own in zip(sizes, seeds, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -221,7 +293,8 @@ class MixtureOrder:
 
 
 class MixedExamples(Examples):
-    """The training examples of several sources, one source behind the other; `order` mixes them in training.
+    """The training examples of several sources, one source behind the other; `order` mixes them in
+    training.
 
     Args:
       parts: the examples of each source, by name.
@@ -236,7 +309,9 @@ class MixedExamples(Examples):
         for index, (name, share) in enumerate(wanted.items()):
             size = len(parts[name])
             if not size:
-                raise UserError(f"data.mixture.{name}: has no examples; give more data, or leave it out")
+                raise UserError(
+                    f"data.mixture.{name}: has no examples; give more data, or leave it out"
+                )
             if share.cap is not None and share.cap < size:
                 chosen = np.random.default_rng([seed, index]).permutation(size)[: share.cap]
                 parts = {**parts, name: Resampled(parts[name], np.sort(chosen))}
@@ -281,12 +356,16 @@ class MixedExamples(Examples):
         """Raises UserError if the sources are used up before so many steps have been taken."""
         if steps * batch_size > self.schedule.total:
             raise UserError(
-                f"data.mixture is used up after {self.schedule.total:,} examples by its epochs, and {steps:,} steps of "
-                f"{batch_size} need {steps * batch_size:,}; raise data.mixture.*.epochs, or lower train.steps"
+                f"data.mixture is used up after {self.schedule.total:,} examples by its epochs, "
+                f"and {steps:,} steps of "
+                f"{batch_size} need {steps * batch_size:,}; "
+                "raise data.mixture.*.epochs, or lower train.steps"
             )
 
     def describe(self) -> str:
         """Returns one line about the sources and their shares in the beginning."""
         first = self.schedule.segments[0]
         parts = zip(self.parts, self.sizes, first.counts / first.counts.sum(), strict=True)
-        return "data.mixture: " + ", ".join(f"{name} {share:.1%} of {size:,} examples" for name, size, share in parts)
+        return "data.mixture: " + ", ".join(
+            f"{name} {share:.1%} of {size:,} examples" for name, size, share in parts
+        )

@@ -1,14 +1,17 @@
 """Plans which pieces of text share a row, so that little of a row is padding.
 
-The plan depends only on the lengths of the pieces and is made once, when a run starts: an array of piece numbers, row after row,
-and the bounds of the rows, so that any row is found at once. Rows are filled one at a time. Each begins with the longest piece
-left, and then takes the piece that fits best into the remaining room: with one length the longest that fits, which is
-first-fit-decreasing; with several, such as sources and targets, the one whose lengths have the largest dot product with the room
-(Panigrahy et al. 2011, "Heuristics for vector bin packing"). Pieces of the same lengths are alike, so the pattern of a row is
-repeated while there are such pieces: the time grows with the number of different lengths, and hardly with that of pieces.
+The plan depends only on the lengths of the pieces and is made once, when a run starts: an array of
+piece numbers, row after row, and the bounds of the rows, so that any row is found at once. Rows are
+filled one at a time. Each begins with the longest piece left, and then takes the piece that fits
+best into the remaining room: with one length the longest that fits, which is first-fit-decreasing;
+with several, such as sources and targets, the one whose lengths have the largest dot product with
+the room (Panigrahy et al. 2011, "Heuristics for vector bin packing"). Pieces of the same lengths
+are alike, so the pattern of a row is repeated while there are such pieces: the time grows with the
+number of different lengths, and hardly with that of pieces.
 
-The pieces of a row complement each other in length and come from anywhere in the data, since pieces of the same lengths are
-shuffled before they are assigned. They stay together in every epoch; the rows are shuffled in each.
+The pieces of a row complement each other in length and come from anywhere in the data, since pieces
+of the same lengths are shuffled before they are assigned. They stay together in every epoch; the
+rows are shuffled in each.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ import numpy as np
 
 from fmjax.contracts import Examples
 
-SHAPES = 4096  # different lengths that are distinguished; with more, lengths are compared in coarser units
+# Different lengths that are distinguished; with more, lengths are compared in coarser units.
+SHAPES = 4096
 
 
 class Plan(NamedTuple):
-    """Row i holds the pieces `order[bounds[i]:bounds[i + 1]]`, in ascending order; rows are in the order of their first piece.
+    """Row i holds the pieces `order[bounds[i]:bounds[i + 1]]`, in ascending order; rows are in the
+    order of their first piece.
 
     `fill` is the share of all rows, per length, that is not padding.
     """
@@ -43,7 +48,8 @@ class Plan(NamedTuple):
 
 
 def pack(lengths: np.ndarray, most: int | Sequence[int]) -> Plan:
-    """Returns the plan of pieces of `lengths [N]`, or of several lengths each, `[N, D]`, in rows of at most `most` (D numbers).
+    """Returns the plan of pieces of `lengths [N]`, or of several lengths each, `[N, D]`, in rows of
+    at most `most` (D numbers).
 
     Raises ValueError if a piece is longer than a row.
     """
@@ -68,7 +74,8 @@ def pack(lengths: np.ndarray, most: int | Sequence[int]) -> Plan:
 
 
 def compared(lengths_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns the kind of each piece [N], the lengths of each kind [U, D], longest first, and the unit of these lengths."""
+    """Returns the kind of each piece [N], the lengths of each kind [U, D], longest first, and the
+    unit of these lengths."""
     unit = 1
     while True:
         rounded = -(-lengths_ND // unit)
@@ -82,8 +89,11 @@ def compared(lengths_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     return np.argsort(order)[kinds], shapes[order], unit
 
 
-def patterns(shapes: np.ndarray, left: np.ndarray, room: np.ndarray) -> list[tuple[dict[int, int], int]]:
-    """Returns how many pieces of which kind share a row, and the number of such rows, until none of `left [U]` is left."""
+def patterns(
+    shapes: np.ndarray, left: np.ndarray, room: np.ndarray
+) -> list[tuple[dict[int, int], int]]:
+    """Returns how many pieces of which kind share a row, and the number of such rows, until none of
+    `left [U]` is left."""
     shares = shapes / np.maximum(room, 1)
     found = []
     first = 0
@@ -109,7 +119,11 @@ def patterns(shapes: np.ndarray, left: np.ndarray, room: np.ndarray) -> list[tup
 
 def planned(parts: Sequence[np.ndarray], lengths_ND: np.ndarray, room: np.ndarray) -> Plan:
     """Returns the plan of rows that are given in groups with the same number of pieces."""
-    rows = np.concatenate([np.full(len(part), part.shape[1]) for part in parts]) if parts else np.zeros(0, np.int64)
+    rows = (
+        np.concatenate([np.full(len(part), part.shape[1]) for part in parts])
+        if parts
+        else np.zeros(0, np.int64)
+    )
     firsts = np.concatenate([part[:, 0] for part in parts]) if parts else np.zeros(0, np.int64)
     flat = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, np.int64)
     in_order = np.argsort(firsts)
@@ -121,10 +135,12 @@ def planned(parts: Sequence[np.ndarray], lengths_ND: np.ndarray, room: np.ndarra
 
 
 def pack_matched(lengths: np.ndarray, most: int) -> tuple[Plan, int]:
-    """Returns the plan of pieces of two lengths `[N, 2]` in rows whose first side has `most` places, and those of the second.
+    """Returns the plan of pieces of two lengths `[N, 2]` in rows whose first side has `most`
+    places, and those of the second.
 
-    To fill both sides equally, the second is shorter or longer in the ratio of the sums of lengths, with room for the longest at
-    least; of a few such numbers, the one with the fullest rows, both sides together.
+    To fill both sides equally, the second is shorter or longer in the ratio of the sums of lengths,
+    with room for the longest at least; of a few such numbers, the one with the fullest rows, both
+    sides together.
     """
     lengths = np.asarray(lengths)
     first, second = lengths.sum(axis=0).tolist()
@@ -138,14 +154,21 @@ def pack_matched(lengths: np.ndarray, most: int) -> tuple[Plan, int]:
 
 def describe(fill: Mapping[str, float]) -> str:
     """Returns one line about how full rows are, by the name of the array."""
-    return ", ".join(f"{100 * share:.1f} % of {name}" for name, share in fill.items()) + " no padding"
+    return (
+        ", ".join(f"{100 * share:.1f} % of {name}" for name, share in fill.items()) + " no padding"
+    )
 
 
 def fill_of(examples: Examples) -> dict[str, float]:
-    """Returns the share of each array of tokens that is not padding, if that is known; of a mixture, those of each part."""
+    """Returns the share of each array of tokens that is not padding, if that is known; of a
+    mixture, those of each part."""
     if examples.fill is not None:
         return dict(examples.fill)
     if examples.lengths is not None and examples.max_length:
         filled = examples.lengths if examples.filled is None else examples.filled
         return {"input_ids": float(np.mean(filled)) / examples.max_length}
-    return {f"{part}/{name}": share for part, own in examples.parts.items() for name, share in fill_of(own).items()}
+    return {
+        f"{part}/{name}": share
+        for part, own in examples.parts.items()
+        for name, share in fill_of(own).items()
+    }

@@ -1,8 +1,10 @@
-"""Bad records: with `data.on_error="skip:N"` up to N of them are left out and counted; with "fail" the first ends the run.
+"""Bad records: with `data.on_error="skip:N"` up to N of them are left out and counted; with "fail"
+the first ends the run.
 
-A bad record is one that a RecordError is about. A source that finds one as it opens a file asks `tolerates`, and then leaves the
-error for when the record is read. A record that stops the preparation of a task is taken out of the source, and the preparation
-begins again. If an example cannot be read in training, the next one that can be read takes its place, so that a batch still
+A bad record is one that a RecordError is about. A source that finds one as it opens a file asks
+`tolerates`, and then leaves the error for when the record is read. A record that stops the
+preparation of a task is taken out of the source, and the preparation begins again. If an example
+cannot be read in training, the next one that can be read takes its place, so that a batch still
 depends on the seed and the step alone.
 """
 
@@ -25,7 +27,9 @@ LETTERS = 300  # of the message about a bad record
 CHUNK = 1000  # records that are prepared together to find the bad ones among them
 T = TypeVar("T")
 
-_current: contextvars.ContextVar[Tolerance | None] = contextvars.ContextVar("tolerance", default=None)
+_current: contextvars.ContextVar[Tolerance | None] = contextvars.ContextVar(
+    "tolerance", default=None
+)
 
 
 class Tolerance:
@@ -43,10 +47,18 @@ class Tolerance:
     Raises UserError for another `on_error`.
     """
 
-    def __init__(self, on_error: str = "fail", known: tuple[str, ...] = (), tell: Callable[[str], None] = lambda text: None):
+    def __init__(
+        self,
+        on_error: str = "fail",
+        known: tuple[str, ...] = (),
+        tell: Callable[[str], None] = lambda text: None,
+    ):
         match = re.fullmatch(r"fail|skip:(\d+)", str(on_error))
         if not match:
-            raise UserError(f'data.on_error="{on_error}": write fail, or skip:N to leave out up to N bad records')
+            raise UserError(
+                f'data.on_error="{on_error}": write fail, or skip:N to leave out up to N bad '
+                "records"
+            )
         self.most, self.tell = int(match[1] or 0), tell
         self.found = list(known)
 
@@ -58,7 +70,10 @@ class Tolerance:
         if len(self.found) >= self.most:
             if not self.most:
                 raise UserError(message)
-            raise UserError(f"{message}; {self.most} bad records were left out already (data.on_error=skip:{self.most})")
+            raise UserError(
+                f"{message}; {self.most} bad records were left out already "
+                f"(data.on_error=skip:{self.most})"
+            )
         self.found.append(message)
         self.tell(f"warning: left out {message}")
 
@@ -72,18 +87,26 @@ class Tolerance:
             _current.reset(token)
 
     @overload
-    def apply(self, source: Source, use: Callable[[Source], T], chunk: int = 0) -> tuple[Source, T]: ...
+    def apply(
+        self, source: Source, use: Callable[[Source], T], chunk: int = 0
+    ) -> tuple[Source, T]: ...
 
     @overload
-    def apply(self, source: Bundle, use: Callable[[Bundle], T], chunk: int = 0) -> tuple[Bundle, T]: ...
+    def apply(
+        self, source: Bundle, use: Callable[[Bundle], T], chunk: int = 0
+    ) -> tuple[Bundle, T]: ...
 
-    def apply(self, source: Source | Bundle, use: Callable[..., T], chunk: int = 0) -> tuple[Source | Bundle, T]:
-        """Returns the source without the records that `use` cannot use, and what `use` returns for it.
+    def apply(
+        self, source: Source | Bundle, use: Callable[..., T], chunk: int = 0
+    ) -> tuple[Source | Bundle, T]:
+        """Returns the source without the records that `use` cannot use, and what `use` returns for
+        it.
 
         Args:
           source: the records. A Bundle is left as it is: its parts are sources of their own.
           use: called with the source, or with some of its records.
-          chunk: if above 0, `use` is tried on so many records at a time to find all bad ones without beginning again for each.
+          chunk: if above 0, `use` is tried on so many records at a time to find all bad ones
+            without beginning again for each.
 
         Raises UserError for mistakes that are not of one record, and for one bad record too many.
         """
@@ -107,8 +130,11 @@ class Tolerance:
                 left_out = len(source) - len(kept)
                 return take(source, kept, {"left_out": left_out}) if left_out else source, result
 
-    def sweep(self, source: Source, kept: np.ndarray, use: Callable[..., object], chunk: int) -> np.ndarray:
-        """Returns the records of `kept` without those that are bad when `use` is given a chunk of them."""
+    def sweep(
+        self, source: Source, kept: np.ndarray, use: Callable[..., object], chunk: int
+    ) -> np.ndarray:
+        """Returns the records of `kept` without those that are bad when `use` is given a chunk of
+        them."""
         good = []
         for begin in range(0, len(kept), chunk):
             part = kept[begin : begin + chunk]
@@ -129,13 +155,15 @@ class Tolerance:
 
 
 def tolerates() -> bool:
-    """Returns whether a source that finds a bad record as it opens a file is to leave the error for when the record is read."""
+    """Returns whether a source that finds a bad record as it opens a file is to leave the error for
+    when the record is read."""
     tolerance = _current.get()
     return tolerance is not None and tolerance.most > 0
 
 
 class Watched(Subset):
-    """Some records of a source; knows which one could not be read, and of which one the place was asked last."""
+    """Some records of a source; knows which one could not be read, and of which one the place was
+    asked last."""
 
     def __init__(self, source: Source, kept: np.ndarray):
         super().__init__(source, kept, {})
@@ -165,23 +193,29 @@ class Watched(Subset):
         return place
 
     def bad_record(self, error: UserError) -> int | None:
-        """Returns the number of the record that an error is about: the one that could not be read, or that the error names."""
+        """Returns the number of the record that an error is about: the one that could not be read,
+        or that the error names."""
         if self.failed is not None:
             return self.failed
         if not isinstance(error, RecordError):
             return None
-        if error.index is not None and 0 <= error.index < len(self) and super().where(error.index) == error.place:
+        if (
+            error.index is not None
+            and 0 <= error.index < len(self)
+            and super().where(error.index) == error.place
+        ):
             return error.index
         return self.last[0] if self.last and self.last[1] == error.place else None
 
 
 class Guarded:
-    """Examples as a stream reads them: says which is being read, refuses numbers that are not finite, and replaces an example
-    that cannot be read by the next one if that is tolerated.
+    """Examples as a stream reads them: says which is being read, refuses numbers that are not
+    finite, and replaces an example that cannot be read by the next one if that is tolerated.
 
     Args:
       examples: what is read.
-      skip: whether to go on to the next example; the messages about bad ones are then in the batch as `SKIPPED`.
+      skip: whether to go on to the next example; the messages about bad ones are then in the batch
+        as `SKIPPED`.
       note: called with the number of the example that is about to be read.
     """
 
@@ -192,7 +226,8 @@ class Guarded:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> tuple[int, Undrawn, tuple[str, ...]]:
-        """Returns the number of the first example from `index` on that can be read, it, and what is wrong with the others."""
+        """Returns the number of the first example from `index` on that can be read, it, and what is
+        wrong with the others."""
         return self.readable(int(index), ())
 
     def readable(self, index: int, wrong: tuple[str, ...]) -> tuple[int, Undrawn, tuple[str, ...]]:
@@ -214,12 +249,17 @@ class Guarded:
         return (*wrong, one_line(error, LETTERS))
 
     def draw(self, read: tuple[int, Undrawn, tuple[str, ...]], rng: np.random.Generator) -> Example:
-        """Returns the example's arrays, drawn, and the messages about bad ones if they are tolerated."""
+        """Returns the example's arrays, drawn, and the messages about bad ones if they are
+        tolerated."""
         at, example, wrong = read
         for _ in range(len(self)):
             try:
                 row = self.finite(self.examples.draw(example, rng), at)
-                return row | {SKIPPED: np.array("\n".join(wrong), f"U{2 * LETTERS}")} if self.skip else row
+                return (
+                    row | {SKIPPED: np.array("\n".join(wrong), f"U{2 * LETTERS}")}
+                    if self.skip
+                    else row
+                )
             except UserError as error:
                 wrong = self.after(error, wrong)
                 at, example, wrong = self.readable((at + 1) % len(self), wrong)
@@ -230,11 +270,18 @@ class Guarded:
         for name, value in row.items():
             array = np.asarray(value)
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise RecordError(self.examples.where(at), f"has a value in {name} that is not finite; correct the record")
+                raise RecordError(
+                    self.examples.where(at),
+                    f"has a value in {name} that is not finite; correct the record",
+                )
         return row
 
 
 def take_skipped(batch: Example) -> list[str]:
     """Removes the messages about bad examples from a batch and returns them."""
     skipped = batch.pop(SKIPPED, None)
-    return [] if skipped is None else [message for row in skipped.tolist() for message in row.split("\n") if message]
+    return (
+        []
+        if skipped is None
+        else [message for row in skipped.tolist() for message in row.split("\n") if message]
+    )

@@ -1,7 +1,9 @@
-"""Watches the processes that read ahead of training: which example each is reading, whether it has died or hangs.
+"""Watches the processes that read ahead of training: which example each is reading, whether it has
+died or hangs.
 
-Worker processes end by themselves when the process that started them is gone, however it ended; Grain's would not. They ignore
-signals that a launcher sends to all processes: the process that trains saves its state first.
+Worker processes end by themselves when the process that started them is gone, however it ended;
+Grain's would not. They ignore signals that a launcher sends to all processes: the process that
+trains saves its state first.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _reader = 0  # which worker this process is
 
 
 class Slots:
-    """Two numbers per worker process, its id and the example it reads, in a file that all of them map.
+    """Two numbers per worker process, its id and the example it reads, in a file that all of them
+    map.
 
     Without workers, those of this process.
     """
@@ -50,7 +53,11 @@ class Slots:
 
     def dead(self) -> list[int]:
         """Returns the readers that have begun and have died."""
-        return [reader for reader, pid in enumerate(self.table[:, 0].tolist()) if pid > 0 and not alive(pid)]
+        return [
+            reader
+            for reader, pid in enumerate(self.table[:, 0].tolist())
+            if pid > 0 and not alive(pid)
+        ]
 
     def close(self) -> None:
         """Removes the file; processes that have mapped it keep their mapping."""
@@ -68,7 +75,8 @@ def alive(pid: int) -> bool:
 
 
 def begin_reader(parent: int, reader: int, count: int) -> None:
-    """Makes this process reader number `reader`: it ends when its parent, a process id, does, and ignores signals until then."""
+    """Makes this process reader number `reader`: it ends when its parent, a process id, does, and
+    ignores signals until then."""
     global _reader
     _reader = reader
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -89,11 +97,14 @@ def how_it_ended(error: RuntimeError) -> str | None:
     if not match:
         return None
     code = int(match[1])
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return (
+        f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    )
 
 
 class Watchdog:
-    """Calls `tell` with the seconds waited, once in `seconds`, while a wait takes longer than that; 0: never."""
+    """Calls `tell` with the seconds waited, once in `seconds`, while a wait takes longer than that;
+    0: never."""
 
     def __init__(self, seconds: float, tell: Callable[[float], None]):
         self.seconds, self.tell = seconds, tell

@@ -264,7 +264,7 @@ import tensorflow_datasets as tfds
 from fmjax.data.sources.open import open_source
 from fmjax.errors import UserError
 
-class TinyTexts(tfds.core.GeneratorBasedBuilder):
+class TinyTexts(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.2.0")
 
     def _info(self):
@@ -287,7 +287,6 @@ class TinyTexts(tfds.core.GeneratorBasedBuilder):
 
 folder = sys.argv[1]
 TinyTexts(data_dir=folder, file_format="array_record").download_and_prepare()
-tfds.core.registered._DATASET_REGISTRY.pop("tiny_texts")
 
 def opened(**options):
     return open_source("tfds", options.pop("files", None), options.pop("split", "train"), **{"data_dir": folder, **options})

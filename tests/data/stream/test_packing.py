@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import cProfile
 from typing import ClassVar
 
 import numpy as np
@@ -97,11 +97,11 @@ def test_rows_are_full_where_lengths_vary(most):
     assert min(plan.fill) > 0.96 and side < 0.95 * most
 
 
-def test_a_million_pieces_take_seconds():
+def test_a_million_pieces_take_few_steps():
     lengths = np.minimum(np.random.default_rng(1).lognormal(5, 1.2, 1_000_000).astype(int) + 1, 2048)
-    begun = time.process_time()
-    plan = pack(lengths, 2048)
-    assert plan.fill[0] > 0.99 and time.process_time() - begun < 10
+    with cProfile.Profile() as profile:
+        plan = pack(lengths, 2048)
+    assert plan.fill[0] > 0.99 and sum(entry.callcount for entry in profile.getstats()) < 500_000
 
 
 def test_fill_is_said():
