@@ -191,7 +191,6 @@ class T5(nn.Module):
 
     @property
     def start_id(self) -> int:
-        """The token that the decoder begins with."""
         return self.settings.start_id
 
     def encode(self, batch: Batch) -> dict[str, jax.Array]:
