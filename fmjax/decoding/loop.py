@@ -22,7 +22,7 @@ from fmjax.decoding import beam
 from fmjax.decoding.logits import NONE, Place, among, process
 from fmjax.decoding.settings import Generation, merged, special_tokens
 from fmjax.errors import UserError
-from fmjax.layers.blocks import apart
+from fmjax.layers.stack import unstack_layers
 
 Batch = Mapping[str, Any]
 LENGTHS = ("max_new_tokens", "max_length", "min_new_tokens", "min_length")
@@ -168,7 +168,7 @@ def decode(
     model: Static, params: Any, inputs: Batch, place: Place, rows: jax.Array, key: jax.Array, settings: Generation, room: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns new tokens [N,room] and their numbers [N]; `rows` counts the first of the inputs that do not only fill up."""
-    decoder = Decoder(model.model, apart(params))
+    decoder = Decoder(model.model, unstack_layers(params))
     logits, cache, memory, history = decoder.prompt(inputs, room, settings)
     check_ids(settings, logits.shape[1])
     width = history.shape[1] - room

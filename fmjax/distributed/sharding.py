@@ -129,9 +129,9 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, named)
 
 
-def placed(found_BLD: jax.Array) -> jax.Array:
-    """Returns what was looked up in a table, sharded as activations: else the table's sharding would be its own, and its
-    gradient's, and would have to be undone for all of them."""
+def shard_embedded(found_BLD: jax.Array) -> jax.Array:
+    """Returns looked-up embeddings, sharded as activations: otherwise they and their gradient inherit the table's sharding and
+    must be resharded."""
     return constrain(found_BLD, "act_batch", "act_length", "act_embed")
 
 

@@ -263,7 +263,7 @@ def reads_text(task: Any) -> bool:
 
 def abstract_params(model: nn.Module) -> Any:
     """Returns the shapes of a model's parameters, with no array made."""
-    return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), model.smallest())["params"])
+    return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), model.one_row_batch())["params"])
 
 
 def fill_up(batch: Mapping[str, np.ndarray], pad_id: int, most: int) -> dict[str, np.ndarray]:
