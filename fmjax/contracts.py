@@ -362,6 +362,7 @@ class Model(Protocol):
 
     heads: Heads
     settings: Any  # the family's frozen dataclass `Settings`
+    packs: ClassVar[bool]  # whether it reads packed pairs of source and target
 
     def one_row_batch(self) -> Batch:
         """Returns the smallest batch with all that a head might read, to initialize parameters with."""

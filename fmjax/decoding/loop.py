@@ -29,7 +29,7 @@ from fmjax.decoding import beam
 from fmjax.decoding.logits import NONE, Place, process, token_mask
 from fmjax.decoding.settings import Generation
 from fmjax.errors import UserError
-from fmjax.layers.blocks import apart
+from fmjax.layers.stack import unstack_layers
 
 Array: TypeAlias = jax.Array | np.ndarray
 Inputs: TypeAlias = Mapping[str, Array]
@@ -280,7 +280,7 @@ def decode(
     with_scores: bool = False,
 ) -> Continuations:
     """Returns continuations with tokens [N,room]."""
-    decoder = Decoder(model.model, apart(params))
+    decoder = Decoder(model.model, unstack_layers(params))
     start = decoder.start(inputs, call, room, settings)
     check_ids(settings, start.logits.shape[1])
     width = start.history.shape[1] - room
