@@ -39,6 +39,22 @@ def write_config(workdir: Path, config: Config, given: Config | None = None) -> 
         raise UserError(f"{path}: {reason}; make room, mend its rights, or name another folder") from error
 
 
+def is_run(folder: str | Path) -> bool:
+    """Returns whether a folder has the `config.json` of a run, which is written last when a run begins.
+
+    Raises UserError if the file is there and cannot be read.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        return "fmjax" in json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); fix its permissions, or name another folder"
+        ) from None
+
+
 def read_config(workdir: Path) -> dict[str, Any]:
     """Returns what `write_config` stored, as JSON holds it; its key "fmjax" has `version`, `schema`, `given`.
 

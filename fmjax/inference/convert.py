@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from fmjax import pytree
 from fmjax.config import to_dict, write_config
+from fmjax.config.stored import is_run
 from fmjax.defaults import experiment
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.hub.folders import is_run
 from fmjax.inference.pretrained import Pretrained, abstract_params, load, reads_text, reference_task
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
@@ -41,7 +41,7 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
         raise UserError("the Hugging Face folder has no tokenizer, which a run needs; add tokenizer.json to it")
     if run_folder.check_workdir(target):
         raise UserError(f"--to={target}: already holds a run; name a new folder")
-    family = pretrained.family.__name__.rpartition(".")[2]
+    family = pretrained.family.name
     config = to_dict(experiment(family, type(task).__module__.rpartition(".")[2]))
     settings = pretrained.model.settings
     config["model"] = {"name": family} | dataclasses.asdict(settings)

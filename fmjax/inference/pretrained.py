@@ -7,7 +7,6 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -18,13 +17,17 @@ import numpy as np
 from fmjax import models, pytree, tasks
 from fmjax.config import read_config
 from fmjax.config.json_files import read_json
+from fmjax.config.stored import is_run
+from fmjax.contracts import Config, HostBatch
 from fmjax.data.kinds.processor import read_processor, write_processor
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.decoding.loop import continuations, start_id
 from fmjax.decoding.settings import GENERATION, Generation, from_config, merged, special_tokens
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.hub import folders, llama2c
+from fmjax.hub import families, folders, llama2c
+from fmjax.hub.reference import CLASSED, Outputs, Reference, class_names, plain_outputs
+from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
 from fmjax.runs.checkpoint import Best, CheckpointReader
 from fmjax.runs.folder import CHECKPOINTS, TOKENIZER
@@ -42,8 +45,8 @@ KINDS = {"single_label_classification": "single", "multi_label_classification": 
 class Pretrained:
     """A model that can be applied, used for predictions, and saved in Hugging Face's layout."""
 
-    config: Mapping[str, Any]  # the folder's config.json
-    family: ModuleType
+    config: Config  # the folder's config.json
+    family: Family
     model: nn.Module
     params: Any  # fp32; from a Hugging Face folder: on the host, with those of other heads that it holds
     tokenizer: Tokenizer | None
@@ -51,6 +54,18 @@ class Pretrained:
     step: int = 0  # a run's
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the folder's settings of text generation
     processor: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the folder's settings of images
+
+    @functools.cached_property
+    def reference(self) -> Reference | None:
+        """The model's counterpart in Hugging Face: of a folder, by its config; of a run, its family's, if that has one."""
+        if self.task is None and (kind := folders.model_type(self.config)) is not None:
+            return families.reference_of(kind)[1]
+        return families.reference(self.family.name)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs that `apply` takes: the reference's, or the model's where there is none."""
+        return self.family.inputs if self.reference is None else self.reference.inputs
 
     def apply(self, **arrays: Any) -> dict[str, jax.Array]:
         """Returns the reference's outputs for the reference's inputs, by its names, and `last_hidden_state` always.
@@ -60,9 +75,9 @@ class Pretrained:
         range.
         """
         axes = ("rows", "choices", "tokens") if "choice" in self.model.heads else ("rows", "tokens")
-        features = self._features(checked_inputs(arrays, self.family.INPUTS, axes))
-        names = FEATURES | self._outputs()
-        outputs = {names[name]: array for name, array in features.items()}
+        features = self._features(checked_inputs(arrays, self.inputs, axes))
+        names = {**FEATURES, **self._outputs()}
+        outputs: dict[Any, jax.Array] = {names.get(name, name): array for name, array in features.items()}
         for several in [name for name in outputs if isinstance(name, tuple)]:
             outputs |= zip(several, jnp.unstack(outputs.pop(several), axis=-1), strict=True)
         return outputs
@@ -99,23 +114,49 @@ class Pretrained:
         return self._generated(checked_inputs(arrays, GENERATED_FROM), self._generation(given), seed)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that the reference loads, with its tokenizer or image processor; see `folders.write_folder` for what it
-        refuses."""
+        """Writes a folder that the reference loads, with its tokenizer or image processor.
+
+        Raises UserError if the family has no counterpart in Hugging Face, and as `folders.write_folder` does.
+        """
+        reference = self.counterpart()
         wanted = pytree.names(abstract_params(self.model))
         params = {name: leaf for name, leaf in pytree.names(self.params).items() if name in wanted}
-        config = dict(self.config) if self.task is None else reference_config(self)
+        if self.task is None:
+            config = dict(self.config)
+        else:
+            reference, config = reference_config(self)
         config.pop("torch_dtype", None)
-        folders.write_folder(folder, self.family, config | {"dtype": "float32"}, pytree.unnames(params), self.tokenizer)
+        folders.write_folder(folder, reference, config | {"dtype": "float32"}, pytree.unnames(params), self.tokenizer)
         if generation := self._saved_generation():
             (Path(folder) / GENERATION).write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
-        if "pixel_values" in self.family.INPUTS:
+        if "images" in self.family.inputs:
             write_processor(Path(folder), self.task or Pictures(**self.processor))
+
+    def counterpart(self) -> Reference:
+        """Returns the counterpart in Hugging Face. Raises UserError if there is none."""
+        if self.reference is None:
+            raise UserError(
+                f'model.name="{self.family.name}" has no Hugging Face counterpart, so it cannot be exported; keep it as a run'
+            )
+        return self.reference
+
+    def class_name(self) -> str:
+        """Returns the reference's name of the model's class, for messages."""
+        return "the model" if self.task or self.reference is None else self.reference.architecture(self.config)
+
+    def checked_batch(self, inputs: HostBatch) -> dict[str, np.ndarray]:
+        """Returns the model's batch of the inputs that `apply` takes, as arrays.
+
+        Raises UserError, naming the value, for ids out of range and shapes that do not fit.
+        """
+        settings = self.model.settings
+        arrays = dict(inputs) if self.reference is None else self.reference.batch(inputs, settings)
+        return self.family.checked_batch(arrays, settings)
 
     def _generation(self, given: Mapping[str, Any]) -> Generation:
         """Returns the settings of generation of the folder or the run's task, and those given."""
         if "lm" not in self.model.heads:
-            name = folders.architecture(self.family, self.config) if self.task is None else "the model"
-            raise UserError(f"{name} has no language-model head, so it generates nothing; load a model that has one")
+            raise UserError(f"{self.class_name()} has no language-model head, so it generates nothing; load a model that has one")
         special = {} if self.tokenizer is None or self.task is None else special_tokens(self.tokenizer, self.model.settings)
         return merged(special, self.generation, getattr(self.task, "generation", {}), given)
 
@@ -131,7 +172,7 @@ class Pretrained:
         begun: dict[str, np.ndarray] = {}
         if hasattr(self.model, "encode"):
             begun["decoder_input_ids"] = np.full((len(inputs["input_ids"]), 1), start_id(self.model, settings))
-        checked = self.family.reference_inputs({**inputs, **begun}, self.model.settings)
+        checked = self.checked_batch({**inputs, **begun})
         with jax.default_matmul_precision("float32"):
             made = continuations(self.model, self._placed, checked, settings, jax.random.key(seed))
         tokens, lengths = map(np.asarray, made)
@@ -169,19 +210,17 @@ class Pretrained:
             parts.append(jax.device_get({kind: outputs[kind] for kind in self.model.heads}))
         return {kind: np.concatenate([part[kind] for part in parts])[:count] for kind in self.model.heads}
 
-    def _outputs(self) -> dict[str, str]:
+    def _outputs(self) -> Outputs:
         """Returns the reference's name of each head's output."""
-        kinds = self.model.heads
-        for outputs in self.family.ARCHITECTURES.values():
-            if set(outputs) == set(kinds):
-                return outputs
-        return {kind: "logits" if len(kinds) == 1 else kind for kind in kinds}
+        heads = self.model.heads
+        return plain_outputs(heads) if self.reference is None else self.reference.outputs(heads)
 
-    def _features(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Returns the model's features and heads' outputs for the reference's inputs and whatever else heads read."""
-        inputs = {name: array for name, array in batch.items() if name in self.family.INPUTS}
-        checked = self.family.reference_inputs(inputs, self.model.settings)
-        return self._forward({**batch, **checked})
+    def _features(self, batch: HostBatch) -> dict[str, jax.Array]:
+        """Returns the model's features and heads' outputs for the inputs that `apply` takes and whatever else heads read."""
+        known = {*self.inputs, *self.family.inputs}
+        checked = self.checked_batch({name: array for name, array in batch.items() if name in known or not known})
+        features: dict[str, jax.Array] = self._forward({**batch, **checked})
+        return features
 
     @functools.cached_property
     def _forward(self) -> Any:
@@ -206,21 +245,30 @@ def load(path: str | Path) -> Pretrained:
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".bin":
-        config, model, params, tokenizer = llama2c.read(path)
-        return Pretrained(config, models.family("llama"), model, params, tokenizer, generation=from_config(config))
+        return load_llama2c(path)
     if path.is_file():
         raise UserError(f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c")
-    return load_run(path) if folders.is_run(path) else load_reference(path)
+    return load_run(path) if is_run(path) else load_reference(path)
+
+
+def load_llama2c(path: Path) -> Pretrained:
+    """Returns the model of a checkpoint of llama2.c."""
+    config, tensors, tokenizer = llama2c.read(path)
+    family, reference = models.family("llama"), families.table_of("llama")
+    model = family.build(heads=reference.heads(config), **reference.read_settings(config))
+    loaded = folders.fit_weights(path, tensors, reference, abstract_params(model))
+    return Pretrained(config, family, model, loaded.params, tokenizer, generation=from_config(config))
 
 
 def load_reference(folder: Path) -> Pretrained:
     """Returns the model of a Hugging Face folder; `architectures` in its config says which."""
     config = folders.read_config(folder)
-    family = models.family_of(config["model_type"])
-    model = family.build(heads=folders.heads(family, config), **family.from_reference(config))
-    loaded = folders.read_weights(folder, family, abstract_params(model))
+    name, reference = families.reference_of(folders.model_type(config) or "")
+    family = models.family(name)
+    model = family.build(heads=reference.heads(config), **reference.read_settings(config))
+    loaded = folders.read_weights(folder, reference, abstract_params(model))
     if loaded.fresh:
-        lost = f"{folders.architecture(family, config)} lacks its {', '.join(loaded.fresh)}"
+        lost = f"{reference.architecture(config)} lacks its {', '.join(loaded.fresh)}"
         raise UserError(f"{folder}: {lost}; get the whole weights, or correct architectures in config.json")
     if loaded.unused:
         say(f"warning: {folder}: not used: {', '.join(loaded.unused)}")
@@ -229,7 +277,7 @@ def load_reference(folder: Path) -> Pretrained:
     file = folder / GENERATION
     generation = read_json(file) if file.exists() else from_config(config)
     tokenizer = load_tokenizer(folder) if named else None
-    images = "pixel_values" in family.INPUTS
+    images = "images" in family.inputs
     processor = read_processor(folder, model.settings.image_size, model.settings.channels) if images else {}
     return Pretrained(config, family, model, params, tokenizer, generation=generation, processor=processor)
 
@@ -283,12 +331,12 @@ def reference_task(pretrained: Pretrained, examples: Sequence[Any]) -> Any:
     """Returns the task of a Hugging Face folder, by its heads. Raises UserError if it has none."""
     config, kinds = pretrained.config, pretrained.model.heads
     if pretrained.processor and (head := next((kind for kind in kinds if kind.startswith("classify")), "")):
-        labels = folders.class_names(config)
+        labels = class_names(config)
         return tasks.make({"name": "image_classify", "head": head, "labels": labels, **pretrained.processor})
     if "mlm" in kinds:
         return tasks.make({"name": "mlm", "nsp": "nsp" in kinds})
     if "tag" in kinds:
-        return tasks.make({"name": "tag", "labels": folders.class_names(config), "overlong": "split"})
+        return tasks.make({"name": "tag", "labels": class_names(config), "overlong": "split"})
     if "span" in kinds:
         return tasks.make({"name": "qa"})
     if "choice" in kinds:
@@ -299,9 +347,9 @@ def reference_task(pretrained: Pretrained, examples: Sequence[Any]) -> Any:
         most = min(pretrained.model.settings.positions or 128, 128)
         return tasks.make({"name": "seq2seq", "source": "text", "scores": (), "max_new_tokens": most})
     if "classify" not in kinds:
-        name = folders.architecture(pretrained.family, config)
-        raise UserError(f"{name} predicts nothing that a person could read; use .apply, or a model for masked words or classes")
-    labels = folders.class_names(config)
+        reason = "predicts nothing that a person could read; use .apply, or a model for masked words or classes"
+        raise UserError(f"{pretrained.class_name()} {reason}")
+    labels = class_names(config)
     problem = config.get("problem_type") or ("regression" if len(labels) == 1 else "single_label_classification")
     if problem not in KINDS:
         raise UserError(f'config.json: problem_type="{problem}" is not handled; those that are: {", ".join(KINDS)}')
@@ -312,21 +360,16 @@ def reference_task(pretrained: Pretrained, examples: Sequence[Any]) -> Any:
     return tasks.make({"name": "classify", "kind": kind, "labels": labels, "text_pair": "text_pair" if paired else ""})
 
 
-def reference_config(pretrained: Pretrained) -> dict[str, Any]:
-    """Returns the reference's config for a run. Raises UserError if the reference has no such model."""
-    family, model, task = pretrained.family, pretrained.model, pretrained.task
-    known = family.ARCHITECTURES
-    name = next((name for name in known if set(known[name]) == set(model.heads)), None)
-    if name is None:
-        raise UserError(f"the reference has no model with the heads {', '.join(model.heads)}; it has {', '.join(known)}")
-    to_reference = getattr(family, "CONFIGS", {}).get(name, family.to_reference)
-    tokenizer = pretrained.tokenizer
-    config = to_reference(model.settings, tokenizer.pad_id if tokenizer and "pad" in tokenizer.roles else None)
-    config["architectures"] = [name]
-    if set(folders.CLASSED) & set(model.heads):
+def reference_config(pretrained: Pretrained) -> tuple[Reference, Config]:
+    """Returns the counterpart of a run and its config there. Raises UserError if the reference has no such model."""
+    model, task, tokenizer = pretrained.model, pretrained.task, pretrained.tokenizer
+    reference, name = pretrained.counterpart().exported(model.heads)
+    pad_id = tokenizer.pad_id if tokenizer and "pad" in tokenizer.roles else None
+    config = reference.write_config(model.settings, pad_id) | {"architectures": [name]}
+    if set(CLASSED) & set(model.heads):
         labels = task.labels or ("LABEL_0",)
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
     if "classify" in model.heads:
         config["problem_type"] = next(theirs for theirs, ours in KINDS.items() if ours == task.kind)
-    return config
+    return reference, config

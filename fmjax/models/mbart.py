@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from fmjax.layers.blocks import PreNorm
-from fmjax.models import bart, fairseq, transformer
+from fmjax.models import bart, transformer
 from fmjax.models.sizes import resolve
 
 SIZES = bart.SIZES
@@ -47,32 +47,5 @@ def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **setti
     return transformer.made(MBart(heads, resolve(Settings, SIZES, size, settings)))
 
 
-follow = bart.follow
-
-MODEL_TYPES = ("mbart",)
-PREFIX = bart.PREFIX
-ARCHITECTURES: dict[str, dict[str, str]] = {"MBartModel": {}, "MBartForConditionalGeneration": {"lm": "logits"}}
-INPUTS = bart.INPUTS
-SETTINGS = bart.SETTINGS
-FIXED = {**bart.FIXED, "normalize_before": True, "add_final_layer_norm": True}
-WEIGHTS: dict[str, str] = {
-    **bart.WEIGHTS,
-    **{
-        f"{side}/final_norm/{ours}": f"{PREFIX}{side}.layer_norm.{theirs}"
-        for side in ("encoder", "decoder")
-        for ours, theirs in (("scale", "weight"), ("bias", "bias"))
-    },
-}
-TIED = bart.TIED
-unpack, pack, reference_inputs = bart.unpack, bart.pack, transformer.reference_inputs
-
-
-def from_reference(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings for `build` of a reference config; where that names no start token (in mBART, the language
-    that is asked for), decoding starts from the end token. Raises UserError naming each setting not handled."""
-    return fairseq.read_settings(config, SETTINGS, FIXED, (), start=None, end=2)
-
-
-def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    return bart.to_reference(settings, pad_id) | {"model_type": MODEL_TYPES[0]}
+INPUTS, checked_batch = bart.INPUTS, bart.checked_batch
+settings_from_tokenizer = bart.settings_from_tokenizer

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from fmjax.config.stored import is_run
 from fmjax.errors import UserError
 
 CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = "config.json", "provenance.json", "tokenizer", "checkpoints"
@@ -40,7 +41,7 @@ def check_workdir(workdir: Path) -> bool:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in workdir.iterdir()}
-        run = holds_run(workdir)
+        run = is_run(workdir)
         # What a run that was killed before its config was written has left: only where there is a lock is it ours.
         begun = LOCK in found and found <= {LOCK, TOKENIZER, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
         if run or begun or not found:
@@ -52,14 +53,6 @@ def check_workdir(workdir: Path) -> bool:
         raise UserError(f"--workdir={workdir}: cannot be written to ({error.strerror}); name another") from None
     listed = ", ".join(sorted(found - {LOCK})[:3])
     raise UserError(f"--workdir={workdir}: is not empty ({listed}) and holds no run of fmjax; name a new folder")
-
-
-def holds_run(workdir: Path) -> bool:
-    """Returns whether the folder has the `config.json` of a run, which is written last when a run begins."""
-    try:
-        return "fmjax" in json.loads((workdir / CONFIG).read_text())
-    except (FileNotFoundError, ValueError, TypeError):
-        return False
 
 
 @contextmanager

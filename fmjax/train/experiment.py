@@ -142,8 +142,7 @@ def prepare(given: Config, workdir: Path) -> Experiment:
         examples["train"].check(steps, size)
     spec, optimizer, abstract = abstract_training(config, model, examples["train"], steps, mesh, rules)
     if source is not None:
-        if hasattr(source.family, "fit_params"):
-            source = dataclasses.replace(source, params=source.family.fit_params(source.params, model.settings))
+        source = dataclasses.replace(source, params=source.family.fit_params(source.params, model.settings))
         pytree.merge(abstract.params, source.params, FRESH, f"init.from={origin}")
     return Experiment(
         config, workdir, resumed, mesh, rules, tokenizer, task, model, examples, data, steps, spec, optimizer, abstract, source,

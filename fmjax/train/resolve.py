@@ -73,12 +73,11 @@ def resolve_model(config: Config, source: Pretrained | None, tokenizer: Tokenize
         read = "text" if tokenizer else "images"
         raise UserError(f'task.name="{config["task"]["name"]}" reads {read}, unlike model.name="{name}"; change one of them')
     if source is not None and "size" not in section:
-        if source.family is not family:
-            theirs = source.family.__name__.rpartition(".")[2]
+        if (theirs := source.family.name) != name:
             raise UserError(f'init.from holds a "{theirs}" but model.name="{name}"; add --config.model.name={theirs}')
         section = dataclasses.asdict(source.model.settings) | section
     elif tokenizer is not None:
-        section = {"vocab_size": tokenizer.vocab_size} | getattr(family, "follow", lambda _: {})(tokenizer) | section
+        section = {"vocab_size": tokenizer.vocab_size} | family.settings_from_tokenizer(tokenizer) | section
     if tokenizer is not None and section["vocab_size"] < tokenizer.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, more than model.vocab_size={section['vocab_size']} embeddings; "

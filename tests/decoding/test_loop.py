@@ -152,7 +152,7 @@ def test_a_cache_changes_nothing(family):
         inputs = {"input_ids": text, "attention_mask": mask, "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0)}
     else:
         inputs = {**inputs, "decoder_input_ids": np.pad(tokens, ((0, 0), (1, 0)), constant_values=model.model.settings.start_id)}
-    batch = model.family.reference_inputs(inputs, model.model.settings)
+    batch = model.checked_batch(inputs)
     logits = fast_jit(lambda params: model.model.apply({"params": params}, batch)["lm"])(model.params)
     for row, likeliest in zip(ended(family), np.asarray(logits).argmax(axis=-1)[:, BEGIN[family] - 1 :], strict=True):
         assert likeliest[: len(row)].tolist() == row
