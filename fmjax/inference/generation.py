@@ -5,8 +5,7 @@ Dimensions: B rows, N = B * num_return_sequences, P prompt columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import ModuleType
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -37,7 +36,7 @@ def input_names(model: Generates) -> tuple[str, ...]:
 
 
 def generated(
-    family: ModuleType,
+    checked_batch: Callable[[HostBatch], dict[str, np.ndarray]],
     model: Generates,
     params: PyTree,
     arrays: HostBatch,
@@ -48,12 +47,13 @@ def generated(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Returns the sequences, without columns that no row has filled and, if asked for, the fields of `Generated`.
 
-    `first_row` is the number of the first row among all those that share a seed. Raises UserError for inputs that the family
-    refuses, a prompt without a token, and settings that do not fit the model or the prompt.
+    `checked_batch` makes the model's batch of the reference's inputs. `first_row` is the number of the first row among all those
+    that share a seed. Raises UserError for inputs that `checked_batch` refuses, a prompt without a token, and settings that
+    do not fit the model or the prompt.
     """
     prompt, _ = prompt_names(model)
     complete = with_start(arrays, start_id(model, settings)) if isinstance(model, Encodes) else arrays
-    checked: dict[str, np.ndarray] = family.reference_inputs(complete, model.settings)
+    checked = checked_batch(complete)
     # Decoding puts a start token itself where there is no prompt.
     inputs = {name: array for name, array in checked.items() if name in arrays}
     key = jax.random.key(seed)

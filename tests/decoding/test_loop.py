@@ -141,7 +141,7 @@ def test_prompts_of_different_lengths_without_a_cache(family):
         while len(made) < length + room and not set(made[length:]) & set(how["eos_token_id"]):
             padded = np.zeros((1, 4 + room), int)
             padded[0, : len(made)] = made
-            batch = model.family.reference_inputs(batch | {"decoder_input_ids": padded}, model.model.settings)
+            batch = model.checked_batch(batch | {"decoder_input_ids": padded})
             made.append(int(step(model.params, batch)[0, len(made) - 1].argmax()))
         assert found[row, : len(made) - length].tolist() == made[length:]
         assert (found[row, len(made) - length :] == 60).all()
@@ -252,7 +252,7 @@ def test_a_cache_changes_nothing(family):
         inputs = {"input_ids": text, "attention_mask": mask, "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0)}
     else:
         inputs = {**inputs, "decoder_input_ids": np.pad(tokens, ((0, 0), (1, 0)), constant_values=model.model.settings.start_id)}
-    batch = model.family.reference_inputs(inputs, model.model.settings)
+    batch = model.checked_batch(inputs)
     logits = jax.jit(lambda params: model.model.apply({"params": params}, batch)["lm"])(model.params)
     for row, likeliest in zip(ended(family), np.asarray(logits).argmax(axis=-1)[:, BEGIN[family] - 1 :], strict=True):
         assert likeliest[: len(row)].tolist() == row
