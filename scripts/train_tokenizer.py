@@ -11,11 +11,11 @@ if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmjax.config import commandline
+from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns, open_source
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.tasks.corpus import texts
 
 KINDS = ("wordpiece", "bpe", "unigram", "t5", "word", "char", "byte")
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add("--column", default="text", help="the column of the text, in files that have columns (default: text)")
     flags.add("--kind", choices=KINDS, default="wordpiece", help="the kind of tokenizer (default: wordpiece)")
     flags.add("--vocab_size", type=int, default=8000, help="the number of pieces, special ones included (default: 8000)")
-    flags.add("--keep_case", action="store_true", help="tell capital letters from small ones")
+    flags.add("--keep_case", action="store_true", help="distinguish upper and lower case")
     flags.add("--output", type=Path, required=True, help="the folder to write: new or empty")
     return commandline.run(flags, train, argv)
 

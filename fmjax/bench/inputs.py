@@ -2,7 +2,7 @@
 
 The peer (`peer_inputs.py`) does what run_mlm.py does: a fast tokenizer on batches of texts, texts joined and cut into rows of
 512, DataCollatorForLanguageModeling. What holds them is `datasets` where that is installed, else plain lists, and it is named so.
-Both sides read the same file with the same tokenizer, timed over preparing (tokenising, cutting) and feeding (batches) apart.
+Both sides read the same file with the same tokenizer, timed over preparing (tokenizing, cutting) and feeding (batches) apart.
 Then BERT is trained from the file as a user would, and what its run says of waiting for data is shown.
 """
 
@@ -14,16 +14,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fmjax.bench import timing
 from fmjax.bench.measure import Options, machine
 from fmjax.bench.table import markdown
+from fmjax.bench.workloads import Facts, Result
+from fmjax.contracts import Processors
+from fmjax.data.kinds import text
 from fmjax.data.sources.open import open_source
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
+from fmjax.runs.folder import read_provenance
+from fmjax.runs.logs import read_metrics
 
 ROWS, LENGTH, BATCHES, BAR = 8, 512, 200, 1.5
 STEPS, WAITING = 12, 0.02  # of training, and the greatest share of their time that may be waited for data
@@ -37,7 +41,7 @@ def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
     task, tokenizer = tasks.make({"name": "mlm"}), load_tokenizer(folder / "tokenizer")
     source = open_source("jsonl", str(folder / "texts.jsonl"), "train")
     begun = time.perf_counter()
-    examples = task.examples(source, tokenizer, length, train=True)
+    examples: Any = task.examples(source, Processors(text.Processor(tokenizer)), length, train=True)
     prepared = time.perf_counter()
     batches = TrainBatches(examples, batch_size=rows, seed=0)
     tokens = sum(int((next(batches)["segment_ids"] > 0).sum()) for _ in range(count))
@@ -50,8 +54,8 @@ def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
     }
 
 
-def measure(options: Options) -> dict[str, Any]:
-    """Returns both sides' tokens a second, from runs in turn, and their ratio."""
+def measure(options: Options) -> Result:
+    """Returns both sides' tokens per second, from alternating runs, and their ratio."""
     folder = options.workdir / "jobs" / "data"
     folder.mkdir(parents=True, exist_ok=True)
     source = open_source("python_docs", None, "train")
@@ -59,7 +63,7 @@ def measure(options: Options) -> dict[str, Any]:
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     train_tokenizer(texts, "wordpiece", 500 if options.tiny else VOCABULARY).save(folder / "tokenizer")
     job = {"folder": str(folder), "rows": ROWS, "length": 64 if options.tiny else LENGTH, "count": 4 if options.tiny else BATCHES}
-    runs: dict[str, list[dict[str, Any]]] = {"fmjax": []}
+    runs: dict[str, list[Result]] = {"fmjax": []}
     with timing.ours(folder, options.threads) as own:
         if not options.peer:
             runs["fmjax"] = [own.ask("inputs", **job) for _ in range(options.rounds)]
@@ -71,13 +75,13 @@ def measure(options: Options) -> dict[str, Any]:
                     for side in (own, other, other, own):
                         answer = side.ask("inputs", **job)
                         runs.setdefault(answer.pop("name", side.name), []).append(answer)
-    result = {"sides": {name: rates(made) for name, made in runs.items()}, "runs": runs, "length": job["length"], "bar": BAR}
+    result = {"sides": {name: rates(own) for name, own in runs.items()}, "runs": runs, "length": job["length"], "bar": BAR}
     return result | {"training": train(folder, options), "machine": machine(options)}
 
 
 def train(folder: Path, options: Options) -> dict[str, float]:
     """Trains BERT (4 layers, 256 wide) from the texts in a folder, by scripts/train.py; returns what the last step's record says:
-    the seconds of a step, and which share of them was waited for data."""
+    the seconds of a step, and the share of them spent waiting for data."""
     workdir, length = folder / "run", 64 if options.tiny else LENGTH
     shutil.rmtree(workdir, ignore_errors=True)
     settings = {
@@ -91,14 +95,14 @@ def train(folder: Path, options: Options) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise timing.SideError(f"training from {folder} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(workdir)
     last = [line for line in lines if "data_wait" in line][-1]
-    filled = json.loads((workdir / "provenance.json").read_text())["fill"]["input_ids"]
+    filled = read_provenance(workdir)["fill"]["input_ids"]
     return {"step_seconds": filled * ROWS * length / last["tokens_per_second"], "data_wait": last["data_wait"]}
 
 
-def rates(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Returns median tokens a second: of preparing, of feeding, and of both for one epoch."""
+def rates(runs: list[Result]) -> dict[str, float]:
+    """Returns median tokens per second: of preparing, of feeding, and of both for one epoch."""
     each = [
         {part: run[f"{part}_tokens"] / run[f"{part}_seconds"] for part in ("prepare", "feed")} for run in runs
     ]
@@ -106,20 +110,20 @@ def rates(runs: list[dict[str, Any]]) -> dict[str, float]:
     return middle | {"epoch": 1 / (1 / middle["prepare"] + 1 / middle["feed"])}
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Facts) -> str:
     """Returns the table, and one line about the peer."""
     sides = result["sides"]
     others = [name for name in sides if name != "fmjax"]
-    head = ("tokens a second", *sides, *(["times faster"] if others else []))
+    head = ("tokens per second", *sides, *(["times faster"] if others else []))
     rows = []
-    for part, label in (("prepare", "tokenise and cut"), ("feed", "mask and batch"), ("epoch", "both, first epoch")):
+    for part, label in (("prepare", "tokenize and cut"), ("feed", "mask and batch"), ("epoch", "both, first epoch")):
         cells = [f"{sides[name][part]:,.0f}" for name in sides]
         rows.append((label, *cells, *(f"{sides['fmjax'][part] / sides[name][part]:.2f}" for name in others)))
     each = [f"{sides[name]['feed'] / result['length']:,.0f}" for name in sides]
-    rows.append(("rows a second", *each, *("" for _ in others)))
+    rows.append(("rows per second", *each, *("" for _ in others)))
     said = f"bar: >= {result['bar']} of `datasets` + fast tokenizer + DataCollatorForLanguageModeling"
     if not any("datasets" in name and "without" not in name for name in others):
-        said += "; `datasets` is not installed here, so against it this is not measured (pip install datasets)"
+        said += "; `datasets` is not installed here, so there is no comparison with it (pip install datasets)"
     run = result["training"]
     said += (
         f"\ntraining BERT of 4 layers, 256 wide, a step of {1e3 * run['step_seconds']:.0f} ms: {run['data_wait']:.2%} of the "

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import jax
 import numpy as np
 
 from fmjax import models, pytree, tasks
-from fmjax.bench.workloads import SST2_LENGTHS, Size, Workload
+from fmjax.bench.workloads import SST2_LENGTHS, Result, Size, Workload
+from fmjax.config.json_files import write_json
 from fmjax.hub import folders
 from fmjax.inference.pretrained import abstract_params
 
@@ -26,7 +26,7 @@ OPTIMIZER = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "we
 MULTIPLE = 8  # of which ours makes lengths
 
 
-def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int = 0, devices: int = 1) -> dict[str, Any]:
+def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int = 0, devices: int = 1) -> Result:
     """Writes the job of a workload to a folder; returns its description. `devices` are those of fmjax's training."""
     family = models.family(workload.family)
     positions = {"positions": max(size.length, 512)} if workload.family == "bert" else {}
@@ -44,9 +44,9 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
     folders.write_folder(folder / "model", family, config, params)
 
     ours, peer = batches(workload, size, model.settings, seed)
-    arrays: dict[str, Any] = {}
-    for side, made in (("ours", ours), ("peer", peer)):
-        arrays |= {f"{side}/{index}/{name}": array for index, batch in enumerate(made) for name, array in batch.items()}
+    arrays: Result = {}
+    for side, own in (("ours", ours), ("peer", peer)):
+        arrays |= {f"{side}/{index}/{name}": array for index, batch in enumerate(own) for name, array in batch.items()}
     np.savez(folder / "batches.npz", allow_pickle=False, **arrays)
     spec = [{name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()} for batch in ours]
     flops = sum(model.forward_flops(one) for one in spec) * (3 if workload.kind == "train" else 1)
@@ -69,7 +69,7 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)),
         "sizes": {"model": dict(size.model), "rows": size.rows, "length": size.length, "target": size.target},
     }
-    (folder / "job.json").write_text(json.dumps(job, indent=1))
+    write_json(folder / "job.json", job)
     return job
 
 
@@ -86,7 +86,7 @@ def theirs(family: Any, rates: Mapping[str, float]) -> dict[str, float]:
 
 
 def useful(workload: Workload, size: Size, batches: list[Arrays]) -> int:
-    """Returns how many tokens that are no padding, or images, or new tokens, a pass over the batches has."""
+    """Returns the number of tokens without padding, images, or new tokens in a pass over the batches."""
     if workload.kind == "generate":
         return len(batches) * size.rows * size.target
     if workload.unit == "images":
@@ -106,8 +106,8 @@ def batches(workload: Workload, size: Size, settings: Any, seed: int) -> tuple[l
         make = {"mlm": masked, "clm": causal, "seq2seq": translated, "classify": labelled}[workload.task["name"]]
         pairs = [make(rng, size, settings.vocab_size) for _ in range(BATCHES)]
     else:
-        made = [text(rng, size.rows, size.length, settings.vocab_size) for _ in range(BATCHES)]
-        pairs = [(batch, batch) for batch in made]
+        texts = [text(rng, size.rows, size.length, settings.vocab_size) for _ in range(BATCHES)]
+        pairs = [(batch, batch) for batch in texts]
     return [own for own, _ in pairs], [their for _, their in pairs]
 
 

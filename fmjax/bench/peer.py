@@ -27,6 +27,8 @@ import transformers
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fmjax.bench.workloads import Result
+
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -96,21 +98,21 @@ class Peer:
         self.compiled = style == "compiled"
         self.kernel = KERNELS[rest[0]] if rest else None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Result:
         return {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
 
-    def open(self, folder: str, phase: str) -> dict[str, Any]:
+    def open(self, folder: str, phase: str) -> Result:
         """Loads the model of a job, with the dropout of a phase."""
         torch._dynamo.reset()
         self.job, batches = worker.read_job(Path(folder), "peer")
-        # Losses take int64, and conversion is no part of a step.
+        # Losses take int64, and conversion is not part of a step.
         self.batches = [
             {name: array.astype("int64") if array.dtype.kind == "i" else array for name, array in batch.items()}
             for batch in batches
         ]
-        made = getattr(transformers, self.job["architecture"])
+        architecture = getattr(transformers, self.job["architecture"])
         options = dict(self.job["peer_dropout"][phase])
-        model = made.from_pretrained(Path(folder) / "model", attn_implementation="sdpa", dtype=torch.float32, **options)
+        model = architecture.from_pretrained(Path(folder) / "model", attn_implementation="sdpa", dtype=torch.float32, **options)
         self.kind = self.job["kind"]
         if self.kind == "train" and self.job["architecture"] == "GPT2LMHeadModel":
             model = Gpt(model)
@@ -124,7 +126,7 @@ class Peer:
         return {}
 
     def adamw(self) -> Any:
-        """Weights decay but for biases and norms, as in ours."""
+        """Weights decay, except biases and norms, as in ours."""
         given = self.job["optimizer"]
         norms = {id(p) for m in self.model.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
         named = list(self.model.named_parameters())
@@ -177,7 +179,7 @@ class Peer:
         with half, kernel:
             return self.model.generate(**self.next(index), **options)
 
-    def inputs(self, folder: str, **sizes: int) -> dict[str, Any]:
+    def inputs(self, folder: str, **sizes: int) -> Result:
         from fmjax.bench.peer_inputs import feed
 
         return feed(Path(folder), **sizes)

@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fmjax import pytree
-from fmjax.config.json_files import read_json
+from fmjax.config import is_run
+from fmjax.config.json_files import read_json, write_json
 from fmjax.errors import UserError, nearest
 from fmjax.hub.tensors import INDEX, WEIGHTS, Tensor, open_tensors
 from fmjax.layers.mlp import ACTIVATIONS
@@ -47,14 +48,6 @@ NEUTRAL = (
     *("num_return_sequences", "repetition_penalty", "temperature", "top_k", "top_p", "renormalize_logits"),
     *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
 )
-
-
-def is_run(folder: str | Path) -> bool:
-    """Returns whether a folder is a run directory: its `config.json` has the key `fmjax`."""
-    try:
-        return "fmjax" in json.loads((Path(folder) / CONFIG).read_text())
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -321,9 +314,8 @@ def write_folder(folder: str | Path, family: ModuleType, config: Mapping[str, An
         if tokenizer is not None:
             tokenizer.save(folder)
         save_file(tensors, folder / f"{WEIGHTS}.new", metadata={"format": "pt"})
-        (folder / f"{CONFIG}.new").write_text(json.dumps(dict(config), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-        for name in (WEIGHTS, CONFIG):
-            os.replace(folder / f"{name}.new", folder / name)
+        os.replace(folder / f"{WEIGHTS}.new", folder / WEIGHTS)
+        write_json(folder / CONFIG, dict(config), indent=2, sort_keys=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be written ({error}); name another folder or make room") from None
 

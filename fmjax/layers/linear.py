@@ -36,14 +36,18 @@ def parameter(
 ) -> jax.Array:
     """Returns a parameter of a module, initialized by `init` in fp32; `axes` are the logical names
     of its axes."""
-    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    value: Any
+    if module.has_variable("params", name):
+        # Flax would trace `init` again for its shape, for every parameter of every call.
+        value = nn.meta.unbox(module.get_variable("params", name))
+        if value.shape != shape:
+            raise flax.errors.ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
+    else:
+        value = module.param(name, nn.with_logical_partitioning(init, axes), shape)
     # Vectors are used whole: otherwise the sum that is their gradient would shard all activations
     # as they are.
-    return (
-        constrain(value, *[None] * len(shape))
-        if {*axes[:-1]} <= {None} and axes[-1] == "embed"
-        else value
-    )
+    whole = {*axes[:-1]} <= {None} and axes[-1] == "embed"
+    return constrain(value, *[None] * len(shape)) if whole else value
 
 
 barrier: Callable[[jax.Array], jax.Array] = jax.lax.optimization_barrier  # which JAX does not type

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from fmjax.config import names
 from fmjax.errors import UserError, nearest
 
 
@@ -19,7 +20,9 @@ def families() -> dict[str, ModuleType]:
 
 
 def family(name: str) -> ModuleType:
-    """Returns the family of that name. Raises UserError listing those there are."""
+    """Returns the family of that name. Raises UserError listing those there are, and as `names.extension` does."""
+    if "." in name:
+        return names.extension(name, "build", "model.name")
     known = families()
     if name not in known:
         raise UserError(f'model.name="{name}": no such model{nearest(name, known)}; choose one of {", ".join(known)}')

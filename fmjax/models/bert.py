@@ -133,7 +133,7 @@ class Encoder(nn.Module):
         if not self.pool:
             return {"hidden": hidden}
         pooler = Dense((s.width,), ("embed", None), name="pooler", **shared)
-        return {"hidden": hidden, "pooled": jnp.tanh(pooler(hidden[:, 0]))}
+        return {"hidden": hidden, "pooled": jnp.tanh(pooler(shard_embedded(hidden[:, 0])))}
 
 
 class ClassifyFirst(nn.Module):
@@ -151,7 +151,8 @@ class ClassifyFirst(nn.Module):
         """Returns logits [B,C] in fp32."""
         fixed = not self.has_rng("dropout")
         x = nn.Dropout(self.input_dropout, deterministic=fixed)(features["hidden"][:, 0].astype(jnp.float32))
-        x = self.activation(Dense(x.shape[-1:], ("embed", None), self.kernel_init, name="dense")(x))
+        dense = Dense(x.shape[-1:], ("embed", None), self.kernel_init, name="dense")
+        x = self.activation(dense(shard_embedded(x)))
         return linear_head(self, nn.Dropout(self.dropout, deterministic=fixed)(x))
 
 

@@ -51,8 +51,9 @@ def check_shape(name: str, inputs: Mapping[str, np.ndarray], axes: Sequence[str]
     shape = inputs[main].shape
     if len(shape) != len(axes) or 0 in shape:
         raise UserError(f"{main}: has shape {shape}; give [{', '.join(axes)}], at least one of each")
-    if target and inputs["input_ids"].shape[:1] != shape[:1]:
-        raise UserError(f"{main}: has {shape[0]} rows, but input_ids has shape {inputs['input_ids'].shape}; they must be alike")
+    source = next((other for other in inputs if other != "labels" and not other.startswith("decoder_")), main)
+    if inputs[source].shape[:1] != shape[:1]:
+        raise UserError(f"{main}: has {shape[0]} rows, but {source} has shape {inputs[source].shape}; they must be alike")
     # One row of positions may stand for all.
     if inputs[name].shape not in (shape, (1, shape[-1]) if name.endswith("position_ids") else ()):
         raise UserError(f"{name}: has shape {inputs[name].shape}, but {main} {shape}; they must be alike")

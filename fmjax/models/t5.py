@@ -172,6 +172,7 @@ class T5(nn.Module):
     heads: contracts.Heads
     settings: Settings
     packs: ClassVar[bool] = True
+    encoder_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
 
     def setup(self) -> None:
         s = self.settings
@@ -190,6 +191,10 @@ class T5(nn.Module):
             return {"classify_mean": partial(ClassifyMean, dropout=s.dropout, kernel_init=init)}
         scale = s.width**-0.5 if s.tied else 1.0
         return {"lm": partial(Lm, s.tied, scale=scale, kernel_init=init, dtype=jnp.dtype(s.dtype))}
+
+    @property
+    def start_id(self) -> int:
+        return self.settings.start_id
 
     def encode(self, batch: Batch) -> Arrays:
         """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, for packed rows, `segments [B,S]`, if given."""

@@ -182,6 +182,7 @@ class Transformer(nn.Module):
     settings: Settings
     form: Form = Form()
     packs: ClassVar[bool] = True
+    encoder_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
 
     def setup(self) -> None:
         self.embed = Embed(self.settings)
@@ -194,6 +195,11 @@ class Transformer(nn.Module):
         s = self.settings
         init = normal(s.initializer_range)
         return {"lm": partial(Lm, tied=s.tied, use_bias=True, kernel_init=init, dtype=jnp.dtype(s.dtype))}
+
+    @property
+    def start_id(self) -> int:
+        """The token that the decoder begins with."""
+        return self.settings.start_id
 
     def encode(self, batch: Batch) -> Memory:
         """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, for packed rows, `segments [B,S]`, if given."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from fmjax import contracts
 from fmjax.contracts import Arrays, Batch, PyTree
+from fmjax.distributed.sharding import shard_embedded
 from fmjax.errors import UserError, nearest
 from fmjax.hub import folders
 from fmjax.layers.attention import ALL, Attention, Context
@@ -113,7 +114,8 @@ class Encoder(nn.Module):
             return {"hidden": hidden}
         pooled_width = (s.pooler_width or s.width,)
         pooler = Dense(pooled_width, ("embed", None), normal(s.initializer_range), dtype=dtype, name="pooler")
-        return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooler(hidden[:, 0]))}
+        pooled = pooler(shard_embedded(hidden[:, 0]))
+        return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooled)}
 
 
 def heads_of(settings: Settings, tokens: int) -> HeadTable:

@@ -1,26 +1,23 @@
-"""How a plan reads: the figures of a step, and where each parameter goes."""
+"""The text of a plan: the figures of a step, and where each parameter goes."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 
 from fmjax import pytree
-from fmjax.distributed import sharding
+from fmjax.contracts import Config, Record
 from fmjax.distributed.sharding import named_axes
 from fmjax.planning.plan import Topology, describe_step
-from fmjax.train.experiment import Config
 from fmjax.train.state import init_params
 
 GIB = 2**30
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Config) -> str:
     """Returns a plan as lines of text."""
     held = result["bytes_per_device"]
     axes = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
@@ -34,14 +31,14 @@ def table(result: Mapping[str, Any]) -> str:
         lines += ["as compiled, GiB", *(f"  {name:<12} {compiler[name] / GIB:10.3f}" for name in MEMORY)]
     if "refused" in result:
         lines.append(f"the compiler refuses it: {result['refused']}")
-    lines.append(f"needs {result['total_bytes'] / GIB:.2f} GiB a device")
-    lines.append(f"{result['flops_per_step']:.4g} FLOPs a step (forward and backward, by formula)")
+    lines.append(f"needs {result['total_bytes'] / GIB:.2f} GiB per device")
+    lines.append(f"{result['flops_per_step']:.4g} FLOPs per step (forward and backward, by formula)")
     for kind, traffic in result["collectives"].items():
-        lines.append(f"  {kind:<18} {traffic['times']:>6} times, {traffic['sent'] / GIB:10.3f} GiB sent by a device")
+        lines.append(f"  {kind:<18} {traffic['times']:>6} times, {traffic['sent'] / GIB:10.3f} GiB sent per device")
     if "fits" in result:
         seconds = ", ".join(f"{name} {value:.4g}" for name, value in result["seconds"].items())
         lines.append(f"{result['bytes_moved'] / GIB:.2f} GiB moved between memory and chip")
-        lines.append(f"seconds a step at least: {seconds}; bound by {result['bound']}, MFU at most {result['mfu']:.1%}")
+        lines.append(f"seconds per step, at least: {seconds}; bound by {result['bound']}, MFU at most {result['mfu']:.1%}")
         lines.append("fits" if result["fits"] else f"does not fit; try {result['hint']}")
     if result["analytic"]:
         lines.append("by formula alone: nothing was compiled")
@@ -51,14 +48,14 @@ def table(result: Mapping[str, Any]) -> str:
 MEMORY = ("arguments", "outputs", "aliased", "temporaries")
 
 
-def sharding_rows(config: Config, topology: Topology) -> list[dict[str, Any]]:
+def sharding_rows(config: Config, topology: Topology) -> list[Record]:
     """Returns of each parameter its name, shape, logical axes, mesh axes and bytes per device.
 
     Raises UserError as `plan` does.
     """
-    step = describe_step(config, sharding.make_mesh(config["mesh"]["axes"], topology.devices()))
-    boxed = jax.eval_shape(lambda: init_params(step.model, step.spec, jax.random.key(0)))
-    placed = pytree.names(step.abstract.params)
+    step = describe_step(config, topology.devices())
+    boxed = jax.eval_shape(lambda: init_params(step.built.model, step.abstract.spec, jax.random.key(0)))
+    placed = pytree.names(step.abstract.state.params)
     rows = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)):
         name, (value, axes) = pytree.path_name(path), named_axes(leaf)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,21 +16,9 @@ transformers = pytest.importorskip("transformers", reason="compares with the ref
 from golden import make_generation as make  # noqa: E402
 
 import fmjax  # noqa: E402
-from fmjax.decoding import loop  # noqa: E402
 from fmjax.decoding.settings import GENERATION  # noqa: E402
 
 PAD = make.PAD
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    static, options = ("model", "settings", "room"), {"xla_cpu_use_fusion_emitters": False}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "decode", jax.jit(loop.decode.__wrapped__, static_argnames=static, compiler_options=options))
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # All settings with two families that have no golden, some with the others. At order 0.3 every weight tells, but there are few
@@ -52,6 +39,52 @@ def test_tokens(family, scale, tmp_path):
         if not np.array_equal(found, expected):
             wrong.append((settings, expected.tolist(), found.tolist()))
     assert not wrong, wrong[:2]
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "marian_untied"])
+def test_prompts_of_decoders_and_scores(family, tmp_path):
+    reference = make.reference(family, make.SEEDS[family], 0)
+    reference.save_pretrained(tmp_path)
+    ours = fmjax.load(tmp_path)
+    arrays = make.inputs(family, rows=3, length=9, seed=2)
+    prompted = make.prompts(arrays, 5, 2) if family != "llama" else arrays
+    for settings in make.scored_cases(make.frequent(reference, arrays)):
+        sequences, log_probs, scores = make.scored(reference, prompted, settings)
+        found = ours.generate(**prompted, **settings, return_scores=True)
+        np.testing.assert_array_equal(found.sequences, sequences, str(settings))
+        np.testing.assert_allclose(found.log_probs, log_probs, rtol=1e-4, err_msg=str(settings))
+        np.testing.assert_allclose(found.sequences_scores, scores, rtol=1e-4, err_msg=str(settings))
+
+
+@pytest.mark.parametrize("family", ["t5", "marian_untied"])
+def test_prompts_of_different_lengths(family, tmp_path):
+    """Rows together are the reference's rows alone, with the start token added if it is missing.
+
+    The reference's rows together are the same only for relative positions, without padding behind an added start token.
+    """
+    reference = make.reference(family, make.SEEDS[family], 0)
+    reference.save_pretrained(tmp_path)
+    ours = fmjax.load(tmp_path)
+    arrays = make.inputs(family, rows=3, length=9, seed=2)
+    for start in (make.START, None):
+        ids = make.prompts(arrays, 5, 2, None)["decoder_input_ids"]
+        mask = np.arange(5) >= np.array([0, 3, 2])[:, None]
+        if start:
+            ids[range(3), mask.argmax(axis=1)] = start
+        prompted = {"decoder_input_ids": np.where(mask, ids, make.PAD), "decoder_attention_mask": mask.astype(int)}
+        width = 5 if start else 6
+        settings = {"max_new_tokens": 10, "eos_token_id": make.frequent(reference, arrays)[:1].tolist(), "pad_token_id": make.PAD}
+        for beams in (1, 3):
+            found = ours.generate(**arrays, **prompted, **settings, num_beams=beams)[:, width:]
+            if family == "t5" and start:
+                together = make.tokens(reference, arrays | prompted, settings | {"num_beams": beams})
+                np.testing.assert_array_equal(found, together[:, width:])
+            for row in range(3):
+                alone = {name: array[row : row + 1] for name, array in arrays.items()}
+                alone["decoder_input_ids"] = ids[row : row + 1, mask[row]]
+                expected = make.tokens(reference, alone, settings | {"num_beams": beams})[0]
+                new = expected[width - 5 + mask[row].sum() :]
+                assert found[row].tolist() == [*new, *[make.PAD] * (found.shape[1] - len(new))]
 
 
 @pytest.mark.parametrize("family", make.GOLDEN)
@@ -104,7 +137,7 @@ def test_what_is_sampled_from(given, tmp_path):
     import jax.numpy as jnp
 
     from fmjax.decoding.logits import Place, process
-    from fmjax.decoding.settings import merged
+    from fmjax.decoding.settings import merge
 
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (4, 61)).astype(np.float32)
@@ -117,6 +150,6 @@ def test_what_is_sampled_from(given, tmp_path):
     expected = processors(torch.from_numpy(history), torch.from_numpy(logits.copy())).numpy()
     place = Place(9, 0, 20, 0, 9)
     found = process(jnp.array(logits), jnp.pad(jnp.array(history), ((0, 0), (0, 20)), constant_values=-1), place,
-                    merged({"do_sample": True}, given))  # fmt: skip
+                    merge({"do_sample": True}, given))  # fmt: skip
     np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

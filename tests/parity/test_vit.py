@@ -21,6 +21,8 @@ from fmjax import models, tasks  # noqa: E402
 from fmjax.layers.grid import sinusoids_2d  # noqa: E402
 from fmjax.tasks import mae  # noqa: E402
 
+pytestmark = pytest.mark.optimized
+
 CLASSES = [name for family in ("vit", "deit") for name in models.family(family).ARCHITECTURES]
 TOLERANCE, DEFAULT_TOLERANCE = 1e-4, 5e-6
 
@@ -147,8 +149,8 @@ def test_images_of_files_are_read_as_the_reference_does(case, tmp_path):
 
     model = fmjax.load(tmp_path)
     assert model.processor["image_size"] == 20
-    task = tasks.make({"name": "image_classify", "labels": ("no", "yes", "maybe"), **model.processor})
-    ours = task.inputs(paths, None, 0, str)["images"].transpose(0, 3, 1, 2)
+    task = tasks.make({"name": "image_classify", "labels": ("no", "yes", "maybe"), **model.processors["image"].settings()})
+    ours = task.inputs(paths, model.processors, 0, str)["images"].transpose(0, 3, 1, 2)
     assert np.abs(ours - torch.cat(pixels).numpy()).max() <= 1e-5
     for row, prediction in zip(scores, model.predict(paths), strict=True):
         assert prediction["label"] == ("no", "yes", "maybe")[row.argmax()]
