@@ -25,14 +25,6 @@ SHAPES = [
 RANK, ALPHA = 2, 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """These functions are small: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def draw(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
