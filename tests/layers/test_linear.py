@@ -122,7 +122,7 @@ def test_stacks_of_layers_hold_them_too(scan):
     )
     y = x
     for own, kernel, more in zip(each, packed, extra, strict=True):
-        y = y + y @ (kernel.kernel() + more["lora_a"] @ more["lora_b"]) + own["bias"]
+        y = y + y @ (kernel.kernel() + more["lora_a"] @ more["lora_b"]) + own["bias"][None, None]
     np.testing.assert_allclose(model.apply({"params": {"layers": {"up": stacked}}}, x), y, rtol=2e-5, atol=1e-4)
 
 
