@@ -25,14 +25,6 @@ SHAPES = [
 RANK, ALPHA = 2, 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """These functions are small: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def draw(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
@@ -130,7 +122,7 @@ def test_stacks_of_layers_hold_them_too(scan):
     )
     y = x
     for own, kernel, more in zip(each, packed, extra, strict=True):
-        y = y + y @ (kernel.kernel() + more["lora_a"] @ more["lora_b"]) + own["bias"]
+        y = y + y @ (kernel.kernel() + more["lora_a"] @ more["lora_b"]) + own["bias"][None, None]
     found = model.apply({"params": {"layers": {"up": stacked}}}, x)
     np.testing.assert_allclose(found, y, atol=1e-5 * float(np.abs(y).max()))
 

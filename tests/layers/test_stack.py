@@ -29,14 +29,6 @@ WINDOW, BASES = 3, (10.0, 1000.0)
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """These functions are small: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 

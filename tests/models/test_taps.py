@@ -34,14 +34,6 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, jax.Array]]]
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """These functions are small: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def built(family: str, **changes: Any) -> tuple[nn.Module, Any, dict[str, jax.Array]]:
     """Returns a model, parameters at random at order 0.3, and a batch."""
