@@ -20,7 +20,6 @@ ORDER = [
 FLOORS = {name: floor for floor, name in enumerate(ORDER)}
 # Neither may know the other.
 STRANGERS = ({"models", "tasks"}, {"layers", "data"})
-UNTIL_THE_NAMES_MOVE = ("hub/folders", "hub/tensors")  # what families still read; goes with hub/families
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 FILES = [path for path in FILES if path.stat().st_size]
 
@@ -62,8 +61,6 @@ def test_imports_only_from_below(path: Path) -> None:
     assert own in FLOORS, f"{own} is in no folder of the layout (tests/test_floors.py, fmjax/README.md)"
     for module in sorted(imported(path)):
         other = place(module)
-        if own == "models" and module.replace(".", "/") in UNTIL_THE_NAMES_MOVE:
-            continue
         assert FLOORS[other] <= FLOORS[own], f"{module_of(path)} imports {module}, which stands above it"
         assert {own.split("/")[0], other.split("/")[0]} not in STRANGERS
 

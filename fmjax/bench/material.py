@@ -17,7 +17,8 @@ import numpy as np
 from fmjax import models, pytree, tasks
 from fmjax.bench.workloads import SST2_LENGTHS, Result, Size, Workload
 from fmjax.config.json_files import write_json
-from fmjax.hub import folders
+from fmjax.hub import families, folders
+from fmjax.hub.reference import Reference
 from fmjax.inference.pretrained import abstract_params
 
 Arrays = dict[str, np.ndarray]
@@ -32,16 +33,17 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
     positions = {"positions": max(size.length, 512)} if workload.family == "bert" else {}
     if workload.family == "gpt":
         positions = {"positions": max(size.length + size.target, 64)}
-    kinds = family.ARCHITECTURES[workload.architecture]
+    reference = families.table_of(workload.family)
+    kinds = reference.architectures[workload.architecture]
     heads = tasks.make(workload.task).heads if workload.task else {kind: {} for kind in kinds}
     model = family.build(heads=heads, **(positions | dict(size.model)))
     rng = np.random.default_rng(seed)
     params = pytree.map_named(lambda name, leaf: weights(rng, name, leaf.shape), abstract_params(model))
-    config = family.to_reference(model.settings, 0) | {"architectures": [workload.architecture]}
+    config = reference.write_config(model.settings, 0) | {"architectures": [workload.architecture]}
     if classes := next((numbers["classes"] for numbers in heads.values() if "classes" in numbers), 0):
         config["id2label"] = {str(index): str(index) for index in range(classes)}
         config["label2id"] = {str(index): index for index in range(classes)}
-    folders.write_folder(folder / "model", family, config, params)
+    folders.write_folder(folder / "model", reference, config, params)
 
     ours, peer = batches(workload, size, model.settings, seed)
     arrays: Result = {}
@@ -59,7 +61,7 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
         "optimizer": OPTIMIZER | {"no_decay": ["norm/scale$"] if workload.family == "t5" else ["bias$", "norm/scale$"]},
         "dtype": "bfloat16" if device == "gpu" else "float32",
         "dropout": {"parity": off, "timing": dict(workload.dropout)},
-        "peer_dropout": {phase: theirs(family, rates) for phase, rates in (("parity", off), ("timing", workload.dropout))},
+        "peer_dropout": {phase: theirs(reference, rates) for phase, rates in (("parity", off), ("timing", workload.dropout))},
         "new_tokens": size.target if workload.kind == "generate" else 0,
         "beams": workload.beams,
         "dynamic": bool(workload.lengths),
@@ -80,9 +82,9 @@ def weights(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
     return rng.standard_normal(shape, np.float32) * np.float32(0.02)
 
 
-def theirs(family: Any, rates: Mapping[str, float]) -> dict[str, float]:
+def theirs(reference: Reference, rates: Mapping[str, float]) -> dict[str, float]:
     """Returns rates of dropout by the reference's names."""
-    return {name: rates[own] for name, (own, _) in family.SETTINGS.items() if own in rates}
+    return {name: rates[own] for name, (own, _) in reference.settings.items() if own in rates}
 
 
 def useful(workload: Workload, size: Size, batches: list[Arrays]) -> int:

@@ -1,8 +1,8 @@
 """The tensors of a model folder, by the reference's names: of one file or several with an index.
 
-safetensors are opened here and read one by one. So are the msgpack files of the Flax models that Hugging Face had until its
-version 5: trees of arrays, whose kernels and tables are given the names and the order of axes that the same weights have in
-safetensors. Pickles are never opened.
+safetensors are opened here and read one by one. So are the msgpack files of the Flax models that
+Hugging Face had until its version 5: trees of arrays, whose kernels and tables are given the names
+and the order of axes that the same weights have in safetensors. Pickles are never opened.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ FLAX_FLOATS: dict[str, Any] = {name: np.dtype(name) for name in ("float64", "flo
 FLAX_FLOATS["bfloat16"] = np.dtype(jnp.bfloat16)
 # What Flax calls a leaf -> what torch does.
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
-# The axes of a kernel by its rank: of a matrix, and of convolutions over one and two axes, all of them [..., in, out].
+# The axes of a kernel by its rank: of a matrix, and of convolutions over one and two axes, all of
+# them [..., in, out].
 ORDERS = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
 
 
@@ -41,20 +42,26 @@ class Tensor:
 
 
 def stored(file: Any, name: str) -> Tensor:
-    """Returns a tensor of a safetensors file; reading it raises UserError if it does not hold floating-point numbers."""
+    """Returns a tensor of a safetensors file; reading it raises UserError if it does not hold
+    floating-point numbers."""
 
     def read() -> np.ndarray:
         if (dtype := file.get_slice(name).get_dtype()) not in FLOATS:
-            raise UserError(f"{name}: holds {dtype}, not one of {', '.join(FLOATS)}; quantised weights are not handled")
-        return file.get_tensor(name).astype(np.float32)
+            raise UserError(
+                f"{name}: holds {dtype}, not one of {', '.join(FLOATS)}; "
+                "quantised weights are not handled"
+            )
+        array: np.ndarray = file.get_tensor(name)
+        return array.astype(np.float32)
 
     return Tensor(tuple(file.get_slice(name).get_shape()), read)
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a folder by name, from one file or from the several that an index lists.
+    """Returns the tensors of a folder by name, from one file or the several that an index lists.
 
-    Raises UserError if a file is missing or damaged, or the weights are in a format that is not read.
+    Raises UserError if a file is missing or damaged, or the weights are in a format that is not
+    read.
     """
     if (folder / WEIGHTS).exists():
         return open_file(folder / WEIGHTS)
@@ -67,14 +74,21 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     raise UserError(f"{folder}: {no_weights(folder)}")
 
 
-def open_shards(path: Path, open_one: Callable[[Path], dict[str, Tensor]], named: Callable[[str], str]) -> dict[str, Tensor]:
-    """Returns the tensors of the files that an index lists; `named` gives its names as `open_one` has them.
+def open_shards(
+    path: Path, open_one: Callable[[Path], dict[str, Tensor]], named: Callable[[str], str]
+) -> dict[str, Tensor]:
+    """Returns the tensors of the files that an index lists.
 
-    Raises UserError if the index or a file is damaged.
+    `named` turns the index's names into those that `open_one` gives. Raises UserError if the index
+    or a file is damaged.
     """
     index = read_json(path).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(name, str) and Path(name).name == name for name in index.values()):
-        raise UserError(f"{path}: has no weight_map from tensors to files beside it; get the file again")
+    if not isinstance(index, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in index.values()
+    ):
+        raise UserError(
+            f"{path}: has no weight_map from tensors to files beside it; get the file again"
+        )
     files = {name: open_one(path.parent / name) for name in sorted(set(index.values()))}
     places = {named(name): file for name, file in index.items()}
     if lost := [name for name, file in places.items() if name not in files[file]]:
@@ -85,27 +99,39 @@ def open_shards(path: Path, open_one: Callable[[Path], dict[str, Tensor]], named
 def open_file(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of one file. Raises UserError if it is missing or damaged."""
     try:
-        file = safe_open(path, framework="np")
+        file: Any = safe_open(path, framework="np")
     except (OSError, SafetensorError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
         raise UserError(f"{path}: {why}; get the file again") from None
-    return {name: stored(file, name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    names: list[str] = file.keys()
+    return {name: stored(file, name) for name in names}
 
 
 def open_flax(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a msgpack file of Flax. Raises UserError if it is missing or damaged."""
+    """Returns the tensors of a msgpack file of Flax.
+
+    Raises UserError if it is missing or damaged.
+    """
     try:
-        # Nothing longer than the file itself is made, and no object but numbers, texts, lists, maps and these arrays.
+        # Nothing longer than the file itself is made, and no object but numbers, texts, lists, maps
+        # and these arrays.
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=flax_array)
         leaves = dict(flatten((), tree))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else f"is damaged ({error or type(error).__name__})"
+        why = (
+            "no such file"
+            if isinstance(error, FileNotFoundError)
+            else f"is damaged ({error or type(error).__name__})"
+        )
         raise UserError(f"{path}: {why}; get the file again") from None
     return {torch_name(names): ordered(names[-1], array) for names, array in leaves.items()}
 
 
 def flax_array(code: int, content: bytes) -> np.ndarray:
-    """Returns an array as Flax packs it: its shape, the name of its type, and its bytes. Raises ValueError for anything else."""
+    """Returns an array as Flax packs it: its shape, the name of its type, and its bytes.
+
+    Raises ValueError for anything else.
+    """
     if code != 1:
         raise ValueError(f"it holds an object of the unknown kind {code}")
     shape, name, numbers = msgpack.unpackb(content)
@@ -117,13 +143,21 @@ def flax_array(code: int, content: bytes) -> np.ndarray:
 
 
 def flatten(names: tuple[str, ...], tree: Any) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """Yields the arrays of a tree with their paths; those of more than a gigabyte were cut. Raises ValueError for other trees."""
+    """Yields the arrays of a tree with their paths; those of more than a gigabyte were cut.
+
+    Raises ValueError for other trees.
+    """
     if names and isinstance(tree, np.ndarray):
         yield names, tree
     elif not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
-        raise ValueError(f"{'/'.join(names) or 'it'} is a {type(tree).__name__}, not a tree of arrays")
+        raise ValueError(
+            f"{'/'.join(names) or 'it'} is a {type(tree).__name__}, not a tree of arrays"
+        )
     elif "__msgpack_chunked_array__" in tree:
-        shape, chunks = ([part[str(index)] for index in range(len(part))] for part in (tree["shape"], tree["chunks"]))
+        shape, chunks = (
+            [part[str(index)] for index in range(len(part))]
+            for part in (tree["shape"], tree["chunks"])
+        )
         yield names, np.concatenate(chunks).reshape(shape)
     else:
         for name, branch in tree.items():
@@ -146,14 +180,19 @@ def no_weights(folder: Path) -> str:
     """Returns why a folder without safetensors cannot be read, and what to do."""
     found = sorted(path.name for path in folder.iterdir())
     if any(name.startswith("pytorch_model") for name in found):
-        # A process of its own, in which torch reads tensors alone (weights_only) and makes copies of those that are shared.
+        # A process of its own, in which torch reads tensors alone (weights_only) and makes copies
+        # of those that are shared.
         return (
-            f"holds pytorch_model.bin, a pickle, which can run code when opened, and no {WEIGHTS}; convert it once, after "
+            "holds pytorch_model.bin, a pickle, which can run code when opened, and no "
+            f"{WEIGHTS}; convert it once, after "
             "pip install 'fmjax[parity]': "
             'python -c "import glob, torch, safetensors.torch as s; w = {}; '
-            f"[w.update(torch.load(f, 'cpu', weights_only=True)) for f in sorted(glob.glob('{folder}/pytorch_model*.bin'))]; "
-            f"s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{folder}/{WEIGHTS}', {{'format': 'pt'}})\""
+            "[w.update(torch.load(f, 'cpu', weights_only=True)) for f in "
+            f"sorted(glob.glob('{folder}/pytorch_model*.bin'))]; "
+            f"s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, "
+            f"'{folder}/{WEIGHTS}', {{'format': 'pt'}})\""
         )
     if other := [name for name in found if name in OTHER_FORMATS]:
-        return f"holds {other[0]}, which is not read, and no {WEIGHTS}; get the {WEIGHTS} of this model"
+        wanted = f"get the {WEIGHTS} of this model"
+        return f"holds {other[0]}, which is not read, and no {WEIGHTS}; {wanted}"
     return f"has no {WEIGHTS} (there are {', '.join(found[:5]) or 'no files'}); get the file"

@@ -15,7 +15,7 @@ from fmjax.data.kinds import lifecycle
 from fmjax.defaults import experiment
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import Pretrained, abstract_params, load, reference_task
+from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, load, position_count, reference_task
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 
@@ -42,12 +42,12 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
         raise UserError(f"the Hugging Face folder has no {kind.what}, which a run needs; add {kind.file} to it")
     if run_folder.check_workdir(target):
         raise UserError(f"--to={target}: already holds a run; name a new folder")
-    family = pretrained.family.__name__.rpartition(".")[2]
+    family = pretrained.family.name
     config = to_dict(experiment(family, type(task).__module__.rpartition(".")[2]))
     settings = pretrained.model.settings
     config["model"] = {"name": family} | dataclasses.asdict(settings)
     config["task"] |= vars(task)
-    config["data"]["max_length"] = min(512, getattr(settings, "positions", 0) or 512)
+    config["data"]["max_length"] = min(UNLIMITED, position_count(settings) or UNLIMITED)
     with run_folder.locked(target):
         needed = {key: pretrained.processors[key] for key in lifecycle.groups(task)}
         lifecycle.store(target, Processors(named=needed))

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, overload
 
 import flax.linen as nn
@@ -17,15 +16,17 @@ import numpy as np
 from fmjax import contracts, models, pytree, tasks
 from fmjax.config import is_run, read_config
 from fmjax.config.json_files import read_json, write_json
-from fmjax.contracts import Generates, Processors, Task, Value
+from fmjax.contracts import Config, Encodes, Generates, HostBatch, Processors, Task, Value
 from fmjax.data.kinds import image, lifecycle, preprocessor_config, text
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.decoding.loop import as_generator
 from fmjax.decoding.settings import GENERATION, Generation, from_config, merge, special_tokens
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.hub import folders, llama2c
+from fmjax.hub import families, folders, llama2c
+from fmjax.hub.reference import CLASSED, Outputs, Reference, class_names, plain_outputs
 from fmjax.inference.generation import Generated, generated, input_names
+from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
 from fmjax.runs.checkpoint import Best, CheckpointReader
 from fmjax.runs.folder import CHECKPOINTS
@@ -41,8 +42,8 @@ KINDS = {"single_label_classification": "single", "multi_label_classification": 
 class Pretrained:
     """A model that can be applied, used for predictions, and saved in Hugging Face's layout."""
 
-    config: Mapping[str, Any]  # the folder's config.json
-    family: ModuleType
+    config: Config  # the folder's config.json
+    family: Family
     model: nn.Module
     params: Any  # fp32; from a Hugging Face folder: on the host, with those of other heads that it holds
     processors: Processors
@@ -55,6 +56,18 @@ class Pretrained:
         """The tokenizer, where there is one."""
         return self.processors.of(text.Processor).tokenizer if "text" in self.processors else None
 
+    @functools.cached_property
+    def reference(self) -> Reference | None:
+        """The model's counterpart in Hugging Face, None if it has none: of a folder, by its config; else its family's."""
+        if self.task is None and (kind := folders.model_type(self.config)) is not None:
+            return families.reference_of(kind)[1]
+        return families.reference(self.family.name)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs that `apply` takes: the reference's, or the model's where there is none."""
+        return self.family.inputs if self.reference is None else self.reference.inputs
+
     def apply(self, **arrays: Any) -> dict[str, jax.Array]:
         """Returns the reference's outputs for the reference's inputs, by its names, and `last_hidden_state` always.
 
@@ -63,9 +76,9 @@ class Pretrained:
         range.
         """
         axes = ("rows", "choices", "tokens") if "choice" in self.model.heads else ("rows", "tokens")
-        features = self._features(checked_inputs(arrays, self.family.INPUTS, axes))
-        names = FEATURES | self._outputs()
-        outputs = {names[name]: array for name, array in features.items()}
+        features = self._features(checked_inputs(arrays, self.inputs, axes))
+        names = {**FEATURES, **self._outputs()}
+        outputs: dict[Any, jax.Array] = {names.get(name, name): array for name, array in features.items()}
         for several in [name for name in outputs if isinstance(name, tuple)]:
             outputs |= zip(several, jnp.unstack(outputs.pop(several), axis=-1), strict=True)
         return outputs
@@ -121,29 +134,54 @@ class Pretrained:
         inputs = checked_inputs({name: given.pop(name) for name in names if name in given}, names)
         settings = self._generation(given)
         sequences, log_probs, scores = generated(
-            self.family, model, self._placed, inputs, settings, seed, return_scores=return_scores
+            self.checked_batch, model, self._placed, inputs, settings, seed, return_scores=return_scores
         )
         if log_probs is None or scores is None:
             return sequences
         return Generated(sequences, log_probs, scores)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that the reference loads, with its processors; see `folders.write_folder` for what it refuses."""
+        """Writes a folder that the reference loads, with its processors.
+
+        Raises UserError if the model has no counterpart in Hugging Face, and as `folders.write_folder` does.
+        """
+        reference, config = self.counterpart(), dict(self.config)
+        if self.task is not None:
+            reference, config = reference_config(self)
         wanted = pytree.names(abstract_params(self.model))
         params = {name: leaf for name, leaf in pytree.names(self.params).items() if name in wanted}
-        config = dict(self.config) if self.task is None else reference_config(self)
         config.pop("torch_dtype", None)
-        folders.write_folder(folder, self.family, config | {"dtype": "float32"}, pytree.unnames(params), self.tokenizer)
+        folders.write_folder(folder, reference, config | {"dtype": "float32"}, pytree.unnames(params), self.tokenizer)
         if generation := self._saved_generation():
             write_json(Path(folder) / GENERATION, generation, indent=2, sort_keys=True)
         lifecycle.save(Path(folder), self.processors)
+
+    def counterpart(self) -> Reference:
+        """Returns the counterpart in Hugging Face. Raises UserError if there is none."""
+        if self.reference is None:
+            raise UserError(
+                f'model.name="{self.family.name}" has no Hugging Face counterpart, so it cannot be exported; keep it as a run'
+            )
+        return self.reference
+
+    def class_name(self) -> str:
+        """Returns the reference's name of the model's class, for messages."""
+        return "the model" if self.task or self.reference is None else self.reference.architecture(self.config)
+
+    def checked_batch(self, inputs: HostBatch) -> dict[str, np.ndarray]:
+        """Returns the model's batch of the inputs that `apply` takes, as arrays.
+
+        Raises UserError, naming the value, for ids out of range and shapes that do not fit.
+        """
+        settings = self.model.settings
+        arrays = dict(inputs) if self.reference is None else self.reference.batch(inputs, settings)
+        return self.family.checked_batch(arrays, settings)
 
     @property
     def _generator(self) -> Generates:
         """The model. Raises UserError if it has no language-model head."""
         if "lm" not in self.model.heads:
-            name = folders.architecture(self.family, self.config) if self.task is None else "the model"
-            raise UserError(f"{name} has no language-model head, so it generates nothing; load a model that has one")
+            raise UserError(f"{self.class_name()} has no language-model head, so it generates nothing; load a model that has one")
         return as_generator(self.model)
 
     def _generation(self, given: Mapping[str, Value]) -> Generation:
@@ -161,7 +199,7 @@ class Pretrained:
 
     def _longest(self) -> int:
         """Returns how many tokens an example may have: as in training, or as many as there are positions."""
-        positions = getattr(self.model.settings, "positions", 0)
+        positions = position_count(self.model.settings)
         lengths = [self.config["data"]["max_length"]] if self.task else [positions or UNLIMITED]
         return min(lengths + [positions] * (positions > 0))
 
@@ -176,14 +214,14 @@ class Pretrained:
         settings = merge(special, task.generation, self.generation)
         model = self._generator
         inputs = {name: batch[name] for name in input_names(model) if name in batch}
-        sequences, _, _ = generated(self.family, model, self._placed, inputs, settings, first_row=first)
+        sequences, _, _ = generated(self.checked_batch, model, self._placed, inputs, settings, first_row=first)
         return {"generated": sequences}
 
     def _heads(self, batch: Mapping[str, Any], sized: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns each head's output for a task's batch, without what stays on the host; `sized` arrays may be padded."""
         arrays = {name: array for name, array in batch.items() if not name.startswith("_")}
         for processor in self.processors.values():
-            arrays = processor.pad(arrays, sized, getattr(self.model.settings, "positions", 0))
+            arrays = processor.pad(arrays, sized, position_count(self.model.settings))
         # An example may have many rows, as a question about a long text has.
         count = len(next(iter(arrays.values())))
         parts = []
@@ -193,19 +231,17 @@ class Pretrained:
             parts.append(jax.device_get({kind: outputs[kind] for kind in self.model.heads}))
         return {kind: np.concatenate([part[kind] for part in parts])[:count] for kind in self.model.heads}
 
-    def _outputs(self) -> dict[str, str]:
+    def _outputs(self) -> Outputs:
         """Returns the reference's name of each head's output."""
-        kinds = self.model.heads
-        for outputs in self.family.ARCHITECTURES.values():
-            if set(outputs) == set(kinds):
-                return outputs
-        return {kind: "logits" if len(kinds) == 1 else kind for kind in kinds}
+        heads = self.model.heads
+        return plain_outputs(heads) if self.reference is None else self.reference.outputs(heads)
 
-    def _features(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Returns the model's features and heads' outputs for the reference's inputs and whatever else heads read."""
-        inputs = {name: array for name, array in batch.items() if name in self.family.INPUTS}
-        checked = self.family.reference_inputs(inputs, self.model.settings)
-        return self._forward({**batch, **checked})
+    def _features(self, batch: HostBatch) -> dict[str, jax.Array]:
+        """Returns the model's features and heads' outputs for the inputs that `apply` takes and whatever else heads read."""
+        known = {*self.inputs, *self.family.inputs}
+        checked = self.checked_batch({name: array for name, array in batch.items() if name in known or not known})
+        features: dict[str, jax.Array] = self._forward({**batch, **checked})
+        return features
 
     @functools.cached_property
     def _forward(self) -> Any:
@@ -230,29 +266,38 @@ def load(path: str | Path) -> Pretrained:
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".bin":
-        config, model, params, tokenizer = llama2c.read(path)
-        processors = Processors(*([text.Processor(tokenizer)] if tokenizer else []))
-        return Pretrained(config, models.family("llama"), model, params, processors, generation=from_config(config))
+        return load_llama2c(path)
     if path.is_file():
         raise UserError(f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c")
     return load_run(path) if is_run(path) else load_reference(path)
 
 
+def load_llama2c(path: Path) -> Pretrained:
+    """Returns the model of a checkpoint of llama2.c."""
+    config, tensors, tokenizer = llama2c.read(path)
+    family, reference = models.family("llama"), families.table_of("llama")
+    model = family.build(heads=reference.heads(config), **reference.read_settings(config))
+    loaded = folders.fit_weights(path, tensors, reference, abstract_params(model))
+    processors = Processors(*([text.Processor(tokenizer)] if tokenizer else []))
+    return Pretrained(config, family, model, loaded.params, processors, generation=from_config(config))
+
+
 def load_reference(folder: Path) -> Pretrained:
     """Returns the model of a Hugging Face folder; `architectures` in its config says which."""
     config = folders.read_config(folder)
-    family = models.family_of(config["model_type"])
-    model = family.build(heads=folders.heads(family, config), **family.from_reference(config))
-    loaded = folders.read_weights(folder, family, abstract_params(model))
+    name, reference = families.reference_of(folders.model_type(config) or "")
+    family = models.family(name)
+    model = family.build(heads=reference.heads(config), **reference.read_settings(config))
+    loaded = folders.read_weights(folder, reference, abstract_params(model))
     if loaded.fresh:
-        lost = f"{folders.architecture(family, config)} lacks its {', '.join(loaded.fresh)}"
+        lost = f"{reference.architecture(config)} lacks its {', '.join(loaded.fresh)}"
         raise UserError(f"{folder}: {lost}; get the whole weights, or correct architectures in config.json")
     if loaded.unused:
         say(f"warning: {folder}: not used: {', '.join(loaded.unused)}")
     params = pytree.unnames(pytree.names(loaded.params) | pytree.names(loaded.others))
     file = folder / GENERATION
     generation = read_json(file) if file.exists() else from_config(config)
-    processors = reference_processors(folder, family.INPUTS, model.settings)
+    processors = reference_processors(folder, reference.inputs, model.settings)
     return Pretrained(config, family, model, params, processors, generation=generation)
 
 
@@ -287,6 +332,11 @@ def load_run(folder: Path) -> Pretrained:
     return Pretrained(config, family, model, params, lifecycle.restore(folder, task), task, step)
 
 
+def position_count(settings: Any) -> int:
+    """Returns the size of the position table, 0 where rows may be of any length."""
+    return int(dataclasses.asdict(settings).get("positions", 0))
+
+
 def abstract_params(model: nn.Module) -> Any:
     """Returns the shapes of a model's parameters, with no array made."""
     return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), model.one_row_batch())["params"])
@@ -297,25 +347,25 @@ def reference_task(pretrained: Pretrained, examples: Sequence[Any]) -> Task:
     config, kinds = pretrained.config, pretrained.model.heads
     images = pretrained.processors.get("image")
     if isinstance(images, image.Processor) and (head := next((kind for kind in kinds if kind.startswith("classify")), "")):
-        labels = folders.class_names(config)
+        labels = class_names(config)
         return tasks.make({"name": "image_classify", "head": head, "labels": labels, **images.settings()})
     if "mlm" in kinds:
         return tasks.make({"name": "mlm", "nsp": "nsp" in kinds})
     if "tag" in kinds:
-        return tasks.make({"name": "tag", "labels": folders.class_names(config), "overlong": "split"})
+        return tasks.make({"name": "tag", "labels": class_names(config), "overlong": "split"})
     if "span" in kinds:
         return tasks.make({"name": "qa"})
     if "choice" in kinds:
         return tasks.make({"name": "choice", "overlong": "truncate"})
     if "lm" in kinds:
-        if not hasattr(pretrained.model, "encode"):
+        if not isinstance(pretrained.model, Encodes):
             return tasks.make({"name": "clm", "rows": "offset"})
         most = min(pretrained.model.settings.positions or 128, 128)
         return tasks.make({"name": "seq2seq", "source": "text", "scores": (), "max_new_tokens": most})
     if "classify" not in kinds:
-        name = folders.architecture(pretrained.family, config)
-        raise UserError(f"{name} has no human-readable output; use .apply, or a model for masked words or classes")
-    labels = folders.class_names(config)
+        advice = "use .apply, or a model for masked words or classes"
+        raise UserError(f"{pretrained.class_name()} has no human-readable output; {advice}")
+    labels = class_names(config)
     problem = config.get("problem_type") or ("regression" if len(labels) == 1 else "single_label_classification")
     if problem not in KINDS:
         raise UserError(f'config.json: problem_type="{problem}" is not handled; those that are: {", ".join(KINDS)}')
@@ -326,21 +376,16 @@ def reference_task(pretrained: Pretrained, examples: Sequence[Any]) -> Task:
     return tasks.make({"name": "classify", "kind": kind, "labels": labels, "text_pair": "text_pair" if paired else ""})
 
 
-def reference_config(pretrained: Pretrained) -> dict[str, Any]:
-    """Returns the reference's config for a run. Raises UserError if the reference has no such model."""
-    family, model, task = pretrained.family, pretrained.model, pretrained.task
-    known = family.ARCHITECTURES
-    name = next((name for name in known if set(known[name]) == set(model.heads)), None)
-    if name is None:
-        raise UserError(f"the reference has no model with the heads {', '.join(model.heads)}; it has {', '.join(known)}")
-    to_reference = getattr(family, "CONFIGS", {}).get(name, family.to_reference)
-    tokenizer = pretrained.tokenizer
-    config = to_reference(model.settings, tokenizer.pad_id if tokenizer and "pad" in tokenizer.roles else None)
-    config["architectures"] = [name]
-    if task is not None and set(folders.CLASSED) & set(model.heads):
+def reference_config(pretrained: Pretrained) -> tuple[Reference, Config]:
+    """Returns the counterpart of a run and its config there. Raises UserError if the reference has no such model."""
+    model, task, tokenizer = pretrained.model, pretrained.task, pretrained.tokenizer
+    reference, name = pretrained.counterpart().exported(model.heads)
+    pad_id = tokenizer.pad_id if tokenizer and "pad" in tokenizer.roles else None
+    config = reference.write_config(model.settings, pad_id) | {"architectures": [name]}
+    if task is not None and set(CLASSED) & set(model.heads):
         labels = task.labels or ("LABEL_0",)
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
     if task is not None and "classify" in model.heads:
         config["problem_type"] = next(theirs for theirs, ours in KINDS.items() if ours == task.kind)
-    return config
+    return reference, config

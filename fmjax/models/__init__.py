@@ -1,38 +1,74 @@
-"""Model families, one file each, found by the file's name or by the `model_type`s of the reference that they declare."""
+"""Model families, one file each, found by the file's name; a module with `build` is one."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
-from types import ModuleType
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from fmjax.config import names
-from fmjax.errors import UserError, nearest
+from fmjax.contracts import Config, HostBatch, PyTree
+from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.errors import UserError
+
+MAKER = "build"
+# What a module may leave out: its name there -> the field of Family.
+OPTIONAL = {
+    "INPUTS": "inputs",
+    "checked_batch": "checked_batch",
+    "settings_from_tokenizer": "settings_from_tokenizer",
+    "fit_params": "fit_params",
+}
 
 
-@functools.cache
-def families() -> dict[str, ModuleType]:
-    """Returns the modules of this package that build models, by name."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
-    return {name: module for name, module in modules.items() if hasattr(module, "MODEL_TYPES")}
+def unchecked(arrays: HostBatch, settings: Any) -> dict[str, np.ndarray]:
+    """Returns the arrays as they are."""
+    return dict(arrays)
 
 
-def family(name: str) -> ModuleType:
-    """Returns the family of that name. Raises UserError listing those there are, and as `names.extension` does."""
-    if "." in name:
-        return names.extension(name, "build", "model.name")
-    known = families()
-    if name not in known:
-        raise UserError(f'model.name="{name}": no such model{nearest(name, known)}; choose one of {", ".join(known)}')
-    return known[name]
+def no_settings(tokenizer: Tokenizer) -> Config:
+    """Returns no settings."""
+    return {}
 
 
-def family_of(model_type: str) -> ModuleType:
-    """Returns the family of the reference's `model_type`. Raises UserError listing those that are handled."""
-    known = {kind: module for module in families().values() for kind in module.MODEL_TYPES}
-    if model_type not in known:
-        choices = f"{nearest(model_type, known)}; those that are: {', '.join(known)}"
-        raise UserError(f'config.json: model_type="{model_type}" is not handled{choices}')
-    return known[model_type]
+def same_params(params: PyTree, settings: Any) -> PyTree:
+    """Returns the parameters as they are."""
+    return params
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the module of a family defines; all but `build` and `Settings` may be left out there."""
+
+    name: str  # as `model.name` has it
+    build: Callable[
+        ..., Any
+    ]  # (heads=, size=, **settings) -> a Model; raises UserError for what does not fit
+    Settings: type[Any]  # a frozen dataclass
+    inputs: tuple[str, ...] = ()  # what users may give; the first has to be there; empty: anything
+    # (inputs, settings) -> a batch whose ids and shapes are checked; raises UserError. On the
+    # device a wrong id or shape would give a wrong answer, not an error.
+    checked_batch: Callable[[HostBatch, Any], dict[str, np.ndarray]] = unchecked
+    # What follows for a fresh model from its tokenizer.
+    settings_from_tokenizer: Callable[[Tokenizer], Config] = no_settings
+    # (parameters, settings) -> parameters for these settings, such as another image size.
+    fit_params: Callable[[PyTree, Any], PyTree] = same_params
+
+
+def family(name: str) -> Family:
+    """Returns the family of that name.
+
+    Raises UserError listing those there are, and as `names.extension` does.
+    """
+    module = vars(names.find(__name__, name, MAKER, "model.name", "model"))
+    if "Settings" not in module:
+        raise UserError(f'model.name="{name}": the module has no `Settings`; define it there')
+    given = {field: module[word] for word, field in OPTIONAL.items() if word in module}
+    return Family(name, module[MAKER], module["Settings"], **given)
+
+
+def families() -> dict[str, Family]:
+    """Returns the families of fmjax by name."""
+    return {name: family(name) for name in names.choices(__name__, MAKER)}

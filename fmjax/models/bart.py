@@ -6,15 +6,11 @@ The Transformer with learned positions, whose table has two unused rows in front
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from fmjax import contracts
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.hub.tensors import Tensor
-from fmjax.models import fairseq, transformer
+from fmjax.models import transformer
 from fmjax.models.sizes import resolve
 from fmjax.models.transformer import Form
 
@@ -45,68 +41,9 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> tra
     return transformer.checked_model(transformer.Transformer(heads, resolve(Settings, SIZES, size, settings), FORM))
 
 
-def follow(tokenizer: Tokenizer) -> dict[str, Any]:
+def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from the end token."""
     return dict.fromkeys(("start_id", "end_id"), transformer.ending(tokenizer))
 
 
-MODEL_TYPES = ("bart",)
-PREFIX = transformer.PREFIX
-ARCHITECTURES: dict[str, dict[str, str]] = {"BartModel": {}, "BartForConditionalGeneration": {"lm": "logits"}}
-INPUTS = transformer.INPUTS
-SETTINGS: fairseq.Table = fairseq.SETTINGS
-FIXED = {
-    **fairseq.FIXED,
-    "static_position_embeddings": False,
-    "normalize_before": False,
-    "normalize_embedding": True,
-    "add_final_layer_norm": False,
-    "tie_word_embeddings": True,
-}
-WEIGHTS: dict[str, str] = {
-    "embed/word/embedding": transformer.SHARED,
-    **{
-        f"{side}/{ours}": f"{PREFIX}{side}.{theirs}"
-        for side in ("encoder", "decoder")
-        for ours, theirs in {
-            "position/embedding": "embed_positions.weight",
-            "norm/scale": "layernorm_embedding.weight",
-            "norm/bias": "layernorm_embedding.bias",
-        }.items()
-    },
-    **fairseq.layers("encoder", PREFIX),
-    **fairseq.layers("decoder", PREFIX),
-    "head/lm/bias": fairseq.BIAS,
-}
-TIED = transformer.TIED
-
-
-def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a file's tensors as the table names them; see `fairseq.unpack`."""
-    return fairseq.unpack(tensors, next((name for name in (transformer.SHARED, *TIED) if name in tensors), ""))
-
-
-pack = fairseq.pack
-
-
-def from_reference(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
-    return fairseq.read_settings(config, SETTINGS, FIXED, (), start=2, end=2)
-
-
-def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    own = {"model_type": MODEL_TYPES[0], "pad_token_id": 1 if pad_id is None else pad_id}
-    return fairseq.write_settings(settings, SETTINGS, {"target_vocab_size": 0, "tied": True}) | own
-
-
-def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-    """Returns the batch of the reference's inputs; see `transformer.reference_inputs`.
-
-    Where the decoder's ids are missing, they are the encoder's, shifted to the right, as in the reference.
-    """
-    if "decoder_input_ids" not in arrays:
-        ids = np.asarray(arrays["input_ids"])
-        shifted = np.concatenate([np.full_like(ids[:, :1], settings.start_id), ids[:, :-1]], axis=1)
-        arrays = {**arrays, "decoder_input_ids": shifted}
-    return transformer.reference_inputs(arrays, settings)
+INPUTS, checked_batch = transformer.INPUTS, transformer.checked_batch

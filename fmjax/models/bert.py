@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch
+from fmjax.contracts import Arrays, Batch, HostBatch
 from fmjax.distributed.sharding import constrain, shard_embedded
-from fmjax.hub import folders
 from fmjax.layers.attention import Attention, Context, key_mask, segment_mask
 from fmjax.layers.blocks import PostNorm
 from fmjax.layers.heads import (
@@ -42,11 +41,8 @@ from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
 from fmjax.layers.stack import stack
 from fmjax.layers.taps import add_delta
-from fmjax.models.inputs import check_length, check_range
+from fmjax.models.inputs import Table, check_length, checked_ids
 from fmjax.models.sizes import Compute, check_divides, checked, resolve
-
-Config = Mapping[str, Any]
-Table = Mapping[str, tuple[str, Any]]
 
 # tiny to medium are the miniatures of Turc et al. 2019 (arXiv:1908.08962).
 SIZES: dict[str, dict[str, int]] = {
@@ -258,153 +254,19 @@ def checked_model(model: Bert) -> Bert:
     return checked(model)
 
 
-# The reference (transformers' BertConfig and BertModel): what folders.py and pretrained.py read from a family.
-MODEL_TYPES = ("bert",)
-PREFIX = "bert."  # before the names of the body, except in a bare model
-SPAN = ("start_logits", "end_logits")
-
-# Class -> kind of head -> name of its output; or names, over which the last axis is divided.
-ARCHITECTURES: dict[str, dict[str, str | tuple[str, ...]]] = {
-    "BertModel": {"pooled": "pooler_output"},
-    "BertForMaskedLM": {"mlm": "logits"},
-    "BertForPreTraining": {"mlm": "prediction_logits", "nsp": "seq_relationship_logits"},
-    "BertForNextSentencePrediction": {"nsp": "logits"},
-    "BertForSequenceClassification": {"classify": "logits"},
-    "BertForTokenClassification": {"tag": "logits"},
-    "BertForQuestionAnswering": {"span": SPAN},
-    "BertForMultipleChoice": {"choice": ("logits",)},
-}
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
-# The reference's setting -> ours, and the reference's default.
-SETTINGS: Table = {
-    "vocab_size": ("vocab_size", 30522),
-    "hidden_size": ("width", 768),
-    "num_hidden_layers": ("layers", 12),
-    "num_attention_heads": ("attention_heads", 12),
-    "intermediate_size": ("mlp_width", 3072),
-    "max_position_embeddings": ("positions", 512),
-    "type_vocab_size": ("token_types", 2),
-    "hidden_act": ("activation", "gelu"),
-    "layer_norm_eps": ("epsilon", 1e-12),
-    "initializer_range": ("initializer_range", 0.02),
-    "hidden_dropout_prob": ("dropout", 0.1),
-    "attention_probs_dropout_prob": ("attention_dropout", 0.1),
-    "classifier_dropout": ("classifier_dropout", None),  # None: hidden_dropout_prob
-}
-# Settings of the reference that are handled with this value alone.
-FIXED: Config = {
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "is_encoder_decoder": False,
-    "position_embedding_type": "absolute",
-    "tie_word_embeddings": True,
-    "pooler_type": "first_token_transform",
-}
-# Settings that the reference itself never reads: left behind by BERT's first code.
-UNREAD = ("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head")
-# Our settings that the reference has with this value alone.
-CONSTANTS: Config = {"position_offset": 0, "embedding_width": 0}
 
-# Ours -> the reference's, whose body stands under PREFIX; `{layer}` runs over the stacked axis, kernels are transposed.
-BODY: dict[str, str] = {
-    "embed/word/embedding": "embeddings.word_embeddings.weight",
-    "embed/position/embedding": "embeddings.position_embeddings.weight",
-    "embed/token_type/embedding": "embeddings.token_type_embeddings.weight",
-    "embed/norm/scale": "embeddings.LayerNorm.weight",
-    "embed/norm/bias": "embeddings.LayerNorm.bias",
-    "encoder/layers/attention/query/kernel": "encoder.layer.{layer}.attention.self.query.weight",
-    "encoder/layers/attention/query/bias": "encoder.layer.{layer}.attention.self.query.bias",
-    "encoder/layers/attention/key/kernel": "encoder.layer.{layer}.attention.self.key.weight",
-    "encoder/layers/attention/key/bias": "encoder.layer.{layer}.attention.self.key.bias",
-    "encoder/layers/attention/value/kernel": "encoder.layer.{layer}.attention.self.value.weight",
-    "encoder/layers/attention/value/bias": "encoder.layer.{layer}.attention.self.value.bias",
-    "encoder/layers/attention/out/kernel": "encoder.layer.{layer}.attention.output.dense.weight",
-    "encoder/layers/attention/out/bias": "encoder.layer.{layer}.attention.output.dense.bias",
-    "encoder/layers/attention_norm/scale": "encoder.layer.{layer}.attention.output.LayerNorm.weight",
-    "encoder/layers/attention_norm/bias": "encoder.layer.{layer}.attention.output.LayerNorm.bias",
-    "encoder/layers/mlp/up/kernel": "encoder.layer.{layer}.intermediate.dense.weight",
-    "encoder/layers/mlp/up/bias": "encoder.layer.{layer}.intermediate.dense.bias",
-    "encoder/layers/mlp/down/kernel": "encoder.layer.{layer}.output.dense.weight",
-    "encoder/layers/mlp/down/bias": "encoder.layer.{layer}.output.dense.bias",
-    "encoder/layers/mlp_norm/scale": "encoder.layer.{layer}.output.LayerNorm.weight",
-    "encoder/layers/mlp_norm/bias": "encoder.layer.{layer}.output.LayerNorm.bias",
-    "encoder/pooler/kernel": "pooler.dense.weight",
-    "encoder/pooler/bias": "pooler.dense.bias",
-}
-# Heads that all descendants name alike.
-SHARED: dict[str, str] = {
-    "head/tag/kernel": "classifier.weight",
-    "head/tag/bias": "classifier.bias",
-    "head/span/kernel": "qa_outputs.weight",
-    "head/span/bias": "qa_outputs.bias",
-}
-WEIGHTS: dict[str, str] = {ours: PREFIX + theirs for ours, theirs in BODY.items()} | {
-    **SHARED,
-    "head/mlm/dense/kernel": "cls.predictions.transform.dense.weight",
-    "head/mlm/dense/bias": "cls.predictions.transform.dense.bias",
-    "head/mlm/norm/scale": "cls.predictions.transform.LayerNorm.weight",
-    "head/mlm/norm/bias": "cls.predictions.transform.LayerNorm.bias",
-    "head/mlm/bias": "cls.predictions.bias",
-    "head/nsp/kernel": "cls.seq_relationship.weight",
-    "head/nsp/bias": "cls.seq_relationship.bias",
-    "head/classify/kernel": "classifier.weight",
-    "head/classify/bias": "classifier.bias",
-    "head/choice/kernel": "classifier.weight",
-    "head/choice/bias": "classifier.bias",
-}
-# Copies that the reference may store of a weight that it shares -> ours.
-TIED = {"cls.predictions.decoder.weight": "embed/word/embedding", "cls.predictions.decoder.bias": "head/mlm/bias"}
-
-
-def renamed(changes: Mapping[str, str], prefix: str, without: tuple[str, ...]) -> dict[str, str]:
-    """Returns the body's table of a descendant: BERT's with parts of the reference's names changed, in order."""
-    table = {ours: theirs for ours, theirs in BODY.items() if not ours.startswith(without)}
-    for old, new in changes.items():
-        table = {ours: theirs.replace(old, new) for ours, theirs in table.items()}
-    return {ours: prefix + theirs for ours, theirs in table.items()}
-
-
-def read_settings(config: Config, table: Table, fixed: Config, constants: Config, unread: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the settings of a reference config of BERT or a descendant, by the descendant's tables.
-
-    Raises UserError naming each setting that is not handled.
-    """
-    settings = folders.read_settings(config, table, fixed, unread)
-    if settings["classifier_dropout"] is None:
-        settings["classifier_dropout"] = settings["dropout"]
-    return settings | dict(constants) | {"embedding_dropout": settings["dropout"]}
-
-
-def from_reference(config: Config) -> dict[str, Any]:
-    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
-    return read_settings(config, SETTINGS, FIXED, CONSTANTS, UNREAD)
-
-
-def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    config = folders.write_settings(settings, SETTINGS, CONSTANTS)
-    return config | {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0}
-
-
-def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-    """Returns the batch of the reference's inputs: ids as int32, positions counted from 0, the mask as bool.
+def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
+    """Returns the batch of the inputs, [B,L] or [B,N,L]: ids as int32, positions counted from 0, the mask as bool.
 
     Raises UserError, naming the value and the table, for an id that has no embedding, and for rows that are too long.
     """
+    tables = {
+        "input_ids": Table("vocabulary", settings.vocab_size),
+        "token_type_ids": Table("token-type table", settings.token_types),
+        "position_ids": Table("position table", settings.positions, settings.position_offset),
+    }
     if "position_ids" not in arrays:
         check_length(arrays["input_ids"].shape[-1], settings.positions)
-    tables = {
-        "input_ids": ("vocabulary", settings.vocab_size),
-        "token_type_ids": ("token-type table", settings.token_types),
-        "position_ids": ("position table", settings.positions + settings.position_offset),
-    }
-    batch = {}
-    for name, array in arrays.items():
-        if name in tables:
-            check_range(name, array, *tables[name])
-        # The range is looked at before the conversion, in which large numbers would wrap.
-        batch[name] = array.astype(np.int32 if name in tables else bool)
-    if "position_ids" in batch:
-        batch["position_ids"] -= settings.position_offset
-    return batch
+    return checked_ids(arrays, tables)

@@ -7,7 +7,7 @@ replaced?).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fmjax import contracts
-from fmjax.hub import folders
 from fmjax.layers.heads import Features, HeadTable, linear_head
 from fmjax.layers.linear import Dense, Initializer, normal
 from fmjax.layers.mlp import activation
@@ -73,64 +72,4 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> ber
     return bert.checked_model(bert.Bert(heads, resolve(Settings, SIZES, size, settings), heads_of))
 
 
-MODEL_TYPES = ("electra",)
-PREFIX = "electra."
-ARCHITECTURES: dict[str, dict[str, str | tuple[str, ...]]] = {
-    "ElectraModel": {},
-    "ElectraForMaskedLM": {"mlm": "logits"},
-    "ElectraForPreTraining": {"rtd": "logits"},
-    "ElectraForSequenceClassification": {"classify": "logits"},
-    "ElectraForTokenClassification": {"tag": "logits"},
-    "ElectraForQuestionAnswering": {"span": bert.SPAN},
-    "ElectraForMultipleChoice": {"choice": ("logits",)},
-}
-INPUTS = bert.INPUTS
-SETTINGS: bert.Table = {
-    **bert.SETTINGS,
-    "embedding_size": ("embedding_width", 128),
-    "hidden_size": ("width", 256),
-    "num_attention_heads": ("attention_heads", 4),
-    "intermediate_size": ("mlp_width", 1024),
-    "summary_last_dropout": ("choice_dropout", 0.1),
-}
-# The reference's sequence summary is what multiple choice reads.
-FIXED = {**bert.FIXED, "summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu"}
-CONSTANTS = {"position_offset": 0}
-WEIGHTS: dict[str, str] = bert.renamed({}, PREFIX, without=("encoder/pooler",)) | {
-    **bert.SHARED,
-    "embed/projection/kernel": PREFIX + "embeddings_project.weight",
-    "embed/projection/bias": PREFIX + "embeddings_project.bias",
-    "head/mlm/dense/kernel": "generator_predictions.dense.weight",
-    "head/mlm/dense/bias": "generator_predictions.dense.bias",
-    "head/mlm/norm/scale": "generator_predictions.LayerNorm.weight",
-    "head/mlm/norm/bias": "generator_predictions.LayerNorm.bias",
-    "head/mlm/bias": "generator_lm_head.bias",
-    "head/rtd/dense/kernel": "discriminator_predictions.dense.weight",
-    "head/rtd/dense/bias": "discriminator_predictions.dense.bias",
-    "head/rtd/kernel": "discriminator_predictions.dense_prediction.weight",
-    "head/rtd/bias": "discriminator_predictions.dense_prediction.bias",
-    "head/classify/dense/kernel": "classifier.dense.weight",
-    "head/classify/dense/bias": "classifier.dense.bias",
-    "head/classify/kernel": "classifier.out_proj.weight",
-    "head/classify/bias": "classifier.out_proj.bias",
-    "head/choice/dense/kernel": "sequence_summary.summary.weight",
-    "head/choice/dense/bias": "sequence_summary.summary.bias",
-    "head/choice/kernel": "classifier.weight",
-    "head/choice/bias": "classifier.bias",
-}
-TIED = {"generator_lm_head.weight": "embed/word/embedding"}
-
-
-def from_reference(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
-    return bert.read_settings(config, SETTINGS, FIXED, CONSTANTS, ())
-
-
-def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    config = folders.write_settings(settings, SETTINGS, CONSTANTS)
-    own = {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0}
-    return config | own | {"embedding_size": settings.embedding_width or settings.width}
-
-
-reference_inputs = bert.reference_inputs
+INPUTS, checked_batch = bert.INPUTS, bert.checked_batch

@@ -16,11 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch
+from fmjax.contracts import Arrays, Batch, HostBatch
+from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.sharding import constrain, shard_embedded
-from fmjax.errors import UserError
-from fmjax.hub import folders
-from fmjax.hub.tensors import Tensor
 from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import Caches, ModuleFactory, PreNorm
 from fmjax.layers.cache import Cache, decoder_context, empty_cache
@@ -30,11 +28,8 @@ from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
 from fmjax.layers.stack import Layers, stack
 from fmjax.layers.taps import add_delta
-from fmjax.models.inputs import check_length, check_range
+from fmjax.models.inputs import Table, check_length, checked_ids
 from fmjax.models.sizes import Compute, check_divides, checked, resolve
-
-Config = Mapping[str, Any]
-Table = Mapping[str, tuple[str, Any]]
 
 # tiny is nanoGPT's setting for a CPU; base is the GPT-2 of 124 million parameters.
 SIZES: dict[str, dict[str, int]] = {
@@ -216,152 +211,24 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Gpt
     return checked(Gpt(heads, chosen_settings))
 
 
-def follow(tokenizer: Any) -> dict[str, Any]:
+def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the settings of a fresh model that follow from its tokenizer."""
     return {"pad_id": tokenizer.pad_id} if "pad" in tokenizer.roles else {}
 
 
-# The reference (transformers' GPT2Config and GPT2Model): what folders.py and pretrained.py read from a family.
-MODEL_TYPES = ("gpt2",)
-PREFIX = "transformer."  # before the names of the body, except in a bare model
-
-# Class -> kind of head -> name of its output.
-ARCHITECTURES: dict[str, dict[str, str]] = {
-    "GPT2Model": {},
-    "GPT2LMHeadModel": {"lm": "logits"},
-    "GPT2ForSequenceClassification": {"classify": "logits"},
-}
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
-# The reference's setting -> ours, and the reference's default.
-SETTINGS: Table = {
-    "vocab_size": ("vocab_size", 50257),
-    "n_embd": ("width", 768),
-    "n_layer": ("layers", 12),
-    "n_head": ("attention_heads", 12),
-    "n_inner": ("mlp_width", 3072),
-    "n_positions": ("positions", 1024),
-    "activation_function": ("activation", "gelu_new"),
-    "layer_norm_epsilon": ("epsilon", 1e-5),
-    "initializer_range": ("initializer_range", 0.02),
-    "resid_pdrop": ("dropout", 0.1),
-    "embd_pdrop": ("embedding_dropout", 0.1),
-    "attn_pdrop": ("attention_dropout", 0.1),
-    "tie_word_embeddings": ("tied", True),
-}
-# Settings of the reference that are handled with this value alone.
-FIXED: Config = {
-    "add_cross_attention": False,
-    "is_encoder_decoder": False,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-}
-# The reference never reads n_ctx and is_decoder; its sequence summary serves multiple choice alone.
-UNREAD = (
-    *("n_ctx", "is_decoder"),
-    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
-)
 
-# Ours -> the reference's as `unpack` gives it; `{layer}` runs over the stacked axis, kernels are transposed.
-WEIGHTS: dict[str, str] = {
-    "embed/word/embedding": "transformer.wte.weight",
-    "embed/position/embedding": "transformer.wpe.weight",
-    "decoder/layers/attention_norm/scale": "transformer.h.{layer}.ln_1.weight",
-    "decoder/layers/attention_norm/bias": "transformer.h.{layer}.ln_1.bias",
-    "decoder/layers/attention/query/kernel": "transformer.h.{layer}.attn.query.weight",
-    "decoder/layers/attention/query/bias": "transformer.h.{layer}.attn.query.bias",
-    "decoder/layers/attention/key/kernel": "transformer.h.{layer}.attn.key.weight",
-    "decoder/layers/attention/key/bias": "transformer.h.{layer}.attn.key.bias",
-    "decoder/layers/attention/value/kernel": "transformer.h.{layer}.attn.value.weight",
-    "decoder/layers/attention/value/bias": "transformer.h.{layer}.attn.value.bias",
-    "decoder/layers/attention/out/kernel": "transformer.h.{layer}.attn.c_proj.weight",
-    "decoder/layers/attention/out/bias": "transformer.h.{layer}.attn.c_proj.bias",
-    "decoder/layers/mlp_norm/scale": "transformer.h.{layer}.ln_2.weight",
-    "decoder/layers/mlp_norm/bias": "transformer.h.{layer}.ln_2.bias",
-    "decoder/layers/mlp/up/kernel": "transformer.h.{layer}.mlp.c_fc.weight",
-    "decoder/layers/mlp/up/bias": "transformer.h.{layer}.mlp.c_fc.bias",
-    "decoder/layers/mlp/down/kernel": "transformer.h.{layer}.mlp.c_proj.weight",
-    "decoder/layers/mlp/down/bias": "transformer.h.{layer}.mlp.c_proj.bias",
-    "decoder/norm/scale": "transformer.ln_f.weight",
-    "decoder/norm/bias": "transformer.ln_f.bias",
-    "head/lm/kernel": "lm_head.weight",
-    "head/classify/kernel": "score.weight",
-}
-# Copies that the reference may store of a weight that it shares -> ours.
-TIED = {"lm_head.weight": "embed/word/embedding"}
-
-FUSED = ("query", "key", "value")  # side by side in one matrix, c_attn
-BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which old files hold
-MATRICES = (".c_proj.weight", ".c_fc.weight")  # stored [in, out], with no need to be transposed
-
-
-def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a file's tensors with queries, keys and values apart, and matrices [out, in] as other families have them."""
-    unpacked = {}
-    for name, tensor in tensors.items():
-        if name.endswith((".c_attn.weight", ".c_attn.bias")):
-            shape = (*(size // 3 for size in tensor.shape[-1:]), *tensor.shape[-2::-1])
-            for index, part in enumerate(FUSED):
-                read = partial(lambda tensor, index: np.split(tensor.read(), 3, axis=-1)[index].T, tensor, index)
-                unpacked[name.replace("c_attn", part)] = Tensor(shape, read)
-        elif name.endswith(MATRICES):
-            unpacked[name] = Tensor(tensor.shape[::-1], partial(lambda tensor: tensor.read().T, tensor))
-        elif not name.endswith(BUFFERS):
-            unpacked[name] = tensor
-    return unpacked
-
-
-def pack(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns tensors as the reference stores them: the inverse of `unpack`."""
-    packed = dict(tensors)
-    for name, array in tensors.items():
-        if name.endswith((".attn.query.weight", ".attn.query.bias")):
-            parts = [packed.pop(name.replace(".attn.query", f".attn.{part}")) for part in FUSED]
-            packed[name.replace(".attn.query", ".attn.c_attn")] = np.ascontiguousarray(np.concatenate(parts).T)
-        elif name.endswith(MATRICES):
-            packed[name] = np.ascontiguousarray(array.T)
-    return packed
-
-
-def padding(config: Config, vocab_size: int) -> int:
-    """Returns a reference config's padding id, -1 where it has none. Raises UserError if that is not in the vocabulary."""
-    pad_id = config.get("pad_token_id")
-    if pad_id is None:
-        return -1
-    if type(pad_id) is not int or not -1 <= pad_id < vocab_size:
-        raise UserError(f"config.json: pad_token_id={pad_id} is not one of the {vocab_size} tokens; correct it, or leave it out")
-    return pad_id
-
-
-def from_reference(config: Config) -> dict[str, Any]:
-    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
-    if config.get("n_inner") is None and folders.fits(width := config.get("n_embd", 768), 1):
-        config = {**config, "n_inner": 4 * width}
-    settings = folders.read_settings(config, SETTINGS, FIXED, UNREAD)
-    return settings | {"pad_id": padding(config, settings["vocab_size"])}
-
-
-def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    known = pad_id if settings.pad_id < 0 else settings.pad_id
-    return folders.write_settings(settings, SETTINGS, {}) | {"model_type": MODEL_TYPES[0], "pad_token_id": known}
-
-
-def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-    """Returns the batch of the reference's inputs: ids as int32, the mask as bool.
+def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
+    """Returns the batch of the inputs [B,L]: ids as int32, the mask as bool.
 
     Raises UserError, naming the value and the table, for an id that has no embedding, and for rows that are too long.
     """
-    tables = {"input_ids": ("vocabulary", settings.vocab_size)}
     # Positions that are not learned may be any number.
-    tables["position_ids"] = ("position table", settings.positions or 2**31)
+    tables = {
+        "input_ids": Table("vocabulary", settings.vocab_size),
+        "position_ids": Table("position table", settings.positions or 2**31),
+    }
     if settings.positions and "position_ids" not in arrays:
         check_length(arrays["input_ids"].shape[1], settings.positions)
-    batch = {}
-    for name, array in arrays.items():
-        if name in tables:
-            check_range(name, array, *tables[name])
-        # The range is looked at before the conversion, in which large numbers would wrap.
-        batch[name] = array.astype(np.int32 if name in tables else bool)
-    return batch
+    return checked_ids(arrays, tables)

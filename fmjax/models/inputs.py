@@ -1,29 +1,45 @@
-"""The reference's inputs, checked on the host: a wrong id or shape would give a wrong answer on the device, not an error."""
+"""Inputs, checked on the host: a wrong id or shape would give a wrong answer on the device, not an
+error."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fmjax.contracts import HostBatch
 from fmjax.errors import UserError, nearest
 
-IMAGES = ("pixel_values", "interpolate_pos_encoding", "patch_keep")  # which the family itself checks
+# The inputs that belong to tokens; a family checks the shapes of others itself.
+TOKENS = (
+    *("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels"),
+    *("decoder_input_ids", "decoder_attention_mask", "decoder_position_ids"),
+)
+
+
+class Table(NamedTuple):
+    """A table that ids are rows of: its name, and how many there are from id 0, and before it."""
+
+    name: str
+    rows: int
+    before: int = 0
 
 
 def checked_inputs(
     arrays: Mapping[str, Any], known: Sequence[str], axes: Sequence[str] = ("rows", "tokens")
 ) -> dict[str, np.ndarray]:
-    """Returns the inputs as arrays: tokens [B,L] and what goes with them, whole numbers; `pixel_values` [B,C,height,width].
+    """Returns the inputs as arrays; those of TOKENS are [B,L], whole numbers.
 
-    `axes` are those of the tokens: of multiple choice, rows, choices, tokens. The first of the `known` names has to be there.
-    Raises UserError for an unknown name, a wrong type, or shapes that differ among what belongs to the same tokens.
+    `axes` are those of the tokens: of multiple choice, rows, choices, tokens. The first of the
+    `known` names has to be there; where none is known, any may be. Raises UserError for an unknown
+    name, a wrong type, or shapes that differ among what belongs to the same tokens.
     """
     for name in arrays:
-        if name not in known:
-            raise UserError(f'"{name}" is not an input of this model{nearest(name, known)}; it takes {", ".join(known)}')
-    if known[0] not in arrays:
+        if known and name not in known:
+            choices = f"{nearest(name, known)}; it takes {', '.join(known)}"
+            raise UserError(f'"{name}" is not an input of this model{choices}')
+    if known and known[0] not in arrays:
         also = f", and any of {', '.join(known[1:])}" if known[1:] else ""
         raise UserError(f"{known[0]} are missing; give them{also}")
     inputs = {}
@@ -31,17 +47,24 @@ def checked_inputs(
         try:
             inputs[name] = np.asarray(value)
         except ValueError:
-            raise UserError(f"{name}: its rows differ in length; fill them up, and mask that with attention_mask") from None
-        if name not in IMAGES and inputs[name].dtype.kind not in ("biuf" if name.endswith("attention_mask") else "iu"):
-            raise UserError(f"{name}: holds {inputs[name].dtype}, not whole numbers; give int32 or int64")
+            raise UserError(
+                f"{name}: its rows differ in length; "
+                "fill them up, and mask that with attention_mask"
+            ) from None
+        kinds = "biuf" if name.endswith("attention_mask") else "iu"
+        if name in TOKENS and inputs[name].dtype.kind not in kinds:
+            raise UserError(
+                f"{name}: holds {inputs[name].dtype}, not whole numbers; give int32 or int64"
+            )
     for name in inputs:
-        if name not in IMAGES:
+        if name in TOKENS:
             check_shape(name, inputs, axes)
     return inputs
 
 
 def check_shape(name: str, inputs: Mapping[str, np.ndarray], axes: Sequence[str]) -> None:
-    """Raises UserError if an array does not have the shape of the tokens that it belongs to, or those lack one of the axes."""
+    """Raises UserError if an array does not have the shape of the tokens that it belongs to, or
+    those lack one of the axes."""
     target = name == "labels" or name.startswith("decoder_")
     main = "decoder_input_ids" if target else "input_ids"
     if target and main not in inputs and "labels" in inputs:
@@ -50,23 +73,53 @@ def check_shape(name: str, inputs: Mapping[str, np.ndarray], axes: Sequence[str]
         raise UserError(f"{name} goes with {main}, which are missing; give them")
     shape = inputs[main].shape
     if len(shape) != len(axes) or 0 in shape:
-        raise UserError(f"{main}: has shape {shape}; give [{', '.join(axes)}], at least one of each")
-    source = next((other for other in inputs if other != "labels" and not other.startswith("decoder_")), main)
+        raise UserError(
+            f"{main}: has shape {shape}; give [{', '.join(axes)}], at least one of each"
+        )
+    sources = (other for other in inputs if other != "labels" and not other.startswith("decoder_"))
+    source = next(sources, main)
     if inputs[source].shape[:1] != shape[:1]:
-        raise UserError(f"{main}: has {shape[0]} rows, but {source} has shape {inputs[source].shape}; they must be alike")
+        raise UserError(
+            f"{main}: has {shape[0]} rows, but {source} has shape {inputs[source].shape}; "
+            "they must be alike"
+        )
     # One row of positions may stand for all.
     if inputs[name].shape not in (shape, (1, shape[-1]) if name.endswith("position_ids") else ()):
-        raise UserError(f"{name}: has shape {inputs[name].shape}, but {main} {shape}; they must be alike")
+        raise UserError(
+            f"{name}: has shape {inputs[name].shape}, but {main} {shape}; they must be alike"
+        )
 
 
 def check_range(name: str, ids: np.ndarray, table: str, rows: int) -> None:
     """Raises UserError if an id is not a row of its table."""
     wrong = ids[(ids < 0) | (ids >= rows)]
     if wrong.size:
-        raise UserError(f"{name}: {wrong[0]} is out of range; the {table} has {rows} entries, 0 to {rows - 1}; correct the ids")
+        raise UserError(
+            f"{name}: {wrong[0]} is out of range; "
+            f"the {table} has {rows} entries, 0 to {rows - 1}; correct the ids"
+        )
+
+
+def checked_ids(arrays: HostBatch, tables: Mapping[str, Table]) -> dict[str, np.ndarray]:
+    """Returns a batch of ids, which are rows of tables, as int32, and of masks, as bool.
+
+    Raises UserError as `check_range`.
+    """
+    batch = {}
+    for name, array in arrays.items():
+        if name in tables:
+            table = tables[name]
+            moved = array.astype(np.int64) + table.before if table.before else array
+            check_range(name, moved, table.name, table.rows + table.before)
+        # The range is looked at before the conversion, in which large numbers would wrap.
+        batch[name] = array.astype(np.int32 if name in tables else bool)
+    return batch
 
 
 def check_length(tokens: int, positions: int) -> None:
     """Raises UserError if a row has more tokens than there are positions."""
     if tokens > positions:
-        raise UserError(f"input_ids: {tokens} tokens are more than the {positions} positions; shorten or split the text")
+        raise UserError(
+            f"input_ids: {tokens} tokens are more than the {positions} positions; "
+            "shorten or split the text"
+        )

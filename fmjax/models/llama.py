@@ -7,9 +7,8 @@ as in `gpt.py`; K head width. Mistral and Qwen2 are this decoder with other sett
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,6 @@ import numpy as np
 
 from fmjax import contracts
 from fmjax.errors import UserError, nearest
-from fmjax.hub import folders
 from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import ModuleFactory, PreNorm
 from fmjax.layers.cache import Cache, decoder_context
@@ -166,158 +164,5 @@ def checked_model(model: Llama) -> Llama:
     return model
 
 
-follow = gpt.follow
-
-# The reference (transformers' LlamaConfig and LlamaModel).
-MODEL_TYPES = ("llama",)
-PREFIX = "model."
-
-
-def architectures(stem: str) -> dict[str, dict[str, str]]:
-    """Returns the reference's classes whose names begin with that stem."""
-    return {
-        f"{stem}Model": {},
-        f"{stem}ForCausalLM": {"lm": "logits"},
-        f"{stem}ForSequenceClassification": {"classify": "logits"},
-    }
-
-
-ARCHITECTURES = architectures("Llama")
-INPUTS = gpt.INPUTS
-
-# What Llama and its kin have in common.
-SHARED: gpt.Table = {
-    "vocab_size": ("vocab_size", 32000),
-    "hidden_size": ("width", 4096),
-    "num_hidden_layers": ("layers", 32),
-    "num_attention_heads": ("attention_heads", 32),
-    "num_key_value_heads": ("kv_heads", 32),
-    "head_dim": ("head_width", 128),
-    "intermediate_size": ("mlp_width", 11008),
-    "max_position_embeddings": ("context", 2048),
-    "hidden_act": ("activation", "silu"),
-    "rms_norm_eps": ("epsilon", 1e-6),
-    "initializer_range": ("initializer_range", 0.02),
-    "attention_dropout": ("attention_dropout", 0.0),
-    "tie_word_embeddings": ("tied", False),
-}
-SETTINGS: gpt.Table = {**SHARED, "attention_bias": ("qkv_bias", False), "mlp_bias": ("mlp_bias", False)}
-FIXED: gpt.Config = {"is_encoder_decoder": False, "add_cross_attention": False}
-# How the reference once split its products; its results are the same.
-UNREAD = ("pretraining_tp", "is_decoder")
-CONSTANTS: gpt.Config = {"positions": 0, "window": 0}
-
-WEIGHTS: dict[str, str] = {
-    "embed/word/embedding": "model.embed_tokens.weight",
-    "decoder/layers/attention_norm/scale": "model.layers.{layer}.input_layernorm.weight",
-    "decoder/layers/attention/query/kernel": "model.layers.{layer}.self_attn.q_proj.weight",
-    "decoder/layers/attention/query/bias": "model.layers.{layer}.self_attn.q_proj.bias",
-    "decoder/layers/attention/key/kernel": "model.layers.{layer}.self_attn.k_proj.weight",
-    "decoder/layers/attention/key/bias": "model.layers.{layer}.self_attn.k_proj.bias",
-    "decoder/layers/attention/value/kernel": "model.layers.{layer}.self_attn.v_proj.weight",
-    "decoder/layers/attention/value/bias": "model.layers.{layer}.self_attn.v_proj.bias",
-    "decoder/layers/attention/out/kernel": "model.layers.{layer}.self_attn.o_proj.weight",
-    "decoder/layers/attention/out/bias": "model.layers.{layer}.self_attn.o_proj.bias",
-    "decoder/layers/mlp_norm/scale": "model.layers.{layer}.post_attention_layernorm.weight",
-    "decoder/layers/mlp/gate/kernel": "model.layers.{layer}.mlp.gate_proj.weight",
-    "decoder/layers/mlp/gate/bias": "model.layers.{layer}.mlp.gate_proj.bias",
-    "decoder/layers/mlp/up/kernel": "model.layers.{layer}.mlp.up_proj.weight",
-    "decoder/layers/mlp/up/bias": "model.layers.{layer}.mlp.up_proj.bias",
-    "decoder/layers/mlp/down/kernel": "model.layers.{layer}.mlp.down_proj.weight",
-    "decoder/layers/mlp/down/bias": "model.layers.{layer}.mlp.down_proj.bias",
-    "decoder/norm/scale": "model.norm.weight",
-    "head/lm/kernel": "lm_head.weight",
-    "head/classify/kernel": "score.weight",
-}
-TIED = {"lm_head.weight": "embed/word/embedding"}
-
-# The reference's setting of rotary positions -> ours, and a value like it.
-ROTARY: gpt.Table = {
-    "rope_theta": ("rotary_base", 10000.0),
-    "rope_type": ("rotary_scaling", "default"),
-    "factor": ("rotary_factor", 1.0),
-    "low_freq_factor": ("rotary_low", 1.0),
-    "high_freq_factor": ("rotary_high", 4.0),
-    "original_max_position_embeddings": ("rotary_context", 8192),
-}
-# The scaling -> the reference's settings that it reads.
-READ: Mapping[str, tuple[str, ...]] = {
-    "default": ("rope_theta", "rope_type"),
-    "linear": ("rope_theta", "rope_type", "factor"),
-    "llama3": tuple(ROTARY),
-}
-
-
-def read_rotary(config: gpt.Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns our settings of rotary positions, and the config without the reference's.
-
-    They stand in `rope_parameters`, or in `rope_theta` and `rope_scaling` as before transformers 5. Raises UserError
-    naming what is not handled.
-    """
-    others = dict(config)
-    old = {"rope_theta": others.pop("rope_theta", None), "scaling": others.pop("rope_scaling", None) or {}}
-    new = others.pop("rope_parameters", None) or {}
-    if not isinstance(new, dict) or not isinstance(old["scaling"], dict):
-        raise UserError("config.json: rope_parameters and rope_scaling have to be objects; correct the config")
-    given = {"rope_theta": old["rope_theta"], **old["scaling"], **new}
-    given["rope_type"] = given.get("rope_type") or given.pop("type", None) or "default"
-    given = {key: value for key, value in given.items() if value is not None and key != "type"}
-    kind = given["rope_type"]
-    if kind not in READ:
-        raise UserError(f"config.json: rope_type={json.dumps(kind)} is not handled; those that are: {', '.join(READ)}")
-    if unknown := [key for key in given if key not in READ[kind]]:
-        values = ", ".join(f"{key}={json.dumps(given[key])}" for key in unknown)
-        raise UserError(f'config.json: not handled with rope_type="{kind}": {values}; use another model')
-    if missing := [key for key in READ[kind][2:] if key not in given]:
-        raise UserError(f'config.json: rope_type="{kind}" needs {", ".join(missing)}; add them')
-    return folders.read_settings(given, {key: ROTARY[key] for key in READ[kind]}, {}, ()), others
-
-
-def write_rotary(settings: Settings) -> dict[str, Any]:
-    """Returns the reference's settings of rotary positions."""
-    read = READ[settings.rotary_scaling]
-    return {"rope_parameters": {key: getattr(settings, name) for key, (name, _) in ROTARY.items() if key in read}}
-
-
-def read_settings(
-    config: gpt.Config, table: gpt.Table, fixed: gpt.Config, constants: gpt.Config, unread: tuple[str, ...]
-) -> dict[str, Any]:
-    """Returns the settings of a reference config of Llama or its kin, by that family's tables.
-
-    Raises UserError naming each setting that is not handled.
-    """
-    turned, config = read_rotary(config)
-    # By default heads share no keys, and are as wide as fits the model's width.
-    sizes: list[Any] = [config.get(key, table[key][1]) for key in ("hidden_size", "num_attention_heads")]
-    width, heads = sizes
-    filled = {"num_key_value_heads": heads}
-    if folders.fits(width, 1) and folders.fits(heads, 1):
-        filled["head_dim"] = width // heads
-    config = {key: value for key, value in config.items() if value is not None or key not in filled}
-    settings = folders.read_settings(filled | config, table, fixed, unread)
-    return settings | dict(constants) | turned | {"pad_id": gpt.padding(config, settings["vocab_size"])}
-
-
-def from_reference(config: gpt.Config) -> dict[str, Any]:
-    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
-    settings = read_settings(config, SETTINGS, FIXED, CONSTANTS, UNREAD)
-    return settings | {"out_bias": settings["qkv_bias"]}
-
-
-def write_settings(settings: Settings, table: gpt.Table, constants: gpt.Config, pad_id: int | None) -> dict[str, Any]:
-    """Returns the config of Llama or its kin. Raises UserError naming each setting that it cannot express."""
-    config = folders.write_settings(settings, table, constants) | write_rotary(settings)
-    shape = {
-        "num_key_value_heads": settings.kv_heads or settings.attention_heads,
-        "head_dim": settings.head_width or settings.width // settings.attention_heads,
-    }
-    return config | shape | {"pad_token_id": pad_id if settings.pad_id < 0 else settings.pad_id}
-
-
-def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    constants = {**CONSTANTS, "out_bias": settings.qkv_bias}
-    return write_settings(settings, SETTINGS, constants, pad_id) | {"model_type": MODEL_TYPES[0]}
-
-
-reference_inputs = gpt.reference_inputs
+INPUTS, checked_batch = gpt.INPUTS, gpt.checked_batch
+settings_from_tokenizer = gpt.settings_from_tokenizer

@@ -9,7 +9,6 @@ import dataclasses
 from typing import Any
 
 from fmjax import contracts
-from fmjax.errors import UserError
 from fmjax.models import gpt, llama
 from fmjax.models.sizes import resolve
 
@@ -33,39 +32,5 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> lla
     return llama.checked_model(llama.Llama(heads, resolve(Settings, SIZES, size, settings)))
 
 
-follow = gpt.follow
-
-MODEL_TYPES = ("qwen2",)
-PREFIX = llama.PREFIX
-ARCHITECTURES = llama.architectures("Qwen2")
-INPUTS = llama.INPUTS
-SETTINGS: gpt.Table = {
-    **llama.SHARED,
-    "vocab_size": ("vocab_size", 151936),
-    "intermediate_size": ("mlp_width", 22016),
-    "max_position_embeddings": ("context", 32768),
-}
-FIXED: gpt.Config = {**llama.FIXED, "use_sliding_window": False}
-# The window's settings say nothing where it is not used.
-UNREAD = (*llama.UNREAD, "sliding_window", "max_window_layers")
-CONSTANTS: gpt.Config = {**llama.CONSTANTS, "qkv_bias": True, "out_bias": False, "mlp_bias": False}
-WITHOUT = ("/out/bias", "/gate/bias", "/up/bias", "/down/bias")
-WEIGHTS = {ours: theirs for ours, theirs in llama.WEIGHTS.items() if not ours.endswith(WITHOUT)}
-TIED = llama.TIED
-
-
-def from_reference(config: gpt.Config) -> dict[str, Any]:
-    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
-    others = {key: value for key, value in config.items() if key != "layer_types"}
-    kinds = config.get("layer_types") or ()
-    if other := [kind for kind in kinds if kind != "full_attention"]:
-        raise UserError(f'config.json: layer_types has "{other[0]}"; only "full_attention" is handled; use another model')
-    return llama.read_settings(others, SETTINGS, FIXED, CONSTANTS, UNREAD)
-
-
-def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    return llama.write_settings(settings, SETTINGS, CONSTANTS, pad_id) | {"model_type": MODEL_TYPES[0]}
-
-
-reference_inputs = gpt.reference_inputs
+INPUTS, checked_batch = gpt.INPUTS, gpt.checked_batch
+settings_from_tokenizer = gpt.settings_from_tokenizer

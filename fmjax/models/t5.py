@@ -8,7 +8,6 @@ for all layers of the encoder, another for the decoder's.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -19,12 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch
+from fmjax.contracts import Arrays, Batch, HostBatch
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError, nearest
-from fmjax.hub import folders
-from fmjax.hub.tensors import Tensor
 from fmjax.layers.attention import Attention, Context, CrossAttention
 from fmjax.layers.blocks import Caches, PreNorm
 from fmjax.layers.cache import Cache, decoder_context, empty_cache, encoder_mask, memory_mask, shift_right
@@ -35,10 +32,8 @@ from fmjax.layers.norm import RmsNorm
 from fmjax.layers.position import relative_buckets
 from fmjax.layers.stack import stack
 from fmjax.layers.taps import add_delta
-from fmjax.models.inputs import check_range
+from fmjax.models.inputs import Table, checked_ids
 from fmjax.models.sizes import Compute, checked, resolve
-
-Config = Mapping[str, Any]
 
 
 def sizes(width: int, mlp_width: int, layers: int, heads: int, head_width: int = 64, **others: Any) -> dict[str, Any]:
@@ -263,137 +258,16 @@ def build(*, heads: contracts.Heads, size: str = "small", **settings: Any) -> T5
     return checked(T5(heads, resolved))
 
 
-def follow(tokenizer: Tokenizer) -> dict[str, Any]:
+def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the settings of a fresh model that follow from its tokenizer."""
     return {"start_id": tokenizer.pad_id}
 
 
-# The reference (transformers' T5Config and T5Model); umT5, with a table of distances in every layer, is another model.
-MODEL_TYPES = ("t5", "mt5")
-PREFIX = ""
-ENCODERS = ("T5EncoderModel", "MT5EncoderModel")
-ARCHITECTURES: dict[str, dict[str, str]] = {
-    "T5Model": {},
-    "T5ForConditionalGeneration": {"lm": "logits"},
-    "MT5Model": {},
-    "MT5ForConditionalGeneration": {"lm": "logits"},
-    **{name: {} for name in ENCODERS},
-}
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask", "labels")
-SETTINGS: dict[str, tuple[str, Any]] = {
-    "vocab_size": ("vocab_size", 32128),
-    "d_model": ("width", 512),
-    "d_kv": ("head_width", 64),
-    "d_ff": ("mlp_width", 2048),
-    "num_layers": ("layers", 6),
-    "num_decoder_layers": ("decoder_layers", None),  # None: num_layers
-    "num_heads": ("attention_heads", 8),
-    "relative_attention_num_buckets": ("buckets", 32),
-    "relative_attention_max_distance": ("furthest", 128),
-    "feed_forward_proj": ("feed_forward", "relu"),
-    "layer_norm_epsilon": ("epsilon", 1e-6),
-    "initializer_factor": ("initializer_factor", 1.0),
-    "dropout_rate": ("dropout", 0.1),
-}
-# The reference's defaults for mT5, where they are others.
-MT5: Config = {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu"}
-FIXED = {"is_decoder": False}
-# Read below; or what follows from the architecture, another class's dropout, and the lengths of T5's pretraining.
-UNREAD = (
-    *("decoder_start_token_id", "scale_decoder_outputs", "tie_word_embeddings"),
-    *("is_encoder_decoder", "classifier_dropout", "n_positions"),
-)
-
-BLOCK = {
-    "attention/query/kernel": "layer.0.SelfAttention.q",
-    "attention/key/kernel": "layer.0.SelfAttention.k",
-    "attention/value/kernel": "layer.0.SelfAttention.v",
-    "attention/out/kernel": "layer.0.SelfAttention.o",
-    "attention_norm/scale": "layer.0.layer_norm",
-    "cross/query/kernel": "layer.1.EncDecAttention.q",
-    "cross/key/kernel": "layer.1.EncDecAttention.k",
-    "cross/value/kernel": "layer.1.EncDecAttention.v",
-    "cross/out/kernel": "layer.1.EncDecAttention.o",
-    "cross_norm/scale": "layer.1.layer_norm",
-}
-MLP = {
-    "mlp/gate/kernel": "DenseReluDense.wi_0",
-    "mlp/up/kernel": "DenseReluDense.wi_1",
-    "mlp/down/kernel": "DenseReluDense.wo",
-    "mlp_norm/scale": "layer_norm",
-}
-DISTANCES = "relative_attention_bias.weight"
-HEAD, WORDS = "lm_head.weight", "shared.weight"
-WEIGHTS: dict[str, str] = {
-    "embed/word/embedding": WORDS,
-    **{
-        f"{stack}/layers/{ours}": f"{stack}.block.{{layer}}.{theirs}.weight"
-        for stack in ("encoder", "decoder")
-        for ours, theirs in BLOCK.items()
-        if stack == "decoder" or not ours.startswith("cross")
-    },
-    **{
-        f"{stack}/layers/{ours}": f"{stack}.block.{{layer}}.layer.{place}.{theirs}.weight"
-        for stack, place in (("encoder", 1), ("decoder", 2))
-        for ours, theirs in MLP.items()
-    },
-    **{f"{stack}/relative": f"{stack}.block.0.layer.0.SelfAttention.{DISTANCES}" for stack in ("encoder", "decoder")},
-    **{f"{stack}/norm/scale": f"{stack}.final_layer_norm.weight" for stack in ("encoder", "decoder")},
-    "head/lm/kernel": HEAD,
-}
-TIED = dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", HEAD), "embed/word/embedding")
 
 
-def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a file's tensors under the names of WEIGHTS: one name for what the gate multiplies and for what has no gate.
-
-    Where an untied head is not stored it is the word table, from which the reference has not let it part. Old files hold
-    a table of distances for the attention to the encoder, which is not used.
-    """
-    named = {name.replace(".wi.", ".wi_1."): tensor for name, tensor in tensors.items()}
-    named.pop(f"decoder.block.0.layer.1.EncDecAttention.{DISTANCES}", None)
-    return {HEAD: named[WORDS], **named} if WORDS in named else named
-
-
-def pack(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns tensors under the names of the file: the inverse of `unpack`."""
-    gated = any(".wi_0." in name for name in tensors)
-    return {name if gated else name.replace(".wi_1.", ".wi."): array for name, array in tensors.items()}
-
-
-def from_reference(config: Config) -> dict[str, Any]:
-    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled.
-
-    In T5 a tied head and scaled hidden states go together. The reference says the second in `scale_decoder_outputs`, old
-    files say both in `tie_word_embeddings`, and mT5 has neither.
-    """
-    mt5 = config.get("model_type") == "mt5"
-    table = {key: (ours, MT5.get(key, default) if mt5 else default) for key, (ours, default) in SETTINGS.items()}
-    name = config.get("feed_forward_proj", table["feed_forward_proj"][1])
-    if name not in list(FEED_FORWARD):
-        known = ", ".join(FEED_FORWARD)
-        raise UserError(f"config.json: feed_forward_proj={json.dumps(name)} is not handled; those that are: {known}")
-    mlp, act = FEED_FORWARD[name]
-    settings = folders.read_settings(config, table, FIXED | {"dense_act_fn": act, "is_gated_act": mlp is GatedMlp}, UNREAD)
-    start = config.get("decoder_start_token_id") or 0
-    if type(start) is not int or not 0 <= start < settings["vocab_size"]:
-        raise UserError(f"config.json: decoder_start_token_id={json.dumps(start)} is no id of the vocabulary; correct the config")
-    depth = settings["decoder_layers"] or settings["layers"]
-    alone = (config.get("architectures") or ["T5Model"])[0] in ENCODERS
-    tied = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
-    return settings | {"decoder_layers": 0 if alone else depth, "tied": bool(tied) and not mt5, "start_id": start}
-
-
-def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of settings."""
-    config = folders.write_settings(settings, SETTINGS, {})
-    own = {"model_type": MODEL_TYPES[0], "pad_token_id": pad_id or 0, "decoder_start_token_id": settings.start_id}
-    depth = {"num_decoder_layers": settings.decoder_layers or settings.layers}
-    return config | own | depth | {"tie_word_embeddings": settings.tied, "is_encoder_decoder": settings.decoder_layers > 0}
-
-
-def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-    """Returns the batch of the reference's inputs: ids as int32, masks as bool; labels of -100 are read as padding.
+def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
+    """Returns the batch of the inputs: ids [B,S] and [B,T] as int32, masks as bool.
 
     Raises UserError for an id that has no embedding, and where what the decoder reads is missing or there is no decoder.
     """
@@ -402,12 +276,5 @@ def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> di
         raise UserError(f"{min(target)}: this model is an encoder alone; leave it out, or load one with a decoder")
     if settings.decoder_layers and not target & {"decoder_input_ids", "labels"}:
         raise UserError("decoder_input_ids are missing; give them, or the labels to predict, or use .generate")
-    batch = {}
-    for name, array in arrays.items():
-        if name == "labels":
-            array = np.where(array == -100, settings.start_id, array)
-        if not name.endswith("mask"):
-            check_range(name, array, "vocabulary", settings.vocab_size)
-        # The range is looked at before the conversion, in which large numbers would wrap.
-        batch[name] = array.astype(bool if name.endswith("mask") else np.int32)
-    return batch
+    table = Table("vocabulary", settings.vocab_size)
+    return checked_ids(arrays, dict.fromkeys(("input_ids", "decoder_input_ids", "labels"), table))

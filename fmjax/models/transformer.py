@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch
+from fmjax.contracts import Arrays, Batch, HostBatch
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.errors import UserError
-from fmjax.hub.tensors import Tensor
 from fmjax.layers.attention import Attention, Context, CrossAttention
 from fmjax.layers.blocks import Caches, PostNorm, PreNorm
 from fmjax.layers.cache import Cache, decoder_context, empty_cache, encoder_mask, memory_mask, shift_right
@@ -33,11 +32,9 @@ from fmjax.layers.norm import LayerNorm
 from fmjax.layers.position import sinusoids
 from fmjax.layers.stack import stack
 from fmjax.layers.taps import add_delta
-from fmjax.models import fairseq
-from fmjax.models.inputs import check_length, check_range
+from fmjax.models.inputs import Table, check_length, checked_ids
 from fmjax.models.sizes import Compute, check_divides, checked, resolve
 
-Config = Mapping[str, Any]
 Memory = dict[str, jax.Array]
 
 # tiny: Wu et al. 2021 (arXiv:2105.14462); base and big: Vaswani et al. 2017, as opus-mt has them.
@@ -269,7 +266,7 @@ def checked_model(model: Transformer) -> Transformer:
     return checked(model)
 
 
-def follow(tokenizer: Tokenizer) -> dict[str, Any]:
+def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from padding, as in Marian."""
     return {"start_id": tokenizer.pad_id, "end_id": ending(tokenizer)}
 
@@ -279,103 +276,21 @@ def ending(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_id if tokenizer.end_id is None else tokenizer.end_id
 
 
-# The reference (transformers' MarianConfig and MarianModel): what hub.py and pretrained.py read from a family.
-MODEL_TYPES = ("marian",)
-PREFIX = "model."
-ARCHITECTURES: dict[str, dict[str, str]] = {"MarianModel": {}, "MarianMTModel": {"lm": "logits"}}
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
 
-SETTINGS: fairseq.Table = fairseq.SETTINGS | {"vocab_size": ("vocab_size", 58101)}
-# Settings of the reference that are handled with this value alone.
-FIXED: Config = {
-    **fairseq.FIXED,
-    "static_position_embeddings": True,
-    "normalize_before": False,
-    "normalize_embedding": False,
-    "add_final_layer_norm": False,
-}
-OWN = ("decoder_vocab_size", "share_encoder_decoder_embeddings")  # read by hand below
 
-SHARED = f"{PREFIX}shared.weight"
-ENCODER_TABLE, DECODER_TABLE = (f"{PREFIX}{side}.embed_tokens.weight" for side in ("encoder", "decoder"))
-POSITIONS = tuple(f"{PREFIX}{side}.embed_positions.weight" for side in ("encoder", "decoder"))
-OUTPUT = "lm_head.weight"
-WEIGHTS: dict[str, str] = {
-    "embed/word/embedding": SHARED,
-    "embed/target/embedding": DECODER_TABLE,
-    **fairseq.layers("encoder", PREFIX),
-    **fairseq.layers("decoder", PREFIX),
-    "head/lm/kernel": OUTPUT,
-    "head/lm/bias": fairseq.BIAS,
-}
-# Copies that the reference may store of a weight that it shares -> ours.
-TIED = dict.fromkeys((ENCODER_TABLE, DECODER_TABLE, OUTPUT), "embed/word/embedding")
-
-
-def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a file's tensors as the table names them.
-
-    The sinusoids are left out, which the reference may store. Where source and target have a table each, the source's takes
-    the name that a shared one has, and a copy of the target's for the output is left out. Raises UserError if the
-    positions are not sinusoids.
-    """
-    named = dict(tensors)
-    for name in POSITIONS:
-        if name in named and not np.allclose(named.pop(name).read(), sinusoids(*tensors[name].shape), atol=1e-3):
-            raise UserError(f"{name}: is not a table of sinusoids, which alone are handled here; get the weights again")
-    if SHARED not in named and ENCODER_TABLE in named:
-        named[SHARED] = named.pop(ENCODER_TABLE)
-    if OUTPUT in named and DECODER_TABLE in named and np.array_equal(named[OUTPUT].read(), named[DECODER_TABLE].read()):
-        del named[OUTPUT]
-    return fairseq.unpack(named, DECODER_TABLE if DECODER_TABLE in named else SHARED)
-
-
-def pack(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns tensors as the reference stores them: the inverse of `unpack`."""
-    packed = fairseq.pack(tensors)
-    for prefix in (PREFIX, ""):
-        shared, encoder, decoder = (prefix + name.removeprefix(PREFIX) for name in (SHARED, ENCODER_TABLE, DECODER_TABLE))
-        if shared in packed and decoder in packed:
-            packed[encoder] = packed.pop(shared)
-    return packed
-
-
-def from_reference(config: Config) -> dict[str, Any]:
-    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
-    settings = fairseq.read_settings(config, SETTINGS, FIXED, OWN, start=58100, end=0)
-    vocabulary, shared = settings["vocab_size"], config.get("share_encoder_decoder_embeddings") is not False
-    target, tied = config.get("decoder_vocab_size") or vocabulary, config.get("tie_word_embeddings") is not False
-    if shared and target != vocabulary:
-        raise UserError(f"config.json: decoder_vocab_size={target} but the shared vocab_size={vocabulary}; correct one of them")
-    if shared and not tied:
-        raise UserError("config.json: tie_word_embeddings=false is handled with share_encoder_decoder_embeddings=false alone")
-    return settings | {"target_vocab_size": 0 if shared else target, "tied": tied}
-
-
-def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    target = settings.target_vocab_size
-    if not target and not settings.tied:
-        raise UserError("model.tied=false has no counterpart in Marian, where a shared table gives the logits; train with true")
-    own = {"model_type": MODEL_TYPES[0], "pad_token_id": settings.start_id if pad_id is None else pad_id}
-    shared = {"share_encoder_decoder_embeddings": not target, "decoder_vocab_size": target or settings.vocab_size}
-    return fairseq.write_settings(settings, SETTINGS, {}) | own | shared | {"tie_word_embeddings": settings.tied}
-
-
-def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-    """Returns the batch of the reference's inputs: ids as int32, masks as bool.
+def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
+    """Returns the batch of the inputs: ids [B,S] and [B,L] as int32, masks as bool.
 
     Raises UserError, naming the value and the table, for an id that has no embedding, for rows that are too long, and if
     the decoder's ids are missing.
     """
     if "decoder_input_ids" not in arrays:
         raise UserError("decoder_input_ids are missing; give what the decoder reads, from the start token on, or use .generate")
-    sizes = {"input_ids": settings.vocab_size, "decoder_input_ids": settings.target_vocab_size or settings.vocab_size}
-    batch = {}
-    for name, array in arrays.items():
-        if name in sizes:
-            check_length(array.shape[1], settings.positions)
-            check_range(name, array, "vocabulary", sizes[name])
-        # The range is looked at before the conversion, in which large numbers would wrap.
-        batch[name] = array.astype(np.int32 if name in sizes else bool)
-    return batch
+    tables = {
+        "input_ids": Table("vocabulary", settings.vocab_size),
+        "decoder_input_ids": Table("vocabulary", settings.target_vocab_size or settings.vocab_size),
+    }
+    for name in tables:
+        check_length(arrays[name].shape[1], settings.positions)
+    return checked_ids(arrays, tables)

@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch, PyTree
+from fmjax.contracts import Arrays, Batch, HostBatch, PyTree
 from fmjax.distributed.sharding import shard_embedded
 from fmjax.errors import UserError, nearest
-from fmjax.hub import folders
 from fmjax.layers.attention import ALL, Attention, Context
 from fmjax.layers.blocks import ModuleFactory, PreNorm
 from fmjax.layers.grid import resized
@@ -33,9 +32,6 @@ from fmjax.layers.stack import stack
 from fmjax.models.sizes import Compute, check_divides, checked, resolve
 from fmjax.models.vit_embed import Embed, encoder_mask, patch_mask
 from fmjax.models.vit_heads import POOLS, ClassifyToken, Pixels
-
-Config = Mapping[str, Any]
-Table = Mapping[str, tuple[str, Any]]
 
 # tiny and small are those of DeiT (Touvron et al. 2021, arXiv:2012.12877).
 SIZES: dict[str, dict[str, int]] = {
@@ -218,166 +214,25 @@ def fit_params(params: PyTree, settings: Settings) -> PyTree:
     return params | {"embed": params["embed"] | {"position": resized(jnp.asarray(table), before, (settings.side,) * 2)}}
 
 
-# The reference (transformers' ViTConfig, ViTMAEConfig and their models): what folders.py and pretrained.py read from a family.
-MODEL_TYPES = ("vit", "vit_mae")
-PREFIX = "vit."  # before the names of the body, except in a bare model
-
-# Class -> kind of head -> name of its output.
-ARCHITECTURES: dict[str, dict[str, str]] = {
-    "ViTModel": {"pooled": "pooler_output"},
-    "ViTForImageClassification": {"classify": "logits"},
-    "ViTMAEForPreTraining": {"pixels": "logits"},
-    "ViTMAEModel": {},
-}
-INPUTS = ("pixel_values", "interpolate_pos_encoding", "patch_keep")
-
-# The reference's setting -> ours, and the reference's default.
-SETTINGS: Table = {
-    "hidden_size": ("width", 768),
-    "num_hidden_layers": ("layers", 12),
-    "num_attention_heads": ("attention_heads", 12),
-    "intermediate_size": ("mlp_width", 3072),
-    "image_size": ("image_size", 224),
-    "patch_size": ("patch_size", 16),
-    "num_channels": ("channels", 3),
-    "qkv_bias": ("qkv_bias", True),
-    "hidden_act": ("activation", "gelu"),
-    "layer_norm_eps": ("epsilon", 1e-12),
-    "initializer_range": ("initializer_range", 0.02),
-    "hidden_dropout_prob": ("dropout", 0.0),
-    "attention_probs_dropout_prob": ("attention_dropout", 0.0),
-}
-POOLER: Table = {
-    "pooler_output_size": ("pooler_width", None),  # None: hidden_size
-    "pooler_act": ("pooler_activation", "tanh"),
-}
-DECODER: Table = {
-    "decoder_hidden_size": ("decoder_width", 512),
-    "decoder_num_hidden_layers": ("decoder_layers", 8),
-    "decoder_num_attention_heads": ("decoder_heads", 16),
-    "decoder_intermediate_size": ("decoder_mlp_width", 2048),
-}
-# Settings of another head (SimMIM's), and of MAE's task, which draws `patch_keep` and makes the targets here.
-UNREAD = ("encoder_stride", "mask_ratio", "norm_pix_loss")
-# Our settings that the reference has with this value alone.
-CONSTANTS: Config = {"class_tokens": 1, "pool": "first", "classifier_dropout": 0.0}
-
-# Ours -> the reference's, whose body stands under PREFIX; `{layer}` runs over the stacked axis, kernels are transposed.
-LAYER: dict[str, str] = {
-    "attention/query": "attention.attention.query",
-    "attention/key": "attention.attention.key",
-    "attention/value": "attention.attention.value",
-    "attention/out": "attention.output.dense",
-    "attention_norm": "layernorm_before",
-    "mlp/up": "intermediate.dense",
-    "mlp/down": "output.dense",
-    "mlp_norm": "layernorm_after",
-}
+INPUTS = ("images", "patch_keep")
 
 
-def weights_of(modules: Mapping[str, str]) -> dict[str, str]:
-    """Returns the names of the weight and the bias of each module: norms have a scale, the others a kernel."""
-    table = {}
-    for ours, theirs in modules.items():
-        table[f"{ours}/{'scale' if ours.endswith('norm') else 'kernel'}"] = f"{theirs}.weight"
-        table[f"{ours}/bias"] = f"{theirs}.bias"
-    return table
+def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
+    """Returns the batch of the inputs: `images [B,H,W,C]` in fp32, `patch_keep [B,K]` in int32.
 
-
-def stacked_layers(ours: str, theirs: str) -> dict[str, str]:
-    """Returns the table of a stack of layers under the given names."""
-    return weights_of({f"{ours}/layers/{part}": f"{theirs}.layer.{{layer}}.{their}" for part, their in LAYER.items()})
-
-
-BODY: dict[str, str] = {
-    "embed/class_token": "embeddings.cls_token",
-    "embed/position": "embeddings.position_embeddings",
-    "embed/filters": "embeddings.patch_embeddings.projection.weight",
-    "embed/bias": "embeddings.patch_embeddings.projection.bias",
-    **stacked_layers("encoder", "encoder"),
-    **weights_of({"encoder/norm": "layernorm", "encoder/pooler": "pooler.dense"}),
-}
-WEIGHTS: dict[str, str] = {ours: PREFIX + theirs for ours, theirs in BODY.items()} | {
-    "head/classify/kernel": "classifier.weight",
-    "head/classify/bias": "classifier.bias",
-    "head/pixels/mask_token": "decoder.mask_token",
-    "head/pixels/position": "decoder.decoder_pos_embed",
-    **weights_of(
-        {
-            "head/pixels/embed": "decoder.decoder_embed",
-            "head/pixels/norm": "decoder.decoder_norm",
-            "head/pixels/out": "decoder.decoder_pred",
-        }
-    ),
-    **stacked_layers("head/pixels", "decoder.decoder_encoder"),
-}
-TIED: dict[str, str] = {}
-
-
-def from_reference(config: Config) -> dict[str, Any]:
-    """Returns the settings for `build` of a reference config. Raises UserError naming each setting not handled."""
-    mae = config.get("model_type") == "vit_mae"
-    settings = read_settings(config, {**SETTINGS, **(DECODER if mae else POOLER)})
-    return settings | ({"position_init": "sinusoids"} if mae else {})
-
-
-def read_settings(config: Config, table: Table) -> dict[str, Any]:
-    """Returns the settings of a reference config by a table. Raises UserError naming each setting that is not handled."""
-    sides = {key: square(key, config[key]) for key in ("image_size", "patch_size") if key in config}
-    settings = folders.read_settings({**config, **sides}, table, {}, UNREAD)
-    if "pooler_width" in settings and settings["pooler_width"] in (None, settings["width"]):
-        settings["pooler_width"] = 0
-    return settings | dict(CONSTANTS)
-
-
-def square(key: str, value: Any) -> Any:
-    """Returns the side of a size that may be given as [height, width]. Raises UserError if it is not square."""
-    if not isinstance(value, list):
-        return value
-    if len(set(value)) != 1:
-        raise UserError(f"config.json: {key}={value} is not handled: only squares are; use another model")
-    return value[0]
-
-
-def to_reference(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of settings. Raises UserError naming each that the reference cannot express."""
-    config = folders.write_settings(settings, {**SETTINGS, **POOLER}, CONSTANTS)
-    return config | {"pooler_output_size": settings.pooler_width or settings.width, "model_type": "vit"}
-
-
-def to_mae(settings: Settings, pad_id: int | None = None) -> dict[str, Any]:
-    """Returns the reference config of a masked autoencoder."""
-    return folders.write_settings(settings, {**SETTINGS, **DECODER}, {"class_tokens": 1}) | {"model_type": "vit_mae"}
-
-
-# Classes whose config is another.
-CONFIGS = {"ViTMAEForPreTraining": to_mae, "ViTMAEModel": to_mae}
-
-
-def reference_inputs(arrays: Mapping[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-    """Returns the batch of the reference's inputs: `pixel_values [B,C,H,W]` as `images [B,H,W,C]` in fp32.
-
-    Raises UserError, naming both sides, for another number of channels, images smaller than a patch, a patch that is not
-    there, and another image size where `interpolate_pos_encoding` is given as false.
+    Raises UserError for images of another number of channels or smaller than a patch, and for patches that are not there.
     """
-    if "pixel_values" not in arrays:
-        return {name: array for name, array in arrays.items() if name == "patch_keep"}
-    pixels = arrays["pixel_values"]
-    if pixels.ndim != 4 or pixels.dtype.kind not in "fiu" or pixels.shape[1] != settings.channels or not len(pixels):
-        wanted = f"[rows, {settings.channels} channels, height, width]"
-        raise UserError(f"pixel_values: has shape {pixels.shape} and type {pixels.dtype}; give numbers {wanted}")
-    height, width = pixels.shape[2:]
-    if min(height, width) < settings.patch_size:
-        raise UserError(f"pixel_values: {height} x {width} pixels are less than a patch of {settings.patch_size}; give more")
-    if not np.all(arrays.get("interpolate_pos_encoding", True)) and (height, width) != (settings.image_size,) * 2:
-        raise UserError(
-            f"pixel_values: {height} x {width} pixels are not the {settings.image_size} x {settings.image_size} of the model; "
-            "resize the images, or leave interpolate_pos_encoding out"
-        )
-    batch = {"images": np.ascontiguousarray(pixels.transpose(0, 2, 3, 1), np.float32)}
+    if "images" not in arrays:
+        return dict(arrays)
+    images = arrays["images"]
+    shape, size, channels = images.shape, settings.patch_size, settings.channels
+    if len(shape) != 4 or not len(images) or shape[3] != channels or min(shape[1:3]) < size:
+        wanted = f"[rows, height, width, {channels} channels], of at least {size} x {size} pixels"
+        raise UserError(f"images: has shape {shape}; give {wanted}")
+    batch = {"images": np.asarray(images, np.float32)}
     if "patch_keep" in arrays:
-        keep, count = arrays["patch_keep"], (height // settings.patch_size) * (width // settings.patch_size)
-        if keep.ndim != 2 or len(keep) != len(pixels) or keep.min() < 0 or keep.max() >= count:
-            raise UserError(f"patch_keep: give [rows, kept] numbers of patches from 0 to {count - 1}, for {len(pixels)} rows")
+        keep, count = arrays["patch_keep"], (shape[1] // size) * (shape[2] // size)
+        if keep.ndim != 2 or len(keep) != len(images) or keep.min() < 0 or keep.max() >= count:
+            raise UserError(f"patch_keep: give [rows, kept] numbers of patches from 0 to {count - 1}, for {len(images)} rows")
         batch["patch_keep"] = keep.astype(np.int32)
     return batch

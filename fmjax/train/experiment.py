@@ -103,9 +103,7 @@ def starting_weights(data: Data, built: Built, abstract: Abstract) -> PyTree | N
     """Returns the parameters to start from. Raises UserError if they do not fit the model."""
     if data.pretrained is None:
         return None
-    family, params = data.pretrained.family, data.pretrained.params
-    if hasattr(family, "fit_params"):
-        params = family.fit_params(params, built.model.settings)
+    params = data.pretrained.family.fit_params(data.pretrained.params, built.model.settings)
     pytree.merge(abstract.state.params, params, FRESH, origin_of(built.config))
     return params
 

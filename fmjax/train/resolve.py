@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +16,7 @@ from fmjax.decoding.settings import settings_for
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError, nearest
 from fmjax.inference.pretrained import Pretrained
+from fmjax.models import Family
 
 
 def resolve_processors(config: Config, task: Task, workdir: Path | None, source: Pretrained | None, train: Any) -> Processors:
@@ -79,8 +79,7 @@ def resolve_model(config: Config, source: Pretrained | None, processors: Process
     family = models.family(name)
     check_kinds(config, family, processors)
     if source is not None and "size" not in section:
-        if source.family is not family:
-            theirs = source.family.__name__.rpartition(".")[2]
+        if (theirs := source.family.name) != name:
             raise UserError(f'init.weights holds a "{theirs}" but model.name="{name}"; add --config.model.name={theirs}')
         section = dataclasses.asdict(source.model.settings) | section
     else:
@@ -98,7 +97,7 @@ def resolve_model(config: Config, source: Pretrained | None, processors: Process
     return model
 
 
-def check_kinds(config: Config, family: ModuleType, processors: Processors) -> None:
+def check_kinds(config: Config, family: Family, processors: Processors) -> None:
     """Raises UserError if the task reads another kind of data than the family: it has no setting for what follows from it."""
     name, fields = config["model"]["name"], family.Settings.__dataclass_fields__
     read = {processor.kind: type(processor) for processor in processors.values()}
@@ -109,12 +108,12 @@ def check_kinds(config: Config, family: ModuleType, processors: Processors) -> N
         raise UserError(f'task.name="{config["task"]["name"]}" reads {words}, unlike model.name="{name}"; change one of them')
 
 
-def fresh_settings(family: ModuleType, processors: Processors) -> Config:
+def fresh_settings(family: Family, processors: Processors) -> Config:
     """Returns the settings of a fresh model that follow from its processors."""
     texts = processors.get("text")
     followed: Config = {}
     if isinstance(texts, text.Processor):
-        followed = getattr(family, "follow", lambda _: {})(texts.tokenizer)
+        followed = family.settings_from_tokenizer(texts.tokenizer)
     return processors.sizes() | followed
 
 

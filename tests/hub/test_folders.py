@@ -16,11 +16,13 @@ from safetensors.numpy import load_file, save_file
 
 from fmjax import models, pytree
 from fmjax.errors import UserError
-from fmjax.hub import folders
+from fmjax.hub import families, folders
+from fmjax.hub.reference import class_names
 from fmjax.inference.pretrained import abstract_params
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MLM_NSP = {"mlm": {}, "nsp": {}}
+BERT = families.table_of("bert")
 ABSTRACT: dict = {}  # by config and heads, to trace each model once
 
 
@@ -32,11 +34,11 @@ def folder(tmp_path) -> Path:
 
 def abstract(folder: Path, heads=MLM_NSP):
     config = folders.read_config(folder)
-    family = models.family_of(config["model_type"])
+    name, reference = families.reference_of(config["model_type"])
     key = json.dumps([config, heads])
     if key not in ABSTRACT:
-        ABSTRACT[key] = abstract_params(family.build(heads=heads, **family.from_reference(config)))
-    return family, ABSTRACT[key]
+        ABSTRACT[key] = abstract_params(models.family(name).build(heads=heads, **reference.read_settings(config)))
+    return reference, ABSTRACT[key]
 
 
 def read(folder: Path, heads=MLM_NSP) -> folders.Loaded:
@@ -138,7 +140,8 @@ def test_other_head_starts_fresh(folder):
     loaded = read(folder, {"classify": {"classes": 3}})
     assert loaded.fresh == ("head/classify/bias", "head/classify/kernel")
     assert "pooler" in loaded.params["encoder"]
-    spare = {name for name in models.family("bert").WEIGHTS if name.startswith(("head/mlm", "head/nsp"))}
+    ours = [rule.params[0] for rule in BERT.weights]
+    spare = {name for name in ours if name.startswith(("head/mlm", "head/nsp"))}
     assert set(pytree.names(loaded.others)) == spare
     stored = load_file(folder / folders.WEIGHTS)["cls.seq_relationship.weight"]
     np.testing.assert_array_equal(loaded.others["head"]["nsp"]["kernel"], stored.T)
@@ -268,25 +271,24 @@ def test_faults_of_a_config(folder, tmp_path):
 
 
 def test_architecture_and_classes():
-    family = models.family("bert")
-    assert folders.heads(family, {}) == {"pooled": {}}
+    assert BERT.heads({}) == {"pooled": {}}
     name = {"architectures": ["BertForSequenceClassification"]}
-    assert folders.heads(family, name) == {"classify": {"classes": 2}}
-    assert folders.heads(family, name | {"num_labels": 5}) == {"classify": {"classes": 5}}
-    assert folders.class_names({"id2label": {"1": "b", "0": "a"}}) == ("a", "b")
+    assert BERT.heads(name) == {"classify": {"classes": 2}}
+    assert BERT.heads(name | {"num_labels": 5}) == {"classify": {"classes": 5}}
+    assert class_names({"id2label": {"1": "b", "0": "a"}}) == ("a", "b")
     for wrong in ({"1": "a"}, ["a"], {"0": "a", "2": "b"}):
         with pytest.raises(UserError, match="id2label"):
-            folders.class_names({"id2label": wrong})
+            class_names({"id2label": wrong})
     with pytest.raises(UserError, match='"BertLMHeadModel" is not handled'):
-        folders.architecture(family, {"architectures": ["BertLMHeadModel"]})
+        BERT.architecture({"architectures": ["BertLMHeadModel"]})
 
 
 @pytest.mark.parametrize("case", sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz")))
 def test_written_files_are_those_that_were_read(case, tmp_path):
     config = folders.read_config(GOLDEN / case)
-    family = models.family_of(config["model_type"])
-    loaded = folders.read_weights(GOLDEN / case, *abstract(GOLDEN / case, folders.heads(family, config)))
-    folders.write_folder(tmp_path / "new", family, config, loaded.params)
+    _, reference = families.reference_of(config["model_type"])
+    loaded = folders.read_weights(GOLDEN / case, *abstract(GOLDEN / case, reference.heads(config)))
+    folders.write_folder(tmp_path / "new", reference, config, loaded.params)
     theirs, ours = load_file(GOLDEN / case / folders.WEIGHTS), load_file(tmp_path / "new" / folders.WEIGHTS)
     assert set(theirs) == set(ours)
     assert all(np.array_equal(theirs[name], ours[name]) and ours[name].flags.c_contiguous for name in theirs)
@@ -295,12 +297,12 @@ def test_written_files_are_those_that_were_read(case, tmp_path):
 
 def test_a_bare_model_is_written_without_prefix(folder, tmp_path):
     loaded = read(folder, {"pooled": {}})
-    folders.write_folder(tmp_path / "new", models.family("bert"), {"model_type": "bert"}, loaded.params)
+    folders.write_folder(tmp_path / "new", BERT, {"model_type": "bert"}, loaded.params)
     assert "embeddings.word_embeddings.weight" in load_file(tmp_path / "new" / folders.WEIGHTS)
 
 
 def test_other_folders_are_never_overwritten(folder, tmp_path):
-    loaded, config, family = read(folder), folders.read_config(folder), models.family("bert")
+    loaded, config = read(folder), folders.read_config(folder)
     run, other, file, sharded = (tmp_path / name for name in ("run", "other", "file", "sharded"))
     run.mkdir()
     (run / folders.CONFIG).write_text('{"fmjax": {}, "model_type": "bert"}')
@@ -311,9 +313,9 @@ def test_other_folders_are_never_overwritten(folder, tmp_path):
     for target, message in ((run, "run directory"), (other, "thesis.txt"), (file, "is a file"), (sharded, "index.json")):
         before = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
         with pytest.raises(UserError, match=message):
-            folders.write_folder(target, family, config, loaded.params)
+            folders.write_folder(target, BERT, config, loaded.params)
         assert before == (sorted(path.name for path in target.iterdir()) if target.is_dir() else [])
-    folders.write_folder(folder, family, config, jax.tree.map(lambda x: x + 1, loaded.params))
+    folders.write_folder(folder, BERT, config, jax.tree.map(lambda x: x + 1, loaded.params))
     assert same(read(folder).params, jax.tree.map(lambda x: x + 1, loaded.params))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "expected.npz", "model.safetensors"]
 
@@ -321,5 +323,5 @@ def test_other_folders_are_never_overwritten(folder, tmp_path):
 def test_parameters_without_counterpart_are_refused(folder, tmp_path):
     params = read(folder).params | {"head": {"classify_mean": {"kernel": np.ones((36, 2))}}}
     with pytest.raises(UserError, match="head/classify_mean/kernel has no counterpart"):
-        folders.write_folder(tmp_path / "new", models.family("bert"), folders.read_config(folder), params)
+        folders.write_folder(tmp_path / "new", BERT, folders.read_config(folder), params)
     assert not (tmp_path / "new").exists()

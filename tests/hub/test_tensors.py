@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from fmjax import models, pytree
 from fmjax.errors import UserError
-from fmjax.hub import folders
+from fmjax.hub import families, folders
 from fmjax.hub.tensors import FLAX, FLAX_INDEX, Tensor, open_tensors
 from fmjax.inference.pretrained import abstract_params
 
@@ -74,9 +74,10 @@ def test_trees_are_the_tensors_of_the_reference(case, tmp_path):
 def test_models_are_those_of_the_reference(case, tmp_path):
     folder = flax_folder(case, tmp_path / "flax")
     config = folders.read_config(folder)
-    family = models.family_of(config["model_type"])
-    abstract = abstract_params(family.build(heads=folders.heads(family, config), **family.from_reference(config)))
-    ours, theirs = (pytree.names(folders.read_weights(place, family, abstract).params) for place in (folder, GOLDEN / case))
+    name, reference = families.reference_of(config["model_type"])
+    model = models.family(name).build(heads=reference.heads(config), **reference.read_settings(config))
+    abstract = abstract_params(model)
+    ours, theirs = (pytree.names(folders.read_weights(place, reference, abstract).params) for place in (folder, GOLDEN / case))
     assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 

@@ -25,6 +25,7 @@ from fmjax.config import write_config
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.errors import UserError
 from fmjax.hub import folders
+from fmjax.hub.reference import class_names
 from fmjax.inference import predict
 from fmjax.inference.pretrained import Pretrained, abstract_params, load
 from fmjax.runs.checkpoint import Best, Checkpoints
@@ -99,7 +100,7 @@ def test_inputs_depend_on_the_family():
     roberta = load(GOLDEN / "roberta_classify")
     padded = np.full((1, 140), 1)
     padded[0, 5:135] = 7
-    batch = roberta.family.reference_inputs({"input_ids": padded}, roberta.model.settings)
+    batch = roberta.checked_batch({"input_ids": padded})
     assert batch["position_ids"].tolist() == [[-1] * 5 + list(range(130)) + [-1] * 5]
     padded[0, 4] = 7
     with pytest.raises(UserError, match="131 tokens are more than the 130 positions"):
@@ -110,7 +111,7 @@ def test_inputs_depend_on_the_family():
 def test_masks_of_any_type_mean_the_same(kind):
     family = models.family("bert")
     settings = family.Settings(**SIZES)
-    batch = family.reference_inputs({"input_ids": IDS, "attention_mask": np.array([[1, 0, 1, 1]], kind)}, settings)
+    batch = family.checked_batch({"input_ids": IDS, "attention_mask": np.array([[1, 0, 1, 1]], kind)}, settings)
     assert batch["attention_mask"].tolist() == [[True, False, True, True]]
 
 
@@ -263,7 +264,7 @@ def test_a_run_is_saved_as_a_folder(tmp_path, tokenizer, task, architecture):
     assert jax.tree.all(jax.tree.map(np.array_equal, run.params, folder.params))
     assert folder.config["pad_token_id"] == run.tokenizer.pad_id
     if task == CLASSIFY:
-        assert folders.class_names(folder.config) == ("bad", "good")
+        assert class_names(folder.config) == ("bad", "good")
     if task.get("kind") == "regression":
         assert folder.config["problem_type"] == "regression"
     with pytest.raises(UserError, match="is a run directory"):

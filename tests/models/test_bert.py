@@ -14,7 +14,7 @@ import pytest
 
 from fmjax import models, pytree
 from fmjax.errors import UserError
-from fmjax.hub import folders
+from fmjax.hub import families, folders
 from fmjax.inference.pretrained import Pretrained, abstract_params, load
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -92,7 +92,7 @@ def test_biases_matter(case):
     names = [name for name in pytree.names(model.params) if name.endswith("/bias")]
     assert len(names) >= 10
     inputs, _ = expected(case, "short")
-    batch = model.family.reference_inputs(inputs, model.model.settings)
+    batch = model.checked_batch(inputs)
     with jax.disable_jit(False):
         features = jax.jit(lambda params: model.model.apply({"params": params}, batch))
         right = features(model.params)
@@ -103,18 +103,25 @@ def test_biases_matter(case):
             assert seen == (not zeroed.endswith("attention/key/bias")), zeroed
 
 
+def head_of(name: str) -> str:
+    """Returns the kind of the head that a parameter belongs to, "" for the body's."""
+    return name.split("/")[1] if name.startswith("head/") else ""
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra"])
 def test_tables_cover_every_architecture(name):
-    family = models.family(name)
-    for kinds in family.ARCHITECTURES.values():  # each has names of its own; heads of two kinds may share theirs
-        own = [their for our, their in family.WEIGHTS.items() if not our.startswith("head/") or our.split("/")[1] in kinds]
+    family, table = models.family(name), families.table_of(name)
+    ours = [rule.params for rule in table.weights]
+    assert len(set(ours)) == len(ours)
+    for kinds in table.architectures.values():  # each has names of its own; heads of two kinds may share theirs
+        own = [rule.spellings for rule in table.weights if head_of(rule.params[0]) in ("", *kinds)]
         assert len(set(own)) == len(own)
-    heads = {kind: {} for kinds in family.ARCHITECTURES.values() for kind in kinds}
+    heads = {kind: {} for kinds in table.architectures.values() for kind in kinds}
     sizes = {"width": 12, "layers": 2, "attention_heads": 3, "mlp_width": 8, "vocab_size": 11}
     projected = {"embedding_width": 6} if name == "electra" else {}
     seen = set(pytree.names(abstract_params(family.build(heads=heads, **sizes, **projected))))
-    assert seen == set(family.WEIGHTS)
-    assert set(family.TIED.values()) <= seen
+    assert seen == {name for rule in table.weights for name in rule.params}
+    assert set(table.tied.values()) <= seen
 
 
 @pytest.mark.parametrize(
@@ -131,10 +138,10 @@ def test_published_sizes(name, size, vocabulary, count):
 @pytest.mark.parametrize("case", CASES)
 def test_settings_go_there_and_back(case):
     config = folders.read_config(GOLDEN / case)
-    family = models.family_of(config["model_type"])
-    settings = family.from_reference(config)
-    written = family.to_reference(family.Settings(**settings))
-    assert family.from_reference(written) == settings
+    name, table = families.reference_of(config["model_type"])
+    settings = table.read_settings(config)
+    written = table.write_config(models.family(name).Settings(**settings))
+    assert table.read_settings(written) == settings
     assert all(config[key] in (value, None) for key, value in written.items())
 
 
@@ -158,14 +165,14 @@ def test_settings_go_there_and_back(case):
 def test_settings_not_handled_are_refused_by_name(change, named):
     config = json.loads((GOLDEN / "bert_classify" / "config.json").read_text())
     with pytest.raises(UserError) as caught:
-        models.family("bert").from_reference(config | change)
+        families.table_of("bert").read_settings(config | change)
     assert named in str(caught.value)
 
 
 def test_all_settings_not_handled_are_named_at_once():
     config = json.loads((GOLDEN / "bert_classify" / "config.json").read_text())
     with pytest.raises(UserError, match=r"rope_theta.*is_decoder"):
-        models.family("bert").from_reference(config | {"is_decoder": True, "rope_theta": 1.0, "pruned_heads": {}, "x": None})
+        families.table_of("bert").read_settings(config | {"is_decoder": True, "rope_theta": 1.0, "pruned_heads": {}, "x": None})
 
 
 def test_settings_the_reference_lacks_are_refused():
@@ -173,23 +180,24 @@ def test_settings_the_reference_lacks_are_refused():
         family = models.family(name)
         settings = family.Settings(width=12, layers=1, attention_heads=2, mlp_width=8, vocab_size=11, **setting)
         with pytest.raises(UserError, match=next(iter(setting))):
-            family.to_reference(settings)
+            families.table_of(name).write_config(settings)
     family = models.family("roberta")
     with pytest.raises(UserError, match="position_offset=1"):
-        family.to_reference(family.Settings(width=12, layers=1, attention_heads=2, mlp_width=8, vocab_size=11), pad_id=0)
+        settings = family.Settings(width=12, layers=1, attention_heads=2, mlp_width=8, vocab_size=11)
+        families.table_of("roberta").write_config(settings, pad_id=0)
 
 
 @pytest.mark.parametrize("padding", [None, -1, 131, "1"])
 def test_a_padding_id_without_positions_is_refused(padding):
     with pytest.raises(UserError, match="pad_token_id"):
-        models.family("roberta").from_reference({"pad_token_id": padding, "max_position_embeddings": 132})
+        families.table_of("roberta").read_settings({"pad_token_id": padding, "max_position_embeddings": 132})
 
 
 def test_classifier_dropout_defaults_to_that_of_the_layers():
-    from_reference = models.family("bert").from_reference
-    assert from_reference({"hidden_dropout_prob": 0.3})["classifier_dropout"] == 0.3
-    assert from_reference({"classifier_dropout": 0.2})["classifier_dropout"] == 0.2
-    assert from_reference({})["embedding_dropout"] == 0.1
+    read = families.table_of("bert").read_settings
+    assert read({"hidden_dropout_prob": 0.3})["classifier_dropout"] == 0.3
+    assert read({"classifier_dropout": 0.2})["classifier_dropout"] == 0.2
+    assert read({})["embedding_dropout"] == 0.1
 
 
 def test_dropout_acts_in_training_alone():
@@ -203,12 +211,12 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_families_are_found_by_name_and_type():
-    assert models.family_of("xlm-roberta") is models.family("roberta")
+    assert families.reference_of("xlm-roberta") == ("roberta", families.table_of("roberta"))
     assert isinstance(models.family("bert").build(heads={}, size="tiny", vocab_size=9), nn.Module)
     with pytest.raises(UserError, match='did you mean "bert"'):
         models.family("brt")
     with pytest.raises(UserError, match='did you mean "electra"'):
-        models.family_of("electro")
+        families.reference_of("electro")
     with pytest.raises(UserError, match="no such model"):
         models.family("sizes")
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from fmjax import models, pytree
 from fmjax.errors import UserError
-from fmjax.hub import folders
+from fmjax.hub import families, folders
 from fmjax.inference.pretrained import Pretrained, abstract_params, load
 from fmjax.layers.cache import shift_right
 from fmjax.models import t5
@@ -32,6 +32,11 @@ TOLERANCE = 2e-5  # four times the largest error that was reached
 @functools.cache
 def golden(case: str) -> Pretrained:
     return load(GOLDEN / case)
+
+
+def read_settings(config: dict) -> dict:
+    """Returns our settings of a config of T5 or mT5."""
+    return families.reference_of(config["model_type"])[1].read_settings(config)
 
 
 def expected(case: str, part: str = "short") -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -97,7 +102,7 @@ def test_masks_matter(case):
 def test_every_weight_matters(case):
     model = golden(case)
     inputs, _ = expected(case)
-    batch = model.family.reference_inputs(inputs, model.model.settings)
+    batch = model.checked_batch(inputs)
     logits = jax.jit(lambda params: model.model.apply({"params": params}, batch)["lm"])
     right = logits(model.params)
     for zeroed in pytree.names(model.params):
@@ -120,7 +125,7 @@ def test_labels_are_shifted_and_read_as_padding_where_they_are_ignored():
 def test_decoding_with_a_cache_is_decoding_at_once():
     model = golden("v1_0")
     inputs, _ = expected("v1_0")
-    batch = model.family.reference_inputs(inputs, model.model.settings)
+    batch = model.checked_batch(inputs)
     batch["decoder_attention_mask"] = mask = np.ones((3, 9), bool)
     mask[0, :3] = False  # a prompt that is filled up on its left
     apply = jax.jit(functools.partial(model.model.apply, {"params": model.params}), static_argnames="method")
@@ -138,13 +143,14 @@ def test_decoding_with_a_cache_is_decoding_at_once():
 
 
 def test_tables_cover_every_parameter():
-    assert len(set(t5.WEIGHTS.values())) == len(t5.WEIGHTS)
-    family = models.family("t5")
+    family, table = models.family("t5"), families.table_of("t5")
+    assert len({rule.spellings for rule in table.weights}) == len(table.weights)
+    ours = {name for rule in table.weights for name in rule.params}
     gated = family.build(heads={"lm": {}}, **SIZE, tied=False, feed_forward="gated-gelu")
-    assert set(pytree.names(abstract_params(gated))) == set(family.WEIGHTS)
+    assert set(pytree.names(abstract_params(gated))) == ours
     plain = family.build(heads={"lm": {}}, **SIZE)
     assert set(pytree.names(abstract_params(plain))) == {
-        name for name in family.WEIGHTS if "/gate/" not in name and not name.startswith("head/")
+        name for name in ours if "/gate/" not in name and not name.startswith("head/")
     }
 
 
@@ -160,9 +166,9 @@ def test_published_sizes(size, vocabulary, count):
 @pytest.mark.parametrize("case", CASES)
 def test_settings_go_there_and_back(case):
     config = folders.read_config(GOLDEN / case)
-    settings = t5.from_reference(config)
-    written = t5.to_reference(t5.Settings(**settings)) | {"architectures": config["architectures"]}
-    assert t5.from_reference(written) == settings
+    settings = read_settings(config)
+    written = families.table_of("t5").write_config(t5.Settings(**settings)) | {"architectures": config["architectures"]}
+    assert read_settings(written) == settings
     differing = {key for key, value in written.items() if config[key] != value}
     assert differing <= {"tie_word_embeddings", "model_type"}  # the reference always writes true, and mT5 is T5 v1.1
 
@@ -226,21 +232,21 @@ def test_a_head_that_never_parted_from_the_words_is_read(tmp_path):
 def test_settings_not_handled_are_refused_by_name(change, named):
     config = json.loads((GOLDEN / "v1_0" / "config.json").read_text())
     with pytest.raises(UserError) as caught:
-        t5.from_reference(config | change)
+        read_settings(config | change)
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_defaults_are_those_of_the_reference():
-    assert dataclasses.asdict(t5.Settings(**t5.from_reference({"model_type": "t5"}))) == dataclasses.asdict(
+    assert dataclasses.asdict(t5.Settings(**read_settings({"model_type": "t5"}))) == dataclasses.asdict(
         t5.build(heads={}, size="small", vocab_size=32128).settings
     )
-    assert dataclasses.asdict(t5.Settings(**t5.from_reference({"model_type": "mt5"}))) == dataclasses.asdict(
+    assert dataclasses.asdict(t5.Settings(**read_settings({"model_type": "mt5"}))) == dataclasses.asdict(
         t5.build(heads={}, size="v1_1-small", vocab_size=250112).settings
     )
-    flan = {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu", "num_decoder_layers": None}
-    assert not t5.from_reference(flan)["tied"] and t5.from_reference(flan)["decoder_layers"] == 6
+    flan = {"model_type": "t5", "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu", "num_decoder_layers": None}
+    assert not read_settings(flan)["tied"] and read_settings(flan)["decoder_layers"] == 6
     with pytest.raises(UserError, match='model_type="umt5"'):
-        models.family_of("umt5")
+        families.reference_of("umt5")
 
 
 @pytest.mark.parametrize(

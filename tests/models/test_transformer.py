@@ -14,7 +14,8 @@ import pytest
 
 from fmjax import models, pytree
 from fmjax.errors import UserError
-from fmjax.hub import folders
+from fmjax.hub import families, folders
+from fmjax.hub.rules import bind
 from fmjax.hub.tensors import Tensor
 from fmjax.inference.pretrained import Pretrained, abstract_params, load
 from fmjax.layers.position import sinusoids
@@ -79,7 +80,7 @@ def test_settings_and_inputs_matter(case):
 def test_biases_matter():
     model = golden("mbart")
     inputs, _ = expected("mbart")
-    batch = model.family.reference_inputs(inputs, model.model.settings)
+    batch = model.checked_batch(inputs)
     names = [name for name in pytree.names(model.params) if name.endswith("/bias")]
     assert len(names) >= 20
     with jax.disable_jit(False):
@@ -98,7 +99,7 @@ def test_decoding_in_pieces_with_a_cache_is_decoding_at_once():
     apply = functools.partial(loaded.model.apply, {"params": loaded.params})
     # Without padding among the target's tokens: the reference's forward counts it, where a cache does not.
     del inputs["decoder_attention_mask"]
-    batch = loaded.family.reference_inputs(inputs, loaded.model.settings)
+    batch = loaded.checked_batch(inputs)
     ids = batch["decoder_input_ids"]
     with jax.disable_jit(False):
         decode = jax.jit(lambda ids, memory, cache: apply({"decoder_input_ids": ids}, memory, cache, method="decode"))
@@ -154,13 +155,16 @@ def test_dropout_acts_in_training_alone():
 
 @pytest.mark.parametrize("name", ["transformer", "bart", "mbart"])
 def test_tables_cover_every_architecture(name):
-    family = models.family(name)
-    assert len(set(family.WEIGHTS.values())) == len(family.WEIGHTS)
+    family, table = models.family(name), families.table_of(name)
     sizes = {"width": 12, "layers": 2, "attention_heads": 3, "mlp_width": 8, "vocab_size": 11}
     own = {"target_vocab_size": 9, "tied": False} if name == "transformer" else {}
     seen = set(pytree.names(abstract_params(family.build(heads={"lm": {}}, **sizes, **own))))
-    assert seen == set(family.WEIGHTS)
-    assert set(family.TIED.values()) <= seen
+    bindings = bind(table.weights, dict.fromkeys(seen, (2,)))
+    ours = [name for one in bindings for name in one.rule.params]
+    assert seen == set(ours) == {name for rule in table.weights for name in rule.params}
+    assert len(ours) == len(seen) == len({one.names for one in bindings})
+    tied = [(of,) if isinstance(of, str) else of for of in table.tied.values()]
+    assert {name for names in tied for name in names} <= seen
 
 
 def test_published_size():
@@ -172,10 +176,10 @@ def test_published_size():
 @pytest.mark.parametrize("case", CASES)
 def test_settings_go_there_and_back(case):
     config = folders.read_config(GOLDEN / case)
-    family = models.family_of(config["model_type"])
-    settings = family.from_reference(config)
-    written = family.to_reference(family.Settings(**settings), config["pad_token_id"])
-    assert family.from_reference(written) == settings
+    name, table = families.reference_of(config["model_type"])
+    settings = table.read_settings(config)
+    written = table.write_config(models.family(name).Settings(**settings), config["pad_token_id"])
+    assert table.read_settings(written) == settings
     assert all(config[key] in (value, None) for key, value in written.items() if key in config)
 
 
@@ -206,7 +210,7 @@ def test_a_folder_goes_there_and_back(case, tmp_path):
 def test_settings_not_handled_are_refused_by_name(case, change, named):
     config = json.loads((GOLDEN / case / "config.json").read_text())
     with pytest.raises(UserError) as caught:
-        models.family_of(config["model_type"]).from_reference(config | change)
+        families.reference_of(config["model_type"])[1].read_settings(config | change)
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -226,12 +230,12 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="40 is out of range; the vocabulary has 37"):
         golden("marian_two_tables").apply(input_ids=np.full((1, 3), 40), decoder_input_ids=np.full((1, 3), 40))
     with pytest.raises(UserError, match="model.tied=false has no counterpart"):
-        models.family("transformer").to_reference(build(tied=False).settings)
+        families.table_of("transformer").write_config(build(tied=False).settings)
 
 
 def test_positions_that_are_not_sinusoids_are_refused():
-    family = models.family("transformer")
-    name, table = family.POSITIONS[0], sinusoids(5, 4)
-    assert family.unpack({name: Tensor(table.shape, lambda: table)}) == {}
+    reference = families.table_of("transformer")
+    name, table = "model.encoder.embed_positions.weight", sinusoids(5, 4)
+    assert folders.canonical({name: Tensor(table.shape, lambda: table)}, reference) == {}
     with pytest.raises(UserError, match="not a table of sinusoids"):
-        family.unpack({name: Tensor(table.shape, lambda: table[::-1])})
+        folders.canonical({name: Tensor(table.shape, lambda: table[::-1])}, reference)

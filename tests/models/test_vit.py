@@ -14,7 +14,7 @@ import pytest
 
 from fmjax import models, pytree
 from fmjax.errors import UserError
-from fmjax.hub import folders
+from fmjax.hub import families, folders
 from fmjax.inference.pretrained import Pretrained, abstract_params, load
 from fmjax.layers.grid import bicubic, resized, sinusoids_2d
 from fmjax.models.vit_embed import patches
@@ -83,7 +83,7 @@ def test_choices_matter():
 def test_every_parameter_matters(case):
     model = golden(case)
     inputs, _ = expected(case, "own")
-    batch = model.family.reference_inputs(inputs, model.model.settings)
+    batch = model.checked_batch(inputs)
     kind = next(iter(model.model.heads))
     with jax.disable_jit(False):
         output = jax.jit(lambda params: model.model.apply({"params": params}, batch)[kind])
@@ -156,7 +156,7 @@ def test_mean_pooling_is_of_the_patches():
 def test_the_loss_of_masked_patches_is_that_of_the_reference():
     inputs, _ = expected("vit_mae", "own")
     model = golden("vit_mae")
-    batch = model.family.reference_inputs(inputs, model.model.settings)
+    batch = model.checked_batch(inputs)
     outputs = {"pixels": model.apply(**inputs)["logits"]}
     with np.load(GOLDEN / "vit_mae" / "expected.npz") as stored:
         right = float(stored["own.loss"])
@@ -169,11 +169,12 @@ def test_the_loss_of_masked_patches_is_that_of_the_reference():
 
 @pytest.mark.parametrize("name", ["vit", "deit"])
 def test_tables_cover_every_architecture(name):
-    family = models.family(name)
-    assert len(set(family.WEIGHTS.values())) == len(family.WEIGHTS)
-    heads = {kind: {} for kinds in family.ARCHITECTURES.values() for kind in kinds}
+    family, table = models.family(name), families.table_of(name)
+    ours = {name for rule in table.weights for name in rule.params}
+    assert len({rule.spellings for rule in table.weights}) == len(table.weights) == len(ours)
+    heads = {kind: {} for kinds in table.classes().values() for kind in kinds}
     decoder = {"decoder_width": 8, "decoder_layers": 1, "decoder_heads": 2, "decoder_mlp_width": 4}
-    assert set(pytree.names(abstract_params(family.build(heads=heads, **SIZE, **decoder)))) == set(family.WEIGHTS)
+    assert set(pytree.names(abstract_params(family.build(heads=heads, **SIZE, **decoder)))) == ours
 
 
 @pytest.mark.parametrize(
@@ -189,11 +190,10 @@ def test_published_sizes(name, size, count):
 @pytest.mark.parametrize("case", CASES)
 def test_settings_go_there_and_back(case):
     config = folders.read_config(GOLDEN / case)
-    family = models.family_of(config["model_type"])
-    settings = family.from_reference(config)
-    to_reference = getattr(family, "CONFIGS", {}).get(folders.architecture(family, config), family.to_reference)
-    written = to_reference(family.Settings(**settings))
-    assert family.from_reference(written) == settings
+    name, table = families.reference_of(config["model_type"])
+    settings = table.read_settings(config)
+    written = table.write_config(models.family(name).Settings(**settings))
+    assert table.read_settings(written) == settings
     assert all(config[key] == value for key, value in written.items())
 
 
@@ -212,14 +212,14 @@ def test_settings_go_there_and_back(case):
 def test_settings_not_handled_are_refused_by_name(change, named):
     config = json.loads((GOLDEN / "vit_classify" / "config.json").read_text())
     with pytest.raises(UserError, match=named):
-        models.family("vit").from_reference(config | change)
-    assert models.family("vit").from_reference(config | {"image_size": [20, 20]})["image_size"] == 20
+        families.table_of("vit").read_settings(config | change)
+    assert families.table_of("vit").read_settings(config | {"image_size": [20, 20]})["image_size"] == 20
 
 
 def test_what_the_reference_lacks_is_not_written(tmp_path):
     family = models.family("vit")
     with pytest.raises(UserError, match="model.pool=mean has no counterpart"):
-        family.to_reference(family.Settings(**SIZE, pool="mean"))
+        families.table_of("vit").write_config(family.Settings(**SIZE, pool="mean"))
 
 
 @pytest.mark.parametrize(

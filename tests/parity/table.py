@@ -79,12 +79,12 @@ def errors(reference: Any, pair: Pair) -> Iterator[tuple[str, str, float]]:
         model = fmjax.load(folder)
         inputs, outputs = pair
         found = model.apply(**inputs)
-    names = model.family.ARCHITECTURES[type(reference).__name__]
+    names = model.reference.architectures[type(reference).__name__]
     own = {"last_hidden_state": "hidden", "encoder_last_hidden_state": "encoder_hidden", "pooler_output": "pooled"}
     for kind, theirs in names.items():
         own |= dict.fromkeys((theirs,) if isinstance(theirs, str) else theirs, kind.partition("_")[0])
     for name in set(found) & set(outputs):
-        family = model.family.__name__.rpartition(".")[2]
+        family = model.family.name
         yield family, own[name], float(np.abs(np.asarray(found[name]) - outputs[name]).max())
 
 

@@ -23,14 +23,14 @@ import safetensors.torch  # noqa: E402
 from golden import make, make_decoders, make_seq2seq, make_t5, make_vision  # noqa: E402
 
 import fmjax  # noqa: E402
-from fmjax import models  # noqa: E402
 from fmjax.errors import UserError  # noqa: E402
 from fmjax.hub import llama2c  # noqa: E402
+from fmjax.hub.families import table_of  # noqa: E402
 
 pytestmark = pytest.mark.optimized
 
 STEMS = {"GPT2": make_decoders.GPT2 | make_decoders.END} | dict.fromkeys(("Llama", "Mistral", "Qwen2"), make_decoders.LLAMA)
-CLASSES = [name for family in ("gpt", "llama", "mistral", "qwen2") for name in models.family(family).ARCHITECTURES]
+CLASSES = [name for family in ("gpt", "llama", "mistral", "qwen2") for name in table_of(family).classes()]
 LMS = ("GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 TOLERANCE, DEFAULT_TOLERANCE = 1e-4, 2e-6
 

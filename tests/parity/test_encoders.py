@@ -15,8 +15,8 @@ transformers = pytest.importorskip("transformers", reason="compares with the ref
 from golden import make  # noqa: E402
 
 import fmjax  # noqa: E402
-from fmjax import models  # noqa: E402
 from fmjax.errors import UserError  # noqa: E402
+from fmjax.hub.families import table_of  # noqa: E402
 
 pytestmark = pytest.mark.optimized
 
@@ -28,7 +28,7 @@ CONFIGS = {
     "DistilBert": make.DISTIL,
     "Electra": make.ELECTRA,
 }
-CLASSES = [name for family in ("bert", "roberta", "distilbert", "electra") for name in models.family(family).ARCHITECTURES]
+CLASSES = [name for family in ("bert", "roberta", "distilbert", "electra") for name in table_of(family).classes()]
 # Random weights of order 0.3 carry rounding errors through two layers; those of the usual initialisation do not.
 TOLERANCE, DEFAULT_TOLERANCE = 1e-4, 2e-6
 

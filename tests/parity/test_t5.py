@@ -18,9 +18,9 @@ from golden import make, make_t5  # noqa: E402
 
 import fmjax  # noqa: E402
 from fmjax import pytree  # noqa: E402
-from fmjax.models import t5  # noqa: E402
+from fmjax.hub.families import table_of  # noqa: E402
 
-CLASSES = list(t5.ARCHITECTURES)
+CLASSES = list(table_of("t5").classes())
 KINDS = {
     "v1_0": {"feed_forward_proj": "relu"},
     "v1_1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
@@ -162,7 +162,7 @@ def test_cached_steps_are_those_of_the_reference(kind, tmp_path):
     model = fmjax.load(tmp_path)
     arrays = make_t5.inputs(reference, 3, 12, 9, 8) | {"decoder_attention_mask": np.ones((3, 9), np.int64)}
     expected = make_t5.outputs(reference, arrays)["logits"]
-    batch = model.family.reference_inputs(arrays, model.model.settings)
+    batch = model.checked_batch(arrays)
     apply = jax.jit(
         lambda *args, method: model.model.apply({"params": model.params}, *args, method=method), static_argnames="method"
     )

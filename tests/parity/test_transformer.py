@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="compares with the reference live: pip install 'fmjax[parity]'")
 transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install 'fmjax[parity]'")
 
-from data.test_marian import ENGLISH, GERMAN, write_folder  # noqa: E402
+from data.tokenizers.test_marian import ENGLISH, GERMAN, write_folder  # noqa: E402
 from golden import make_seq2seq as make  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 

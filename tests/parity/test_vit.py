@@ -17,13 +17,14 @@ from golden import make, make_vision  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import fmjax  # noqa: E402
-from fmjax import models, tasks  # noqa: E402
+from fmjax import tasks  # noqa: E402
+from fmjax.hub.families import table_of  # noqa: E402
 from fmjax.layers.grid import sinusoids_2d  # noqa: E402
 from fmjax.tasks import mae  # noqa: E402
 
 pytestmark = pytest.mark.optimized
 
-CLASSES = [name for family in ("vit", "deit") for name in models.family(family).ARCHITECTURES]
+CLASSES = [name for family in ("vit", "deit") for name in table_of(family).classes()]
 TOLERANCE, DEFAULT_TOLERANCE = 1e-4, 5e-6
 
 
@@ -77,8 +78,7 @@ def test_outputs_saving_and_loading(name, seed, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(reference.state_dict().values(), loaded.state_dict().values(), strict=True))
     assert type(transformers.AutoConfig.from_pretrained(tmp_path / "ours")) is type(reference.config)
     # What a run would write is the same config.
-    family, config = model.family, model.config
-    written = getattr(family, "CONFIGS", {}).get(name, family.to_reference)(model.model.settings)
+    config, written = model.config, model.reference.write_config(model.model.settings)
     assert {key: config[key] for key in written} == written
 
 
@@ -106,7 +106,7 @@ def test_mae_loss(tmp_path):
         model = fmjax.load(tmp_path / str(wanted))
         arrays = make_vision.outputs(reference, make_vision.images(reference.config, 4, 20, 20, 5), 5)
         inputs = {name: arrays[name] for name in ("pixel_values", "patch_keep")}
-        batch = model.family.reference_inputs(inputs, model.model.settings)
+        batch = model.checked_batch(inputs)
         task = mae.Task(image_size=20, patch_size=5, channels=3, target="normalised" if wanted else "pixels")
         loss = task.loss({"pixels": model.apply(**inputs)["logits"]}, batch)["pixels"] / task.weights(batch)["pixels"]
         assert abs(float(loss) - float(arrays["loss"])) <= 1e-5

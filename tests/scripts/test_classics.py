@@ -14,6 +14,7 @@ import pytest
 import fmjax
 from fmjax import models
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
+from fmjax.hub import families
 from fmjax.inference.pretrained import Pretrained
 from scripts import convert, predict, train
 
@@ -27,7 +28,7 @@ def weights(folder: Path, tokenizer: Tokenizer) -> Path:
     family = models.family("bert")
     model = family.build(heads={"pooled": {}}, vocab_size=tokenizer.vocab_size, positions=32, **SMALL)
     params = nn.meta.unbox(model.init(jax.random.key(0), model.one_row_batch())["params"])
-    config = family.to_reference(model.settings, tokenizer.pad_id) | {"architectures": ["BertModel"]}
+    config = families.table_of("bert").write_config(model.settings, tokenizer.pad_id) | {"architectures": ["BertModel"]}
     Pretrained(config, family, model, jax.device_get(params), tokenizer).save(folder)
     return folder
 

@@ -58,10 +58,6 @@ class Toy(nn.Module):
 
 def build(heads, size="", **settings):
     return Toy(Settings(**settings), heads)
-
-
-def reference_inputs(inputs, settings):
-    return dict(inputs)
 '''
 
 TASK = '''

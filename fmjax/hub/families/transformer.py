@@ -1,0 +1,110 @@
+"""The Transformer in Hugging Face: Marian's translation models (opus-mt), `MarianConfig` and
+`MarianModel`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fmjax.contracts import Config
+from fmjax.errors import UserError
+from fmjax.hub.families import fairseq
+from fmjax.hub.families.fairseq import DECODER_TABLE, ENCODER_TABLE, OUTPUT, SHARED
+from fmjax.hub.reference import Reference
+from fmjax.hub.rules import AS_IS, Rule, linear
+from fmjax.hub.tensors import Tensor
+from fmjax.layers.position import sinusoids
+from fmjax.models.transformer import INPUTS
+
+# Where source and target have a table each, the model has this one too.
+TARGET = "embed/target/embedding"
+TABLE = "embed/word/embedding"
+
+
+def sinusoidal(name: str, tensor: Tensor) -> None:
+    """Raises UserError if a stored table of positions is not one of sinusoids."""
+    if not np.allclose(tensor.read(), sinusoids(*tensor.shape), atol=1e-3):
+        raise UserError(
+            f"{name}: is not a table of sinusoids, which alone are handled here; "
+            "get the weights again"
+        )
+
+
+def complete(config: Config, settings: Config) -> Config:
+    """Returns all settings: tokens, and which tables are shared.
+
+    Raises UserError if the config contradicts itself.
+    """
+    vocabulary = settings["vocab_size"]
+    shared = config.get("share_encoder_decoder_embeddings") is not False
+    target = config.get("decoder_vocab_size") or vocabulary
+    tied = config.get("tie_word_embeddings") is not False
+    if shared and target != vocabulary:
+        raise UserError(
+            f"config.json: decoder_vocab_size={target} but the shared vocab_size={vocabulary}; "
+            "correct one of them"
+        )
+    if shared and not tied:
+        raise UserError(
+            "config.json: tie_word_embeddings=false is handled with "
+            "share_encoder_decoder_embeddings=false alone; "
+            "use another model"
+        )
+    tables = {"target_vocab_size": 0 if shared else target, "tied": tied}
+    return settings | fairseq.tokens(config, start=58100, end=0) | tables
+
+
+def express(settings: Any, pad_id: int | None) -> Config:
+    """Returns what Marian says besides.
+
+    Raises UserError if a shared table does not give the logits.
+    """
+    target = settings.target_vocab_size
+    if not target and not settings.tied:
+        raise UserError(
+            "model.tied=false has no counterpart in Marian, where a shared table gives the "
+            "logits; train with true"
+        )
+    return fairseq.express(settings) | {
+        "pad_token_id": settings.start_id if pad_id is None else pad_id,
+        "share_encoder_decoder_embeddings": not target,
+        "decoder_vocab_size": target or settings.vocab_size,
+        "tie_word_embeddings": settings.tied,
+    }
+
+
+REFERENCE = Reference(
+    model_types=("marian",),
+    architectures={"MarianModel": {}, "MarianMTModel": {"lm": "logits"}},
+    inputs=INPUTS,
+    settings={**fairseq.SETTINGS, "vocab_size": ("vocab_size", 58101)},
+    fixed={
+        **fairseq.FIXED,
+        "static_position_embeddings": True,
+        "normalize_before": False,
+        "normalize_embedding": False,
+        "add_final_layer_norm": False,
+    },
+    # The last two are read above.
+    unread=(*fairseq.UNREAD, "decoder_vocab_size", "share_encoder_decoder_embeddings"),
+    complete=complete,
+    express=express,
+    prefix="model.",
+    weights=(
+        Rule(TABLE, (ENCODER_TABLE, SHARED), AS_IS, given=TARGET),
+        Rule(TABLE, SHARED, AS_IS),
+        Rule(TARGET, DECODER_TABLE, AS_IS),
+        *fairseq.layers("encoder"),
+        *fairseq.layers("decoder"),
+        *linear("head/lm", "lm_head", bias=False),
+        fairseq.LOGITS_BIAS,
+    ),
+    tied={
+        SHARED: TABLE,
+        ENCODER_TABLE: TABLE,
+        DECODER_TABLE: (TARGET, TABLE),
+        OUTPUT: (TARGET, TABLE),
+    },
+    buffers={".embed_positions.weight": sinusoidal},
+)
