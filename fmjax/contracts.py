@@ -362,13 +362,19 @@ class Model(Protocol):
 
     heads: Heads
     settings: Any  # the family's frozen dataclass `Settings`
-    packs: ClassVar[bool]  # whether it reads packed pairs of source and target
 
     def one_row_batch(self) -> Batch:
         """Returns the smallest batch with all that a head might read, to initialize parameters with."""
 
     def forward_flops(self, batch: Mapping[str, Any]) -> float:
         """Returns the floating-point operations of a forward pass over a batch, or its shapes, by formula."""
+
+
+@runtime_checkable
+class PacksPairs(Protocol):
+    """A model that reads packed rows of several pairs of source and target."""
+
+    packs: ClassVar[bool]
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from fmjax import contracts, models
-from fmjax.contracts import Config, Processors, Task
+from fmjax.contracts import Config, PacksPairs, Processors, Task
 from fmjax.data import kinds
 from fmjax.data.kinds import lifecycle, text
 from fmjax.decoding.settings import settings_for
@@ -92,7 +92,7 @@ def resolve_model(config: Config, source: Pretrained | None, processors: Process
             raise UserError(
                 f"task.{setting}={value} is not the model's, model.{setting}={settings.get(setting)}; make them agree"
             )
-    if task.packs_pairs and not hasattr(model, "packs"):
+    if task.packs_pairs and not isinstance(model, PacksPairs):
         raise UserError(f'task.pack=true: model.name="{name}" does not read packed pairs; set it to false')
     return model
 
