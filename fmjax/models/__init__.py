@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fmjax.config import names
-from fmjax.contracts import Config, HostBatch, PyTree
+from fmjax.contracts import Config, HostBatch, Model, PyTree
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
 
@@ -43,9 +43,7 @@ class Family:
     """What the module of a family defines; all but `build` and `Settings` may be left out there."""
 
     name: str  # as `model.name` has it
-    build: Callable[
-        ..., Any
-    ]  # (heads=, size=, **settings) -> a Model; raises UserError for what does not fit
+    build: Callable[..., Model]  # (heads=, size=, **settings); raises UserError for what does not fit
     Settings: type[Any]  # a frozen dataclass
     inputs: tuple[str, ...] = ()  # what users may give; the first has to be there; empty: anything
     # (inputs, settings) -> a batch whose ids and shapes are checked; raises UserError. On the
