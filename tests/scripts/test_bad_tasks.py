@@ -148,7 +148,7 @@ CASES = {
     "channels of another model": (CLASSIFY, "model.channels=3", ("1 channels", "model.channels=3")),
     "file of digits": (CLASSIFY, "data.files.train={here}/flat", ("built in and reads no files",)),
     "unknown resampling": (CLASSIFY, "task.resize=bilinera", ('did you mean "bilinear"?',)),
-    "numbers per channel": (CLASSIFY, "task.mean=0.1,0.2", ("task.mean=0.1,0.2", "one for each channel")),
+    "numbers per channel": (CLASSIFY, "task.mean=0.1,0.2", ("task.mean=0.1,0.2", "one per channel")),
     "mixed labels": (CLASSIFY, "task.mixup=1 task.focal_gamma=2 task.label_smoothing=0", ("task.focal_gamma", "mixup")),
     "patches of the task": (MAE, "task.patch_size=3", ("task.image_size=8", "task.patch_size=3")),
     "all masked": (MAE, "task.mask_ratio=0.999", ("task.mask_ratio=0.999 of 16 patches",)),
@@ -239,7 +239,7 @@ EXAMPLES = [
     ("vision/vit_classify", PICTURE % 5, "line 1: 5 is not an image"),
     ("vision/vit_classify", '{"picture": "a.png"}', 'line 1: lacks "image"'),
     ("vision/vit_classify", f'"{__file__}"', "is not a whole image (no known format)"),
-    ("vision/vit_mae", '"a.png"', "predicts nothing that a person could read"),
+    ("vision/vit_mae", '"a.png"', "has no human-readable output"),
 ]
 
 
