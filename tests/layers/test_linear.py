@@ -141,7 +141,7 @@ def test_stacks_of_layers_hold_them_too(scan):
     )
     y = x
     for own, kernel, more in zip(each, packed, extra, strict=True):
-        y = y + y @ (kernel.kernel() + more["lora_a"] @ more["lora_b"]) + own["bias"]
+        y = y + y @ (kernel.kernel() + more["lora_a"] @ more["lora_b"]) + own["bias"][None, None]
     found = model.apply({"params": {"layers": {"up": stacked}}}, x)
     np.testing.assert_allclose(found, y, atol=1e-5 * float(np.abs(y).max()))
 
