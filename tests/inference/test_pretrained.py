@@ -22,6 +22,7 @@ from support.processors import using
 import fmjax
 from fmjax import models, pytree, tasks
 from fmjax.config import write_config
+from fmjax.contracts import Processors
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.errors import UserError
 from fmjax.hub import folders
@@ -290,7 +291,7 @@ def sampler() -> Pretrained:
     letters = train_tokenizer([(string.ascii_letters + string.digits)[:61] * 9], "char", 61, lowercase=False)
     task = tasks.make({"name": "clm", "rows": "offset", "temperature": 1.5, "max_new_tokens": 6})
     return dataclasses.replace(
-        load(GOLDEN / "generation" / "gpt2"), tokenizer=letters, task=task, config={"data": {"max_length": 16}}
+        load(GOLDEN / "generation" / "gpt2"), processors=using(letters), task=task, config={"data": {"max_length": 16}}
     )
 
 
@@ -334,7 +335,8 @@ def test_an_encoder_may_read_images():
     def checked(arrays, settings):
         return {name: np.asarray(array, np.float32 if name == "pixel_values" else np.int32) for name, array in arrays.items()}
 
-    model = Pretrained({}, SimpleNamespace(reference_inputs=checked), Captioner(), {}, None)
+    family = models.Family("captioner", Captioner, SimpleNamespace, checked_batch=checked)
+    model = Pretrained({}, family, Captioner(), {}, Processors())
     images = np.zeros((3, 3, 2, 2))
     for row, (bright, second) in enumerate(((0, 1), (2, 0), (1, 2))):
         images[row, bright], images[row, second] = 2, 1
