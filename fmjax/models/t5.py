@@ -79,13 +79,16 @@ class Settings(Compute):
     vocab_size: int
     positions: int = 0  # no limit
     buckets: int = 32  # of distances
-    furthest: int = 128  # distance that is told from others
+    max_distance: int = 128  # all greater distances share a bucket
     feed_forward: str = "relu"  # or gated-gelu, gated-silu
     tied: bool = True  # whether logits come from the word table, then of hidden states scaled by D^-1/2
     start_id: int = 0  # what the decoder reads first: the padding
     epsilon: float = 1e-6
     initializer_factor: float = 1.0
     dropout: float = 0.1
+
+
+RENAMED = {"furthest": "max_distance"}  # settings of older configs
 
 
 class Embed(nn.Module):
@@ -151,7 +154,7 @@ class T5Stack(nn.Module):
         table = parameter(self, "relative", init, (None, "heads"), (s.buckets, s.attention_heads))
         # This holds for packed rows too: the tokens of a text are adjacent, and those of others are masked.
         distances_LS = jnp.arange(keys)[None] - (place + jnp.arange(length))[:, None]
-        buckets_LS = relative_buckets(distances_LS, self.cross is None, s.buckets, s.furthest)
+        buckets_LS = relative_buckets(distances_LS, self.cross is None, s.buckets, s.max_distance)
         return jnp.asarray(table)[buckets_LS].transpose(2, 0, 1)[None]
 
 
@@ -245,15 +248,15 @@ def build(*, heads: contracts.Heads, size: str = "small", **settings: Any) -> T5
 
     Raises UserError for an unknown size, setting, head or feed-forward layer, and for sizes that do not fit together.
     """
-    resolved = resolve(Settings, SIZES, size, settings)
+    resolved = resolve(Settings, SIZES, size, {RENAMED.get(name, name): value for name, value in settings.items()})
     if resolved.feed_forward not in FEED_FORWARD:
         hint = nearest(resolved.feed_forward, FEED_FORWARD)
         known = ", ".join(FEED_FORWARD)
         raise UserError(f'model.feed_forward="{resolved.feed_forward}" is not known{hint}; choose one of {known}')
-    if resolved.buckets < 4 or resolved.furthest <= resolved.buckets // 2:
+    if resolved.buckets < 4 or resolved.max_distance <= resolved.buckets // 2:
         raise UserError(
-            f"model.buckets={resolved.buckets}, model.furthest={resolved.furthest}: half of the buckets hold one distance each; "
-            "give at least 4 buckets, and a model.furthest above half of them"
+            f"model.buckets={resolved.buckets}, model.max_distance={resolved.max_distance}: half of the buckets hold one "
+            "distance each; give at least 4 buckets, and a model.max_distance above half of them"
         )
     return checked(T5(heads, resolved))
 

@@ -35,8 +35,8 @@ ROTARY = {
 }
 DECODERS = {"gpt": SIZE | {"positions": LENGTH}} | ROTARY
 PAIRED: dict[str, dict[str, Any]] = {
-    "t5": TALL | {"buckets": 8, "furthest": 10},
-    "t5:v1_1": TALL | {"buckets": 8, "furthest": 10} | t5.V1_1,  # mT5's parts
+    "t5": TALL | {"buckets": 8, "max_distance": 10},
+    "t5:v1_1": TALL | {"buckets": 8, "max_distance": 10} | t5.V1_1,  # mT5's parts
     "transformer": SIZE | {"positions": LENGTH, "start_id": PAD},
     "bart": SIZE | {"positions": LENGTH},
     "mbart": SIZE | {"positions": LENGTH},

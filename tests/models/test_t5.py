@@ -73,9 +73,9 @@ def test_scanned_is_the_same():
     ("case", "mutation"),
     [
         ("encoder", {"buckets": 12}),
-        ("encoder", {"furthest": 24}),
+        ("encoder", {"max_distance": 24}),
         ("encoder", {"epsilon": 1e-2}),
-        ("v1_0", {"furthest": 24}),
+        ("v1_0", {"max_distance": 24}),
         ("v1_0", {"tied": False}),
         ("mt5", {"feed_forward": "gated-silu"}),
     ],
@@ -254,7 +254,7 @@ def test_defaults_are_those_of_the_reference():
     [
         ({"feed_forward": "gated-gelo"}, 'did you mean "gated-gelu"'),
         ({"buckets": 2}, "model.buckets=2"),
-        ({"buckets": 32, "furthest": 16}, "model.furthest=16"),
+        ({"buckets": 32, "max_distance": 16}, "model.max_distance=16"),
         ({"decoder_layers": 0}, 'needs a head "lm"'),
         ({"dtype": "float16"}, "float16"),
     ],
@@ -262,6 +262,11 @@ def test_defaults_are_those_of_the_reference():
 def test_settings_that_do_not_fit_are_refused(given, message):
     with pytest.raises(UserError, match=message):
         t5.build(heads={"lm": {}}, **SIZE | given)
+
+
+def test_older_configs_have_another_name_for_the_greatest_distance():
+    sizes = {"size": "tiny", "vocab_size": 11, "heads": {}}
+    assert t5.build(**sizes, furthest=24) == t5.build(**sizes, max_distance=24) != t5.build(**sizes)
 
 
 @pytest.mark.parametrize(

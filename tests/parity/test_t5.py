@@ -115,7 +115,7 @@ def test_half_precision_and_shards(tmp_path):
     "mutation",
     [
         {"buckets": 12},
-        {"furthest": 29},
+        {"max_distance": 29},
         {"epsilon": 1e-3},
         {"feed_forward": "gated-silu"},
         {"tied": False},

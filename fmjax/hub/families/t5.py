@@ -32,7 +32,7 @@ SETTINGS: Table = {
     "num_decoder_layers": ("decoder_layers", None),  # None: num_layers
     "num_heads": ("attention_heads", 8),
     "relative_attention_num_buckets": ("buckets", 32),
-    "relative_attention_max_distance": ("furthest", 128),
+    "relative_attention_max_distance": ("max_distance", 128),
     "feed_forward_proj": ("feed_forward", "relu"),
     "layer_norm_epsilon": ("epsilon", 1e-6),
     "initializer_factor": ("initializer_factor", 1.0),
