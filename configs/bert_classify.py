@@ -14,7 +14,7 @@ On your own files, with one label a line:
 `:imbalanced` is the SMS spam collection, 13 % of it spam, from random weights; a fifth is held out. One key each weighs the
 classes, looks at hard examples, or resamples:
 
-    D=../shared/data/cls_smsspam/SMSSpamCollection     # label<TAB>text
+    D=DATA/SMSSpamCollection     # UCI's SMS Spam Collection: label<TAB>text
     python scripts/train.py --config configs/bert_classify.py:imbalanced --workdir runs/sms --config.data.files.train=$D
         [--config.task.weighting=balanced | --config.task.focal_gamma=2 | --config.data.balance=oversample]
 
@@ -27,7 +27,7 @@ first, from reviews of other things, whose labels it does not see; the run is th
 both at once, reading them from `data.files.unlabelled`. The hotels among those reviews are left out: more than half of them
 are those of ChnSentiCorp.
 
-    D=../shared/data/zh_chinesenlpcorpus
+    D=DATA     # a copy of SophonPlus/ChineseNlpCorpus on GitHub
     unzip -p $D/online_shopping_10_cats.zip | grep -av ^酒店 > goods.csv     # cat,label,review
     python scripts/train.py --config configs/bert_classify.py:zh,pretrain --workdir runs/zh-mlm \
         --config.data.files.train=goods.csv
@@ -40,7 +40,7 @@ On 1,552 held out: accuracy .871 from random weights (15 CPU minutes), .875 afte
 (--config.train.epochs=1, 9 CPU minutes, packed as an earlier version did); TF-IDF + logistic regression has .8925, so
 neither reaches that floor.
 
-Arguments: `:files` (your files instead of TFDS), `:imbalanced`, `:zh`, `:pretrain` (masked language modelling instead),
+Arguments: `:files` (your files instead of TFDS), `:imbalanced`, `:zh`, `:pretrain` (masked language modeling instead),
 `:mixed` (that beside classification), `:tiny` (seconds on one core; without files, which preposition is missing in sentences
 of the embedded corpus).
 """

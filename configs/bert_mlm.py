@@ -1,4 +1,4 @@
-"""Pretrains BERT by masked language modelling on any text.
+"""Pretrains BERT by masked language modeling on any text.
 
     python scripts/train.py --config configs/bert_mlm.py --workdir runs/mlm --config.data.files.train='books/*.txt'
 

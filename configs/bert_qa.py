@@ -1,7 +1,7 @@
 """Extractive question answering: a small BERT finds the answer in a paragraph, on SQuAD's development set split by article.
 
     python scripts/train.py --config configs/bert_qa.py --workdir runs/qa \
-        --config.data.files.train=../shared/data/qa_squad11_dev/dev-v1.1.rebuilt.json.gz
+        --config.data.files.train=DATA/dev-v1.1.json
     python scripts/predict.py --workdir runs/qa --input questions.jsonl --output answers.jsonl
 
 reads any file of SQuAD's format, 1.1 or 2.0, or jsonl with its columns. One file is split by article (`data.hold_out_by`): of
@@ -9,8 +9,8 @@ the 48 of the development set, 38 (8,723 questions) train and 10 (1,847) validat
 random weights know no English, so the score stays far from that of a pretrained BERT (88.5 F1 after the whole training set).
 After 2 of the 6 epochs (`--config.train.epochs=2`): exact match 2.5, F1 10.0 (seed 0), in 10 CPU minutes on two shared cores.
 
-Arguments: `:pretrain` is the same model's masked language modelling on whatever text `data.files.train` names, as the books and
-WikiText of `../shared/data`, to begin from with `--config.init.from=RUN`. `:bert` fine-tunes a published one, named by
+Arguments: `:pretrain` is the same model's masked language modeling on whatever text `data.files.train` names, as the books and
+WikiText, to begin from with `--config.init.from=RUN`. `:bert` fine-tunes a published one, named by
 `--config.init.from=FOLDER`, as its paper does: 384 tokens, windows that begin every 128, learning rate 3e-5, 2 epochs. `:tiny`
 runs in seconds on one core, on questions made of the embedded corpus.
 """

@@ -1,6 +1,6 @@
 """Named entities in Chinese: a small BERT tags every character of the MSRA corpus, from random weights.
 
-    unzip ../shared/data/zh_chinesenlpcorpus/dh_msra.zip -d data   # or any file with a character, a tab and its BIO tag a line
+    unzip DATA/dh_msra.zip -d data   # of SophonPlus/ChineseNlpCorpus on GitHub: lines of a character, a tab and its BIO tag
     python scripts/train.py --config configs/bert_tag.py --workdir runs/tag --config.data.files.train=data/dh_msra.txt
     echo '"他在北京大学教书。"' > in.jsonl
     python scripts/predict.py --workdir runs/tag --input in.jsonl --output out.jsonl

@@ -1,6 +1,6 @@
 """Characters of tiny Shakespeare: nanoGPT's setting for a CPU, a GPT of 4 layers that sees 64 characters.
 
-    F=../shared/data/lm_tinyshakespeare/input.txt     # 1,115,394 characters; or any text
+    F=DATA/input.txt     # tinyshakespeare of karpathy/char-rnn on GitHub, 1,115,394 characters; or any text
     python scripts/train.py --config configs/gpt_char.py --workdir runs/char-0 --config.train.seed=0 \
         --config.data.files.train="$F[:90%]" --config.data.files.validation="$F[90%:]"
     echo '{"text": "ROMEO:"}' > prompts.jsonl

@@ -8,12 +8,12 @@ T5's special tokens is trained on the training files into the run directory. A f
 `t5_translate.py` fine-tunes it on English-Chinese pairs, for which it has to know both scripts: it reads books, and the
 sentences of those pairs that are trained on, a line each.
 
-    D=../shared/data     # lm_books, and a file of en<TAB>zh<TAB>attribution, in which an English sentence may stand twice
-    mkdir -p runs && zcat $D/mt_tatoeba_en_zh/cmn.txt.gz | awk -F'\t' 'NF > 2 {n += $1 != last; last = $1
+    D=DATA     # books/*.txt of any English, and Tatoeba's en<TAB>zh<TAB>attribution, with an English sentence twice at times
+    mkdir -p runs && zcat $D/cmn.txt.gz | awk -F'\t' 'NF > 2 {n += $1 != last; last = $1
         print $1 FS $2 > ("runs/" (n % 40 ? "train" : "dev") ".tsv")}'
     tr '\t' '\n' < runs/train.tsv > runs/sentences.txt
     python scripts/train.py --config configs/t5_span.py:zh --workdir runs/t5-zh \
-        --config.data.files.train="$D/lm_books/*_en*,runs/sentences.txt"
+        --config.data.files.train="$D/books/*.txt,runs/sentences.txt"
 
 Loss 5.00 a token of the target after its 1,000 steps, 10 CPU minutes. There the texts, which are short, run on into one another
 as in T5 itself (`task.rows=joined`); by default several share a row and none sees another.

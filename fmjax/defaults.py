@@ -43,7 +43,8 @@ def experiment(model: str, task: str, *more: str) -> ConfigDict:
     config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "best": placeholder(str), "mode": "max"})
     # The rules are dp, fsdp, fsdp_tp or fsdp_context; or one's own `table` of logical axes, {"mlp": "tensor", ...}.
     config.mesh = ConfigDict({"axes": open_dict(data=-1), "rules": "dp", "table": open_dict()})
-    config.init = ConfigDict({"from": placeholder(str)})  # a run directory or a Hugging Face folder
+    # A run directory or a Hugging Face folder; `from` is the old name of `weights`.
+    config.init = ConfigDict({"weights": placeholder(str), "from": placeholder(str)})
     return config.lock()
 
 
@@ -51,7 +52,7 @@ def data() -> ConfigDict:
     """Returns the section of the data: where they are, how they become tokens and batches."""
     return ConfigDict(
         {
-            "source": "auto",  # by the files' ending; or one of fmjax.data.sources.open.KINDS, as text, csv, parquet or tfds
+            "source": "auto",  # by the files' ending; or one of fmjax.data.sources, such as text, csv, parquet or tfds
             # split -> file, list, glob or folder, here or at gs://, or a part, "a.txt[:90%]"; none: python_docs
             "files": open_dict(),
             # Several sources in place of files.train: name -> files (a path, or splits), weight, epochs, cap, and any of the
@@ -69,7 +70,7 @@ def data() -> ConfigDict:
             "hold_out_by": placeholder(str),  # column whose values stay together then, as the title of an article
             "balance": "none",  # of the training data's classes: or oversample, undersample
             "balance_power": 1.0,  # how far: 0 leaves the classes as they are, 1 makes them equal
-            "tokenizer": placeholder(str),  # a folder or file; unset: that of init.from, or trained on the data
+            "tokenizer": placeholder(str),  # a folder or file; unset: that of init.weights, or trained on the data
             "tokenizer_kind": "wordpiece",  # or bpe, unigram, t5, word, char, byte
             "lowercase": True,  # whether a tokenizer that is trained here drops capital letters; char and byte never do
             "vocab_size": 8000,

@@ -1,27 +1,142 @@
-"""The two ways a command ends that are not bugs: the user's input is at fault, or the run was interrupted."""
+"""The two ways a command ends that are not bugs: the user's input is at fault, or the run was
+interrupted."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_prefixes: ContextVar[tuple[str, str]] = ContextVar("prefixes", default=("", ""))
 
 
 class UserError(Exception):
     """The user's input is at fault. The message is one line: what, why, how to fix. Exit code 2."""
 
 
+class RecordError(UserError):
+    """A record of the data cannot be read or used; where bad records are tolerated, it is left out.
+
+    Args:
+      place: where the record is, as `Source.where` says: "reviews.tsv line 12".
+      problem: what is wrong with it and how to fix it; the message is "PLACE: PROBLEM".
+      index: the record's number in the source that was read, if that is known.
+      shown: what the message has instead of the place, such as the path of an image that the record
+        names.
+    """
+
+    def __init__(self, place: str, problem: str, index: int | None = None, shown: str = ""):
+        super().__init__(f"{shown or place}: {problem}")
+        self.place, self.problem, self.index, self.shown = place, problem, index, shown
+
+    def __reduce__(self) -> tuple[type[RecordError], tuple[str, str, int | None, str]]:
+        return RecordError, (self.place, self.problem, self.index, self.shown)
+
+
 class Interrupted(Exception):
-    """A signal stopped the run after its state was saved; the same command continues it. Exit code 75."""
+    """A signal stopped the run after its state was saved; the same command continues it.
+
+    Exit code 75.
+    """
 
 
 def one_line(error: Exception, most: int = 0) -> str:
-    """Returns what an error says as one line, at most so many letters of it; what a terminal would obey is spelt out."""
+    """Returns an error's message as one line of at most `most` characters (0: all), control
+    characters escaped."""
     line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
     line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     return line[:most] if most else line
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Returns ' (did you mean "x"?)' for the choice that resembles `name` most, or '' if none does."""
+    """Returns ' (did you mean "x"?)' for the choice most similar to `name`, or '' if none is."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+@contextmanager
+def keys_below(prefix: str, path: str) -> Iterator[None]:
+    """Makes errors name the keys below `prefix` by where they are in the config.
+
+    A part of a mixture of tasks checks `task.pool`, which the config calls `task.parts.mlm.pool`:
+    within `keys_below("task", "task.parts.mlm")`, `full_key("task.pool")` returns that.
+    """
+    token = _prefixes.set((prefix, full_key(path)))
+    try:
+        yield
+    finally:
+        _prefixes.reset(token)
+
+
+def full_key(key: str) -> str:
+    """Returns the name of a config key for messages; see `keys_below`."""
+    prefix, path = _prefixes.get()
+    return (
+        f"{path}.{key.removeprefix(f'{prefix}.')}"
+        if prefix and key.startswith(f"{prefix}.")
+        else key
+    )
+
+
+def one_of(key: str, value: object, choices: Iterable[str]) -> None:
+    """Raises UserError, naming the config key or flag, unless its value is one of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        hint = nearest(str(value), choices)
+        raise UserError(f'{full_key(key)}="{value}"{hint}: choose one of {", ".join(choices)}')
+
+
+def in_range(
+    key: str,
+    value: object,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    hint: str = "",
+) -> None:
+    """Raises UserError, naming the config key or flag, unless its value is a number within bounds.
+
+    Args:
+      key: the name of the setting.
+      value: what was given; a truth value, text or NaN is out of any range.
+      least: the smallest number allowed.
+      most: the largest number allowed.
+      above: the number that it must be larger than.
+      below: the number that it must be smaller than.
+      hint: what the bounds mean: "0 is none".
+    """
+    number = (
+        float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else float("nan")
+    )
+    fits = (
+        number == number
+        and (least is None or number >= least)
+        and (most is None or number <= most)
+        and (above is None or number > above)
+        and (below is None or number < below)
+    )
+    if not fits:
+        raise UserError(
+            f"{full_key(key)}={value}: must "
+            f"{bounds(least, most, above, below)}{f'; {hint}' if hint else ''}"
+        )
+
+
+def bounds(
+    least: float | None, most: float | None, above: float | None, below: float | None
+) -> str:
+    """Returns what a number must be, in words."""
+    if (least, most, above, below) == (0, None, None, None):
+        return "not be negative"
+    if least is not None and most is not None:
+        return f"be from {least:g} to {most:g}"
+    words = {"at least": least, "above": above, "at most": most, "less than": below}
+    return "be " + (
+        " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+        or "a number"
+    )

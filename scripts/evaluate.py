@@ -3,6 +3,7 @@
     python scripts/evaluate.py --workdir runs/mine --split test --files test.csv
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     return commandline.run(flags, show, argv)
 
 
-def show(args) -> None:
+def show(args: argparse.Namespace) -> None:
     """Evaluates, with the other hosts if there are any; the first prints."""
     hosts.join_if_asked(args)
     result = evaluate_run(args.workdir, args.split, args.files)

@@ -9,6 +9,7 @@ For a TPU slice the step is compiled by the TPU's compiler, which needs libtpu a
 and CPUs, and with --analytic, the figures are by formula. The last line of --json is one object.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     return commandline.run(flags, show, argv)
 
 
-def show(args) -> None:
+def show(args: argparse.Namespace) -> None:
     """Prints the plan."""
     jax.config.update("jax_platforms", "cpu")
     topology, config = read_topology(args.topology), commandline.load(args)

@@ -2,9 +2,10 @@
 
     python scripts/train.py --config configs/bert_mlm.py:tiny --workdir runs/tiny
     python scripts/train.py --config configs/bert_classify.py:files --workdir runs/mine \\
-        --config.init.from=BERT_DIR --config.data.files.train=train.csv
+        --config.init.weights=BERT_DIR --config.data.files.train=train.csv
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     return commandline.run(flags, start, argv)
 
 
-def start(args) -> None:
+def start(args: argparse.Namespace) -> None:
     """Joins the other hosts, if there are any, and trains."""
     hosts.join_if_asked(args)
     train(commandline.load(args), args.workdir, profile=args.profile)

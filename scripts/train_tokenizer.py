@@ -11,11 +11,11 @@ if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmjax.config import commandline
+from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns, open_source
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.tasks.corpus import texts
 
 KINDS = ("wordpiece", "bpe", "unigram", "t5", "word", "char", "byte")
 

@@ -1,27 +1,72 @@
-"""Settings that every test runs under: eight fake CPU devices, strict shapes, no network, no TensorFlow."""
+"""Settings that every test runs under: eight fake CPU devices, strict shapes, no network, no TensorFlow, quick compilation."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import importlib.metadata
 import os
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Compiling takes longer than running what is as small as here. Scripts that tests start inherit this.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+if importlib.metadata.version("jax").startswith("0.10."):  # newer ones end with an error at a flag that they do not know
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import hypothesis
 import jax
 import pytest
 
+# No test depends on how fast the machine is.
+hypothesis.settings.register_profile("no_clock", deadline=None)
+hypothesis.settings.load_profile("no_clock")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-in", type=int, default=1, metavar="N", help="run one test in N, always the same")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    count = config.getoption("--one-in")
+    if count == 1:
+        return
+    kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % count == 0]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps what tests unpack out of the user's cache."""
     os.environ["FMJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles as users do in a file that is marked `optimized`, and frees what a file has compiled at its end."""
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's; otherwise it keeps what was freed
+        trim(0)
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Runs operation by operation what is so small that compiling it takes longer."""
+    with jax.disable_jit():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def test_tiny_configs_train(spec, small_corpus, tmp_path):
     apply_overrides(config, [*steps, *dropout, ("model.layers", "1")])
     plain = to_dict(config)
     experiment = prepare(plain, tmp_path / "abstract")
-    assert experiment.steps == 2
+    assert experiment.built.steps == 2
     assert {path.name for path in (tmp_path / "abstract").iterdir()} == {".lock"}
 
     metrics = train(plain, tmp_path / "run")

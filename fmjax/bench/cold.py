@@ -11,12 +11,12 @@ from fmjax.bench import timing
 from fmjax.bench.material import prepare
 from fmjax.bench.measure import Options, machine
 from fmjax.bench.table import markdown
-from fmjax.bench.workloads import WORKLOADS
+from fmjax.bench.workloads import WORKLOADS, Facts, Result
 
 BARS = {"first_step": 1 / 2, "backend_compile": 1 / 4}  # cached over cold
 
 
-def measure(options: Options) -> dict[str, Any]:
+def measure(options: Options) -> Result:
     """Returns for each workload the seconds of a cold start, which fills an empty cache, and of one that finds it filled."""
     found = {}
     for name in WORKLOADS:
@@ -44,7 +44,7 @@ def start(folder: Any, threads: int, env: Mapping[str, str]) -> dict[str, float]
         return {"start_to_first_step": time.perf_counter() - begun, **spent}
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Facts) -> str:
     """Returns the table: cold, cached, and the one over the other against the bars."""
     columns = ("start_to_first_step", "first_step", "tracing", "backend_compile")
     head = ("workload", *(f"{name.replace('_', ' ')}, cold / cached (s)" for name in columns), "met")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fmjax.bench import timing
 from fmjax.bench.material import prepare
 from fmjax.bench.measure import Options, machine
 from fmjax.bench.table import markdown
-from fmjax.bench.workloads import WORKLOADS, Size
+from fmjax.bench.workloads import WORKLOADS, Facts, Result, Size
+from fmjax.config.json_files import write_atomically
 
 FACTORS = (1, 2, 4, 8)
 BASE = {"batch": 4, "length": 64, "width": 64, "depth": 2}  # and 1 device
@@ -30,9 +30,9 @@ def size(axis: str, factor: int, tiny: bool = False) -> Size:
     return Size({**model, "vocab_size": 8192}, chosen["batch"], chosen["length"])
 
 
-def measure(options: Options) -> dict[str, Any]:
+def measure(options: Options) -> Result:
     """Returns, for each axis and factor, the median seconds of a step and the compiler's bytes of it."""
-    found: dict[str, Any] = {}
+    found: Result = {}
     one = {"factor": 1, **point(size("batch", 1, options.tiny), options)}  # where all axes begin
     for axis in BASE:
         more = FACTORS[1 : 2 if options.tiny else None]
@@ -43,13 +43,13 @@ def measure(options: Options) -> dict[str, Any]:
     return {"base": BASE, "axes": found, "bends": exponents, "machine": machine(options)}
 
 
-def scaled(number: int, options: Options) -> dict[str, Any]:
+def scaled(number: int, options: Options) -> Result:
     """Returns what a step takes on so many devices, each with the rows of BASE: ideally as long as on one."""
     chosen = size("batch", number, options.tiny)
     return {"factor": number, **point(chosen, options, number)}
 
 
-def point(chosen: Size, options: Options, devices: int = 1) -> dict[str, Any]:
+def point(chosen: Size, options: Options, devices: int = 1) -> Result:
     """Returns what a training step of these sizes takes."""
     folder = options.workdir / "jobs" / "growth"
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def point(chosen: Size, options: Options, devices: int = 1) -> dict[str, Any]:
     }
 
 
-def bends(points: Sequence[Mapping[str, Any]]) -> list[float]:
+def bends(points: Sequence[Facts]) -> list[float]:
     """Returns the exponent of time between neighbouring points: 1 is linear, 2 quadratic, below 1 a fixed cost being shared."""
     return [
         math.log(after["seconds"] / before["seconds"]) / math.log(after["factor"] / before["factor"])
@@ -77,7 +77,7 @@ def bends(points: Sequence[Mapping[str, Any]]) -> list[float]:
     ]
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Facts) -> str:
     """Returns the table, with the exponents by which time grows."""
     rows: list[Sequence[str]] = []
     for axis, points in result["axes"].items():
@@ -97,7 +97,7 @@ def table(result: Mapping[str, Any]) -> str:
     return markdown(head, rows) + ("" if "devices" in result["axes"] else "\ndevices: not measured, there is one here")
 
 
-def plot(result: Mapping[str, Any]) -> str:
+def plot(result: Facts) -> str:
     """Returns an SVG: step time and memory over the factor, both axes logarithmic."""
     panels = [panel(result, what, label, WIDTH * index) for index, (what, label) in enumerate(PANELS)]
     size = f'width="{WIDTH * len(PANELS)}" height="{HEIGHT}" viewBox="0 0 {WIDTH * len(PANELS)} {HEIGHT}"'
@@ -108,7 +108,7 @@ def plot(result: Mapping[str, Any]) -> str:
 PANELS = (("seconds", "seconds a step"), ("bytes", "bytes"))
 
 
-def panel(result: Mapping[str, Any], what: str, label: str, left: int) -> str:
+def panel(result: Facts, what: str, label: str, left: int) -> str:
     """Returns one of the two figures."""
     values = [point[what] for points in result["axes"].values() for point in points]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
@@ -133,8 +133,8 @@ def panel(result: Mapping[str, Any], what: str, label: str, left: int) -> str:
     return "".join(parts)
 
 
-def write_plot(result: Mapping[str, Any], folder: Path) -> Path:
+def write_plot(result: Facts, folder: Path) -> Path:
     """Writes growth.svg."""
     path = folder / "bench" / "growth.svg"
-    path.write_text(plot(result))
+    write_atomically(path, plot(result))
     return path

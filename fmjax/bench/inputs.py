@@ -14,16 +14,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fmjax.bench import timing
 from fmjax.bench.measure import Options, machine
 from fmjax.bench.table import markdown
+from fmjax.bench.workloads import Facts, Result
+from fmjax.contracts import Processors
+from fmjax.data.kinds import text
 from fmjax.data.sources.open import open_source
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
+from fmjax.runs.folder import read_provenance
+from fmjax.runs.logs import read_metrics
 
 ROWS, LENGTH, BATCHES, BAR = 8, 512, 200, 1.5
 STEPS, WAITING = 12, 0.02  # of training, and the greatest share of their time that may be waited for data
@@ -37,7 +41,7 @@ def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
     task, tokenizer = tasks.make({"name": "mlm"}), load_tokenizer(folder / "tokenizer")
     source = open_source("jsonl", str(folder / "texts.jsonl"), "train")
     begun = time.perf_counter()
-    examples = task.examples(source, tokenizer, length, train=True)
+    examples: Any = task.examples(source, Processors(text.Processor(tokenizer)), length, train=True)
     prepared = time.perf_counter()
     batches = TrainBatches(examples, batch_size=rows, seed=0)
     tokens = sum(int((next(batches)["segment_ids"] > 0).sum()) for _ in range(count))
@@ -50,7 +54,7 @@ def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
     }
 
 
-def measure(options: Options) -> dict[str, Any]:
+def measure(options: Options) -> Result:
     """Returns both sides' tokens a second, from runs in turn, and their ratio."""
     folder = options.workdir / "jobs" / "data"
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,7 @@ def measure(options: Options) -> dict[str, Any]:
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     train_tokenizer(texts, "wordpiece", 500 if options.tiny else VOCABULARY).save(folder / "tokenizer")
     job = {"folder": str(folder), "rows": ROWS, "length": 64 if options.tiny else LENGTH, "count": 4 if options.tiny else BATCHES}
-    runs: dict[str, list[dict[str, Any]]] = {"fmjax": []}
+    runs: dict[str, list[Result]] = {"fmjax": []}
     with timing.ours(folder, options.threads) as own:
         if not options.peer:
             runs["fmjax"] = [own.ask("inputs", **job) for _ in range(options.rounds)]
@@ -91,13 +95,13 @@ def train(folder: Path, options: Options) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise timing.SideError(f"training from {folder} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(workdir)
     last = [line for line in lines if "data_wait" in line][-1]
-    filled = json.loads((workdir / "provenance.json").read_text())["fill"]["input_ids"]
+    filled = read_provenance(workdir)["fill"]["input_ids"]
     return {"step_seconds": filled * ROWS * length / last["tokens_per_second"], "data_wait": last["data_wait"]}
 
 
-def rates(runs: list[dict[str, Any]]) -> dict[str, float]:
+def rates(runs: list[Result]) -> dict[str, float]:
     """Returns median tokens a second: of preparing, of feeding, and of both for one epoch."""
     each = [
         {part: run[f"{part}_tokens"] / run[f"{part}_seconds"] for part in ("prepare", "feed")} for run in runs
@@ -106,7 +110,7 @@ def rates(runs: list[dict[str, Any]]) -> dict[str, float]:
     return middle | {"epoch": 1 / (1 / middle["prepare"] + 1 / middle["feed"])}
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Facts) -> str:
     """Returns the table, and one line about the peer."""
     sides = result["sides"]
     others = [name for name in sides if name != "fmjax"]

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import jax
 import numpy as np
 
 from fmjax import models, pytree, tasks
-from fmjax.bench.workloads import SST2_LENGTHS, Size, Workload
+from fmjax.bench.workloads import SST2_LENGTHS, Result, Size, Workload
+from fmjax.config.json_files import write_json
 from fmjax.hub import families, folders
 from fmjax.hub.reference import Reference
 from fmjax.inference.pretrained import abstract_params
@@ -27,7 +27,7 @@ OPTIMIZER = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "we
 MULTIPLE = 8  # of which ours makes lengths
 
 
-def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int = 0, devices: int = 1) -> dict[str, Any]:
+def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int = 0, devices: int = 1) -> Result:
     """Writes the job of a workload to a folder; returns its description. `devices` are those of fmjax's training."""
     family = models.family(workload.family)
     positions = {"positions": max(size.length, 512)} if workload.family == "bert" else {}
@@ -46,7 +46,7 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
     folders.write_folder(folder / "model", reference, config, params)
 
     ours, peer = batches(workload, size, model.settings, seed)
-    arrays: dict[str, Any] = {}
+    arrays: Result = {}
     for side, made in (("ours", ours), ("peer", peer)):
         arrays |= {f"{side}/{index}/{name}": array for index, batch in enumerate(made) for name, array in batch.items()}
     np.savez(folder / "batches.npz", allow_pickle=False, **arrays)
@@ -71,7 +71,7 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)),
         "sizes": {"model": dict(size.model), "rows": size.rows, "length": size.length, "target": size.target},
     }
-    (folder / "job.json").write_text(json.dumps(job, indent=1))
+    write_json(folder / "job.json", job)
     return job
 
 

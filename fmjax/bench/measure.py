@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
 import os
 import platform
 import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fmjax.bench import timing
 from fmjax.bench.material import prepare
-from fmjax.bench.workloads import WORKLOADS
+from fmjax.bench.workloads import WORKLOADS, Facts, Result
+from fmjax.config.json_files import write_json
 from fmjax.runs.folder import commit, version
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -31,7 +30,7 @@ class Options:
     rounds: int
     seconds: float  # of one run, about
     device: str  # cpu or gpu
-    described: Mapping[str, Any]  # of JAX's devices
+    described: Facts  # of JAX's devices
     python: str  # the peer's interpreter
     peer: Mapping[str, str]  # versions; empty: absent
     compiled: bool = True  # whether torch.compile is tried
@@ -39,7 +38,7 @@ class Options:
     profile: Path | None = None
 
 
-def machine(options: Options) -> dict[str, Any]:
+def machine(options: Options) -> Result:
     """Returns where, when, with what and by which command something was measured."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -67,13 +66,13 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def side_by_side(name: str, options: Options) -> dict[str, Any]:
+def side_by_side(name: str, options: Options) -> Result:
     """Returns the result of one of WORKLOADS: parity first, then the runs in turn. A side that fails is left out, and said."""
     workload = WORKLOADS[name]
     folder = options.workdir / "jobs" / name
     folder.mkdir(parents=True, exist_ok=True)
     job = prepare(folder, workload, workload.size(options.device, options.tiny), options.device)
-    result: dict[str, Any] = {"workload": name, "title": workload.title, "unit": workload.unit, "job": job, "failed": {}}
+    result: Result = {"workload": name, "title": workload.title, "unit": workload.unit, "job": job, "failed": {}}
     wanted = timing.variants(workload.kind, options.device, options.compiled) if options.peer else []
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(timing.ours(folder, options.threads))
@@ -93,8 +92,8 @@ def side_by_side(name: str, options: Options) -> dict[str, Any]:
 
 
 def parity(
-    own: timing.Side, others: list[timing.Side], folder: Path, job: Mapping[str, Any], failed: dict[str, str]
-) -> dict[str, Any]:
+    own: timing.Side, others: list[timing.Side], folder: Path, job: Facts, failed: dict[str, str]
+) -> Result:
     """Returns, for each of the peer's variants, how far its results are from ours without dropout: in training, the losses of
     20 steps. A compiled module whose dropout is not 0 while timed is not compiled twice: the eager one stands for it.
     """
@@ -102,7 +101,7 @@ def parity(
     own.ask("open", folder=str(folder), phase="parity")
     # Grouped batches are the same sentences in another order: compared are the reference's own.
     ours = own.ask("compare" if job["dynamic"] else "losses", steps=count)["results"]
-    found: dict[str, Any] = {"steps": count, "tolerance": timing.TOLERANCE[job["dtype"]], "ours": ours, "difference": {}}
+    found: Result = {"steps": count, "tolerance": timing.TOLERANCE[job["dtype"]], "ours": ours, "difference": {}}
     for side in others:
         if side.name != "eager" and any(job["dropout"]["timing"].values()):
             continue
@@ -119,7 +118,7 @@ def parity(
     return found
 
 
-def opened(sides: list[timing.Side], folder: Path, job: Mapping[str, Any], failed: dict[str, str]) -> list[timing.Side]:
+def opened(sides: list[timing.Side], folder: Path, job: Facts, failed: dict[str, str]) -> list[timing.Side]:
     """Returns the sides that have opened the job for timing, and taken a pass; ours has to."""
     ready = []
     for side in sides:
@@ -134,7 +133,7 @@ def opened(sides: list[timing.Side], folder: Path, job: Mapping[str, Any], faile
     return ready
 
 
-def compared(sides: Mapping[str, Any], runs: Mapping[str, Any], parity: Mapping[str, Any]) -> dict[str, Any]:
+def compared(sides: Facts, runs: Facts, parity: Facts) -> Result:
     """Returns the peer's best side, and how many times faster ours was: the median and range over neighbouring runs."""
     others = [name for name in sides if name != "fmjax"]
     if not others:
@@ -148,10 +147,9 @@ def compared(sides: Mapping[str, Any], runs: Mapping[str, Any], parity: Mapping[
     return {"peer": best, "ratio": statistics.median(found), "ratio_range": spread, "cpu_ratio": statistics.median(cpu)}
 
 
-def write(name: str, result: Mapping[str, Any], options: Options) -> Path:
+def write(name: str, result: Facts, options: Options) -> Path:
     """Writes a result to WORKDIR/bench/NAME.json."""
     path = options.workdir / "bench" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".new").write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(path.with_suffix(".new"), path)
+    write_json(path, dict(result))
     return path

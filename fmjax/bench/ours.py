@@ -8,14 +8,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmjax.bench import worker
+from fmjax.bench.workloads import Result
 
 BACKEND = "/jax/core/compile/backend_compile_duration"
 TRACING = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration")
@@ -36,12 +35,12 @@ class Ours:
         if event in self.spent:
             self.spent[event] += duration_secs
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Result:
         device = self.jax.devices()[0]
         count = self.jax.device_count()
         return {"platform": device.platform, "kind": device.device_kind, "count": count, "jax": self.jax.__version__}
 
-    def open(self, folder: str, phase: str) -> dict[str, Any]:
+    def open(self, folder: str, phase: str) -> Result:
         """Builds the model of a job, with the dropout of a phase, and what takes a step. Compiles nothing yet."""
         from fmjax.inference.pretrained import abstract_params, load
         from fmjax.pytree import names, unnames
@@ -59,36 +58,28 @@ class Ours:
         return {}
 
     def build(self) -> None:
-        """Makes the compiled training step and its first state, as `train/loop.py` does."""
-        from fmjax import optim, tasks
+        """Makes the compiled training step and its first state, by the stages that training has."""
+        from fmjax import tasks
         from fmjax.distributed import sharding
+        from fmjax.distributed.layout import Layout
         from fmjax.randomness import dropout_key
-        from fmjax.train.state import abstract_params, abstract_state, batch_spec, with_params
-        from fmjax.train.step import make_step
+        from fmjax.train.stages import describe, training_step
+        from fmjax.train.state import batch_spec, with_params
 
         model, task = self.pretrained.model, tasks.make(self.job["task"])
         devices = self.jax.devices()[: self.job["devices"]]
-        self.mesh, rules = sharding.make_mesh({"data": -1}, devices), sharding.resolve_rules("dp")
-        self.rules = sharding.in_force(rules, self.mesh)
-        abstract = abstract_params(model, batch_spec(self.batches[0]), self.mesh, rules)
-        optimizer = optim.build(self.job["optimizer"], abstract, 1000)
-        state = abstract_state(abstract, optimizer.transform, self.mesh)
-        self.state = with_params(self.pretrained.params, optimizer.transform, state)
+        self.layout = Layout(sharding.make_mesh({"data": -1}, devices), sharding.resolve_rules("dp"))
+        config, spec = {"optim": self.job["optimizer"]}, batch_spec(self.batches[0])
+        abstract = describe(config, model, spec, 1000, self.layout)
+        self.state = with_params(self.pretrained.params, abstract.optimizer.transform, abstract.state)
         self.key = dropout_key(0, RNG.get(devices[0].platform, "rbg"))
-        step = make_step(model, task, optimizer.transform, optim.trainable(abstract, ()))
+        step = training_step(config, model, task, abstract)
         self.jitted = self.jax.jit(step, donate_argnums=0)
-        self.shardings = sharding.batch_shardings(batch_spec(self.batches[0]), rules, self.mesh)
-
-    @contextmanager
-    def ruled(self) -> Iterator[None]:
-        import flax.linen as nn
-
-        with self.jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
-            yield
+        self.shardings = self.layout.of_batch(spec)
 
     def train(self, index: int) -> Any:
         batch = {name: self.jax.device_put(array, self.shardings[name]) for name, array in self.next(index).items()}
-        with self.ruled():
+        with self.layout.active():
             self.state, metrics = self.jitted(self.state, batch, self.key)
         return metrics["loss"]
 
@@ -109,7 +100,7 @@ class Ours:
             return result.tolist()
         return float(abs(result).sum()) if self.job["kind"] == "forward" else float(result)
 
-    def compare(self, steps: int) -> dict[str, Any]:
+    def compare(self, steps: int) -> Result:
         """Takes steps over the reference's own batches, filled up to one length; returns what each gave."""
         batches, (_, theirs) = self.batches, worker.read_job(Path(self.folder), "peer")
         most = max(batch["input_ids"].shape[1] for batch in theirs)
@@ -136,7 +127,7 @@ class Ours:
         tracing = sum(spent[name] for name in TRACING)
         return {"build": built - begun, "first_step": done - built, "tracing": tracing, "backend_compile": spent[BACKEND]}
 
-    def trace(self, folder: str, steps: int) -> dict[str, Any]:
+    def trace(self, folder: str, steps: int) -> Result:
         """Takes steps under JAX's profiler, whose files for TensorBoard (xplane) and Perfetto go to a folder."""
         with self.jax.profiler.trace(folder, create_perfetto_trace=True):
             for index in range(steps):
@@ -145,7 +136,7 @@ class Ours:
 
     def memory(self) -> dict[str, int]:
         """Returns the bytes of the training step, as the compiler counts them."""
-        with self.ruled():
+        with self.layout.active():
             compiled = self.jitted.lower(self.state, self.batches[0], self.key).compile()
         found = compiled.memory_analysis()
         if found is None:

@@ -27,6 +27,8 @@ import transformers
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fmjax.bench.workloads import Result
+
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -96,10 +98,10 @@ class Peer:
         self.compiled = style == "compiled"
         self.kernel = KERNELS[rest[0]] if rest else None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Result:
         return {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
 
-    def open(self, folder: str, phase: str) -> dict[str, Any]:
+    def open(self, folder: str, phase: str) -> Result:
         """Loads the model of a job, with the dropout of a phase."""
         torch._dynamo.reset()
         self.job, batches = worker.read_job(Path(folder), "peer")
@@ -177,7 +179,7 @@ class Peer:
         with half, kernel:
             return self.model.generate(**self.next(index), **options)
 
-    def inputs(self, folder: str, **sizes: int) -> dict[str, Any]:
+    def inputs(self, folder: str, **sizes: int) -> Result:
         from fmjax.bench.peer_inputs import feed
 
         return feed(Path(folder), **sizes)

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
+from fmjax.bench.workloads import Result
 
-def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, Any]:
+
+def feed(folder: Path, rows: int, length: int, count: int) -> Result:
     """Returns the seconds and tokens of preparing the texts in a folder and of feeding `count` batches of them."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 import time
-from typing import Any
 
 from fmjax.bench import cold, growth, inputs, table, timing
 from fmjax.bench.measure import Options, side_by_side, write
-from fmjax.bench.workloads import WORKLOADS, chosen
+from fmjax.bench.workloads import WORKLOADS, Result, chosen
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 
-MODULES: dict[str, Any] = {"data": inputs, "cold": cold, "growth": growth}
+MODULES: Result = {"data": inputs, "cold": cold, "growth": growth}
 
 
-def options(args: Any) -> Options:
+def options(args: argparse.Namespace) -> Options:
     """Returns what the flags ask for, and what this machine has. Raises UserError for flags that ask for what is not here."""
     cores = len(os.sched_getaffinity(0))
     threads = args.threads or cores
     if not 1 <= threads <= cores:
         raise UserError(f"--threads={threads}: this process may use {cores} cores; give 1 to {cores}")
-    for name in ("rounds", "seconds"):
-        if getattr(args, name) <= 0:
-            raise UserError(f"--{name}={getattr(args, name)}: must be above 0")
+    for name, value in (("rounds", args.rounds), ("seconds", args.seconds)):
+        if value <= 0:
+            raise UserError(f"--{name}={value}: must be above 0")
     python = args.peer_python or sys.executable
     found = {} if args.no_peer else timing.peer_versions(python)
     args.workdir.mkdir(parents=True, exist_ok=True)
@@ -36,15 +36,26 @@ def options(args: Any) -> Options:
         raise UserError("--device=gpu: JAX finds no GPU here; install fmjax[cuda], or leave --device out")
     if not found and not args.no_peer:
         say(timing.PEER_ABSENT)
-    asked = (args.workdir, threads, args.rounds, args.seconds, device, described, python, found)
-    return Options(*asked, compiled=not args.no_compile, tiny=args.tiny, profile=args.profile)
+    return Options(
+        workdir=args.workdir,
+        threads=threads,
+        rounds=args.rounds,
+        seconds=args.seconds,
+        device=device,
+        described=described,
+        python=python,
+        peer=found,
+        compiled=not args.no_compile,
+        tiny=args.tiny,
+        profile=args.profile,
+    )
 
 
-def bench(args: Any) -> None:
+def bench(args: argparse.Namespace) -> None:
     """Measures the workloads that were named, or all, one after the other; a table a group."""
     names = chosen(args.names)
     asked = options(args)
-    results: dict[str, Any] = {}
+    results: Result = {}
     for name in names:
         begun = time.perf_counter()
         result = side_by_side(name, asked) if name in WORKLOADS else MODULES[name].measure(asked)

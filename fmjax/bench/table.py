@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+
+from fmjax.bench.workloads import Facts
 
 HEAD = ("workload", "fmjax", "peer's best", "times faster", "bar", "met")
 
@@ -16,13 +17,13 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([shown[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *shown[1:]])
 
 
-def milliseconds(side: Mapping[str, Any]) -> str:
+def milliseconds(side: Facts) -> str:
     """Returns "103 ms (99-120)": a median and its range."""
     low, high = (1e3 * value for value in side["step_seconds_range"])
     return f"{1e3 * side['step_seconds']:.3g} ms ({low:.3g}-{high:.3g})"
 
 
-def row(result: Mapping[str, Any]) -> list[str]:
+def row(result: Facts) -> list[str]:
     """Returns a line of the table of WORKLOADS."""
     own, unit = result["sides"]["fmjax"], result["unit"]
     cells = [result["title"], f"{milliseconds(own)}, {own['per_second']:,.0f} {unit}/s"]
@@ -38,7 +39,7 @@ def row(result: Mapping[str, Any]) -> list[str]:
     return [*cells, peer, f"{result['ratio']:.2f} ({low:.2f}-{high:.2f})", shown, met]
 
 
-def side_by_side(results: Sequence[Mapping[str, Any]]) -> str:
+def side_by_side(results: Sequence[Facts]) -> str:
     """Returns the table of WORKLOADS, and below it what failed and which losses were compared."""
     lines = [markdown(HEAD, map(row, results))]
     for result in results:
@@ -51,7 +52,7 @@ def side_by_side(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def where(machine: Mapping[str, Any]) -> str:
+def where(machine: Facts) -> str:
     """Returns one line about the machine, the versions and the command."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
     notes = ["TINY SIZES: these figures mean nothing"] * machine["tiny"]

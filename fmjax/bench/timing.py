@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fmjax.bench.workloads import Facts, Result
 from fmjax.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +42,7 @@ class Side:
             env={**os.environ, "PYTHONPATH": paths, **env},
         )  # fmt: skip
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, do: str, **arguments: Any) -> Result:
         """Returns the side's answer. Raises SideError if it fails or has died."""
         assert self.process.stdin and self.process.stdout
         try:
@@ -52,7 +53,7 @@ class Side:
             line = ""
         if not line:
             raise SideError(f"{self.name}: the process ended; see {self.log}")
-        answer = json.loads(line)
+        answer: Result = json.loads(line)
         if "error" in answer:
             raise SideError(f"{self.name}: {answer['error'][:300]}; see {self.log}")
         return answer
@@ -98,7 +99,8 @@ def peer_versions(python: str) -> dict[str, str]:
     )
     try:
         found = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60)
-        return json.loads(found.stdout)
+        versions: dict[str, str] = json.loads(found.stdout)
+        return versions
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise UserError(f"--peer_python={python}: is no Python that can be run ({one_line(error, 100)}); name another") from None
 
@@ -122,7 +124,7 @@ def difference(own: Sequence[Any], other: Sequence[Any], kind: str) -> float:
     return float(np.max(np.abs(a - b) / np.maximum(np.abs(b), 1e-6)))
 
 
-def in_turn(sides: Sequence[Side], job: Mapping[str, Any], rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
+def in_turn(sides: Sequence[Side], job: Facts, rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
     """Runs the sides, warm, A B B A, `rounds` times, each about `seconds` long and of whole passes; returns each one's runs."""
     count = job["batches"]
     passes = {}
@@ -138,7 +140,7 @@ def in_turn(sides: Sequence[Side], job: Mapping[str, Any], rounds: int, seconds:
     return runs
 
 
-def summary(runs: Sequence[Mapping[str, float]], job: Mapping[str, Any]) -> dict[str, Any]:
+def summary(runs: Sequence[Mapping[str, float]], job: Facts) -> Result:
     """Returns the median and range of a side's seconds a step, its CPU seconds, and what it gets through in a second."""
     seconds, count = [run["seconds"] for run in runs], job["batches"]
     middle = statistics.median(seconds)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fmjax.bench.workloads import Result
 from fmjax.memory import keep_freed
 
 
@@ -28,9 +29,9 @@ def pin(threads: int) -> None:
         os.environ[name] = str(threads)
 
 
-def read_job(folder: Path, side: str) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
+def read_job(folder: Path, side: str) -> tuple[Result, list[dict[str, np.ndarray]]]:
     """Returns the description of a job and the batches of a side."""
-    job = json.loads((folder / "job.json").read_text())
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     batches: list[dict[str, np.ndarray]] = [{} for _ in range(job["batches"])]
     with np.load(folder / "batches.npz") as arrays:
         for key in arrays.files:
@@ -40,7 +41,7 @@ def read_job(folder: Path, side: str) -> tuple[dict[str, Any], list[dict[str, np
     return job, batches
 
 
-def losses(worker: Any, steps: int) -> dict[str, Any]:
+def losses(worker: Any, steps: int) -> Result:
     """Takes steps; returns what each gave: a loss, or of inference and generation the arrays' sums and the tokens."""
     return {"results": [worker.wait(worker.step(index)) for index in range(steps)]}
 
@@ -55,7 +56,7 @@ def run(worker: Any, passes: int, count: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - spent}
 
 
-COMMON: dict[str, Callable[..., dict[str, Any]]] = {"losses": losses, "run": run}
+COMMON: dict[str, Callable[..., Result]] = {"losses": losses, "run": run}
 
 
 def serve(make: Callable[[], Any]) -> None:

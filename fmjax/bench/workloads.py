@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from fmjax.errors import UserError, nearest
 
@@ -17,11 +17,15 @@ SST2_LENGTHS = (
 )
 
 
+Result: TypeAlias = dict[str, Any]  # as JSON holds it
+Facts: TypeAlias = Mapping[str, Any]  # a result, a job, a machine: to be read
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
     """Sizes of one device: the model's settings, and the batch."""
 
-    model: Mapping[str, Any]
+    model: Facts
     rows: int
     length: int
     target: int = 0  # length of what is to be predicted, of an encoder-decoder; new tokens, of generation
@@ -39,7 +43,7 @@ class Workload:
     gpu: Size
     bar: Mapping[str, float]  # ours over the peer's best, by device
     mfu: float | None = None  # bar of a GPU
-    task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task: Facts = dataclasses.field(default_factory=dict)
     dropout: Mapping[str, float] = dataclasses.field(default_factory=dict)  # while timed
     lengths: str = ""  # "sst2": rows of its lengths, padded
     beams: int = 1
@@ -101,7 +105,7 @@ GENERATE = Workload(
 )
 
 
-def generating(title: str, family: str, architecture: str, model: Mapping[str, Any], beams: int) -> Workload:
+def generating(title: str, family: str, architecture: str, model: Facts, beams: int) -> Workload:
     """Returns a workload of decoding."""
     size = Size(model, 8, 16, 64)
     return dataclasses.replace(

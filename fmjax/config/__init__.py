@@ -5,13 +5,15 @@ A config file imports `arguments` and `open_dict` from here.
 
 from fmjax.config.files import arguments, load_config, open_dict, to_dict
 from fmjax.config.overrides import apply_overrides
-from fmjax.config.stored import READING, check_resumable, read_config, write_config
+from fmjax.config.stored import READING, check_resumable, continued, is_run, read_config, write_config
 
 __all__ = [
     "READING",
     "apply_overrides",
     "arguments",
     "check_resumable",
+    "continued",
+    "is_run",
     "load_config",
     "open_dict",
     "read_config",

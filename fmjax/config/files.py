@@ -19,6 +19,8 @@ from fmjax.errors import UserError, nearest
 
 Config: TypeAlias = ConfigDict | Mapping[str, Any]
 Keys = tuple[str, ...]
+# Names that a key had once, which stored configs and command lines may still have.
+RENAMED = {("init", "from"): ("init", "weights")}
 
 
 class OpenDict(ConfigDict):
@@ -73,7 +75,7 @@ def load_config(spec: str) -> ConfigDict:
         raise
     except Exception as error:
         cause = f"{type(error).__name__}: {message_of(error)}"
-        raise UserError(f"{_where(error, path)}: {cause}; mend the config file") from error
+        raise UserError(f"{_where(error, path)}: {cause}; fix the config file") from error
     if not isinstance(config, ConfigDict):
         made = type(config).__name__
         raise UserError(f"{path}: get_config returned {made}; return an ml_collections.ConfigDict")
@@ -106,11 +108,21 @@ def message_of(error: Exception) -> str:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the config as JSON holds it: tuples as lists, unset keys left out.
+    """Returns the config as JSON holds it: tuples as lists, unset keys left out, keys by their present names.
 
     Raises UserError for a value that JSON cannot hold.
     """
-    return _plain(config, "config")
+    return renamed(_plain(config, "config"))
+
+
+def renamed(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config whose keys have their present names. If both names are set, the present one wins."""
+    for (section, old), (_, new) in RENAMED.items():
+        values = config.get(section)
+        if isinstance(values, dict) and old in values:
+            others = {key: value for key, value in values.items() if key != old}
+            config = config | {section: {new: values[old]} | others}
+    return config
 
 
 def _plain(value: Any, name: str) -> Any:

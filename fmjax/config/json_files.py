@@ -1,22 +1,66 @@
-"""JSON files, read with errors that a person can act on."""
+"""Files written whole or not at all, and JSON files read with errors that a person can act on."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fmjax.errors import UserError
 
+MISSING = "no such file; a Hugging Face model folder has one"
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns a JSON object. Raises UserError if the file is missing or holds something else."""
+
+def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
+    """Returns a JSON object.
+
+    Raises UserError if the file is missing, saying so, or holds something else.
+    """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a Hugging Face model folder has one") from None
+        raise UserError(f"{path}: {missing}") from None
+    except PermissionError:
+        raise UserError(f"{path}: cannot be read; fix its permissions") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is not JSON ({error}); get the file again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a JSON {type(content).__name__}, not an object; get the file again")
+        raise UserError(
+            f"{path}: holds a JSON {type(content).__name__}, not an object; get the file again"
+        )
     return content
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes its place when the block ends well, and is removed when it does not.
+
+    A reader, or a restart after a kill, finds the old content or the new one, whole.
+
+    Raises OSError if it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file as `open_atomically` does, text as UTF-8."""
+    with open_atomically(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
+    """Writes JSON atomically. Raises OSError if the file cannot be written."""
+    text = json.dumps(content, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n"
+    # A lone surrogate, as in an undecodable argument of a command, becomes its escape sequence.
+    write_atomically(path, text.encode("utf-8", errors="backslashreplace"))

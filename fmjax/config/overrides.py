@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-from fmjax.config.files import OpenDict, leaves, open_dict
+from fmjax.config.files import RENAMED, OpenDict, leaves, open_dict
 from fmjax.errors import UserError, nearest
 
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -37,6 +37,8 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[tuple[str, str]]) ->
 
 def _override(node: ConfigDict, path: str, keys: Sequence[str], text: str, root: ConfigDict) -> None:
     key, *rest = keys
+    _, present = RENAMED.get((path.removeprefix("config."), key), ("", key))
+    key = present if present in node else key
     name, override = f"{path}.{key}", f"{path}.{'.'.join(keys)}={text}"
     if key not in node:
         if not isinstance(node, OpenDict) or not key:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fmjax import __version__
-from fmjax.config.files import Config, Keys, leaves, message_of, to_dict
+from fmjax.config.files import Config, Keys, leaves, message_of, renamed, to_dict
+from fmjax.config.json_files import write_json
 from fmjax.errors import UserError, nearest
 
 CONFIG = "config.json"
 SCHEMA = 1  # of config.json; raised when an older reader would misread it
 READING = ("on_error", "workers", "prefetch", "stall_seconds")  # keys of `data` on which no batch depends
+LENGTH = ("steps", "epochs")  # keys of `train` that may grow
 LISTED = 10  # differences that an error lists
 
 
@@ -23,36 +24,32 @@ def write_config(workdir: Path, config: Config, given: Config | None = None) -> 
 
     Raises UserError if the folder cannot be written to, or holds a `config.json` that is not a run's.
     """
-    path, temporary = workdir / CONFIG, workdir / f"{CONFIG}.new"
+    path = workdir / CONFIG
     if path.exists():
         read_config(workdir)
     content = {key: value for key, value in to_dict(config).items() if key != "fmjax"}
     origin = content if given is None else to_dict(given)
     header = {"version": __version__, "schema": SCHEMA, "given": origin}
-    text = json.dumps({"fmjax": header} | content, indent=1, ensure_ascii=False)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, {"fmjax": header} | content)
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
-        raise UserError(f"{path}: {reason}; make room, mend its rights, or name another folder") from error
+        raise UserError(f"{path}: {reason}; free disk space, fix its permissions, or name another folder") from error
 
 
-def is_run(folder: str | Path) -> bool:
-    """Returns whether a folder has the `config.json` of a run, which is written last when a run begins.
+def is_run(folder: Path) -> bool:
+    """Returns whether a folder is a run directory: its `config.json` has the key `fmjax`.
 
-    Raises UserError if the file is there and cannot be read.
+    Raises UserError if the file may not be read.
     """
-    path = Path(folder) / CONFIG
+    path = folder / CONFIG
     try:
         return "fmjax" in json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
+    except PermissionError:
+        raise UserError(f"{path}: cannot be read; fix its permissions") from None
+    except (OSError, ValueError, TypeError):
         return False
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); fix its permissions, or name another folder"
-        ) from None
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -70,15 +67,15 @@ def read_config(workdir: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({message_of(error)}); restore it or start a new run") from error
     content = content if isinstance(content, dict) else {}
-    header = content.get("fmjax")
+    header: Any = content.get("fmjax")
     if header is None and "model_type" in content:
         kind = f'belongs to Hugging Face weights (model_type "{content["model_type"]}"), not to a run'
         raise UserError(f"{path}: {kind}; make one: python scripts/convert.py --from {workdir} --to RUN")
     match header:
-        case {"schema": int(schema), "given": dict(), "version": str(version)}:
+        case {"schema": int(schema), "given": dict(given), "version": str(version)}:
             if schema > SCHEMA:
                 raise UserError(f"{path}: was written by a newer fmjax, {version}; update fmjax to read it")
-            return content
+            return renamed(content) | {"fmjax": {**header, "given": renamed(given)}}
     raise UserError(f'{path}: has no valid key "fmjax", so it is not a run\'s; name the folder of a run')
 
 
@@ -97,10 +94,27 @@ def check_resumable(stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         )
 
 
+def continued(workdir: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the resolved config that a run stores, with what may change at a restart taken from the given one.
+
+    Raises UserError with the differences if anything else has changed.
+    """
+    stored = read_config(workdir)
+    check_resumable(stored["fmjax"]["given"], given)
+    config = {key: value for key, value in stored.items() if key != "fmjax"}
+    every = {key: value for key, value in given["train"].items() if key.endswith("_every") or key in LENGTH}
+    return config | {
+        "data": config["data"] | {key: given["data"][key] for key in READING if key in given["data"]},
+        "checkpoint": given["checkpoint"],
+        "mesh": given["mesh"],
+        "train": config["train"] | every,
+    }
+
+
 def _may_change(path: Keys, before: Any, after: Any) -> bool:
     if path[0] in ("checkpoint", "mesh") or path[-1].endswith("_every") or (path[0] == "data" and path[-1] in READING):
         return True
-    length = path in (("train", "steps"), ("train", "epochs"))
+    length = path[0] == "train" and path[1:] in [(key,) for key in LENGTH]
     return length and None not in (before, after) and after > before
 
 

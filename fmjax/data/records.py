@@ -1,35 +1,48 @@
-"""What a source of records is, and what holds for every kind: which columns there are, and holding some records out."""
+"""Sources of records: their base class, and sources made of others, such as a subset or several
+behind each other."""
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
 
 import numpy as np
 
-from fmjax.errors import UserError, nearest
+from fmjax.contracts import Record as Record
+from fmjax.contracts import Source as Source
+from fmjax.contracts import Value
+from fmjax.errors import RecordError, UserError, nearest
 
-Record = dict[str, Any]
 
+class RecordSource:
+    """A base class for sources (`contracts.Source`): by default a value is read with all of its
+    record."""
 
-class Source(Protocol):
-    """Random access to records, as Grain's map-datasets read from. Sources are pickled for Grain's workers."""
+    columns: tuple[str, ...] = ()
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of a record's values."""
-
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def __getitem__(self, index: int) -> Record:
-        """Returns a record: column -> str, int, float or list."""
+        """Returns a record.
+
+        Raises IndexError beyond the last one, and RecordError if it cannot be read.
+        """
+        raise NotImplementedError
+
+    def value(self, index: int, name: str) -> Value:
+        """Returns one value of a record."""
+        return self[index][name]
 
     def where(self, index: int) -> str:
-        """Returns where a record stands, for messages: "reviews.tsv line 12"."""
+        """Returns where a record is, for messages: "reviews.tsv line 12"."""
+        raise NotImplementedError
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Returns what tells these data from others, JSON-able: names, sizes and hashes, no folders."""
+    def fingerprint(self) -> Record:
+        """Returns what distinguishes these data from others, as JSON holds it: names, sizes and
+        hashes, no folders."""
+        raise NotImplementedError
 
 
 def check_columns(source: Source, wanted: Iterable[str]) -> None:
@@ -37,26 +50,29 @@ def check_columns(source: Source, wanted: Iterable[str]) -> None:
     for name in wanted:
         if name not in source.columns:
             raise UserError(
-                f'the data have no column "{name}"{nearest(name, source.columns)}; {source.where(0)} has '
-                f"{', '.join(source.columns)}; name the right one in the task's settings, or the columns in data.columns"
+                f'the data have no column "{name}"{nearest(name, source.columns)}; '
+                f"{source.where(0)} has "
+                f"{', '.join(source.columns)}; name the right one in the task's settings, or the "
+                "columns in data.columns"
             )
 
 
 def locate(bounds: np.ndarray, index: int) -> tuple[int, int]:
-    """Returns the number of the file that holds a record, and the record's number in it; `bounds` [files + 1] are the numbers
-    of records before each file. Raises IndexError for a record that is not there; a negative one counts from the end."""
+    """Returns the number of the file that holds a record, and the record's number in it.
+
+    `bounds` [files + 1] are the numbers of records before each file. A negative index counts from
+    the end. Raises IndexError for a record that does not exist.
+    """
     index = range(int(bounds[-1]))[index]
     number = int(np.searchsorted(bounds, index, side="right")) - 1
     return number, index - int(bounds[number])
 
 
-def value_of(source: Source, index: int, name: str) -> Any:
-    """Returns one value of a record. A source with a method `value` does not read the others for it, an image for its label."""
-    return source.value(index, name) if hasattr(source, "value") else source[index][name]
-
-
 def json_object(text: str) -> Record:
-    """Returns the JSON object that a text is. Raises ValueError, with the reason, if it is none or holds half a letter."""
+    """Returns the JSON object in a text.
+
+    Raises ValueError, with the reason, if it is none or has half a surrogate pair.
+    """
     try:
         record = json.loads(text)
         if "\\u" in text:
@@ -70,55 +86,68 @@ def json_object(text: str) -> Record:
     return record
 
 
-def chosen(record: Record, columns: Iterable[str], where: Callable[[int], str], index: int) -> Record:
-    """Returns the columns of a record, the others left out. Raises UserError, naming the record, if it lacks one."""
+def select_columns(
+    record: Record, columns: Iterable[str], where: Callable[[int], str], index: int
+) -> Record:
+    """Returns some columns of a record. Raises RecordError if it lacks one."""
     for name in columns:
         if name not in record:
-            raise UserError(f'{where(index)}: lacks "{name}", which the first record has; correct it')
+            raise RecordError(
+                where(index), f'lacks "{name}", which the first record has; correct it', index
+            )
     return {name: record[name] for name in columns}
 
 
 def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source]:
-    """Returns a source without a share of its records, and that share, chosen by a hash of the records' numbers.
+    """Returns a source without a share of its records, and that share, chosen by a hash of the
+    records' numbers.
 
-    Where `by` names a column, records with the same value there stay together, and the share is of the values: the
-    questions about one article, say. Raises UserError unless the share lies between 0 and 1 and leaves both sides a record.
+    If `by` names a column, records with the same value there stay together, and the share is of the
+    values: the questions about one article, for example. Raises UserError unless the share is
+    between 0 and 1 and leaves both parts a record.
     """
     groups = np.arange(len(source))
     if by:
         check_columns(source, (by,))
-        numbers: dict[Any, int] = {}
-        groups = np.array([numbers.setdefault(str(value_of(source, index, by)), len(numbers)) for index in range(len(source))])
+        numbers: dict[str, int] = {}
+        groups = np.array(
+            [
+                numbers.setdefault(str(source.value(index, by)), len(numbers))
+                for index in range(len(source))
+            ]
+        )
     total = int(groups.max(initial=-1)) + 1
     count = round(share * total) if 0 < share < 1 else 0
     if not 0 < count < total:
         raise UserError(
-            f"data.hold_out={share} of {total} {'values of ' + by if by else 'records'} leaves nothing on one side; "
-            "choose a share between 0 and 1 that leaves records on both, or give data.files.validation"
+            f"data.hold_out={share} of {total} {'values of ' + by if by else 'records'} leaves "
+            "nothing on one side; "
+            "choose a share between 0 and 1 that leaves records on both, or give "
+            "data.files.validation"
         )
     held = np.isin(groups, np.argsort(scrambled(total), kind="stable")[:count])
     mark = {"hold_out": share} | ({"hold_out_by": by} if by else {})
-    rest, chosen = np.flatnonzero(~held), np.flatnonzero(held)
-    return Subset(source, rest, mark | {"part": "rest"}), Subset(source, chosen, mark | {"part": "held"})
+    return (
+        Subset(source, np.flatnonzero(~held), mark | {"part": "rest"}),
+        Subset(source, np.flatnonzero(held), mark | {"part": "held"}),
+    )
 
 
 def scrambled(count: int) -> np.ndarray:
-    """Returns [count] uint64 hashes of 0, 1, ...: the output function of SplitMix64, the same with every NumPy."""
+    """Returns [count] uint64 hashes of 0, 1, ...: the output function of SplitMix64, the same with
+    every NumPy."""
     state = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+    return np.asarray(state ^ (state >> np.uint64(31)))
 
 
-class Subset:
+class Subset(RecordSource):
     """Some records of a source; `mark` is added to its fingerprint."""
 
     def __init__(self, source: Source, indices: np.ndarray, mark: Record):
         self.source, self.indices, self.mark = source, indices, mark
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.source.columns
+        self.columns = source.columns
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -126,14 +155,81 @@ class Subset:
     def __getitem__(self, index: int) -> Record:
         return self.source[int(self.indices[index])]
 
-    def value(self, index: int, name: str) -> Any:
-        return value_of(self.source, int(self.indices[index]), name)
+    def value(self, index: int, name: str) -> Value:
+        return self.source.value(int(self.indices[index]), name)
 
     def where(self, index: int) -> str:
         return self.source.where(int(self.indices[index]))
 
     def fingerprint(self) -> Record:
         return self.source.fingerprint() | self.mark
+
+
+class ConcatenatedSources(RecordSource):
+    """The records of several sources, by name, one source behind the other, with the columns that
+    all of them have."""
+
+    def __init__(self, parts: Mapping[str, Source]):
+        self.parts = dict(parts)
+        *self.begins, self.size = np.cumsum([0, *map(len, self.parts.values())]).tolist()
+        first = next(iter(self.parts.values()))
+        self.columns = tuple(
+            name
+            for name in first.columns
+            if all(name in part.columns for part in self.parts.values())
+        )
+
+    def __len__(self) -> int:
+        return int(self.size)
+
+    def find(self, index: int) -> tuple[Source, int]:
+        """Returns the source of a record, and the record's number in it."""
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        part = bisect.bisect_right(self.begins, index) - 1
+        return list(self.parts.values())[part], index - self.begins[part]
+
+    def __getitem__(self, index: int) -> Record:
+        source, own = self.find(index)
+        record = source[own]
+        return {name: record[name] for name in self.columns}
+
+    def value(self, index: int, name: str) -> Value:
+        source, own = self.find(index)
+        return source.value(own, name)
+
+    def where(self, index: int) -> str:
+        source, own = self.find(index)
+        return source.where(own)
+
+    def take(self, indices: np.ndarray, mark: Record) -> ConcatenatedSources:
+        """Returns some of the records, in order; `mark` is added to the fingerprints."""
+        ends = [*self.begins[1:], self.size]
+        own = [
+            indices[(indices >= begin) & (indices < end)] - begin
+            for begin, end in zip(self.begins, ends, strict=True)
+        ]
+        return ConcatenatedSources(
+            {
+                name: Subset(part, kept, mark)
+                for (name, part), kept in zip(self.parts.items(), own, strict=True)
+            }
+        )
+
+    def fingerprint(self) -> Record:
+        return {name: source.fingerprint() for name, source in self.parts.items()}
+
+
+def take(source: Source, indices: np.ndarray, mark: Record) -> Source:
+    """Returns some records of a source, in order; concatenated sources stay concatenated.
+
+    `mark` is added to fingerprints.
+    """
+    return (
+        source.take(indices, mark)
+        if isinstance(source, ConcatenatedSources)
+        else Subset(source, indices, mark)
+    )
 
 
 class Bundle:

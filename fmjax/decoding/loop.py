@@ -1,267 +1,393 @@
-"""Text generation with a cache: greedy, sampled, or by beam search. Letters as in `scores.py` and `beam.py`; P prompt columns.
+"""Text generation with a cache: greedy, sampled, or by beam search.
 
-The cache is a value of constant shape, and the whole of a generation is one compiled function: the prompt, then a loop that
-ends as soon as every row has. Batches on the host are filled up to few shapes, so that few functions are compiled; one that
-lies on devices already, and may be sharded there, keeps its shape.
+The cache is a value of constant shape, and a whole generation is one compiled function: the prompt, then a loop that ends as
+soon as every row has. A decoder-only model continues `input_ids`. An encoder-decoder hands the arrays that its encoder reads
+(`Encodes.encoder_inputs`: tokens, pixels, features of audio) to `encode`, and continues `decoder_input_ids`, or a single start
+token where there are none. Prompts may differ in length: their masks say which columns hold padding, which may stand anywhere,
+takes up no position, and never counts as a token.
+
+Batches on the host are filled up to few shapes, so that few functions are compiled; batches on devices, which may be sharded,
+keep their shape.
+
+Dimensions: B rows, N rows times sequences (or beams) per row, P prompt columns, W columns of history, V vocabulary, K beams.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
-import flax.linen as nn
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.contracts import Arrays, Batch, Encodes, Generates, PyTree
 from fmjax.decoding import beam
-from fmjax.decoding.logits import NONE, Place, among, process
-from fmjax.decoding.settings import Generation, merged, special_tokens
+from fmjax.decoding.logits import NONE, Place, process, token_mask
+from fmjax.decoding.settings import Generation
 from fmjax.errors import UserError
 from fmjax.layers.blocks import apart
 
-Batch = Mapping[str, Any]
-LENGTHS = ("max_new_tokens", "max_length", "min_new_tokens", "min_length")
+Array: TypeAlias = jax.Array | np.ndarray
+Inputs: TypeAlias = Mapping[str, Array]
+
+PROMPT = ("input_ids", "attention_mask")
+DECODER_PROMPT = ("decoder_input_ids", "decoder_attention_mask")
+STATIC = ("model", "settings", "room", "with_scores")  # arguments of `decode` that it is compiled for
 
 
-def settings_for(tokenizer: Tokenizer, given: Mapping[str, Any], model_settings: Any) -> Generation:
-    """Returns the settings `given`, and the special tokens that they do not name: padding and end of the tokenizer, the
-    decoder's first of the model's settings. Raises UserError as `merged` does."""
-    return merged(special_tokens(tokenizer, model_settings), given)
+class Continuations(NamedTuple):
+    """New tokens of N = B * num_return_sequences rows, and their scores if asked for."""
+
+    tokens: jax.Array  # int32 [N, max_new_tokens], padding after a row's end
+    lengths: jax.Array  # int32 [N], new tokens, the end among them
+    # fp32 [N], summed over the new tokens, of the distributions that they were chosen from: after `logits.process`, and of
+    # greedy search and sampling normalized again, as the reference's `compute_transition_scores` does.
+    log_probs: jax.Array | None = None
+    # fp32 [N], by which beams are ranked: log_probs / lengths ** length_penalty. Without beams the same as log_probs.
+    scores: jax.Array | None = None
 
 
-def generate(model: nn.Module, params: Any, batch: Batch, settings: Generation, key: jax.Array | None = None) -> jax.Array:
-    """Returns int32 [rows * num_return_sequences, length]: each prompt with its continuation, or what the decoder of an
-    encoder-decoder begins with and its output; after a row's end, padding up to the greatest length there may be.
+def generate(
+    model: Generates, params: PyTree, batch: Inputs, settings: Generation, key: jax.Array | None = None
+) -> jax.Array:
+    """Returns each prompt with its continuation: int32 [B * num_return_sequences, P + max_new_tokens].
 
-    Reads `input_ids` and, where it is there, `attention_mask`; padding may stand anywhere. `key` is that of sampling, 0 if
-    none is given. Raises UserError if the settings do not fit the model or the prompt.
+    Where an encoder-decoder has no prompt, its start token stands in its place. After a row's end comes padding. `batch` may
+    hold other arrays too. `key` is for sampling, that of seed 0 by default. Raises UserError if the settings do not fit the
+    model or the prompt.
     """
-    made, _ = continuations(model, params, batch, settings, key)
-    if hasattr(model, "encode"):
-        before = jnp.full((made.shape[0], 1), start_id(model, settings), jnp.int32)
-    else:
-        before = jnp.repeat(jnp.asarray(batch["input_ids"], jnp.int32), settings.num_return_sequences, axis=0)
-    return jnp.concatenate([before, made], axis=1)
+    tokens = continuations(model, params, batch, settings, key).tokens
+    repeated = jnp.repeat(prompt_ids(model, batch, settings), settings.num_return_sequences, axis=0)
+    return jnp.concatenate([repeated, tokens], axis=1)
 
 
 def continuations(
-    model: nn.Module, params: Any, batch: Batch, settings: Generation, key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the new tokens alone [rows * num_return_sequences, room], and how many there are of each: int32 [rows * ...]."""
-    ids = batch["input_ids"]
-    rows = ids.shape[0]
-    width = 1 if hasattr(model, "encode") else ids.shape[1]
+    model: Generates,
+    params: PyTree,
+    batch: Inputs,
+    settings: Generation,
+    key: jax.Array | None = None,
+    first_row: int = 0,
+    with_scores: bool = False,
+) -> Continuations:
+    """Returns the new tokens alone, their number and, `with_scores`, their log-probabilities; see `generate`.
+
+    Sampling of row i depends on the key and `first_row` + i alone: a batch may be one part of many rows.
+    """
+    inputs = select_inputs(model, batch, settings)
+    rows = len(next(iter(inputs.values())))
+    ids, mask = prompt_names(model)
+    width = inputs[ids].shape[1] if ids in inputs else 1
     most, least = settings.limits(width, model.settings.positions)
-    inputs = {"input_ids": ids}
-    if "attention_mask" in batch:
-        inputs["attention_mask"] = batch["attention_mask"]
-    elif not hasattr(model, "encode") and settings.infers_padding:
-        inputs["attention_mask"] = ids != settings.pad
-    inputs = fill_up(inputs, hasattr(model, "encode"), settings.pad, model.settings.positions)
-    # The lengths are numbers that the compiled function is given, not a part of it.
-    unset: dict[str, Any] = dict.fromkeys(LENGTHS)
-    shape = dataclasses.replace(settings, **unset)
-    place = Place(*(jnp.int32(number) for number in (0, 0, most, least, width)))
+    filled = fill_up(inputs, (ids, mask), settings.pad, model.settings.positions)
+    numbers = (jnp.int32(number) for number in (0, 0, most, least, width))
     key = jax.random.key(0) if key is None else key
-    made, lengths = decode(Static(model), params, inputs, place, jnp.int32(rows), key, shape, padded(most))
-    kept = rows * settings.num_return_sequences
-    return made[:kept, :most], lengths[:kept]
+    call = Call(Place(*numbers), jnp.int32(rows), key, jnp.int32(first_row))
+    shape = without_lengths(settings)
+    found = decode(StaticModel(model), params, filled, call, shape, padded(most), with_scores)
+    kept: Continuations = jax.tree.map(lambda array: array[: rows * settings.num_return_sequences], found)
+    return kept._replace(tokens=kept.tokens[:, :most])
 
 
-def start_id(model: Any, settings: Generation) -> int:
-    """Returns what a decoder begins with. Raises UserError if nothing says it."""
-    for number in (settings.decoder_start_token_id, settings.bos_token_id, getattr(model.settings, "start_id", None)):
+def without_lengths(settings: Generation) -> Generation:
+    """Returns settings without lengths: those are numbers that the compiled function is given, not a part of it."""
+    return dataclasses.replace(
+        settings, max_new_tokens=None, max_length=None, min_new_tokens=None, min_length=None
+    )
+
+
+def as_generator(model: object) -> Generates:
+    """Returns the model. Raises UserError if it has no decoder."""
+    if not isinstance(model, Generates):
+        raise UserError(f"{type(model).__name__} has no decoder, so it generates no text; choose another model or task")
+    return model
+
+
+def prompt_names(model: Generates) -> tuple[str, str]:
+    """Returns the names of the prompt's tokens and mask."""
+    return DECODER_PROMPT if isinstance(model, Encodes) else PROMPT
+
+
+def prompt_ids(model: Generates, batch: Inputs, settings: Generation) -> jax.Array:
+    """Returns the prompt [B,P]: of an encoder-decoder that has none, its start token [B,1]."""
+    name, _ = prompt_names(model)
+    if name in batch or not isinstance(model, Encodes):
+        return jnp.asarray(batch[name], jnp.int32)
+    rows = len(next(batch[name] for name in model.encoder_inputs if name in batch))
+    return jnp.full((rows, 1), start_id(model, settings), jnp.int32)
+
+
+def start_id(model: Encodes, settings: Generation) -> int:
+    """Returns the token that a decoder begins with. Raises UserError if nothing says it."""
+    for number in (settings.decoder_start_token_id, settings.bos_token_id, model.start_id):
         if number is not None:
-            return int(number)
+            return number
     raise UserError("nothing says what the decoder begins with; give decoder_start_token_id")
 
 
+def select_inputs(model: Generates, batch: Inputs, settings: Generation) -> dict[str, Array]:
+    """Returns what the encoder reads and the prompt, with a mask where padding can be nothing else."""
+    ids, mask = prompt_names(model)
+    encoder = model.encoder_inputs if isinstance(model, Encodes) else ()
+    inputs = {name: batch[name] for name in (*encoder, ids, mask) if name in batch}
+    if not encoder and mask not in inputs and settings.infers_padding:
+        inputs[mask] = inputs[ids] != settings.pad
+    return inputs
+
+
 def check_ids(settings: Generation, size: int) -> None:
-    """Raises UserError for a token that the model does not have: it would be passed over in silence."""
-    for name in ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"):
-        for number in jax.tree.leaves(getattr(settings, name)):
+    """Raises UserError for a token that the model does not have: it would have no effect."""
+    named = {
+        "forced_bos_token_id": settings.forced_bos_token_id,
+        "forced_eos_token_id": settings.forced_eos_token_id,
+        "bad_words_ids": settings.bad_words_ids,
+        "suppress_tokens": settings.suppress_tokens,
+        "begin_suppress_tokens": settings.begin_suppress_tokens,
+    }
+    for name, ids in named.items():
+        for number in jax.tree.leaves(ids):
             if number >= size:
-                raise UserError(f"{name}: {number} is out of range; the vocabulary has {size} entries, 0 to {size - 1}; correct")
+                raise UserError(
+                    f"{name}: {number} is out of range; the vocabulary has {size} entries, 0 to {size - 1}; correct it"
+                )
 
 
 def padded(length: int) -> int:
-    """Returns a length rounded up to one of few: to an eighth of the power of two above it, and 8 at least."""
+    """Returns a length rounded up to one of few: to an eighth of the power of two above it, and to 8 at least."""
     step = max(8, 1 << max(length.bit_length() - 3, 0))
     return -(-length // step) * step
 
 
-def fill_up(inputs: dict[str, Any], right: bool, pad: int, positions: int) -> dict[str, Any]:
-    """Returns a batch of the host with rows a power of two, and columns of few numbers, masked; others as they are."""
-    ids = inputs["input_ids"]
-    if isinstance(ids, jax.Array):
+def fill_up(inputs: dict[str, Array], prompt: tuple[str, str], pad: int, positions: int) -> dict[str, Array]:
+    """Returns arrays of the host with a power of two of rows; arrays of devices as they are.
+
+    Tokens are filled up to few numbers of columns too, `positions` at most if there is a limit, and are masked: the prompt on
+    the left, what an encoder reads (and what has a number per token, such as token types) on the right. Other arrays keep
+    their shape but for the rows.
+    """
+    if any(isinstance(array, jax.Array) for array in inputs.values()):
         return inputs
-    rows, width = ids.shape
-    more, whole = (1 << (rows - 1).bit_length()) - rows, padded(width)
-    room = max((min(whole, positions) if positions else whole) - width, 0)
-    columns = (0, room) if right else (room, 0)
-    mask = inputs.get("attention_mask", np.ones(ids.shape, bool))
-    return {
-        "input_ids": np.pad(np.asarray(ids, np.int32), ((0, more), columns), constant_values=pad),
-        "attention_mask": np.pad(np.asarray(mask) != 0, ((0, more), columns), constant_values=False),
-    }
+    arrays = {name: np.asarray(array) for name, array in inputs.items()}
+    for ids, mask in (PROMPT, DECODER_PROMPT):
+        if ids in arrays:
+            arrays[ids] = arrays[ids].astype(np.int32)
+            arrays[mask] = arrays[mask] != 0 if mask in arrays else np.ones(arrays[ids].shape, bool)
+    rows = len(next(iter(arrays.values())))
+    source = arrays[PROMPT[0]].shape if PROMPT[0] in arrays else None
+    filled: dict[str, Array] = {}
+    for name, array in arrays.items():
+        spare = [(0, (1 << (rows - 1).bit_length()) - rows)] + [(0, 0)] * (array.ndim - 1)
+        if name in prompt or array.shape == source:
+            whole = padded(array.shape[1])
+            columns = max((min(whole, positions) if positions else whole) - array.shape[1], 0)
+            spare[1] = (columns, 0) if name in prompt else (0, columns)
+        value = pad if name in (PROMPT[0], DECODER_PROMPT[0]) else 0
+        filled[name] = np.pad(array, spare, constant_values=value)
+    return filled
 
 
-class Static:
-    """A model as an argument that a compiled function belongs to: like models share it. (Linen cannot hash those that hold a
-    dictionary.)"""
+@flax.struct.dataclass
+class Call:
+    """What a compiled generation is given anew each time."""
 
-    def __init__(self, model: Any):
+    place: Place  # counted from the end of the prompt
+    rows: jax.Array  # how many of the first rows do not only fill up
+    key: jax.Array
+    first_row: jax.Array  # number of the first row, for sampling
+
+
+class StaticModel:
+    """A model as a static argument: equal models share a compiled function. (Linen cannot hash one that holds a dict.)"""
+
+    def __init__(self, model: Generates):
         self.model = model
 
     def __hash__(self) -> int:
         return hash(type(self.model))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self.model == other.model
+        return isinstance(other, StaticModel) and self.model == other.model
+
+
+class Start(NamedTuple):
+    """What a search starts from."""
+
+    logits: jax.Array  # [B,V], of the first new token
+    history: jax.Array  # int32 [B,W], the prompt and room for what follows
+    alive: jax.Array  # bool [B], rows that do not only fill up
+    cache: PyTree
+    memory: Arrays | None  # of an encoder
+
+    def repeated(self, times: int) -> Start:
+        """Returns each row `times` times, side by side."""
+        per_row = self._replace(cache={name: part for name, part in self.cache.items() if name != "index"})
+        several: Start = jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), per_row)
+        return several._replace(cache=self.cache | several.cache)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """A model with its parameters: what it makes of a prompt, and of one more token."""
 
-    model: Any
-    params: Any
+    model: Generates
+    params: PyTree
 
-    def apply(self, *args: Any, method: str) -> Any:
+    def apply(self, method: str, *args: PyTree) -> PyTree:
         return self.model.apply({"params": self.params}, *args, method=method)
 
-    def prompt(self, inputs: Batch, room: int, settings: Generation) -> tuple[jax.Array, Any, Any, jax.Array]:
-        """Returns the first logits [B,V], the cache, the memory, and the history [B,P+room] of the prompt."""
-        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        rows, width = ids.shape
-        if hasattr(self.model, "encode"):
-            memory = self.apply(inputs, method="encode")
-            first = jnp.full((rows, 1), start_id(self.model, settings), jnp.int32)
-            batch, history = {"decoder_input_ids": first}, first
-        else:
-            memory = None
-            real = jnp.ones((rows, width), bool) if mask is None else mask.astype(bool)
-            # All padding goes to the left: then every row's last token stands in the last column.
+    def start(self, inputs: Batch, call: Call, room: int, settings: Generation) -> Start:
+        """Returns what the first new token is chosen from; the prompt's padding moves to the left."""
+        ids, mask = prompt_names(self.model)
+        memory = None
+        if isinstance(self.model, Encodes):
+            memory = self.apply("encode", {name: inputs[name] for name in inputs if name not in (ids, mask)})
+        tokens = prompt_ids(self.model, inputs, settings)
+        batch, history = {ids: tokens}, tokens
+        if mask in inputs:
+            # Then every row's last token stands in the last column.
+            real = inputs[mask].astype(bool)
             order = jnp.argsort(real, axis=1, stable=True)
-            ids, real = jnp.take_along_axis(ids, order, axis=1), jnp.take_along_axis(real, order, axis=1)
-            end = jnp.full((rows, 1), width - 1, jnp.int32)
-            batch = {"input_ids": ids, "attention_mask": real, "predicted_positions": end}
-            history = jnp.where(real, ids, NONE).astype(jnp.int32)
-        empty = self.model.empty_cache(rows, history.shape[1] + room)
-        features, cache = self.apply(batch, memory, empty, method="decode")
-        return features["lm"][:, -1], cache, memory, jnp.pad(history, ((0, 0), (0, room)), constant_values=NONE)
+            real = jnp.take_along_axis(real, order, axis=1)
+            tokens = jnp.take_along_axis(tokens, order, axis=1)
+            batch, history = {ids: tokens, mask: real}, jnp.where(real, tokens, NONE)
+        rows, width = tokens.shape
+        if width > 1:
+            batch["predicted_positions"] = jnp.full((rows, 1), width - 1, jnp.int32)
+        empty = self.model.empty_cache(rows, width + room)
+        features, cache = self.apply("decode", batch, memory, empty)
+        history = jnp.pad(history.astype(jnp.int32), ((0, 0), (0, room)), constant_values=NONE)
+        return Start(features["lm"][:, -1], history, jnp.arange(rows) < call.rows, cache, memory)
 
-    def step(self, tokens_N: jax.Array, memory: Any, cache: Any) -> tuple[jax.Array, Any]:
-        """Returns the logits [N,V] after one more token of each row, and the cache with it."""
-        name = "decoder_input_ids" if hasattr(self.model, "encode") else "input_ids"
-        features, cache = self.apply({name: tokens_N[:, None]}, memory, cache, method="decode")
+    def step(self, tokens_N: jax.Array, memory: Arrays | None, cache: PyTree) -> tuple[jax.Array, PyTree]:
+        """Returns the logits [N,V] after one more token per row, and the cache with it."""
+        ids, _ = prompt_names(self.model)
+        features, cache = self.apply("decode", {ids: tokens_N[:, None]}, memory, cache)
         return features["lm"][:, -1], cache
 
 
-@partial(jax.jit, static_argnames=("model", "settings", "room"))
+@partial(jax.jit, static_argnames=STATIC)
 def decode(
-    model: Static, params: Any, inputs: Batch, place: Place, rows: jax.Array, key: jax.Array, settings: Generation, room: int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns new tokens [N,room] and their numbers [N]; `rows` counts the first of the inputs that do not only fill up."""
+    model: StaticModel,
+    params: PyTree,
+    inputs: Batch,
+    call: Call,
+    settings: Generation,
+    room: int,
+    with_scores: bool = False,
+) -> Continuations:
+    """Returns continuations with tokens [N,room]."""
     decoder = Decoder(model.model, apart(params))
-    logits, cache, memory, history = decoder.prompt(inputs, room, settings)
-    check_ids(settings, logits.shape[1])
-    width = history.shape[1] - room
-    place = dataclasses.replace(place, column=place.column + width)
-    alive = jnp.arange(history.shape[0]) < rows
-    search = beams if settings.num_beams > 1 else singles
-    history, lengths = search(decoder, logits, cache, memory, history, alive, place, key, settings)
-    made = history[:, width:]
-    return jnp.where(jnp.arange(room)[None] < lengths[:, None], made, settings.pad), lengths
+    start = decoder.start(inputs, call, room, settings)
+    check_ids(settings, start.logits.shape[1])
+    width = start.history.shape[1] - room
+    place = dataclasses.replace(call.place, column=call.place.column + width)
+    search = search_beams if settings.num_beams > 1 else search_single
+    found = search(decoder, start, dataclasses.replace(call, place=place), settings, with_scores)
+    tokens = jnp.where(jnp.arange(room)[None] < found.lengths[:, None], found.tokens[:, width:], settings.pad)
+    return found._replace(tokens=tokens)
 
 
-def repeat(cache: Any, memory: Any, times: int) -> tuple[Any, Any]:
-    """Returns the cache and the memory with each row there `times`, side by side."""
-    rows = {name: part for name, part in cache.items() if name != "index"}
-    rows, memory = jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), (rows, memory))
-    return cache | rows, memory
-
-
-def best(scores_NV: jax.Array) -> jax.Array:
-    """Returns the first of each row's greatest, int32 [N]: argmax in two passes, which a CPU does in a fraction of the time."""
+def first_argmax(scores_NV: jax.Array) -> jax.Array:
+    """Returns the index of each row's first maximum, int32 [N]: `argmax` in two passes, which is much faster on a CPU."""
     size = scores_NV.shape[1]
     greatest = scores_NV == scores_NV.max(axis=1, keepdims=True)
     return jnp.where(greatest, jnp.arange(size, dtype=jnp.int32), size - 1).min(axis=1)
 
 
-def moved(place: Place) -> Place:
-    return dataclasses.replace(place, column=place.column + 1, made=place.made + 1)
+@flax.struct.dataclass
+class Rows:
+    """One continuation per row, so far."""
+
+    tokens: jax.Array  # int32 [N], the last ones
+    history: jax.Array  # int32 [N,W]
+    alive: jax.Array  # bool [N]
+    lengths: jax.Array  # int32 [N], new tokens
+    log_probs: jax.Array | None  # fp32 [N], summed; None if not asked for
+    place: Place
 
 
-def singles(
-    decoder: Decoder, logits: Any, cache: Any, memory: Any, history: Any, alive: Any, place: Place, key: Any, settings: Generation
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the histories [N,W] of one continuation at a time, greedy or sampled, and their numbers of new tokens [N]."""
-    if (times := settings.num_return_sequences) > 1:
-        cache, memory = repeat(cache, memory, times)
-        logits, history, alive = (jnp.repeat(array, times, axis=0) for array in (logits, history, alive))
+def search_single(
+    decoder: Decoder, start: Start, call: Call, settings: Generation, with_scores: bool
+) -> Continuations:
+    """Returns one continuation per row and sequence, greedy or sampled, with whole histories [N,W] as tokens."""
+    times = settings.num_return_sequences
+    start = start.repeated(times) if times > 1 else start
+    count, size = start.logits.shape
     # A row's draws depend on its number and not on how many others there are.
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(history.shape[0]))
-    ends = jnp.asarray(among(settings.eos_token_id, logits.shape[1])[0])
+    fold = jax.random.fold_in
+    keys = jax.vmap(partial(fold, call.key))(call.first_row * times + jnp.arange(count))
+    ends = jnp.asarray(token_mask(settings.eos_token_id, size)[0])
 
-    def choose(logits: Any, history: Any, alive: Any, lengths: Any, place: Place) -> tuple[Any, ...]:
-        scores = process(logits.astype(jnp.float32), history, place, settings)
+    def choose(logits: jax.Array, rows: Rows) -> Rows:
+        scores = process(logits.astype(jnp.float32), rows.history, rows.place, settings)
         if settings.do_sample:
-            now = jax.vmap(jax.random.fold_in, (0, None))(keys, place.made)
+            now = jax.vmap(fold, (0, None))(keys, rows.place.generated)
             tokens = jax.vmap(jax.random.categorical)(now, scores)
         else:
-            tokens = best(scores)
-        tokens = jnp.where(alive, tokens, settings.pad).astype(jnp.int32)
-        history = jax.lax.dynamic_update_slice(history, tokens[:, None], (0, place.column))
-        return tokens, history, alive & ~ends[tokens], lengths + alive, moved(place)
+            tokens = first_argmax(scores)
+        log_probs = rows.log_probs
+        if log_probs is not None:
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), tokens[:, None], axis=1)[:, 0]
+            log_probs = log_probs + jnp.where(rows.alive, chosen, 0.0)
+        tokens = jnp.where(rows.alive, tokens, settings.pad).astype(jnp.int32)
+        history = jax.lax.dynamic_update_slice(rows.history, tokens[:, None], (0, rows.place.column))
+        alive, lengths = rows.alive & ~ends[tokens], rows.lengths + rows.alive
+        return Rows(tokens, history, alive, lengths, log_probs, rows.place.next())
 
-    def body(state: Any) -> Any:
-        (tokens, *rest), cache = state
-        logits, cache = decoder.step(tokens, memory, cache)
-        return choose(logits, *rest), cache
+    def body(state: tuple[Rows, PyTree]) -> tuple[Rows, PyTree]:
+        rows, cache = state
+        logits, cache = decoder.step(rows.tokens, start.memory, cache)
+        return choose(logits, rows), cache
 
-    def unfinished(state: Any) -> jax.Array:
-        (_, _, alive, _, place), _ = state
-        return (place.made < place.most) & alive.any()
+    def unfinished(state: tuple[Rows, PyTree]) -> jax.Array:
+        place = state[0].place
+        return (place.generated < place.most) & state[0].alive.any()
 
-    first = choose(logits, history, alive, jnp.zeros(history.shape[0], jnp.int32), place)
-    (_, history, _, lengths, _), _ = jax.lax.while_loop(unfinished, body, (first, cache))
-    return history, lengths
+    zeros = jnp.zeros(count, jnp.int32)
+    log_probs = jnp.zeros(count) if with_scores else None
+    first = choose(start.logits, Rows(zeros, start.history, start.alive, zeros, log_probs, call.place))
+    rows, _ = jax.lax.while_loop(unfinished, body, (first, start.cache))
+    return Continuations(rows.history, rows.lengths, rows.log_probs, rows.log_probs)
 
 
-def beams(
-    decoder: Decoder, logits: Any, cache: Any, memory: Any, history: Any, alive: Any, place: Place, key: Any, settings: Generation
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the histories [N,W] of the best continuations of each row, the best first, and their numbers of new tokens [N]."""
-    rows, count, returned = history.shape[0], settings.num_beams, settings.num_return_sequences
-    cache, memory = repeat(cache, memory, count)
-    column: Callable[..., Any] = jax.lax.dynamic_index_in_dim
+def search_beams(
+    decoder: Decoder, start: Start, call: Call, settings: Generation, with_scores: bool
+) -> Continuations:
+    """Returns the best continuations of each row, the best first, with whole histories [N,W] as tokens."""
+    rows, count, returned = len(start.history), settings.num_beams, settings.num_return_sequences
+    several = start.repeated(count)
+    State: TypeAlias = tuple[beam.Beams, PyTree, Place]
 
-    def choose(logits: Any, found: beam.Beams, cache: Any, place: Place) -> tuple[Any, ...]:
+    def choose(logits: jax.Array, beams: beam.Beams, cache: PyTree, place: Place) -> State:
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-        log_probs = process(log_probs, found.history.reshape(rows * count, -1), place, settings)
-        found, parents = beam.advance(found, log_probs.reshape(rows, count, -1), place, settings)
-        return found, reorder(cache, parents), moved(place)
+        log_probs = process(log_probs, beams.running.reshape(rows * count, -1), place, settings)
+        beams, parents = beam.advance(beams, log_probs.reshape(rows, count, -1), place, settings)
+        return beams, reorder(cache, parents), place.next()
 
-    def body(state: Any) -> Any:
-        found, cache, place = state
-        tokens = column(found.history, place.column - 1, axis=2, keepdims=False).reshape(-1)
-        logits, cache = decoder.step(tokens, memory, cache)
-        return choose(logits, found, cache, place)
+    def body(state: State) -> State:
+        beams, cache, place = state
+        before = place.column - 1
+        tokens = jax.lax.dynamic_index_in_dim(beams.running, before, axis=2, keepdims=False)
+        logits, cache = decoder.step(tokens.reshape(-1), several.memory, cache)
+        return choose(logits, beams, cache, place)
 
-    logits = jnp.repeat(logits, count, axis=0)
-    first = choose(logits, beam.begin(history, alive, count), cache, place)
-    found, _, _ = jax.lax.while_loop(lambda state: beam.going_on(state[0], settings), body, first)
-    return found.ended[:, :returned].reshape(rows * returned, -1), found.ended_lengths[:, :returned].reshape(-1)
+    begun = beam.start_beams(start.history, start.alive, count)
+    first = choose(several.logits, begun, several.cache, call.place)
+    beams, _, _ = jax.lax.while_loop(lambda state: beam.unfinished(state[0], settings), body, first)
+    tokens = beams.finished[:, :returned].reshape(rows * returned, -1)
+    lengths = beams.lengths[:, :returned].reshape(-1)
+    if not with_scores:
+        return Continuations(tokens, lengths)
+    scores = beams.scores[:, :returned].reshape(-1)
+    return Continuations(tokens, lengths, scores * lengths**settings.length_penalty, scores)
 
 
-def reorder(cache: Any, parents_BK: jax.Array) -> Any:
-    """Returns the cache of beams with each beam's keys and values those of its parent.
+def reorder(cache: PyTree, parents_BK: jax.Array) -> PyTree:
+    """Returns the cache of beams with the keys and values of each beam's parent.
 
     The keys of the memory, the mask and the positions are the same for all beams of a row, and stay.
     """

@@ -1,7 +1,7 @@
-"""How text is generated: settings with the names and defaults of the reference's GenerationConfig, from files and arguments.
+"""How text is generated: settings with the names and defaults of transformers' GenerationConfig, from files and arguments.
 
-`merged(file, arguments)` makes a `Generation`; `generate.generate` obeys it. What the reference knows and this does not handle
-is refused by name, unless it has no effect.
+`merge(file, arguments)` returns the `Generation` that `loop.generate` obeys. Settings of the reference that are not handled
+are refused by name, unless they have no effect.
 """
 
 from __future__ import annotations
@@ -9,39 +9,49 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
+import jax
+import numpy as np
+
+from fmjax.contracts import Config, Encodes, Value
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
 
 GENERATION = "generation_config.json"
-DEFAULT_ROOM = 20  # new tokens where no length is given, as in the reference
+DEFAULT_NEW_TOKENS = 20  # where no length is given, as in the reference
 
 # Settings that change no token: bookkeeping, what is returned beside the tokens, and the reference's own ways of computing.
 UNREAD = (
-    *("assistant_confidence_threshold", "assistant_lookbehind", "cache_config", "cache_implementation", "compile_config"),
-    *("disable_compile", "is_assistant", "max_cache_len", "max_matching_ngram_size", "num_assistant_tokens"),
-    *("num_assistant_tokens_schedule", "output_attentions", "output_hidden_states", "output_logits", "output_scores"),
-    *("prefill_chunk_size", "return_dict_in_generate", "target_lookbehind", "transformers_version", "use_cache"),
-    *("_commit_hash", "_from_model_config"),
+    *("assistant_confidence_threshold", "assistant_lookbehind", "cache_config"),
+    *("cache_implementation", "compile_config", "disable_compile", "is_assistant"),
+    *("max_cache_len", "max_matching_ngram_size", "num_assistant_tokens"),
+    *("num_assistant_tokens_schedule", "output_attentions", "output_hidden_states"),
+    *("output_logits", "output_scores", "prefill_chunk_size", "return_dict_in_generate"),
+    *("target_lookbehind", "transformers_version", "use_cache", "_commit_hash"),
+    "_from_model_config",
 )
 # Settings of the reference that are handled with this value alone (or none, or zero).
-FIXED: dict[str, Any] = {
-    **dict.fromkeys(("assistant_early_exit", "assistant_ensemble_weight", "constraints", "dola_layers")),
-    **dict.fromkeys(("exponential_decay_length_penalty", "force_words_ids", "low_memory", "max_time", "penalty_alpha")),
-    **dict.fromkeys(("prompt_lookup_num_tokens", "remove_invalid_values", "sequence_bias", "speculation_type")),
+FIXED: Config = {
+    **dict.fromkeys(("assistant_early_exit", "assistant_ensemble_weight", "constraints")),
+    **dict.fromkeys(("dola_layers", "exponential_decay_length_penalty", "force_words_ids")),
+    **dict.fromkeys(("low_memory", "max_time", "penalty_alpha", "prompt_lookup_num_tokens")),
+    **dict.fromkeys(("remove_invalid_values", "sequence_bias", "speculation_type")),
     **dict.fromkeys(("stop_strings", "token_healing", "top_h", "use_mtp", "watermarking_config")),
-    **{"diversity_penalty": 0.0, "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0},
-    **{"eta_cutoff": 0.0, "guidance_scale": 1.0, "num_beam_groups": 1, "typical_p": 1.0},
+    **{"diversity_penalty": 0.0, "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1.0},
+    **{"encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},
+    **{"num_beam_groups": 1, "typical_p": 1.0},
 }
-# A length counted from the prompt's beginning, and its twin counted from the prompt's end, which wins in the same place.
+# A length that counts the prompt, and its twin that does not; the twin wins where one place gives both.
 TWINS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """Settings of generation. Lengths and ids that are None are not given; sequences are tuples, so that it can be hashed."""
+    """Settings of generation. None means not given; sequences are tuples, so that this can be hashed.
+
+    Raises UserError for a value out of range, and for values that exclude each other.
+    """
 
     max_new_tokens: int | None = None
     max_length: int | None = None  # of prompt and continuation together
@@ -74,95 +84,120 @@ class Generation:
 
     @property
     def pad(self) -> int:
-        """The id that fills up rows which have ended: that of padding or, as in the reference, of the end."""
+        """The id that fills rows up after their end: padding or, as in the reference, the end."""
         return self.pad_token_id if self.pad_token_id is not None else (*self.eos_token_id, 0)[0]
 
     @property
     def infers_padding(self) -> bool:
-        """Whether padding ids in a prompt without a mask can only be padding, as the reference decides it."""
+        """Whether padding ids in a prompt without a mask can only be padding, by the reference's rule."""
         return self.pad_token_id is not None and self.pad_token_id not in self.eos_token_id
 
-    def limits(self, width: int, positions: int = 0) -> tuple[int, int]:
-        """Returns how many tokens at most, and how many before the first that ends, follow a prompt of `width` columns.
+    def limits(self, prompt_length: int, positions: int = 0) -> tuple[int, int]:
+        """Returns the greatest number of new tokens, and how many must come before one may end the row.
 
-        `positions` are the model's, 0 being no limit. Raises UserError if the prompt leaves no room.
+        `prompt_length` counts columns. `positions` is the model's limit; 0 means none. Raises UserError if the prompt
+        leaves no room.
         """
         most = self.max_new_tokens
         if most is None and self.max_length is not None:
-            most = self.max_length - width
+            most = self.max_length - prompt_length
             if most < 1:
-                raise UserError(f"max_length={self.max_length} leaves no room after {width} tokens; give max_new_tokens instead")
+                raise UserError(
+                    f"max_length={self.max_length} leaves no room after {prompt_length} tokens; give max_new_tokens instead"
+                )
         if most is None:
-            most = max(min(DEFAULT_ROOM, positions - width), 1) if positions else DEFAULT_ROOM
-        if positions and width + most - 1 > positions:
+            room = positions - prompt_length if positions else DEFAULT_NEW_TOKENS
+            most = max(min(DEFAULT_NEW_TOKENS, room), 1)
+        if positions and prompt_length + most - 1 > positions:
             raise UserError(
-                f"{width} tokens and {most} new ones are more than the {positions} positions of the model; "
+                f"{prompt_length} tokens and {most} new ones are more than the {positions} positions of the model; "
                 "shorten the prompt, or lower max_new_tokens"
             )
         least = self.min_new_tokens
         if least is None:
-            least = max((self.min_length or 0) - width, 0)
+            least = max((self.min_length or 0) - prompt_length, 0)
         return most, least
 
 
-POSITIVE = ("max_new_tokens", "max_length", "num_beams", "num_return_sequences")
-COUNTS = ("min_new_tokens", "min_length", "top_k", "no_repeat_ngram_size")
-IDS = ("forced_bos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
-SEQUENCES = ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id", "eos_token_id")
-SWITCHES = ("do_sample", "renormalize_logits")
-
-
-def whole(value: Any, least: int) -> bool:
+def is_whole(value: Value, least: int = 0) -> bool:
     return type(value) is int and value >= least
 
 
-def are_ids(value: Any) -> bool:
-    return type(value) is tuple and all(whole(number, 0) for number in value)
-
-
-def finite(value: Any) -> bool:
+def is_number(value: Value) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def are_ids(value: Value) -> bool:
+    return type(value) is tuple and all(map(is_whole, value))
+
+
+SEQUENCES = ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id", "eos_token_id")
+
+# What the values of some settings must be, how to test it, and the settings.
+RULES: tuple[tuple[str, Callable[[Value], bool], tuple[str, ...]], ...] = (
+    (
+        "must be a whole number, 1 or more",
+        lambda value: is_whole(value, 1),
+        ("max_new_tokens", "max_length", "num_beams", "num_return_sequences"),
+    ),
+    (
+        "must be a whole number, 0 or more",
+        is_whole,
+        (
+            *("min_new_tokens", "min_length", "top_k", "no_repeat_ngram_size", "pad_token_id"),
+            *("bos_token_id", "forced_bos_token_id", "decoder_start_token_id"),
+        ),
+    ),
+    ("must be token ids", are_ids, SEQUENCES),
+    (
+        "must be lists of token ids, one per word",
+        lambda value: type(value) is tuple and all(word and are_ids(word) for word in value),
+        ("bad_words_ids",),
+    ),
+    ("must be true or false", lambda value: type(value) is bool, ("do_sample", "renormalize_logits")),
+    (
+        "must be a number above 0",
+        lambda value: is_number(value) and value > 0,
+        ("temperature", "repetition_penalty"),
+    ),
+    (
+        "must be a number from 0 to 1",
+        lambda value: is_number(value) and 0 <= value <= 1,
+        ("top_p", "min_p"),
+    ),
+    ("must be a number", is_number, ("length_penalty",)),
+    (
+        'must be true, false or "never"',
+        lambda value: type(value) is bool or value == "never",
+        ("early_stopping",),
+    ),
+)
+
+
 def check(settings: Generation) -> None:
-    """Raises UserError for a value that cannot be meant, and for values that exclude each other."""
-    for name, value in dataclasses.asdict(settings).items():
-        optional = value is None and Generation.__dataclass_fields__[name].default is None
-        needs = ""
-        if name in POSITIVE and not (optional or whole(value, 1)):
-            needs = "must be a whole number, 1 or more"
-        elif name in (*COUNTS, *IDS) and not (optional or whole(value, 0)):
-            needs = "must be a whole number, 0 or more"
-        elif name in SEQUENCES and not are_ids(value):
-            needs = "must be token ids"
-        elif name == "bad_words_ids" and not (type(value) is tuple and all(word and are_ids(word) for word in value)):
-            needs = "must be lists of token ids, one a word"
-        elif name in SWITCHES and type(value) is not bool:
-            needs = "must be true or false"
-        elif name in ("temperature", "repetition_penalty") and not (finite(value) and value > 0):
-            needs = "must be a number above 0"
-        elif name in ("top_p", "min_p") and not (optional or (finite(value) and 0 <= value <= 1)):
-            needs = "must be a number from 0 to 1"
-        elif name == "length_penalty" and not finite(value):
-            needs = "must be a number"
-        elif name == "early_stopping" and not (type(value) is bool or value == "never"):
-            needs = 'must be true, false or "never"'
-        if needs:
-            raise UserError(f"{name}={json.dumps(value, default=str)} {needs}; correct it")
-    if settings.do_sample and settings.num_beams > 1:
-        raise UserError(f"do_sample=true with num_beams={settings.num_beams} is not handled; set one of them back")
-    if settings.num_return_sequences > 1 and not settings.do_sample and settings.num_return_sequences > settings.num_beams:
-        wanted = settings.num_return_sequences
-        raise UserError(f"num_return_sequences={wanted} needs do_sample=true or num_beams={wanted} at least; set one of them")
+    """Raises UserError for a value out of range, and for values that exclude each other."""
+    values, fields = dataclasses.asdict(settings), Generation.__dataclass_fields__
+    for needs, valid, names in RULES:
+        for name in names:
+            not_given = values[name] is None and fields[name].default is None
+            if not (not_given or valid(values[name])):
+                raise UserError(f"{name}={json.dumps(values[name], default=str)} {needs}; correct it")
+    beams, returned = settings.num_beams, settings.num_return_sequences
+    if settings.do_sample and beams > 1:
+        raise UserError(f"do_sample=true with num_beams={beams} is not handled; leave one of them out")
+    if returned > 1 and not settings.do_sample and returned > beams:
+        raise UserError(
+            f"num_return_sequences={returned} needs do_sample=true or num_beams={returned} at least; set one of them"
+        )
 
 
-def merged(*layers: Mapping[str, Any]) -> Generation:
-    """Returns the settings of several places, later ones winning; None is not given.
+def merge(*layers: Mapping[str, Value]) -> Generation:
+    """Returns the settings of several places, of which later ones win; None means not given.
 
-    Raises UserError naming each setting that is not handled or not known.
+    Raises UserError naming each setting that is unknown or not handled.
     """
     fields = Generation.__dataclass_fields__
-    values: dict[str, Any] = {}
+    values: Config = {}
     refused: list[str] = []
     for layer in layers:
         given = {name: value for name, value in layer.items() if value is not None}
@@ -174,35 +209,48 @@ def merged(*layers: Mapping[str, Any]) -> Generation:
             if name in fields or name in UNREAD or (name in FIXED and value in (FIXED[name], False, 0)):
                 continue
             if name not in FIXED:
-                raise UserError(f'"{name}" is not a setting of generation{nearest(name, fields)}; there are {", ".join(fields)}')
+                hint = nearest(name, fields)
+                raise UserError(f'"{name}" is not a setting of generation{hint}; there are {", ".join(fields)}')
             only = "" if FIXED[name] is None else f" (only {json.dumps(FIXED[name])} is)"
             refused.append(f"{name}={json.dumps(value, default=str)}{only}")
     if refused:
         raise UserError(f"generation: not handled: {', '.join(refused)}; leave it out")
-    return Generation(**{name: frozen(name, value) for name, value in values.items()})
+    return Generation(**{name: field_value(name, value) for name, value in values.items()})
 
 
-def frozen(name: str, value: Any) -> Any:
-    """Returns a setting's value as its field has it: numpy's as Python's, lists as tuples, and a single id as a tuple where there
-    may be several."""
+def field_value(name: str, value: Value) -> Value:
+    """Returns a setting's value as its field holds it: a single id as a tuple where several are allowed."""
     value = plain(value)
     return (value,) if name in SEQUENCES and isinstance(value, int) else value
 
 
-def plain(value: Any) -> Any:
-    value = value.tolist() if hasattr(value, "tolist") else value
+def plain(value: Value) -> Value:
+    """Returns NumPy's and JAX's values as Python's, and lists as tuples."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        value = value.tolist()
     return tuple(plain(part) for part in value) if isinstance(value, list | tuple) else value
 
 
-def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def from_config(config: Mapping[str, Value]) -> Config:
     """Returns the settings of generation that a model's old config.json holds."""
     known = {*Generation.__dataclass_fields__, *FIXED}
     return {name: value for name, value in config.items() if name in known}
 
 
-def special_tokens(tokenizer: Tokenizer, model_settings: Any) -> dict[str, Any]:
-    """Returns the ids of padding, end and start, as far as there are any."""
+def special_tokens(tokenizer: Tokenizer, model: object) -> Config:
+    """Returns the ids of padding and end of a tokenizer, and the start of a model's decoder, as far as there are any."""
     ids = {role: tokenizer.pieces.tokens.index(name) for role, name in tokenizer.roles.items()}
-    start = getattr(model_settings, "start_id", None)
-    named = {"pad_token_id": ids.get("pad"), "eos_token_id": ids.get("eos", ids.get("sep")), "decoder_start_token_id": start}
+    named = {
+        "pad_token_id": ids.get("pad"),
+        "eos_token_id": ids.get("eos", ids.get("sep")),
+        "decoder_start_token_id": model.start_id if isinstance(model, Encodes) else None,
+    }
     return {name: value for name, value in named.items() if value is not None}
+
+
+def settings_for(tokenizer: Tokenizer, given: Mapping[str, Value], model: object) -> Generation:
+    """Returns the settings `given`, with special tokens of tokenizer and model where they name none.
+
+    Raises UserError as `merge` does.
+    """
+    return merge(special_tokens(tokenizer, model), given)

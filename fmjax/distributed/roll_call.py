@@ -1,7 +1,7 @@
-"""A roll call of hosts before they join: who is missing is said in one line, where JAX's coordination service ends the process.
+"""Names missing hosts at start-up in one line; JAX's coordination service would end the process.
 
-The first host listens where the coordination service will, until each of the others has said its number; then it answers them
-all, and frees the port.
+The first host listens at the port of the coordination service until each of the others has sent its
+number; then it answers all of them and frees the port.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAUSE = 0.2  # seconds between attempts to reach the first host
 
 
 def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
-    """Returns when all hosts are there.
+    """Returns when all hosts are present.
 
     Args:
       coordinator: HOST:PORT of the first host.
@@ -26,12 +26,14 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
       index: this host's number.
       timeout: seconds to wait for the others.
 
-    Raises UserError, on every host that is there, naming those which are not; or the address, if it is none, is in use, or
-    nobody answers there; or the number that two hosts have.
+    Raises UserError, on every host that is present, naming those that are not; or the address, if
+    it is malformed, in use, or does not answer; or the number that two hosts have.
     """
     name, _, port = coordinator.rpartition(":")
     if not name or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"--coordinator={coordinator}: is not HOST:PORT, as 10.0.0.1:8476; correct it")
+        raise UserError(
+            f"--coordinator={coordinator}: is not HOST:PORT, as 10.0.0.1:8476; correct it"
+        )
     deadline = time.monotonic() + timeout
     if count == 1:
         return
@@ -42,15 +44,18 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
     kind, _, numbers = answer.partition(" ")
     if kind == ABSENT:
         raise UserError(
-            f"host {numbers} of {count} did not join within {timeout:g} s; start the same command on every host, with --host=0 "
+            f"host {numbers} of {count} did not join within {timeout:g} s; "
+            "start the same command on every host, with --host=0 "
             f"to {count - 1}, and see that they reach {coordinator}"
         )
     if kind == TWICE:
-        raise UserError(f"--host={numbers}: two hosts have this number; give each of the {count} its own")
+        raise UserError(
+            f"--host={numbers}: two hosts have this number; give each of the {count} its own"
+        )
 
 
 def gather(coordinator: str, port: int, count: int, deadline: float) -> str:
-    """Waits on the first host for the numbers of the others, and answers them. Returns the answer."""
+    """Waits on the first host for the numbers of the others; returns what it answered them."""
     present: dict[int, socket.socket] = {}
     answer = ALL
     with contextlib.ExitStack() as callers:
@@ -60,7 +65,8 @@ def gather(coordinator: str, port: int, count: int, deadline: float) -> str:
                 try:
                     caller = callers.enter_context(listener.accept()[0])
                 except TimeoutError:
-                    answer = f"{ABSENT} {', '.join(str(number) for number in range(1, count) if number not in present)}"
+                    absent = [str(number) for number in range(1, count) if number not in present]
+                    answer = f"{ABSENT} {', '.join(absent)}"
                     break
                 number = read_number(caller, deadline)
                 if number is None or number >= count:
@@ -70,7 +76,8 @@ def gather(coordinator: str, port: int, count: int, deadline: float) -> str:
                     with contextlib.suppress(OSError):
                         caller.sendall(f"{answer}\n".encode())
                 present.setdefault(number, caller)
-        # The port is free now: who is told that all are there finds the coordination service, or tries again.
+        # The port is free now: who is told that all are there finds the coordination service, or
+        # tries again.
         for caller in present.values():
             with contextlib.suppress(OSError):
                 caller.sendall(f"{answer}\n".encode())
@@ -84,7 +91,8 @@ def listening(coordinator: str, port: int) -> Iterator[socket.socket]:
         listener = socket.create_server(("", port), backlog=128)
     except OSError as error:
         raise UserError(
-            f"--coordinator={coordinator}: this host cannot listen there ({error.strerror}); choose a port that is free"
+            f"--coordinator={coordinator}: this host cannot listen there ({error.strerror}); "
+            "choose a port that is free"
         ) from None
     with listener:
         yield listener
@@ -100,7 +108,9 @@ def read_number(caller: socket.socket, deadline: float) -> int | None:
     return int(said) if said.isdigit() else None
 
 
-def ask(coordinator: str, address: tuple[str, int], index: int, deadline: float, timeout: float) -> str:
+def ask(
+    coordinator: str, address: tuple[str, int], index: int, deadline: float, timeout: float
+) -> str:
     """Says this host's number to the first host, and returns its answer."""
     reason = "timed out"
     while (left := deadline - time.monotonic()) > 0:
@@ -115,6 +125,7 @@ def ask(coordinator: str, address: tuple[str, int], index: int, deadline: float,
             reason = error.strerror or str(error)
         time.sleep(PAUSE)
     raise UserError(
-        f"the first host did not answer at {coordinator} within {timeout:g} s ({reason}); start the same command on it with "
+        f"the first host did not answer at {coordinator} within {timeout:g} s ({reason}); "
+        "start the same command on it with "
         "--host=0, and see that this host reaches it"
     )

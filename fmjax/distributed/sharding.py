@@ -1,27 +1,32 @@
-"""Where arrays live: the mesh, the logical axis names, and the rules that join them.
+"""Sharding: the mesh, the logical names of axes, and the rules that map these to mesh axes.
 
-A parameter names its axes where it is made (`vocab embed heads kv mlp layers`), an activation where it is constrained
-(`act_batch act_length act_embed act_heads act_mlp`). A table of RULES maps those names to mesh axes, and `jax.jit` with
-`NamedSharding` (what `pjit` became) does the rest. The idea is that of T5X and GSPMD (Xu et al. 2021).
+A parameter names its axes where it is defined (`vocab embed heads kv mlp layers`), an activation
+where it is constrained (`act_batch act_length act_embed act_heads act_mlp`). A table of RULES maps
+those names to mesh axes, and `jax.jit` with `NamedSharding` (formerly `pjit`) does the rest, as in
+T5X and GSPMD (Xu et al. 2021).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
+import numpy as np
+from flax.linen import spmd
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fmjax import pytree
+from fmjax.contracts import PyTree
 from fmjax.errors import UserError, nearest
 
-Rules = Mapping[str, str | tuple[str, ...]]
+Rules: TypeAlias = Mapping[str, str | tuple[str, ...]]
+Shaped: TypeAlias = np.ndarray | jax.Array | jax.ShapeDtypeStruct
 
-# Names that a table leaves out are not sharded.
+# Names that are not in a table are not sharded.
 RULES: dict[str, Rules] = {
     "dp": {"act_batch": "data"},
     "fsdp": {"act_batch": ("data", "fsdp"), "embed": "fsdp"},
@@ -38,43 +43,70 @@ RULES: dict[str, Rules] = {
 }
 PARAMETERS = ("vocab", "embed", "heads", "kv", "mlp", "layers")
 ACTIVATIONS = ("act_batch", "act_length", "act_embed", "act_heads", "act_mlp")
-# Bytes from which a parameter that no rule shards is a mistake, where rules shard others.
+# Bytes from which a parameter that no rule shards is a mistake if rules shard others.
 LARGE = 2**24
 
 
-def resolve_rules(name: str, table: Mapping[str, Any] | None = None) -> Rules:
-    """Returns the rules table of that name, or one's own `table`. Raises UserError if there is none, or it has unknown names."""
+def resolve_rules(name: str, table: Mapping[str, str | Sequence[str]] | None = None) -> Rules:
+    """Returns the rules of that name, or of the config's own `table`.
+
+    Raises UserError for unknown names.
+    """
     known = (*PARAMETERS, *ACTIVATIONS)
     for axis, axes in (table or {}).items():
         if axis not in known:
-            raise UserError(f'mesh.table: no axis is named "{axis}"{nearest(axis, known)}; there are {", ".join(known)}')
-        if not isinstance(axes, str | list | tuple) or not all(isinstance(one, str) for one in axes):
-            raise UserError(f"mesh.table.{axis}={axes}: is no axis of the mesh; give a name, or a list of names")
+            raise UserError(
+                f'mesh.table: no axis is named "{axis}"{nearest(axis, known)}; '
+                f"there are {', '.join(known)}"
+            )
+        if not isinstance(axes, str | list | tuple) or not all(
+            isinstance(one, str) for one in axes
+        ):
+            raise UserError(
+                f"mesh.table.{axis}={axes}: is no axis of the mesh; give a name, or a list of names"
+            )
     if table:
-        return {axis: written(axes if isinstance(axes, str) else tuple(axes)) for axis, axes in table.items()}
+        return {
+            axis: written(axes if isinstance(axes, str) else tuple(axes))
+            for axis, axes in table.items()
+        }
     if name not in RULES:
         raise UserError(
-            f'mesh.rules="{name}": no such table{nearest(name, RULES)}; choose one of {", ".join(RULES)}, or write mesh.table'
+            f'mesh.rules="{name}": no such table{nearest(name, RULES)}; '
+            f"choose one of {', '.join(RULES)}, or write mesh.table"
         )
     return RULES[name]
 
 
 def in_force(rules: Rules, mesh: Mesh) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Returns rules as Linen takes them, without the axes that a mesh does not have."""
-    return tuple((logical, mesh_axes(logical, rules, mesh)) for logical in rules if mesh_axes(logical, rules, mesh))
+    """Returns rules in Linen's form, without the axes that a mesh does not have."""
+    return tuple(
+        (logical, mesh_axes(logical, rules, mesh))
+        for logical in rules
+        if mesh_axes(logical, rules, mesh)
+    )
 
 
 def check_used(rules: Rules, mesh: Mesh, own: bool) -> None:
-    """Raises UserError if devices along an axis of the mesh would all do the same, as no rule names it, and if a rule of one's
-    own table names an axis that the mesh lacks; named tables are for smaller meshes too."""
+    """Raises UserError if no rule uses an axis of the mesh, so that devices along it would all do
+    the same work.
+
+    It also raises one if a rule of the config's `own` table names an axis that the mesh lacks;
+    named tables work for smaller meshes too.
+    """
     for logical, axes in rules.items() if own else ():
         if lacking := [axis for axis in written(axes) if axis not in mesh.shape]:
             there = ", ".join(mesh.shape)
-            raise UserError(f"mesh.table.{logical}={lacking[0]}: mesh.axes has only {there}; add it there, or drop the rule")
+            raise UserError(
+                f"mesh.table.{logical}={lacking[0]}: mesh.axes has only {there}; "
+                "add it there, or drop the rule"
+            )
     used = {axis for logical in rules for axis in mesh_axes(logical, rules, mesh)}
     for axis, size in mesh.shape.items():
         if size > 1 and axis not in used:
-            named = ", ".join(f"{logical}={'+'.join(written(axes))}" for logical, axes in rules.items())
+            named = ", ".join(
+                f"{logical}={'+'.join(written(axes))}" for logical, axes in rules.items()
+            )
             raise UserError(
                 f"mesh.axes: no rule uses {axis}={size}, so {size} devices would do the same work; "
                 f"the rules are {named}: choose others with mesh.rules, or leave {axis} out"
@@ -82,31 +114,42 @@ def check_used(rules: Rules, mesh: Mesh, own: bool) -> None:
 
 
 def written(axes: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the mesh axes of a rule, of which there may be one or several."""
+    """Returns the mesh axes of a rule, which has one or several."""
     return (axes,) if isinstance(axes, str) else axes
 
 
-def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh over all devices, e.g. of {"data": -1}; a size of -1 takes the devices that are left.
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh over all devices, for example of {"data": -1}; a size of -1 takes the
+    remaining devices.
 
-    `devices` may be those of a topology that is not here. Raises UserError if the sizes do not multiply to their number.
+    `devices` may be those of a topology that is not attached. Raises UserError if the sizes do not
+    multiply to their number.
     """
     count = jax.device_count() if devices is None else len(devices)
     sizes = mesh_sizes(axes, count)
-    # Linen's logical constraints are written for Auto axes; jax.make_mesh would give Explicit ones.
+    # Linen's logical constraints need Auto axes; the default of jax.make_mesh is Explicit.
     kinds = (AxisType.Auto,) * len(sizes)
     if devices is None:
         return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
-    placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
-    return Mesh(placed, tuple(sizes), axis_types=kinds)
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+    return Mesh(grid, tuple(sizes), axis_types=kinds)
 
 
 def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
-    """Returns the size of each axis of a mesh over so many devices. Raises UserError if they do not multiply to it."""
+    """Returns the size of each axis of a mesh over that many devices.
+
+    Raises UserError if they do not multiply to it.
+    """
     known = math.prod(size for size in axes.values() if size != -1)
     unknown = [name for name, size in axes.items() if size == -1]
     sizes = {name: devices // max(known, 1) if size == -1 else size for name, size in axes.items()}
-    if len(unknown) > 1 or min(sizes.values(), default=0) < 1 or math.prod(sizes.values()) != devices:
+    if (
+        len(unknown) > 1
+        or min(sizes.values(), default=0) < 1
+        or math.prod(sizes.values()) != devices
+    ):
         raise UserError(
             f"mesh.axes={dict(axes)}: the sizes must multiply to the {devices} devices here; "
             "give sizes that do, at most one of them -1"
@@ -115,36 +158,47 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Constrains an activation's sharding by logical names; without a mesh and rules in force it does nothing.
+    """Constrains an activation's sharding by logical names; does nothing without a mesh and rules
+    in force.
 
-    An axis of size 1, as of a token that is generated, is not divided. Raises UserError where another axis does not divide.
+    An axis of size 1, such as the length of a generated token, is not divided. Raises UserError if
+    another does not divide.
     """
-    rules: dict[str, Any] = dict(nn.get_logical_axis_rules())
+    rules: Rules = {logical: axes or () for logical, axes in nn.get_logical_axis_rules()}
     mesh = jax.sharding.get_abstract_mesh()
     if not rules or mesh.empty:
         return x
     named = tuple(None if size == 1 else axis for axis, size in zip(logical, x.shape, strict=True))
     for axis, size in zip(named, x.shape, strict=True):
-        check_divides(f"an activation of shape {x.shape}", axis, size, mesh_axes(axis, rules, mesh), mesh)
-    return nn.with_logical_constraint(x, named)
+        check_divides(
+            f"an activation of shape {x.shape}", axis, size, mesh_axes(axis, rules, mesh), mesh
+        )
+    constrained: jax.Array = spmd.with_logical_constraint(x, named)
+    return constrained
 
 
-def placed(found_BLD: jax.Array) -> jax.Array:
-    """Returns what was looked up in a table, sharded as activations: else the table's sharding would be its own, and its
-    gradient's, and would have to be undone for all of them."""
-    return constrain(found_BLD, "act_batch", "act_length", "act_embed")
+def shard_embedded(x: jax.Array) -> jax.Array:
+    """Shards [B,L,D], or [B,D] with one vector per row, as activations.
+
+    Otherwise embeddings inherit the sharding of their table, the inputs of a head that of its
+    kernel, and so do their gradients, and must be resharded.
+    """
+    return constrain(x, "act_batch", *["act_length"] * (x.ndim - 2), "act_embed")
 
 
 def mesh_axes(logical: str | None, rules: Rules, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """Returns the axes of a mesh over which rules shard a logical axis; those that the mesh lacks are left out."""
+    """Returns the axes of a mesh over which rules shard a logical axis, without those that the mesh
+    lacks."""
     axes = rules.get(logical, ()) if logical else ()
     return tuple(axis for axis in written(axes) if axis in mesh.shape)
 
 
-def spec_sharding(name: str, shape: tuple[int, ...], logical: tuple[str | None, ...], rules: Rules, mesh: Mesh) -> NamedSharding:
+def spec_sharding(
+    name: str, shape: tuple[int, ...], logical: tuple[str | None, ...], rules: Rules, mesh: Mesh
+) -> NamedSharding:
     """Returns the sharding of one array, given the logical name of each of its axes.
 
-    Raises UserError, naming the array, the axis and both numbers, where an axis does not divide.
+    Raises UserError, naming the array, the axis and both numbers, if an axis does not divide.
     """
     spec: list[tuple[str, ...] | None] = []
     for size, axis in zip(shape, logical, strict=True):
@@ -155,54 +209,75 @@ def spec_sharding(name: str, shape: tuple[int, ...], logical: tuple[str | None, 
     for axis in used:
         if used.count(axis) > 1:
             raise UserError(
-                f"{name}: rules shard two of its axes ({', '.join(map(str, logical))}) over mesh axis {axis}; give each its own"
+                f"{name}: rules shard two of its axes ({', '.join(map(str, logical))}) over mesh "
+                f"axis {axis}; give each its own"
             )
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def check_divides(name: str, axis: str | None, size: int, axes: tuple[str, ...], mesh: Mesh | AbstractMesh) -> None:
-    """Raises UserError, naming the array, the axis and both numbers, if a size does not divide over mesh axes."""
+def check_divides(
+    name: str, axis: str | None, size: int, axes: tuple[str, ...], mesh: Mesh | AbstractMesh
+) -> None:
+    """Raises UserError, naming the array, the axis and both numbers, if a size does not divide over
+    mesh axes."""
     ways = math.prod(mesh.shape[one] for one in axes)
     if size % ways:
         raise UserError(
-            f'{name}: axis "{axis}" of size {size} does not divide over the {ways} devices of mesh axis '
+            f'{name}: axis "{axis}" of size {size} does not divide over the {ways} devices of mesh '
+            "axis "
             f"{'+'.join(axes)}; change the size or mesh.axes"
         )
 
 
-def parameter_shardings(boxed: Any, rules: Rules, mesh: Mesh) -> Any:
-    """Returns the tree of shardings of a tree of abstract parameters that carry their logical names.
+def parameter_shardings(boxed: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
+    """Returns the tree of shardings of a tree of abstract parameters that carry their logical
+    names.
 
-    Raises UserError where an axis does not divide, and for a large parameter that no rule shards where rules shard others.
+    Raises UserError if an axis does not divide, and for a large parameter that no rule shards while
+    rules shard others.
     """
-    sharded = any(mesh.shape[axis] > 1 for logical in PARAMETERS for axis in mesh_axes(logical, rules, mesh))
+    sharded = any(
+        mesh.shape[axis] > 1 for logical in PARAMETERS for axis in mesh_axes(logical, rules, mesh)
+    )
 
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def one(path: tuple[object, ...], leaf: PyTree) -> NamedSharding:
         name, (value, logical) = pytree.path_name(path), named_axes(leaf)
-        found = spec_sharding(name, value.shape, logical, rules, mesh)
+        sharding = spec_sharding(name, value.shape, logical, rules, mesh)
         size = math.prod(value.shape) * value.dtype.itemsize
-        if sharded and size >= LARGE and found.is_fully_replicated:
-            axes = ", ".join(f"{axis or 'unnamed'} {length}" for axis, length in zip(logical, value.shape, strict=True))
+        if sharded and size >= LARGE and sharding.is_fully_replicated:
+            axes = ", ".join(
+                f"{axis or 'unnamed'} {length}"
+                for axis, length in zip(logical, value.shape, strict=True)
+            )
             raise UserError(
-                f"{name}: {size / 2**20:,.0f} MiB would stand whole on each of {mesh.size} devices: no rule shards its axes "
+                f"{name}: {size / 2**20:,.0f} MiB would stand whole on each of {mesh.size} "
+                "devices: no rule shards its axes "
                 f"({axes}); name one of them in mesh.table, or choose another mesh.rules"
             )
-        return found
+        return sharding
 
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    return jax.tree_util.tree_map_with_path(
+        one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+    )
 
 
-def named_axes(leaf: Any) -> tuple[Any, tuple[str | None, ...]]:
-    """Returns a parameter without its box, and the logical names of its axes, None where there is none."""
+def named_axes(leaf: PyTree) -> tuple[PyTree, tuple[str | None, ...]]:
+    """Returns a parameter without its box, and the logical names of its axes, or None for axes
+    without a name."""
     if isinstance(leaf, nn.Partitioned):
         return leaf.value, tuple(leaf.names)
     return leaf, (None,) * len(leaf.shape)
 
 
-def batch_shardings(batch: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Returns the sharding of each array of a batch: its first axis over the data devices, the others whole."""
+def batch_shardings(
+    batch: Mapping[str, Shaped], rules: Rules, mesh: Mesh
+) -> dict[str, NamedSharding]:
+    """Returns the sharding of each array of a batch: the first axis over the data devices, the
+    others not divided."""
     return {
-        name: spec_sharding(f"batch {name}", array.shape, ("act_batch",) + (None,) * (array.ndim - 1), rules, mesh)
+        name: spec_sharding(
+            f"batch {name}", array.shape, ("act_batch",) + (None,) * (array.ndim - 1), rules, mesh
+        )
         for name, array in batch.items()
     }
 
@@ -212,5 +287,6 @@ def check_batch_size(setting: str, size: int, rules: Rules, mesh: Mesh) -> None:
     ways = math.prod(mesh.shape[axis] for axis in mesh_axes("act_batch", rules, mesh))
     if size < 1 or size % ways:
         raise UserError(
-            f"{setting}={size}: does not divide over {ways} devices; use a multiple of {ways}, or fewer devices"
+            f"{setting}={size}: does not divide over {ways} devices; "
+            f"use a multiple of {ways}, or fewer devices"
         )

@@ -49,7 +49,7 @@ def config(arguments: str, seed: int = 0, origin: Path | None = None, tokenizer:
     made = load_config(f"{CONFIG}:{arguments}")
     overrides = [("train.seed", str(seed))]
     if origin is not None:
-        overrides.append(("init.from", str(origin)))
+        overrides.append(("init.weights", str(origin)))
     elif tokenizer is not None:
         overrides.append(("data.tokenizer", str(tokenizer)))
     apply_overrides(made, overrides)
@@ -102,4 +102,4 @@ Next, on your own text:
   python scripts/train.py --config configs/bert_mlm.py --workdir runs/mine --config.data.files.train='MY_TEXTS/*.txt'
 and on your own labels (a csv with the columns text and label):
   python scripts/train.py --config configs/bert_classify.py:files --workdir runs/labels \\
-      --config.init.from=runs/mine --config.data.files.train=MY_TRAIN.csv --config.data.files.validation=MY_DEV.csv"""
+      --config.init.weights=runs/mine --config.data.files.train=MY_TRAIN.csv --config.data.files.validation=MY_DEV.csv"""

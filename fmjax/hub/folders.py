@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fmjax import pytree
-from fmjax.config.json_files import read_json
-from fmjax.config.stored import is_run
+from fmjax.config import is_run
+from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config, PyTree
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
@@ -242,10 +241,8 @@ def write_folder(
         if tokenizer is not None:
             tokenizer.save(folder)
         save_file(tensors, folder / f"{WEIGHTS}.new", metadata={"format": "pt"})
-        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-        (folder / f"{CONFIG}.new").write_text(text + "\n")
-        for name in (WEIGHTS, CONFIG):
-            os.replace(folder / f"{name}.new", folder / name)
+        os.replace(folder / f"{WEIGHTS}.new", folder / WEIGHTS)
+        write_json(folder / CONFIG, config, indent=2, sort_keys=True)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{folder}: cannot be written ({error}); name another folder or free disk space"

@@ -99,11 +99,11 @@ def open_shards(
 def open_file(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of one file. Raises UserError if it is missing or damaged."""
     try:
-        file = safe_open(path, framework="np")
+        file: Any = safe_open(path, framework="np")
     except (OSError, SafetensorError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
         raise UserError(f"{path}: {why}; get the file again") from None
-    names: list[str] = file.keys()  # type: ignore[no-untyped-call]
+    names: list[str] = file.keys()
     return {name: stored(file, name) for name in names}
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from fmjax import pytree
-from fmjax.config import to_dict, write_config
-from fmjax.config.stored import is_run
+from fmjax.config import is_run, to_dict, write_config
+from fmjax.contracts import Processors
+from fmjax.data.kinds import lifecycle
 from fmjax.defaults import experiment
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import Pretrained, abstract_params, load, reads_text, reference_task
+from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, load, position_count, reference_task
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 
@@ -36,20 +37,20 @@ def convert(source: Path, target: Path) -> None:
 
 def write_run(pretrained: Pretrained, target: Path) -> None:
     """Writes a run at step 0 with a model's parameters. Raises UserError if the folder is not empty or no task fits."""
-    task, tokenizer = reference_task(pretrained, []), pretrained.tokenizer
-    if tokenizer is None and reads_text(task):
-        raise UserError("the Hugging Face folder has no tokenizer, which a run needs; add tokenizer.json to it")
+    task = reference_task(pretrained, [])
+    for kind in lifecycle.missing(task, pretrained.processors):
+        raise UserError(f"the Hugging Face folder has no {kind.what}, which a run needs; add {kind.file} to it")
     if run_folder.check_workdir(target):
         raise UserError(f"--to={target}: already holds a run; name a new folder")
     family = pretrained.family.name
     config = to_dict(experiment(family, type(task).__module__.rpartition(".")[2]))
     settings = pretrained.model.settings
     config["model"] = {"name": family} | dataclasses.asdict(settings)
-    config["task"] |= dataclasses.asdict(task)
-    config["data"]["max_length"] = min(512, getattr(settings, "positions", 0) or 512)
+    config["task"] |= vars(task)
+    config["data"]["max_length"] = min(UNLIMITED, position_count(settings) or UNLIMITED)
     with run_folder.locked(target):
-        if tokenizer is not None and reads_text(task):
-            tokenizer.save(target / run_folder.TOKENIZER)
+        needed = {key: pretrained.processors[key] for key in lifecycle.groups(task)}
+        lifecycle.store(target, Processors(named=needed))
         held = pytree.names(pretrained.params)
         params = pytree.map_named(lambda name, _: jnp.asarray(held[name]), abstract_params(pretrained.model))
         with closing(Checkpoints(target / run_folder.CHECKPOINTS)) as checkpoints:

@@ -10,14 +10,16 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fmjax.contracts import Examples, Processors, Task
+from fmjax.data.kinds import text
+from fmjax.data.records import ConcatenatedSources
 from fmjax.data.splits import open_split
 from fmjax.data.stream.batches import eval_batches, groups
 from fmjax.data.stream.buckets import Bucketed, bucketed
 from fmjax.data.stream.examples import build_examples
-from fmjax.data.stream.mixing import Several
 from fmjax.data.stream.tolerance import Tolerance
-from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.decoding.loop import generate, settings_for
+from fmjax.decoding.loop import as_generator, generate
+from fmjax.decoding.settings import settings_for
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.inference.pretrained import load_run
@@ -26,7 +28,7 @@ from fmjax.runs.logs import Bar
 Predict = Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]]
 
 
-def make_predict(model: nn.Module, task: Any, tokenizer: Tokenizer | None) -> Predict:
+def make_predict(model: nn.Module, task: Task, processors: Processors) -> Predict:
     """Returns the function (params, batch) -> the task's per-example predictions, without dropout; with what the model
     generates, as `generated`, if the task needs that."""
 
@@ -34,22 +36,23 @@ def make_predict(model: nn.Module, task: Any, tokenizer: Tokenizer | None) -> Pr
     def predict(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return task.predictions(model.apply({"params": params}, batch), batch)
 
-    if tokenizer is None or getattr(task, "needs", "") != "generation":
+    if not task.needs_generation or task.generation is None:
         return predict
-    settings = settings_for(tokenizer, task.generation, model.settings)
+    tokenizer = processors.of(text.Processor).tokenizer
+    settings, generator = settings_for(tokenizer, task.generation, model), as_generator(model)
 
     def both(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        return predict(params, batch) | {"generated": generate(model, params, batch, settings)}
+        return predict(params, batch) | {"generated": generate(generator, params, batch, settings)}
 
     return both
 
 
 def evaluate(
     predict: Predict,
-    task: Any,
+    task: Task,
     params: Any,
     batches: Iterable[Mapping[str, np.ndarray]],
-    examples: Any,
+    examples: Examples,
     place: Callable[[dict[str, np.ndarray]], Mapping[str, Any]] = dict,
     gather: Callable[[Any], Any] = jax.device_get,
 ) -> dict[str, float]:
@@ -91,16 +94,18 @@ def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[st
     Raises UserError if the run or the data are not there.
     """
     loaded = load_run(workdir)
-    config = loaded.config
+    config, task = loaded.config, loaded.task
+    assert task is not None  # a run has one
     data = config["data"] | ({"files": {split: files}} if files else {})
     tolerance = Tolerance(data.get("on_error", "fail"), tell=say)
     with tolerance.active():
         source = open_split(data, split)
     size = config["data"]["batch_size"]
-    sources = {"": source} | {f"{name}/": part for name, part in (source.parts if isinstance(source, Several) else {}).items()}
+    parts = source.parts if isinstance(source, ConcatenatedSources) else {}
+    sources = {"": source} | {f"{name}/": part for name, part in parts.items()}
     length = data["max_length"]
     built = {
-        name: build_examples(loaded.task, one, loaded.tokenizer, length, False, tolerance)[1] for name, one in sources.items()
+        name: build_examples(task, one, loaded.processors, length, False, tolerance)[1] for name, one in sources.items()
     }
     built = {name: bucketed(examples, data.get("buckets") or (), length, size) for name, examples in built.items()}
     rows: np.ndarray | None = None
@@ -108,14 +113,14 @@ def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[st
     if hosts.several():  # each takes its part of every batch
         part = -(-size // jax.process_count())
         size, rows, gather = part * jax.process_count(), part * jax.process_index() + np.arange(part), hosts.join_rows
-    predict = make_predict(loaded.model, loaded.task, loaded.tokenizer)
+    predict = make_predict(loaded.model, task, loaded.processors)
     metrics: dict[str, float] = {}
     for name, examples in built.items():
         batches = eval_batches(examples, batch_size=size, seed=config["train"]["seed"], rows=rows)
         with Bar(f"evaluate {name}{split}", sum(1 for _ in groups(examples, size))) as bar:
-            found = evaluate(predict, loaded.task, loaded.params, bar.track(batches), examples, gather=gather)
+            found = evaluate(predict, task, loaded.params, bar.track(batches), examples, gather=gather)
         metrics |= {name + metric: value for metric, value in found.items()}
-    signatures = {f"{name}_signature": text for name, text in getattr(loaded.task, "signatures", {}).items()}
+    signatures = {f"{name}_signature": text for name, text in task.signatures.items()}
     about = {"workdir": str(workdir), "split": split, "examples": len(built[""]), "step": loaded.step}
     about |= {"left_out": len(tolerance.found)} if tolerance.found else {}
     return about | metrics | signatures

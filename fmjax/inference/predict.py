@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fmjax.config.json_files import open_atomically
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.inference.pretrained import load
@@ -46,17 +46,13 @@ def predict_file(folder: Path, source: Path, target: Path) -> None:
         raise UserError(f"--input={source}: has no examples; give one JSON object a line")
     numbers, examples = zip(*lines, strict=True)
     model = load(folder)
-    temporary = target.with_name(target.name + ".new")
     try:
-        with open(temporary, "w", encoding="utf-8") as output, Bar("predict", len(examples)) as bar:
+        with open_atomically(target) as output, Bar("predict", len(examples)) as bar:
             for begin in range(0, len(examples), CHUNK):
                 where = [f"{source} line {number}" for number in numbers[begin : begin + CHUNK]]
-                for prediction in model.predict(examples[begin : begin + CHUNK], where.__getitem__):
-                    output.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+                for prediction in model.predict(examples[begin : begin + CHUNK], where.__getitem__, begin):
+                    output.write((json.dumps(prediction, ensure_ascii=False) + "\n").encode())
                 bar.advance(min(begin + CHUNK, len(examples)))
-        os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"--output={target}: cannot be written ({error.strerror}); name another file") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     say(f"{len(examples)} predictions are in {target}")

@@ -1,42 +1,39 @@
-"""A model with its parameters and tokenizer, from a Hugging Face folder or a run directory: `load(path)`."""
+"""A model with its parameters and processors, from a Hugging Face folder or a run directory: `load(path)`."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import models, pytree, tasks
-from fmjax.config import read_config
-from fmjax.config.json_files import read_json
-from fmjax.config.stored import is_run
-from fmjax.contracts import Config, HostBatch
-from fmjax.data.kinds.processor import read_processor, write_processor
+from fmjax import contracts, models, pytree, tasks
+from fmjax.config import is_run, read_config
+from fmjax.config.json_files import read_json, write_json
+from fmjax.contracts import Config, Encodes, Generates, HostBatch, Processors, Task, Value
+from fmjax.data.kinds import image, lifecycle, preprocessor_config, text
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from fmjax.decoding.loop import continuations, start_id
-from fmjax.decoding.settings import GENERATION, Generation, from_config, merged, special_tokens
+from fmjax.decoding.loop import as_generator
+from fmjax.decoding.settings import GENERATION, Generation, from_config, merge, special_tokens
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.hub import families, folders, llama2c
 from fmjax.hub.reference import CLASSED, Outputs, Reference, class_names, plain_outputs
+from fmjax.inference.generation import Generated, generated, input_names
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
 from fmjax.runs.checkpoint import Best, CheckpointReader
-from fmjax.runs.folder import CHECKPOINTS, TOKENIZER
-from fmjax.tasks.images import Pictures
+from fmjax.runs.folder import CHECKPOINTS
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 UNLIMITED = 512  # tokens of an example, where neither a run nor a position table sets a limit
-CHUNK = 32  # examples predicted at once, and the multiple to which their lengths are filled up
-GENERATED_FROM = ("input_ids", "attention_mask")
+CHUNK = 32  # examples predicted at once
 FEATURES = {"hidden": "last_hidden_state", "encoder_hidden": "encoder_last_hidden_state", "pooled": "pooler_output"}
 KINDS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
 
@@ -49,15 +46,19 @@ class Pretrained:
     family: Family
     model: nn.Module
     params: Any  # fp32; from a Hugging Face folder: on the host, with those of other heads that it holds
-    tokenizer: Tokenizer | None
-    task: Any = None  # a run's
+    processors: Processors
+    task: Task | None = None  # a run's
     step: int = 0  # a run's
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the folder's settings of text generation
-    processor: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the folder's settings of images
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, where there is one."""
+        return self.processors.of(text.Processor).tokenizer if "text" in self.processors else None
 
     @functools.cached_property
     def reference(self) -> Reference | None:
-        """The model's counterpart in Hugging Face: of a folder, by its config; of a run, its family's, if that has one."""
+        """The model's counterpart in Hugging Face, None if it has none: of a folder, by its config; else its family's."""
         if self.task is None and (kind := folders.model_type(self.config)) is not None:
             return families.reference_of(kind)[1]
         return families.reference(self.family.name)
@@ -82,55 +83,78 @@ class Pretrained:
             outputs |= zip(several, jnp.unstack(outputs.pop(several), axis=-1), strict=True)
         return outputs
 
-    def predict(self, examples: Sequence[Any], where: Callable[[int], str] = "example {}".format) -> list[dict[str, Any]]:
+    def predict(
+        self, examples: Sequence[Any], where: Callable[[int], str] = "example {}".format, first: int = 0
+    ) -> list[dict[str, Any]]:
         """Returns what the model's task says of each example: a text, a pair of texts, or a record of the task's columns.
 
+        `first` is the number of the first example where these are a part of many: sampled answers depend on it.
         Raises UserError if there is no tokenizer or no task for this model, or the task cannot read an example, which
         `where(index)` names.
         """
         if isinstance(examples, str | Mapping):
             raise UserError("predict takes a list of examples, not a single one; write predict([example])")
         task = self.task or reference_task(self, examples)
-        if self.tokenizer is None and reads_text(task):
-            raise UserError("the model's folder has no tokenizer, so texts cannot be read; add tokenizer.json, or use .apply")
+        for kind in lifecycle.missing(task.main, self.processors):
+            raise UserError(
+                f"the model's folder has no {kind.what}, so {kind.reads} cannot be read; add {kind.file}, or use .apply"
+            )
         most = self._longest()
         described: list[dict[str, Any]] = []
         for begin in range(0, len(examples), CHUNK):
             chunk = examples[begin : begin + CHUNK]
             named = [where(index) for index in range(begin, begin + len(chunk))]
-            batch = task.inputs(chunk, self.tokenizer, most, named.__getitem__)
-            described += task.describe(self._answers(task, batch), batch, self.tokenizer)
+            batch = task.inputs(chunk, self.processors, most, named.__getitem__)
+            described += task.describe(self._answers(task, batch, first + begin), batch, self.processors)
         return described
 
-    def generate(self, *, seed: int = 0, **arrays_and_settings: Any) -> np.ndarray:
-        """Returns int32 [rows * num_return_sequences, length]: prompts with their continuations, or an encoder-decoder's output
-        behind what it begins with, as long as the longest; `seed` is that of sampling.
+    @overload
+    def generate(
+        self, *, seed: int = 0, return_scores: Literal[False] = False, **arrays_and_settings: Value
+    ) -> np.ndarray: ...
 
-        Takes the reference's inputs (`input_ids`, `attention_mask`, whose padding may stand anywhere) and settings of
-        generation, which override the folder's. Raises UserError for inputs as `apply` does, and for settings not handled.
+    @overload
+    def generate(self, *, seed: int = 0, return_scores: Literal[True], **arrays_and_settings: Value) -> Generated: ...
+
+    def generate(
+        self, *, seed: int = 0, return_scores: bool = False, **arrays_and_settings: Value
+    ) -> np.ndarray | Generated:
+        """Returns prompts with their continuations: int32 [rows * num_return_sequences, length], as long as the longest.
+
+        Takes the reference's inputs and settings of generation, which override the folder's. A decoder-only model reads
+        `input_ids`, `attention_mask` [B,P]; an encoder-decoder what its encoder reads and, if given, a prompt per row,
+        `decoder_input_ids`, `decoder_attention_mask` [B,P]. Padding of a prompt may stand anywhere; in a decoder-only model's
+        it needs no mask if `pad_token_id` is given and ends no row. `seed` is that of sampling: row i's draws depend on seed
+        and i alone. With `return_scores`, each sequence comes with its log-probability. Raises UserError for inputs as
+        `apply` does, and for settings not handled.
         """
         given = dict(arrays_and_settings)
-        arrays = {name: given.pop(name) for name in GENERATED_FROM if name in given}
-        return self._generated(checked_inputs(arrays, GENERATED_FROM), self._generation(given), seed)
+        model = self._generator
+        names = input_names(model)
+        inputs = checked_inputs({name: given.pop(name) for name in names if name in given}, names)
+        settings = self._generation(given)
+        sequences, log_probs, scores = generated(
+            self.checked_batch, model, self._placed, inputs, settings, seed, return_scores=return_scores
+        )
+        if log_probs is None or scores is None:
+            return sequences
+        return Generated(sequences, log_probs, scores)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that the reference loads, with its tokenizer or image processor.
+        """Writes a folder that the reference loads, with its processors.
 
-        Raises UserError if the family has no counterpart in Hugging Face, and as `folders.write_folder` does.
+        Raises UserError if the model has no counterpart in Hugging Face, and as `folders.write_folder` does.
         """
-        reference = self.counterpart()
+        reference, config = self.counterpart(), dict(self.config)
+        if self.task is not None:
+            reference, config = reference_config(self)
         wanted = pytree.names(abstract_params(self.model))
         params = {name: leaf for name, leaf in pytree.names(self.params).items() if name in wanted}
-        if self.task is None:
-            config = dict(self.config)
-        else:
-            reference, config = reference_config(self)
         config.pop("torch_dtype", None)
         folders.write_folder(folder, reference, config | {"dtype": "float32"}, pytree.unnames(params), self.tokenizer)
         if generation := self._saved_generation():
-            (Path(folder) / GENERATION).write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
-        if "images" in self.family.inputs:
-            write_processor(Path(folder), self.task or Pictures(**self.processor))
+            write_json(Path(folder) / GENERATION, generation, indent=2, sort_keys=True)
+        lifecycle.save(Path(folder), self.processors)
 
     def counterpart(self) -> Reference:
         """Returns the counterpart in Hugging Face. Raises UserError if there is none."""
@@ -153,54 +177,51 @@ class Pretrained:
         arrays = dict(inputs) if self.reference is None else self.reference.batch(inputs, settings)
         return self.family.checked_batch(arrays, settings)
 
-    def _generation(self, given: Mapping[str, Any]) -> Generation:
-        """Returns the settings of generation of the folder or the run's task, and those given."""
+    @property
+    def _generator(self) -> Generates:
+        """The model. Raises UserError if it has no language-model head."""
         if "lm" not in self.model.heads:
             raise UserError(f"{self.class_name()} has no language-model head, so it generates nothing; load a model that has one")
-        special = {} if self.tokenizer is None or self.task is None else special_tokens(self.tokenizer, self.model.settings)
-        return merged(special, self.generation, getattr(self.task, "generation", {}), given)
+        return as_generator(self.model)
+
+    def _generation(self, given: Mapping[str, Value]) -> Generation:
+        """Returns the settings of generation of the folder or the run's task, and those given."""
+        special = {} if self.tokenizer is None or self.task is None else special_tokens(self.tokenizer, self.model)
+        own = (self.task.generation if self.task else None) or {}
+        return merge(special, self.generation, own, given)
 
     def _saved_generation(self) -> dict[str, Any]:
         """Returns the reference's settings of generation: the folder's, or those of a run that generates."""
-        if self.task is None or not hasattr(self.task, "generation"):
+        if self.task is None or self.task.generation is None:
             return dict(self.generation)
-        special = special_tokens(self.tokenizer, self.model.settings) if self.tokenizer else {}
+        special = special_tokens(self.tokenizer, self.model) if self.tokenizer else {}
         return special | {name: value for name, value in self.task.generation.items() if value is not None}
-
-    def _generated(self, inputs: Mapping[str, np.ndarray], settings: Generation, seed: int = 0) -> np.ndarray:
-        """Returns prompts with their continuations, without a column that no row has filled."""
-        begun: dict[str, np.ndarray] = {}
-        if hasattr(self.model, "encode"):
-            begun["decoder_input_ids"] = np.full((len(inputs["input_ids"]), 1), start_id(self.model, settings))
-        checked = self.checked_batch({**inputs, **begun})
-        with jax.default_matmul_precision("float32"):
-            made = continuations(self.model, self._placed, checked, settings, jax.random.key(seed))
-        tokens, lengths = map(np.asarray, made)
-        # Behind the end of a beam, the reference writes the end and not padding where the padding's id is 0.
-        filler = settings.pad or (*settings.eos_token_id, 0)[0] if settings.num_beams > 1 else settings.pad
-        tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, filler)[:, : lengths.max()]
-        before = np.repeat(checked[next(iter(begun), "input_ids")], settings.num_return_sequences, axis=0)
-        return np.concatenate([before, tokens], axis=1).astype(np.int32)
 
     def _longest(self) -> int:
         """Returns how many tokens an example may have: as in training, or as many as there are positions."""
-        positions = getattr(self.model.settings, "positions", 0)
+        positions = position_count(self.model.settings)
         lengths = [self.config["data"]["max_length"]] if self.task else [positions or UNLIMITED]
         return min(lengths + [positions] * (positions > 0))
 
-    def _answers(self, task: Any, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Returns what a task describes: what the model generates, if its predicting is that, or each head's output."""
-        if not hasattr(task, "generation"):
-            return self._heads(batch)
-        special = special_tokens(self.tokenizer, self.model.settings) if self.tokenizer else {}
-        settings = merged(special, task.generation, self.generation)
-        return {"generated": self._generated({name: batch[name] for name in GENERATED_FROM if name in batch}, settings)}
+    def _answers(self, task: Task, batch: Mapping[str, Any], first: int) -> dict[str, np.ndarray]:
+        """Returns what a task describes: what the model generates, if its predicting is that, or each head's output.
 
-    def _heads(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Returns each head's output for a task's batch, of which what is the host's alone is left out."""
+        `first` is the number of the batch's first example.
+        """
+        if task.generation is None:
+            return self._heads(batch, task.sized)
+        special = special_tokens(self.tokenizer, self.model) if self.tokenizer else {}
+        settings = merge(special, task.generation, self.generation)
+        model = self._generator
+        inputs = {name: batch[name] for name in input_names(model) if name in batch}
+        sequences, _, _ = generated(self.checked_batch, model, self._placed, inputs, settings, first_row=first)
+        return {"generated": sequences}
+
+    def _heads(self, batch: Mapping[str, Any], sized: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns each head's output for a task's batch, without what stays on the host; `sized` arrays may be padded."""
         arrays = {name: array for name, array in batch.items() if not name.startswith("_")}
-        if self.tokenizer is not None:
-            arrays = fill_up(arrays, self.tokenizer.fill_id, getattr(self.model.settings, "positions", 0))
+        for processor in self.processors.values():
+            arrays = processor.pad(arrays, sized, position_count(self.model.settings))
         # An example may have many rows, as a question about a long text has.
         count = len(next(iter(arrays.values())))
         parts = []
@@ -257,7 +278,8 @@ def load_llama2c(path: Path) -> Pretrained:
     family, reference = models.family("llama"), families.table_of("llama")
     model = family.build(heads=reference.heads(config), **reference.read_settings(config))
     loaded = folders.fit_weights(path, tensors, reference, abstract_params(model))
-    return Pretrained(config, family, model, loaded.params, tokenizer, generation=from_config(config))
+    processors = Processors(*([text.Processor(tokenizer)] if tokenizer else []))
+    return Pretrained(config, family, model, loaded.params, processors, generation=from_config(config))
 
 
 def load_reference(folder: Path) -> Pretrained:
@@ -273,20 +295,26 @@ def load_reference(folder: Path) -> Pretrained:
     if loaded.unused:
         say(f"warning: {folder}: not used: {', '.join(loaded.unused)}")
     params = pytree.unnames(pytree.names(loaded.params) | pytree.names(loaded.others))
-    named = any(any(folder.glob(pattern)) for pattern in TOKENIZERS)
     file = folder / GENERATION
     generation = read_json(file) if file.exists() else from_config(config)
-    tokenizer = load_tokenizer(folder) if named else None
-    images = "images" in family.inputs
-    processor = read_processor(folder, model.settings.image_size, model.settings.channels) if images else {}
-    return Pretrained(config, family, model, params, tokenizer, generation=generation, processor=processor)
+    processors = reference_processors(folder, reference.inputs, model.settings)
+    return Pretrained(config, family, model, params, processors, generation=generation)
+
+
+def reference_processors(folder: Path, inputs: Sequence[str], settings: Any) -> Processors:
+    """Returns the tokenizer of a Hugging Face folder, if it has one, and the image processor of a model that reads images."""
+    found: list[contracts.Processor] = []
+    if any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
+        found.append(text.Processor(load_tokenizer(folder)))
+    if "pixel_values" in inputs:
+        found.append(image.Processor.of(preprocessor_config.read(folder, settings.image_size, settings.channels)))
+    return Processors(*found)
 
 
 def load_run(folder: Path) -> Pretrained:
     """Returns the model of a run directory: its moving average where it keeps one."""
     config = read_config(folder)
-    # JSON has no tuples.
-    task = tasks.make({key: tuple(value) if isinstance(value, list) else value for key, value in config["task"].items()})
+    task = tasks.make(config["task"])
     settings = dict(config["model"])
     family = models.family(settings.pop("name"))
     model = family.build(heads=task.heads, **settings)
@@ -299,14 +327,14 @@ def load_run(folder: Path) -> Pretrained:
         raise UserError(f"{folder}: has no checkpoint yet; train it first, with the same --workdir")
     item = "ema" if "ema" in checkpoints.items(step) else "params"
     params = checkpoints.restore(step, {item: abstract_params(model)})[item]
-    task = getattr(task, "main", task)  # of a mixture, which was trained with the heads of all its parts
+    task = task.main  # of a mixture, which was trained with the heads of all its parts
     model = model.clone(heads=task.heads)
-    return Pretrained(config, family, model, params, load_tokenizer(folder / TOKENIZER) if reads_text(task) else None, task, step)
+    return Pretrained(config, family, model, params, lifecycle.restore(folder, task), task, step)
 
 
-def reads_text(task: Any) -> bool:
-    """Returns whether a task, or its class, reads text, for which there has to be a tokenizer."""
-    return getattr(task, "reads", "text") == "text"
+def position_count(settings: Any) -> int:
+    """Returns the size of the position table, 0 where rows may be of any length."""
+    return int(dataclasses.asdict(settings).get("positions", 0))
 
 
 def abstract_params(model: nn.Module) -> Any:
@@ -314,25 +342,13 @@ def abstract_params(model: nn.Module) -> Any:
     return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), model.smallest())["params"])
 
 
-def fill_up(batch: Mapping[str, np.ndarray], pad_id: int, most: int) -> dict[str, np.ndarray]:
-    """Returns a batch whose last axes are multiples of CHUNK, at most `most` (0: no limit), so that few shapes are
-    compiled."""
-    filled = {}
-    for name, array in batch.items():
-        length = array.shape[-1]
-        whole = -(-length // CHUNK) * CHUNK
-        more = max((min(whole, most) if most else whole) - length, 0)
-        places = ((0, 0),) * (array.ndim - 1) + ((0, more),)
-        filled[name] = np.pad(array, places, constant_values=pad_id if name == "input_ids" else 0)
-    return filled
-
-
-def reference_task(pretrained: Pretrained, examples: Sequence[Any]) -> Any:
+def reference_task(pretrained: Pretrained, examples: Sequence[Any]) -> Task:
     """Returns the task of a Hugging Face folder, by its heads. Raises UserError if it has none."""
     config, kinds = pretrained.config, pretrained.model.heads
-    if pretrained.processor and (head := next((kind for kind in kinds if kind.startswith("classify")), "")):
+    images = pretrained.processors.get("image")
+    if isinstance(images, image.Processor) and (head := next((kind for kind in kinds if kind.startswith("classify")), "")):
         labels = class_names(config)
-        return tasks.make({"name": "image_classify", "head": head, "labels": labels, **pretrained.processor})
+        return tasks.make({"name": "image_classify", "head": head, "labels": labels, **images.settings()})
     if "mlm" in kinds:
         return tasks.make({"name": "mlm", "nsp": "nsp" in kinds})
     if "tag" in kinds:
@@ -342,20 +358,20 @@ def reference_task(pretrained: Pretrained, examples: Sequence[Any]) -> Any:
     if "choice" in kinds:
         return tasks.make({"name": "choice", "overlong": "truncate"})
     if "lm" in kinds:
-        if not hasattr(pretrained.model, "encode"):
+        if not isinstance(pretrained.model, Encodes):
             return tasks.make({"name": "clm", "rows": "offset"})
         most = min(pretrained.model.settings.positions or 128, 128)
         return tasks.make({"name": "seq2seq", "source": "text", "scores": (), "max_new_tokens": most})
     if "classify" not in kinds:
-        reason = "predicts nothing that a person could read; use .apply, or a model for masked words or classes"
-        raise UserError(f"{pretrained.class_name()} {reason}")
+        advice = "use .apply, or a model for masked words or classes"
+        raise UserError(f"{pretrained.class_name()} has no human-readable output; {advice}")
     labels = class_names(config)
     problem = config.get("problem_type") or ("regression" if len(labels) == 1 else "single_label_classification")
     if problem not in KINDS:
         raise UserError(f'config.json: problem_type="{problem}" is not handled; those that are: {", ".join(KINDS)}')
     kind = KINDS[problem]
     if kind == "regression" and len(labels) > 1:
-        raise UserError(f"config.json: a regression with {len(labels)} outputs is nothing that a person could read; use .apply")
+        raise UserError(f"config.json: a regression with {len(labels)} outputs has no human-readable output; use .apply")
     paired = any("text_pair" in example if isinstance(example, Mapping) else not isinstance(example, str) for example in examples)
     return tasks.make({"name": "classify", "kind": kind, "labels": labels, "text_pair": "text_pair" if paired else ""})
 
@@ -366,10 +382,10 @@ def reference_config(pretrained: Pretrained) -> tuple[Reference, Config]:
     reference, name = pretrained.counterpart().exported(model.heads)
     pad_id = tokenizer.pad_id if tokenizer and "pad" in tokenizer.roles else None
     config = reference.write_config(model.settings, pad_id) | {"architectures": [name]}
-    if set(CLASSED) & set(model.heads):
+    if task is not None and set(CLASSED) & set(model.heads):
         labels = task.labels or ("LABEL_0",)
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
-    if "classify" in model.heads:
+    if task is not None and "classify" in model.heads:
         config["problem_type"] = next(theirs for theirs, ours in KINDS.items() if ours == task.kind)
     return reference, config

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.distributed.sharding import shard_embedded
 from fmjax.layers.linear import Dense, Initializer, normal, parameter
 from fmjax.layers.norm import LayerNorm
 
@@ -78,17 +79,19 @@ class Tag(nn.Module):
     @nn.compact
     def __call__(self, features: Features, batch: Features) -> jax.Array:
         """Returns logits [B,L,C] in fp32."""
-        hidden = features["hidden"]
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
-        logits = linear_head(self, drop(hidden).reshape(-1, hidden.shape[-1]))
-        return logits.reshape(*hidden.shape[:-1], self.classes)
+        return linear_head(self, drop(features["hidden"]))
 
 
 def linear_head(head: Any, x: jax.Array) -> jax.Array:
-    """The last layer of a classifier: `kernel` and `bias` directly in the head, in fp32."""
+    """The last layer of a classifier, over [B,D] or [B,L,D], in fp32.
+
+    Its `kernel` and `bias` are directly in the head.
+    """
     kernel = parameter(head, "kernel", head.kernel_init, ("embed", None), (x.shape[-1], head.classes))
     bias = parameter(head, "bias", nn.initializers.zeros_init(), (None,), (head.classes,))
-    return x.astype(jnp.float32) @ kernel + bias[None]
+    rows = shard_embedded(x.astype(jnp.float32)).reshape(-1, x.shape[-1])
+    return (rows @ kernel + bias[None]).reshape(*x.shape[:-1], head.classes)
 
 
 class MaskedLm(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,14 @@ def parameter(
     module: nn.Module, name: str, init: Initializer, axes: tuple[str | None, ...], shape: tuple[int, ...]
 ) -> jax.Array:
     """Returns a parameter of a module, made by `init` in fp32; `axes` are the logical names of its axes."""
-    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    value: Any
+    if module.has_variable("params", name):
+        # Flax would trace `init` again for its shape, for every parameter of every call.
+        value = nn.meta.unbox(module.get_variable("params", name))
+        if value.shape != shape:
+            raise flax.errors.ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
+    else:
+        value = module.param(name, nn.with_logical_partitioning(init, axes), shape)
     # Vectors are used whole: else the sum that is their gradient would have all activations sharded as they are.
     return constrain(value, *[None] * len(shape)) if {*axes[:-1]} <= {None} and axes[-1] == "embed" else value
 

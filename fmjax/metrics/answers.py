@@ -1,7 +1,9 @@
-"""Exact match and F1 of answers as SQuAD's official evaluation has them, versions 1.1 and 2.0, from 0 to 100.
+"""Exact match and F1 of answers as SQuAD's official evaluation has them, versions 1.1 and 2.0, from
+0 to 100.
 
-Answers are compared without case, punctuation, the articles a, an, the, and with single spaces. An answer scores what it does
-with the best of the question's references (Rajpurkar et al. 2016, section 6.1; 2018, section 4 for questions without one).
+Answers are compared without case, punctuation, the articles a, an, the, and with single spaces. An
+answer scores what it does with the best of the question's references (Rajpurkar et al. 2016,
+section 6.1; 2018, section 4 for questions without one).
 """
 
 from __future__ import annotations
@@ -43,20 +45,31 @@ def f1(answer: str, reference: str) -> float:
 
 
 def answers(given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Returns the mean exact match and F1 over questions, of which each has references, or none where it has no answer.
+    """Returns the mean exact match and F1 over questions, of which each has references, or none
+    where it has no answer.
 
-    No answer is given as "". Where some questions have no answer, both are also taken over those that have one and over
-    those that have none (on which F1 is exact match). Raises UserError if there is no question.
+    No answer is given as "". Where some questions have no answer, both are also taken over those
+    that have one and over those that have none (on which F1 is exact match). Raises UserError if
+    there is no question.
     """
     if not references or len(given) != len(references):
-        raise UserError(f"evaluation: {len(given)} answers to {len(references)} questions; give one for each, and one at least")
+        raise UserError(
+            f"evaluation: {len(given)} answers to {len(references)} questions; "
+            "give one for each, and one at least"
+        )
     scores = np.zeros((len(given), 2))
     # Version 2.0 does not count references of which nothing is left to compare.
     unanswerable = not all(references)
-    kept = [[text for text in texts if normalised(text)] if unanswerable else list(texts) for texts in references]
+    kept = [
+        [text for text in texts if normalised(text)] if unanswerable else list(texts)
+        for texts in references
+    ]
     for row, answer, texts in zip(scores, given, kept, strict=True):
         if texts:
-            row[:] = max(exact_match(answer, text) for text in texts), max(f1(answer, text) for text in texts)
+            row[:] = (
+                max(exact_match(answer, text) for text in texts),
+                max(f1(answer, text) for text in texts),
+            )
         else:
             row[:] = not normalised(answer)
     values = dict(zip(ANSWERS, 100 * scores.mean(axis=0), strict=True))

@@ -1,11 +1,13 @@
-"""Metrics of a whole evaluation, computed on the host from per-example arrays gathered from all devices.
+"""Metrics of a whole evaluation, computed on the host from per-example arrays gathered from all
+devices.
 
-AUC, F1 and rank correlations are not sums over batches, so they see all examples at once. `valid [N]` is 1
-for a real row and 0 for one that fills up the last batch, which is dropped first. Sums are in float64.
+AUC, F1 and rank correlations are not sums over batches, so they see all examples at once. `valid
+[N]` is 1 for a real row and 0 for one that fills up the last batch, which is dropped first. Sums
+are in float64.
 
-A metric that the data leave undefined (the AUC of a class that never occurs, the correlation with a constant)
-is left out, so every value is a finite number and metrics.jsonl is valid JSON. As in scikit-learn, precision,
-recall, F1 and MCC with nothing to divide by are 0.
+A metric that the data leave undefined (the AUC of a class that never occurs, the correlation with a
+constant) is left out, so every value is a finite number and metrics.jsonl is valid JSON. As in
+scikit-learn, precision, recall, F1 and MCC with nothing to divide by are 0.
 
 Letters: N examples, C classes, K columns.
 """
@@ -25,7 +27,9 @@ from fmjax.errors import UserError
 # The names of what the functions below return.
 AREAS = ("roc_auc", "pr_auc")
 TWO_CLASSES = ("precision", "recall", "f1")
-AVERAGED = tuple(f"{name}_{average}" for average in ("macro", "micro", "weighted") for name in TWO_CLASSES)
+AVERAGED = tuple(
+    f"{name}_{average}" for average in ("macro", "micro", "weighted") for name in TWO_CLASSES
+)
 CLASSIFICATION = ("accuracy", "mcc", *AVERAGED, *AREAS)
 MULTILABEL = ("accuracy", *AVERAGED, *AREAS)
 REGRESSION = ("mse", "mae", "pearson", "spearman")
@@ -36,13 +40,17 @@ BITS = ("bits_per_byte", "bits_per_character")
 def classification(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> dict[str, float]:
     """Returns the metrics of one label an example: logits [N,C], labels [N] from 0 to C-1.
 
-    accuracy, mcc, and `averaged` over the classes that occur among labels or predictions, as is scikit-learn's
-    default. roc_auc, pr_auc: see `areas`; of class 1 where there are two, else the mean of every class that
-    occurs against the rest. With two classes also precision, recall and f1 of class 1.
+    accuracy, mcc, and `averaged` over the classes that occur among labels or predictions, as is
+    scikit-learn's default. roc_auc, pr_auc: see `areas`; of class 1 where there are two, else the
+    mean of every class that occurs against the rest. With two classes also precision, recall and f1
+    of class 1.
     """
     logits, labels = real_rows(valid, logits, labels)
     predicted = logits.argmax(axis=1)
-    values = {"accuracy": np.mean(predicted == labels), "mcc": sk.matthews_corrcoef(labels, predicted)}
+    values = {
+        "accuracy": np.mean(predicted == labels),
+        "mcc": sk.matthews_corrcoef(labels, predicted),
+    }
     values |= averaged(labels, predicted, np.union1d(labels, predicted))
     if logits.shape[1] != 2:
         one_hot = labels[:, None] == np.arange(logits.shape[1])
@@ -52,23 +60,26 @@ def classification(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) ->
 
 
 def multilabel(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Returns the metrics of any number of labels an example: logits [N,C], labels [N,C] of 0 and 1.
+    """Returns the metrics of any number of labels an example: logits [N,C], labels [N,C] of 0 and
+    1.
 
-    A class is predicted where its logit is above 0. accuracy: the share of examples with all C classes right;
-    `averaged` over all C; roc_auc, pr_auc: see `areas`, over the classes that only some examples have.
+    A class is predicted where its logit is above 0. accuracy: the share of examples with all C
+    classes right; `averaged` over all C; roc_auc, pr_auc: see `areas`, over the classes that only
+    some examples have.
     """
     logits, labels = real_rows(valid, logits, labels)
     truth, predicted = labels > 0.5, logits > 0
     values = {"accuracy": np.mean((truth == predicted).all(axis=1))}
-    # scikit-learn would read a single column as two classes: a column of no class keeps it from that.
+    # scikit-learn would read a single column as two classes: a column of no class keeps it from
+    # that.
     wide = ((0, 0), (0, 1))
     values |= averaged(np.pad(truth, wide), np.pad(predicted, wide), np.arange(truth.shape[1]))
     return defined(values | areas(truth, logits))
 
 
 def averaged(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    """Returns precision, recall and F1 over the given classes: macro, the mean of the classes'; weighted, by how many
-    examples each has; micro, of all decisions together."""
+    """Returns precision, recall and F1 over the given classes: macro, the mean of the classes';
+    weighted, by how many examples each has; micro, of all decisions together."""
     values: dict[str, float] = {}
     for average in ("macro", "micro", "weighted"):
         found = of_classes(labels, predicted, classes, average)
@@ -76,20 +87,26 @@ def averaged(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> 
     return values
 
 
-def of_classes(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[int] | np.ndarray, average: str) -> dict[str, float]:
+def of_classes(
+    labels: np.ndarray, predicted: np.ndarray, classes: Sequence[int] | np.ndarray, average: str
+) -> dict[str, float]:
     """Returns precision, recall and F1 over some classes, by one average."""
-    scores = sk.precision_recall_fscore_support(labels, predicted, labels=classes, average=average, zero_division=0)
+    scores = sk.precision_recall_fscore_support(
+        labels, predicted, labels=classes, average=average, zero_division=0
+    )
     return dict(zip(TWO_CLASSES, scores, strict=False))
 
 
 def areas(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """Returns the means over columns of the areas under two curves: truth (bool) and scores [N,K].
 
-    roc_auc: of the receiver operating characteristic; pr_auc: of precision over recall, as average precision
-    (no interpolation). A column without both values has no curve and is left out; so are the keys if none
-    has.
+    roc_auc: of the receiver operating characteristic; pr_auc: of precision over recall, as average
+    precision (no interpolation). A column without both values has no curve and is left out; so are
+    the keys if none has.
     """
-    columns = [column for column in range(truth.shape[1]) if 0 < truth[:, column].sum() < len(truth)]
+    columns = [
+        column for column in range(truth.shape[1]) if 0 < truth[:, column].sum() < len(truth)
+    ]
     if not columns:
         return {}
     pairs = [(truth[:, column], scores[:, column]) for column in columns]
@@ -100,8 +117,8 @@ def areas(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
 
 
 def regression(predictions: np.ndarray, targets: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Returns mse, mae, pearson and spearman (ties share their mean rank) of predictions [N] and targets
-    [N]."""
+    """Returns mse, mae, pearson and spearman (ties share their mean rank) of predictions [N] and
+    targets [N]."""
     predictions, targets = real_rows(valid, predictions, targets)
     values = {
         "mse": np.mean((predictions - targets) ** 2),
@@ -117,26 +134,35 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return np.corrcoef(a, b)[0, 1] if np.ptp(a) and np.ptp(b) else math.nan
 
 
-def token_level(losses_sum: np.ndarray, weights: np.ndarray, correct: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Returns loss (nats a predicted token), perplexity and accuracy, every token counting the same.
+def token_level(
+    losses_sum: np.ndarray, weights: np.ndarray, correct: np.ndarray, valid: np.ndarray
+) -> dict[str, float]:
+    """Returns loss (nats a predicted token), perplexity and accuracy, every token counting the
+    same.
 
-    Takes of each example [N] the sum of its tokens' losses, how many tokens are predicted, and how many
-    right. Raises UserError if no token is predicted.
+    Takes of each example [N] the sum of its tokens' losses, how many tokens are predicted, and how
+    many right. Raises UserError if no token is predicted.
     """
     losses_sum, weights, correct = real_rows(valid, losses_sum, weights, correct)
     total = weights.sum()
     if not total:
-        raise UserError("evaluation: no token of this split is to be predicted; give it longer texts")
+        raise UserError(
+            "evaluation: no token of this split is to be predicted; give it longer texts"
+        )
     loss = losses_sum.sum() / total
     with np.errstate(over="ignore"):
-        return defined({"loss": loss, "perplexity": np.exp(loss), "accuracy": correct.sum() / total})
+        return defined(
+            {"loss": loss, "perplexity": np.exp(loss), "accuracy": correct.sum() / total}
+        )
 
 
 def bits(losses_sum: np.ndarray, valid: np.ndarray, size: int, characters: int) -> dict[str, float]:
-    """Returns how many bits a text takes for each of its `size` bytes in UTF-8, and for each of its characters.
+    """Returns how many bits a text takes for each of its `size` bytes in UTF-8, and for each of its
+    characters.
 
-    Takes the sum of the losses of each example's tokens, in nats: with an arithmetic coder the whole text takes their sum
-    over log 2. Unlike the loss of a token, that compares models with different vocabularies.
+    Takes the sum of the losses of each example's tokens, in nats: with an arithmetic coder the
+    whole text takes their sum over log 2. Unlike the loss of a token, that compares models with
+    different vocabularies.
     """
     (losses_sum,) = real_rows(valid, losses_sum)
     total = losses_sum.sum() / math.log(2)
@@ -144,7 +170,8 @@ def bits(losses_sum: np.ndarray, valid: np.ndarray, size: int, characters: int) 
 
 
 def real_rows(valid: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Returns the rows of the arrays where `valid` is above 0; what is not of whole numbers becomes float64.
+    """Returns the rows of the arrays where `valid` is above 0; what is not of whole numbers becomes
+    float64.
 
     Raises UserError if there are none, or a value is not finite: metrics of it would mislead.
     """
@@ -154,7 +181,9 @@ def real_rows(valid: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
     rows = [np.asarray(array)[real] for array in arrays]
     rows = [array if array.dtype.kind in "biu" else array.astype(np.float64) for array in rows]
     if not all(np.isfinite(array).all() for array in rows):
-        raise UserError("evaluation: the model's outputs are not finite numbers; lower optim.learning_rate")
+        raise UserError(
+            "evaluation: the model's outputs are not finite numbers; lower optim.learning_rate"
+        )
     return rows
 
 

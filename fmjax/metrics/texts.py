@@ -1,7 +1,9 @@
-"""Metrics of texts that a model wrote against those that it should have written, each by the library that the field uses.
+"""Metrics of texts that a model wrote against those that it should have written, each by the
+library that the field uses.
 
-BLEU and chrF (sacreBLEU, Post 2018, arXiv:1804.08771) run from 0 to 100, as sacreBLEU prints them; ROUGE (rouge-score, with
-stemming), word and character error rates (jiwer) and exact match are shares. Every text has one reference.
+BLEU and chrF (sacreBLEU, Post 2018, arXiv:1804.08771) run from 0 to 100, as sacreBLEU prints them;
+ROUGE (rouge-score, with stemming), word and character error rates (jiwer) and exact match are
+shares. Every text has one reference.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from fmjax.errors import UserError, nearest
 
 Texts = Sequence[str]
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # of BLEU: 13a is the WMT's, zh splits Chinese into characters
+# Of BLEU: 13a is the WMT's, zh splits Chinese into characters.
+TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 
 
 def bleu(hypotheses: Texts, references: Texts, tokenize: str = "13a") -> dict[str, float]:
@@ -26,24 +29,31 @@ def bleu(hypotheses: Texts, references: Texts, tokenize: str = "13a") -> dict[st
 
 
 def chrf(hypotheses: Texts, references: Texts) -> dict[str, float]:
-    """Returns the corpus's chrF2 (Popović 2015), 0 to 100: by character n-grams, so for any language."""
+    """Returns the corpus's chrF2 (Popović 2015), 0 to 100: by character n-grams, so for any
+    language."""
     return {"chrf": sacrebleu.CHRF().corpus_score(hypotheses, [references]).score}
 
 
 def rouge(hypotheses: Texts, references: Texts) -> dict[str, float]:
-    """Returns the mean F1 of ROUGE-1, -2, -L and -Lsum (Lin 2004), whose sentences stand on lines of their own.
+    """Returns the mean F1 of ROUGE-1, -2, -L and -Lsum (Lin 2004), whose sentences stand on lines
+    of their own.
 
-    Raises UserError if no reference has a word of Latin letters or digits, which alone are words to ROUGE.
+    Raises UserError if no reference has a word of Latin letters or digits, which alone are words to
+    ROUGE.
     """
     if not any(letter.isascii() and letter.isalnum() for text in references for letter in text):
-        raise UserError("rouge reads words of the letters a to z alone, of which the references have none; choose chrf")
+        raise UserError(
+            "rouge reads words of the letters a to z alone, of which the references have none; "
+            "choose chrf"
+        )
     scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
     rows = [scorer.score(truth, text) for text, truth in zip(hypotheses, references, strict=True)]
     return {name: float(np.mean([row[name].fmeasure for row in rows])) for name in ROUGE}
 
 
 def error_rates(hypotheses: Texts, references: Texts) -> dict[str, float]:
-    """Returns the word and character error rates, wer and cer: edits over the reference's length, of the whole corpus.
+    """Returns the word and character error rates, wer and cer: edits over the reference's length,
+    of the whole corpus.
 
     Raises UserError if a reference is blank, where there is nothing to divide by.
     """
@@ -75,15 +85,24 @@ def measures(names: Iterable[str]) -> tuple[str, ...]:
     names = tuple(names)
     for name in names:
         if name not in SCORES:
-            raise UserError(f'task.scores: "{name}" is not known{nearest(name, SCORES)}; choose from {", ".join(SCORES)}')
+            raise UserError(
+                f'task.scores: "{name}" is not known{nearest(name, SCORES)}; '
+                f"choose from {', '.join(SCORES)}"
+            )
     return tuple(metric for name in names for metric in SCORES[name][0])
 
 
-def texts(names: Iterable[str], hypotheses: Texts, references: Texts, tokenize: str = "13a") -> dict[str, float]:
-    """Returns the metrics of several scores; `tokenize` is BLEU's. Raises UserError if there is no text to judge."""
+def texts(
+    names: Iterable[str], hypotheses: Texts, references: Texts, tokenize: str = "13a"
+) -> dict[str, float]:
+    """Returns the metrics of several scores;
+
+    `tokenize` is BLEU's. Raises UserError if there is no text to judge.
+    """
     if not references or len(hypotheses) != len(references):
         raise UserError(
-            f"evaluation: {len(hypotheses)} texts and {len(references)} references; give as many of both, one at least"
+            f"evaluation: {len(hypotheses)} texts and {len(references)} references; "
+            "give as many of both, one at least"
         )
     values: dict[str, float] = {}
     for name in names:
@@ -93,7 +112,8 @@ def texts(names: Iterable[str], hypotheses: Texts, references: Texts, tokenize: 
 
 
 def signatures(names: Iterable[str], tokenize: str = "13a") -> dict[str, str]:
-    """Returns how each score is computed, so that others can compute the same: sacreBLEU's signatures, versions, options."""
+    """Returns how each score is computed, so that others can compute the same: sacreBLEU's
+    signatures, versions, options."""
     found = {}
     for name in names:
         if name in ("bleu", "chrf"):
@@ -111,4 +131,7 @@ def check_references(name: str, references: Texts) -> None:
     """Raises UserError if a reference is blank."""
     for number, text in enumerate(references):
         if not text.strip():
-            raise UserError(f"{name}: reference {number} is blank, so there is nothing to divide by; take it out")
+            raise UserError(
+                f"{name}: reference {number} is blank, so there is nothing to divide by; "
+                "take it out"
+            )

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.contracts import HostBatch
-from fmjax.distributed.sharding import constrain, placed
+from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.layers.attention import Attention, Context, key_mask, segment_mask
 from fmjax.layers.blocks import PostNorm, stack
 from fmjax.layers.heads import Classify, ClassifyMean, Features, Heads, MaskedLm, Pooled, Tag, linear_head
@@ -84,10 +84,10 @@ class Embed(nn.Module):
 
         word = table(s.vocab_size, axis="vocab", name="word")
         position = table(s.positions + s.position_offset, axis=None, name="position")
-        x = placed(word(ids)) + placed(position(positions + s.position_offset))
+        x = shard_embedded(word(ids)) + shard_embedded(position(positions + s.position_offset))
         if s.token_types:
             types = batch.get("token_type_ids", jnp.zeros_like(ids))
-            x = x + placed(table(s.token_types, axis=None, name="token_type")(types))
+            x = x + shard_embedded(table(s.token_types, axis=None, name="token_type")(types))
         x = LayerNorm(s.epsilon, dtype, name="norm")(x)
         x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
         if width != s.width:
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
         if not self.pool:
             return {"hidden": hidden}
         pooler = Dense((s.width,), ("embed", None), name="pooler", **shared)
-        return {"hidden": hidden, "pooled": jnp.tanh(pooler(hidden[:, 0]))}
+        return {"hidden": hidden, "pooled": jnp.tanh(pooler(shard_embedded(hidden[:, 0])))}
 
 
 class ClassifyFirst(nn.Module):
@@ -137,7 +137,8 @@ class ClassifyFirst(nn.Module):
         """Returns logits [B,C] in fp32."""
         fixed = not self.has_rng("dropout")
         x = nn.Dropout(self.input_dropout, deterministic=fixed)(features["hidden"][:, 0].astype(jnp.float32))
-        x = self.activation(Dense(x.shape[-1:], ("embed", None), self.kernel_init, name="dense")(x))
+        dense = Dense(x.shape[-1:], ("embed", None), self.kernel_init, name="dense")
+        x = self.activation(dense(shard_embedded(x)))
         return linear_head(self, nn.Dropout(self.dropout, deterministic=fixed)(x))
 
 

@@ -49,7 +49,7 @@ class ReplacedToken(nn.Module):
         """Returns logits [B,L] in fp32."""
         x = features["hidden"]
         x = self.activation(Dense(x.shape[-1:], ("embed", None), self.kernel_init, dtype=self.dtype, name="dense")(x))
-        return linear_head(self, x.reshape(-1, x.shape[-1])).reshape(x.shape[:-1])
+        return linear_head(self, x).reshape(x.shape[:-1])
 
 
 class Electra(bert.Bert):

@@ -18,7 +18,7 @@ import numpy as np
 
 from fmjax.contracts import HostBatch
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.distributed.sharding import constrain, placed
+from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import ModuleFactory, PreNorm, stack
 from fmjax.layers.cache import Cache, decoder_context, empty_cache
@@ -76,9 +76,9 @@ class Embed(nn.Module):
         s = self.settings
         table = partial(embedding, width=s.width, init=normal(s.initializer_range), dtype=jnp.dtype(s.dtype))
         word = table(s.vocab_size, axis="vocab", name="word")
-        x = placed(word(ids_BL))
+        x = shard_embedded(word(ids_BL))
         if s.positions:
-            x = x + placed(table(s.positions, axis=None, name="position")(positions_BL))
+            x = x + shard_embedded(table(s.positions, axis=None, name="position")(positions_BL))
         x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
         return constrain(x, "act_batch", "act_length", "act_embed"), word.embedding
 

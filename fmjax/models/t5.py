@@ -166,6 +166,7 @@ class T5(nn.Module):
     heads: Mapping[str, Mapping[str, Any]]
     settings: Settings
     packs: ClassVar[bool] = True
+    encoder_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
 
     def setup(self) -> None:
         s, makers = self.settings, self.head_makers()
@@ -184,6 +185,11 @@ class T5(nn.Module):
             return {"classify_mean": partial(ClassifyMean, dropout=s.dropout, kernel_init=init)}
         scale = s.width**-0.5 if s.tied else 1.0
         return {"lm": partial(Lm, s.tied, scale=scale, kernel_init=init, dtype=jnp.dtype(s.dtype))}
+
+    @property
+    def start_id(self) -> int:
+        """The token that the decoder begins with."""
+        return self.settings.start_id
 
     def encode(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, of packed rows, `segments [B,S]`, where given."""

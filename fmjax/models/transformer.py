@@ -19,7 +19,7 @@ import numpy as np
 
 from fmjax.contracts import HostBatch
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.distributed.sharding import constrain, placed
+from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.errors import UserError
 from fmjax.layers.attention import Attention, Context, CrossAttention
 from fmjax.layers.blocks import PostNorm, stack
@@ -88,7 +88,7 @@ class Embed(nn.Module):
         """Returns the embedded words [B,L,D], scaled."""
         s = self.settings
         x = self.target(ids_BL) if to_decoder and s.target_vocab_size else self.word(ids_BL)
-        return placed(x * s.width**0.5 if s.scale_embedding else x)
+        return shard_embedded(x * s.width**0.5 if s.scale_embedding else x)
 
     def output_table(self) -> jax.Array:
         """Returns the table [V,D] with which logits are taken."""
@@ -165,6 +165,7 @@ class Transformer(nn.Module):
     settings: Settings
     side: ClassVar[type[Side]] = Side
     packs: ClassVar[bool] = True
+    encoder_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
 
     def setup(self) -> None:
         makers = self.head_makers()
@@ -178,6 +179,11 @@ class Transformer(nn.Module):
         s = self.settings
         init = normal(s.initializer_range)
         return {"lm": partial(Lm, tied=s.tied, use_bias=True, kernel_init=init, dtype=jnp.dtype(s.dtype))}
+
+    @property
+    def start_id(self) -> int:
+        """The token that the decoder begins with."""
+        return self.settings.start_id
 
     def encode(self, batch: Batch) -> Memory:
         """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, of packed rows, `segments [B,S]`, where given."""

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.contracts import HostBatch
+from fmjax.distributed.sharding import shard_embedded
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import ALL, Attention, Context
 from fmjax.layers.blocks import PreNorm, stack
@@ -113,7 +114,8 @@ class Encoder(nn.Module):
             return {"hidden": hidden}
         made = (s.pooler_width or s.width,)
         pooler = Dense(made, ("embed", None), normal(s.initializer_range), dtype=dtype, name="pooler")
-        return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooler(hidden[:, 0]))}
+        pooled = pooler(shard_embedded(hidden[:, 0]))
+        return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooled)}
 
 
 class Vit(nn.Module):

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.distributed.sharding import shard_embedded
 from fmjax.layers.attention import Context
 from fmjax.layers.blocks import stack
 from fmjax.layers.grid import bicubic
@@ -53,7 +54,8 @@ class ClassifyDistilled(nn.Module):
         hidden = features["hidden"].astype(jnp.float32)
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         linear = partial(Dense, (self.classes,), ("embed", None), self.kernel_init)
-        return (linear(name="class_token")(drop(hidden[:, 0])) + linear(name="distillation_token")(drop(hidden[:, 1]))) / 2
+        first, second = shard_embedded(drop(hidden[:, 0])), shard_embedded(drop(hidden[:, 1]))
+        return (linear(name="class_token")(first) + linear(name="distillation_token")(second)) / 2
 
 
 class Pixels(nn.Module):

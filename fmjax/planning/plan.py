@@ -16,28 +16,32 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
-from fmjax import models, optim, tasks
-from fmjax.data.records import Subset
+from fmjax import models, tasks
+from fmjax.contracts import Batch, Config, PyTree
+from fmjax.data.kinds import lifecycle
+from fmjax.data.records import Bundle, ConcatenatedSources, Source, Subset
 from fmjax.data.splits import open_sources
-from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.distributed import sharding
-from fmjax.distributed.sharding import batch_shardings, in_force
+from fmjax.distributed.layout import accumulation, lay_out
+from fmjax.distributed.sharding import batch_shardings
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
-from fmjax.inference.pretrained import reads_text
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
-from fmjax.train.experiment import Config, abstract_training, check_batch, total_steps
-from fmjax.train.resolve import resolve_model, training_texts
-from fmjax.train.state import TrainState
-from fmjax.train.step import make_step
-from fmjax.train.wrappers import mix
+from fmjax.train.stages import (
+    Abstract,
+    Built,
+    batch_shapes,
+    build_model,
+    describe,
+    total_steps,
+    training_step,
+)
 
 RECORDS = 200  # of the data that are looked at
 PIECES = 1000  # of the tokenizer that is trained on them
@@ -109,57 +113,60 @@ def read_topology(text: str) -> Topology:
 class Step:
     """A config's training step, abstract."""
 
-    config: Config
-    model: Any
-    task: Any
-    mesh: Mesh
-    rules: sharding.Rules
-    spec: dict[str, jax.ShapeDtypeStruct]
-    optimizer: optim.Optimizer
-    abstract: TrainState
+    built: Built
+    abstract: Abstract
 
     @property
     def parts(self) -> int:
-        return int(self.config["train"].get("accumulate", 1))
+        return accumulation(self.built.config)
 
     @property
-    def key(self) -> Any:
+    def key(self) -> jax.ShapeDtypeStruct:
         """The abstract key of dropout."""
-        return jax.eval_shape(lambda: dropout_key(0, self.config["train"].get("dropout_rng", "threefry2x32")))
+        generator = self.built.config["train"].get("dropout_rng", "threefry2x32")
+        key: jax.ShapeDtypeStruct = jax.eval_shape(lambda: dropout_key(0, generator))
+        return key
 
 
-def describe_step(config: Config, mesh: Mesh) -> Step:
-    """Returns the step that a config describes, over a mesh. Raises UserError for whatever does not fit."""
-    rules = sharding.resolve_rules(config["mesh"]["rules"], config["mesh"].get("table"))
-    sharding.check_used(rules, mesh, own=bool(config["mesh"].get("table")))
-    check_batch(config, rules, mesh)
-    if origin := config.get("init", {}).get("from"):
-        raise UserError(f"init.from={origin}: a plan reads no weights; leave it out, and name the model's sizes")
-    made = tasks.make(config["task"])
-    source = first_records(open_sources(config["data"], getattr(made, "splits", {}))["train"])
-    task = tasks.make(config["task"] | made.resolve(source))
-    tokenizer, model_config = None, config["model"]
-    if reads_text(made):
-        pieces = min(PIECES, config["data"]["vocab_size"])
-        texts = training_texts(made, source)
-        tokenizer = train_tokenizer(texts, config["data"]["tokenizer_kind"], pieces, lowercase=config["data"]["lowercase"])
-        if "vocab_size" in models.family(model_config["name"]).Settings.__dataclass_fields__:
-            model_config = {"vocab_size": config["data"]["vocab_size"]} | model_config
-    model = mix(resolve_model(config | {"model": model_config}, None, tokenizer, task), task)
-    examples = task.examples(source, tokenizer, config["data"]["max_length"], train=True)
+def describe_step(config: Config, devices: Sequence[Any] | None = None) -> Step:
+    """Returns the step that a config describes, over devices.
+
+    Raises UserError for whatever does not fit.
+    """
+    layout = lay_out(config, devices)
+    if origin := config.get("init", {}).get("weights"):
+        why = "a plan reads no weights; leave it out, and name the model's sizes"
+        raise UserError(f"init.weights={origin}: {why}")
+    built = build_from_first_records(config)
+    spec = batch_shapes(config, built.examples["train"])
+    return Step(built, describe(config, built.model, spec, built.steps, layout))
+
+
+def build_from_first_records(config: Config) -> Built:
+    """Returns the task, model and examples by the first records of the training data."""
+    task = tasks.make(config["task"])
+    source = first_records(open_sources(config["data"], task.splits)["train"])
+    config = config | {"task": config["task"] | task.resolve(source)}
+    task, data = tasks.make(config["task"]), config["data"]
+    few = data | {"vocab_size": min(PIECES, data["vocab_size"])}
+    processors = lifecycle.fit_all(task, source, few)
+    fields = models.family(config["model"]["name"]).Settings.__dataclass_fields__
+    if "text" in processors and "vocab_size" in fields:
+        config = config | {"model": {"vocab_size": data["vocab_size"]} | config["model"]}
+    config, model = build_model(config, None, processors, task)
+    examples = task.examples(source, processors, data["max_length"], train=True)
     steps = config["train"].get("steps") or total_steps(config, len(examples))
-    spec, optimizer, abstract = abstract_training(config, model, examples, max(steps, 1), mesh, rules)
-    return Step(config, model, task, mesh, rules, spec, optimizer, abstract)
+    return Built(config, task, model, {"train": examples}, steps=max(steps, 1), notes={})
 
 
-def first_records(source: Any) -> Any:
+def first_records(source: Source | Bundle) -> Any:
     """Returns the first records of a source, or of each part of a bundle."""
-    if hasattr(source, "parts"):
+    if isinstance(source, Bundle | ConcatenatedSources):
         return type(source)({part: first_records(one) for part, one in source.parts.items()})
     return Subset(source, np.arange(min(RECORDS, len(source))), {"first": RECORDS})
 
 
-def device_bytes(tree: Any) -> int:
+def device_bytes(tree: PyTree) -> int:
     """Returns the bytes that each device holds of a tree of abstract arrays with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -170,39 +177,48 @@ def saved_bytes(step: Step) -> int:
     They are the residuals of the loss's vjp at its whole shape, over the devices that share the batch and its length: heads
     and widths that are sharded as well make it less.
     """
-    rows = {name: (array.shape[0] // step.parts, *array.shape[1:]) for name, array in step.spec.items()}
-    batch = {name: jax.ShapeDtypeStruct(rows[name], array.dtype) for name, array in step.spec.items()}
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), step.abstract.params)
+    spec, layout, built = step.abstract.spec, step.abstract.layout, step.built
+    batch = {
+        name: jax.ShapeDtypeStruct((array.shape[0] // step.parts, *array.shape[1:]), array.dtype)
+        for name, array in spec.items()
+    }
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), step.abstract.state.params)
 
-    def residuals(params: Any, batch: Any, key: Any) -> Any:
-        def loss(params: Any) -> Any:
-            return sum(step.task.loss(step.model.apply({"params": params}, batch, rngs={"dropout": key}), batch).values())
+    def residuals(params: PyTree, batch: Batch, key: jax.Array) -> list[jax.Array]:
+        def loss(params: PyTree) -> jax.Array:
+            outputs = built.model.apply({"params": params}, batch, rngs={"dropout": key})
+            return sum(built.task.loss(outputs, batch).values(), jnp.float32(0))
 
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
     jaxpr = jax.make_jaxpr(residuals)(params, batch, step.key).jaxpr
+    # JAX's own types: tokens have no shape, and keys no item size.
     kept = {id(var): var.aval for var in jaxpr.outvars if var not in jaxpr.invars and hasattr(var.aval, "shape")}
     whole = sum(math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8) for aval in kept.values())
-    shared = {axis for logical in ("act_batch", "act_length") for axis in sharding.mesh_axes(logical, step.rules, step.mesh)}
-    return whole // math.prod(step.mesh.shape[axis] for axis in shared)
+    logical = ("act_batch", "act_length")
+    shared = {axis for name in logical for axis in sharding.mesh_axes(name, layout.rules, layout.mesh)}
+    return int(whole // math.prod(layout.mesh.shape[axis] for axis in shared))
 
 
 def compile_step(step: Step) -> Any:
     """Returns the compiled step, of abstract arrays. Raises UserError if the compiler says that it does not fit."""
-    shardings = batch_shardings(step.spec, step.rules, step.mesh)
+    abstract, built = step.abstract, step.built
+    layout, state = abstract.layout, abstract.state
+    shardings = batch_shardings(abstract.spec, layout.rules, layout.mesh)
     batch = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=shardings[name]) for name, array in step.spec.items()
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=shardings[name])
+        for name, array in abstract.spec.items()
     }
-    trained = optim.trainable(step.abstract.params, step.config["optim"].get("freeze", ()))
-    function = make_step(step.model, step.task, step.optimizer.transform, trained, step.parts)
-    whole = jax.NamedSharding(step.mesh, jax.sharding.PartitionSpec())
+    function = training_step(built.config, built.model, built.task, abstract)
+    whole = jax.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
     key = jax.ShapeDtypeStruct(step.key.shape, step.key.dtype, sharding=whole)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, step.abstract)
-    with jax.set_mesh(step.mesh), nn.logical_axis_rules(in_force(step.rules, step.mesh)):
-        return jax.jit(function, donate_argnums=0, out_shardings=(placed, None)).lower(step.abstract, batch, key).compile()
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    with layout.active():
+        jitted = jax.jit(function, donate_argnums=0, out_shardings=(places, None))
+        return jitted.lower(state, batch, key).compile()
 
 
-def plan(config: Config, topology: Topology, compiled: bool = True) -> dict[str, Any]:
+def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
     """Returns the plan of a config on a topology: bytes per device, FLOPs, traffic, seconds a step, and whether it fits.
 
     Raises UserError for a config or topology that does not fit together.
@@ -210,22 +226,22 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> dict[str,
     begun = time.perf_counter()
     if topology.tpu and compiled:  # an unrolled step says the same, after as many times longer as there are layers
         config = config | {"model": config["model"] | {"scan_layers": True}}
-    mesh = sharding.make_mesh(config["mesh"]["axes"], topology.devices())
-    step = describe_step(config, mesh)
+    step = describe_step(config, topology.devices())
+    state = step.abstract.state
     held = {
-        "parameters": device_bytes(step.abstract.params),
-        "optimizer": device_bytes(step.abstract.opt_state),
-        "gradients": device_bytes(step.abstract.params),
+        "parameters": device_bytes(state.params),
+        "optimizer": device_bytes(state.opt_state),
+        "gradients": device_bytes(state.params),
         "activations": saved_bytes(step),
     }
-    result: dict[str, Any] = {
+    result: Config = {
         "topology": topology.written,
         "devices": topology.count,
-        "mesh": dict(mesh.shape),
+        "mesh": dict(step.abstract.layout.mesh.shape),
         "rules": config["mesh"]["rules"] if not config["mesh"].get("table") else "table",
-        "model_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(step.abstract.params)),
+        "model_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         "bytes_per_device": held,
-        "flops_per_step": 3 * step.model.forward_flops(step.spec),
+        "flops_per_step": 3 * step.built.model.forward_flops(step.abstract.spec),
         "analytic": not (topology.tpu and compiled),
     }
     sent: dict[str, Traffic] = {}
@@ -244,7 +260,7 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> dict[str,
     return result
 
 
-def with_compiler(step: Step, result: dict[str, Any], estimate: int) -> tuple[int, dict[str, Traffic]]:
+def with_compiler(step: Step, result: Config, estimate: int) -> tuple[int, dict[str, Traffic]]:
     """Compiles the step; returns the bytes a device needs and its traffic, and adds what the compiler says to the result."""
     try:
         program = compile_step(step)
@@ -269,23 +285,23 @@ def with_compiler(step: Step, result: dict[str, Any], estimate: int) -> tuple[in
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    return total, collectives(program.as_text(), step.mesh.size)
+    return total, collectives(program.as_text(), step.abstract.layout.mesh.size)
 
 
 def analytic_traffic(step: Step) -> dict[str, Traffic]:
     """Returns what data-parallel and FSDP rules send: each sharded parameter gathered twice, its gradient reduced once."""
     gathered = reduced = 0.0
-    for leaf in jax.tree.leaves(step.abstract.params):
+    for leaf in jax.tree.leaves(step.abstract.state.params):
         whole = math.prod(leaf.shape) * leaf.dtype.itemsize
         own = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         gathered += 2 * (whole - own)
-        reduced += whole - own if own < whole else 2 * whole * (1 - 1 / step.mesh.size)
-    count = len(jax.tree.leaves(step.abstract.params))
+        reduced += whole - own if own < whole else 2 * whole * (1 - 1 / step.abstract.layout.mesh.size)
+    count = len(jax.tree.leaves(step.abstract.state.params))
     found = {"all-gather": Traffic(2 * count, gathered), "all-reduce": Traffic(count, reduced)}
     return {kind: traffic for kind, traffic in found.items() if traffic.sent}
 
 
-def roofline(step: Step, topology: Topology, result: Mapping[str, Any]) -> dict[str, Any]:
+def roofline(step: Step, topology: Topology, result: Config) -> Config:
     """Returns the least seconds a step can take, by its slowest resource, and the share of the peak that this would be.
 
     A step multiplies three times as much as its forward pass, four times where everything is computed again. It reads its
@@ -293,7 +309,7 @@ def roofline(step: Step, topology: Topology, result: Mapping[str, Any]) -> dict[
     """
     chip, held = topology.chip, result["bytes_per_device"]
     assert chip is not None
-    again = {"none": 0.0, "dots": 0.0, "everything": 1 / 3}[getattr(step.model.settings, "remat", "none")]
+    again = {"none": 0.0, "dots": 0.0, "everything": 1 / 3}[step.built.config["model"].get("remat", "none")]
     moved = 4 * held["parameters"] + 2 * held["gradients"] + 2 * held["optimizer"] + 2 * step.parts * held["activations"]
     seconds = {
         "compute": result["flops_per_step"] * (1 + again) / topology.count / chip.flops,
@@ -316,18 +332,18 @@ def hint(step: Step, topology: Topology, held: Mapping[str, int]) -> str:
     assert topology.chip is not None
     state = held["parameters"] + held["optimizer"] + held["gradients"]
     if state > topology.chip.memory:
-        need = math.ceil(state * step.mesh.size / topology.chip.memory)
+        need = math.ceil(state * step.abstract.layout.mesh.size / topology.chip.memory)
         whole = state == sum(
             math.prod(leaf.shape) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves((step.abstract.params, step.abstract.opt_state, step.abstract.params))
+            for leaf in jax.tree.leaves((step.abstract.state.params, step.abstract.state.opt_state, step.abstract.state.params))
         )
         if whole and topology.count > 1:
             return "the state stands whole on every device: --config.mesh.rules=fsdp --config.mesh.axes='{\"fsdp\": -1}'"
         return f"the state alone needs about {need} such chips: take more, or --config.optim.name=adafactor"
-    if getattr(step.model.settings, "remat", "everything") != "everything":
+    if step.built.config["model"].get("remat", "everything") != "everything":
         return "--config.model.remat=everything, which keeps of each layer only what it read"
-    rows = step.config["data"]["batch_size"]
-    if step.parts < rows // step.mesh.size:
+    rows = step.built.config["data"]["batch_size"]
+    if step.parts < rows // step.abstract.layout.mesh.size:
         return f"--config.train.accumulate={2 * step.parts}, which halves what is kept at once"
     return "a mesh with a tensor axis and --config.mesh.rules=fsdp_tp, or more chips"
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 
 from fmjax import pytree
-from fmjax.distributed import sharding
+from fmjax.contracts import Config, Record
 from fmjax.distributed.sharding import named_axes
 from fmjax.planning.plan import Topology, describe_step
-from fmjax.train.experiment import Config
 from fmjax.train.state import init_params
 
 GIB = 2**30
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Config) -> str:
     """Returns a plan as lines of text."""
     held = result["bytes_per_device"]
     axes = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
@@ -51,14 +48,14 @@ def table(result: Mapping[str, Any]) -> str:
 MEMORY = ("arguments", "outputs", "aliased", "temporaries")
 
 
-def sharding_rows(config: Config, topology: Topology) -> list[dict[str, Any]]:
+def sharding_rows(config: Config, topology: Topology) -> list[Record]:
     """Returns of each parameter its name, shape, logical axes, mesh axes and bytes per device.
 
     Raises UserError as `plan` does.
     """
-    step = describe_step(config, sharding.make_mesh(config["mesh"]["axes"], topology.devices()))
-    boxed = jax.eval_shape(lambda: init_params(step.model, step.spec, jax.random.key(0)))
-    placed = pytree.names(step.abstract.params)
+    step = describe_step(config, topology.devices())
+    boxed = jax.eval_shape(lambda: init_params(step.built.model, step.abstract.spec, jax.random.key(0)))
+    placed = pytree.names(step.abstract.state.params)
     rows = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)):
         name, (value, axes) = pytree.path_name(path), named_axes(leaf)

@@ -1,1 +1,4 @@
-"""Preparing a corpus: raw text to shards of ArrayRecord. `run` and `steps` need datatrove, `report` does not."""
+"""Preparing a corpus: raw text to shards of ArrayRecord.
+
+`run` and `steps` need datatrove, `report` does not.
+"""

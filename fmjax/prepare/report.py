@@ -1,6 +1,8 @@
-"""What preparing a corpus leaves behind: the shards, the settings that made them, and the report of what was dropped and why.
+"""The output of preparing a corpus: the shards, the settings that made them, and a report of what
+was dropped and why.
 
-Every task tells what it did in a small JSON file of its own; `gather` adds them up. Nothing here needs datatrove.
+Every task writes what it did to a small JSON file of its own; `gather` adds them up. Nothing here
+needs datatrove.
 """
 
 from __future__ import annotations
@@ -9,64 +11,68 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from fmjax.config import json_files
+from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
 REPORT, SETTINGS, TALLIES, PARTS = "report.json", "settings.json", "tallies", "parts"
 FIRST, LAST = "documents", "written"  # the tallies of what was read, and of what was written
 EXAMPLES = 3  # of each reason, in the report
 LETTERS = 200  # of an example
-Counts = dict[str, Any]
+Counts: TypeAlias = dict[str, Any]  # numbers, names and lists of such, as JSON holds them
 
 
 class Shards:
-    """Writes documents in turn to the shards that are a task's: numbers `rank`, `rank + tasks`, ... below `shards`.
+    """Writes documents in turn to the shards of a task: numbers `rank`, `rank + tasks`, ... below
+    `shards`.
 
-    A shard has its name once it is whole: a task that was killed writes its shards again.
+    A shard gets its name once it is complete; a task that was killed writes its shards again.
     """
 
     def __init__(self, folder: Path, rank: int, tasks: int, shards: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self.names = [folder / f"{number:05d}.array_record" for number in range(rank, shards, tasks)]
+        self.names = [
+            folder / f"{number:05d}.array_record" for number in range(rank, shards, tasks)
+        ]
         self.parts = [name.with_name(f".{name.name}.{os.getpid()}.part") for name in self.names]
-        # Groups of one record: any is read without its neighbours.
+        # Groups of one record, so that any is read without its neighbors.
         self.writers = [ArrayRecordWriter(str(part), "group_size:1") for part in self.parts]
         self.counts = [0] * len(self.names)
         self.written = 0
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Counts) -> None:
         place = self.written % len(self.names)
         self.writers[place].write(json.dumps(record, ensure_ascii=False).encode())
         self.counts[place] += 1
         self.written += 1
 
     def close(self) -> dict[str, int]:
-        """Gives the shards their names; returns how many records each has."""
+        """Gives the shards their names; returns the number of records in each."""
         for writer, part, name in zip(self.writers, self.parts, self.names, strict=True):
             writer.close()
             part.replace(name)
         return {name.name: count for name, count in zip(self.names, self.counts, strict=True)}
 
     def abandon(self) -> None:
-        """Removes what was begun."""
+        """Removes incomplete shards."""
         for writer, part in zip(self.writers, self.parts, strict=True):
             writer.close()
             part.unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: Counts) -> None:
     """Writes a JSON file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    json_files.write_json(path, values)
 
 
 class Tally:
-    """What a task drops at one step: documents and characters by reason, and the first few of each."""
+    """Counts what a task drops at one step: documents and characters by reason, with a few examples
+    of each."""
 
     def __init__(self, folder: Path, step: str):
         self.path, self.step = folder / TALLIES, step
@@ -77,88 +83,122 @@ class Tally:
 
     def note(self, reason: str, text: str, where: str, cluster: int = -1) -> None:
         """Counts a document that is dropped."""
-        found = self.reasons.setdefault(reason, {"documents": 0, "characters": 0, "examples": []})
-        found["documents"] += 1
-        found["characters"] += len(text)
-        if len(found["examples"]) < EXAMPLES:
-            found["examples"].append({"where": where, "text": text[:LETTERS], "cluster": cluster})
+        row = self.reasons.setdefault(reason, {"documents": 0, "characters": 0, "examples": []})
+        row["documents"] += 1
+        row["characters"] += len(text)
+        if len(row["examples"]) < EXAMPLES:
+            row["examples"].append({"where": where, "text": text[:LETTERS], "cluster": cluster})
 
     def end(self, rank: int) -> None:
         write_json(self.path / self.step / f"{rank:05d}.json", self.reasons)
 
 
 def parse_steps(flag: str, text: str, known: Mapping[str, Sequence[str]]) -> dict[str, Counts]:
-    """Returns the steps that a flag names, in order, with their options: "a,b", a JSON object {"a": {"option": 1}}, or "none".
+    """Returns the steps that a flag names, in order, with their options: "a,b", a JSON object {"a":
+    {"option": 1}}, or "none".
 
-    `known` are the options of each step there is. Raises UserError for others.
+    `known` are the options of each step. Raises UserError for unknown ones.
     """
     steps: dict[str, Counts] = {}
     if text.lstrip().startswith("{"):
         try:
             steps = json.loads(text)
         except ValueError as error:
-            raise UserError(f'{flag}={text}: is not JSON ({error}); write a,b or {{"a": {{"option": 1}}}}') from error
+            raise UserError(
+                f'{flag}={text}: is not JSON ({error}); write a,b or {{"a": {{"option": 1}}}}'
+            ) from error
     elif text.strip() not in ("", "none"):
         steps = {name.strip(): {} for name in text.split(",")}
     for name, options in steps.items():
         if name not in known:
-            raise UserError(f'{flag}: "{name}" is not known{nearest(name, known)}; there are {", ".join(known)}, and none')
+            raise UserError(
+                f'{flag}: "{name}" is not known{nearest(name, known)}; '
+                f"there are {', '.join(known)}, and none"
+            )
         if not isinstance(options, dict):
-            raise UserError(f'{flag}: the options of "{name}" are {options!r}, not an object; write {{"{name}": {{}}}}')
+            raise UserError(
+                f'{flag}: the options of "{name}" are {options!r}, not an object; '
+                f'write {{"{name}": {{}}}}'
+            )
         for option in options:
             if option not in known[name]:
                 hint = nearest(option, known[name])
-                raise UserError(f'{flag}: {name} has no "{option}"{hint}; it has {", ".join(known[name]) or "no options"}')
+                raise UserError(
+                    f'{flag}: {name} has no "{option}"{hint}; '
+                    f"it has {', '.join(known[name]) or 'no options'}"
+                )
     return steps
 
 
 def claim(output: Path, settings: Counts) -> None:
-    """Makes the output folder that of these settings. Raises UserError if it is that of others, or holds something else."""
+    """Writes the settings into the output folder.
+
+    Raises UserError if it has others, or holds something else.
+    """
     path = output / SETTINGS
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output}: is a file, not a folder; name a new folder")
     if not path.is_file():
         if output.is_dir() and any(output.iterdir()):
-            raise UserError(f"--output={output}: is not empty and was not written by this command; name a new folder")
+            raise UserError(
+                f"--output={output}: is not empty and was not written by this command; "
+                "name a new folder"
+            )
         write_json(path, settings)
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}); name a new --output") from error
-    differing = [name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)]
+    differing = [
+        name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)
+    ]
     if differing:
-        changes = "; ".join(f"{name}: {difference(before.get(name), settings.get(name))}" for name in differing)
-        raise UserError(f"--output={output}: was begun with other settings or input ({changes}); name a new --output")
+        changes = "; ".join(
+            f"{name}: {difference(before.get(name), settings.get(name))}" for name in differing
+        )
+        raise UserError(
+            f"--output={output}: was begun with other settings or input ({changes}); "
+            "name a new --output"
+        )
 
 
-def difference(before: Any, now: Any) -> str:
-    """Returns how two values differ, in few words."""
+def difference(before: Value, now: Value) -> str:
+    """Returns how two values differ, in a few words."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-        parts = [f"{name} {json.dumps(before.get(name))} -> {json.dumps(now.get(name))}" for name in names[:3]]
+        parts = [
+            f"{name} {json.dumps(before.get(name))} -> {json.dumps(now.get(name))}"
+            for name in names[:3]
+        ]
         return ", ".join(parts) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{json.dumps(before)} -> {json.dumps(now)}"
 
 
 def read_tallies(folder: Path) -> list[Counts]:
     """Returns what the tasks of a step wrote, in their order."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))
+    ]
 
 
 def gather(work: Path, settings: Counts, steps: Iterable[str]) -> Counts:
-    """Returns the report, added up from the tallies of all tasks, the steps in the order in which they stood.
+    """Returns the report, added up from the tallies of all tasks, in the order of the steps.
 
     Raises RuntimeError if documents are neither dropped nor written: then a task has lost some.
     """
     first, last = (read_tallies(work / TALLIES / name) for name in (FIRST, LAST))
     twins = {int(number): twin for tally in last for number, twin in tally["clusters"].items()}
-    dropped = [row for step in steps for row in added_up(step, read_tallies(work / TALLIES / step), twins)]
+    dropped = [
+        row for step in steps for row in added_up(step, read_tallies(work / TALLIES / step), twins)
+    ]
     read = {unit: sum(tally[unit] for tally in first) for unit in ("documents", "characters")}
     kept = {unit: sum(tally[unit] for tally in last) for unit in ("documents", "characters")}
     lost = read["documents"] - kept["documents"] - sum(row["documents"] for row in dropped)
     if lost:
-        raise RuntimeError(f"{lost} documents are neither written nor dropped; the logs are in {work / 'logs'}")
+        raise RuntimeError(
+            f"{lost} documents are neither written nor dropped; the logs are in {work / 'logs'}"
+        )
     report: Counts = {"settings": settings, "read": read, "written": kept, "dropped": dropped}
     if settings.get("tokenizer"):
         report["tokens"] = sum(tally["tokens"] for tally in last)
@@ -167,38 +207,50 @@ def gather(work: Path, settings: Counts, steps: Iterable[str]) -> Counts:
 
 
 def added_up(step: str, tallies: Iterable[Counts], twins: Mapping[int, Counts]) -> list[Counts]:
-    """Returns the reasons of a step, the most frequent first, with examples; of a near-duplicate, what it resembles."""
-    found: dict[str, Counts] = {}
+    """Returns the reasons of a step, the most frequent first, with examples, and for a
+    near-duplicate what it resembles."""
+    rows: dict[str, Counts] = {}
     for tally in tallies:
         for reason, part in tally.items():
-            row = found.setdefault(reason, {"step": step, "reason": reason, "documents": 0, "characters": 0, "examples": []})
+            row = rows.setdefault(
+                reason,
+                {"step": step, "reason": reason, "documents": 0, "characters": 0, "examples": []},
+            )
             row["documents"] += part["documents"]
             row["characters"] += part["characters"]
             for example in part["examples"][: EXAMPLES - len(row["examples"])]:
                 shown = {"where": example["where"], "text": example["text"]}
                 twin = twins.get(example["cluster"])
                 row["examples"].append(shown | ({"like": twin} if twin else {}))
-    return sorted(found.values(), key=lambda row: (-row["documents"], row["reason"]))
+    return sorted(rows.values(), key=lambda row: (-row["documents"], row["reason"]))
 
 
 def place_shards(work: Path, output: Path) -> list[Counts]:
-    """Moves the shards that have records to where they are read, numbered anew; returns their names, records and bytes.
+    """Moves the shards that have records to the output folder, renumbered; returns their names,
+    records and bytes.
 
-    Can be repeated after it was cut off. An empty shard, which readers refuse, is left out.
+    It can be repeated after an interruption. An empty shard, which readers refuse, is left out.
     """
-    counts = {name: count for tally in read_tallies(work / TALLIES / LAST) for name, count in tally["files"].items()}
+    counts = {
+        name: count
+        for tally in read_tallies(work / TALLIES / LAST)
+        for name, count in tally["files"].items()
+    }
     full = [name for name in sorted(counts) if counts[name]]
     placed = []
     for number, name in enumerate(full):
         target = output / f"{output.name}.array_record-{number:05d}-of-{len(full):05d}"
         if (work / PARTS / name).exists():
             (work / PARTS / name).replace(target)
-        placed.append({"file": target.name, "records": counts[name], "bytes": target.stat().st_size})
+        placed.append(
+            {"file": target.name, "records": counts[name], "bytes": target.stat().st_size}
+        )
     return placed
 
 
 def table(report: Counts) -> str:
-    """Returns the report as lines of text: what went in, what was dropped at which step with an example, what came out."""
+    """Returns the report as lines of text: what was read, what was dropped at each step with an
+    example, what was written."""
     read, written = report["read"], report["written"]
     width = max([7, *(len(f"{row['step']}: {row['reason']}") for row in report["dropped"])])
     lines = [f"{'':<{width}} {'documents':>13} {'characters':>17}", line("read", read, width)]
@@ -219,4 +271,5 @@ def table(report: Counts) -> str:
 
 
 def line(name: str, counts: Counts, width: int, sign: str = "") -> str:
-    return f"{name:<{width}} {sign + format(counts['documents'], ','):>13} {sign + format(counts['characters'], ','):>17}"
+    documents, characters = (f"{sign}{counts[unit]:,}" for unit in ("documents", "characters"))
+    return f"{name:<{width}} {documents:>13} {characters:>17}"

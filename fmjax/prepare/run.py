@@ -1,29 +1,33 @@
-"""Raw text to a corpus that is fit for training: filtered, without duplicates, tokenised, in shards of ArrayRecord.
+"""Turns raw text into a training corpus: filtered, deduplicated, tokenized, in shards of
+ArrayRecord.
 
-The engine is datatrove (Penedo et al. 2024, which made FineWeb): its quality filters, exact and MinHash deduplication, and its
-executors, local, Slurm or Ray. The stages follow its examples/fineweb.py: read and filter; hash, find exact duplicates; MinHash
-signatures, buckets, clusters; write; report. Each is split into tasks; one that is done leaves a mark and is not repeated.
+The engine is datatrove (Penedo et al. 2024, which made FineWeb): its quality filters, exact and
+MinHash deduplication, and its executors, local, Slurm or Ray. The stages follow its
+examples/fineweb.py: read and filter; hash, find exact duplicates; MinHash signatures, buckets,
+clusters; write; report. Each is split into tasks; a finished task leaves a mark and is not
+repeated.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import inspect
 import json
 import os
 import shutil
-import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
+from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import (
     ExactDedupFilter,
     ExactDedupSignature,
@@ -46,14 +50,24 @@ from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils import logging
 
+from fmjax.data.sources.kinds import AUTO, find_kind
 from fmjax.data.sources.lines import RECORDS
-from fmjax.data.sources.open import one_kind
-from fmjax.data.storage.paths import find_files
+from fmjax.data.sources.open import kind_of_files, named_files
 from fmjax.data.tokenizers.tokenizer import load_tokenizer
-from fmjax.errors import Interrupted, UserError
+from fmjax.errors import UserError, in_range, one_of
 from fmjax.prepare import report as reports
+from fmjax.prepare.guards import only_one, stoppable
 from fmjax.prepare.report import TALLIES
-from fmjax.prepare.steps import ArrayRecords, Documents, Dropped, Mates, NotBlank, Report, Words
+from fmjax.prepare.steps import (
+    READERS,
+    ArrayRecords,
+    Documents,
+    Dropped,
+    MarkKept,
+    NotBlank,
+    Report,
+    Words,
+)
 
 FILTERS = {
     "gopher_repetition": GopherRepetitionFilter,
@@ -62,69 +76,118 @@ FILTERS = {
     "c4_quality": C4QualityFilter,
     "c4_paragraph": C4ParagraphFilter,
 }
-# The numbers of Gopher's paper that hold for English, and for other languages not.
+# Thresholds of the Gopher paper that hold only for English.
 ENGLISH = {"gopher_quality": ("min_stop_words", "min_avg_word_length", "max_avg_word_length")}
 DEDUPS = {"exact": (), "minhash": ("n_grams", "num_buckets", "hashes_per_bucket", "seed")}
-EXECUTORS = {"local": LocalPipelineExecutor, "ray": RayPipelineExecutor, "slurm": SlurmPipelineExecutor}
-READERS = ("text", "jsonl", "csv", "tsv", "parquet")
-MOST = 1000  # shards, unless told otherwise
-Settings = dict[str, Any]
+EXECUTORS = {
+    "local": LocalPipelineExecutor,
+    "ray": RayPipelineExecutor,
+    "slurm": SlurmPipelineExecutor,
+}
+MOST = 1000  # shards by default
+Settings: TypeAlias = dict[str, Any]  # as JSON holds them, or arguments of datatrove
 
 
 class Stage(NamedTuple):
-    """A pipeline of datatrove's and the number of tasks that it is split into."""
+    """A pipeline of datatrove and the number of tasks that it is split into."""
 
     name: str
-    steps: list[Any]
+    steps: list[PipelineStep]
     tasks: int
 
 
 def content(document: Document) -> str:
-    """Returns what makes two documents the same: the text, but for white space."""
+    """Returns what is equal for duplicates: the text, but for white space."""
     return " ".join(document.text.split())
 
 
 def options_of(kind: type) -> tuple[str, ...]:
-    """Returns the options of a filter of datatrove's."""
-    return tuple(name for name in inspect.signature(kind).parameters if name not in ("exclusion_writer", "language"))
+    """Returns the options of a datatrove filter."""
+    return tuple(
+        name
+        for name in inspect.signature(kind).parameters
+        if name not in ("exclusion_writer", "language")
+    )
 
 
 def check_steps(filters: str, dedup: str) -> tuple[Settings, Settings]:
-    """Returns the filters and kinds of deduplication that the flags name, with their options. Raises UserError."""
+    """Returns the filters and kinds of deduplication that the flags name, with their options.
+
+    Raises UserError.
+    """
     known = {name: options_of(kind) for name, kind in FILTERS.items()}
-    return reports.parse_steps("--filters", filters, known), reports.parse_steps("--dedup", dedup, DEDUPS)
+    return reports.parse_steps("--filters", filters, known), reports.parse_steps(
+        "--dedup", dedup, DEDUPS
+    )
 
 
 def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stage]:
     """Returns the stages, in order; each reads what those before it wrote."""
     tasks, dedup = settings["tasks"], settings["dedup"]
-    reader = Documents(settings["kind"], root, str(work / "files.txt"), settings["column"], settings["record"], work)
-    filters = [make_filter(name, options, settings["language"], work) for name, options in settings["filters"].items()]
+    reader = Documents(
+        settings["kind"],
+        root,
+        str(work / "files.txt"),
+        settings["column"],
+        settings["record"],
+        work,
+    )
+    filters = [
+        make_filter(name, options, settings["language"], work)
+        for name, options in settings["filters"].items()
+    ]
     filters.append(NotBlank(Dropped(work, "c4_blank")))
     kept = str(work / "kept")
     found = [Stage("filter", [reader, *filters, JsonlWriter(kept)], tasks)]
-    leave_out: list[Any] = []
+    leave_out: list[PipelineStep] = []
     if "exact" in dedup:
         exact, config = work / "exact", ExactDedupConfig(content_getter=content)
-        found.append(Stage("exact-hashes", [JsonlReader(kept), ExactDedupSignature(str(exact / "hashes"), config)], tasks))
-        found.append(Stage("exact-find", [ExactFindDedups(str(exact / "hashes"), str(exact / "found"), config)], 1))
+        found.append(
+            Stage(
+                "exact-hashes",
+                [JsonlReader(kept), ExactDedupSignature(str(exact / "hashes"), config)],
+                tasks,
+            )
+        )
+        found.append(
+            Stage(
+                "exact-find",
+                [ExactFindDedups(str(exact / "hashes"), str(exact / "found"), config)],
+                1,
+            )
+        )
         leave_out.append(ExactDedupFilter(str(exact / "found"), config, Dropped(work, "exact")))
     if "minhash" in dedup:
         minhash, near = work / "minhash", MinhashConfig(**dedup["minhash"])
         hashes, pairs, clusters = (str(minhash / name) for name in ("hashes", "pairs", "clusters"))
         sign = MinhashDedupSignature(hashes, config=near, language=Words())
         found.append(Stage("minhash-signatures", [JsonlReader(kept), *leave_out, sign], tasks))
-        found.append(Stage("minhash-buckets", [MinhashDedupBuckets(hashes, pairs, config=near)], near.num_buckets))
+        found.append(
+            Stage(
+                "minhash-buckets",
+                [MinhashDedupBuckets(hashes, pairs, config=near)],
+                near.num_buckets,
+            )
+        )
         cluster = MinhashDedupCluster(pairs, clusters, config=near, save_cluster_id=True)
-        found.append(Stage("minhash-clusters", [cluster, Mates(clusters)], 1))
-        leave_out = [*leave_out, MinhashDedupFilter(clusters, Dropped(work, "minhash"), load_cluster_ids=True)]
+        found.append(Stage("minhash-clusters", [cluster, MarkKept(clusters)], 1))
+        leave_out = [
+            *leave_out,
+            MinhashDedupFilter(clusters, Dropped(work, "minhash"), load_cluster_ids=True),
+        ]
     tokenizer = settings["tokenizer"].get("path", "")
-    found.append(Stage("write", [JsonlReader(kept), *leave_out, ArrayRecords(work, settings["shards"], tokenizer)], tasks))
+    found.append(
+        Stage(
+            "write",
+            [JsonlReader(kept), *leave_out, ArrayRecords(work, settings["shards"], tokenizer)],
+            tasks,
+        )
+    )
     return [*found, Stage("report", [Report(output, work, settings)], 1)]
 
 
-def make_filter(name: str, options: Settings, language: str, work: Path) -> Any:
-    """Returns a filter of datatrove's that reports what it drops."""
+def make_filter(name: str, options: Settings, language: str, work: Path) -> PipelineStep:
+    """Returns a datatrove filter that reports what it drops."""
     given = dict(options)
     if name != "c4_paragraph":
         given["language"] = Words()
@@ -133,79 +196,130 @@ def make_filter(name: str, options: Settings, language: str, work: Path) -> Any:
     return FILTERS[name](exclusion_writer=Dropped(work, name), **given)
 
 
-def executors(found: list[Stage], work: Path, kind: str, workers: int, slurm: Settings) -> list[Any]:
-    """Returns an executor a stage; Slurm's wait for each other."""
-    made: list[Any] = []
+def executors(
+    found: list[Stage], work: Path, kind: str, workers: int, slurm: Settings
+) -> list[PipelineExecutor]:
+    """Returns one executor per stage; Slurm's wait for each other."""
+    made: list[PipelineExecutor] = []
     for stage in found:
-        options: Settings = {"pipeline": stage.steps, "tasks": stage.tasks, "workers": min(workers, stage.tasks)}
+        options: Settings = {
+            "pipeline": stage.steps,
+            "tasks": stage.tasks,
+            "workers": min(workers, stage.tasks),
+        }
         options["logging_dir"] = str(work / "logs" / stage.name)
         if kind == "slurm":
-            environment = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={Path(__file__).parents[2]}:$PYTHONPATH"
+            binaries, packages = Path(sys.executable).parent, Path(__file__).parents[2]
+            environment = f"export PATH={binaries}:$PATH PYTHONPATH={packages}:$PYTHONPATH"
             logs = str(work / "logs" / "slurm" / stage.name)
-            options |= {"job_name": f"prepare-{stage.name}", "slurm_logs_folder": logs, "env_command": environment} | slurm
+            options |= {
+                "job_name": f"prepare-{stage.name}",
+                "slurm_logs_folder": logs,
+                "env_command": environment,
+            } | slurm
             options["depends"] = made[-1] if made else None
         made.append(EXECUTORS[kind](**options))
     return made
 
 
 def check_executor(kind: str) -> None:
-    """Raises UserError if what an executor needs is not here."""
+    """Raises UserError if the command or package that an executor needs is missing."""
     if kind == "slurm" and shutil.which("sbatch") is None:
-        raise UserError("--executor=slurm: there is no sbatch here; start this on a login node of the cluster")
+        raise UserError(
+            "--executor=slurm: there is no sbatch here; start this on a login node of the cluster"
+        )
     if kind == "ray" and importlib.util.find_spec("ray") is None:
         raise UserError("--executor=ray: ray is not installed; pip install 'ray[default]'")
 
 
 def slurm_options(text: str) -> Settings:
-    """Returns the options of Slurm's executor. Raises UserError if there are others, or the partition or time is missing."""
+    """Returns the options of Slurm's executor.
+
+    Raises UserError for an unknown one, or if partition or time is missing.
+    """
     try:
         options = json.loads(text)
     except ValueError as error:
         raise UserError(f"--slurm={text}: is not JSON ({error})") from error
-    known = [name for name in inspect.signature(SlurmPipelineExecutor).parameters if name not in ("pipeline", "tasks")]
-    options = reports.parse_steps("--slurm", json.dumps({"slurm": options}), {"slurm": known})["slurm"]
+    known = [
+        name
+        for name in inspect.signature(SlurmPipelineExecutor).parameters
+        if name not in ("pipeline", "tasks")
+    ]
+    options = reports.parse_steps("--slurm", json.dumps({"slurm": options}), {"slurm": known})[
+        "slurm"
+    ]
     for name in ("partition", "time"):
         if name not in options:
-            raise UserError(f'--executor=slurm: needs the {name}; give --slurm=\'{{"partition": "cpu", "time": "10:00:00"}}\'')
+            raise UserError(
+                f"--executor=slurm: needs the {name}; give "
+                f'--slurm=\'{{"partition": "cpu", "time": "10:00:00"}}\''
+            )
     return options
 
 
 def find_input(text: str, source: str) -> tuple[str, list[str], str, Settings]:
-    """Returns the folder that all files are in, their names below it, their kind, and what would tell that they have changed.
+    """Returns the folder that contains all files, their names below it, their kind, and their sizes
+    and times of modification.
 
-    Raises UserError if there are none, or they are of a kind that is not read here.
+    Raises UserError if there are none, or their kind is not read here.
     """
     if "://" in text:
-        raise UserError(f"--input={text}: files are read where they lie, here or on a shared file system; mount or copy them")
-    paths = [path.absolute() for path in find_files(text, "" if source == "auto" else source)]
-    kind = one_kind(paths) if source == "auto" else source
+        raise UserError(
+            f"--input={text}: files are read where they lie, here or on a shared file system; "
+            "mount or copy them"
+        )
+    chosen = None if source == AUTO else find_kind(source)
+    paths = [path.absolute() for path in named_files(text, chosen)]
+    kind = (chosen or kind_of_files(paths)).name
     if kind not in READERS:
-        raise UserError(f"{paths[0]}: {kind} is not read here, but {', '.join(READERS)}; convert it")
+        raise UserError(
+            f"{paths[0]}: {kind} is not read here, but {', '.join(READERS)}; convert it"
+        )
     root = os.path.commonpath([path.parent for path in paths])
     names = [os.path.relpath(path, root) for path in paths]
-    states = {name: [path.stat().st_size, int(path.stat().st_mtime)] for name, path in zip(names, paths, strict=True)}
+    states = {
+        name: [path.stat().st_size, int(path.stat().st_mtime)]
+        for name, path in zip(names, paths, strict=True)
+    }
     return root, names, kind, states
 
 
-def settle(args: Any) -> tuple[str, Settings]:
-    """Returns the folder of the input, and all that the result depends on. Raises UserError."""
+def settle(args: Namespace) -> tuple[str, Settings]:
+    """Returns the folder of the input, and all settings that the result depends on.
+
+    Raises UserError.
+    """
     root, names, kind, states = find_input(args.input, args.source)
-    if args.shards < 0 or args.workers < 1:
-        raise UserError(f"--shards={args.shards} --workers={args.workers}: give numbers above 0")
-    if args.record not in RECORDS:
-        raise UserError(f"--record={args.record}: choose one of {', '.join(RECORDS)}")
+    in_range("--shards", args.shards, least=0, hint="0 is one per input file")
+    in_range("--workers", args.workers, least=1)
+    one_of("--record", args.record, RECORDS)
     shards = args.shards or min(len(names), MOST)
     filters, dedup = check_steps(args.filters, args.dedup)
-    tokenizer = {"path": str(args.tokenizer), "sha256": load_tokenizer(args.tokenizer).sha256} if args.tokenizer else {}
-    settings: Settings = {"kind": kind, "column": args.column, "record": args.record, "language": args.language}
+    tokenizer = (
+        {"path": str(args.tokenizer), "sha256": load_tokenizer(args.tokenizer).sha256}
+        if args.tokenizer
+        else {}
+    )
+    settings: Settings = {
+        "kind": kind,
+        "column": args.column,
+        "record": args.record,
+        "language": args.language,
+    }
     settings |= {"filters": filters, "dedup": dedup, "tokenizer": tokenizer, "shards": shards}
-    return root, settings | {"tasks": min(shards, len(names)), "datatrove": version("datatrove"), "files": states}
+    return root, settings | {
+        "tasks": min(shards, len(names)),
+        "datatrove": version("datatrove"),
+        "files": states,
+    }
 
 
-def prepare(args: Any, say: Callable[[str], None]) -> Settings | None:
-    """Prepares a corpus, or continues to; returns the report, or None where Slurm's jobs are yet to write it.
+def prepare(args: Namespace, say: Callable[[str], None]) -> Settings | None:
+    """Prepares a corpus, or continues to; returns the report, or None if Slurm's jobs will write
+    it.
 
-    Raises UserError for what is wrong in the flags, the input or the output folder.
+    Raises UserError for mistakes in the flags, the input or the output folder.
     """
     check_executor(args.executor)
     root, settings = settle(args)
@@ -214,7 +328,9 @@ def prepare(args: Any, say: Callable[[str], None]) -> Settings | None:
     reports.claim(output, settings)
     if not (output / reports.REPORT).is_file():
         work.mkdir(exist_ok=True)
-        (work / "files.txt").write_text("".join(f"{name}\n" for name in settings["files"]), encoding="utf-8")
+        (work / "files.txt").write_text(
+            "".join(f"{name}\n" for name in settings["files"]), encoding="utf-8"
+        )
         with only_one(output, work), stoppable():
             run_stages(stages(output, work, root, settings), work, args, slurm, say)
     if not (output / reports.REPORT).is_file():
@@ -223,8 +339,13 @@ def prepare(args: Any, say: Callable[[str], None]) -> Settings | None:
     return report
 
 
-def run_stages(found: list[Stage], work: Path, args: Any, slurm: Settings, say: Callable[[str], None]) -> None:
-    """Runs the stages one after another, or submits them. Raises UserError if nothing is left of the documents."""
+def run_stages(
+    found: list[Stage], work: Path, args: Namespace, slurm: Settings, say: Callable[[str], None]
+) -> None:
+    """Runs the stages one after another, or submits them.
+
+    Raises UserError if no document is left.
+    """
     log = work / "logs" / "console.log"
     with console(log):
         made = executors(found, work, args.executor, args.workers, slurm)
@@ -237,40 +358,22 @@ def run_stages(found: list[Stage], work: Path, args: Any, slurm: Settings, say: 
         if left:
             with console(log):
                 executor.run()
-        took = f"{left} of {stage.tasks} tasks, {time.monotonic() - began:.1f} s" if left else "done before"
+        took = (
+            f"{left} of {stage.tasks} tasks, {time.monotonic() - began:.1f} s"
+            if left
+            else "done before"
+        )
         say(f"{number}/{len(found)} {stage.name}: {took}")
         if number == 1 and not list((work / "kept").glob("*.jsonl.gz")):
-            raise UserError(f"--filters={args.filters}: they drop every document; {work / TALLIES} says why. Choose others")
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Makes SIGTERM an interruption. Raises Interrupted when it comes."""
-
-    def stop(*_: object) -> None:
-        raise Interrupted("the tasks that are done are kept; run the same command again")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def only_one(output: Path, work: Path) -> Iterator[None]:
-    """Keeps others from preparing into the same folder. Raises UserError if another does."""
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"--output={output}: another process is preparing into it; wait for it, or name another") from error
-        yield
+            raise UserError(
+                f"--filters={args.filters}: they drop every document; "
+                f"{work / TALLIES} says why. Choose others"
+            )
 
 
 @contextlib.contextmanager
 def console(path: Path) -> Iterator[None]:
-    """Sends what datatrove and its workers write to stderr into a file."""
+    """Redirects the stderr of datatrove and its workers into a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
     before = os.dup(2)

@@ -1,5 +1,5 @@
-"""The steps of preparing a corpus that datatrove lacks: a reader that names what it cannot read, words without models to
-download, counting what is dropped, and writing ArrayRecord."""
+"""Pipeline steps that datatrove lacks: a reader that names records it cannot read, words without
+models to download, counts of dropped documents, and a writer of ArrayRecord."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,27 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.utils.word_tokenizers import WordTokenizer, simple_span_tokenize
 
+from fmjax.contracts import Record
 from fmjax.data.records import json_object
 from fmjax.data.tokenizers import stored_ids
-from fmjax.errors import UserError
+from fmjax.errors import RecordError, UserError
 from fmjax.prepare import report as reports
 from fmjax.prepare.report import FIRST, LAST, PARTS, TALLIES, Shards, Tally, write_json
 
-SHOWN = 1000  # clusters of near-duplicates whose remaining document is remembered for the report
+SHOWN = 1000  # clusters of near-duplicates whose remaining document is kept for the report
 # Scripts without spaces between words: each letter counts as one.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+)
 WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 class Words(WordTokenizer):
-    """Words, between white space as the rules of Gopher's paper count them, and sentences, in any language.
+    """Splits texts into words at white space, as the rules of the Gopher paper count them, and into
+    sentences, in any language.
 
-    Those of datatrove are models that want packages and downloads.
+    Those of datatrove are models that need packages and downloads.
     """
 
     def word_tokenize(self, text: str) -> list[str]:
@@ -47,7 +51,7 @@ class Words(WordTokenizer):
 
 
 class Dropped(Tally):
-    """What datatrove's filters hand over what they drop to."""
+    """Counts the documents that a datatrove filter drops: its exclusion writer."""
 
     rank = 0
 
@@ -67,9 +71,10 @@ class Dropped(Tally):
 
 
 class Documents(BaseDiskReader):
-    """Reads documents from files of texts, JSON lines, tables or Parquet, packed or not, and names each by file and place.
+    """Reads documents from files of texts, JSON lines, tables or Parquet, also compressed, and
+    names each by its file and place.
 
-    Raises UserError for a record that cannot be read: datatrove's own readers pass over it.
+    Raises RecordError for a record that cannot be read; datatrove's own readers skip it.
     """
 
     name = "documents"
@@ -78,7 +83,9 @@ class Documents(BaseDiskReader):
         super().__init__(root, paths_file=paths_file, text_key=column)
         self.kind, self.record, self.work = kind, record, work
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(
+        self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
         """Yields the task's documents; those without text are counted as dropped."""
         blank = Tally(self.work, "blank")
         counts = {"documents": 0, "characters": 0}
@@ -91,19 +98,24 @@ class Documents(BaseDiskReader):
             else:
                 blank.note("no text", document.text, document.metadata["where"])
         blank.end(rank)
-        write_json(self.work / TALLIES / FIRST / f"{rank:05d}.json", counts | {"seconds": time.monotonic() - began})
+        write_json(
+            self.work / TALLIES / FIRST / f"{rank:05d}.json",
+            counts | {"seconds": time.monotonic() - began},
+        )
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         place = ""
         try:
-            for place, text in getattr(self, f"read_{self.kind}")(filepath):
+            for place, text in READERS[self.kind](self, filepath):
                 yield Document(text, place, metadata={"where": place})
         except (EOFError, OSError, UnicodeDecodeError, csv.Error) as error:
             after = f" (after {place})" if place else ""
-            raise UserError(f"{filepath}: cannot be read{after}: {error}; mend the file") from error
+            raise UserError(f"{filepath}: cannot be read{after}: {error}; fix the file") from error
 
     def lines(self, filepath: str) -> Iterator[tuple[int, str]]:
-        with self.data_folder.open(filepath, "rt", compression="infer", encoding="utf-8-sig", newline="\n") as stream:
+        with self.data_folder.open(
+            filepath, "rt", compression="infer", encoding="utf-8-sig", newline="\n"
+        ) as stream:
             yield from enumerate(stream, start=1)
 
     def read_text(self, filepath: str) -> Iterator[tuple[str, str]]:
@@ -133,22 +145,29 @@ class Documents(BaseDiskReader):
                 try:
                     yield self.column(json_object(text), f"{filepath} line {number}")
                 except ValueError as error:
-                    raise UserError(f"{filepath} line {number}: {error}; write one record a line") from error
+                    raise RecordError(
+                        f"{filepath} line {number}", f"{error}; write one record a line"
+                    ) from error
 
     def read_csv(self, filepath: str) -> Iterator[tuple[str, str]]:
         csv.field_size_limit(2**31 - 1)
         texts = (text for _, text in self.lines(filepath))
-        options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if self.kind == "tsv" else {"strict": True}
+        options: dict[str, Any] = (
+            {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+            if self.kind == "tsv"
+            else {"strict": True}
+        )
         for number, record in enumerate(csv.DictReader(texts, **options), start=1):
             yield self.column(record, f"{filepath} record {number}")
-
-    read_tsv = read_csv
 
     def read_parquet(self, filepath: str) -> Iterator[tuple[str, str]]:
         import pyarrow.parquet
 
         number = 0
-        with self.data_folder.open(filepath, "rb") as stream, pyarrow.parquet.ParquetFile(stream) as file:
+        with (
+            self.data_folder.open(filepath, "rb") as stream,
+            pyarrow.parquet.ParquetFile(stream) as file,
+        ):
             if self.text_key not in file.schema_arrow.names:
                 self.column(dict.fromkeys(file.schema_arrow.names), filepath)
             for batch in file.iter_batches(columns=[self.text_key]):
@@ -156,27 +175,42 @@ class Documents(BaseDiskReader):
                     number += 1
                     yield self.column(record, f"{filepath} record {number}")
 
-    def column(self, record: dict[str, Any], place: str) -> tuple[str, str]:
+    def column(self, record: Record, place: str) -> tuple[str, str]:
         """Returns the place and the text. Raises UserError if the record has none."""
         if self.text_key not in record:
-            raise UserError(f'{place}: has no "{self.text_key}", but {", ".join(map(str, record))}; name the right --column')
+            raise RecordError(
+                place,
+                f'has no "{self.text_key}", but {", ".join(map(str, record))}; '
+                "name the right --column",
+            )
         text = record[self.text_key]
         if text is not None and not isinstance(text, str):
-            raise UserError(f'{place}: "{self.text_key}" is {text!r:.60}, not text; mend the record')
+            raise RecordError(place, f'"{self.text_key}" is {text!r:.60}, not text; fix the record')
         return place, text or ""
 
 
+# How files of each kind of source are read.
+READERS: dict[str, Callable[[Documents, str], Iterator[tuple[str, str]]]] = {
+    "text": Documents.read_text,
+    "jsonl": Documents.read_jsonl,
+    "csv": Documents.read_csv,
+    "tsv": Documents.read_csv,
+    "parquet": Documents.read_parquet,
+}
+
+
 class NotBlank(BaseFilter):
-    """Drops documents that the filters before it, as C4's, have left no line of."""
+    """Drops documents of which the filters before it, such as C4's, have left no line."""
 
     name = "not blank"
 
-    def filter(self, doc: Document) -> Any:
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
         return bool(doc.text.strip()) or (False, "no line left")
 
 
 class ArrayRecords(PipelineStep):
-    """Writes documents as JSON objects {"text": ...} to the task's shards; with a tokenizer, their ids beside the text."""
+    """Writes documents as JSON objects {"text": ...} to the task's shards; with a tokenizer, their
+    ids beside the text."""
 
     name, type = "array_record", "writer"
 
@@ -184,8 +218,8 @@ class ArrayRecords(PipelineStep):
         super().__init__()
         self.work, self.shards, self.tokenizer = work, shards, tokenizer
 
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        counts: dict[str, Any] = {"documents": 0, "characters": 0, "tokens": 0, "clusters": {}}
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> None:
+        counts: Record = {"documents": 0, "characters": 0, "tokens": 0, "clusters": {}}
         began = time.monotonic()
         shards = Shards(self.work / PARTS, rank, world_size, self.shards)
         try:
@@ -195,7 +229,10 @@ class ArrayRecords(PipelineStep):
                 counts["tokens"] += record.pop("count", 0)
                 if 0 <= (cluster := document.metadata.get("minhash_cluster_id", -1)) < SHOWN:
                     shown = document.text[: reports.LETTERS]
-                    counts["clusters"][cluster] = {"where": document.metadata["where"], "text": shown}
+                    counts["clusters"][cluster] = {
+                        "where": document.metadata["where"],
+                        "text": shown,
+                    }
                 shards.write(record)
         except BaseException:
             shards.abandon()
@@ -203,12 +240,13 @@ class ArrayRecords(PipelineStep):
         counts |= {"files": shards.close(), "seconds": time.monotonic() - began}
         write_json(self.work / TALLIES / LAST / f"{rank:05d}.json", counts)
 
-    def records(self, data: Iterable[Document]) -> Iterator[tuple[Document, dict[str, Any]]]:
-        """Yields each document and its record, `count` of whose tokens there are."""
+    def records(self, data: Iterable[Document]) -> Iterator[tuple[Document, Record]]:
+        """Yields each document and its record, with the number of its tokens as `count`."""
         if not self.tokenizer:
             yield from ((document, {"text": document.text}) for document in data)
             return
-        from fmjax.data.tokenizers.tokenizer import load_tokenizer  # here, because few tasks need it
+        # Imported here because few tasks need it.
+        from fmjax.data.tokenizers.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(self.tokenizer)
         for documents in batches(data, 256):
@@ -218,30 +256,38 @@ class ArrayRecords(PipelineStep):
                 yield document, {"text": document.text} | tokens
 
 
-class Mates(PipelineStep):
-    """Lets documents that are kept know their cluster too, for the report: the filter numbers none of a task that drops none."""
+class MarkKept(PipelineStep):
+    """Gives kept documents the number of their cluster too, for the report.
 
-    name, type = "mates", "dedup"
+    datatrove's filter does so only for tasks that drop a document, which it sees by a file; this
+    makes that file for all.
+    """
+
+    name, type = "mark kept", "dedup"
 
     def __init__(self, clusters: str):
         super().__init__()
         self.clusters = Path(clusters)
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+    def run(
+        self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
         for path in self.clusters.glob("*.clusters"):
             path.with_suffix(".remove").touch()
 
 
 class Report(PipelineStep):
-    """Puts the shards in their place, adds up the report and removes what was written in between."""
+    """Moves the shards to the output folder, writes the report and removes intermediate files."""
 
     name, type = "report", "writer"
 
-    def __init__(self, output: Path, work: Path, settings: dict[str, Any]):
+    def __init__(self, output: Path, work: Path, settings: Record):
         super().__init__()
         self.output, self.work, self.settings = output, work, settings
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+    def run(
+        self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
         steps = ["blank", *self.settings["filters"], "c4_blank", *self.settings["dedup"]]
         report = reports.gather(self.work, self.settings, steps)
         report["shards"] = reports.place_shards(self.work, self.output)

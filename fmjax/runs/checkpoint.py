@@ -11,7 +11,6 @@ Items are stored as nested dictionaries by name (`fmjax.pytree`), so no optimize
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -25,18 +24,31 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from fmjax.contracts import Config, PyTree
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.pytree import grouped, names, unnames
+from fmjax.pytree import names, unnames
+from fmjax.runs.manifest import (
+    MANIFEST,
+    DamagedError,
+    Manifest,
+    check_fits,
+    describe,
+    flat,
+    list_files,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
 
-MANIFEST = "manifest.json"
+T = TypeVar("T")
 MADE_BY_ORBAX = "_CHECKPOINT_METADATA"
 LEFTOVER = re.compile(r"\d+\.(deleted|orbax-checkpoint-tmp.*)")
 # Orbax gives up a save after this time, by default ten minutes; a slow disk is no error.
@@ -68,10 +80,6 @@ quiet_orbax()
 ocp.type_handlers.register_type_handler(
     jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE), override=True
 )
-
-
-class DamagedError(UserError):
-    """A checkpoint is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +127,15 @@ class CheckpointReader:
         """Returns the names of a step's items. As `data` and `metrics`, raises UserError if there is no such step."""
         return list(self._manifest(step)["items"])
 
-    def data(self, step: int) -> dict[str, Any]:
+    def data(self, step: int) -> Config:
         """Returns the `data` that the step was saved with."""
-        return self._manifest(step)["data"]
+        return dict(self._manifest(step)["data"])
 
     def metrics(self, step: int) -> dict[str, float]:
         """Returns the metrics that the step was saved with."""
-        return self._manifest(step)["metrics"]
+        return dict(self._manifest(step)["metrics"])
 
-    def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    def restore(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Returns the items named in `abstract`, each in the structure and with the shardings of its abstract tree.
 
         Args:
@@ -151,13 +159,13 @@ class CheckpointReader:
     def _folder(self, step: int) -> Path:
         return self.directory / str(step)
 
-    def _manifest(self, step: int) -> dict[str, Any]:
+    def _manifest(self, step: int) -> Manifest:
         if not (self._folder(step) / MANIFEST).exists():
             known = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"{self.directory}: has no checkpoint of step {step}; choose one of its steps: {known}")
         return read_manifest(self._folder(step))
 
-    def _verify(self, step: int) -> dict[str, Any]:
+    def _verify(self, step: int) -> Manifest:
         manifest = self._manifest(step)
         if step not in self._verified:
             verify_files(self._folder(step), manifest["files"])
@@ -167,7 +175,7 @@ class CheckpointReader:
     def _first_whole(self, steps: Iterable[int]) -> int | None:
         return next((step for step in steps if self._unless_damaged(self._verify, step)), None)
 
-    def _unless_damaged(self, read: Callable[[int], dict[str, Any]], step: int) -> dict[str, Any] | None:
+    def _unless_damaged(self, read: Callable[[int], T], step: int) -> T | None:
         """Returns what `read` does, None if the step is gone, or is damaged and was passed over."""
         try:
             return read(step)
@@ -218,7 +226,11 @@ class Checkpoints(CheckpointReader):
         self._pending: tuple[int, Future[None]] | None = None
 
     def save(
-        self, step: int, items: Mapping[str, Any], data: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+        self,
+        step: int,
+        items: Mapping[str, PyTree],
+        data: Config,
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Starts saving a step, after the save before has ended; on return, arrays may be donated and `data` changed.
 
@@ -265,7 +277,7 @@ class Checkpoints(CheckpointReader):
             self._thread.shutdown()
             self._orbax.close()
 
-    def _finish(self, step: int, content: dict[str, Any]) -> None:
+    def _finish(self, step: int, content: Manifest) -> None:
         """Seals a step when Orbax has written it, on every host."""
         self._orbax.wait_until_finished()
         if not self._first:
@@ -283,7 +295,7 @@ class Checkpoints(CheckpointReader):
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if len(reason) < 120 else f"...{reason[-120:]}"
         return UserError(
-            f"{self._folder(step)}: the checkpoint could not be written ({reason}); free space on the disk or mend its rights, "
+            f"{self._folder(step)}: the checkpoint could not be written ({reason}); free disk space or fix its permissions, "
             f"then the same command continues {f'from step {found[-1]}' if found else 'from the start'}"
         )
 
@@ -308,16 +320,6 @@ class Checkpoints(CheckpointReader):
         say(f"warning: {error}; set aside as {aside.name}")
 
 
-def flat(item: Any) -> dict[str, Any]:
-    """Returns an item's leaves by name; a bare array is called "value"."""
-    return {name or "value": leaf for name, leaf in names(item).items()}
-
-
-def describe(leaf: Any) -> str:
-    """Returns what must agree between an array and its abstract leaf, as 'float32[2,3]'."""
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
 def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """Returns the abstract leaf with a sharding: Orbax would take the stored one, whose devices may not be here."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or SingleDeviceSharding(jax.local_devices()[0]))
@@ -335,76 +337,3 @@ def owned(leaves: Mapping[str, Any]) -> dict[str, Any]:
         return jax.device_put(leaf, leaf.sharding, may_alias=False) if on_host else leaf
 
     return {name: own(leaf) for name, leaf in leaves.items()}
-
-
-def check_fits(stored: Mapping[str, Mapping[str, str]], abstract: Mapping[str, Any], folder: Path) -> None:
-    """Raises UserError, with the names grouped, where the stored items that `abstract` names are not what it describes."""
-    ours = {f"{item}/{name}": describe(leaf) for item, tree in abstract.items() for name, leaf in flat(tree).items()}
-    theirs = {f"{item}/{name}": text for item in abstract for name, text in stored.get(item, {}).items()}
-    problems = {
-        "missing": [name for name in ours if name not in theirs],
-        "unexpected": [name for name in theirs if name not in ours],
-        "misshapen": [
-            f"{name} {theirs[name]} where {ours[name]} is needed" for name in ours if theirs.get(name, ours[name]) != ours[name]
-        ],
-    }
-    if any(problems.values()):
-        raise UserError(
-            f"{folder}: this checkpoint does not fit the model and optimizer; {grouped(problems)}; "
-            "use the config that it was saved with"
-        )
-
-
-def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns size and SHA-256 of each file below a folder, by its path there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_digest(path)} for path in files}
-
-
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def content_digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Writes a step's manifest, with its own SHA-256, whole or not at all."""
-    temporary = folder / f"{MANIFEST}.new"
-    with open(temporary, "w") as file:
-        json.dump(content | {"sha256": content_digest(content)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns a step's manifest. Raises DamagedError if it is not what was written for this step."""
-    try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-        whole = content.pop("sha256") == content_digest(content) and content["step"] == int(folder.name)
-    except PermissionError as error:
-        raise UserError(f"{error.filename}: cannot be read; mend its rights") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise DamagedError(f"{folder}: this checkpoint is damaged: {MANIFEST} is not as it was written")
-    return content
-
-
-def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises DamagedError, naming the first file of a step that is missing or not as it was written."""
-    for name, entry in files.items():
-        path = folder / name
-        try:
-            whole = path.stat().st_size == entry["size"] and file_digest(path) == entry["sha256"]
-        except PermissionError:
-            raise UserError(f"{path}: cannot be read; mend its rights") from None
-        except FileNotFoundError:
-            raise DamagedError(f"{folder}: this checkpoint is damaged: {name} is missing") from None
-        except OSError:  # A bad sector.
-            whole = False
-        if not whole:
-            raise DamagedError(f"{folder}: this checkpoint is damaged: {name} is not as it was written")

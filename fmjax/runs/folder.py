@@ -1,6 +1,7 @@
 """The run directory: who may use it, and where its contents came from.
 
-`config.json` (resolved), `provenance.json`, `tokenizer/`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `report.html`.
+`config.json` (resolved), `provenance.json`, `tokenizer/`, `processors/`, `checkpoints/`,
+`metrics.jsonl`, `tensorboard/`, `report.html`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 import datetime
 import fcntl
 import importlib.metadata
-import json
-import os
 import platform
 import re
 import subprocess
@@ -17,14 +16,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from fmjax.config.stored import is_run
+from fmjax.config import is_run
+from fmjax.config.json_files import read_json, write_json
+from fmjax.contracts import Config
+from fmjax.data.storage.fingerprints import data_differences
 from fmjax.errors import UserError
 
 CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = "config.json", "provenance.json", "tokenizer", "checkpoints"
+PROCESSORS = "processors"
 LOCK = ".lock"
 PACKAGES = ("fmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "sentencepiece", "numpy")
 
@@ -42,8 +44,10 @@ def check_workdir(workdir: Path) -> bool:
         workdir.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in workdir.iterdir()}
         run = is_run(workdir)
-        # What a run that was killed before its config was written has left: only where there is a lock is it ours.
-        begun = LOCK in found and found <= {LOCK, TOKENIZER, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
+        # What a run that was killed before its config was written has left: only where there is a
+        # lock is it ours.
+        own = {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
+        begun = LOCK in found and found <= own
         if run or begun or not found:
             (workdir / LOCK).touch()
             return run
@@ -57,7 +61,10 @@ def check_workdir(workdir: Path) -> bool:
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the run directory for this process. Raises UserError if another one is training in it."""
+    """Holds the run directory for this process.
+
+    Raises UserError if another one is training in it.
+    """
     with open(workdir / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,10 +73,10 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def read_provenance(workdir: Path) -> dict[str, Any]:
+def read_provenance(workdir: Path) -> Config:
     """Returns what `record` has written so far, empty if nothing."""
     path = workdir / PROVENANCE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def left_out(workdir: Path) -> tuple[str, ...]:
@@ -80,12 +87,13 @@ def left_out(workdir: Path) -> tuple[str, ...]:
 def record_left_out(workdir: Path, records: list[str]) -> None:
     """Writes which bad records have been left out."""
     if records:
-        write_provenance(workdir, read_provenance(workdir) | {"left_out": records})
+        write_json(workdir / PROVENANCE, read_provenance(workdir) | {"left_out": records})
 
 
-def record(workdir: Path, data: dict[str, Any], notes: dict[str, Any] | None = None) -> None:
-    """Writes `provenance.json`: the data's fingerprints and notes about them, and for each start the command, versions, device
-    and time."""
+def record(workdir: Path, data: Config, notes: Config | None = None) -> None:
+    """Writes `provenance.json`: the data's fingerprints and notes about them, and for each start
+    the command, versions, device and time.
+    """
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -95,13 +103,20 @@ def record(workdir: Path, data: dict[str, Any], notes: dict[str, Any] | None = N
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     before = read_provenance(workdir)
-    write_provenance(workdir, before | (notes or {}) | {"data": data, "starts": [*before.get("starts", []), start]})
+    content = before | (notes or {}) | {"data": data, "starts": [*before.get("starts", []), start]}
+    write_json(workdir / PROVENANCE, content)
 
 
-def write_provenance(workdir: Path, content: dict[str, Any]) -> None:
-    temporary = workdir / f"{PROVENANCE}.new"
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, workdir / PROVENANCE)
+def check_same_data(workdir: Path, data: Config) -> None:
+    """Raises UserError with the differences if the data are not those that the run began with."""
+    stored = read_provenance(workdir).get("data", {})
+    if PROCESSORS not in stored:  # the run is older than stored processors
+        data = {name: value for name, value in data.items() if name != PROCESSORS}
+    if changed := data_differences(stored, data):
+        raise UserError(
+            f"--workdir={workdir}: the data have changed since the run began ({'; '.join(changed)}); "
+            "restore them, or start a new run in another folder"
+        )
 
 
 def version(package: str) -> str:

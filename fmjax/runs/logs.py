@@ -1,17 +1,20 @@
-"""What a run tells: `metrics.jsonl`, TensorBoard events, and a progress bar or plain lines on the screen."""
+"""What a run logs: `metrics.jsonl`, TensorBoard events, and a progress bar or plain lines on the
+screen.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from fmjax.config.json_files import write_atomically
+from fmjax.contracts import Record
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import console, say
 
@@ -20,11 +23,14 @@ EVALUATION = "eval/validation/"  # before the names of the metrics that training
 T = TypeVar("T")
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of `metrics.jsonl`, none if there is no such file. A line cut short by a kill is left out."""
+def read_metrics(workdir: Path) -> list[Record]:
+    """Returns the records of `metrics.jsonl`, none if there is no such file.
+
+    A line cut short by a kill is left out.
+    """
     path = workdir / METRICS
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -33,14 +39,16 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Writes metrics to `metrics.jsonl` and TensorBoard; opening it cuts both back to the step a run resumes from."""
+    """Writes metrics to `metrics.jsonl` and TensorBoard.
+
+    Opening it cuts both back to the step a run resumes from.
+    """
 
     def __init__(self, workdir: Path, step: int):
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
-        temporary = workdir / f"{METRICS}.new"
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(temporary, workdir / METRICS)
-        self._file = open(workdir / METRICS, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        write_atomically(workdir / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+        # Closed by close().
+        self._file = open(workdir / METRICS, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         # TensorBoard itself drops what an earlier events file says past purge_step.
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
@@ -56,7 +64,10 @@ class MetricsLog:
 
 
 class Bar:
-    """A progress bar with loss, tokens/s and time left; on anything but a terminal, `note` prints plain lines instead."""
+    """A progress bar with loss, tokens/s and time left.
+
+    On anything but a terminal, `note` prints plain lines instead.
+    """
 
     def __init__(self, title: str, total: int, done: int = 0):
         self.terminal = sys.stderr.isatty() and hosts.first()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fmjax.config import read_config
+from fmjax.config.json_files import write_atomically
+from fmjax.contracts import Value
 from fmjax.data.stream import packing
 from fmjax.runs import folder as run_folder
 from fmjax.runs.logs import EVALUATION, read_metrics
@@ -17,7 +18,8 @@ from fmjax.runs.logs import EVALUATION, read_metrics
 REPORT = "report.html"
 WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 380, 210, 58, 24, 10  # of a figure and the room for its labels, in pixels
 POINTS = 300  # drawn of a curve; more are averaged in groups
-Points = Sequence[tuple[float, float]]  # (step, value)
+Facts: TypeAlias = Mapping[str, Any]  # a config, provenance, or a record of metrics
+Points: TypeAlias = Sequence[tuple[float, float]]  # (step, value)
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --faint: #6b7280; --line: #d6d9de;
@@ -42,12 +44,10 @@ def write_report(workdir: Path) -> None:
     """Writes the report of a run directory from `config.json`, `provenance.json` and `metrics.jsonl`."""
     config, records = read_config(workdir), read_metrics(workdir)
     page = render(config, run_folder.read_provenance(workdir), records, workdir.resolve().name)
-    temporary = workdir / f"{REPORT}.new"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, workdir / REPORT)
+    write_atomically(workdir / REPORT, page)
 
 
-def render(config: Mapping[str, Any], provenance: Mapping[str, Any], records: Sequence[Mapping[str, Any]], name: str) -> str:
+def render(config: Facts, provenance: Facts, records: Sequence[Facts], name: str) -> str:
     """Returns the page: metrics, curves, config, provenance."""
     heading = f"{config['model']['name']}, {config['task']['name']}: {name}"
     settings = [(f"<code>{escape(key)}</code>", shown(value)) for key, value in leaves(config) if not key.startswith("fmjax.")]
@@ -68,7 +68,7 @@ def render(config: Mapping[str, Any], provenance: Mapping[str, Any], records: Se
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
-def leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Facts, path: str = "") -> Iterator[tuple[str, Value]]:
     """Yields the dotted path and the value of every leaf."""
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -77,13 +77,13 @@ def leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
             yield f"{path}{key}", value
 
 
-def progress(records: Sequence[Mapping[str, Any]]) -> str:
+def progress(records: Sequence[Facts]) -> str:
     steps = [record["step"] for record in records]
     skipped = max((record.get("nonfinite_steps", 0) for record in records), default=0)
     return f"{max(steps, default=0):,} steps" + (f", {skipped} of them left out: loss or gradient not finite" if skipped else "")
 
 
-def evaluations(records: Sequence[Mapping[str, Any]]) -> str:
+def evaluations(records: Sequence[Facts]) -> str:
     """Returns the table of the evaluations on the validation split; of many, the first, the last and some between."""
     found = [record for record in records if any(name.startswith(EVALUATION) for name in record)]
     if not found:
@@ -94,7 +94,7 @@ def evaluations(records: Sequence[Mapping[str, Any]]) -> str:
     return "<h2>Validation</h2>" + table(("step", *(name.removeprefix(EVALUATION) for name in names)), rows, numbers=True)
 
 
-def left_out(provenance: Mapping[str, Any]) -> str:
+def left_out(provenance: Facts) -> str:
     """Returns how full the rows of training are, which bad records were left out, and how many records of validation are in the
     training data; nothing where nothing is known."""
     bad, shared = provenance.get("left_out", []), provenance.get("overlap", {})
@@ -115,7 +115,7 @@ def spread(count: int, most: int) -> list[int]:
     return [round(index * (count - 1) / (most - 1)) for index in range(most)]
 
 
-def starts(provenance: Mapping[str, Any]) -> list[Sequence[str]]:
+def starts(provenance: Facts) -> list[Sequence[str]]:
     """Returns a row for each time that the run was begun or continued."""
     rows: list[Sequence[str]] = []
     for start in provenance.get("starts", []):
@@ -133,14 +133,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = Fa
     return f"<table><tr>{top}</tr>\n{body}</table>"
 
 
-def shown(value: Any) -> str:
+def shown(value: Value) -> str:
     """Returns a value as HTML, numbers with four digits."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return escape(str(value)) if value is not None else '<span class="faint">unset</span>'
 
 
-def figures(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def figures(records: Sequence[Facts]) -> list[str]:
     """Returns a figure for each metric: of training and of validation in one where both have it."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for record in records:

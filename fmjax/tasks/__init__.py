@@ -1,71 +1,37 @@
-"""Tasks: what a model learns from a batch and how it is judged. One file a task, found by its name.
+"""Tasks: what a model learns from a batch and how it is judged. One file per task, found by its name.
 
-A task module has a class `Task`, made from the config (`Task(**config.task)`), with
+A task module has a class `Task`, a frozen dataclass that derives from `contracts.Task` and is made from the config
+(`Task(**config.task)`). The order of calls:
 
-- `heads`: the heads it reads, `{kind: numbers}`;
-- `resolve(source) -> dict`: settings that follow from the training data (label names), for the stored config;
-- `examples(source, tokenizer, max_length, train) -> Examples`: random access to fixed-shape examples;
-- `weights(batch) -> {term: weight}` and `loss(outputs, batch) -> {term: sum}`: the loss is the sum over terms of sum / weight.
-  Weights are taken over the whole global batch, so splitting a batch does not change the loss;
-- `predictions(outputs, batch) -> arrays [B, ...]` and `metrics(arrays, valid, examples) -> {name: number}`: evaluation on the
-  host; row i of the arrays belongs to example i of `examples`, for metrics of texts;
-- `measures`: the names of the metrics, of which one may be undefined on some data (AUC where there is one class alone);
-- `inputs(examples, tokenizer, max_length, where) -> batch` and `describe(outputs, batch, tokenizer) -> [dict]`: predicting;
-  `where(index)` names an example in errors; of the batch, names that begin with "_" are of the host alone.
+1. `reads` says which columns are read, and of which kind each is; `columns` adds labels and other answers;
+2. `resolve(source)` returns settings that follow from the training data, such as label names, for the stored config;
+3. `data/kinds/lifecycle.py` makes the processors of the kinds: named, that of the weights, or fitted to the training data;
+4. `examples(source, processors, max_length, train)` gives random access to fixed-shape examples;
+5. `weights(batch)` and `loss(outputs, batch)`: the loss is the sum over terms of sum / weight;
+6. `predictions(outputs, batch)`, on devices, and `metrics(arrays, valid, examples)`, on the host: evaluation;
+7. `inputs(examples, processors, max_length, where)` and `describe(outputs, batch, processors)`: prediction.
 
-More, where they are not as usual:
-
-- `reads`: "text", or "images", for which there is no tokenizer;
-- `counted`: the arrays of a batch that are 0 where there is padding and nowhere else, by which the tokens that a step reads are
-  counted; by default `segment_ids` or `attention_mask`;
-- `generation`: arguments of `generate`, if predicting is generating; `describe` then gets `{"generated": tokens [B,T]}`;
-- `needs`: "generation", if evaluating is generating too; `metrics` then gets `generated`.
+`labels.py`, `token_rows.py` and `images.py` hold what tasks share. A name with a dot is a module outside of fmjax, whose
+package FMJAX_EXTENSIONS has to permit.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
+from fmjax import contracts
+from fmjax.config import names
 from fmjax.errors import UserError, nearest
-
-Batch = Mapping[str, Any]  # arrays by name
-Example = dict[str, Any]  # arrays by name
-Where = Callable[[int], str]  # the name of a record or example, by its index
-
-
-class Examples(Protocol):
-    """Random access to the examples of a split; `draw` adds what is random, such as masks, anew each epoch.
-
-    Where an example is a text padded at its end, `lengths [N]` has the number of tokens of each, and `sized` names the arrays
-    whose last axis is the length: what data/buckets.py needs. Packed ones have `fill`, the shares that are no padding, by array.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        """Returns the example as the model sees it this time; random in `rng` alone."""
-        ...
 
 
 def task(name: str) -> ModuleType:
     """Returns the module of the task of that name. Raises UserError listing those there are."""
-    found = {module.name for module in pkgutil.iter_modules(__path__)}
-    if name in found and hasattr(module := importlib.import_module(f"{__name__}.{name}"), "Task"):
-        return module
-    # Some modules hold what tasks share.
-    names = [other for other in sorted(found) if hasattr(importlib.import_module(f"{__name__}.{other}"), "Task")]
-    raise UserError(f'task.name="{name}": no such task{nearest(name, names)}; choose one of {", ".join(names)}')
+    return names.find(__name__, name, "Task", "task.name", "task")
 
 
-def make(settings: Mapping[str, Any]) -> Any:
+def make(settings: Mapping[str, Any]) -> contracts.Task:
     """Returns the task described by a config's `task` section.
 
     Raises UserError for an unknown task or setting.
@@ -77,4 +43,5 @@ def make(settings: Mapping[str, Any]) -> Any:
     for name in settings:
         if name not in known:
             raise UserError(f"task.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}")
-    return module.Task(**settings)
+    made: contracts.Task = module.Task(**settings)
+    return made

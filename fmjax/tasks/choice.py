@@ -7,30 +7,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import losses
-from fmjax.data.sources.open import Source, check_columns
+from fmjax import contracts, losses
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Value, Where
+from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.corpus import PADDED, pad_rows
+from fmjax.tasks.token_rows import PADDED, Row, pad_rows, tokenizer_of
 
 OVERLONG = ("error", "truncate")
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(contracts.Task):
     """Settings of multiple choice. `endings` names a column for each, or one that holds a list.
 
     `start` may name a column that stands before every ending, as SWAG's `sent2` or a question; `choices`, the number of
     endings, is found in the training data. `label` is the right one's number, from 0.
     """
+
+    sized: ClassVar[tuple[str, ...]] = PADDED
 
     context: str = "context"
     start: str = ""
@@ -47,22 +49,28 @@ class Task:
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and less than 1")
 
-    measures = ("loss", "accuracy")
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("loss", "accuracy")
 
     @property
-    def heads(self) -> dict[str, dict[str, Any]]:
+    def heads(self) -> Heads:
         return {"choice": {}}
 
     @property
-    def text_columns(self) -> tuple[str, ...]:
-        return (self.context, *([self.start] if self.start else []), *self.endings)
+    def reads(self) -> Mapping[str, str]:
+        return dict.fromkeys((self.context, *([self.start] if self.start else []), *self.endings), "text")
 
-    def resolve(self, source: Source) -> dict[str, Any]:
-        """Returns the number of endings, that of the first record. Raises UserError if a column is not there."""
-        check_columns(source, (*self.text_columns, self.label))
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.reads, self.label)
+
+    def resolve(self, source: Source) -> Config:
+        """Returns the number of endings, that of the first record. Raises UserError if a column is missing."""
+        check_columns(source, self.columns)
         return {} if self.choices else {"choices": len(self.read(source[0], source.where(0))[1])}
 
-    def read(self, record: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
+    def read(self, record: Mapping[str, Value], where: str) -> tuple[str, list[str]]:
         """Returns the context and the endings, each with what stands before it.
 
         Raises UserError, naming the record, if they are not texts, or not as many as there are to be.
@@ -71,24 +79,25 @@ class Task:
         endings = record[self.endings[0]] if len(self.endings) == 1 else [record[name] for name in self.endings]
         texts = [record[self.context], start, *endings] if isinstance(endings, list | tuple) else [endings]
         if len(texts) < 4 or not all(isinstance(text, str) for text in texts):
-            named = ", ".join(self.text_columns)
-            raise UserError(f"{where}: {named} are not a context and two or more endings, all texts; correct the record")
+            named = ", ".join(self.reads)
+            raise RecordError(where, f"{named} are not a context and two or more endings, all texts; correct the record")
         if self.choices and len(endings) != self.choices:
-            raise UserError(f"{where}: has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record")
+            raise RecordError(where, f"has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record")
         return texts[0], [f"{start} {ending}".strip() for ending in endings]
 
-    def target(self, record: Mapping[str, Any], where: str) -> np.int32:
+    def target(self, record: Mapping[str, Value], where: str) -> np.int32:
         """Returns the number of the right ending. Raises UserError, naming the record, if there is none of that number."""
         value = record[self.label]
         number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
         if type(number) is not int or not 0 <= number < self.choices:
             wanted = f"not the number of an ending, 0 to {self.choices - 1}"
-            raise UserError(f'{where}: column "{self.label}" holds {value!r}, {wanted}; correct the record')
+            raise RecordError(where, f'column "{self.label}" holds {value!r}, {wanted}; correct the record')
         return np.int32(number)
 
-    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Choices:
-        """Tokenises a source into examples of `choices` rows of `max_length` tokens."""
-        check_columns(source, (*self.text_columns, self.label))
+    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Choices:
+        """Tokenizes a source into examples of `choices` rows of `max_length` tokens."""
+        check_columns(source, self.columns)
+        tokenizer = tokenizer_of(processors)
         records = [source[index] for index in range(len(source))]
         targets = [self.target(record, source.where(index)) for index, record in enumerate(records)]
         read = [self.read(record, source.where(index)) for index, record in enumerate(records)]
@@ -96,7 +105,7 @@ class Task:
 
     def rows(
         self, read: Sequence[tuple[str, list[str]]], tokenizer: Tokenizer, most: int, where: Where
-    ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    ) -> list[list[Row]]:
         """Returns the (ids, token types) of each ending of each example, in at most `most` tokens; of what is longer, the
         longer part is cut. Raises UserError, naming the example, where it may not be."""
         room = most - tokenizer.special_count(pair=True)
@@ -109,49 +118,48 @@ class Task:
             endings = tokenizer.encode_batch(texts)
             longest = context.size + max(ending.size for ending in endings)
             if longest > room and self.overlong == "error":
-                raise UserError(
-                    f"{where(index)}: {longest + most - room} tokens are more than data.max_length={most}; "
-                    "raise it, or choose task.overlong=truncate"
-                )
+                problem = f"{longest + most - room} tokens are more than data.max_length={most}"
+                raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=truncate", index)
             rows.append([tokenizer.assemble(*shortened(context, ending, room)) for ending in endings])
         return rows
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: Batch) -> Arrays:
         """Returns the number of examples."""
         return {"choice": jnp.float32(batch["labels"].shape[0])}
 
-    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the examples' losses."""
         each = losses.softmax_cross_entropy(outputs["choice"][..., 0], batch["labels"], self.label_smoothing)
         return {"choice": each.sum()}
 
-    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the scores [B,N], the right ending and the plain loss of each example."""
         scores, labels = outputs["choice"][..., 0], batch["labels"]
         return {"scores": scores, "labels": labels, "losses": losses.softmax_cross_entropy(scores, labels)}
 
-    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns the loss, and the share of examples with the right ending."""
         lost, scores, labels = class_metrics.real_rows(valid, arrays["losses"], arrays["scores"], arrays["labels"])
         return class_metrics.defined({"loss": lost.mean(), "accuracy": np.mean(scores.argmax(axis=1) == labels)})
 
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch [B,N,L] from objects with the task's columns, or pairs of a context and a list of endings."""
-        read = []
+        tokenizer = tokenizer_of(processors)
+        read: list[tuple[str, list[str]]] = []
         for number, example in enumerate(examples):
             if isinstance(example, list | tuple) and len(example) == 2:
                 endings = example[1] if len(self.endings) > 1 else [example[1]]
                 example = {self.start: "", self.context: example[0]} | dict(zip(self.endings, endings, strict=False))
-            if not isinstance(example, Mapping) or not set(self.text_columns) <= set(example):
-                raise UserError(f"{where(number)}: is no choice; give an object with {', '.join(self.text_columns)}")
+            if not isinstance(example, Mapping) or not set(self.reads) <= set(example):
+                raise UserError(f"{where(number)}: is no choice; give an object with {', '.join(self.reads)}")
             read.append(self.read(example, where(number)))
             if len(read[-1][1]) != len(read[0][1]):
                 raise UserError(f"{where(number)}: has {len(read[-1][1])} endings, {where(0)} {len(read[0][1])}; give as many")
         flat = [row for rows in self.rows(read, tokenizer, max_length, where) for row in rows]
         batch = {name: array.reshape(len(read), -1, array.shape[-1]) for name, array in pad_rows(flat, tokenizer.pad_id).items()}
-        return batch | {"_endings": [endings for _, endings in read]}
+        return {**batch, "_endings": [endings for _, endings in read]}
 
-    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors) -> list[dict[str, Any]]:
         """Returns the number and text of the best ending of each example, its probability, and those of all."""
         probabilities = np.asarray(jax.nn.softmax(outputs["choice"][..., 0], axis=-1))
         described = []
@@ -170,30 +178,21 @@ def shortened(context: np.ndarray, ending: np.ndarray, most: int) -> tuple[np.nd
     return context[:left], ending[: most - min(left, context.size)]
 
 
-class Choices:
+class Choices(contracts.Examples):
     """Contexts with their endings."""
 
     sized = PADDED
 
-    def __init__(self, rows: list[list[tuple]], targets: list[np.int32], tokenizer: Tokenizer, max_length: int):
-        self.rows, self.targets, self.tokenizer, self.max_length = rows, targets, tokenizer, max_length
+    def __init__(self, rows: list[list[Row]], targets: list[np.int32], tokenizer: Tokenizer, max_length: int):
+        self.rows, self.targets = rows, np.array(targets, np.int32)
+        self.tokenizer, self.max_length = tokenizer, max_length
+        sizes = [[ids.size for ids, _ in own] for own in rows]
+        self.lengths = np.array([max(own) for own in sizes])  # of the longest row, to which shorter ones are padded
+        self.filled = np.array([np.mean(own) for own in sizes])
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """How many tokens the longest row of each example has [N]."""
-        return np.array([max(ids.size for ids, _ in rows) for rows in self.rows])
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """How many tokens a row of each example has on average [N]: shorter ones are padded to the longest."""
-        return np.array([np.mean([ids.size for ids, _ in rows]) for rows in self.rows])
-
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `token_type_ids`, `attention_mask` [N,L] and `labels`."""
         return pad_rows(self.rows[index], self.tokenizer.pad_id, self.max_length) | {"labels": self.targets[index]}
-
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        return example

@@ -2,52 +2,45 @@
 
 The classifier reads BERT's pooled output (`pool="first"`, Devlin et al. 2019), the mean over the text's tokens
 (`"mean"`), or the hidden state at the text's mask token (`"mask"`: which word stands here?). Classes of unequal size can
-be weighed, and easy examples count for less (`balance.py`).
+be weighed, and easy examples count for less (`labels.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fmjax import losses
+from fmjax import contracts
+from fmjax.contracts import Config, Example, HostBatch, Processors, Source, Value, Where
 from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
-from fmjax.data.records import value_of
-from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
-from fmjax.metrics import classes as class_metrics
-from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.balance import Balance
-from fmjax.tasks.corpus import PADDED, pad_rows
+from fmjax.errors import RecordError, UserError, nearest
+from fmjax.tasks.labels import LabelTask
+from fmjax.tasks.token_rows import PADDED, Row, pad_rows, tokenizer_of
 
 KINDS = ("single", "multi", "regression")
 POOLS = ("first", "mean", "mask")
 OVERLONG = ("error", "truncate")
 BLANK = ("error", "drop")
-SEPARATOR = "|"  # between the labels of a multi-label record in a csv or tsv file
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(Balance):
+class Task(LabelTask):
     """Settings of classification. `labels` are found in the training data where they are not given.
 
     A record whose texts are all blank is an error, or left out (`blank="drop"`) of every split.
     """
 
+    sized: ClassVar[tuple[str, ...]] = (*PADDED, "pool_weights")
+
     kind: str = "single"
     text: str = "text"
     text_pair: str = ""
-    label: str = "label"
-    labels: tuple[str, ...] = ()
     pool: str = "first"
     overlong: str = "error"
     blank: str = "error"
@@ -55,13 +48,14 @@ class Task(Balance):
     span_mask: float = 0.0  # share of the tokens that become the mask, one span
 
     def __post_init__(self) -> None:
-        for name, choices in (("kind", KINDS), ("pool", POOLS), ("overlong", OVERLONG), ("blank", BLANK)):
-            value = getattr(self, name)
-            if value not in choices:
-                raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
-        for name in ("token_dropout", "span_mask"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"task.{name}={getattr(self, name)}: must be at least 0 and less than 1")
+        choices = {"kind": KINDS, "pool": POOLS, "overlong": OVERLONG, "blank": BLANK}
+        for name, known in choices.items():
+            value = vars(self)[name]
+            if value not in known:
+                raise UserError(f'task.{name}="{value}"{nearest(value, known)}: choose one of {", ".join(known)}')
+        for name, share in (("token_dropout", self.token_dropout), ("span_mask", self.span_mask)):
+            if not 0 <= share < 1:
+                raise UserError(f"task.{name}={share}: must be at least 0 and less than 1")
         if self.span_mask and self.pool == "mask":
             raise UserError("task.span_mask would put masks beside the one that task.pool=mask reads; set it to 0")
         self.check_balance(self.labels)
@@ -69,110 +63,37 @@ class Task(Balance):
             raise UserError("task.kind=regression has no classes; leave task.weighting, class_weights and focal_gamma out")
 
     @property
-    def heads(self) -> dict[str, dict[str, Any]]:
-        return {self.head: {"classes": 1 if self.kind == "regression" else len(self.labels)}}
-
-    @property
     def head(self) -> str:
         return "classify" if self.pool == "first" else "classify_mean"
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        if self.kind == "single":
-            return ("loss", *class_metrics.CLASSIFICATION, *(class_metrics.TWO_CLASSES if len(self.labels) == 2 else ()))
-        return ("loss", *(class_metrics.MULTILABEL if self.kind == "multi" else class_metrics.REGRESSION))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
+    def texts(self) -> tuple[str, ...]:
+        """The columns of texts, one or two."""
         return (self.text, self.text_pair) if self.text_pair else (self.text,)
 
-    def resolve(self, source: Source) -> dict[str, Any]:
+    @property
+    def reads(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.texts, "text")
+
+    def resolve(self, source: Source) -> Config:
         """Returns the label names found in the training data, unless they are given or the task is regression; and the
         class weights, if they are to follow from the data.
 
         Raises UserError, naming the record, if whole-number labels are mixed with others, negative, or have gaps.
         """
-        check_columns(source, (*self.columns, self.label))
-        if self.kind == "regression" or (self.labels and not self.weighs):
-            return {}
-        first: dict[str, int] = {}
-        counts: Counter[str] = Counter()
+        check_columns(source, self.columns)
+        needed = self.kind != "regression" and (self.weighs or not self.labels)
+        return self.find_labels(source, self.kept(source)) if needed else {}
+
+    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> LabeledTexts:
+        """Tokenizes a source into examples of `max_length` tokens."""
+        check_columns(source, self.columns)
+        tokenizer = tokenizer_of(processors)
         kept = self.kept(source)
-        for index in kept:
-            values = self.values(source, index)
-            counts.update(set(values))
-            for value in values:
-                first.setdefault(value, index)
-        labels = self.labels or self.names(source, first)
-        found: dict[str, Any] = {} if self.labels else {"labels": labels}
-        if self.weighs:
-            total = len(kept) if self.kind == "multi" else None
-            found |= self.find_weights(labels, np.array([counts[label] for label in labels]), total)
-        return found
-
-    def names(self, source: Source, first: Mapping[str, int]) -> tuple[str, ...]:
-        """Returns the label names in order, of those that were found and where each was first; whole numbers by their value.
-
-        Raises UserError, naming the record, if whole numbers are mixed with others, negative, or have gaps.
-        """
-        numbers = {name for name in first if name.lstrip("-").isdigit()}
-        if not numbers:
-            return tuple(sorted(first))
-        for name, index in first.items():
-            if name not in numbers or not 0 <= int(name) < len(first):
-                found = ", ".join(sorted(first)[:10])
-                raise UserError(
-                    f'{source.where(index)}: label "{name}" does not fit; whole-number labels run from 0 without gaps and '
-                    f"those of the training data are {found}; correct the record, or list the labels in task.labels"
-                )
-        return tuple(map(str, range(len(first))))
-
-    def values(self, source: Source, index: int) -> list[str]:
-        """Returns the label names of a record. Raises UserError, naming it, if there is none or it is not a name."""
-        value = value_of(source, index, self.label)
-        items = [value]
-        if self.kind == "multi" and isinstance(value, str | list):
-            items = value.split(SEPARATOR) if isinstance(value, str) else value
-        for item in items:
-            if isinstance(item, bool) or not isinstance(item, str | int) or not str(item).strip():
-                if self.kind == "multi" and item == "":
-                    continue
-                raise UserError(f'{source.where(index)}: column "{self.label}" holds {item!r}, not a label; correct the record')
-        return [str(item).strip() for item in items if item != ""]
-
-    def target(self, source: Source, index: int) -> Any:
-        """Returns a record's target: int32 class, float32 [C] of 0 and 1, or float32 number.
-
-        Raises UserError, naming the record, for a label that is not among `labels` or a value that is not a number.
-        """
-        if self.kind == "regression":
-            value = value_of(source, index, self.label)
-            try:
-                number = math.nan if isinstance(value, bool) else float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise UserError(f'{source.where(index)}: column "{self.label}" holds {value!r}, not a number; correct the record')
-            return np.float32(number)
-        names = self.values(source, index)
-        for name in names:
-            if name not in self.labels:
-                raise UserError(
-                    f'{source.where(index)}: label "{name}" is out of range{nearest(name, self.labels)}; '
-                    f"the labels are {', '.join(self.labels)}; correct the record, or list all labels in task.labels"
-                )
-        if self.kind == "single":
-            return np.int32(self.labels.index(names[0]))
-        return np.isin(self.labels, names).astype(np.float32)
-
-    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Texts:
-        """Tokenises a source into examples of `max_length` tokens."""
-        check_columns(source, (*self.columns, self.label))
-        kept = self.kept(source)
-        targets = np.stack([self.target(source, index) for index in kept])
+        targets = self.targets(source, kept)
         records = [source[index] for index in kept]
         rows = self.rows(records, tokenizer, max_length, lambda index: source.where(kept[index]))
-        return Texts(self, rows, targets, tokenizer, max_length, self.augmentations(tokenizer) if train else ())
+        return LabeledTexts(self, rows, targets, tokenizer, max_length, self.augmentations(tokenizer) if train else ())
 
     def augmentations(self, tokenizer: Tokenizer) -> tuple[Augmentation, ...]:
         """Returns what changes a text anew each time that it is drawn, in training."""
@@ -186,38 +107,39 @@ class Task(Balance):
             raise UserError(f"{source.where(0)}: this and every other record is blank; give data with text")
         return kept
 
-    def is_blank(self, record: Mapping[str, Any]) -> bool:
+    def is_blank(self, record: Mapping[str, Value]) -> bool:
         """Returns whether all of a record's texts are empty or white space."""
-        return all(isinstance(record[column], str) and not record[column].strip() for column in self.columns)
+        return all(isinstance(record[column], str) and not record[column].strip() for column in self.texts)
 
-    def rows(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, most: int, where: Where) -> list[tuple]:
+    def rows(self, records: Sequence[Mapping[str, Value]], tokenizer: Tokenizer, most: int, where: Where) -> list[Row]:
         """Returns (ids, token types) of each record, in at most `most` tokens.
 
         Raises UserError, naming the record, where a text is not a string, is too long and may not be truncated, or
         lacks the mask token at which the classifier is to read.
         """
         for index, record in enumerate(records):
-            for column in self.columns:
+            for column in self.texts:
                 if not isinstance(record[column], str):
-                    raise UserError(f'{where(index)}: column "{column}" holds {record[column]!r}, not text; correct the record')
+                    problem = f'column "{column}" holds {record[column]!r}, not text; correct the record'
+                    raise RecordError(where(index), problem, index)
             if self.is_blank(record):
-                raise UserError(f"{where(index)}: {' and '.join(self.columns)} is blank; correct it, or choose task.blank=drop")
-        special = tokenizer.special_count(pair=len(self.columns) == 2)
+                problem = f"{' and '.join(self.texts)} is blank; correct it, or choose task.blank=drop"
+                raise RecordError(where(index), problem, index)
+        special = tokenizer.special_count(pair=len(self.texts) == 2)
         if most <= special:
             raise UserError(f"data.max_length={most} leaves no room for a token beside the {special} special ones; raise it")
-        parts = [tokenizer.encode_batch([record[column] for record in records]) for column in self.columns]
+        parts = [tokenizer.encode_batch([record[column] for record in records]) for column in self.texts]
         rows = []
         for index, ids in enumerate(zip(*parts, strict=True)):
             row = tokenizer.assemble(*ids)
             if row[0].size > most:
                 if self.overlong == "error":
-                    raise UserError(
-                        f"{where(index)}: {row[0].size} tokens are more than data.max_length={most}; "
-                        "raise it, or choose task.overlong=truncate"
-                    )
+                    problem = f"{row[0].size} tokens are more than data.max_length={most}"
+                    raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=truncate", index)
                 row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
             if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
-                raise UserError(f"{where(index)}: the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one")
+                problem = f"the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one"
+                raise RecordError(where(index), problem, index)
             rows.append(row)
         return rows
 
@@ -237,84 +159,40 @@ class Task(Balance):
         """Returns float32 weights like `ids`: the first mask token, or all that are not special."""
         if self.pool == "mask":
             masks = ids == tokenizer.mask_id
-            return (masks & (masks.cumsum(axis=-1) == 1)).astype(np.float32)
-        return (~tokenizer.special_mask[ids] | (ids == tokenizer.unk_id)).astype(np.float32)
+            return np.asarray(masks & (masks.cumsum(axis=-1) == 1), np.float32)
+        return np.asarray(~tokenizer.special_mask[ids] | (ids == tokenizer.unk_id), np.float32)
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the number of examples, or the sum of their class weights."""
-        labels = batch["labels"]
-        if self.kind == "multi":
-            return {"classify": self.label_weight(labels).mean(axis=-1).sum()}
-        return {"classify": jnp.float32(labels.shape[0]) if self.kind == "regression" else self.weight(labels).sum()}
-
-    def losses(self, outputs: Batch, labels: jax.Array) -> jax.Array:
-        """Returns the loss of each example [B], times its weight."""
-        logits = outputs[self.head]
-        if self.kind == "regression":
-            return losses.squared_error(logits[:, 0], labels)
-        if self.kind == "multi":
-            return losses.sigmoid_cross_entropy(logits, labels, self.focal_gamma, self.label_weight(labels))
-        return self.cross_entropy(logits, labels) * self.weight(labels)
-
-    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the sum of the examples' losses."""
-        return {"classify": self.losses(outputs, batch["labels"]).sum()}
-
-    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
-        """Returns each example's logits, target and plain loss: without smoothing, weights and focus."""
-        plain = dataclasses.replace(self, label_smoothing=0.0, weighting="none", class_weights=(), focal_gamma=0.0)
-        return {"logits": outputs[self.head], "labels": batch["labels"], "losses": plain.losses(outputs, batch["labels"])}
-
-    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
-        """Returns the loss and the metrics of the kind of labels."""
-        loss = {"loss": float(arrays["losses"][valid > 0].mean())}
-        if self.kind == "regression":
-            return loss | class_metrics.regression(arrays["logits"][:, 0], arrays["labels"], valid)
-        judge = class_metrics.multilabel if self.kind == "multi" else class_metrics.classification
-        return loss | judge(arrays["logits"], arrays["labels"], valid)
-
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch from texts, pairs of texts, or records with the task's text columns."""
-        records = []
+        tokenizer = tokenizer_of(processors)
+        records: list[Mapping[str, Value]] = []
         for number, example in enumerate(examples):
             if not isinstance(example, Mapping):
                 texts = example if isinstance(example, list | tuple) else (example,)
-                if len(texts) > len(self.columns):
-                    raise UserError(f"{where(number)}: has {len(texts)} texts; the task reads {', '.join(self.columns)}")
-                example = dict(zip(self.columns, texts, strict=False))
-            if missing := [column for column in self.columns if column not in example]:
-                raise UserError(f'{where(number)}: lacks "{missing[0]}"; the task reads {", ".join(self.columns)}')
+                if len(texts) > len(self.texts):
+                    raise UserError(f"{where(number)}: has {len(texts)} texts; the task reads {', '.join(self.texts)}")
+                example = dict(zip(self.texts, texts, strict=False))
+            if missing := [column for column in self.texts if column not in example]:
+                raise UserError(f'{where(number)}: lacks "{missing[0]}"; the task reads {", ".join(self.texts)}')
             records.append(example)
         rows = self.rows(records, tokenizer, max_length, where)
-        batch = pad_rows(rows, tokenizer.pad_id)
+        batch: dict[str, Any] = dict(pad_rows(rows, tokenizer.pad_id))
         return batch if self.pool == "first" else batch | {"pool_weights": self.pool_weights(batch["input_ids"], tokenizer)}
 
-    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
         """Returns the label and score of each text; all labels above one half if there may be several; or the number."""
-        logits = np.asarray(outputs[self.head], np.float32)
-        if self.kind == "regression":
-            return [{"score": float(value)} for value in logits[:, 0]]
-        scores = np.asarray(jax.nn.sigmoid(logits) if self.kind == "multi" else jax.nn.softmax(logits, axis=-1))
-        described: list[dict[str, Any]] = []
-        for row in scores:
-            scored = {label: float(score) for label, score in zip(self.labels, row, strict=True)}
-            if self.kind == "multi":
-                described.append({"labels": [name for name, score in scored.items() if score > 0.5], "scores": scored})
-            else:
-                best = int(row.argmax())
-                described.append({"label": self.labels[best], "score": float(row[best]), "scores": scored})
-        return described
+        return self.described(outputs[self.head])
 
 
-class Texts:
-    """Tokenised, labelled texts; `draw` applies the augmentations, in order."""
+class LabeledTexts(contracts.Examples):
+    """Tokenized, labeled texts; `draw` applies the augmentations, in order."""
 
-    sized = (*PADDED, "pool_weights")
+    sized = Task.sized
 
     def __init__(
         self,
         task: Task,
-        rows: list[tuple],
+        rows: list[Row],
         targets: np.ndarray,
         tokenizer: Tokenizer,
         max_length: int,
@@ -322,6 +200,8 @@ class Texts:
     ):
         self.task, self.rows, self.targets = task, rows, targets
         self.tokenizer, self.max_length, self.augmentations = tokenizer, max_length, augmentations
+        self.lengths = np.array([ids.size for ids, _ in rows])
+        self.classes = targets if task.kind == "single" else None  # by which data.balance resamples
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -332,16 +212,6 @@ class Texts:
         if self.task.pool != "first":
             row["pool_weights"] = self.task.pool_weights(row["input_ids"], self.tokenizer)
         return {name: array[0] for name, array in row.items()} | {"labels": self.targets[index]}
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """How many tokens each example has [N]."""
-        return np.array([ids.size for ids, _ in self.rows])
-
-    @property
-    def classes(self) -> np.ndarray | None:
-        """The class of each example [N], by which data.balance resamples; None where there may be several, or none."""
-        return self.targets if self.task.kind == "single" else None
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         for augment in self.augmentations:

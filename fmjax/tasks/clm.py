@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from fmjax.data.sources.open import Source, check_columns
+from fmjax import contracts
+from fmjax.contracts import Example, HostBatch, Processors, Source, Where
+from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.corpus import Corpus, cut, given_texts, packed_row, tokenise
-from fmjax.tasks.tokens import TokenTask
+from fmjax.tasks.token_rows import NOTHING, Corpus, TokenTask, cut, given_texts, packed_row, tokenize, tokenizer_of
 
 ROWS = ("packed", "offset")
-NOTHING = np.zeros(0, np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +40,6 @@ class Task(TokenTask):
     top_p: float = 1.0
     num_beams: int = 1
 
-    measures: ClassVar[tuple[str, ...]] = (*class_metrics.TOKEN_LEVEL, *class_metrics.BITS)
-
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
             raise UserError(f'task.rows="{self.rows}"{nearest(self.rows, ROWS)}: choose one of {", ".join(ROWS)}')
@@ -50,28 +47,32 @@ class Task(TokenTask):
             raise UserError(f"task.temperature={self.temperature}: must be 0 or more; 0 takes the likeliest token each time")
 
     @property
+    def reads(self) -> Mapping[str, str]:
+        return {self.column: "text"}
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return (*class_metrics.TOKEN_LEVEL, *class_metrics.BITS)
+
+    @property
     def generation(self) -> dict[str, Any]:
         """The settings by which a prompt is continued."""
         drawn = {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams} | (drawn if self.temperature else {})
-
-    def resolve(self, source: Source) -> dict[str, Any]:
-        """Returns no settings: none follow from the data. Raises UserError if the text column is not there."""
-        check_columns(source, (self.column,))
-        return {}
 
     def before(self, tokenizer: Tokenizer) -> np.ndarray:
         """Returns the special tokens that a text begins with."""
         opening = tokenizer.opening
         return opening if opening.size or self.rows == "offset" else after(tokenizer)
 
-    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Rows:
-        """Tokenises a source into rows of `max_length` tokens, each with the token that follows it.
+    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Rows:
+        """Tokenizes a source into rows of `max_length` tokens, each with the token that follows it.
 
         Raises UserError if no document is long enough to predict a token of.
         """
-        check_columns(source, (self.column,))
-        read = tokenise(source, self.column, tokenizer)
+        check_columns(source, self.columns)
+        tokenizer = tokenizer_of(processors)
+        read = tokenize(source, self.column, tokenizer)
         corpus = read.enclosed(self.before(tokenizer), after(tokenizer))
         if self.rows == "offset":
             # The last document may have been cut anywhere, so that nothing says that it ends.
@@ -83,13 +84,14 @@ class Task(TokenTask):
         kind = Offsets if self.rows == "offset" and train else Rows
         return kind(corpus, pieces, max_length, tokenizer.fill_id)
 
-    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Rows) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns loss (nats per token), perplexity and accuracy; and bits per byte and per character of the whole split."""
         values = super().metrics(arrays, valid, examples)
         return values | class_metrics.bits(arrays["losses"], valid, examples.corpus.bytes, examples.corpus.characters)
 
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch from the texts (or {"text": ...}) that are to be continued, padded on the left."""
+        tokenizer = tokenizer_of(processors)
         opening = self.before(tokenizer)
         texts = given_texts(examples, self.column, where)
         rows = [np.concatenate([opening, ids]) for ids in tokenizer.encode_batch(texts)]
@@ -108,9 +110,9 @@ class Task(TokenTask):
             batch["attention_mask"][index] = real
         return batch
 
-    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
         """Returns the continuation of each text, to before the token that ends it."""
-        width = batch["input_ids"].shape[1]
+        tokenizer, width = tokenizer_of(processors), batch["input_ids"].shape[1]
         return [{"text": tokenizer.written(row[width:])} for row in np.asarray(outputs["generated"])]
 
 
@@ -119,7 +121,7 @@ def after(tokenizer: Tokenizer) -> np.ndarray:
     return NOTHING if tokenizer.end_id is None else np.array([tokenizer.end_id], np.int32)
 
 
-class Rows:
+class Rows(contracts.Examples):
     """Rows of tokens with the token that follows each; `pieces` [N,2] lie side by side in them."""
 
     def __init__(self, corpus: Corpus, pieces: np.ndarray, max_length: int, fill_id: int):
@@ -141,9 +143,6 @@ class Rows:
         following = np.concatenate([tokens[begin + 1 : end + 1] for begin, end in pieces])
         labels = np.pad(following, (0, self.max_length - following.size))
         return row | {"labels": labels, "label_weights": (row["segment_ids"] > 0).astype(np.float32)}
-
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        return example
 
 
 class Offsets(Rows):

@@ -13,28 +13,30 @@ time that a row is seen.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fmjax.data.sources.open import Source, check_columns
+from fmjax import contracts
+from fmjax.contracts import Example, HostBatch, Processors, Source, Where
+from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
-from fmjax.metrics import classes as class_metrics
-from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.corpus import Corpus, given_texts, packed_pairs, pad_rows, side_by_side, tokenise
-from fmjax.tasks.tokens import CorpusToText
+from fmjax.tasks import token_rows
+from fmjax.tasks.token_rows import Corpus, TokenTask, given_texts, packed_pairs, pad_rows, side_by_side, tokenizer_of
 
 STOPS = (".", "!", "?", "。", "！", "？")
 CLOSING = "\"')]»”’」』"  # what may stand behind a stop
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(CorpusToText):
+class Task(TokenTask):
     """Settings of denoising: how many of the tokens are masked, in spans of which mean length (text infilling), and how many of
     a document's sentences change places. The last two are those of predicting, which is to write the whole text."""
+
+    counted: ClassVar[tuple[str, ...]] = token_rows.BOTH_SIDES
 
     mask_rate: float = 0.3
     mean_span: float = 3.0
@@ -42,8 +44,6 @@ class Task(CorpusToText):
     column: str = "text"
     max_new_tokens: int = 128
     num_beams: int = 1
-
-    measures: ClassVar[tuple[str, ...]] = class_metrics.TOKEN_LEVEL
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_rate < 1:
@@ -55,13 +55,24 @@ class Task(CorpusToText):
         if not self.mask_rate and not self.permute:
             raise UserError("task.mask_rate=0 and task.permute=0 leave the text as it is; raise one of them")
 
-    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Rows:
-        """Tokenises a source into rows of `max_length` tokens."""
-        check_columns(source, (self.column,))
-        return Rows(tokenise(source, self.column, tokenizer), Noise(self, tokenizer), tokenizer, max_length)
+    @property
+    def reads(self) -> Mapping[str, str]:
+        return {self.column: "text"}
 
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The settings of generation, which predicting needs and evaluation does not."""
+        return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
+
+    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Rows:
+        """Tokenizes a source into rows of `max_length` tokens."""
+        check_columns(source, self.columns)
+        tokenizer = tokenizer_of(processors)
+        return Rows(token_rows.tokenize(source, self.column, tokenizer), Noise(self, tokenizer), tokenizer, max_length)
+
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch from texts (or records with the task's column), in which mask tokens may stand for what is missing."""
+        tokenizer = tokenizer_of(processors)
         rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))]
         for number, (ids, _) in enumerate(rows):
             if ids.size > max_length:
@@ -69,8 +80,9 @@ class Task(CorpusToText):
         batch = pad_rows(rows, tokenizer.pad_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
         """Returns the text that was written for each."""
+        tokenizer = tokenizer_of(processors)
         return [{"text": tokenizer.written(row[1:]).strip()} for row in np.asarray(outputs["generated"])]
 
 
@@ -123,12 +135,12 @@ def infilled(tokens: np.ndarray, lengths: np.ndarray, mask_id: int, rng: np.rand
     places = np.sort(rng.choice(left.size, lengths.size, replace=False))
     left[places] = lengths
     begins = np.minimum(np.cumsum(left) - left, tokens.size - 1)
-    kept = tokens[begins]
+    kept: np.ndarray = tokens[begins]
     kept[places] = mask_id
     return kept
 
 
-class Rows:
+class Rows(contracts.Examples):
     """Documents cut into pieces, which are packed into rows, and damaged when they are drawn."""
 
     def __init__(self, corpus: Corpus, noise: Noise, tokenizer: Tokenizer, max_length: int):

@@ -1,4 +1,5 @@
-"""What tasks of images share: which images they read, at what size, how pixels become numbers, and changes in training."""
+"""What tasks of images share: the settings of how images are read, which the image processor is made from, and random changes
+in training."""
 
 from __future__ import annotations
 
@@ -9,31 +10,32 @@ from typing import Any
 
 import numpy as np
 
+from fmjax import contracts
+from fmjax.contracts import Column, Config, Processors, Source, Value, Where
 from fmjax.data.augment import images
-from fmjax.data.kinds.pixels import RESAMPLINGS, centre, load, normalised, resize, with_channels
-from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.kinds import image as image_kind
+from fmjax.data.kinds.pixels import RESAMPLINGS
+from fmjax.data.sources.open import check_columns
 from fmjax.errors import UserError, nearest
-from fmjax.tasks import Where
 
 FITS = ("stretch", "shortest")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """The settings of images, from which a task of images inherits. Sizes and channels that are 0 are found in the data.
+class ImageTask(contracts.Task):
+    """A task that reads one column of images. Sizes and channels that are 0 are found in the data.
 
-    An image is resized to `resize_size` (0: `image_size`), both sides (`fit="stretch"`) or the shorter one ("shortest"), of
-    which the middle of `image_size` is cut out. `mean` and `std` are of pixels from 0 to 1. In training, images are moved by
-    up to `shift` pixels, mirrored with probability `flip`, and parts of them, of `crop` of the area and more, blown up.
+    How an image is resized and normalized is described in `data/kinds/image.py`. In training, images are moved by up to
+    `shift` pixels, mirrored with probability `flip`, and parts of them, of `crop` of the area and more, blown up.
     """
 
     image: str = "image"
-    image_size: int = 0
+    image_size: int | tuple[int, int] = 0  # a side, or (height, width)
     resize_size: int = 0
     resize: str = "bilinear"
     fit: str = "stretch"
     channels: int = 0
-    mean: tuple[float, ...] = (0.5,)  # one number, or one a channel
+    mean: tuple[float, ...] = (0.5,)  # one number, or one per channel
     std: tuple[float, ...] = (0.5,)
     flip: float = 0.0
     shift: int = 0
@@ -41,21 +43,20 @@ class Pictures:
 
     def check_images(self) -> None:
         """Raises UserError for settings that are out of range, or do not fit each other."""
-        for name, choices in (("resize", RESAMPLINGS), ("fit", FITS)):
-            value = getattr(self, name)
+        for name, value, choices in (("resize", self.resize, RESAMPLINGS), ("fit", self.fit, FITS)):
             if value not in choices:
                 raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
-        for name in ("image_size", "resize_size", "shift"):
-            if getattr(self, name) < 0:
-                raise UserError(f"task.{name}={getattr(self, name)}: must not be negative")
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
+        for name, number in (("image_size", min(sides)), ("resize_size", self.resize_size), ("shift", self.shift)):
+            if number < 0:
+                raise UserError(f"task.{name}={number}: must not be negative")
         if self.channels not in (0, 1, 3):
-            raise UserError(f"task.channels={self.channels}: must be 1 (grey), 3 (colours), or 0 (as the images are)")
-        if self.resize_size and not 0 < self.image_size <= self.resize_size:
+            raise UserError(f"task.channels={self.channels}: must be 1 (grey), 3 (colors), or 0 (as the images are)")
+        if self.resize_size and not 0 < min(sides) <= max(sides) <= self.resize_size:
             raise UserError(f"task.resize_size={self.resize_size} needs a task.image_size that is not larger; give one")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
+        for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels or len(values)) or not all(map(math.isfinite, values)):
-                raise UserError(f"task.{name}={','.join(map(str, values))}: give one number, or one for each channel")
+                raise UserError(f"task.{name}={','.join(map(str, values))}: give one number, or one per channel")
         if min(self.std) <= 0:
             raise UserError(f"task.std={','.join(map(str, self.std))}: must be above 0")
         if not 0 <= self.flip <= 1:
@@ -63,42 +64,24 @@ class Pictures:
         if not 0 < self.crop <= 1:
             raise UserError(f"task.crop={self.crop}: is a share of the area, above 0 and at most 1, which leaves images whole")
 
-    def find_images(self, source: Source) -> dict[str, int]:
+    @property
+    def reads(self) -> Mapping[str, str]:
+        return {self.image: "image"}
+
+    @property
+    def processing(self) -> Mapping[str, Config]:
+        names = ("image_size", "resize_size", "fit", "resize", "channels", "mean", "std")
+        return {"image": {name: value for name, value in vars(self).items() if name in names}}
+
+    def find_images(self, source: Source) -> Config:
         """Returns the settings `image_size` and `channels` that are to be found in the data.
 
-        Raises UserError, naming the record, if images differ from the first or are not square.
+        Raises UserError if a column is missing, or images, which it names, differ from the first or are not square.
         """
-        check_columns(source, (self.image,))
+        check_columns(source, self.columns)
         if self.image_size and self.channels:
             return {}
-        first = load(source[0][self.image], source.where(0))
-        height, width, channels = first.shape
-        for index in range(1, len(source)):  # one at a time
-            shape = load(source[index][self.image], source.where(index)).shape
-            if not self.image_size and shape[:2] != (height, width):
-                raise UserError(
-                    f"{source.where(index)}: is {shape[0]} x {shape[1]} pixels, where {source.where(0)} is {height} x {width}; "
-                    "give them one size with task.image_size"
-                )
-            if not self.channels and shape[2] != channels:
-                raise UserError(
-                    f"{source.where(index)}: has {shape[2]} channels, where {source.where(0)} has {channels}; "
-                    "choose for all with task.channels"
-                )
-        if not self.image_size and height != width:
-            raise UserError(f"{source.where(0)}: is {height} x {width} pixels, not square; give task.image_size")
-        return {"image_size": self.image_size or height, "channels": self.channels or channels}
-
-    def prepared(self, image: Any, where: str) -> np.ndarray:
-        """Returns an image as uint8 [S,S,C]. Raises UserError, naming `where`, if it cannot be read or made so."""
-        pixels = with_channels(load(image, where), self.channels, where)
-        if not self.resize_size and pixels.shape[:2] == (self.image_size, self.image_size):
-            return pixels
-        size = self.resize_size or self.image_size
-        height = width = size
-        if self.fit == "shortest":
-            height, width = (int(size * side / min(pixels.shape[:2])) for side in pixels.shape[:2])
-        return centre(resize(pixels, height, width, self.resize), self.image_size)
+        return image_kind.sizes_in([Column(source, self.image)], self.image_size, self.channels)
 
     def augmented(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns the image, uint8, as it is seen this time in training."""
@@ -108,17 +91,18 @@ class Pictures:
             image = images.shift(image, rng, self.shift)
         return images.flip(image, rng, self.flip) if self.flip else image
 
-    def normalised(self, image: np.ndarray) -> np.ndarray:
-        """Returns the image as the model reads it: fp32 [S,S,C]."""
-        return normalised(image, self.mean, self.std)
-
-    def batch(self, examples: Sequence[Any], where: Where) -> dict[str, np.ndarray]:
-        """Returns the batch `images [B,S,S,C]` of images, or of records that have them in the task's column."""
-        rows = []
+    def batch(self, examples: Sequence[Any], processors: Processors, where: Where) -> dict[str, np.ndarray]:
+        """Returns the batch `images [B,H,W,C]` of images, or of records that have them in the task's column."""
+        values: list[Value] = []
         for number, example in enumerate(examples):
             if isinstance(example, Mapping):
                 if self.image not in example:
                     raise UserError(f'{where(number)}: lacks "{self.image}", which the task reads; add it')
                 example = example[self.image]
-            rows.append(self.normalised(self.prepared(example, where(number))))
-        return {"images": np.stack(rows)}
+            values.append(example)
+        return processor_of(processors).arrays(values, where)
+
+
+def processor_of(processors: Processors) -> image_kind.Processor:
+    """Returns the image processor among the processors of a task that reads images."""
+    return processors.of(image_kind.Processor)

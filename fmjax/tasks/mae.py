@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.data.sources.open import Source
+from fmjax import contracts
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Where
+from fmjax.data.kinds import image as image_kind
+from fmjax.data.sources.open import check_columns
 from fmjax.errors import UserError
-from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.images import Pictures
+from fmjax.tasks.images import ImageTask, processor_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Task(Pictures):
+class Task(ImageTask):
     """Settings of masked autoencoding. `patch_size` is that of the model; labels are not read."""
-
-    reads: ClassVar[str] = "images"
-    heads: ClassVar[dict[str, dict[str, Any]]] = {"pixels": {}}
-    measures: ClassVar[tuple[str, ...]] = ("loss",)
 
     patch_size: int = 16
     mask_ratio: float = 0.75
@@ -38,6 +36,8 @@ class Task(Pictures):
             raise UserError(f"task.mask_ratio={self.mask_ratio}: must lie between 0 and 1; MAE has 0.75")
         if self.target not in ("normalised", "pixels"):
             raise UserError(f'task.target="{self.target}": choose one of normalised, pixels')
+        if not isinstance(self.image_size, int):
+            raise UserError(f"task.image_size={self.image_size}: masked autoencoding reads squares; give their side")
         if self.patch_size < 1 or self.image_size % self.patch_size:
             raise UserError(
                 f"task.image_size={self.image_size} does not divide into task.patch_size={self.patch_size}; change one of them"
@@ -48,20 +48,34 @@ class Task(Pictures):
             )
 
     @property
+    def heads(self) -> Heads:
+        return {"pixels": {}}
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("loss",)
+
+    @property
+    def model_settings(self) -> Mapping[str, Any]:
+        return {"patch_size": self.patch_size}
+
+    @property
     def patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        side = self.image_size
+        return (side // self.patch_size) ** 2 if isinstance(side, int) else 0
 
     @property
     def kept(self) -> int:
         return int(self.patches * (1 - self.mask_ratio))
 
-    def resolve(self, source: Source) -> dict[str, Any]:
+    def resolve(self, source: Source) -> Config:
         """Returns the image size and channels found in the training data, unless they are given."""
-        return dict(self.find_images(source))
+        return self.find_images(source)
 
-    def examples(self, source: Source, tokenizer: None, max_length: int, train: bool) -> Masked:
+    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> MaskedImages:
         """Returns a source's images."""
-        return Masked(self, source, train)
+        check_columns(source, self.columns)
+        return MaskedImages(self, source, processor_of(processors), train)
 
     def keep(self, rng: np.random.Generator) -> np.ndarray:
         """Returns the numbers of the patches that are seen, int32 [K], in order."""
@@ -80,11 +94,11 @@ class Task(Pictures):
         variance = jnp.square(centred).sum(axis=-1, keepdims=True) / (pixels.shape[-1] - 1)
         return centred / jnp.sqrt(variance + 1e-6)
 
-    def hidden(self, batch: Batch) -> jax.Array:
+    def hidden(self, batch: Mapping[str, Any]) -> jax.Array:
         """Returns fp32 [B,N]: 1 where a patch is not seen."""
         return 1.0 - jax.nn.one_hot(batch["patch_keep"], self.patches).sum(axis=1)
 
-    def errors(self, outputs: Batch, batch: Batch) -> jax.Array:
+    def errors(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
         """Returns the mean squared error of each patch that is not seen, 0 of the others: [B,N].
 
         Raises UserError if the model has patches of another size.
@@ -97,48 +111,51 @@ class Task(Pictures):
             )
         return jnp.square(predicted.astype(jnp.float32) - targets).mean(axis=-1) * self.hidden(batch)
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: Batch) -> Arrays:
         """Returns the number of patches that are not seen."""
         return {"pixels": self.hidden(batch).sum()}
 
-    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of their errors."""
         return {"pixels": self.errors(outputs, batch).sum()}
 
-    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns each image's sum of errors, and of how many patches."""
         return {"errors": self.errors(outputs, batch).sum(axis=-1), "weights": self.hidden(batch).sum(axis=-1)}
 
-    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns the mean error of a patch that is not seen."""
         real = valid > 0
         return {"loss": float(arrays["errors"][real].sum(dtype=np.float64) / arrays["weights"][real].sum())}
 
-    def inputs(self, examples: Sequence[Any], tokenizer: None, max_length: int, where: Where) -> dict[str, np.ndarray]:
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch from images, as those of classification, and patches to see, the same ones each time."""
         keep = [self.keep(np.random.default_rng(number)) for number in range(len(examples))]
-        return self.batch(examples, where) | {"patch_keep": np.stack(keep)}
+        return self.batch(examples, processors, where) | {"patch_keep": np.stack(keep)}
 
-    def describe(self, outputs: Batch, batch: Batch, tokenizer: None) -> list[dict[str, Any]]:
-        """Returns how far the patches that were not seen are predicted, of each image: their mean squared error."""
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
+        """Returns the mean squared error of each image over the patches that were not seen, and those that were."""
         errors = np.asarray(self.errors(outputs, batch)).sum(axis=-1) / (self.patches - self.kept)
         return [{"error": float(error), "seen": keep.tolist()} for error, keep in zip(errors, batch["patch_keep"], strict=True)]
 
 
-class Masked:
+class MaskedImages(contracts.Examples):
     """Images; `draw` changes them, in training, and chooses the patches that are seen."""
 
-    def __init__(self, task: Task, source: Source, train: bool):
-        self.task, self.source, self.train = task, source, train
+    def __init__(self, task: Task, source: Source, processor: image_kind.Processor, train: bool):
+        self.task, self.source, self.processor, self.train = task, source, processor, train
 
     def __len__(self) -> int:
         return len(self.source)
 
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
     def __getitem__(self, index: int) -> Example:
         """Returns `images`, uint8 [S,S,C]."""
-        return {"images": self.task.prepared(self.source[index][self.task.image], self.source.where(index))}
+        return {"images": self.processor.resized(self.source[index][self.task.image], self.source.where(index))}
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         """Returns `images`, fp32 [S,S,C], and `patch_keep`, int32 [K]."""
         image = self.task.augmented(example["images"], rng) if self.train else example["images"]
-        return {"images": self.task.normalised(image), "patch_keep": self.task.keep(rng)}
+        return {"images": self.processor.normalized(image), "patch_keep": self.task.keep(rng)}

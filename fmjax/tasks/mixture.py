@@ -1,4 +1,4 @@
-"""Several objectives at once, such as classifying labelled texts and masked language modelling of unlabelled ones.
+"""Several objectives at once, such as classifying labeled texts and masked language modeling of unlabeled ones.
 
 Each part is a task with its own data: it trains on `split`, a name in `data.files`, and its loss counts `factor` times. The
 first part is the main one: an epoch is one of its data, the run is evaluated by it and predicts as it does. Of the other
@@ -14,20 +14,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import jax
 import numpy as np
 
-from fmjax import pytree, tasks
-from fmjax.data.records import Bundle
-from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax import contracts, pytree, tasks
+from fmjax.contracts import Arrays, Batch, Config, Example, Examples, Processors, Undrawn
 from fmjax.errors import UserError
-from fmjax.tasks import Batch, Example
 
 OWN = ("factor", "split")  # settings of a part that are not its task's
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(contracts.Task):
     """Settings of a mixture: for each part the settings of its task, its name among them, `factor` and `split`."""
 
     parts: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -39,40 +36,46 @@ class Task:
             factor = settings.get("factor", 1.0)
             if not factor > 0:
                 raise UserError(f"task.parts.{part}.factor={factor}: must be above 0; leave the part out instead")
-        reads = {part: getattr(task, "reads", "text") for part, task in self.tasks.items()}
-        if len(set(reads.values())) > 1:
-            listed = ", ".join(f"{part} reads {what}" for part, what in reads.items())
+        reads = {part: list(dict.fromkeys(task.reads.values())) for part, task in self.tasks.items()}
+        if any(kinds != reads[next(iter(reads))] for kinds in reads.values()):
+            listed = ", ".join(f"{part} reads {' and '.join(kinds)}" for part, kinds in reads.items())
             raise UserError(f"task.parts: {listed}; one model reads either, so mix tasks that read the same")
 
     @functools.cached_property
-    def tasks(self) -> dict[str, Any]:
+    def tasks(self) -> dict[str, contracts.Task]:
         """The task of each part. Raises UserError, naming the part, for settings that it does not have."""
-        made = {}
+        built = {}
         for part, settings in self.parts.items():
             if "name" not in settings or settings["name"] == "mixture":
                 raise UserError(f'task.parts.{part}: has no task of its own; give task.parts.{part}.name, such as "mlm"')
             with naming(part):
-                made[part] = tasks.make({name: value for name, value in settings.items() if name not in OWN})
-        return made
+                built[part] = tasks.make({name: value for name, value in settings.items() if name not in OWN})
+        return built
 
     @property
-    def main(self) -> Any:
-        """The task of the first part."""
-        return next(iter(self.tasks.values()))
+    def reads(self) -> Mapping[str, str]:
+        return self.main.reads
 
     @property
-    def reads(self) -> str:
-        return getattr(self.main, "reads", "text")
+    def columns(self) -> tuple[str, ...]:
+        return self.main.columns
 
     @property
     def splits(self) -> dict[str, str]:
-        """The split of the data that each part trains on."""
         return {part: settings.get("split", "train") for part, settings in self.parts.items()}
 
     @property
-    def heads(self) -> dict[str, dict[str, Any]]:
-        """Returns the heads of all parts. Raises UserError if two have the same kind of head with other numbers."""
-        heads: dict[str, dict[str, Any]] = {}
+    def packs_pairs(self) -> bool:
+        return any(task.packs_pairs for task in self.tasks.values())
+
+    @property
+    def model_settings(self) -> Mapping[str, Any]:
+        return {name: value for task in self.tasks.values() for name, value in task.model_settings.items()}
+
+    @property
+    def heads(self) -> dict[str, Mapping[str, Any]]:
+        """The heads of all parts. Raises UserError if two have the same kind of head with other numbers."""
+        heads: dict[str, Mapping[str, Any]] = {}
         for part, task in self.tasks.items():
             for kind, numbers in task.heads.items():
                 if heads.setdefault(kind, numbers) != numbers:
@@ -86,7 +89,7 @@ class Task:
     def measures(self) -> tuple[str, ...]:
         return self.main.measures
 
-    def resolve(self, source: Bundle) -> dict[str, Any]:
+    def resolve(self, source: Any) -> Config:
         """Returns what follows from each part's training data."""
         found = {}
         for part, task in self.tasks.items():
@@ -94,49 +97,46 @@ class Task:
                 found[part] = {**self.parts[part], **task.resolve(source.parts[part])}
         return {"parts": found}
 
-    def examples(self, source: Any, tokenizer: Tokenizer, max_length: int, train: bool) -> Any:
+    def examples(self, source: Any, processors: Processors, max_length: int, train: bool) -> Examples:
         """Returns the examples of all parts side by side, in training, and else those of the main part."""
         if not train:
-            return self.main.examples(source, tokenizer, max_length, train=False)
-        made = {}
+            return self.main.examples(source, processors, max_length, train=False)
+        built = {}
         for part, task in self.tasks.items():
             with naming(part):
-                made[part] = task.examples(source.parts[part], tokenizer, max_length, train=True)
-        return SideBySide(made)
+                built[part] = task.examples(source.parts[part], processors.part(part), max_length, train=True)
+        return SideBySide(built)
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: Batch) -> Arrays:
         """Returns each part's weights, of terms such as "mlm/mlm"."""
         nested = pytree.unnames(batch)
         return pytree.names({part: task.weights(nested[part]) for part, task in self.tasks.items()})
 
-    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns each part's sums, times its factor."""
         nested = pytree.unnames(batch)
-        terms = {part: task.loss(outputs[part], nested[part]) for part, task in self.tasks.items()}
+        parts: Mapping[str, Any] = outputs
+        terms = {part: task.loss(parts[part], nested[part]) for part, task in self.tasks.items()}
         factors = {part: settings.get("factor", 1.0) for part, settings in self.parts.items()}
         return pytree.names({part: {name: factors[part] * total for name, total in own.items()} for part, own in terms.items()})
 
 
-class SideBySide:
+class SideBySide(Examples):
     """The examples of the first part, each beside one of every other part, drawn anew each time."""
 
-    def __init__(self, parts: Mapping[str, Any]):
+    def __init__(self, parts: Mapping[str, Examples]):
         self.parts = parts
         (self.name, self.main), *others = parts.items()
         self.others = dict(others)
+        self.classes = self.main.classes  # by which data.balance resamples
 
     def __len__(self) -> int:
         return len(self.main)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Undrawn:
         return self.main[index]
 
-    @property
-    def classes(self) -> np.ndarray | None:
-        """The first part's, by which data.balance resamples."""
-        return getattr(self.main, "classes", None)
-
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
+    def draw(self, example: Undrawn, rng: np.random.Generator) -> Example:
         """Returns the arrays of all parts by names such as "mlm/input_ids"."""
         drawn = {self.name: self.main.draw(example, rng)}
         for part, examples in self.others.items():

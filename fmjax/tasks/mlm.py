@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import losses
-from fmjax.data.sources.open import Source, check_columns
+from fmjax import contracts, losses
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Where
+from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.corpus import Corpus, given_texts, packed_row, pad_rows, tokenise
+from fmjax.tasks.token_rows import PADDED, Corpus, given_texts, packed_row, pad_rows, token_sums, tokenize, tokenizer_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(contracts.Task):
     """Settings of masked language modelling. Of the chosen tokens, 80 % become the mask, 10 % a random token."""
+
+    sized: ClassVar[tuple[str, ...]] = (*PADDED, "masked_positions")
 
     mask_rate: float = 0.15
     whole_word: bool = False
@@ -39,53 +41,56 @@ class Task:
             raise UserError(f"task.mask_rate={self.mask_rate}: must lie between 0 and 1; BERT has 0.15")
 
     @property
-    def heads(self) -> dict[str, dict[str, Any]]:
+    def reads(self) -> Mapping[str, str]:
+        return {self.column: "text"}
+
+    @property
+    def heads(self) -> Heads:
         return {"mlm": {}, "nsp": {}} if self.nsp else {"mlm": {}}
 
     @property
     def measures(self) -> tuple[str, ...]:
         return (*class_metrics.TOKEN_LEVEL, *(("nsp_accuracy",) if self.nsp else ()))
 
-    def resolve(self, source: Source) -> dict[str, Any]:
-        """Returns no settings: none follow from the data. Raises UserError if the text column is not there."""
-        check_columns(source, (self.column,))
+    def resolve(self, source: Source) -> Config:
+        """Returns no settings: none follow from the data. Raises UserError if the text column is missing."""
+        check_columns(source, self.columns)
         return {}
 
-    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Rows | Pairs:
-        """Tokenises a source into rows of `max_length` tokens."""
-        check_columns(source, (self.column,))
-        corpus = tokenise(source, self.column, tokenizer)
+    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Rows | Pairs:
+        """Tokenizes a source into rows of `max_length` tokens."""
+        check_columns(source, self.columns)
+        tokenizer = tokenizer_of(processors)
+        corpus = tokenize(source, self.column, tokenizer)
         kind = Pairs if self.nsp else Rows
         return kind(corpus, Masker(self, tokenizer, max_length), tokenizer, max_length)
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: Batch) -> Arrays:
         """Returns the number of masked tokens, and of pairs, in the batch."""
         weights = {"mlm": batch["masked_weights"].sum()}
         return weights | ({"nsp": jnp.float32(batch["nsp_labels"].shape[0])} if self.nsp else {})
 
-    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sums of the cross-entropies over masked tokens, and over pairs."""
         tokens = losses.softmax_cross_entropy(outputs["mlm"], batch["masked_labels"])
         terms = {"mlm": (tokens * batch["masked_weights"]).sum()}
         return terms | ({"nsp": losses.softmax_cross_entropy(outputs["nsp"], batch["nsp_labels"]).sum()} if self.nsp else {})
 
-    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns per-row sums over masked tokens, and the pair logits."""
-        weights, labels = batch["masked_weights"], batch["masked_labels"]
-        tokens = losses.softmax_cross_entropy(outputs["mlm"], labels)
-        correct = (outputs["mlm"].argmax(axis=-1) == labels) * weights
-        arrays = {"losses": (tokens * weights).sum(-1), "weights": weights.sum(-1), "correct": correct.sum(-1)}
+        arrays = token_sums(outputs["mlm"], batch["masked_labels"], batch["masked_weights"])
         return arrays | ({"nsp": outputs["nsp"], "nsp_labels": batch["nsp_labels"]} if self.nsp else {})
 
-    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns loss (nats per masked token), perplexity and accuracy; and the accuracy on pairs."""
         values = class_metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
         if self.nsp:
             values["nsp_accuracy"] = class_metrics.classification(arrays["nsp"], arrays["nsp_labels"], valid)["accuracy"]
         return values
 
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch from texts (or {"text": ...}) in which the tokenizer's mask token marks what to predict."""
+        tokenizer = tokenizer_of(processors)
         rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))]
         masked = [np.flatnonzero(ids == tokenizer.mask_id) for ids, _ in rows]
         for number, ((ids, _), places) in enumerate(zip(rows, masked, strict=True)):
@@ -96,10 +101,11 @@ class Task:
         places_BM = np.zeros((len(rows), max(map(len, masked))), np.int32)
         for row, places in zip(places_BM, masked, strict=True):
             row[: places.size] = places
-        return pad_rows(rows, tokenizer.pad_id) | {"masked_positions": places_BM}
+        return {**pad_rows(rows, tokenizer.pad_id), "masked_positions": places_BM}
 
-    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
         """Returns, for each text, the five best tokens with their probabilities at each mask."""
+        tokenizer = tokenizer_of(processors)
         # A model may have more embeddings than the tokenizer has pieces; those beyond are no words.
         scores = np.asarray(jax.nn.softmax(outputs["mlm"], axis=-1))[..., : tokenizer.vocab_size]
         counts = (np.asarray(batch["input_ids"]) == tokenizer.mask_id).sum(axis=1)
@@ -165,7 +171,7 @@ class Masker:
         return masked
 
 
-class Rows:
+class Rows(contracts.Examples):
     """Documents cut into pieces, which are packed into rows."""
 
     def __init__(self, corpus: Corpus, masker: Masker, tokenizer: Tokenizer, max_length: int):
@@ -188,7 +194,7 @@ class Rows:
         return example | self.masker(example["input_ids"], rng)
 
 
-class Pairs:
+class Pairs(contracts.Examples):
     """Pieces of documents split in two, the second half exchanged for that of another document every other time.
 
     The split falls on the start of a word, not of a sentence: a corpus need not come with sentences.
@@ -208,7 +214,7 @@ class Pairs:
 
     def __getitem__(self, index: int) -> Example:
         """Returns the piece's index; what stands in the row is drawn."""
-        return {"piece": np.int32(index)}
+        return {"piece": np.asarray(index, np.int32)}
 
     def other(self, index: int, rng: np.random.Generator) -> int:
         """Returns a piece of another document. A document's pieces are consecutive, so it takes one draw."""
@@ -234,4 +240,4 @@ class Pairs:
             second = other[at : at + second.size]
         ids, types = self.tokenizer.assemble(first, second)
         row = {k: array[0] for k, array in pad_rows([(ids, types)], self.tokenizer.pad_id, self.max_length).items()}
-        return row | self.masker(row["input_ids"], rng) | {"nsp_labels": np.int32(random)}
+        return row | self.masker(row["input_ids"], rng) | {"nsp_labels": np.asarray(random, np.int32)}

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax import losses
-from fmjax.data.sources.open import Source, check_columns
+from fmjax import contracts, losses
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Value, Where
+from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError
+from fmjax.errors import RecordError, UserError
 from fmjax.metrics import answers as answer_metrics
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.corpus import PADDED, pad_rows, windows
+from fmjax.tasks import token_rows
+from fmjax.tasks.token_rows import PADDED, pad_rows, tokenizer_of, windows
 
 NEVER = -1e9  # the score of what cannot be an answer: finite, for sums of two
 
@@ -65,12 +66,14 @@ class Row(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(contracts.Task):
     """Settings of question answering. The lengths are in tokens; windows of a context begin every `stride` of them.
 
     Where questions may have no answer (`unanswerable`, found in the training data), there is none if that scores more than
     `null_threshold` above the best span; that it has none scores what it does in the window that is least sure of it.
     """
+
+    sized: ClassVar[tuple[str, ...]] = (*PADDED, "context_mask")
 
     context: str = "context"
     question: str = "question"
@@ -84,28 +87,32 @@ class Task:
 
     def __post_init__(self) -> None:
         for name in ("max_question", "max_answer", "n_best"):
-            if getattr(self, name) < 1:
-                raise UserError(f"task.{name}={getattr(self, name)}: must be at least 1")
+            if vars(self)[name] < 1:
+                raise UserError(f"task.{name}={vars(self)[name]}: must be at least 1")
 
     @property
-    def heads(self) -> dict[str, dict[str, Any]]:
+    def heads(self) -> Heads:
         return {"span": {}}
 
     @property
-    def text_columns(self) -> tuple[str, ...]:
-        return (self.context, self.question)
+    def reads(self) -> Mapping[str, str]:
+        return dict.fromkeys((self.context, self.question), "text")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.reads, self.answers)
 
     @property
     def measures(self) -> tuple[str, ...]:
         return ("loss", *answer_metrics.ANSWERS, *(answer_metrics.PARTS if self.unanswerable else ()))
 
-    def resolve(self, source: Source) -> dict[str, Any]:
+    def resolve(self, source: Source) -> Config:
         """Returns whether questions of the training data have no answer."""
-        check_columns(source, (*self.text_columns, self.answers))
+        check_columns(source, self.columns)
         none = any(not self.read_answers(source[index], source.where(index))[0] for index in range(len(source)))
         return {"unanswerable": True} if none else {}
 
-    def read_answers(self, record: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
+    def read_answers(self, record: Mapping[str, Value], where: str) -> tuple[list[str], list[int]]:
         """Returns the texts of a record's answers, and where each starts in the context, in characters.
 
         Raises UserError, naming the record, if they are not there.
@@ -113,19 +120,19 @@ class Task:
         given = record[self.answers]
         texts, starts = (given.get(name) for name in ("text", "answer_start")) if isinstance(given, Mapping) else (None, None)
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-            raise UserError(
-                f'{where}: column "{self.answers}" holds {given!r:.60}, not {{"text": [...], "answer_start": [...]}}; correct it'
-            )
+            wanted = '{"text": [...], "answer_start": [...]}'
+            raise RecordError(where, f'column "{self.answers}" holds {given!r:.60}, not {wanted}; correct it')
         for text, start in zip(texts, starts, strict=True):
             if not isinstance(text, str) or not isinstance(record[self.context], str):
-                raise UserError(f"{where}: context and answers must be texts; correct the record")
+                raise RecordError(where, "context and answers must be texts; correct the record")
             if not text or type(start) is not int or start < 0 or not record[self.context].startswith(text, start):
-                raise UserError(f'{where}: the answer "{text}" does not stand at {start} of the context; correct the record')
+                raise RecordError(where, f'the answer "{text}" does not stand at {start} of the context; correct the record')
         return texts, starts
 
-    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Windows:
-        """Tokenises a source into rows of `max_length` tokens. Raises UserError, naming the record, for one without text."""
-        check_columns(source, (*self.text_columns, self.answers))
+    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Windows:
+        """Tokenizes a source into rows of `max_length` tokens. Raises UserError, naming the record, for one without text."""
+        check_columns(source, self.columns)
+        tokenizer = tokenizer_of(processors)
         records = [source[index] for index in range(len(source))]
         contexts, questions = self.read(records, tokenizer, source.where)
         answered = []
@@ -138,21 +145,23 @@ class Task:
         return Windows(contexts, answered, rows, tokenizer, max_length)
 
     def read(
-        self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, where: Where
+        self, records: Sequence[Mapping[str, Value]], tokenizer: Tokenizer, where: Where
     ) -> tuple[list[Context], list[Question]]:
         """Returns the contexts, each once, and the questions, without their answers."""
         contexts: dict[str, int] = {}
         encoded: list[Context] = []
         for index, record in enumerate(records):
-            for column in self.text_columns:
+            for column in self.reads:
                 text = record[column]
                 if not isinstance(text, str) or not text.strip():
-                    raise UserError(f'{where(index)}: column "{column}" holds {text!r:.60}, not text; correct the record')
+                    problem = f'column "{column}" holds {text!r:.60}, not text; correct the record'
+                    raise RecordError(where(index), problem, index)
             if record[self.context] not in contexts:
                 contexts[record[self.context]] = len(encoded)
                 encoded.append(Context(record[self.context], *tokenizer.encode_with_offsets(record[self.context])))
                 if not encoded[-1].ids.size:
-                    raise UserError(f'{where(index)}: column "{self.context}" has no token; correct the record')
+                    problem = f'column "{self.context}" has no token; correct the record'
+                    raise RecordError(where(index), problem, index)
         asked = tokenizer.encode_batch([record[self.question] for record in records])
         questions = [
             Question(ids[: self.max_question], contexts[record[self.context]], (), None)
@@ -169,15 +178,17 @@ class Task:
         for index, question in enumerate(questions):
             room = most - special - question.ids.size
             if room < 1:
-                raise UserError(
-                    f"{where(index)}: a question of {question.ids.size} tokens and {special} special ones leave no room in "
-                    f"data.max_length={most}; raise it, or lower task.max_question"
+                raise RecordError(
+                    where(index),
+                    f"a question of {question.ids.size} tokens and {special} special ones leave no room in "
+                    f"data.max_length={most}; raise it, or lower task.max_question",
+                    index,
                 )
             spans = windows(contexts[question.context].ids.size, room, self.stride)
             rows += [Row(index, begin, end) for begin, end in spans.tolist()]
         return rows
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: Batch) -> Arrays:
         """Returns the number of rows."""
         return {"span": jnp.float32(batch["start_positions"].shape[0])}
 
@@ -187,11 +198,11 @@ class Task:
         first = losses.softmax_cross_entropy(start, batch["start_positions"])
         return (first + losses.softmax_cross_entropy(end, batch["end_positions"])) / 2
 
-    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the rows' losses."""
         return {"span": self.losses(outputs, batch).sum()}
 
-    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns each row's best span, its score, that of no answer, and the loss."""
         scores, first, last = self.best(outputs["span"], batch["context_mask"], 1)
         null = outputs["span"][:, 0].sum(axis=-1)
@@ -207,7 +218,7 @@ class Task:
         scores, places = jax.lax.top_k(sums.reshape(rows, length * most), min(count, length * most))
         return scores, places // most, places // most + places % most
 
-    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Windows) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns the mean loss of a row, and the official exact match and F1 over questions, 0 to 100."""
         (lost,) = class_metrics.real_rows(valid, arrays["losses"])
         found = examples.answers(arrays, valid)
@@ -219,9 +230,10 @@ class Task:
         """Returns whether a question has no answer, by the scores of none and of the best span."""
         return self.unanswerable and null - best > self.null_threshold
 
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch from objects with the task's question and context, or pairs of both."""
-        records = []
+        tokenizer = tokenizer_of(processors)
+        records: list[Mapping[str, Value]] = []
         for number, example in enumerate(examples):
             if isinstance(example, list | tuple) and len(example) == 2:
                 example = dict(zip((self.question, self.context), example, strict=True))
@@ -234,9 +246,9 @@ class Task:
         read = Windows(contexts, questions, rows, tokenizer, 0)
         batch = pad_rows([read.assembled(row) for row in rows], tokenizer.pad_id)
         mask = np.stack([read.context_mask(row, batch["input_ids"].shape[1]) for row in rows])
-        return batch | {"context_mask": mask, "_windows": read}
+        return {**batch, "context_mask": mask, "_windows": read}
 
-    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors) -> list[dict[str, Any]]:
         """Returns the answer to each question, "" if it has none; its score, a share among the best spans (and none); and
         where it starts and ends in the context, in characters."""
         read: Windows = batch["_windows"]
@@ -275,10 +287,10 @@ def possible(logits_BL2: jax.Array, mask_BL: jax.Array, first: float) -> tuple[j
     return logits_BL2[..., 0] + outside, logits_BL2[..., 1] + outside
 
 
-class Windows:
+class Windows(contracts.Examples):
     """Questions with windows of their contexts."""
 
-    sized = (*PADDED, "context_mask")
+    sized = Task.sized
 
     def __init__(
         self, contexts: list[Context], questions: list[Question], rows: list[Row], tokenizer: Tokenizer, max_length: int
@@ -287,17 +299,13 @@ class Windows:
         self.tokenizer, self.max_length = tokenizer, max_length
         marked = tokenizer.assemble(np.zeros(0, np.int32), np.array([-1], np.int32))[0]
         self.before = int(np.flatnonzero(marked == -1)[0])  # special tokens before the context
+        special = tokenizer.special_count(pair=True)
+        self.lengths = np.array([questions[row.question].ids.size + row.end - row.begin + special for row in rows])
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """How many tokens each row has [N]."""
-        special = self.tokenizer.special_count(pair=True)
-        return np.array([self.questions[row.question].ids.size + row.end - row.begin + special for row in self.rows])
-
-    def assembled(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+    def assembled(self, row: Row) -> token_rows.Row:
         """Returns the ids and token types of a row."""
         question = self.questions[row.question]
         return self.tokenizer.assemble(question.ids, self.contexts[question.context].ids[row.begin : row.end])
@@ -332,10 +340,7 @@ class Windows:
         example["context_mask"] = self.context_mask(row, self.max_length)
         return example | {"start_positions": start, "end_positions": end}
 
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        return example
-
-    def answers(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray) -> list[tuple[str, tuple[int, int], float, float]]:
+    def answers(self, arrays: HostBatch, valid: np.ndarray) -> list[tuple[str, tuple[int, int], float, float]]:
         """Returns of each question the best span over its windows (text, characters, score) and the least score of none."""
         found = [("", (0, 0), -np.inf, np.inf)] * len(self.questions)
         for number in np.flatnonzero(valid):

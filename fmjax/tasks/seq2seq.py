@@ -12,19 +12,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 
-from fmjax import losses
-from fmjax.data.sources.open import Source, check_columns
+from fmjax import contracts, losses
+from fmjax.contracts import Arrays, Batch, Example, HostBatch, Processors, Source, Value, Where
+from fmjax.data.kinds.text import texts
+from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import texts as text_metrics
-from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.corpus import enclosed, given_texts, packed_pairs, pad_rows, pair, texts
-from fmjax.tasks.tokens import BOTH_SIDES, TokenTask
+from fmjax.tasks.token_rows import BOTH_SIDES, TokenTask, enclosed, given_texts, packed_pairs, pad_rows, pair, tokenizer_of
 
 OVERLONG = ("error", "truncate")
 
@@ -35,6 +34,8 @@ class Task(TokenTask):
 
     `scores` judge what is written by generation (see `text_metrics.SCORES`); without any, evaluation generates nothing.
     """
+
+    counted: ClassVar[tuple[str, ...]] = BOTH_SIDES
 
     source: str = "source"
     target: str = "target"
@@ -51,11 +52,9 @@ class Task(TokenTask):
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
 
-    counted: ClassVar[tuple[str, ...]] = BOTH_SIDES
-
     def __post_init__(self) -> None:
         for name, choices in (("overlong", OVERLONG), ("bleu_tokenize", text_metrics.TOKENIZERS)):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value not in choices:
                 raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
         if not 0 <= self.label_smoothing < 1:
@@ -70,13 +69,25 @@ class Task(TokenTask):
         text_metrics.measures(self.scores)
 
     @property
-    def needs(self) -> str:
-        return "generation" if self.scores else ""
+    def reads(self) -> Mapping[str, str]:
+        return dict.fromkeys((self.source, self.target), "text")
+
+    @property
+    def adds(self) -> Mapping[str, tuple[Value, ...]]:
+        return {"text": (self.prefix,)} if self.prefix else {}
+
+    @property
+    def packs_pairs(self) -> bool:
+        return self.pack
+
+    @property
+    def needs_generation(self) -> bool:
+        return bool(self.scores)
 
     @property
     def generation(self) -> dict[str, Any]:
         """Arguments of generation."""
-        beams = {name: getattr(self, name) for name in ("num_beams", "length_penalty", "no_repeat_ngram_size")}
+        beams = {name: vars(self)[name] for name in ("num_beams", "length_penalty", "no_repeat_ngram_size")}
         return {"max_new_tokens": self.max_new_tokens or self.target_length} | beams
 
     @property
@@ -88,22 +99,13 @@ class Task(TokenTask):
         """How each score is computed, to be reported beside it."""
         return text_metrics.signatures(self.scores, self.bleu_tokenize)
 
-    @property
-    def text_columns(self) -> tuple[str, ...]:
-        """The columns whose texts a tokenizer is trained on."""
-        return (self.source, self.target)
-
-    def resolve(self, source: Source) -> dict[str, Any]:
-        """Returns no settings: none follow from the data. Raises UserError if a column is not there."""
-        check_columns(source, self.text_columns)
-        return {}
-
-    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Pairs:
-        """Tokenises a source into pairs of `max_length` and `target_length` tokens.
+    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Pairs:
+        """Tokenizes a source into pairs of `max_length` and `target_length` tokens.
 
         Raises UserError, naming the record, for what is not text, and for texts that are too long and may not be truncated.
         """
-        check_columns(source, self.text_columns)
+        check_columns(source, self.columns)
+        tokenizer = tokenizer_of(processors)
         references = list(texts(source, self.target))
         sources = self.cut([f"{self.prefix}{text}" for text in texts(source, self.source)], tokenizer, max_length, source.where)
         targets = self.cut(references, tokenizer, self.target_length, source.where, target=True)
@@ -119,12 +121,12 @@ class Task(TokenTask):
         ending = end(tokenizer) if target else ()
         return enclosed(encode(read), tokenizer, most, self.overlong == "truncate", where, limit, ending)
 
-    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the smoothed cross-entropies of target tokens."""
         tokens = losses.softmax_cross_entropy(outputs["lm"], batch["labels"], self.label_smoothing)
         return {"lm": (tokens * batch["label_weights"]).sum()}
 
-    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Pairs) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns loss (nats a target token), perplexity and accuracy, and the scores of what was generated."""
         values = super().metrics(arrays, valid, examples)
         if not self.scores:
@@ -132,20 +134,22 @@ class Task(TokenTask):
         hypotheses = [written(row, examples.tokenizer) for row in arrays["generated"][valid > 0]]
         return values | text_metrics.texts(self.scores, hypotheses, examples.references, self.bleu_tokenize)
 
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch from texts, or records with the task's source column."""
+        tokenizer = tokenizer_of(processors)
         sources = [f"{self.prefix}{text}" for text in given_texts(examples, self.source, where)]
         rows = self.cut(sources, tokenizer, max_length, where)
         batch = pad_rows([(ids, np.zeros_like(ids)) for ids in rows], tokenizer.fill_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
         """Returns the text that was written for each."""
+        tokenizer = tokenizer_of(processors)
         return [{"text": written(row, tokenizer)} for row in np.asarray(outputs["generated"])]
 
 
-class Pairs:
-    """Tokenised sources and targets, a pair an example; nothing in them is random. `references` are the targets' texts, and
+class Pairs(contracts.Examples):
+    """Tokenized sources and targets, a pair an example; nothing in them is random. `references` are the targets' texts, and
     `row_lengths` (S, T) those of an example."""
 
     def __init__(
@@ -168,9 +172,6 @@ class Pairs:
         """Returns `input_ids`, `attention_mask` [S] and `labels`, `label_weights` [T]."""
         return pair(self.sources[index], self.targets[index], self.row_lengths, self.tokenizer.fill_id)
 
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        return example
-
 
 class PackedPairs(Pairs):
     """Several pairs an example, by a plan; targets are `target_length` in all, 0 being matched to the data."""
@@ -183,6 +184,10 @@ class PackedPairs(Pairs):
             self.plan, target_length = pack_matched(sizes, max_length)
         lengths = (max_length, target_length)
         super().__init__(pairs.sources, pairs.targets, pairs.references, pairs.tokenizer, lengths, self.plan.fill)
+
+    @property
+    def target_length(self) -> int:
+        return self.row_lengths[1]
 
     def repacked(self, target_length: int) -> PackedPairs:
         """Returns the same pairs in rows with another length of targets."""

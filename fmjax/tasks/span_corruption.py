@@ -17,20 +17,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fmjax.data.sources.open import Source, check_columns
+from fmjax import contracts
+from fmjax.contracts import Example, HostBatch, Processors, Source, Value, Where
+from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
 from fmjax.data.tokenizers.sentencepieces import sentinel
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
-from fmjax.metrics import classes as class_metrics
-from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.corpus import Corpus, cut, given_texts, packed_pairs, pad_rows, pair, side_by_side, tokenise
-from fmjax.tasks.tokens import CorpusToText
+from fmjax.tasks import token_rows
+from fmjax.tasks.token_rows import Corpus, TokenTask, cut, given_texts, packed_pairs, pad_rows, pair, side_by_side, tokenizer_of
 
 ROWS = ("packed", "joined")
 # The seven denoisers of UL2's table 1: R regular, X extreme, S sequential.
@@ -90,11 +90,13 @@ def denoiser(written: str) -> Denoiser:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(CorpusToText):
+class Task(TokenTask):
     """Settings of span corruption. A text's denoiser is drawn from `denoisers`: T5 has the one, `UL2` are seven.
 
     `mode_text` goes before each input, with the mode's letter for {mode}, as "[{mode}] "; the first denoiser's in predicting.
     """
+
+    counted: ClassVar[tuple[str, ...]] = token_rows.BOTH_SIDES
 
     denoisers: tuple[str, ...] = ("R:3:0.15",)
     mode_text: str = ""
@@ -102,8 +104,6 @@ class Task(CorpusToText):
     rows: str = "packed"
     max_new_tokens: int = 64  # of a prediction
     num_beams: int = 1
-
-    measures: ClassVar[tuple[str, ...]] = class_metrics.TOKEN_LEVEL
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -113,20 +113,40 @@ class Task(CorpusToText):
         for written in self.denoisers:
             denoiser(written)
 
-    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Rows | PackedRows:
-        """Tokenises a source into rows whose inputs are `max_length` tokens."""
-        check_columns(source, (self.column,))
-        corpus, corrupter = tokenise(source, self.column, tokenizer), Corrupter(self, tokenizer, max_length)
+    @property
+    def reads(self) -> Mapping[str, str]:
+        return {self.column: "text"}
+
+    @property
+    def adds(self) -> Mapping[str, tuple[Value, ...]]:
+        modes = dict.fromkeys(denoiser(written).mode for written in self.denoisers)
+        return {"text": tuple(map(self.mode_prefix, modes))} if self.mode_text else {}
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The settings of generation, which predicting needs and evaluation does not."""
+        return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
+
+    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Rows | PackedRows:
+        """Tokenizes a source into rows whose inputs are `max_length` tokens."""
+        check_columns(source, self.columns)
+        tokenizer = tokenizer_of(processors)
+        corpus, corrupter = token_rows.tokenize(source, self.column, tokenizer), Corrupter(self, tokenizer, max_length)
         return Rows(corpus.tokens, corrupter) if self.rows == "joined" else PackedRows(corpus, corrupter)
+
+    def mode_prefix(self, mode: str) -> str:
+        """Returns the text that goes before the inputs of a mode."""
+        return self.mode_text.replace("{mode}", mode)
 
     def opening(self, tokenizer: Tokenizer, mode: str) -> np.ndarray:
         """Returns the ids of what goes before the inputs of a mode."""
-        written = self.mode_text.replace("{mode}", mode)
+        written = self.mode_prefix(mode)
         return tokenizer.encode_batch([written])[0] if written else np.zeros(0, np.int32)
 
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, np.ndarray]:
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch from texts (or records with the task's column) in which sentinels, or the tokenizer's mask tokens,
         mark what is missing."""
+        tokenizer = tokenizer_of(processors)
         read = given_texts(examples, self.column, where)
         marks = sentinels(tokenizer)
         opening = self.opening(tokenizer, denoiser(self.denoisers[0]).mode)
@@ -145,8 +165,9 @@ class Task(CorpusToText):
         batch = pad_rows(rows, tokenizer.pad_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
         """Returns, for each text, the spans that were written for its sentinels, and the text with them put in."""
+        tokenizer = tokenizer_of(processors)
         marks = sentinels(tokenizer)
         opening = self.opening(tokenizer, denoiser(self.denoisers[0]).mode).size
         described = []
@@ -234,7 +255,7 @@ def corrupt(ids: np.ndarray, noise: np.ndarray, marks: np.ndarray) -> tuple[np.n
     return kept, np.insert(ids[noise], np.flatnonzero(first[noise]), marked[first])
 
 
-class Rows:
+class Rows(contracts.Examples):
     """A text cut into rows; what is taken out of each is drawn."""
 
     def __init__(self, tokens: np.ndarray, corrupter: Corrupter):
@@ -258,7 +279,7 @@ class Rows:
         return pair(*made(example["tokens"], rng), (made.max_length, made.target_length), made.tokenizer.pad_id)
 
 
-class PackedRows:
+class PackedRows(contracts.Examples):
     """Documents cut into pieces, which are packed into rows; what is taken out of each is drawn. A piece of one token, of which
     nothing can be taken out, goes with the one before it, and a document of one token is left out."""
 
@@ -283,6 +304,10 @@ class PackedRows:
         self.row_lengths = (corrupter.max_length, target_length)
         fill = mean.sum(axis=0) / (self.plan.rows * np.array(self.row_lengths))
         self.fill = {"input_ids": float(fill[0]), "labels": float(fill[1])}
+
+    @property
+    def target_length(self) -> int:
+        return self.row_lengths[1]
 
     def repacked(self, target_length: int) -> PackedRows:
         """Returns the same pieces in rows with another length of targets."""

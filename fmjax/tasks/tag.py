@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +20,23 @@ from seqeval import metrics as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2, Entities
 
-from fmjax import losses
+from fmjax import contracts, losses
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Where
 from fmjax.data.augment.texts import drop_tokens
-from fmjax.data.sources.open import Source, check_columns
+from fmjax.data.kinds.label import known_name
+from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks import Batch, Example, Where
-from fmjax.tasks.balance import Balance
-from fmjax.tasks.corpus import PADDED, pad_rows, widest_context, windows
+from fmjax.tasks.labels import Balance
+from fmjax.tasks.token_rows import PADDED, pad_rows, tokenizer_of, widest_context, windows
 
 OUTSIDE = "O"
 BIO = re.compile(r"O|[BI]-.+")
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 # How a text becomes words: runs of letters and digits, and every other sign and Chinese character; characters; or as it is.
 SPLITS = {"words": rf"[{CHINESE}]|[^\W{CHINESE}]+|[^\w\s]", "characters": r"\S", "spaces": r"\S+"}
+SCORES = {"precision": seqeval.precision_score, "recall": seqeval.recall_score, "f1": seqeval.f1_score}
 CHOICES = {
     "split": tuple(SPLITS),
     "pieces": ("first", "all"),
@@ -61,13 +63,15 @@ class Row(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(Balance):
+class Task(Balance, contracts.Task):
     """Settings of token classification. `labels` are found in the training data where they are not given.
 
     `pieces` says which tokens of a word are trained on; `split`, how a text becomes words when predicting. A text of too
     many tokens is an error, is cut, or is read in windows that begin every `stride` tokens, each word where it has the most
     context. Words that were cut off count as outside.
     """
+
+    sized: ClassVar[tuple[str, ...]] = PADDED
 
     tokens: str = "tokens"
     tags: str = "tags"
@@ -81,7 +85,7 @@ class Task(Balance):
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value not in choices:
                 raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
         if not 0 <= self.token_dropout < 1:
@@ -91,11 +95,15 @@ class Task(Balance):
             raise UserError(f"task.mode=strict reads BIO tags, unlike {', '.join(self.labels[:10])}; choose default")
 
     @property
-    def text_columns(self) -> tuple[str, ...]:
-        return (self.tokens,)
+    def reads(self) -> Mapping[str, str]:
+        return {self.tokens: "text"}
 
     @property
-    def heads(self) -> dict[str, dict[str, Any]]:
+    def columns(self) -> tuple[str, ...]:
+        return (self.tokens, self.tags)
+
+    @property
+    def heads(self) -> Heads:
         return {"tag": {"classes": len(self.labels)}}
 
     @property
@@ -107,22 +115,22 @@ class Task(Balance):
     def measures(self) -> tuple[str, ...]:
         return ("loss", "accuracy", *(class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED))
 
-    def resolve(self, source: Source) -> dict[str, Any]:
+    def resolve(self, source: Source) -> Config:
         """Returns the tags found in the training data, unless they are given, that for outside first; and the class weights,
         if they are to follow from the data. Raises UserError, naming the record, for tags that are no names."""
-        check_columns(source, (self.tokens, self.tags))
+        check_columns(source, self.columns)
         if self.labels and not self.weighs:
             return {}
         counts: Counter[str] = Counter()
         for index in range(len(source)):
             counts.update(self.read(source[index], source.where(index))[1])
         labels = self.labels or tuple(sorted(counts, key=lambda label: (label != OUTSIDE, label)))
-        found: dict[str, Any] = {} if self.labels else {"labels": labels}
+        found: Config = {} if self.labels else {"labels": labels}
         if self.weighs:
             found |= self.find_weights(labels, np.array([counts[label] for label in labels]))
         return found
 
-    def read(self, record: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
+    def read(self, record: Record, where: str) -> tuple[list[str], list[str]]:
         """Returns the words and tags of a record: lists, or strings with spaces between them.
 
         Raises UserError, naming the record, if they are not as many, or not strings; numbers stand for the given labels.
@@ -130,37 +138,41 @@ class Task(Balance):
         words, tags = (value.split() if isinstance(value := record[name], str) else value for name in (self.tokens, self.tags))
         for name, values in ((self.tokens, words), (self.tags, tags)):
             if not isinstance(values, list) or not values:
-                raise UserError(f'{where}: column "{name}" holds {values!r:.60}, not one word or more; correct the record')
+                raise RecordError(where, f'column "{name}" holds {values!r:.60}, not one word or more; correct the record')
         if len(words) != len(tags):
-            raise UserError(f"{where}: has {len(words)} words and {len(tags)} tags; correct the record")
+            raise RecordError(where, f"has {len(words)} words and {len(tags)} tags; correct the record")
         if self.labels:
             tags = [self.labels[tag] if type(tag) is int and 0 <= tag < len(self.labels) else tag for tag in tags]
+            tags = [known_name(tag, self.labels) if isinstance(tag, str) else tag for tag in tags]
         for name, values in ((self.tokens, words), (self.tags, tags)):
             for value in values:
                 if not isinstance(value, str) or not (value or name == self.tokens):
                     also = "; list the names of numbers in task.labels" if type(value) is int else ""
-                    raise UserError(f'{where}: column "{name}" holds {value!r:.60}, not a string; correct the record{also}')
+                    raise RecordError(where, f'column "{name}" holds {value!r:.60}, not a string; correct the record{also}')
         return words, tags
 
-    def examples(self, source: Source, tokenizer: Tokenizer, max_length: int, train: bool) -> Sentences:
-        """Tokenises a source into rows of `max_length` tokens. Raises UserError, naming the record, for a tag that is not
+    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> TaggedTexts:
+        """Tokenizes a source into rows of `max_length` tokens. Raises UserError, naming the record, for a tag that is not
         among `labels`, and for a text that is too long."""
-        check_columns(source, (self.tokens, self.tags))
+        check_columns(source, self.columns)
+        tokenizer = tokenizer_of(processors)
         read = [self.read(source[index], source.where(index)) for index in range(len(source))]
         numbers = {label: number for number, label in enumerate(self.labels)}
         targets = []
         for index, (_, tags) in enumerate(read):
             for tag in tags:
                 if tag not in numbers:
-                    raise UserError(
-                        f'{source.where(index)}: tag "{tag}" is not one of {", ".join(self.labels[:20])}'
-                        f"{nearest(tag, self.labels)}; correct the record, or list all tags in task.labels"
+                    raise RecordError(
+                        source.where(index),
+                        f'tag "{tag}" is not one of {", ".join(self.labels[:20])}{nearest(tag, self.labels)}; '
+                        "correct the record, or list all tags in task.labels",
+                        index,
                     )
             targets.append(np.array([numbers[tag] for tag in tags], np.int32))
         encoded = tokenizer.encode_words([words for words, _ in read])
         sentences = [Sentence(*pair, tags) for pair, tags in zip(encoded, targets, strict=True)]
         rows = self.rows(sentences, tokenizer, max_length, source.where)
-        return Sentences(self, sentences, rows, tokenizer, max_length, self.token_dropout if train else 0.0)
+        return TaggedTexts(self, sentences, rows, tokenizer, max_length, self.token_dropout if train else 0.0)
 
     def rows(self, sentences: Sequence[Sentence], tokenizer: Tokenizer, most: int, where: Where) -> list[Row]:
         """Returns the rows of at most `most` tokens in which sentences are read. Raises UserError for one that is too long."""
@@ -171,10 +183,8 @@ class Task(Balance):
         for index, (ids, begins, _) in enumerate(sentences):
             spans = np.array([[0, min(ids.size, room)]])
             if ids.size > room and self.overlong == "error":
-                raise UserError(
-                    f"{where(index)}: {ids.size + most - room} tokens are more than data.max_length={most}; "
-                    "raise it, or choose task.overlong=split or truncate"
-                )
+                problem = f"{ids.size + most - room} tokens are more than data.max_length={most}"
+                raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=split or truncate", index)
             if ids.size > room and self.overlong == "split":
                 spans = windows(ids.size, room, self.stride)
             seen = np.flatnonzero(begins < spans[-1, 1])
@@ -182,23 +192,23 @@ class Task(Balance):
             rows += [Row(index, begin, end, seen[reader == number]) for number, (begin, end) in enumerate(spans.tolist())]
         return rows
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def weights(self, batch: Batch) -> Arrays:
         """Returns the number of tokens that have a tag, or the sum of their class weights."""
         return {"tag": (self.weight(batch["labels"]) * batch["label_weights"]).sum()}
 
-    def loss(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the losses of tokens that have a tag."""
         each = self.cross_entropy(outputs["tag"], batch["labels"]) * self.weight(batch["labels"])
         return {"tag": (each * batch["label_weights"]).sum()}
 
-    def predictions(self, outputs: Batch, batch: Batch) -> dict[str, jax.Array]:
+    def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns each token's best tag [B,L], and the sums of the plain losses and of the weights of each row."""
         weights = batch["label_weights"]
         each = losses.softmax_cross_entropy(outputs["tag"], batch["labels"]) * weights
         best = outputs["tag"].argmax(axis=-1).astype(jnp.int32)
         return {"tags": best, "losses": each.sum(axis=-1), "weights": weights.sum(axis=-1)}
 
-    def metrics(self, arrays: Mapping[str, np.ndarray], valid: np.ndarray, examples: Sentences) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns the loss of a token, the accuracy over words, and precision, recall and F1 over entities (exact spans and
         kinds, micro-averaged); where tags mark no entities, the averages over tags."""
         total, weight = class_metrics.real_rows(valid, arrays["losses"], arrays["weights"])
@@ -208,8 +218,8 @@ class Task(Balance):
             true, said = (np.concatenate([list(tags) for tags in both]) for both in (truth, guess))
             return class_metrics.defined(values | class_metrics.averaged(true, said, np.union1d(true, said)))
         scheme = {"mode": "strict", "scheme": IOB2} if self.mode == "strict" else {}
-        for name in class_metrics.TWO_CLASSES:
-            values[name] = getattr(seqeval, f"{name}_score")(truth, guess, zero_division=0, **scheme)
+        for name, score in SCORES.items():
+            values[name] = score(truth, guess, zero_division=0, **scheme)
         return class_metrics.defined(values)
 
     def entities(self, tags: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -220,11 +230,12 @@ class Task(Balance):
             return [(entity.tag, entity.start, entity.end) for entity in Entities([list(tags)], IOB2).entities[0]]
         return [(kind, first, last + 1) for kind, first, last in get_entities(list(tags))]
 
-    def inputs(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch from texts, lists of words, or records with the task's column of words.
 
         Words that are given are joined by spaces, characters by nothing, to the text that places count in.
         """
+        tokenizer = tokenizer_of(processors)
         texts, spans = [], []
         for number, example in enumerate(examples):
             value = example.get(self.tokens, example.get("text")) if isinstance(example, Mapping) else example
@@ -242,11 +253,12 @@ class Task(Balance):
         sentences = [Sentence(*pair, np.zeros(0, np.int32)) for pair in tokenizer.encode_words(words)]
         rows = self.rows(sentences, tokenizer, max_length, where)
         batch = pad_rows([tokenizer.assemble(sentences[row.sentence].ids[row.begin : row.end]) for row in rows], tokenizer.pad_id)
-        return batch | {"_texts": texts, "_spans": spans, "_sentences": sentences, "_rows": rows}
+        return {**batch, "_texts": texts, "_spans": spans, "_sentences": sentences, "_rows": rows}
 
-    def describe(self, outputs: Batch, batch: Batch, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors) -> list[dict[str, Any]]:
         """Returns the entities of each text: text, label, score (the mean probability of its tags), and where it starts and
         ends in the text, in characters."""
+        tokenizer = tokenizer_of(processors)
         probabilities = np.asarray(jax.nn.softmax(outputs["tag"], axis=-1))
         described = []
         sure = [np.zeros((len(spans), len(self.labels))) for spans in batch["_spans"]]
@@ -265,10 +277,10 @@ class Task(Balance):
 
 def places(row: Row, sentences: Sequence[Sentence], tokenizer: Tokenizer) -> np.ndarray:
     """Returns where in an assembled row the words stand that are read there."""
-    return tokenizer.opening.size + sentences[row.sentence].begins[row.words] - row.begin
+    return np.asarray(tokenizer.opening.size + sentences[row.sentence].begins[row.words] - row.begin)
 
 
-class Sentences:
+class TaggedTexts(contracts.Examples):
     """Tagged texts in rows; `draw` replaces tokens by the unknown one with a probability (word dropout)."""
 
     sized = (*PADDED, "labels", "label_weights")
@@ -278,17 +290,13 @@ class Sentences:
     ):
         self.task, self.sentences, self.rows = task, sentences, rows
         self.tokenizer, self.max_length, self.dropout = tokenizer, max_length, dropout
+        self.lengths = np.array([row.end - row.begin for row in rows]) + tokenizer.special_count()
         # The tag of a word's further tokens.
         known = {label: number for number, label in enumerate(task.labels)}
         self.inside = [known.get(f"I-{label[2:]}" if label.startswith("B-") else label, known[label]) for label in task.labels]
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """How many tokens each row has [N]."""
-        return np.array([row.end - row.begin for row in self.rows]) + self.tokenizer.special_count()
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `token_type_ids`, `attention_mask`, `labels` and `label_weights` [L]."""

@@ -5,22 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.contracts import Value
 from fmjax.memory import keep_freed
 from fmjax.train.loop import train
 
 
-def fit(config: str | Path, workdir: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Trains what a config file describes into a run directory, or continues it; returns the last evaluation's metrics.
+def fit(
+    config: str | Path, workdir: str | Path, overrides: Mapping[str, Value] | None = None
+) -> dict[str, float]:
+    """Trains what a config file describes into a run directory, or continues it.
 
-    `config` is "path/to/file.py" or "path/to/file.py:argument"; `overrides` maps keys such as "optim.learning_rate" to values,
-    None unsetting one. Memory that this process frees from now on stays with it (`memory.py`). Raises UserError and Interrupted
-    as `train.loop.train` does.
+    Args:
+      config: "path/to/file.py" or "path/to/file.py:argument".
+      workdir: the run directory.
+      overrides: values by key, such as {"optim.learning_rate": 1e-4}; None unsets a key.
+
+    Returns the last evaluation's metrics. Memory that this process frees from now on stays with it
+    (`memory.py`).
+
+    Raises UserError and Interrupted as `train.loop.train` does.
     """
     keep_freed()
     described = load_config(str(config))
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (overrides or {}).items()}
-    apply_overrides(described, [(key, "none" if text == "null" else text) for key, text in texts.items()])
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in (overrides or {}).items()
+    }
+    apply_overrides(
+        described, [(key, "none" if text == "null" else text) for key, text in texts.items()]
+    )
     return train(to_dict(described), Path(workdir))

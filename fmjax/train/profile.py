@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 
+from fmjax.contracts import PyTree
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 
-SKIPPED, TRACED = 5, 5  # steps, of a start: the first ones compile, and fill what reads ahead
+# Steps after a start: the first ones compile, and fill the read-ahead buffers.
+SKIPPED, TRACED = 5, 5
 
 
 class Profile:
-    """Traces steps 6 to 10 of a start into a folder; does nothing without one. Raises UserError if that is no folder."""
+    """Traces steps 6 to 10 after a start into a folder; does nothing without one.
+
+    Raises UserError if the folder is a file.
+    """
 
     def __init__(self, folder: Path | None, start: int):
         if folder and folder.exists() and not folder.is_dir():
@@ -22,26 +26,28 @@ class Profile:
         self.folder, self.first, self.last = folder, start + SKIPPED + 1, start + SKIPPED + TRACED
         self.tracing = self.done = False
 
-    def before(self, number: int) -> None:
+    def before(self, step: int) -> None:
         """To be called before each step."""
-        if self.folder and number == self.first:
+        if self.folder and step == self.first:
             jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
             self.tracing = True
 
-    def due(self, number: int) -> bool:
-        """Whether the trace ends with a step."""
-        return self.tracing and number == self.last
+    def due(self, step: int) -> bool:
+        """Returns whether the trace ends with a step."""
+        return self.tracing and step == self.last
 
-    def end(self, number: int, running: Any = ()) -> None:
+    def end(self, step: int, running: PyTree = ()) -> None:
         """Writes the trace, once what is `running` on the device has ended."""
         jax.block_until_ready(running)
         jax.profiler.stop_trace()
         self.tracing, self.done = False, True
-        say(f"profile: steps {self.first} to {number} are in {self.folder} (tensorboard --logdir, or ui.perfetto.dev)")
+        viewers = "tensorboard --logdir, or ui.perfetto.dev"
+        say(f"profile: steps {self.first} to {step} are in {self.folder} ({viewers})")
 
-    def close(self, number: int) -> None:
-        """Writes what there is when a run ends early, or says that there is nothing."""
+    def close(self, step: int) -> None:
+        """Writes what there is when a run ends early, or says that nothing was traced."""
         if self.tracing:
-            self.end(number)
+            self.end(step)
         elif self.folder and not self.done:
-            say(f"profile: nothing was traced, as no step after number {self.first - 1} was taken; raise train.steps")
+            why = f"no step after number {self.first - 1} was taken"
+            say(f"profile: nothing was traced, as {why}; raise train.steps")

@@ -1,9 +1,9 @@
-"""The one training state, described before it is made, and made already sharded."""
+"""The one training state: described before it exists, and created already sharded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import flax.struct
@@ -13,89 +13,98 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fmjax.contracts import HostBatch, PyTree
 from fmjax.distributed.sharding import Rules, parameter_shardings
 from fmjax.optim import map_params
 
-BatchSpec = Mapping[str, jax.ShapeDtypeStruct]
+BatchSpec: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
+Transform: TypeAlias = optax.GradientTransformation
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes: the step number (int32), the fp32 parameters, and the optimizer's state.
+    """All that training changes: the step number, the fp32 parameters, and the optimizer's state.
 
     Randomness is not in it: the key of a step is `fold_in(key(seed), step)`.
     """
 
-    step: Any
-    params: Any
-    opt_state: Any
+    step: Any  # int32 [], or its shape
+    params: PyTree
+    opt_state: PyTree
 
 
-def batch_spec(batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_spec(batch: HostBatch) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of a batch."""
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
 
 
-def init_params(model: nn.Module, spec: BatchSpec, key: jax.Array) -> Any:
+def init_params(model: nn.Module, spec: BatchSpec, key: jax.Array) -> PyTree:
     """Returns fresh parameters, each still boxed with the logical names of its axes."""
-    return model.init(key, {name: jnp.zeros(array.shape, array.dtype) for name, array in spec.items()})["params"]
+    batch = {name: jnp.zeros(array.shape, array.dtype) for name, array in spec.items()}
+    return model.init(key, batch)["params"]
 
 
-def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules) -> Any:
-    """Returns the parameters' shapes, dtypes and shardings, with no array made.
+def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules) -> PyTree:
+    """Returns the parameters' shapes, dtypes and shardings, without making an array.
 
     Raises UserError where an axis does not divide over the devices it is to be sharded over.
     """
     boxed = jax.eval_shape(lambda: init_params(model, spec, jax.random.key(0)))
     shardings = parameter_shardings(boxed, rules, mesh)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(nn.meta.unbox, boxed),  # under a mesh, unboxing constrains, which a shape alone cannot be
-        shardings,
-    )
+    # Under a mesh, unboxing constrains, which a shape alone cannot be.
+    params = jax.eval_shape(nn.meta.unbox, boxed)
+    return jax.tree.map(with_sharding, params, shardings)
 
 
-def abstract_state(params: Any, transform: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Returns the abstract state: optimizer moments are sharded as their parameters, but for axes that they are a mean over;
-    counters are on every device."""
+def abstract_state(params: PyTree, transform: Transform, mesh: Mesh) -> TrainState:
+    """Returns the abstract state.
+
+    Optimizer moments are sharded as their parameters, except along axes that they are a mean over;
+    counters are on every device.
+    """
     whole = NamedSharding(mesh, PartitionSpec())
-
-    def place(leaf: Any, sharding: NamedSharding = whole) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     opt_state = map_params(
         transform,
-        lambda leaf, param: place(leaf, kept_axes(param, leaf.shape)),
+        lambda leaf, param: with_sharding(leaf, kept_axes(param, leaf.shape)),
         jax.eval_shape(transform.init, params),
         params,
-        other=place,
+        other=lambda leaf: with_sharding(leaf, whole),
     )
-    return TrainState(step=place(jax.ShapeDtypeStruct((), jnp.int32)), params=params, opt_state=opt_state)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return TrainState(step=step, params=params, opt_state=opt_state)
 
 
-def kept_axes(param: Any, shape: tuple[int, ...]) -> NamedSharding:
+def with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def kept_axes(param: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> NamedSharding:
     """Returns a parameter's sharding for an array of its axes, of which some may have become 1."""
     spec = [*param.sharding.spec, *[None] * (len(shape) - len(param.sharding.spec))]
-    kept = [axes if size == whole else None for axes, size, whole in zip(spec, shape, param.shape, strict=True)]
+    sizes = zip(spec, shape, param.shape, strict=True)
+    kept = [axes if size == whole else None for axes, size, whole in sizes]
     return NamedSharding(param.sharding.mesh, PartitionSpec(*kept))
 
 
 def create_state(
-    model: nn.Module, transform: optax.GradientTransformation, spec: BatchSpec, abstract: TrainState, seed: int
+    model: nn.Module, transform: Transform, spec: BatchSpec, abstract: TrainState, seed: int
 ) -> TrainState:
-    """Returns a fresh state; no array ever stands whole on one device unless its sharding says so."""
+    """Returns a fresh state; no array is ever whole on one device unless its sharding says so."""
 
     def create(key: jax.Array) -> TrainState:
         params = nn.meta.unbox(init_params(model, spec, key))
         return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+    state: TrainState = jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+    return state
 
 
-def with_params(params: Any, transform: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+def with_params(params: PyTree, transform: Transform, abstract: TrainState) -> TrainState:
     """Returns the state at step 0 that starts from given parameters."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    placed = jax.tree.map(jax.device_put, params, shardings.params)
-    opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(placed)
-    return TrainState(jax.device_put(np.int32(0), shardings.step), placed, opt_state)
+    on_devices = jax.tree.map(jax.device_put, params, shardings.params)
+    opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(on_devices)
+    step = jax.device_put(np.int32(0), shardings.step)
+    return TrainState(step=step, params=on_devices, opt_state=opt_state)

@@ -1,10 +1,10 @@
-"""How fast a run goes, against what its devices could do."""
+"""How fast a run goes, compared with what its devices could do."""
 
 from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,31 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import pytree
+from fmjax.contracts import Arrays, HostBatch, Task
 from fmjax.hardware import chip_of
 
-COUNTED = ("segment_ids", "attention_mask")  # of a batch of tokens, the first that is there
+# In a batch of tokens, the first of these that is there.
+COUNTED = ("segment_ids", "attention_mask")
 
 
-def count_read(batch: Mapping[str, np.ndarray], task: Any = None) -> int:
-    """Returns how many tokens that are no padding a batch has, on both sides of an encoder-decoder and in all parts of a mixture
-    of tasks; of images, how many."""
-    parts = getattr(task, "tasks", None)
-    if parts:
-        nested = pytree.unnames(batch)
-        return sum(count_read(nested[part], own) for part, own in parts.items())
-    counted: Sequence[str] = getattr(task, "counted", None) or [name for name in COUNTED if name in batch][:1]
-    return sum(int((np.asarray(batch[name]) > 0).sum()) for name in counted) or len(next(iter(batch.values())))
+def count_read(batch: HostBatch, task: Task) -> int:
+    """Returns the number of tokens in a batch, padding not counted, or the number of images or rows.
 
-
-def peak_flops() -> tuple[float, str]:
-    """Returns the peak FLOP/s of all devices together, and where the figure comes from.
-
-    A data sheet gives it for accelerators; for a CPU, or a kind not listed, it is the best of five fp32 matrix products of
-    1024 x 1024 timed here and now (some milliseconds).
+    The tokens of both sides of an encoder-decoder count, and those of all parts of a mixture of
+    tasks.
     """
-    kind = jax.devices()[0].device_kind
-    if chip := chip_of(kind):
-        return chip.flops * jax.device_count(), f"data sheet of {kind}"
+    if task.splits:
+        nested = pytree.unnames(batch)
+        return sum(count_read(nested[part], own) for part, own in task.tasks.items())
+    counted: Sequence[str] = task.counted or [name for name in COUNTED if name in batch][:1]
+    tokens = sum(int((np.asarray(batch[name]) > 0).sum()) for name in counted)
+    return tokens or len(next(iter(batch.values())))
+
+
+def peak_flops() -> float:
+    """Returns the peak FLOP/s of all devices together.
+
+    A data sheet gives it for accelerators; for a CPU, or a kind not listed, it is the best of five
+    fp32 matrix products of 1024 x 1024 timed here and now (some milliseconds).
+    """
+    if chip := chip_of(jax.devices()[0].device_kind):
+        return chip.flops * jax.device_count()
     size = 1024
     x = jnp.ones((size, size))
     product = jax.jit(lambda x: x @ x)
@@ -48,30 +52,55 @@ def peak_flops() -> tuple[float, str]:
         product(x).block_until_ready()
         best = min(best, time.perf_counter() - start)
     # The fake devices of one CPU share its cores, so they are not counted.
-    return 2 * size**3 / best, f"fp32 matrix product timed on {kind}"
+    return 2 * size**3 / best
 
 
 class Cost(NamedTuple):
-    """What a step, or several, read (tokens that are no padding, or images) and computed."""
+    """What one step, or several, read (tokens without padding, or images) and computed."""
 
     read: int
     flops: float
 
 
-class Clock:
-    """Counts steps and what they read, tokens or images, for rates of training alone: evaluating and saving, and compiling for
-    another length of batch, is `paused` time.
+class Costs:
+    """What a step costs, by its batch."""
 
-    A rate is over the last `window` steps: when a single step ended is not known to the host, which runs ahead.
+    def __init__(self, model: Any, task: Task, batch_size: int):
+        self.model, self.task, self.batch_size = model, task, batch_size
+        self.flops: dict[tuple[tuple[int, ...], ...], float] = {}  # by the shapes of a batch
+
+    def of(self, batch: HostBatch) -> tuple[Cost, bool]:
+        """Returns the cost of a step with a batch, and whether its shapes are new, so that the step
+        is compiled.
+        """
+        shapes = tuple(array.shape for array in batch.values())
+        new = shapes not in self.flops
+        if new:
+            sizes = {name: (self.batch_size, *array.shape[1:]) for name, array in batch.items()}
+            spec = {
+                name: jax.ShapeDtypeStruct(size, batch[name].dtype) for name, size in sizes.items()
+            }
+            self.flops[shapes] = 3 * self.model.forward_flops(spec)
+        return Cost(count_read(batch, self.task), self.flops[shapes]), new
+
+
+class Clock:
+    """Counts steps and what they read, for the rates of training alone.
+
+    Evaluating, saving, and compiling for another batch length is `paused` time. A rate is over the
+    last `window` steps: the host runs ahead, so it does not know when a single step ended.
     """
 
     def __init__(self, unit: str, window: int):
-        (self.peak, self.origin), self.unit = peak_flops(), unit
-        # The time, what was read and computed by then, and how long was waited for it.
-        self.marks: collections.deque[tuple[float, Cost, float]] = collections.deque(maxlen=window + 1)
+        self.peak, self.unit = peak_flops(), unit
+        # The time, what was read and computed by then, and the seconds of waiting for it.
+        self.marks: collections.deque[tuple[float, Cost, float]] = collections.deque(
+            maxlen=window + 1
+        )
         self.lost = self.waited = 0.0
 
     def now(self) -> float:
+        """Returns the seconds, without those that were paused."""
         return time.perf_counter() - self.lost
 
     @contextmanager
@@ -81,25 +110,38 @@ class Clock:
         self.lost += time.perf_counter() - begun
 
     def count(self, cost: Cost) -> None:
-        """Notes that a step has ended. The first to be noted only starts the clock: it was being compiled."""
+        """Notes that a step has ended.
+
+        The first one only starts the clock: it was being compiled.
+        """
         before = self.marks[-1][1] if self.marks else None
         sums = Cost(before.read + cost.read, before.flops + cost.flops) if before else Cost(0, 0.0)
         self.marks.append((self.now(), sums, self.waited))
 
     @contextmanager
-    def waiting(self, running: Mapping[str, Any]) -> Iterator[None]:
-        """Counts the time as waited for data, unless what is `running` on the device is not ready at its end either."""
+    def waiting(self, running: Arrays) -> Iterator[None]:
+        """Counts the time in the block as waited for data, unless the device is still `running` at
+        its end.
+        """
         begun = time.perf_counter()
         yield
-        if all(array.is_ready() for array in running.values()):
+        # Its type has the method, though not in JAX's stubs.
+        if all(array.is_ready() for array in running.values()):  # type: ignore[attr-defined]
             self.waited += time.perf_counter() - begun
 
     def rates(self) -> dict[str, float]:
-        """Returns tokens (padding not counted), or images, a second, model FLOP/s over peak FLOP/s, and which share of the time,
-        at most, was waited for data, once there are any."""
+        """Returns the rates, none before there are two steps.
+
+        They are tokens (padding not counted) or images per second, model FLOP/s over peak FLOP/s,
+        and the share of the time that was waited for data, at most.
+        """
         if len(self.marks) < 2:
             return {}
         (begin, before, idle_before), (end, after, idle_after) = self.marks[0], self.marks[-1]
         seconds = max(end - begin, 1e-9)
         speed, flops = (after.read - before.read) / seconds, (after.flops - before.flops) / seconds
-        return {f"{self.unit}_per_second": speed, "mfu": flops / self.peak, "data_wait": (idle_after - idle_before) / seconds}
+        return {
+            f"{self.unit}_per_second": speed,
+            "mfu": flops / self.peak,
+            "data_wait": (idle_after - idle_before) / seconds,
+        }

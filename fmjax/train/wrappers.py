@@ -1,4 +1,4 @@
-"""A model of a mixture of tasks (tasks/mixture.py): the batch of each part goes through the model with that part's heads."""
+"""The model of a mixture of tasks: each part's batch goes through the model with its heads."""
 
 from __future__ import annotations
 
@@ -10,30 +10,35 @@ import flax.linen as nn
 import jax
 
 from fmjax import pytree
+from fmjax.contracts import Batch, PyTree, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixed:
-    """Stands where the model does in training: it has parameters, outputs and costs. One model, of which each part uses
-    what its heads read; `model` has the heads of all."""
+class MixtureModel:
+    """Stands for the model in training: it has parameters, outputs and costs.
 
-    model: nn.Module
-    parts: Mapping[str, nn.Module]
+    There is one model, with the heads of all parts; each of `parts` has those that its task reads.
+    """
+
+    model: Any  # contracts.Model
+    parts: Mapping[str, Any]
 
     @property
     def settings(self) -> Any:
         return self.model.settings
 
-    def init(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """Returns the variables of all parts, of which those that they share are alike in each."""
+    def init(self, key: jax.Array, batch: Batch) -> dict[str, Any]:
+        """Returns the variables of all parts; those that parts share are alike in each."""
         nested = pytree.unnames(batch)
         params: dict[str, Any] = {}
         for part, model in self.parts.items():
             params = union(params, model.init(key, nested[part])["params"])
         return {"params": params}
 
-    def apply(self, variables: Any, batch: Mapping[str, jax.Array], rngs: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """Returns the outputs of each part, whose random numbers are its own."""
+    def apply(
+        self, variables: PyTree, batch: Batch, rngs: Mapping[str, jax.Array]
+    ) -> dict[str, Any]:
+        """Returns the outputs of each part, with random numbers of its own."""
         nested = pytree.unnames(batch)
         outputs = {}
         for number, (part, model) in enumerate(self.parts.items()):
@@ -44,19 +49,20 @@ class Mixed:
     def forward_flops(self, batch: Mapping[str, Any]) -> float:
         """Returns the floating-point operations of one forward pass over all parts."""
         nested = pytree.unnames(batch)
-        return sum(model.forward_flops(nested[part]) for part, model in self.parts.items())
+        return float(sum(model.forward_flops(nested[part]) for part, model in self.parts.items()))
 
 
-def mix(model: nn.Module, task: Any) -> Any:
-    """Returns what a task trains: of a mixture, the model as its parts see it, else the model itself."""
-    if not hasattr(task, "splits"):
+def mix(model: nn.Module, task: Task) -> Any:
+    """Returns what a task trains: for a mixture, the model as its parts see it; else the model."""
+    if not task.splits:
         return model
-    return Mixed(model, {part: model.clone(heads=own.heads) for part, own in task.tasks.items()})
+    parts = {part: model.clone(heads=own.heads) for part, own in task.tasks.items()}
+    return MixtureModel(model, parts)
 
 
-def judged(model: Any, task: Any, spec: Mapping[str, Any]) -> tuple[nn.Module, Any, Mapping[str, Any]]:
-    """Returns the model, the task and the batch's shapes by which a run is judged: of a mixture, those of its main part."""
-    if not isinstance(model, Mixed):
+def main_part(model: Any, task: Any, spec: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Returns the model, task and batch shapes of evaluation: for a mixture, its main part's."""
+    if not isinstance(model, MixtureModel):
         return model, task, spec
     part, own = next(iter(model.parts.items()))
     return own, task.main, pytree.unnames(spec)[part]
@@ -64,5 +70,5 @@ def judged(model: Any, task: Any, spec: Mapping[str, Any]) -> tuple[nn.Module, A
 
 def union(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the nested dictionary of what is in either, that of the first where it is in both."""
-    both = {name: union(first[name], second[name]) for name in first if isinstance(first[name], dict) and name in second}
-    return {**second, **first, **both}
+    shared = [name for name in first if isinstance(first[name], dict) and name in second]
+    return {**second, **first, **{name: union(first[name], second[name]) for name in shared}}

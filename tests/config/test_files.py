@@ -48,7 +48,7 @@ def experiment() -> ConfigDict:
     config.train = ConfigDict({"steps": placeholder(int), "epochs": placeholder(float), "nsp": False})
     config.train.early_stopping = ConfigDict({"patience": 0})
     config.mesh = ConfigDict({"axes": open_dict(data=-1)})
-    config.init = ConfigDict({"from": placeholder(str)})
+    config.init = ConfigDict({"weights": placeholder(str), "from": placeholder(str)})
     return config.lock()
 
 
@@ -148,7 +148,7 @@ def test_load_names_the_failing_line(tmp_path, text, line, said):
     path = write(tmp_path, text)
     message = refusal(load_config, path)
     assert message.startswith(f"{path}:{line}: {said}")
-    assert message.endswith("; mend the config file")
+    assert message.endswith("; fix the config file")
 
 
 def test_load_names_a_misspelt_key(tmp_path):
@@ -228,7 +228,7 @@ def test_arguments():
         ("optim.betas", "[0.8, 1]", (0.8, 1.0)),
         ("optim.bounds", "1,2", (1.0, 2.0)),
         ("optim.milestones", "10,2e1", [10, 20]),
-        ("init.from", "runs/1:2=3", "runs/1:2=3"),
+        ("init.weights", "runs/1:2=3", "runs/1:2=3"),
     ],
 )
 def test_override(key, text, value):
@@ -237,6 +237,34 @@ def test_override(key, text, value):
     assert type(got) is type(value)
     if isinstance(value, tuple | list):
         assert [type(element) for element in got] == [type(element) for element in value]
+
+
+@pytest.mark.parametrize("override_", [("init.from", "runs/1"), ("init", '{"from": "runs/1"}')])
+def test_init_from_is_the_old_name_of_init_weights(override_):
+    config = override(override_)
+    assert config.init.weights == "runs/1" and config.init["from"] is None
+    assert override(("init.weights", "runs/0"), override_).init.weights == "runs/1"
+
+
+def test_old_names_become_the_present_ones_in_json():
+    config = experiment()
+    config.init["from"] = "runs/1"
+    assert to_dict(config)["init"] == {"weights": "runs/1"}
+    config.init.weights = "runs/2"
+    assert to_dict(config)["init"] == {"weights": "runs/2"}
+    assert to_dict({"init": {"from": None}, "data": {"from": 1}}) == {"init": {}, "data": {"from": 1}}
+
+
+def test_a_stored_config_is_read_by_the_present_names(tmp_path):
+    """A run that was begun with `init.from` continues, whichever name the command has."""
+    header = {"version": "0.1.0", "schema": 1, "given": {"init": {"from": "runs/1"}}}
+    (tmp_path / "config.json").write_text(json.dumps({"fmjax": header, "init": {"from": "runs/1"}, "x": 1}))
+    stored = read_config(tmp_path)
+    assert stored["init"] == stored["fmjax"]["given"]["init"] == {"weights": "runs/1"} and stored["x"] == 1
+    check_resumable(stored["fmjax"]["given"], {"init": {"weights": "runs/1"}})
+    check_resumable({"init": {"from": "runs/1"}}, {"init": {"from": "runs/1"}})
+    with pytest.raises(UserError, match=r'init\.weights: "runs/1" -> "runs/2"'):
+        check_resumable(stored["fmjax"]["given"], {"init": {"from": "runs/2"}})
 
 
 def test_later_overrides_win():
@@ -459,7 +487,7 @@ def test_write_is_all_or_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     message = refusal(write_config, tmp_path, {"x": 2})
-    assert "config.json: cannot be written (No space left on device); make room" in message
+    assert "config.json: cannot be written (No space left on device); free disk space" in message
     assert read_config(tmp_path)["x"] == 1
 
 

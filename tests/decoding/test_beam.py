@@ -29,5 +29,5 @@ def test_top_k_is_that_of_all(size, kinds):
 @pytest.mark.parametrize("kinds", [1, 40, 5000])
 def test_the_greatest_is_the_first_of_equals(kinds):
     scores = drawn(50, 300, kinds, seed=kinds)
-    np.testing.assert_array_equal(loop.best(scores), scores.argmax(axis=1))
-    np.testing.assert_array_equal(loop.best(jnp.full((2, 5), -jnp.inf)), [0, 0])
+    np.testing.assert_array_equal(loop.first_argmax(scores), scores.argmax(axis=1))
+    np.testing.assert_array_equal(loop.first_argmax(jnp.full((2, 5), -jnp.inf)), [0, 0])

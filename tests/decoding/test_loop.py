@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from fmjax.decoding import beam, logits, loop
 from fmjax.decoding.logits import NONE, Place, process
-from fmjax.decoding.settings import Generation, merged
+from fmjax.decoding.settings import Generation, merge
 from fmjax.errors import UserError
 from fmjax.inference.pretrained import Pretrained, load
 
@@ -36,22 +36,19 @@ PLAIN = 0  # the number of the case that is greedy search without other settings
 QUICK = [("gpt2", PLAIN), ("gpt2", 5), ("t5_gated", PLAIN), ("marian", 4)]
 
 DECODE = loop.decode
-fast_jit = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
 
 
 def recompiled() -> Any:
     """Returns the compiled function of generation anew, with nothing compiled yet: that belongs to the partial."""
-    return fast_jit(functools.partial(DECODE.__wrapped__), static_argnames=("model", "settings", "room"))
+    return jax.jit(functools.partial(DECODE.__wrapped__), static_argnames=loop.STATIC)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def fresh_decode():
+    """What other tests compiled is not used, nor the other way round."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "decode", recompiled())
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache
@@ -83,6 +80,109 @@ def test_tokens_are_those_of_the_reference(case):
     assert same(*case)
 
 
+@functools.cache
+def golden_scores(family: str) -> tuple[dict[str, np.ndarray], list[list[Any]]]:
+    """Returns inputs with decoder prompts, and cases: settings, the reference's tokens, log-probabilities and scores."""
+    stored = json.loads((GOLDEN / "generation" / family / "scores.json").read_text())
+    return {name: np.array(array) for name, array in stored["inputs"].items()}, stored["cases"]
+
+
+SCORED = [(family, number) for family in FAMILIES for number in range(6)]
+
+
+@pytest.mark.parametrize("case", some(SCORED, [("gpt2", 2), ("t5_gated", 1), ("marian", 3)]))
+def test_prompts_of_decoders_and_scores_are_those_of_the_reference(case):
+    family, number = case
+    inputs, cases = golden_scores(family)
+    how, tokens, log_probs, scores = cases[number]
+    found = golden(family)[0].generate(**inputs, **how, return_scores=True)
+    np.testing.assert_array_equal(found.sequences, tokens)
+    np.testing.assert_allclose(found.log_probs, log_probs, rtol=1e-4)
+    np.testing.assert_allclose(found.sequences_scores, scores, rtol=1e-4)
+    assert found.log_probs.dtype == found.sequences_scores.dtype == np.float32
+
+
+def spread(ids: np.ndarray, starts: Sequence[int], width: int) -> dict[str, np.ndarray]:
+    """Returns prompts that begin at some columns, with their mask."""
+    found = {"decoder_input_ids": np.full((len(ids), width), 7), "decoder_attention_mask": np.zeros((len(ids), width), int)}
+    for row, start in enumerate(starts):
+        places = slice(start, start + ids.shape[1])
+        found["decoder_input_ids"][row, places], found["decoder_attention_mask"][row, places] = ids[row], 1
+    return found
+
+
+PADDED = [(family, number) for family in ("t5_gated", "marian") for number in (PLAIN, 3)]
+
+
+@pytest.mark.parametrize("case", some(PADDED, [("marian", 3)]))
+def test_padding_of_a_decoder_prompt_may_stand_anywhere(case):
+    family, number = case
+    inputs, cases = golden_scores(family)
+    how, tokens, log_probs, _ = cases[number]
+    padded = inputs | spread(inputs["decoder_input_ids"], (0, 1, 3), 7)
+    found = golden(family)[0].generate(**padded, **how, return_scores=True)
+    np.testing.assert_array_equal(found.sequences[:, 7:], np.array(tokens)[:, 4:])
+    np.testing.assert_allclose(found.log_probs, log_probs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", some(FAMILIES[1:], FAMILIES[2:]))
+def test_prompts_of_different_lengths_without_a_cache(family):
+    """Each row is what the whole model says step by step, on the row's own prompt without padding."""
+    model, (inputs, cases) = golden(family)[0], golden_scores(family)
+    ids, how, room = inputs["decoder_input_ids"], cases[PLAIN][0], 12
+    lengths = (4, 2, 3)
+    kept = np.arange(4) >= 4 - np.array(lengths)[:, None]
+    ids = np.where(kept, np.concatenate([ids[:1], np.roll(ids[1:2], 2), np.roll(ids[2:], 1)]), 7)
+    found = model.generate(**inputs | {"decoder_input_ids": ids, "decoder_attention_mask": kept}, **how)[:, 4:]
+    step = jax.jit(lambda params, batch: model.model.apply({"params": params}, batch)["lm"])
+    for row, length in enumerate(lengths):
+        made = ids[row, 4 - length :].tolist()
+        batch = {name: inputs[name][row : row + 1] for name in ("input_ids", "attention_mask")}
+        while len(made) < length + room and not set(made[length:]) & set(how["eos_token_id"]):
+            padded = np.zeros((1, 4 + room), int)
+            padded[0, : len(made)] = made
+            batch = model.checked_batch(batch | {"decoder_input_ids": padded})
+            made.append(int(step(model.params, batch)[0, len(made) - 1].argmax()))
+        assert found[row, : len(made) - length].tolist() == made[length:]
+        assert (found[row, len(made) - length :] == 60).all()
+
+
+def test_a_start_token_is_put_before_prompts_without_one():
+    inputs, cases = golden_scores("marian")
+    how, tokens, _, _ = cases[PLAIN]
+    ids = inputs["decoder_input_ids"]
+    assert (ids[:, 0] == 59).all()
+    generate = golden("marian")[0].generate
+    np.testing.assert_array_equal(generate(**inputs | {"decoder_input_ids": ids[:, 1:]}, **how), tokens)
+    masked = spread(ids[:, 1:], (1, 0, 2), 5)
+    found = generate(**inputs | masked, **how)
+    assert (found[:, 0] == 59).all()
+    np.testing.assert_array_equal(found[:, 6:], np.array(tokens)[:, 4:])
+    # One row that begins with it is enough for the reference to leave all as they are.
+    mixed = np.concatenate([ids[:1], ids[1:, [1, 0, 2, 3]]])
+    found = generate(**inputs | {"decoder_input_ids": mixed}, **how)
+    np.testing.assert_array_equal(found[:, :4], mixed)
+    np.testing.assert_array_equal(found[0], tokens[0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"decoder_attention_mask": np.eye(3, 4)[::-1] * [[1], [0], [1]]}, "decoder_attention_mask: row 1 has no token left"),
+        ({"decoder_input_ids": np.full((3, 4), 61)}, "decoder_input_ids: 61 is out of range"),
+        ({"decoder_input_ids": np.full((2, 4), 59)}, "decoder_input_ids: has 2 rows"),
+        ({"decoder_attention_mask": np.ones((3, 5))}, "decoder_attention_mask: has shape (3, 5), but decoder_input_ids (3, 4)"),
+        ({"max_length": 4, "max_new_tokens": None}, "max_length=4 leaves no room after 4 tokens"),
+        ({"max_new_tokens": 46}, "4 tokens and 46 new ones are more than the 48 positions"),
+    ],
+)
+def test_wrong_prompts_of_decoders_are_named(changed, message):
+    inputs, cases = golden_scores("marian")
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
+        golden("marian")[0].generate(**{**inputs, **cases[PLAIN][0], **changed})
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("family", "number", "changed"),
@@ -103,11 +203,11 @@ def test_settings_matter(family, number, changed):
     ("number", "module", "name", "wrong"),
     [
         (2, loop, "reorder", lambda cache, parents: cache),
-        (1, beam, "improvable", lambda running, *_: jnp.ones(running.shape[0], bool)),
+        (1, beam, "may_improve", lambda running, *_: jnp.ones(running.shape[0], bool)),
         (1, beam, "NEVER", -1.0),
-        (1, beam, "going_on", lambda found, settings: found.hopeful.all()),
+        (1, beam, "unfinished", lambda beams, settings: beams.improvable.all()),
         (6, loop, "NONE", 42),  # padding before a prompt taken for a token
-        (9, logits, "among", lambda ids, size: np.zeros((1, size), bool)),
+        (9, logits, "token_mask", lambda ids, size: np.zeros((1, size), bool)),
     ],
 )
 def test_parts_matter(monkeypatch, number, module, name, wrong):
@@ -153,7 +253,7 @@ def test_a_cache_changes_nothing(family):
     else:
         inputs = {**inputs, "decoder_input_ids": np.pad(tokens, ((0, 0), (1, 0)), constant_values=model.model.settings.start_id)}
     batch = model.checked_batch(inputs)
-    logits = fast_jit(lambda params: model.model.apply({"params": params}, batch)["lm"])(model.params)
+    logits = jax.jit(lambda params: model.model.apply({"params": params}, batch)["lm"])(model.params)
     for row, likeliest in zip(ended(family), np.asarray(logits).argmax(axis=-1)[:, BEGIN[family] - 1 :], strict=True):
         assert likeliest[: len(row)].tolist() == row
 
@@ -192,6 +292,22 @@ class Toy(nn.Module):
         return {"lm": (state @ self.out)[:, None]}, {**cache, "layers": ({"state": state},)}
 
 
+class Listener(Toy):
+    """An encoder-decoder: the frames of its input that are not masked are added to the toy's state."""
+
+    encoder_inputs = ("input_features", "attention_mask")
+    start_id: int | None = None
+
+    def encode(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        assert set(batch) == {*self.encoder_inputs}
+        return {"hidden": (batch["input_features"] * batch["attention_mask"][:, :, None]).sum(axis=1)}
+
+    def decode(self, batch: dict[str, jax.Array], memory: Any, cache: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        assert all(name.startswith("decoder_") or name == "predicted_positions" for name in batch)
+        features, cache = super().decode({name.removeprefix("decoder_"): array for name, array in batch.items()}, None, cache)
+        return {"lm": features["lm"] + (memory["hidden"] @ self.out)[:, None]}, cache
+
+
 def drawn(words: int = WORDS, seed: int = 7) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {"table": rng.normal(size=(words, 6)).astype(np.float32), "out": rng.normal(size=(6, words)).astype(np.float32)}
@@ -217,7 +333,7 @@ def greedy(prompt: Sequence[int], most: int, ends: Sequence[int]) -> list[int]:
 PROMPTS = ([3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7], [9])
 EXPECTED = [greedy(prompt, 7, (3, 7)) for prompt in PROMPTS]
 PLAINLY = {"max_new_tokens": 7, "eos_token_id": [3, 7], "pad_token_id": 10}
-GREEDY = merged(PLAINLY)
+GREEDY = merge(PLAINLY)
 
 
 def batch_of(prompts: Sequence[Sequence[int]], side: str = "left", width: int = 8) -> dict[str, np.ndarray]:
@@ -231,12 +347,19 @@ def batch_of(prompts: Sequence[Sequence[int]], side: str = "left", width: int = 
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def continued(batch: Any, how: Generation, params: Any = None, seed: int = 0, toy: Any = None) -> list[list[int]]:
+def continued(batch: Any, how: Generation, params: Any = None, seed: int = 0, toy: Any = None, first: int = 0) -> list[list[int]]:
     """Returns the toy's continuations, without what fills them up, which has to be padding."""
-    made = loop.continuations(toy or Toy(), params or drawn(), batch, how, jax.random.key(seed))
-    tokens, lengths = map(np.asarray, made)
+    return with_scores(batch, how, params, seed, toy, first, False)[0]
+
+
+def with_scores(
+    batch: Any, how: Generation, params: Any = None, seed: int = 0, toy: Any = None, first: int = 0, scored: bool = True
+) -> tuple[list[list[int]], Any, Any]:
+    """Returns the continuations, their log-probabilities and their scores."""
+    found = loop.continuations(toy or Toy(), params or drawn(), batch, how, jax.random.key(seed), first, scored)
+    tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
     assert (tokens[np.arange(tokens.shape[1]) >= lengths[:, None]] == how.pad).all()
-    return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+    return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)], found.log_probs, found.scores
 
 
 def test_rows_do_not_depend_on_padding_or_each_other():
@@ -248,12 +371,103 @@ def test_rows_do_not_depend_on_padding_or_each_other():
     assert continued(placed, GREEDY) == EXPECTED[:3]
 
 
+FRAMES = np.random.default_rng(3).normal(size=(len(PROMPTS), 5, 6)).astype(np.float32)
+HEARD = np.arange(5) < np.array([5, 2, 3, 4])[:, None]
+
+
+def heard(prompts: Sequence[Sequence[int]] | None, side: str = "left") -> dict[str, np.ndarray]:
+    """Returns a listener's inputs, among which the same prompts may stand."""
+    batch = {"input_features": FRAMES, "attention_mask": HEARD, "labels": np.zeros((len(FRAMES), 3))}
+    return batch | ({f"decoder_{name}": array for name, array in batch_of(prompts, side).items()} if prompts else {})
+
+
+def slowly(row: int, tokens: Sequence[int], params: Any = None) -> np.ndarray:
+    """Returns a listener's next log-probabilities [V], without a cache."""
+    params = params or drawn()
+    return np.log(softmax(logits_after(params, tokens) + FRAMES[row, HEARD[row]].sum(axis=0).astype(float) @ params["out"]))
+
+
+def greedy_slowly(row: int, prompt: Sequence[int]) -> tuple[list[int], float]:
+    """Returns a listener's likeliest continuation and its log-probability."""
+    made: list[int] = []
+    total = 0.0
+    while len(made) < 7 and not set(made) & {3, 7}:
+        steps = slowly(row, [*prompt, *made])
+        made.append(int(steps.argmax()))
+        total += steps[made[-1]]
+    return made, total
+
+
+def test_encoders_read_any_arrays_and_prompts_differ_in_length():
+    expected = [greedy_slowly(row, prompt) for row, prompt in enumerate(PROMPTS)]
+    assert len({tuple(made) for made, _ in expected}) == len(PROMPTS)
+    for side in ("left", "right", "apart"):
+        found, log_probs, scores = with_scores(heard(PROMPTS, side), GREEDY, toy=Listener())
+        assert found == [made for made, _ in expected]
+        np.testing.assert_allclose(log_probs, [total for _, total in expected], rtol=1e-5)
+        np.testing.assert_array_equal(log_probs, scores)
+    alone = {name: array[2:3] for name, array in heard(PROMPTS, "right").items()}
+    assert continued(alone, GREEDY, toy=Listener()) == [expected[2][0]]
+    placed = {name: jnp.asarray(array) for name, array in heard(PROMPTS).items()}
+    assert continued(placed, GREEDY, toy=Listener()) == [made for made, _ in expected]
+    sampled = merge(PLAINLY, {"do_sample": True, "top_k": 1})
+    assert continued(heard(PROMPTS), sampled, toy=Listener()) == [made for made, _ in expected]
+
+
+def test_a_decoder_without_a_prompt_begins_with_its_start_token():
+    expected = [greedy_slowly(row, [2])[0] for row in range(len(PROMPTS))]
+    assert continued(heard(None), GREEDY, toy=Listener(start_id=2)) == expected
+    assert continued(heard([[2]] * 4), GREEDY, toy=Listener()) == expected
+    tokens = np.asarray(loop.generate(Listener(start_id=2), drawn(), heard(None), GREEDY))
+    assert tokens.shape == (4, 8) and (tokens[:, 0] == 2).all()
+    tokens = np.asarray(loop.generate(Listener(), drawn(), heard(PROMPTS), GREEDY))
+    np.testing.assert_array_equal(tokens[:, :8], batch_of(PROMPTS)["input_ids"])
+
+
+def test_arrays_of_an_encoder_are_filled_up_by_rows_and_tokens_by_columns():
+    inputs = {"input_features": FRAMES[:3], "attention_mask": HEARD[:3], "decoder_input_ids": np.ones((3, 9))}
+    filled = loop.fill_up(inputs, loop.DECODER_PROMPT, 10, 12)
+    assert {name: array.shape for name, array in filled.items()} == {
+        "input_features": (4, 5, 6),
+        "attention_mask": (4, 5),
+        "decoder_input_ids": (4, 12),
+        "decoder_attention_mask": (4, 12),
+    }
+    assert filled["decoder_input_ids"].tolist() == [[10] * 3 + [1] * 9] * 3 + [[10] * 12]
+    assert filled["decoder_attention_mask"].sum(axis=1).tolist() == [9, 9, 9, 0]
+    texts = {"input_ids": np.ones((3, 9)), "token_type_ids": np.ones((3, 9)), "pixel_values": np.ones((3, 3, 9, 9))}
+    filled = loop.fill_up(texts, loop.DECODER_PROMPT, 10, 0)
+    assert {name: array.shape for name, array in filled.items()} == {
+        "input_ids": (4, 16),
+        "attention_mask": (4, 16),
+        "token_type_ids": (4, 16),
+        "pixel_values": (4, 3, 9, 9),
+    }
+    assert filled["input_ids"][0].tolist() == [1] * 9 + [10] * 7
+    assert filled["attention_mask"].sum(axis=1).tolist() == filled["token_type_ids"].sum(axis=1).tolist() == [9, 9, 9, 0]
+
+
+def test_scores_are_computed_on_request_alone():
+    def lowered(how: Generation, scored: bool) -> Any:
+        inputs = loop.fill_up(batch_of(PROMPTS), loop.PROMPT, 10, 0)
+        number = jnp.int32(1)
+        call = loop.Call(Place(number, number, number, number, number), number, jax.random.key(0), number)
+        return DECODE.lower(loop.StaticModel(Toy()), drawn(), inputs, call, how, 8, scored)
+
+    beams = merge({"num_beams": 2, "eos_token_id": 3})
+    for how in (GREEDY, beams):
+        without, scored = lowered(how, False), lowered(how, True)
+        assert [len(jax.tree.leaves(program.out_info)) for program in (without, scored)] == [2, 4]
+    texts = [lowered(merge({"eos_token_id": 3}), scored).as_text() for scored in (False, True)]
+    assert ["stablehlo.log " in text for text in texts] == [False, True]
+
+
 def test_few_functions_are_compiled(monkeypatch):
     monkeypatch.setattr(loop, "decode", DECODE)
 
     def compilations(rows: int, width: int, **given: Any) -> int:
         before, batch = len(TRACED), batch_of([[1] * width] * rows, width=width)
-        continued(batch, merged({"max_new_tokens": 8} | given), drawn(9, seed=rows), rows, Toy(words=9))
+        continued(batch, merge({"max_new_tokens": 8} | given), drawn(9, seed=rows), rows, Toy(words=9))
         return (len(TRACED) - before) // 2  # the prompt, and one more token
 
     assert compilations(3, 5) == 1
@@ -265,7 +479,7 @@ def test_few_functions_are_compiled(monkeypatch):
 def test_lengths_are_rounded_up_to_few():
     rounded = [loop.padded(length) for length in range(1, 1025)]
     assert len(set(rounded)) < 40 and all(0 <= whole - n < max(8, n / 4) for n, whole in enumerate(rounded, 1))
-    filled = loop.fill_up({"input_ids": np.ones((3, 9))}, False, 0, 12)  # of 12 positions
+    filled = loop.fill_up({"input_ids": np.ones((3, 9))}, loop.PROMPT, 0, 12)  # of 12 positions
     assert filled["attention_mask"].tolist() == [[False] * 3 + [True] * 9] * 3 + [[False] * 12]
 
 
@@ -275,7 +489,7 @@ def test_prompts_are_returned_with_their_continuations():
     assert found[:, :8].tolist() == batch["input_ids"].tolist()
     assert found[:, 8:].tolist() == [row + [10] * (7 - len(row)) for row in EXPECTED]
     model, inputs, cases = golden("t5_gated")
-    how = merged(cases[PLAIN][0], {"decoder_start_token_id": 59})
+    how = merge(cases[PLAIN][0], {"decoder_start_token_id": 59})
     with jax.default_matmul_precision("float32"):
         found = np.asarray(loop.generate(model.model, model.params, inputs, how))
     assert (found[:, 0] == 59).all() and np.array_equal(found[:, 1:], cases[PLAIN][1])
@@ -283,13 +497,41 @@ def test_prompts_are_returned_with_their_continuations():
 
 def test_seeds_and_rows_of_samples():
     sampled = {"max_new_tokens": 7, "pad_token_id": 10, "do_sample": True, "temperature": 2.0}
-    first, again, other = (continued(batch_of(PROMPTS), merged(sampled), seed=seed) for seed in (0, 0, 1))
+    first, again, other = (continued(batch_of(PROMPTS), merge(sampled), seed=seed) for seed in (0, 0, 1))
     assert first == again != other
     # A row's draws do not depend on how many others there are.
-    assert continued(batch_of(PROMPTS[:3]), merged(sampled)) == first[:3]
-    several = continued(batch_of(PROMPTS), merged(sampled, {"num_return_sequences": 3}))
+    assert continued(batch_of(PROMPTS[:3]), merge(sampled)) == first[:3]
+    several = continued(batch_of(PROMPTS), merge(sampled, {"num_return_sequences": 3}))
     assert len({tuple(row) for row in several}) == len(several) == 12
-    assert continued(batch_of(PROMPTS), merged(PLAINLY, {"do_sample": True, "top_k": 1})) == EXPECTED
+    assert continued(batch_of(PROMPTS), merge(PLAINLY, {"do_sample": True, "top_k": 1})) == EXPECTED
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_row_draws_by_its_number(times):
+    how = merge({"max_new_tokens": 7, "pad_token_id": 10, "do_sample": True, "temperature": 2.0, "num_return_sequences": times})
+    prompts = [PROMPTS[0]] * 7
+    whole = continued(batch_of(prompts), how)
+    assert len({tuple(row) for row in whole}) == len(whole) == 7 * times
+    parts = [continued(batch_of(prompts[at : at + 3]), how, first=at) for at in (0, 3, 6)]
+    assert [row for part in parts for row in part] == whole
+
+
+def test_log_probabilities_are_those_of_what_is_sampled_from():
+    filters = {"temperature": 1.5, "top_k": 7, "top_p": 0.9, "repetition_penalty": 1.3, "num_return_sequences": 3}
+    how = merge(PLAINLY, {"do_sample": True} | filters)
+    rows, log_probs, scores = with_scores(batch_of(PROMPTS), how)
+    totals = []
+    for number, row in enumerate(rows):
+        history, total = list(PROMPTS[number // 3]), 0.0
+        for token in row:
+            logits = logits_after(drawn(), history)
+            for seen in set(history):
+                logits[seen] *= 1.3 if logits[seen] < 0 else 1 / 1.3
+            total += np.log(sampled_from(logits, how)[token])
+            history.append(token)
+        totals.append(total)
+    np.testing.assert_allclose(log_probs, totals, rtol=1e-4)
+    np.testing.assert_array_equal(log_probs, scores)
 
 
 def sampled_from(logits: np.ndarray, s: Generation) -> np.ndarray:
@@ -308,7 +550,7 @@ def processed(logits: np.ndarray, history: Sequence[int], how: Generation, **pla
     """Returns the scores [V] of one row that padding precedes."""
     columns = np.full((1, 12), NONE)
     columns[0, 8 - len(history) : 8] = history
-    where = Place(**{"column": 8, "made": 3, "most": 9, "least": 0, "width": 5} | place)
+    where = Place(**{"column": 8, "generated": 3, "most": 9, "least": 0, "prompt_length": 5} | place)
     return np.asarray(process(jnp.array(logits[None], jnp.float32), jnp.array(columns), where, how))[0]
 
 
@@ -322,21 +564,23 @@ FILTERS = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=60)
 @given(LOGITS, FILTERS)
 def test_what_is_sampled_from(logits, filters):
-    how = merged({"do_sample": True}, filters)
+    how = merge({"do_sample": True}, filters)
     found, expected = processed(logits, [], how), sampled_from(logits, how)
     assert (np.isinf(found) == (expected == 0)).all()
     np.testing.assert_allclose(softmax(found), expected, atol=1e-6)
 
 
 def test_samples_follow_their_probabilities():
-    how = merged({"max_new_tokens": 1, "do_sample": True, "temperature": 2.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1})
+    how = merge({"max_new_tokens": 1, "do_sample": True, "temperature": 2.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1})
     expected = sampled_from(logits_after(drawn(), PROMPTS[0]), how)
     assert 2 < (expected > 0).sum() < 7
     counts = np.bincount(np.concatenate(continued(batch_of([PROMPTS[0]] * 4096), how)), minlength=WORDS)
     assert (counts[expected == 0] == 0).all() and (abs(counts / 4096 - expected) <= 5 * np.sqrt(expected / 4096)).all()
 
 
-def scored(logits: np.ndarray, history: list[int], s: Generation, made: int, most: int, least: int, width: int) -> np.ndarray:
+def scored(
+    logits: np.ndarray, history: list[int], s: Generation, generated: int, most: int, least: int, prompt_length: int
+) -> np.ndarray:
     """Returns what `process` should, one rule after the other."""
     x, size = logits.copy(), s.no_repeat_ngram_size
     for token in set(history):
@@ -347,12 +591,12 @@ def scored(logits: np.ndarray, history: list[int], s: Generation, made: int, mos
     for *begun, token in s.bad_words_ids:
         if history[len(history) - len(begun) :] == begun and (begun or token not in s.eos_token_id):
             x[token] = -np.inf
-    x[list(s.eos_token_id)] += -np.inf if made < least else 0
-    for forced, now in ((s.forced_bos_token_id, width + made == 1), (s.forced_eos_token_id, made == most - 1)):
+    x[list(s.eos_token_id)] += -np.inf if generated < least else 0
+    for forced, now in ((s.forced_bos_token_id, prompt_length + generated == 1), (s.forced_eos_token_id, generated == most - 1)):
         if now and forced not in (None, ()):
             x = np.where(np.isin(np.arange(WORDS), forced), 0, -np.inf)
     x[list(s.suppress_tokens)] = -np.inf
-    if made == (0 if s.forced_bos_token_id is None or width != 1 else 1):
+    if generated == (0 if s.forced_bos_token_id is None or prompt_length != 1 else 1):
         x[list(s.begin_suppress_tokens)] = -np.inf
     return x
 
@@ -368,30 +612,38 @@ RULES = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=50)
 @given(LOGITS, st.lists(WORD, max_size=8), RULES, WORD, WORD, st.sampled_from([1, 5]))
-def test_scores_follow_the_rules(logits, history, rules, made, least, width):
-    how, place = merged(rules), {"made": made, "most": 4, "least": least, "width": width}
+def test_scores_follow_the_rules(logits, history, rules, generated, least, width):
+    how, place = merge(rules), {"generated": generated, "most": 4, "least": least, "prompt_length": width}
     np.testing.assert_allclose(processed(logits, history, how, **place), scored(logits, history, how, **place), rtol=1e-5)
 
 
+@pytest.mark.parametrize("toy", [Toy(words=4), Listener(words=4)], ids=["decoder", "encoder and decoder"])
 @pytest.mark.parametrize("penalty", [1.5, -1.0])
-def test_enough_beams_find_all_that_there_is(penalty):
-    params, ends, prompts = drawn(4), (1, 3), [[0, 2, 1], [3], [2, 2]]
+def test_enough_beams_find_all_that_there_is(penalty, toy):
+    params, ends, prompts = drawn(4), (1, 3), [[0, 2, 1], [3], [2, 2], [1, 0]]
     how = {"max_new_tokens": 3, "num_beams": 22, "num_return_sequences": 22, "length_penalty": penalty, "eos_token_id": ends}
-    found = continued(batch_of(prompts), merged(how), params, toy=Toy(words=4))
+    listens = isinstance(toy, Listener)
+    batch = heard(prompts) if listens else batch_of(prompts)
+    found, log_probs, scores = with_scores(batch, merge(how), params, toy=toy)
     for row, prompt in enumerate(prompts):
-        scores = {}
+        sums = {}
         for made in itertools.chain(*(itertools.product(range(4), repeat=count) for count in (1, 2, 3))):
             if not set(made[:-1]) & set(ends) and (made[-1] in ends or len(made) == 3):
-                steps = [softmax(logits_after(params, [*prompt, *made[:at]]))[token] for at, token in enumerate(made)]
-                scores[made] = np.log(steps).sum() / len(made) ** penalty
-        assert found[22 * row : 22 * row + 22] == [list(made) for made in sorted(scores, key=lambda made: -scores[made])]
+                before = [[*prompt, *made[:at]] for at in range(len(made))]
+                steps = [slowly(row, b, params) if listens else np.log(softmax(logits_after(params, b))) for b in before]
+                sums[made] = sum(step[token] for step, token in zip(steps, made, strict=True))
+        ranked = sorted(sums, key=lambda made: -sums[made] / len(made) ** penalty)
+        rows = slice(22 * row, 22 * row + 22)
+        assert found[rows] == [list(made) for made in ranked]
+        np.testing.assert_allclose(log_probs[rows], [sums[made] for made in ranked], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(scores[rows], [sums[made] / len(made) ** penalty for made in ranked], rtol=1e-4, atol=1e-6)
 
 
 WRONG: Any = {
     "must be a whole number, 1 or more": [("max_new_tokens", 0), ("max_length", 2.0), ("num_beams", True)],
     "must be a whole number, 0 or more": [("top_k", -1), ("min_length", "2"), ("pad_token_id", -1)],
     "must be token ids": [("eos_token_id", [3, -1]), ("suppress_tokens", 1.5), ("suppress_tokens", "ab")],
-    "must be lists of token ids, one a word": [("bad_words_ids", [3]), ("bad_words_ids", [[]]), ("bad_words_ids", 3)],
+    "must be lists of token ids, one per word": [("bad_words_ids", [3]), ("bad_words_ids", [[]]), ("bad_words_ids", 3)],
     "must be a number above 0": [("temperature", 0), ("temperature", "hot"), ("repetition_penalty", float("nan"))],
     "must be a number from 0 to 1": [("top_p", 1.5), ("min_p", -0.1)],
     "must be a number": [("length_penalty", float("inf")), ("length_penalty", "long")],
@@ -425,15 +677,17 @@ def test_models_that_do_not_generate_and_tokens_that_they_lack():
     with pytest.raises(UserError, match="BertForSequenceClassification has no language-model head"):
         load(GOLDEN / "bert_classify").generate(input_ids=[[1]])
     with pytest.raises(UserError, match="bad_words_ids: 11 is out of range; the vocabulary has 11 entries, 0 to 10"):
-        continued(batch_of(PROMPTS), merged({"bad_words_ids": [[3, 11]]}))
+        continued(batch_of(PROMPTS), merge({"bad_words_ids": [[3, 11]]}))
     with pytest.raises(UserError, match="nothing says what the decoder begins with; give decoder_start_token_id"):
-        loop.start_id(Toy(), GREEDY)
+        loop.start_id(Listener(), GREEDY)
+    with pytest.raises(UserError, match="Bert has no decoder, so it generates no text"):
+        loop.as_generator(load(GOLDEN / "bert_classify").model)
 
 
 def test_numbers_of_numpy_and_later_settings_that_win():
-    how = merged({"eos_token_id": np.int64(3), "bad_words_ids": np.array([[1, 2]]), "temperature": np.float64(0.5)})
-    assert how == merged({"eos_token_id": [3], "bad_words_ids": [[1, 2]], "temperature": 0.5}) and hash(how)
-    assert merged({"max_new_tokens": 5, "min_new_tokens": 2}, {"max_length": 30, "min_length": 12}).limits(10) == (20, 2)
-    assert merged({"max_new_tokens": 5, "max_length": 30}, {"use_cache": False, "top_k": None}).limits(10) == (5, 0)
-    assert [merged({}).limits(10, positions) for positions in (0, 48, 25)] == [(20, 0), (20, 0), (15, 0)]
-    assert merged({"max_new_tokens": 40}).limits(9, 48) == (40, 0)  # the last one is not read
+    how = merge({"eos_token_id": np.int64(3), "bad_words_ids": np.array([[1, 2]]), "temperature": np.float64(0.5)})
+    assert how == merge({"eos_token_id": [3], "bad_words_ids": [[1, 2]], "temperature": 0.5}) and hash(how)
+    assert merge({"max_new_tokens": 5, "min_new_tokens": 2}, {"max_length": 30, "min_length": 12}).limits(10) == (20, 2)
+    assert merge({"max_new_tokens": 5, "max_length": 30}, {"use_cache": False, "top_k": None}).limits(10) == (5, 0)
+    assert [merge({}).limits(10, positions) for positions in (0, 48, 25)] == [(20, 0), (20, 0), (15, 0)]
+    assert merge({"max_new_tokens": 40}).limits(9, 48) == (40, 0)  # the last one is not read

@@ -3,8 +3,10 @@
     pip install 'fmjax[parity]'
     python tests/golden/make_generation.py
 
-Each folder is a Hugging Face folder plus `expected.json`: the inputs, and a list of [settings, tokens]. Weights are drawn at
-an order that makes no model say one token forever; which tokens end a row is chosen among those that come often.
+Each folder is a Hugging Face folder plus `expected.json`: the inputs, and a list of [settings, tokens]. Beside it, `scores.json`
+has the inputs (of encoder-decoders with prompts of the decoder), and a list of [settings, tokens, log-probabilities, scores].
+Weights are drawn at an order that makes no model say one token forever; which tokens end a row is chosen among those that come
+often.
 Made with torch 2.13.0 and transformers 5.24.0; `tests/parity/test_generation.py` does the same live, with more models.
 """
 
@@ -77,6 +79,15 @@ CASES: list[dict[str, Any]] = [
     {"num_beams": 2, "suppress_tokens": [1, 2, 30], "begin_suppress_tokens": [*range(0, 60, 3)], "renormalize_logits": True},
     {"forced_bos_token_id": 13, "num_beams": 2, "no_repeat_ngram_size": 1, "bad_words_ids": [[PAD]]},
 ]
+# Settings for scores, and for prompts of decoders.
+SCORED: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_length": 9},
+    {"num_beams": 3, "length_penalty": 2.0, "num_return_sequences": 2},
+    {"num_beams": 4, "length_penalty": -1.0, "early_stopping": "never", "num_return_sequences": 4},
+    {"num_beams": 3, "length_penalty": 0.0, "repetition_penalty": 1.3, "min_new_tokens": 6, "max_length": 15},
+    {"num_beams": 2, "forced_bos_token_id": 13, "begin_suppress_tokens": [*range(0, 60, 3)], "early_stopping": True},
+]
 FILTERS: list[dict[str, Any]] = [
     {"temperature": 0.7, "top_k": 5},
     {"top_k": 0, "top_p": 0.8},
@@ -127,6 +138,38 @@ def tokens(model: Any, arrays: dict[str, np.ndarray], settings: dict[str, Any]) 
         return model.generate(**{name: torch.from_numpy(array) for name, array in arrays.items()}, **settings).numpy()
 
 
+def prompts(arrays: dict[str, np.ndarray], length: int, seed: int, start: int | None = START) -> dict[str, np.ndarray]:
+    """Returns the inputs with prompts of the decoder, which begin with the start token unless that is None."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(1, START, (len(arrays["input_ids"]), length))
+    if start is not None:
+        ids[:, 0] = start
+    return arrays | {"decoder_input_ids": ids}
+
+
+def scored(model: Any, arrays: dict[str, np.ndarray], settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns what the reference generates, with summed log-probabilities, and scores (of beams, as it ranks them)."""
+    beams = settings.get("num_beams", 1) > 1
+    with torch.no_grad():
+        given = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        out = model.generate(**given, **settings, return_dict_in_generate=True, output_scores=True)
+        chosen = out.beam_indices if beams else None
+        steps = model.compute_transition_scores(out.sequences, out.scores, chosen, normalize_logits=not beams).numpy()
+    if not beams:
+        new = out.sequences.numpy()[:, out.sequences.shape[1] - steps.shape[1] :]
+        ended = np.cumsum(np.isin(new, settings["eos_token_id"]), axis=1) - np.isin(new, settings["eos_token_id"])
+        steps = np.where(ended, 0, steps)
+    totals = steps.sum(axis=1)
+    return out.sequences.numpy(), totals, out.sequences_scores.numpy() if beams else totals
+
+
+def scored_cases(ends: np.ndarray) -> list[dict[str, Any]]:
+    """Returns the settings of SCORED, with ends as `cases` has them."""
+    given = {"max_new_tokens": 12, "eos_token_id": ends[-2:].tolist(), "pad_token_id": PAD}
+    return [{name: value for name, value in given.items() if name != "max_new_tokens" or "max_length" not in case} | case
+            for case in SCORED]  # fmt: skip
+
+
 def frequent(model: Any, arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Returns the ids that greedy and beam search choose without an end, the most frequent first, without the padding."""
     settings = {"max_new_tokens": 18, "pad_token_id": PAD}
@@ -155,8 +198,16 @@ def main() -> None:
         arrays = inputs(family, rows=3, length=9, seed=seed)
         model.save_pretrained(folder)
         expected = [[case, tokens(model, arrays, case).tolist()] for case in cases(frequent(model, arrays))]
-        lists = {name: array.tolist() for name, array in arrays.items()}
-        (folder / "expected.json").write_text(json.dumps({"inputs": lists, "cases": expected}) + "\n")
+        write(folder / "expected.json", arrays, expected)
+        prompted = prompts(arrays, 4, seed) if model.config.is_encoder_decoder else arrays
+        results = [(case, scored(model, prompted, case)) for case in scored_cases(frequent(model, arrays))]
+        write(folder / "scores.json", prompted, [[case, *(part.tolist() for part in parts)] for case, parts in results])
+
+
+def write(file: Path, arrays: dict[str, np.ndarray], expected: list[Any]) -> None:
+    """Writes inputs and cases."""
+    lists = {name: array.tolist() for name, array in arrays.items()}
+    file.write_text(json.dumps({"inputs": lists, "cases": expected}) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.processors import using
 
 import fmjax
 from fmjax import models, pytree, tasks
@@ -21,19 +22,12 @@ from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.errors import UserError
 from fmjax.hub import folders
 from fmjax.hub.reference import class_names
-from fmjax.inference.pretrained import Pretrained, abstract_params, fill_up, load
+from fmjax.inference.pretrained import Pretrained, abstract_params, load
 from fmjax.runs.checkpoint import Best, Checkpoints
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"width": 36, "layers": 2, "attention_heads": 3, "mlp_width": 50, "vocab_size": 97, "positions": 130}  # of the goldens
 IDS = np.array([[3, 4, 5, 6]])
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +139,7 @@ def test_masked_words_of_a_folder(with_tokenizer):
     model = load(with_tokenizer("bert_pretraining"))
     [first, second] = model.predict(["the [MASK] sat", "a [MASK] ran the [MASK] cat"])
     assert [len(row["masks"]) for row in (first, second)] == [1, 2]
-    inputs = tasks.make({"name": "mlm"}).inputs(["the [MASK] sat"], model.tokenizer, 130, "example {}".format)
+    inputs = tasks.make({"name": "mlm"}).inputs(["the [MASK] sat"], using(model.tokenizer), 130, "example {}".format)
     place = inputs.pop("masked_positions")[0, 0]
     scores = jax.nn.softmax(model.apply(**inputs)["prediction_logits"][0, place])
     assert [found["token"] for found in first["masks"][0]] == [model.tokenizer.token(int(i)) for i in (-scores).argsort()[:5]]
@@ -193,21 +187,10 @@ def test_problem_types_of_a_folder(with_tokenizer):
 
 
 def test_models_without_predictions_say_so(with_tokenizer):
-    with pytest.raises(UserError, match="ElectraForPreTraining predicts nothing"):
+    with pytest.raises(UserError, match="ElectraForPreTraining has no human-readable output"):
         load(with_tokenizer("electra_rtd")).predict(["the cat"])
     with pytest.raises(UserError, match="no tokenizer"):
         load(GOLDEN / "bert_classify").predict(["the cat"])
-
-
-def test_batches_are_filled_up_to_few_shapes():
-    ones = np.ones((2, 33), np.int32)
-    filled = fill_up({"input_ids": ones, "attention_mask": ones, "masked_positions": ones[:, :3]}, pad_id=7, most=40)
-    assert {name: array.shape for name, array in filled.items()} == {
-        "input_ids": (2, 40),
-        "attention_mask": (2, 40),
-        "masked_positions": (2, 32),
-    }
-    assert (filled["input_ids"][:, 33:] == 7).all() and not filled["attention_mask"][:, 33:].any()
 
 
 def make_run(folder: Path, tokenizer, task: dict, steps: dict[int, dict], best: str | None = None) -> dict[int, dict]:

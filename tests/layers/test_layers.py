@@ -27,14 +27,6 @@ def still(weights: jax.Array) -> jax.Array:
     return weights
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """These functions are small: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 

@@ -24,15 +24,7 @@ BODIES = ("bert_pretraining", "roberta_mlm", "distilbert_mlm", "electra_mlm")
 
 # Four times the largest error that was reached.
 TOLERANCE = {"bert": 3e-5, "roberta": 3.5e-5, "distilbert": 3.5e-5, "electra": 7e-5}
-
-
-@pytest.fixture(autouse=True)
-def eager():
-    """Compiling these small models takes longer than running them, operation by operation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.disable_jit():
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 @functools.cache

@@ -30,15 +30,7 @@ FAMILIES = (gpt, llama, mistral, qwen2)
 SIZE = {"width": 12, "layers": 2, "attention_heads": 3, "mlp_width": 8, "vocab_size": 11}
 
 TOLERANCE = 3e-5  # four times the largest error that was reached
-
-
-@pytest.fixture(autouse=True)
-def eager():
-    """Compiling these small models takes longer than running them, operation by operation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.disable_jit():
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 @functools.cache

@@ -4,7 +4,6 @@ of each text alone, with no segment said; and it shows where segments are ignore
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import pytest
 
 from fmjax import models
 from fmjax.models import t5
-from fmjax.tasks.corpus import packed_pairs, packed_row, pair
+from fmjax.tasks.token_rows import packed_pairs, packed_row, pair
 
 VOCABULARY, PAD = 30, 1
 SIZE = {"width": 16, "layers": 1, "attention_heads": 2, "mlp_width": 24, "vocab_size": VOCABULARY}
@@ -50,14 +49,6 @@ CASES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.full) for
 SEGMENTS = ("segment_ids", "decoder_segment_ids")
 POSITIONS = ("position_ids", "decoder_position_ids")
 RELATIVE = {"position_ids": (*ROTARY, "t5", "t5:v1_1")}
-
-
-@pytest.fixture(autouse=True)
-def unoptimised() -> Iterator[None]:
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

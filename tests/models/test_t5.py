@@ -29,14 +29,6 @@ SIZE = {"width": 12, "layers": 1, "decoder_layers": 1, "attention_heads": 3, "he
 TOLERANCE = 2e-5  # four times the largest error that was reached
 
 
-@pytest.fixture(autouse=True)
-def unoptimised():
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def golden(case: str) -> Pretrained:
     return load(GOLDEN / case)

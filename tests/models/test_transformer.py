@@ -23,15 +23,7 @@ from fmjax.layers.position import sinusoids
 GOLDEN = Path(__file__).parents[1] / "golden" / "seq2seq"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
 TOLERANCE = 1e-5  # three times the largest error that was reached
-
-
-@pytest.fixture(autouse=True)
-def eager():
-    """Compiling these small models takes longer than running them, operation by operation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.disable_jit():
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 @functools.cache

@@ -22,16 +22,8 @@ from fmjax.tasks import mae
 GOLDEN = Path(__file__).parents[1] / "golden" / "vision"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
 TOLERANCE = 2.5e-5  # four times the largest error that was reached
+pytestmark = pytest.mark.usefixtures("eager")
 SIZE = {"width": 12, "layers": 1, "attention_heads": 3, "mlp_width": 8, "image_size": 8, "patch_size": 2, "channels": 1}
-
-
-@pytest.fixture(autouse=True)
-def eager():
-    """Compiling these small models takes longer than running them, operation by operation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.disable_jit():
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

@@ -108,6 +108,38 @@ def test_stacked_layers_are_what_each_is_alone(name):
             np.testing.assert_allclose(found, -np.asarray(leaf), rtol=1e-4, atol=1e-5, err_msg=f"{key} {layer}")
 
 
+HEAD_STACK = {
+    "head/pixels/layers/attention/out/kernel": (LAYERS, HEADS, HEAD, WIDTH),
+    "head/pixels/layers/mlp/up/kernel": (LAYERS, WIDTH, 6),
+    "head/pixels/layers/mlp/up/bias": (LAYERS, 6),
+}
+
+
+def test_adafactor_takes_each_layer_of_a_stack_under_a_head_alone():
+    """As MAE's decoder: the direction of a layer does not depend on the layers beside it."""
+    params, gradients = draw(0, HEAD_STACK), draw(1, HEAD_STACK)
+    assert algorithms.matrix("head/pixels/layers/attention/out/kernel", jnp.ones((3, 2, 5, 8))) == ((1, 2), (3,))
+    stage = algorithms.adafactor(params, min_dim_size_to_factor=4)
+    stacked = pytree.names(jax.jit(stage.update)(gradients, stage.init(params), params)[0])
+    reference = optax.adafactor(1.0, min_dim_size_to_factor=4)
+    for layer in range(LAYERS):
+        own, gradient = (
+            {name: as_matrix(name, leaf[layer]) for name, leaf in pytree.names(tree).items()}
+            for tree in (params, gradients)
+        )
+        expected, _ = reference.update(gradient, reference.init(own), own)
+        for name, leaf in expected.items():
+            np.testing.assert_allclose(as_matrix(name, stacked[name][layer]), -leaf, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_muon_leaves_the_layers_of_a_head_to_adam():
+    shapes = SHAPES | HEAD_STACK
+    found = directions(algorithms.muon(draw(0, shapes)), draw(0, shapes), steps=1)[0]
+    adam = directions(algorithms.adam(draw(0, shapes)), draw(0, shapes), steps=1)[0]
+    for name in HEAD_STACK:
+        np.testing.assert_allclose(found[name], adam[name], rtol=1e-5)
+
+
 def test_muon_makes_matrices_orthogonal_and_nothing_else():
     found = directions(algorithms.muon(draw(0)), draw(0), steps=1)[0]
     adam = directions(algorithms.adam(draw(0)), draw(0), steps=1)[0]

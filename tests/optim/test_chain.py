@@ -12,9 +12,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from fmjax import pytree
+from fmjax import optim, pytree
 from fmjax.errors import UserError
-from fmjax.optim import chain as optim
+from fmjax.optim.chain import factors
+from fmjax.optim.schedules import SHAPES as SCHEDULES
 
 LAYERS = 3
 SHAPES = {
@@ -74,7 +75,7 @@ def by_hand(name: str, rate: float, steps: int, warmup: int, end: float, count: 
     return rate * (end + (1 - end) * shape)
 
 
-@pytest.mark.parametrize("name", optim.SHAPES)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0, 1, 30])
 @pytest.mark.parametrize("end", [0.0, 0.1])
 def test_schedule_is_its_formula_at_every_step(name: str, warmup: int, end: float) -> None:
@@ -255,10 +256,22 @@ def test_encoder_and_decoder_count_their_own_layers() -> None:
         "encoder": {"layers": {"kernel": jnp.ones((2, 3, 4))}, "norm": {"scale": jnp.ones(2)}},
         "decoder": {"layers": {"kernel": jnp.ones((3, 5))}},
     }
-    found = optim.factors(params, {}, 0.5)
+    found = factors(params, {}, 0.5)
     assert found["encoder/layers/kernel"].tolist() == [[[0.25]], [[0.5]]]
     assert found["decoder/layers/kernel"].tolist() == [[0.125], [0.25], [0.5]]
     assert found["embed/word/embedding"] == 0.5**4 and found["encoder/norm/scale"] == 1
+
+
+def test_a_stack_of_a_head_is_no_part_of_the_backbone() -> None:
+    params = {
+        "embed": {"patch": {"kernel": jnp.ones((2, 2))}},
+        "encoder": {"layers": {"kernel": jnp.ones((2, 3, 4))}},
+        "head": {"pixels": {"layers": {"kernel": jnp.ones((5, 3, 4))}, "out": {"kernel": jnp.ones((3, 2))}}},
+    }
+    found = factors(params, {}, 0.5)
+    assert found["encoder/layers/kernel"].tolist() == [[[0.25]], [[0.5]]]
+    assert found["embed/patch/kernel"] == 0.5**3
+    assert found["head/pixels/layers/kernel"] == found["head/pixels/out/kernel"] == 1
 
 
 def test_ema_averages_the_updated_parameters() -> None:
@@ -348,4 +361,4 @@ def test_mistakes_are_named_in_one_line(config: dict[str, Any], message: str) ->
 
 def test_layer_decay_needs_stacked_layers() -> None:
     with pytest.raises(UserError, match="no stacked layers"):
-        optim.factors({"head": {"kernel": jnp.ones((2, 2))}}, {}, 0.5)
+        factors({"head": {"kernel": jnp.ones((2, 2))}}, {}, 0.5)

@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from support.processors import using
+from support.sources import MemoryRecords
 
 import fmjax
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
@@ -17,13 +19,8 @@ transformers = pytest.importorskip("transformers", reason="the reference is not 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n"
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    columns = ("text",)
-
-    def where(self, index: int) -> str:
-        return f"record {index + 1}"
+class Records(MemoryRecords):
+    place, first = "record", 1
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -51,7 +48,7 @@ def pair(request, tmp_path_factory):
 def test_the_loss_of_a_row_is_the_references(pair):
     theirs, ours, _ = pair
     task = Task(rows="offset")
-    row = task.examples(Records([{"text": TEXT[:40]}]), ours.tokenizer, 39, train=False)[0]
+    row = task.examples(Records([{"text": TEXT[:40]}]), using(ours.tokenizer), 39, train=False)[0]
     ids = torch.tensor(np.append(row["input_ids"], row["labels"][-1])[None].astype(np.int64))
     with torch.no_grad():
         expected = float(theirs(ids, labels=ids).loss)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.processors import using
 
 import fmjax
 from fmjax.config import apply_overrides, load_config, to_dict
@@ -38,7 +39,7 @@ def test_the_reference_reads_what_was_trained(exported):
     assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(TEXTS, return_tensors="pt", padding=True, return_token_type_ids=False)
-    inputs = ours.task.inputs(TEXTS, ours.tokenizer, 64, str)
+    inputs = ours.task.inputs(TEXTS, using(ours.tokenizer), 64, str)
     assert all(np.array_equal(inputs[name], batch[name].numpy()) for name in ("input_ids", "attention_mask"))
 
     target = tokenizer([TEXTS[0]] * 3, return_tensors="pt")["input_ids"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,21 +16,9 @@ transformers = pytest.importorskip("transformers", reason="compares with the ref
 from golden import make_generation as make  # noqa: E402
 
 import fmjax  # noqa: E402
-from fmjax.decoding import loop  # noqa: E402
 from fmjax.decoding.settings import GENERATION  # noqa: E402
 
 PAD = make.PAD
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    static, options = ("model", "settings", "room"), {"xla_cpu_use_fusion_emitters": False}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "decode", jax.jit(loop.decode.__wrapped__, static_argnames=static, compiler_options=options))
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # All settings with two families that have no golden, some with the others. At order 0.3 every weight tells, but there are few
@@ -104,7 +91,7 @@ def test_what_is_sampled_from(given, tmp_path):
     import jax.numpy as jnp
 
     from fmjax.decoding.logits import Place, process
-    from fmjax.decoding.settings import merged
+    from fmjax.decoding.settings import merge
 
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (4, 61)).astype(np.float32)
@@ -117,6 +104,6 @@ def test_what_is_sampled_from(given, tmp_path):
     expected = processors(torch.from_numpy(history), torch.from_numpy(logits.copy())).numpy()
     place = Place(9, 0, 20, 0, 9)
     found = process(jnp.array(logits), jnp.pad(jnp.array(history), ((0, 0), (0, 20)), constant_values=-1), place,
-                    merged({"do_sample": True}, given))  # fmt: skip
+                    merge({"do_sample": True}, given))  # fmt: skip
     np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

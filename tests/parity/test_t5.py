@@ -31,14 +31,6 @@ KINDS = {
 TOLERANCE, DEFAULT_TOLERANCE = 1e-4, 2e-5
 
 
-@pytest.fixture(autouse=True)
-def unoptimised():
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def varied(seed: int) -> dict:
     """Returns settings of random sizes, in which heads do not make up the width."""
     rng = np.random.default_rng(seed)

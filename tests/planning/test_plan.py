@@ -10,7 +10,6 @@ import jax
 import pytest
 
 from fmjax.config import apply_overrides, load_config, to_dict
-from fmjax.distributed import sharding
 from fmjax.errors import UserError
 from fmjax.planning.plan import compile_step, describe_step, device_bytes, plan, read_topology
 from fmjax.planning.report import sharding_rows, sharding_table, table
@@ -49,7 +48,7 @@ def test_a_plan_holds_the_bytes_that_training_does(tmp_path):
     experiment = prepare(given, tmp_path / "run")
     state = experiment.initial_state()
     on_first = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state))]
-    vocabulary = {"model.vocab_size": str(experiment.tokenizer.vocab_size)}
+    vocabulary = {"model.vocab_size": str(experiment.data.tokenizer.vocab_size)}
     found = plan(config("bert_mlm.py:tiny", **FSDP, **vocabulary), read_topology("cpu:8"))
     assert found["bytes_per_device"]["parameters"] + found["bytes_per_device"]["optimizer"] == sum(on_first)
     assert found["model_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -59,8 +58,8 @@ def test_a_plan_holds_the_bytes_that_training_does(tmp_path):
 def test_the_sharding_report_lists_every_parameter():
     given, topology = config("bert_mlm.py:tiny", **FSDP), read_topology("gpu:h100:8")
     rows = sharding_rows(given, topology)
-    step = describe_step(given, sharding.make_mesh(given["mesh"]["axes"], topology.devices()))
-    assert sum(row["bytes_per_device"] for row in rows) == device_bytes(step.abstract.params)
+    step = describe_step(given, topology.devices())
+    assert sum(row["bytes_per_device"] for row in rows) == device_bytes(step.abstract.state.params)
     word = next(row for row in rows if row["name"] == "embed/word/embedding")
     assert word["axes"] == ["vocab", "embed"] and word["spec"] == [None, "fsdp"]
     assert word["bytes_per_device"] == math.prod(word["shape"]) * 4 // 8
@@ -74,10 +73,9 @@ def test_flops_and_memory_agree_with_a_compiler(tmp_path):
     sizes = {"model.width": "256", "model.layers": "2", "model.attention_heads": "4", "model.mlp_width": "1024"}
     plain = {f"model.{name}dropout": "0.0" for name in ("", "embedding_", "attention_")}
     given = config("gpt_clm.py:tiny", **sizes, **plain, **{"data.max_length": "128", "model.positions": "128"})
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
-    step = describe_step(given, mesh)
+    step = describe_step(given, jax.devices()[:1])
     counted = compile_step(step).cost_analysis()["flops"]
-    assert 3 * step.model.forward_flops(step.spec) == pytest.approx(counted, rel=0.1)
+    assert 3 * step.built.model.forward_flops(step.abstract.spec) == pytest.approx(counted, rel=0.1)
 
 
 def test_remat_keeps_less_and_multiplies_more():

@@ -22,7 +22,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fmjax.errors import UserError
-from fmjax.runs.checkpoint import MANIFEST, Best, CheckpointReader, Checkpoints
+from fmjax.runs.checkpoint import Best, CheckpointReader, Checkpoints
+from fmjax.runs.manifest import MANIFEST
 
 KILLER = """
 import multiprocessing, sys, time

@@ -16,8 +16,14 @@ COMMAND = ["python", "scripts/train.py", "--config", "a b.py", "--workdir", "/mn
 
 
 def run(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a launcher in this environment but for PYTHON, which may be set for the tests."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHON"}
     return subprocess.run(
-        ["bash", str(SCRIPTS / script), *words], capture_output=True, text=True, env=os.environ | environment, timeout=60
+        ["bash", str(SCRIPTS / script), *words],
+        capture_output=True,
+        text=True,
+        env=inherited | environment,
+        timeout=60,
     )
 
 
@@ -57,10 +63,15 @@ def test_what_is_missing_is_said(words, message):
     assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and len(done.stderr.splitlines()) == 1
 
 
-def test_slurm_runs_the_training_script():
-    done = run("slurm.sh", "--dry-run", *COMMAND[2:-1], FMJAX=str(SCRIPTS.parent))
+@pytest.mark.parametrize(
+    ("environment", "python"),
+    [({}, ".venv/bin/python"), ({"PYTHON": "/else where/bin/python"}, "/else where/bin/python")],
+)
+def test_slurm_runs_the_training_script(environment, python):
+    done = run("slurm.sh", "--dry-run", *COMMAND[2:-1], FMJAX=str(SCRIPTS.parent), **environment)
     words = shlex.split(done.stdout)
-    assert words == ["srun", "--kill-on-bad-exit=1", ".venv/bin/python", "scripts/train.py", "--distributed", *COMMAND[2:-1]]
+    started = [python, "scripts/train.py", "--distributed", *COMMAND[2:-1]]
+    assert words == ["srun", "--kill-on-bad-exit=1", *started]
 
 
 def test_a_bucket_is_no_folder(capsys):

@@ -209,10 +209,10 @@ def test_starting_from_other_weights(exported, whole, run, refused, tmp_path, ca
         origin = tmp_path / "exported"
         assert convert.main(["--from", str(whole), "--to", str(origin)]) == 0
     capsys.readouterr()
-    settings = (f"init.from={origin}", "train.steps=1", "optim.learning_rate=0.0", "model.dropout=0.0")
+    settings = (f"init.weights={origin}", "train.steps=1", "optim.learning_rate=0.0", "model.dropout=0.0")
     workdir = tmp_path / "run"
     assert run(workdir, *settings, arg="classify") == 0
-    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("init.from="))
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("init.weights="))
     fresh, _, unused = said.partition("; not used ")
     assert "head/classify/kernel" in fresh and "embed/" not in fresh and "encoder/layers" not in fresh
     assert "head/mlm" in unused
@@ -221,9 +221,15 @@ def test_starting_from_other_weights(exported, whole, run, refused, tmp_path, ca
     # A run that keeps a moving average hands that on.
     assert ours[name].tobytes() == theirs[name.replace("params", "ema")].tobytes()
 
-    # Stopped before its first checkpoint, it starts from the same weights and not from random ones.
+    # Stopped before its first checkpoint, it starts from the same weights and not from random ones; also where an
+    # older fmjax has stored the key by its old name.
     shutil.rmtree(workdir / "checkpoints")
-    assert run(workdir, *settings, arg="classify") == 0
+    stored = json.loads((workdir / "config.json").read_text())
+    for config in (stored, stored["fmjax"]["given"]):
+        config["init"] = {"from": config["init"]["weights"]}
+    (workdir / "config.json").write_text(json.dumps(stored))
+    assert run(workdir, *(setting.replace("init.weights", "init.from") for setting in settings), arg="classify") == 0
+    assert json.loads((workdir / "config.json").read_text())["init"] == {"weights": str(origin)}
     assert items(workdir)[name].tobytes() == ours[name].tobytes()
 
 

@@ -8,17 +8,16 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
-from fmjax import optim
 from fmjax.config import apply_overrides, load_config, to_dict
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.distributed import sharding
-from fmjax.train.experiment import abstract_training, prepare
+from fmjax.distributed.layout import Layout
+from fmjax.train.experiment import prepare
+from fmjax.train.stages import batch_shapes, describe, training_step
 from fmjax.train.state import create_state
-from fmjax.train.step import make_step
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STEPS = 10
@@ -54,7 +53,7 @@ def case(family: str, folder: Path) -> Case:
     apply_overrides(loaded, list(changes.items()))
     config = to_dict(loaded)
     experiment = prepare(config, folder / family)
-    batches = TrainBatches(experiment.examples["train"], batch_size=experiment.batch_size, seed=0)
+    batches = TrainBatches(experiment.built.examples["train"], batch_size=experiment.batch_size, seed=0)
     return Case(experiment.config, experiment, list(itertools.islice(batches, STEPS)))
 
 
@@ -73,15 +72,17 @@ def losses(
 ) -> np.ndarray:
     """Returns the losses of the first steps on a mesh; `changes` are of the model's settings."""
     experiment, config = found.experiment, found.config | {"optim": found.config["optim"] | (optimizer_settings or {})}
-    model = experiment.model.clone(settings=dataclasses.replace(experiment.model.settings, **changes))
-    spec, optimizer, abstract = abstract_training(config, model, experiment.examples["train"], 100, mesh, rules)
-    trained = optim.trainable(abstract.params, config["optim"].get("freeze", ()))
-    step = jax.jit(make_step(model, experiment.task, optimizer.transform, trained, parts), donate_argnums=0)
-    placed = sharding.batch_shardings(spec, rules, mesh)
+    built, layout = experiment.built, Layout(mesh, rules)
+    model = built.model.clone(settings=dataclasses.replace(built.model.settings, **changes))
+    config |= {"train": config["train"] | {"accumulate": parts}}
+    abstract = describe(config, model, batch_shapes(config, built.examples["train"]), 100, layout)
+    step = jax.jit(training_step(config, model, built.task, abstract), donate_argnums=0)
+    shardings = sharding.batch_shardings(abstract.spec, rules, mesh)
     history = []
-    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.in_force(rules, mesh)):
-        state = create_state(model, optimizer.transform, spec, abstract, seed=0)
+    with layout.active():
+        state = create_state(model, abstract.optimizer.transform, abstract.spec, abstract.state, seed=0)
         for batch in found.batches:
-            state, metrics = step(state, {name: jax.device_put(batch[name], placed[name]) for name in spec}, jax.random.key(1))
+            placed = {name: jax.device_put(batch[name], shardings[name]) for name in abstract.spec}
+            state, metrics = step(state, placed, jax.random.key(1))
             history.append(metrics["loss"])
     return np.array(jax.device_get(history))

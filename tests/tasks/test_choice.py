@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax import load
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -25,15 +27,8 @@ WORDS = [f"w{number}" for number in range(36)]
 SWAG = Task(context="sent1", start="sent2", endings=("ending0", "ending1"))
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"swag.csv line {index + 2}"
+class Records(MemoryRecords):
+    place, first = "swag.csv line", 2
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +38,14 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-@pytest.fixture
-def quickly_compiled():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_columns_and_lists_of_endings(tokenizer):
     columns = Records([{"sent1": "w1 w2", "sent2": "w3", "ending0": "w4", "ending1": "w5 w6", "label": "1"}])
     lists = Records([{"context": "w1 w2", "endings": ["w3 w4", "w3 w5 w6"], "label": 1}])
     assert SWAG.resolve(columns) == Task().resolve(lists) == {"choices": 2}
-    assert SWAG.text_columns == ("sent1", "sent2", "ending0", "ending1") and Task(choices=3).resolve(lists) == {}
+    assert tuple(SWAG.reads) == ("sent1", "sent2", "ending0", "ending1") and Task(choices=3).resolve(lists) == {}
     rows = []
     for source, task in ((columns, {"context": "sent1", "start": "sent2", "endings": ("ending0", "ending1")}), (lists, {})):
-        example = Task(choices=2, **task).examples(source, tokenizer, 9, train=True)[0]
+        example = Task(choices=2, **task).examples(source, using(tokenizer), 9, train=True)[0]
         assert example["input_ids"].shape == (2, 9) and example["labels"] == 1 and example["labels"].dtype == np.int32
         assert example["attention_mask"].sum(axis=1).tolist() == [7, 8]
         rows.append([[tokenizer.token(int(i)) for i in row] for row in example["input_ids"]])
@@ -79,11 +67,11 @@ def test_the_longer_part_is_cut(first, second, most):
 def test_overlong_is_an_error_unless_cut(tokenizer):
     source = Records([{"context": "w1 w2 w3 w4", "endings": ["w5", "w6 w7 w8"], "label": 0}])
     with pytest.raises(UserError, match=r"line 2: 10 tokens are more than data\.max_length=8; .*overlong=truncate"):
-        Task(choices=2).examples(source, tokenizer, 8, train=True)
-    example = Task(choices=2, overlong="truncate").examples(source, tokenizer, 8, train=True)[0]
+        Task(choices=2).examples(source, using(tokenizer), 8, train=True)
+    example = Task(choices=2, overlong="truncate").examples(source, using(tokenizer), 8, train=True)[0]
     assert example["attention_mask"].sum(axis=1).tolist() == [8, 8]
     with pytest.raises(UserError, match=r"data\.max_length=4 leaves no room for two tokens"):
-        Task(choices=2).examples(source, tokenizer, 4, train=True)
+        Task(choices=2).examples(source, using(tokenizer), 4, train=True)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +92,7 @@ def test_overlong_is_an_error_unless_cut(tokenizer):
 def test_malformed_records_are_named(tokenizer, record, message):
     source = Records([{"context": "w1", "endings": ["w2", "w3"], "label": 0}, record])
     with pytest.raises(UserError, match=message) as caught:
-        Task(choices=2).examples(source, tokenizer, 12, train=True)
+        Task(choices=2).examples(source, using(tokenizer), 12, train=True)
     assert "\n" not in str(caught.value)
 
 
@@ -129,11 +117,11 @@ def test_loss_and_metrics():
     assert Task().metrics(arrays, np.array([1, 1, 0.0]))["accuracy"] == 1.0
 
 
-def test_endings_of_an_example_do_not_see_each_other(tokenizer, quickly_compiled):
+def test_endings_of_an_example_do_not_see_each_other(tokenizer):
     """A batch [B,N,L] gives what its rows give one by one."""
     task = Task(choices=2)
     source = Records({"context": f"w{i} w2", "endings": ["w3", "w4 w5"], "label": i % 2} for i in range(3))
-    examples = task.examples(source, tokenizer, 8, train=True)
+    examples = task.examples(source, using(tokenizer), 8, train=True)
     batch = {name: np.stack([examples[i][name] for i in range(3)]) for name in examples[0]}
     model = bert.build(heads=task.heads, width=8, layers=1, attention_heads=2, mlp_width=8, vocab_size=41, positions=8)
     flat = {name: array.reshape(6, 8) for name, array in batch.items() if name != "labels"}
@@ -148,7 +136,7 @@ def test_endings_of_an_example_do_not_see_each_other(tokenizer, quickly_compiled
     assert model.forward_flops(batch) == model.forward_flops(flat)
 
 
-def test_a_folder_predicts(tmp_path, quickly_compiled):
+def test_a_folder_predicts(tmp_path):
     shutil.copytree(GOLDEN / "bert_choice", tmp_path / "model")
     (tmp_path / "model" / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS]) + "\n")
     model = load(tmp_path / "model")

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.errors import UserError
@@ -20,15 +22,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PAD, UNK, CLS, SEP, MASK = range(5)
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"reviews.tsv line {index + 2}"
+class Records(MemoryRecords):
+    place, first = "reviews.tsv line", 2
 
 
 def labelled(*labels: object) -> Records:
@@ -88,13 +83,13 @@ def test_bad_labels_name_the_record(kind, labels, message):
 
 
 def test_targets_are_places_among_the_labels(tokenizer):
-    single = Task(labels=("neg", "pos")).examples(labelled("pos", "neg", " pos "), tokenizer, 8, train=True)
+    single = Task(labels=("neg", "pos")).examples(labelled("pos", "neg", " pos "), using(tokenizer), 8, train=True)
     assert [int(single[index]["labels"]) for index in range(3)] == [1, 0, 1]
     assert single[0]["labels"].dtype == np.int32
-    multi = Task(kind="multi", labels=("a", "b", "c")).examples(labelled("c|a", "", ["b"]), tokenizer, 8, train=True)
+    multi = Task(kind="multi", labels=("a", "b", "c")).examples(labelled("c|a", "", ["b"]), using(tokenizer), 8, train=True)
     assert [multi[index]["labels"].tolist() for index in range(3)] == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert multi[0]["labels"].dtype == np.float32
-    number = Task(kind="regression").examples(labelled("1.5", -2, 0.25), tokenizer, 8, train=True)
+    number = Task(kind="regression").examples(labelled("1.5", -2, 0.25), using(tokenizer), 8, train=True)
     assert [float(number[index]["labels"]) for index in range(3)] == [1.5, -2, 0.25]
     assert number[0]["labels"].dtype == np.float32
 
@@ -117,16 +112,16 @@ def test_targets_are_places_among_the_labels(tokenizer):
 def test_labels_out_of_range_name_the_record(tokenizer, kind, labels, value, message):
     good = {"single": labels and labels[0], "multi": "a", "regression": 1.0}[kind]
     with pytest.raises(UserError, match=f"reviews.tsv line 4: .*{message}"):
-        Task(kind=kind, labels=labels).examples(labelled(good, good, value), tokenizer, 8, train=False)
+        Task(kind=kind, labels=labels).examples(labelled(good, good, value), using(tokenizer), 8, train=False)
 
 
 def test_missing_columns_are_refused(tokenizer):
     with pytest.raises(UserError, match=r'no column "lable" \(did you mean "label"\?\)'):
         Task(label="lable").resolve(labelled("a"))
     with pytest.raises(UserError, match='no column "other"'):
-        Task(text_pair="other", labels=("a",)).examples(labelled("a"), tokenizer, 8, train=True)
+        Task(text_pair="other", labels=("a",)).examples(labelled("a"), using(tokenizer), 8, train=True)
     with pytest.raises(UserError, match='line 2: column "text" holds 7, not text'):
-        Task(labels=("a",)).examples(Records([{"text": 7, "label": "a"}]), tokenizer, 8, train=True)
+        Task(labels=("a",)).examples(Records([{"text": 7, "label": "a"}]), using(tokenizer), 8, train=True)
 
 
 @pytest.mark.parametrize(
@@ -152,10 +147,10 @@ def test_heads_follow_the_labels_and_the_pool():
 
 def test_rows_are_padded_texts_and_pairs(tokenizer):
     source = Records([{"text": "w1 w2", "other": "w3", "label": "a"}])
-    row = Task(labels=("a",)).examples(source, tokenizer, 7, train=True)[0]
+    row = Task(labels=("a",)).examples(source, using(tokenizer), 7, train=True)[0]
     assert row["input_ids"].tolist() == [CLS, 6, 7, SEP, PAD, PAD, PAD]
     assert row["attention_mask"].tolist() == [1, 1, 1, 1, 0, 0, 0] and not row["token_type_ids"].any()
-    row = Task(labels=("a",), text_pair="other").examples(source, tokenizer, 7, train=True)[0]
+    row = Task(labels=("a",), text_pair="other").examples(source, using(tokenizer), 7, train=True)[0]
     assert row["input_ids"].tolist() == [CLS, 6, 7, SEP, 8, SEP, PAD]
     assert row["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1, 0] and row["attention_mask"].tolist() == [1] * 6 + [0]
 
@@ -170,7 +165,8 @@ def pair(first: int, second: int) -> Records:
     [(10, 3, (4, 3)), (3, 10, (3, 4)), (10, 10, (3, 4)), (7, 0, (7, 0)), (20, 1, (6, 1)), (4, 3, (4, 3))],
 )
 def test_the_longer_text_of_a_pair_is_truncated(tokenizer, first, second, left):
-    row = Task(labels=("a",), text_pair="other", overlong="truncate").examples(pair(first, second), tokenizer, 10, train=True)[0]
+    task = Task(labels=("a",), text_pair="other", overlong="truncate")
+    row = task.examples(pair(first, second), using(tokenizer), 10, train=True)[0]
     ids = row["input_ids"][row["attention_mask"] == 1]
     words = [tokenizer.token(int(number)) for number in ids]
     assert words == ["[CLS]", *WORDS[: left[0]], "[SEP]", *WORDS[30 : 30 + left[1]], "[SEP]"]
@@ -179,16 +175,16 @@ def test_the_longer_text_of_a_pair_is_truncated(tokenizer, first, second, left):
 def test_overlong_texts_are_an_error_unless_truncated(tokenizer):
     source = Records([{"text": "w1", "label": "a"}, {"text": " ".join(WORDS[:9]), "label": "a"}])
     with pytest.raises(UserError, match=r"line 3: 11 tokens are more than data\.max_length=10; .*task\.overlong=truncate"):
-        Task(labels=("a",)).examples(source, tokenizer, 10, train=False)
-    assert len(Task(labels=("a",)).examples(source, tokenizer, 11, train=False)) == 2
+        Task(labels=("a",)).examples(source, using(tokenizer), 10, train=False)
+    assert len(Task(labels=("a",)).examples(source, using(tokenizer), 11, train=False)) == 2
     with pytest.raises(UserError, match="example 0: 11 tokens"):
-        Task(labels=("a",)).inputs([source[1]], tokenizer, 10, "example {}".format)
+        Task(labels=("a",)).inputs([source[1]], using(tokenizer), 10, "example {}".format)
 
 
 def test_no_room_for_special_tokens_is_an_error(tokenizer):
     task = Task(labels=("a",), text_pair="other", overlong="truncate")
     with pytest.raises(UserError, match=r"data\.max_length=2"):
-        task.examples(pair(3, 3), tokenizer, 2, train=False)
+        task.examples(pair(3, 3), using(tokenizer), 2, train=False)
 
 
 @settings(deadline=None, max_examples=40)
@@ -197,7 +193,7 @@ def test_truncation_keeps_the_mask(tokenizer, before, after, other, second, leng
     texts = [" ".join([*WORDS[:before], "[MASK]", *WORDS[30 : 30 + after]]), " ".join(WORDS[:other])]
     source = Records([{"text": texts[second], "other": texts[not second], "label": "a"}])
     task = Task(labels=("a",), text_pair="other", pool="mask", overlong="truncate")
-    row = task.examples(source, tokenizer, length, train=True)[0]
+    row = task.examples(source, using(tokenizer), length, train=True)[0]
     assert row["input_ids"].shape == (length,)
     assert int(row["attention_mask"].sum()) == min(length, before + 1 + after + other + 3)
     place = np.flatnonzero(row["input_ids"] == MASK)
@@ -208,27 +204,27 @@ def test_truncation_keeps_the_mask(tokenizer, before, after, other, second, leng
 def test_a_window_is_around_the_mask(tokenizer):
     text = " ".join([*WORDS[:20], "[MASK]", *WORDS[20:40]])
     task = Task(labels=("a",), pool="mask", overlong="truncate")
-    row = task.examples(Records([{"text": text, "label": "a"}]), tokenizer, 9, train=True)[0]
+    row = task.examples(Records([{"text": text, "label": "a"}]), using(tokenizer), 9, train=True)[0]
     assert [tokenizer.token(int(i)) for i in row["input_ids"][1:-1]] == ["w17", "w18", "w19", "[MASK]", "w20", "w21", "w22"]
 
 
 def test_pool_weights_choose_what_is_read(tokenizer):
     source = Records([{"text": "w1 unheard [MASK] w2 [MASK]", "label": "a"}])
-    mean = Task(labels=("a",), pool="mean").examples(source, tokenizer, 9, train=True)[0]
+    mean = Task(labels=("a",), pool="mean").examples(source, using(tokenizer), 9, train=True)[0]
     assert mean["pool_weights"].tolist() == [0, 1, 1, 0, 1, 0, 0, 0, 0] and mean["pool_weights"].dtype == np.float32
-    mask = Task(labels=("a",), pool="mask").examples(source, tokenizer, 9, train=True)[0]
+    mask = Task(labels=("a",), pool="mask").examples(source, using(tokenizer), 9, train=True)[0]
     assert mask["pool_weights"].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0]
-    assert "pool_weights" not in Task(labels=("a",)).examples(source, tokenizer, 9, train=True)[0]
-    batch = Task(labels=("a",), pool="mask").inputs(["w1 [MASK]", "[MASK]"], tokenizer, 9, "example {}".format)
+    assert "pool_weights" not in Task(labels=("a",)).examples(source, using(tokenizer), 9, train=True)[0]
+    batch = Task(labels=("a",), pool="mask").inputs(["w1 [MASK]", "[MASK]"], using(tokenizer), 9, "example {}".format)
     assert batch["pool_weights"].tolist() == [[0, 0, 1, 0], [0, 1, 0, 0]]
     with pytest.raises(UserError, match=r"line 2: the text has no \[MASK\]; task.pool=mask needs one"):
-        Task(labels=("a",), pool="mask").examples(labelled("a"), tokenizer, 9, train=True)
+        Task(labels=("a",), pool="mask").examples(labelled("a"), using(tokenizer), 9, train=True)
 
 
 def test_token_dropout_is_of_training_alone(tokenizer):
     source = Records([{"text": " ".join([*WORDS[:40], "[MASK]"]), "label": "a"}])
     task = Task(labels=("a",), token_dropout=0.25)
-    train, evaluation = (task.examples(source, tokenizer, 48, train=flag) for flag in (True, False))
+    train, evaluation = (task.examples(source, using(tokenizer), 48, train=flag) for flag in (True, False))
     example = train[0]
     drawn = [train.draw(example, np.random.default_rng(seed))["input_ids"] for seed in range(100)]
     dropped = np.stack(drawn) == UNK
@@ -284,24 +280,24 @@ def test_loss_of_several_labels_and_of_numbers():
 
 def test_descriptions_are_what_the_predictions_say(tokenizer):
     scores = np.exp(log_softmax(LOGITS.astype(np.float64)))
-    found = Task(labels=("a", "b", "c")).describe({"classify": LOGITS}, {}, tokenizer)
+    found = Task(labels=("a", "b", "c")).describe({"classify": LOGITS}, {}, using(tokenizer))
     assert [row["label"] for row in found] == ["c", "b", "c", "c"]
     for row, expected in zip(found, scores, strict=True):
         assert row["score"] == pytest.approx(expected.max(), rel=1e-5)
         assert list(row["scores"]) == ["a", "b", "c"] and list(row["scores"].values()) == pytest.approx(expected, rel=1e-5)
-    several = Task(kind="multi", labels=("a", "b", "c")).describe({"classify": LOGITS}, {}, tokenizer)
+    several = Task(kind="multi", labels=("a", "b", "c")).describe({"classify": LOGITS}, {}, using(tokenizer))
     assert [row["labels"] for row in several] == [["a", "c"], ["a", "b"], ["c"], ["a", "b", "c"]]
     assert several[0]["scores"]["b"] == pytest.approx(1 / (1 + math.e), rel=1e-5)
-    number = Task(kind="regression").describe({"classify": LOGITS[:, :1]}, {}, tokenizer)
+    number = Task(kind="regression").describe({"classify": LOGITS[:, :1]}, {}, using(tokenizer))
     assert number[1] == {"score": 1.0}
     json.dumps([found, several, number])
 
 
 def test_inputs_are_texts_pairs_or_records(tokenizer):
     single, double = Task(labels=("a",)), Task(labels=("a",), text_pair="other")
-    batch = single.inputs(["w1", {"text": "w2 w3", "label": "unused"}, ["w4"]], tokenizer, 8, "example {}".format)
+    batch = single.inputs(["w1", {"text": "w2 w3", "label": "unused"}, ["w4"]], using(tokenizer), 8, "example {}".format)
     assert batch["input_ids"].tolist() == [[CLS, 6, SEP, PAD], [CLS, 7, 8, SEP], [CLS, 9, SEP, PAD]]
-    pairs = double.inputs([("w1", "w2"), ["w1", "w2"], {"other": "w2", "text": "w1"}], tokenizer, 8, "example {}".format)
+    pairs = double.inputs([("w1", "w2"), ["w1", "w2"], {"other": "w2", "text": "w1"}], using(tokenizer), 8, "example {}".format)
     assert pairs["input_ids"].tolist() == [[CLS, 6, SEP, 7, SEP]] * 3
     assert pairs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]] * 3
 
@@ -319,4 +315,4 @@ def test_inputs_are_texts_pairs_or_records(tokenizer):
 def test_examples_that_do_not_fit_are_refused(tokenizer, columns, example, message):
     good = {"text": "w1", "other": "w2"}
     with pytest.raises(UserError, match=message):
-        Task(labels=("a",), **columns).inputs([good, example], tokenizer, 8, "example {}".format)
+        Task(labels=("a",), **columns).inputs([good, example], using(tokenizer), 8, "example {}".format)

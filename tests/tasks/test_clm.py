@@ -13,6 +13,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
+from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax.data.stream.batches import TrainBatches, eval_batches
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -27,15 +29,8 @@ END = 1  # of the tokenizer of characters
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"poems.txt record {index + 1}"
+class Records(MemoryRecords):
+    place, first = "poems.txt record", 1
 
 
 def source(*texts: str) -> Records:
@@ -88,7 +83,7 @@ TEXTS = st.lists(st.text(st.sampled_from(LETTERS), max_size=30), min_size=1, max
 @settings(deadline=None, max_examples=40)
 @given(TEXTS, st.integers(1, 24), st.booleans())
 def test_packed_rows_predict_every_token_once(characters, texts, length, train):
-    examples = Task().examples(source(*texts), characters, length, train=train)
+    examples = Task().examples(source(*texts), using(characters), length, train=train)
     rows = [examples.draw(examples[index], np.random.default_rng(0)) for index in range(len(examples))]
     found = [piece for row in rows for piece in pieces(row)]
     documents = [[END, *ids.tolist(), END] for ids in characters.encode_batch(texts) if ids.size]
@@ -111,14 +106,14 @@ def test_offset_rows_are_of_one_long_text(characters, bare, texts, length, seed)
         task = Task(rows="offset")
         if len(whole) == 1:
             with pytest.raises(UserError, match="no text of [1-6] records has two tokens"):
-                task.examples(source(*texts), tokenizer, length, train=True)
+                task.examples(source(*texts), using(tokenizer), length, train=True)
             continue
-        evaluated = task.examples(source(*texts), tokenizer, length, train=False)
+        evaluated = task.examples(source(*texts), using(tokenizer), length, train=False)
         rows = [evaluated.draw(evaluated[index], np.random.default_rng(seed)) for index in range(len(evaluated))]
         assert [ids for row in rows for _, labels in pieces(row) for ids in labels] == whole[1:]
         assert [ids for row in rows for inputs, _ in pieces(row) for ids in inputs] == whole[:-1]
         assert all(len(inputs) == length for row in rows[:-1] for inputs, _ in pieces(row))
-        drawn = task.examples(source(*texts), tokenizer, length, train=True)
+        drawn = task.examples(source(*texts), using(tokenizer), length, train=True)
         assert len(drawn) == len(evaluated)
         row = drawn.draw(drawn[0], np.random.default_rng(seed))
         ((inputs, labels),) = pieces(row)
@@ -128,7 +123,7 @@ def test_offset_rows_are_of_one_long_text(characters, bare, texts, length, seed)
 
 def test_offsets_are_drawn_evenly_and_anew(characters):
     text = "".join(LETTERS[number % 7] for number in range(40)) + "é日é日é日é日"
-    examples = Task(rows="offset").examples(source(text), characters, 8, train=True)
+    examples = Task(rows="offset").examples(source(text), using(characters), 8, train=True)
     ids = characters.encode_batch([text])[0]
     rng = np.random.default_rng(0)
     seen = [tuple(examples.draw(examples[0], rng)["input_ids"]) for _ in range(4000)]
@@ -144,7 +139,7 @@ def test_offsets_are_drawn_evenly_and_anew(characters):
 
 def test_documents_begin_and_end_as_the_tokenizer_says(words, bare, characters):
     def inputs(tokenizer: Tokenizer, rows: str) -> list[int]:
-        examples = Task(rows=rows).examples(source("abc", "de"), tokenizer, 20, train=False)
+        examples = Task(rows=rows).examples(source("abc", "de"), using(tokenizer), 20, train=False)
         return [*examples[0]["input_ids"][examples[0]["segment_ids"] > 0], *examples[0]["labels"][examples[0]["segment_ids"] > 0]]
 
     unknown, begin, end = BERT.index("[UNK]"), BERT.index("[CLS]"), BERT.index("[SEP]")
@@ -181,7 +176,7 @@ def alone(logits, inputs: list[int]) -> np.ndarray:
 
 
 def test_packed_documents_do_not_see_each_other(characters, logits):
-    packed = Task().examples(source("abc", "gfe日"), characters, 16, train=False)
+    packed = Task().examples(source("abc", "gfe日"), using(characters), 16, train=False)
     assert len(packed) == 1
     together = np.asarray(logits({name: array[None].repeat(4, 0) for name, array in packed[0].items()}))[3]
     for number, (inputs, _) in enumerate(pieces(packed[0]), start=1):
@@ -192,7 +187,7 @@ def test_packed_documents_do_not_see_each_other(characters, logits):
 def test_metrics_are_those_of_all_tokens_at_once(characters, logits, rows):
     task = Task(rows=rows)
     texts = ["abcé日 gfe\n", "日", "aabbccddeeffgg" * 2, "é", "fgfgfgfgfg"]
-    examples = task.examples(source(*texts), characters, 16, train=False)
+    examples = task.examples(source(*texts), using(characters), 16, train=False)
 
     def predict(params, batch):
         return task.predictions({"lm": logits(batch)}, batch)
@@ -217,7 +212,7 @@ def test_metrics_are_those_of_all_tokens_at_once(characters, logits, rows):
 def test_bits_of_a_uniform_model_are_those_of_its_vocabulary(characters):
     """Eight letters, each likely an eighth and one byte long, take three bits."""
     task, letters = Task(rows="offset"), "abcdefg "
-    examples = task.examples(source(letters * 4), characters, 8, train=False)
+    examples = task.examples(source(letters * 4), using(characters), 8, train=False)
     logits = jnp.full((1, 1, characters.vocab_size), -1e9).at[..., characters.encode_batch([letters])[0]].set(0.0)
 
     def predict(params, batch):
@@ -230,7 +225,7 @@ def test_bits_of_a_uniform_model_are_those_of_its_vocabulary(characters):
 
 def test_the_loss_is_the_sum_over_real_labels(characters, logits):
     task = Task()
-    batch = next(eval_batches(task.examples(source("abcdefg", "a日b"), characters, 16, train=True), batch_size=4, seed=0))
+    batch = next(eval_batches(task.examples(source("abcdefg", "a日b"), using(characters), 16, train=True), batch_size=4, seed=0))
     outputs = {"lm": logits(batch)}
     loss, weight = task.loss(outputs, batch)["lm"], task.weights(batch)["lm"]
     other = batch | {"labels": np.where(batch["label_weights"] > 0, batch["labels"], 7)}
@@ -242,15 +237,15 @@ def test_the_loss_is_the_sum_over_real_labels(characters, logits):
 
 def test_prompts_are_padded_on_the_left(characters, words, bare):
     a, b, c = characters.encode_batch(["abc"])[0].tolist()
-    batch = Task(rows="offset").inputs(["abc", {"text": "b"}], characters, 8, "line {}".format)
+    batch = Task(rows="offset").inputs(["abc", {"text": "b"}], using(characters), 8, "line {}".format)
     assert batch["input_ids"].tolist() == [[a, b, c], [0, 0, b]] and batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     # What training puts before a text stands before a prompt; nothing ends it.
-    assert Task().inputs(["a", ""], characters, 8, str)["input_ids"].tolist() == [[END, a], [0, END]]
-    assert Task(rows="offset").inputs([""], characters, 8, str)["input_ids"].tolist() == [[END]]
-    assert Task().inputs(["a a"], words, 8, str)["input_ids"].tolist() == [
+    assert Task().inputs(["a", ""], using(characters), 8, str)["input_ids"].tolist() == [[END, a], [0, END]]
+    assert Task(rows="offset").inputs([""], using(characters), 8, str)["input_ids"].tolist() == [[END]]
+    assert Task().inputs(["a a"], using(words), 8, str)["input_ids"].tolist() == [
         [BERT.index("[CLS]"), BERT.index("a"), BERT.index("a")]
     ]
-    assert Task().inputs(["b"], bare, 8, str)["input_ids"].tolist() == [[1]]
+    assert Task().inputs(["b"], using(bare), 8, str)["input_ids"].tolist() == [[1]]
     for examples, tokenizer, message in (
         ([3], characters, 'line 0: is not a text; give a string, or an object with a "text"'),
         ([{"txt": "a"}], characters, "line 0: is not a text"),
@@ -258,7 +253,7 @@ def test_prompts_are_padded_on_the_left(characters, words, bare):
         ([""], bare, "line 0: is empty, and the tokenizer has no token that begins a text"),
     ):
         with pytest.raises(UserError, match=message):
-            Task().inputs(examples, tokenizer, 8, "line {}".format)
+            Task().inputs(examples, using(tokenizer), 8, "line {}".format)
 
 
 def test_continuations_end_where_the_text_does(characters, bare):
@@ -266,8 +261,9 @@ def test_continuations_end_where_the_text_does(characters, bare):
     made = np.array([[a, b, c, b], [b, END, 0, 0], [END, 0, 0, 0], [c, 2, a, 99]])
     prompts = {"input_ids": np.array([[c, END]] * 4)}
     outputs = {"generated": np.concatenate([prompts["input_ids"], made], axis=1)}
-    assert Task().describe(outputs, prompts, characters) == [{"text": text} for text in ("abcb", "b", "", "ca")]
-    assert Task().describe({"generated": np.array([[2, 0, 1, 0]])}, {"input_ids": np.array([[2]])}, bare) == [{"text": "aba"}]
+    assert Task().describe(outputs, prompts, using(characters)) == [{"text": text} for text in ("abcb", "b", "", "ca")]
+    outputs = {"generated": np.array([[2, 0, 1, 0]])}
+    assert Task().describe(outputs, {"input_ids": np.array([[2]])}, using(bare)) == [{"text": "aba"}]
 
 
 def test_settings():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.processors import using
 
 from fmjax.data.stream.batches import TrainBatches, eval_batches
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
@@ -43,7 +44,7 @@ class Texts:
 
 
 def rows(task: Task, max_length: int = 48, texts: list[str] = TEXTS):
-    return task.examples(Texts(texts), tokenizer(), max_length, train=True)
+    return task.examples(Texts(texts), using(tokenizer()), max_length, train=True)
 
 
 def parts(drawn: dict[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -194,20 +195,20 @@ def test_batches_depend_on_the_seed_and_the_step_alone():
 
 def test_predictions_are_texts():
     task, tok = Task(max_new_tokens=9, num_beams=2), tokenizer()
-    batch = task.inputs(["The<mask> sleeps", {"text": "No"}], tok, 16, str)
+    batch = task.inputs(["The<mask> sleeps", {"text": "No"}], using(tok), 16, str)
     assert batch["input_ids"].shape == batch["attention_mask"].shape and (batch["input_ids"] == tok.mask_id).sum() == 1
     ids = tok.encode_batch(["The dog sleeps."])[0]
     generated = np.full((2, ids.size + 6), tok.pad_id)
     generated[0, : ids.size + 4] = [tok.end_id, tok.cls_id, *ids, tok.end_id, ids[0]]
     generated[1, 0] = tok.end_id
-    assert task.describe({"generated": generated}, batch, tok) == [{"text": "The dog sleeps."}, {"text": ""}]
+    assert task.describe({"generated": generated}, batch, using(tok)) == [{"text": "The dog sleeps."}, {"text": ""}]
     assert task.generation == {"max_new_tokens": 9, "num_beams": 2}
 
 
 @pytest.mark.parametrize(("example", "message"), [(3, "not a text"), ({"txt": "a"}, 'a "text"'), ("a " * 40, "more than 16")])
 def test_texts_that_cannot_be_read_are_refused(example, message):
     with pytest.raises(UserError, match=f"item 0: .*{message}"):
-        Task().inputs([example], tokenizer(), 16, "item {}".format)
+        Task().inputs([example], using(tokenizer()), 16, "item {}".format)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,6 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="has no text in any of 2 records"):
         rows(Task(), texts=["", ""])
     with pytest.raises(UserError, match="has no mask token"):
-        Task().examples(Texts(TEXTS), train_tokenizer(TEXTS, "t5", 450), 32, train=True)
+        Task().examples(Texts(TEXTS), using(train_tokenizer(TEXTS, "t5", 450)), 32, train=True)
     with pytest.raises(UserError, match="txt"):
         Task(column="txt").resolve(Texts(TEXTS))

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.special import log_softmax
+from support.processors import images_of
+from support.sources import MemoryRecords
 
 from fmjax import models
 from fmjax.config import write_config
@@ -31,15 +33,8 @@ SETTINGS = {"width": 12, "layers": 1, "attention_heads": 3, "mlp_width": 8, "ima
 SETTINGS |= {"decoder_width": 8, "decoder_layers": 1, "decoder_heads": 2, "decoder_mlp_width": 8}
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"image {index}"
+class Records(MemoryRecords):
+    place, first = "image", 0
 
 
 def source(*labels: object, shape: tuple[int, ...] = (8, 8, 3)) -> Records:
@@ -48,13 +43,6 @@ def source(*labels: object, shape: tuple[int, ...] = (8, 8, 3)) -> Records:
 
 
 ANIMALS = Records({"image": picture, "label": ("cat", "dog", "owl")[number % 3]} for number, picture in enumerate(PICTURES))
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def refused(message: str, call, *args) -> None:
@@ -94,7 +82,7 @@ def test_labels_and_class_weights():
         True,
     )
     refused("image 1: .* holds None, not a label", task.resolve, source("a", None))
-    examples = make(CLASSIFY).examples(ANIMALS, None, 0, True)
+    examples = make(CLASSIFY).examples(ANIMALS, images_of(make(CLASSIFY)), 0, True)
     assert examples.classes.tolist() == [0, 1, 2] * 4 and examples.classes.dtype == np.int32
 
 
@@ -107,7 +95,7 @@ def test_labels_and_class_weights():
         ({"shift": -1}, "task.shift=-1"),
         ({"channels": 2}, "task.channels=2"),
         ({"resize_size": 4}, "task.resize_size=4 needs a task.image_size that is not larger"),
-        ({"mean": (0.1, 0.2)}, "task.mean=0.1,0.2: give one number, or one for each channel"),
+        ({"mean": (0.1, 0.2)}, "task.mean=0.1,0.2: give one number, or one per channel"),
         ({"mean": (float("nan"),)}, "task.mean=nan"),
         ({"std": (0.0,)}, "task.std=0.0: must be above 0"),
         ({"flip": 1.1}, "task.flip=1.1: is a probability"),
@@ -134,7 +122,7 @@ RESIZED = {"image_size": 4, "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.25, 0.2)}
 @pytest.mark.parametrize("name", ["image_classify", "mae"])
 def test_examples_are_resized_and_evaluated_as_they_are(name):
     task = make((CLASSIFY if name == "image_classify" else MAE) | RESIZED | {"flip": 0.5, "shift": 1, "crop": 0.5})
-    examples = task.examples(ANIMALS, None, 0, train=False)
+    examples = task.examples(ANIMALS, images_of(task), 0, train=False)
     small = np.asarray(Image.fromarray(PICTURES[4]).resize((4, 4), Image.Resampling.BILINEAR))
     assert len(examples) == 12 and np.array_equal(examples[4]["images"], small)
     drawn = [examples.draw(examples[4], np.random.default_rng(seed))["images"] for seed in range(3)]
@@ -144,7 +132,7 @@ def test_examples_are_resized_and_evaluated_as_they_are(name):
     shortest = dataclasses.replace(task, fit="shortest", resize_size=6)
     tall = RNG.integers(0, 256, (20, 10, 3), np.uint8)
     whole = np.asarray(Image.fromarray(tall).resize((6, 12), Image.Resampling.BILINEAR))
-    assert np.array_equal(shortest.prepared(tall, "here"), whole[4:8, 1:5])
+    assert np.array_equal(images_of(shortest)["image"].resized(tall, "here"), whole[4:8, 1:5])
 
 
 CHANGES = {
@@ -165,9 +153,9 @@ def test_training_changes_images_anew_and_the_same_for_a_seed_and_step(change):
     task = make(CLASSIFY | CHANGES[change])
     epochs = []
     for seed in (0, 0, 1):
-        batches = TrainBatches(task.examples(ANIMALS, None, 0, train=True), batch_size=12, seed=seed)
+        batches = TrainBatches(task.examples(ANIMALS, images_of(task), 0, train=True), batch_size=12, seed=seed)
         epochs.append([next(batches) for _ in range(2)])
-    again = TrainBatches(task.examples(ANIMALS, None, 0, train=True), batch_size=12, seed=0)
+    again = TrainBatches(task.examples(ANIMALS, images_of(task), 0, train=True), batch_size=12, seed=0)
     fresh = again.state()
     next(again)
     state = again.state()
@@ -188,7 +176,7 @@ def test_training_changes_images_anew_and_the_same_for_a_seed_and_step(change):
         assert ((labels > 0) & (labels < 1)).any()
     else:
         assert sorted(labels.tolist()) == [0] * 4 + [1] * 4 + [2] * 4 and labels.dtype == np.int32
-    evaluated = task.examples(ANIMALS, None, 0, train=False)
+    evaluated = task.examples(ANIMALS, images_of(task), 0, train=False)
     [*_, last] = eval_batches(evaluated, batch_size=8, seed=0)
     np.testing.assert_allclose(last["images"][:4], PICTURES[8:] / 127.5 - 1, atol=1e-6)
     # The rows that fill up the batch are the first again, and do not count.
@@ -196,7 +184,7 @@ def test_training_changes_images_anew_and_the_same_for_a_seed_and_step(change):
 
 
 def test_probability_0_is_the_identity():
-    examples = make(CLASSIFY).examples(ANIMALS, None, 0, train=True)
+    examples = make(CLASSIFY).examples(ANIMALS, images_of(make(CLASSIFY)), 0, train=True)
     for index in range(12):
         drawn = examples.draw(examples[index], np.random.default_rng(index))
         np.testing.assert_allclose(drawn["images"], PICTURES[index] / 127.5 - 1, atol=1e-6)
@@ -206,7 +194,7 @@ def test_probability_0_is_the_identity():
 def test_cutmix_labels_are_the_shares_of_the_pixels():
     black = Records({"image": np.full((8, 8, 3), 255 * (number % 2), np.uint8), "label": "ab"[number % 2]} for number in range(8))
     task = make({"name": "image_classify", "labels": ("a", "b"), "cutmix": 1.0, "mean": (0.0,), "std": (1.0,)} | SIZED)
-    examples = task.examples(black, None, 0, train=True)
+    examples = task.examples(black, images_of(task), 0, train=True)
     for number in range(40):
         drawn = examples.draw(examples[number % 8], np.random.default_rng(number))
         assert drawn["labels"][1] == pytest.approx(drawn["images"].mean(dtype=np.float64), abs=1e-6)
@@ -238,7 +226,7 @@ def test_the_loss_by_hand(labels, smoothing, weights):
 
 def test_metrics_of_a_perfect_prediction_and_of_rows_that_do_not_count():
     task = make(CLASSIFY | {"label_smoothing": 0.2, "class_weights": (1.0, 5.0, 1.0), "mixup": 1.0})
-    examples = task.examples(ANIMALS, None, 0, train=False)
+    examples = task.examples(ANIMALS, images_of(task), 0, train=False)
     batches = eval_batches(examples, batch_size=8, seed=0)
 
     def perfect(params, batch):
@@ -260,7 +248,7 @@ def test_metrics_of_a_perfect_prediction_and_of_rows_that_do_not_count():
 def test_a_model_and_a_task_fit_each_other_in_shape(settings):
     task = make(settings)
     model = models.family("vit").build(heads=task.heads, **SETTINGS)
-    batch = next(TrainBatches(task.examples(ANIMALS, None, 0, train=True), batch_size=4, seed=0))
+    batch = next(TrainBatches(task.examples(ANIMALS, images_of(task), 0, train=True), batch_size=4, seed=0))
     spec = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
     outputs = jax.eval_shape(lambda params, batch: model.apply({"params": params}, batch), abstract_params(model), spec)
     for found in (jax.eval_shape(task.loss, outputs, spec), jax.eval_shape(task.weights, spec)):
@@ -303,7 +291,7 @@ def test_a_classifier_reads_files_and_stays_itself_when_it_is_exported(tmp_path,
     run = make_run(tmp_path / "run", settings)
     assert run.tokenizer is None and run.step == 3 and run.task == make(settings)
     found = run.predict(files)
-    images = np.stack([run.task.normalised(run.task.prepared(path, path)) for path in files])
+    images = run.processors["image"].arrays(files, str)["images"]
     logits = np.asarray(run.apply(pixel_values=images.transpose(0, 3, 1, 2))["logits"])
     scores = np.exp(log_softmax(logits, axis=1))
     for row, one in zip(scores, found, strict=True):
@@ -314,7 +302,7 @@ def test_a_classifier_reads_files_and_stays_itself_when_it_is_exported(tmp_path,
 
     run.save(tmp_path / "folder")
     folder = load(tmp_path / "folder")
-    assert folder.config["architectures"] == ["ViTForImageClassification"] and folder.processor["resize_size"] == 9
+    assert folder.config["architectures"] == ["ViTForImageClassification"] and folder.processors["image"].resize_size == 9
     assert np.array_equal(folder.apply(pixel_values=images.transpose(0, 3, 1, 2))["logits"], logits)
     assert [one["scores"] for one in folder.predict(files)] == [pytest.approx(one["scores"], rel=1e-5) for one in found]
     folder.save(tmp_path / "again")
@@ -326,14 +314,14 @@ def test_a_masked_autoencoder_reads_files_and_stays_itself_when_it_is_exported(t
     run = make_run(tmp_path / "run", MAE, position_init="sinusoids", width=24)
     first, again = run.predict(files), run.predict(files)
     assert first == again and all(set(one) == {"error", "seen"} and one["error"] > 0 for one in first)
-    batch = run.task.inputs(files, None, 0, str)
+    batch = run.task.inputs(files, run.processors, 0, str)
     assert [one["seen"] for one in first] == batch["patch_keep"].tolist() and batch["patch_keep"].shape == (3, 4)
     run.save(tmp_path / "folder")
     folder = load(tmp_path / "folder")
     assert folder.config["architectures"] == ["ViTMAEForPreTraining"]
     # The same model with the same parameters: logits need not be computed to be the same.
     assert folder.model == run.model and jax.tree.all(jax.tree.map(np.array_equal, folder.params, run.params))
-    refused("ViTMAEForPreTraining predicts nothing that a person could read", folder.predict, files)
+    refused("ViTMAEForPreTraining has no human-readable output", folder.predict, files)
 
 
 def test_what_is_no_image_is_named(tmp_path, files):

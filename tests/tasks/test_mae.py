@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from support.processors import images_of
+from support.sources import MemoryRecords
 
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.errors import UserError
@@ -19,25 +20,11 @@ RNG = np.random.default_rng(0)
 MAE = {"name": "mae", "patch_size": 2, "image_size": 8, "channels": 3}
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"image {index}"
+class Records(MemoryRecords):
+    place, first = "image", 0
 
 
 ANIMALS = Records({"image": picture} for picture in RNG.integers(0, 256, (12, 8, 8, 3), np.uint8))
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def refused(message: str, call, *args) -> None:
@@ -83,7 +70,8 @@ def test_the_share_of_patches_that_are_masked_is_exact(size, patch, ratio, kept)
 @pytest.mark.parametrize("train", [True, False])
 def test_masks_are_drawn_anew_and_the_same_for_a_seed_and_step(train):
     task = make(MAE | {"flip": 1.0})
-    first, second = (TrainBatches(task.examples(ANIMALS, None, 0, train=train), batch_size=12, seed=0) for _ in range(2))
+    examples = task.examples(ANIMALS, images_of(task), 0, train=train)
+    first, second = (TrainBatches(examples, batch_size=12, seed=0) for _ in range(2))
     batch, after, again = next(first), next(first), next(second)
     assert set(batch) == {"images", "patch_keep"} and batch["images"].dtype == np.float32
     assert all(np.array_equal(again[name], batch[name]) for name in batch)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax import pytree
 from fmjax.config import apply_overrides, open_dict, to_dict
@@ -24,25 +26,15 @@ from fmjax.tasks.classify import Task as Classify
 from fmjax.tasks.mlm import Task as Mlm
 from fmjax.train.experiment import prepare
 from fmjax.train.loop import train
-from fmjax.train.wrappers import Mixed, judged, mix
+from fmjax.train.wrappers import MixtureModel, main_part, mix
 
 WORDS = [f"w{number}" for number in range(20)]
 SIZE = {"width": 8, "layers": 1, "attention_heads": 2, "mlp_width": 8, "vocab_size": 30, "positions": 8}
 CLASSIFY = {"name": "classify", "labels": ["a", "b"]}
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"line {index + 1}"
-
-    def fingerprint(self) -> dict[str, int]:
-        return {"records": len(self)}
+class Records(MemoryRecords):
+    place, first = "line", 1
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +57,7 @@ def mixture(**mlm: object):
 def test_a_part_is_a_task_with_a_factor_and_a_split():
     task = mixture(mask_rate=0.4, factor=0.25, split="unlabelled")
     assert task.tasks == {"classify": Classify(labels=("a", "b")), "mlm": Mlm(mask_rate=0.4)}
-    assert task.main == Classify(labels=("a", "b")) and task.measures == task.main.measures and task.reads == "text"
+    assert task.main == Classify(labels=("a", "b")) and task.measures == task.main.measures and task.reads == {"text": "text"}
     assert task.heads == {"classify": {"classes": 2}, "mlm": {}}
     assert task.splits == {"classify": "train", "mlm": "unlabelled"}
 
@@ -77,7 +69,7 @@ def test_labels_are_found_in_the_part_that_has_them():
 
 
 def test_an_epoch_is_the_first_parts_and_the_others_are_drawn(tokenizer):
-    examples = mixture().examples(bundle(), tokenizer, 8, train=True)
+    examples = mixture().examples(bundle(), using(tokenizer), 8, train=True)
     assert len(examples) == 6 and examples.classes.tolist() == [0, 1, 0, 1, 0, 1]
     batches = TrainBatches(examples, batch_size=6, seed=0)
     first, second = next(batches), next(batches)
@@ -87,11 +79,11 @@ def test_an_epoch_is_the_first_parts_and_the_others_are_drawn(tokenizer):
     assert len(np.unique(seen, axis=0)) > 6
     state = batches.state()
     expected = next(batches)
-    again = TrainBatches(mixture().examples(bundle(), tokenizer, 8, train=True), batch_size=6, seed=0)
+    again = TrainBatches(mixture().examples(bundle(), using(tokenizer), 8, train=True), batch_size=6, seed=0)
     again.restore(state)
     found = next(again)
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
-    evaluated = mixture().examples(bundle().parts["classify"], tokenizer, 8, train=False)
+    evaluated = mixture().examples(bundle().parts["classify"], using(tokenizer), 8, train=False)
     assert set(evaluated[0]) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
 
 
@@ -137,8 +129,8 @@ def test_the_model_has_one_body_of_which_each_part_uses_what_its_heads_read():
     assert outputs["classify"]["classify_mean"].shape == (2, 2) and outputs["mlm"]["mlm"].shape == (2, 1, 30)
     flops = mixed.forward_flops(batch)
     assert flops == sum(mixed.parts[part].forward_flops(own) for part, own in parts.items()) and mixed.settings == model.settings
-    assert judged(mixed, task, batch)[1] is task.main
-    assert mix(model, task.main) is model and judged(model, task.main, batch) == (model, task.main, batch)
+    assert main_part(mixed, task, batch)[1] is task.main
+    assert mix(model, task.main) is model and main_part(model, task.main, batch) == (model, task.main, batch)
 
 
 @pytest.mark.parametrize(
@@ -165,13 +157,6 @@ def test_two_parts_cannot_want_different_heads_of_a_kind():
         make({"name": "mixture", "parts": {"mood": CLASSIFY, "topic": other}}).heads  # noqa: B018
 
 
-@pytest.fixture
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def config(folder, steps: int = 2):
     rng = np.random.default_rng(0)
     rows = [f"{' '.join(rng.choice(WORDS, 5))},{label}" for label in "aaaaab" * 4]
@@ -190,7 +175,7 @@ def config(folder, steps: int = 2):
     return made
 
 
-def test_a_run_trains_all_parts_and_is_judged_and_exported_by_the_first(tmp_path, capsys, quick_compilation):
+def test_a_run_trains_all_parts_and_is_judged_and_exported_by_the_first(tmp_path, capsys):
     given = config(tmp_path)
     with pytest.raises(UserError, match=r"config\.task\.parts\.mlm\.facto=1: no such key"):
         apply_overrides(given, [("task.parts.mlm.facto", "1")])
@@ -207,7 +192,7 @@ def test_a_run_trains_all_parts_and_is_judged_and_exported_by_the_first(tmp_path
     provenance = json.loads((run / "provenance.json").read_text())
     assert {"classify", "mlm"} <= set(provenance["data"]["train"])
     again = prepare(to_dict(config(tmp_path, steps=4)), run)
-    assert again.resumed and isinstance(again.model, Mixed) and again.steps == 4
+    assert again.resumed and isinstance(again.built.model, MixtureModel) and again.built.steps == 4
 
     found = load(run)
     assert set(found.model.heads) == {"classify"} and "mlm" in found.params["head"]

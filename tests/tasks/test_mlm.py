@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.errors import UserError
@@ -23,15 +25,8 @@ VOCABULARY = ENDING + 1
 SIZE = {"width": 16, "layers": 2, "attention_heads": 2, "mlp_width": 32, "vocab_size": VOCABULARY, "positions": 32}
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"docs.txt record {index + 1}"
+class Records(MemoryRecords):
+    place, first = "docs.txt record", 1
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +86,7 @@ def test_shares_of_mask_random_and_kept_tokens(tokenizer):
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any), st.floats(0.05, 0.9), st.booleans(), st.integers(0, 99))
 def test_rows_are_masked_by_the_rules(tokenizer, lengths, rate, whole_word, seed):
     task = Task(mask_rate=rate, whole_word=whole_word)
-    examples = task.examples(documents(*lengths, seed=seed), tokenizer, 16, train=True)
+    examples = task.examples(documents(*lengths, seed=seed), using(tokenizer), 16, train=True)
     most = max(1, round(rate * 16))
     for index in range(len(examples)):
         example = examples[index]
@@ -126,7 +121,7 @@ def test_single_tokens_split_words_but_whole_words_do_not(tokenizer):
     source = Records([{"text": " ".join(["w1ss"] * 8)}])
     halves = {}
     for whole_word in (False, True):
-        examples = Task(mask_rate=0.4, whole_word=whole_word).examples(source, tokenizer, 26, train=True)
+        examples = Task(mask_rate=0.4, whole_word=whole_word).examples(source, using(tokenizer), 26, train=True)
         rows = [examples.draw(examples[0], np.random.default_rng(seed)) for seed in range(20)]
         places = [row["masked_positions"][row["masked_weights"] > 0] for row in rows]
         halves[whole_word] = any(len(place) % 3 or (place[::3] + 2 != place[2::3]).any() for place in places)
@@ -139,7 +134,7 @@ def test_single_tokens_split_words_but_whole_words_do_not(tokenizer):
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any), st.integers(4, 24))
 def test_packed_rows_have_every_token_once(tokenizer, lengths, max_length):
     source = documents(*lengths)
-    examples = Task().examples(source, tokenizer, max_length, train=True)
+    examples = Task().examples(source, using(tokenizer), max_length, train=True)
     found: list[list[int]] = []
     for index in range(len(examples)):
         row = examples[index]
@@ -170,7 +165,7 @@ def model_and_params():
 def test_packed_logits_are_those_of_each_document_alone(tokenizer, model_and_params):
     model, params = model_and_params
     apply = jax.jit(lambda batch: model.apply({"params": params}, batch)["mlm"])
-    packed = Task().examples(documents(4, 3), tokenizer, 24, train=True)
+    packed = Task().examples(documents(4, 3), using(tokenizer), 24, train=True)
     assert len(packed) == 1
     row = {name: array[None] for name, array in packed[0].items()}
     together = np.asarray(apply(row))[0]
@@ -192,7 +187,7 @@ def test_packed_logits_are_those_of_each_document_alone(tokenizer, model_and_par
 def test_the_loss_is_that_of_full_logits_at_the_masked_positions(tokenizer, model_and_params):
     model, params = model_and_params
     task = Task(mask_rate=0.3, nsp=True)
-    examples = task.examples(documents(9, 12, 2, 7), tokenizer, 24, train=True)
+    examples = task.examples(documents(9, 12, 2, 7), using(tokenizer), 24, train=True)
     rows = [examples.draw(examples[index], np.random.default_rng(index)) for index in range(len(examples))]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     assert len({float(row["masked_weights"].sum()) for row in rows}) > 1
@@ -229,7 +224,7 @@ def test_pairs_are_of_one_document_or_of_two(tokenizer):
         documents(length, seed=number, first=10 * number, last=10 * number + 10)[0] for number, length in enumerate(lengths)
     )
     source[1] = {"text": "w10"}
-    examples = Task(nsp=True).examples(source, tokenizer, 20, train=True)
+    examples = Task(nsp=True).examples(source, using(tokenizer), 20, train=True)
     tokens = [ids.tolist() for ids in tokenizer.encode_batch([record["text"] for record in source])]
     assert len(examples) == sum(-(-len(ids) // 17) - (len(ids) % 17 == 1) for ids in tokens)
 
@@ -262,7 +257,7 @@ def test_pairs_are_of_one_document_or_of_two(tokenizer):
 
 def test_pairs_split_where_words_start(tokenizer):
     source = Records([{"text": "w1ss w2ss w3ss"}, {"text": "w4s w5s"}])
-    examples = Task(nsp=True).examples(source, tokenizer, 20, train=True)
+    examples = Task(nsp=True).examples(source, using(tokenizer), 20, train=True)
     for seed in range(20):
         row = examples.draw(examples[0], np.random.default_rng(seed))
         assert restored(row)[np.flatnonzero(restored(row) == SEP)[0] + 1] != ENDING
@@ -270,7 +265,7 @@ def test_pairs_split_where_words_start(tokenizer):
 
 def test_pairs_need_two_documents(tokenizer):
     with pytest.raises(UserError, match=r"task\.nsp=true needs at least two documents"):
-        Task(nsp=True).examples(Records([{"text": "w1 w2 w3"}, {"text": "w4"}]), tokenizer, 20, train=True)
+        Task(nsp=True).examples(Records([{"text": "w1 w2 w3"}, {"text": "w4"}]), using(tokenizer), 20, train=True)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +279,7 @@ def test_pairs_need_two_documents(tokenizer):
 )
 def test_unusable_data_are_refused(tokenizer, records, length, message):
     with pytest.raises(UserError, match=message):
-        Task().examples(Records(records), tokenizer, length, train=True)
+        Task().examples(Records(records), using(tokenizer), length, train=True)
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5])
@@ -304,14 +299,14 @@ def test_heads_follow_the_settings():
 
 def test_predictions_are_made_at_every_mask(tokenizer):
     task = Task()
-    batch = task.inputs(["w1 [MASK] w2 [MASK]", {"text": "[MASK]s w9"}], tokenizer, 16, "example {}".format)
+    batch = task.inputs(["w1 [MASK] w2 [MASK]", {"text": "[MASK]s w9"}], using(tokenizer), 16, "example {}".format)
     assert batch["masked_positions"].tolist() == [[2, 4], [1, 0]]
     assert batch["input_ids"][0].tolist() == [CLS, 6, MASK, 7, MASK, SEP]
     assert batch["attention_mask"].sum(axis=1).tolist() == [6, int((batch["input_ids"][1] != PAD).sum())]
     logits = np.full((2, 2, VOCABULARY), -50.0, np.float32)
     logits[0, 0, [10, 11]] = np.log([0.75, 0.25])
     logits[0, 1, 12] = logits[1, 0, 13] = 0
-    found = task.describe({"mlm": logits}, batch, tokenizer)
+    found = task.describe({"mlm": logits}, batch, using(tokenizer))
     assert [[mask[0]["token"] for mask in row["masks"]] for row in found] == [["w5", "w7"], ["w8"]]
     assert found[0]["masks"][0][1]["token"] == "w6" and len(found[0]["masks"][0]) == 5
     assert [mask["score"] for mask in found[0]["masks"][0][:2]] == pytest.approx([0.75, 0.25], abs=1e-5)
@@ -329,4 +324,4 @@ def test_predictions_are_made_at_every_mask(tokenizer):
 )
 def test_texts_that_cannot_be_predicted_are_refused(tokenizer, example, message):
     with pytest.raises(UserError, match=message):
-        Task().inputs(["[MASK]", example], tokenizer, 16, "example {}".format)
+        Task().inputs(["[MASK]", example], using(tokenizer), 16, "example {}".format)

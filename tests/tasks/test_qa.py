@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax import load
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -24,15 +25,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(60)]
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"question {index}"
+class Records(MemoryRecords):
+    place, first = "question", 0
 
 
 def asked(context: str, *answers: str, question: str = "who ?") -> dict[str, Any]:
@@ -59,7 +53,7 @@ def unigram() -> Tokenizer:
 
 def test_rows_are_questions_with_windows(tokenizer):
     source = Records([asked(" ".join(WORDS[:12]), "w9 w10", "w1")])
-    examples = Task(stride=4).examples(source, tokenizer, 12, train=True)
+    examples = Task(stride=4).examples(source, using(tokenizer), 12, train=True)
     assert len(examples) == 3  # 12 tokens in windows of 7, from 0, 4, 8
     rows = [examples[index] for index in range(3)]
     tokens = [[tokenizer.token(int(i)) for i in row["input_ids"]] for row in rows]
@@ -88,7 +82,7 @@ def test_an_answer_inside_a_window_is_found_back(request, parts, data, length, s
     if not tokenizer.encode_batch([text])[0].size or not context.strip():
         return
     task = Task(stride=stride, max_question=4)
-    examples = task.examples(Records([record]), tokenizer, length, train=True)
+    examples = task.examples(Records([record]), using(tokenizer), length, train=True)
     span = examples.questions[0].span
     inside = 0
     covered = np.zeros(examples.contexts[0].ids.size, bool)
@@ -161,7 +155,7 @@ def judged(task: Task, examples: Windows, spans: list[tuple[int, int] | None]) -
 def test_perfect_predictions_score_100(tokenizer):
     source = Records([asked(" ".join(WORDS[:30]), "w9 w10"), asked("w1 ( xx ) w2", "xx", "( xx )"), asked("w3, w4", "w3, w4")])
     task = Task(stride=3)
-    examples = task.examples(source, tokenizer, 13, train=False)
+    examples = task.examples(source, using(tokenizer), 13, train=False)
     assert len(examples) > 6
     values = judged(task, examples, [question.span for question in examples.questions])
     assert values.pop("loss") < 2 and values == {"exact_match": 100.0, "f1": 100.0}
@@ -175,7 +169,7 @@ def test_a_question_may_have_no_answer(tokenizer):
     assert Task().resolve(source) == {"unanswerable": True} and Task().resolve(Records(source[:1])) == {}
     task = Task(unanswerable=True)
     assert set(task.measures) > set(Task().measures)
-    examples = task.examples(source, tokenizer, 12, train=False)
+    examples = task.examples(source, using(tokenizer), 12, train=False)
     row = examples[1]
     assert (int(row["start_positions"]), int(row["end_positions"])) == (0, 0)
     values = judged(task, examples, [examples.questions[0].span, None])
@@ -188,7 +182,7 @@ def test_a_question_may_have_no_answer(tokenizer):
 
 def test_no_answer_is_scored_where_it_is_least_sure(tokenizer):
     source = Records([asked(" ".join(WORDS[:12]))])
-    examples = Task(stride=4).examples(source, tokenizer, 12, train=False)
+    examples = Task(stride=4).examples(source, using(tokenizer), 12, train=False)
     arrays = {"scores": np.array([[1.0], [4.0], [2.0]]), "first": np.full((3, 1), 5), "last": np.full((3, 1), 5)}
     arrays["null"] = np.array([9.0, 3.0, 7.0])
     ((text, span, best, null),) = examples.answers(arrays, np.ones(3))
@@ -224,17 +218,17 @@ def test_loss_is_over_the_context_and_none():
 def test_malformed_records_are_named(tokenizer, change, message):
     source = Records([asked("w1 w2", "w1"), asked("w1 w2", "w1") | change])
     with pytest.raises(UserError, match=message) as caught:
-        Task().examples(source, tokenizer, 12, train=True)
+        Task().examples(source, using(tokenizer), 12, train=True)
     assert "\n" not in str(caught.value)
 
 
 def test_lengths_that_do_not_fit_are_refused(tokenizer):
     source = Records([asked("w1 w2 w3", "w1", question=" ".join(WORDS[:20]))])
-    assert Task(max_question=5).examples(source, tokenizer, 12, train=True)[0]["context_mask"].sum() == 3
+    assert Task(max_question=5).examples(source, using(tokenizer), 12, train=True)[0]["context_mask"].sum() == 3
     with pytest.raises(UserError, match=r"question 0: a question of 20 tokens and 3 special ones leave no room"):
-        Task().examples(source, tokenizer, 23, train=True)
+        Task().examples(source, using(tokenizer), 23, train=True)
     with pytest.raises(UserError, match=r"task\.stride=5: windows of 4 tokens"):
-        Task(max_question=5, stride=5).examples(source, tokenizer, 12, train=True)
+        Task(max_question=5, stride=5).examples(source, using(tokenizer), 12, train=True)
     for name in ("max_question", "max_answer", "n_best"):
         with pytest.raises(UserError, match=f"task.{name}=0: must be at least 1"):
             make({"name": "qa", name: 0})
@@ -243,13 +237,14 @@ def test_lengths_that_do_not_fit_are_refused(tokenizer):
 @pytest.mark.parametrize("example", ["who?", {"question": "who?"}, ["a"], 3, None])
 def test_inputs_that_are_no_questions_are_refused(tokenizer, example):
     with pytest.raises(UserError, match="example 1: is no question about a context; give"):
-        Task().inputs([("who", "w1"), example], tokenizer, 12, "example {}".format)
+        Task().inputs([("who", "w1"), example], using(tokenizer), 12, "example {}".format)
 
 
 def test_answers_are_described(tokenizer):
     context = " ".join(WORDS[:12])
     task = Task(unanswerable=True, stride=4)
-    batch = task.inputs([("who", context), {"question": "who ?", "context": "(xx), w1"}], tokenizer, 12, "example {}".format)
+    asked = [("who", context), {"question": "who ?", "context": "(xx), w1"}]
+    batch = task.inputs(asked, using(tokenizer), 12, "example {}".format)
     read = batch["_windows"]
     logits = np.zeros((len(read.rows), 32, 2), np.float32)  # filled up, as predict does
     for row, place in zip(read.rows, logits, strict=True):
@@ -257,22 +252,15 @@ def test_answers_are_described(tokenizer):
             place[4 + read.place(row), 0] = place[6 + read.place(row), 1] = 6
         if row.question == 1:
             place[0] = 20
-    first, second = task.describe({"span": logits}, batch, tokenizer)
+    first, second = task.describe({"span": logits}, batch, using(tokenizer))
     assert {name: first[name] for name in ("answer", "start", "end")} == {"answer": "w4 w5 w6", "start": 12, "end": 20}
     assert 0.5 < first["score"] < 1  # among the twenty best; once, though two windows hold it
     assert second == {"answer": "", "score": pytest.approx(1.0), "start": 0, "end": 0}
-    plain = Task(stride=4).describe({"span": logits}, batch, tokenizer)[1]
+    plain = Task(stride=4).describe({"span": logits}, batch, using(tokenizer))[1]
     assert plain["answer"] in "(xx), w1" and plain["score"] < 0.5
 
 
-@pytest.fixture
-def quickly_compiled():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_a_folder_predicts(tmp_path, quickly_compiled):
+def test_a_folder_predicts(tmp_path):
     """Questions about a long text: more windows than are computed at once."""
     shutil.copytree(GOLDEN / "bert_span", tmp_path / "model")
     (tmp_path / "model" / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS[:36]]) + "\n")

@@ -7,25 +7,21 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax.data.stream.examples import alike
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import make
+from fmjax.tasks.mixture import SideBySide
 from fmjax.tasks.seq2seq import Task, written
 
 WORDS = ["red", "green", "blue", "rot", "blau", "translate"]
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"pairs.tsv line {index + 1}"
+class Records(MemoryRecords):
+    place, first = "pairs.tsv line", 1
 
 
 PAIRS = Records([{"source": "red blue", "target": "rot blau"}, {"source": "blue red green", "target": "blau"}])
@@ -41,7 +37,7 @@ def ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def test_an_example(tokenizer):
-    examples = Task(prefix="translate: ", target_length=12).examples(PAIRS, tokenizer, 28, train=True)
+    examples = Task(prefix="translate: ", target_length=12).examples(PAIRS, using(tokenizer), 28, train=True)
     assert len(examples) == 2
     example = examples[0]
     source, target = ids(tokenizer, "translate: red blue"), ids(tokenizer, "rot blau")
@@ -56,28 +52,28 @@ def test_an_example(tokenizer):
 def test_texts_that_are_too_long(tokenizer):
     task = Task(target_length=5)
     with pytest.raises(UserError, match=r"pairs.tsv line 1: \d+ tokens are more than task.target_length=5"):
-        task.examples(PAIRS, tokenizer, 30, train=True)
+        task.examples(PAIRS, using(tokenizer), 30, train=True)
     with pytest.raises(UserError, match=r"pairs.tsv line 2: \d+ tokens are more than data.max_length=10"):
-        Task().examples(PAIRS, tokenizer, 10, train=True)
-    cut = Task(target_length=5, overlong="truncate").examples(PAIRS, tokenizer, 30, train=True)[0]
+        Task().examples(PAIRS, using(tokenizer), 10, train=True)
+    cut = Task(target_length=5, overlong="truncate").examples(PAIRS, using(tokenizer), 30, train=True)[0]
     whole = ids(tokenizer, "rot blau")
     assert cut["labels"].tolist() == [*whole[:4], tokenizer.end_id]
     with pytest.raises(UserError, match="data.max_length=2 leaves no room for a token beside the 2 special ones"):
-        Task().examples(PAIRS, tokenizer, 2, train=True)
+        Task().examples(PAIRS, using(tokenizer), 2, train=True)
 
 
 def test_every_target_has_an_end():
     characters = train_tokenizer([" ".join(WORDS)], "char", 40)
     assert characters.special_count() == 0
     task = Task(target_length=6, overlong="truncate")
-    first, second = (example["labels"].tolist() for example in task.examples(PAIRS, characters, 24, train=True))
+    first, second = (example["labels"].tolist() for example in task.examples(PAIRS, using(characters), 24, train=True))
     assert characters.decode(first[:5]) == "rot b" and first[5] == second[4] == characters.end_id
-    assert np.array_equal(task.examples(PAIRS, characters, 24, train=True)[1]["label_weights"], [1, 1, 1, 1, 1, 0])
+    assert np.array_equal(task.examples(PAIRS, using(characters), 24, train=True)[1]["label_weights"], [1, 1, 1, 1, 1, 0])
 
 
 def test_packed_rows_tell_pairs_apart(tokenizer):
     task = Task(pack=True, target_length=20, packed_target_length=24)
-    one = task.examples(PAIRS, tokenizer, 40, train=True)
+    one = task.examples(PAIRS, using(tokenizer), 40, train=True)
     assert len(one) == 1
     row, (first, second) = one[0], ([ids(tokenizer, record[name]) for name in ("source", "target")] for record in PAIRS)
     assert row["input_ids"].tolist()[: row["attention_mask"].sum()] == first[0] + second[0]
@@ -89,30 +85,31 @@ def test_packed_rows_tell_pairs_apart(tokenizer):
     counts = row["attention_mask"].sum() / 40, row["label_weights"].sum() / 24
     assert one.fill == {"input_ids": pytest.approx(counts[0]), "labels": pytest.approx(counts[1])}
     # In evaluation, an example is a pair.
-    alone = task.examples(PAIRS, tokenizer, 40, train=False)
+    alone = task.examples(PAIRS, using(tokenizer), 40, train=False)
     assert len(alone) == 2 and set(alone[1]) == {"input_ids", "attention_mask", "labels", "label_weights"}
     assert alone[1]["labels"].shape == (20,)
 
 
 def test_targets_of_packed_rows_are_as_long_as_the_data_have_them(tokenizer):
     many = Records([*PAIRS, {"source": "red", "target": "rot blau blau"}] * 20)
-    examples = Task(pack=True, target_length=30).examples(many, tokenizer, 60, train=True)
+    examples = Task(pack=True, target_length=30).examples(many, using(tokenizer), 60, train=True)
     sizes = np.array([[len(ids(tokenizer, record[name])) for name in ("source", "target")] for record in many])
     assert examples[0]["labels"].size == pytest.approx(60 * sizes[:, 1].sum() / sizes[:, 0].sum(), rel=0.05)
     assert min(examples.fill.values()) > 0.8 and max(examples.fill.values()) - min(examples.fill.values()) < 0.06
     # Of several sources in a mixture, all have the length of the longest.
     short = Records([{"source": "red blue green", "target": "rot"}] * 20)
-    parts = {"a": examples, "b": Task(pack=True, target_length=30).examples(short, tokenizer, 60, train=True), "c": [0]}
+    packed = Task(pack=True, target_length=30)
+    parts = {"a": examples, "b": packed.examples(short, using(tokenizer), 60, train=True), "c": SideBySide({"one": examples})}
     assert parts["b"].row_lengths[1] < examples.row_lengths[1]
     found = alike(parts)
-    assert found["a"] is examples and found["c"] == [0] and found["b"].row_lengths == examples.row_lengths
+    assert found["a"] is examples and found["c"] is parts["c"] and found["b"].row_lengths == examples.row_lengths
     assert found["b"][0]["labels"].shape == examples[0]["labels"].shape
     with pytest.raises(UserError, match="packed_target_length=20: a row must have room for one target .*target_length=30; raise"):
         Task(pack=True, target_length=30, packed_target_length=20)
 
 
 def test_loss_and_predictions_agree(tokenizer):
-    examples = Task(target_length=12).examples(PAIRS, tokenizer, 24, train=True)
+    examples = Task(target_length=12).examples(PAIRS, using(tokenizer), 24, train=True)
     batch = {name: jnp.stack([example[name] for example in examples]) for name in examples[0]}
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, tokenizer.vocab_size)).astype(np.float32))
     task, smooth = Task(), Task(label_smoothing=0.2)
@@ -136,7 +133,7 @@ def generated(tokenizer: Tokenizer, *texts: str) -> np.ndarray:
 
 def test_scores_of_what_was_generated(tokenizer):
     task = Task(scores=("bleu", "chrf", "exact_match"))
-    examples = task.examples(PAIRS, tokenizer, 24, train=False)
+    examples = task.examples(PAIRS, using(tokenizer), 24, train=False)
     arrays = {name: np.ones(4, np.float32) for name in ("losses", "weights", "correct")}
     arrays["generated"] = generated(tokenizer, "rot blau", "rot", "red", "red")
     found = task.metrics(arrays, np.array([1, 1, 0, 0]), examples)
@@ -151,18 +148,18 @@ def test_what_is_written_ends_at_the_end(tokenizer):
     # Where the decoder begins with the end token, as in BART, that ends nothing; ids beyond the tokenizer's are no text.
     row[0] = tokenizer.end_id
     assert written(np.insert(row, 2, tokenizer.vocab_size + 3), tokenizer) == "rot blau"
-    assert Task().describe({"generated": row[None]}, {}, tokenizer) == [{"text": "rot blau"}]
+    assert Task().describe({"generated": row[None]}, {}, using(tokenizer)) == [{"text": "rot blau"}]
 
 
 def test_inputs_are_texts_or_records(tokenizer):
     task = Task(prefix="translate ")
-    batch = task.inputs(["red", {"source": "blue"}], tokenizer, 30, "example {}".format)
+    batch = task.inputs(["red", {"source": "blue"}], using(tokenizer), 30, "example {}".format)
     assert batch["input_ids"][0, : batch["attention_mask"][0].sum()].tolist() == ids(tokenizer, "translate red")
     assert set(batch) == {"input_ids", "attention_mask"}
     with pytest.raises(UserError, match='example 1: is not a text; give a string, or an object with a "source"'):
-        task.inputs(["red", {"text": "blue"}], tokenizer, 30, "example {}".format)
+        task.inputs(["red", {"text": "blue"}], using(tokenizer), 30, "example {}".format)
     with pytest.raises(UserError, match="example 0: .* tokens are more than data.max_length=8"):
-        task.inputs(["red blue"], tokenizer, 8, "example {}".format)
+        task.inputs(["red blue"], using(tokenizer), 8, "example {}".format)
 
 
 def test_generation_follows_the_settings():
@@ -170,8 +167,8 @@ def test_generation_follows_the_settings():
         "max_new_tokens": 128, "num_beams": 5, "length_penalty": 0.6, "no_repeat_ngram_size": 0
     }  # fmt: skip
     assert Task(max_new_tokens=9).generation["max_new_tokens"] == 9
-    assert Task().needs == "generation" and Task(scores=()).needs == ""
-    assert Task(source="a", target="b").text_columns == ("a", "b")
+    assert Task().needs_generation and not Task(scores=()).needs_generation
+    assert tuple(Task(source="a", target="b").reads) == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -195,4 +192,4 @@ def test_records_that_do_not_fit_are_refused(tokenizer):
     with pytest.raises(UserError, match=r'no column "targets" \(did you mean "target"\?\)'):
         Task(target="targets").resolve(PAIRS)
     with pytest.raises(UserError, match='pairs.tsv line 1: column "target" holds 3, not text'):
-        Task().examples(Records([{"source": "a", "target": 3}]), tokenizer, 30, train=True)
+        Task().examples(Records([{"source": "a", "target": 3}]), using(tokenizer), 30, train=True)

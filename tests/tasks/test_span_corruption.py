@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.processors import using
 
 from fmjax.data.stream.batches import TrainBatches, eval_batches
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import make
-from fmjax.tasks.corpus import Corpus
 from fmjax.tasks.span_corruption import (
     UL2,
     Corrupter,
@@ -28,6 +28,7 @@ from fmjax.tasks.span_corruption import (
     sentinels,
     written_spans,
 )
+from fmjax.tasks.token_rows import Corpus
 
 TEXTS = [
     f"The {animal} {verb} over number {n}, 你好。" for n in range(40) for animal, verb in (("dog", "jumps"), ("cat", "walks"))
@@ -59,7 +60,7 @@ class Texts:
 
 def rows(task: Task, max_length: int = 32, texts: list[str] = TEXTS):
     """Returns rows that run on over the ends of texts."""
-    return dataclasses.replace(task, rows="joined").examples(Texts(texts), tokenizer(), max_length, train=True)
+    return dataclasses.replace(task, rows="joined").examples(Texts(texts), using(tokenizer()), max_length, train=True)
 
 
 def put_back(example: dict[str, np.ndarray], opening: int = 0, segment: int = 0) -> list[int]:
@@ -97,7 +98,7 @@ def test_putting_spans_back_gives_the_text_of_every_row(written):
 @pytest.mark.parametrize("written", [("R:3:0.15",), UL2])
 def test_packed_rows_give_every_text_back(written):
     texts = [*TEXTS[:30], " ".join(TEXTS[30:46]), "dog", ""]
-    examples = Task(denoisers=written).examples(Texts(texts), tokenizer(), 64, train=True)
+    examples = Task(denoisers=written).examples(Texts(texts), using(tokenizer()), 64, train=True)
     found, shapes, filled = [], set(), []
     for index in range(len(examples)):
         drawn = examples.draw(examples[index], np.random.default_rng(index))
@@ -179,7 +180,7 @@ def test_segments_are_drawn_evenly():
 
 def test_lengths_are_those_of_t5():
     # 568 tokens become inputs of 512 and targets of 114, and 137 become 128 and ... as in T5's random_spans_helper.
-    each = Task().examples(Texts(TEXTS), tokenizer(), 512, train=True).corrupter
+    each = Task().examples(Texts(TEXTS), using(tokenizer()), 512, train=True).corrupter
     assert (each.length, each.target_length) == (568, 114)
     assert each.denoisers[0].counts(568) == (85, 28)
 
@@ -193,7 +194,7 @@ def test_a_row_fills_the_input():
 
 
 def test_batches_depend_on_the_seed_and_the_step_alone():
-    examples = Task(denoisers=UL2).examples(Texts(TEXTS), tokenizer(), 64, train=True)
+    examples = Task(denoisers=UL2).examples(Texts(TEXTS), using(tokenizer()), 64, train=True)
     batches = [next(TrainBatches(examples, batch_size=4, seed=seed)) for seed in (1, 1, 2)]
     assert {"input_ids", "attention_mask", "labels", "label_weights"} < set(batches[0])
     assert np.array_equal(batches[0]["labels"], batches[1]["labels"]) and not np.array_equal(
@@ -222,7 +223,7 @@ def test_modes_are_named_in_the_input():
 
 def test_predictions_fill_the_text():
     task, tok = Task(), tokenizer()
-    batch = task.inputs(["The <extra_id_0> jumps over<extra_id_1>", {"text": "<extra_id_0> cat"}], tok, 32, str)
+    batch = task.inputs(["The <extra_id_0> jumps over<extra_id_1>", {"text": "<extra_id_0> cat"}], using(tok), 32, str)
     assert batch["input_ids"].shape == batch["attention_mask"].shape
     marks = sentinels(tok)
     (dog, number, the) = (tok.encode_batch([text])[0].tolist() for text in ("dog", "number 3", "The"))
@@ -230,10 +231,10 @@ def test_predictions_fill_the_text():
     generated = np.zeros((2, 40), np.int32)
     for place, row in zip(generated, rows, strict=True):
         place[: len(row)] = row
-    first, second = task.describe({"generated": generated}, batch, tok)
+    first, second = task.describe({"generated": generated}, batch, using(tok))
     assert first == {"text": "The dog jumps over number 3", "spans": {"<extra_id_0>": "dog", "<extra_id_1>": "number 3"}}
     assert second == {"text": "The cat", "spans": {"<extra_id_0>": "The"}}
-    nothing = task.describe({"generated": np.zeros((2, 1), np.int32)}, batch, tok)[1]
+    nothing = task.describe({"generated": np.zeros((2, 1), np.int32)}, batch, using(tok))[1]
     assert nothing == {"text": "<extra_id_0> cat", "spans": {"<extra_id_0>": ""}}
     assert task.generation == {"max_new_tokens": 64, "num_beams": 1}
 
@@ -249,7 +250,7 @@ def test_predictions_fill_the_text():
 )
 def test_texts_that_cannot_be_filled_are_refused(example, message):
     with pytest.raises(UserError, match=f"item 0.*{message}"):
-        Task().inputs([example], tokenizer(), 32, "item {}".format)
+        Task().inputs([example], using(tokenizer()), 32, "item {}".format)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match='task.rows="join".*did you mean "joined"'):
         Task(rows="join")
     with pytest.raises(UserError, match="no sentinels"):
-        Task().examples(Texts(TEXTS), train_tokenizer(TEXTS, "wordpiece", 100), 32, train=True)
+        Task().examples(Texts(TEXTS), using(train_tokenizer(TEXTS, "wordpiece", 100)), 32, train=True)
     with pytest.raises(UserError, match="txt"):
         Task(column="txt").resolve(Texts(TEXTS))
 

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval import metrics as seqeval
 from seqeval.scheme import IOB2
+from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax import load
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -20,7 +22,7 @@ from fmjax.errors import UserError
 from fmjax.metrics import classes as class_metrics
 from fmjax.models import bert
 from fmjax.tasks import make
-from fmjax.tasks.tag import Sentences, Task
+from fmjax.tasks.tag import TaggedTexts, Task
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -28,15 +30,8 @@ LABELS = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
 WORDS = ["ann", "lee", "paris", "in", "is", "xylo", "北", "京", "xx", "xxxx"]
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self[0])
-
-    def where(self, index: int) -> str:
-        return f"news.conll line {index + 1}"
+class Records(MemoryRecords):
+    place, first = "news.conll line", 1
 
 
 def tagged(*pairs: str, **more: object) -> Records:
@@ -72,11 +67,11 @@ def test_labels_are_found_outside_first():
 
 def test_words_and_tokens_are_aligned(tokenizer):
     source = tagged("Ann/B-PER xxx/I-PER is/O zz/O")
-    row = Task(labels=LABELS).examples(source, tokenizer, 10, train=True)[0]
+    row = Task(labels=LABELS).examples(source, using(tokenizer), 10, train=True)[0]
     assert [tokenizer.token(int(i)) for i in row["input_ids"][:8]] == ["[CLS]", "ann", "x", "##x", "##x", "is", "[UNK]", "[SEP]"]
     assert row["labels"].tolist() == [0, 2, 4, 0, 0, 0, 0, 0, 0, 0]
     assert row["label_weights"].tolist() == [0, 1, 1, 0, 0, 1, 1, 0, 0, 0] and row["label_weights"].dtype == np.float32
-    row = Task(labels=LABELS, pieces="all").examples(tagged("xxx/B-PER xx/O"), tokenizer, 9, train=True)[0]
+    row = Task(labels=LABELS, pieces="all").examples(tagged("xxx/B-PER xx/O"), using(tokenizer), 9, train=True)[0]
     assert row["labels"].tolist() == [0, 2, 4, 4, 0, 0, 0, 0, 0]
     assert row["label_weights"].tolist() == [0, 1, 1, 1, 1, 1, 0, 0, 0]
 
@@ -101,7 +96,7 @@ def test_words_that_vanish_are_read_as_unknown(tokenizer):
 def test_every_word_is_read_once(tokenizer, sentences, length, stride):
     source = Records({"tokens": words, "tags": [LABELS[(len(w) + i) % 5] for i, w in enumerate(words)]} for words in sentences)
     task = Task(labels=LABELS, overlong="split", stride=stride)
-    examples = task.examples(source, tokenizer, length, train=True)
+    examples = task.examples(source, using(tokenizer), length, train=True)
     read: list[list[int]] = [[] for _ in sentences]
     tags = np.zeros((len(examples), length), np.int32)
     for index, row in enumerate(examples.rows):
@@ -117,25 +112,25 @@ def test_every_word_is_read_once(tokenizer, sentences, length, stride):
 
 def test_windows_give_each_word_its_wider_context(tokenizer):
     source = tagged(*[" ".join(f"{'ann' if i % 2 else 'is'}/O" for i in range(12))])
-    examples = Task(labels=LABELS, overlong="split", stride=4).examples(source, tokenizer, 10, train=False)
+    examples = Task(labels=LABELS, overlong="split", stride=4).examples(source, using(tokenizer), 10, train=False)
     assert [(row.begin, row.end) for row in examples.rows] == [(0, 8), (4, 12)]
     assert [row.words.tolist() for row in examples.rows] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
     with pytest.raises(UserError, match=r"task\.stride=9: windows of 8 tokens .* every 1 to 8"):
-        Task(labels=LABELS, overlong="split", stride=9).examples(source, tokenizer, 10, train=False)
+        Task(labels=LABELS, overlong="split", stride=9).examples(source, using(tokenizer), 10, train=False)
 
 
 def test_overlong_is_an_error_unless_cut(tokenizer):
     source = tagged("Ann/B-PER is/O in/O Paris/B-LOC")
     with pytest.raises(UserError, match=r"line 1: 6 tokens are more than data\.max_length=5; .*overlong=split or truncate"):
-        Task(labels=LABELS).examples(source, tokenizer, 5, train=False)
-    examples = Task(labels=LABELS, overlong="truncate").examples(source, tokenizer, 5, train=False)
+        Task(labels=LABELS).examples(source, using(tokenizer), 5, train=False)
+    examples = Task(labels=LABELS, overlong="truncate").examples(source, using(tokenizer), 5, train=False)
     truth, guess = examples.sentence_tags(np.array([[0, 2, 0, 0, 0]]), np.ones(1))
     assert truth == [["B-PER", "O", "O", "B-LOC"]] and guess == [["B-PER", "O", "O", "O"]]  # cut off: outside
     with pytest.raises(UserError, match=r"data\.max_length=2 leaves no room"):
-        Task(labels=LABELS).examples(source, tokenizer, 2, train=False)
+        Task(labels=LABELS).examples(source, using(tokenizer), 2, train=False)
 
 
-def judged(task: Task, examples: Sentences, tags: np.ndarray) -> dict[str, float]:
+def judged(task: Task, examples: TaggedTexts, tags: np.ndarray) -> dict[str, float]:
     """Returns the metrics of tags [N,L], as evaluation computes them, with a row that fills up the batch."""
     rows = np.concatenate([tags, tags[:1]])
     arrays = {"tags": rows, "losses": np.full(len(rows), 0.5), "weights": np.ones(len(rows))}
@@ -147,7 +142,7 @@ def test_perfect_predictions_score_all(tokenizer):
     for mode in ("default", "strict"):
         for more in ({}, {"pieces": "all"}, {"overlong": "split"}):
             task = Task(labels=LABELS, mode=mode, **more)
-            examples = task.examples(source, tokenizer, 5 if "overlong" in more else 8, train=False)
+            examples = task.examples(source, using(tokenizer), 5 if "overlong" in more else 8, train=False)
             values = judged(task, examples, np.stack([examples[index]["labels"] for index in range(len(examples))]))
             assert values.pop("loss") == 0.5
             assert values == dict.fromkeys(("accuracy", "precision", "recall", "f1"), 1.0)
@@ -161,7 +156,7 @@ def test_metrics_are_those_of_seqeval(tokenizer, pairs):
     source = Records({"tokens": ["is"] * len(tags), "tags": tags} for tags in truth)
     for mode, scheme in (("default", {}), ("strict", {"mode": "strict", "scheme": IOB2})):
         task = Task(labels=LABELS, mode=mode)
-        examples = task.examples(source, tokenizer, 8, train=False)
+        examples = task.examples(source, using(tokenizer), 8, train=False)
         tags = np.zeros((len(guess), 8), np.int32)
         for row, own in zip(tags, guess, strict=True):
             row[1 : 1 + len(own)] = [LABELS.index(tag) for tag in own]
@@ -181,7 +176,7 @@ def test_an_entity_that_does_not_begin(tokenizer):
 def test_tags_that_mark_no_entities(tokenizer):
     source = tagged("ann/NN is/VB", "in/IN paris/NN")
     task = Task(labels=("IN", "NN", "VB"))
-    examples = task.examples(source, tokenizer, 6, train=False)
+    examples = task.examples(source, using(tokenizer), 6, train=False)
     values = judged(task, examples, np.array([[0, 1, 2, 0, 0, 0], [0, 0, 2, 0, 0, 0]]))
     assert values["accuracy"] == 0.75 and values["f1_macro"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
 
@@ -204,7 +199,7 @@ def test_loss_counts_words_alone():
 
 def test_token_dropout_is_of_training_alone(tokenizer):
     source, task = tagged("ann/O lee/O is/O in/O paris/O"), Task(labels=LABELS, token_dropout=0.5)
-    train, evaluation = (task.examples(source, tokenizer, 8, train=flag) for flag in (True, False))
+    train, evaluation = (task.examples(source, using(tokenizer), 8, train=flag) for flag in (True, False))
     drawn = [train.draw(train[0], np.random.default_rng(seed))["input_ids"] for seed in range(20)]
     assert 0.2 < (np.stack(drawn)[:, 1:6] == tokenizer.unk_id).mean() < 0.8
     assert np.array_equal(evaluation.draw(evaluation[0], np.random.default_rng(0))["input_ids"], evaluation[0]["input_ids"])
@@ -229,7 +224,7 @@ def test_malformed_records_are_named(record, message):
 
 def test_unknown_tags_and_settings_are_refused(tokenizer):
     with pytest.raises(UserError, match=r'line 1: tag "B-LOK" is not one of O, .*did you mean "B-LOC"'):
-        Task(labels=LABELS).examples(tagged("ann/B-LOK"), tokenizer, 8, train=False)
+        Task(labels=LABELS).examples(tagged("ann/B-LOK"), using(tokenizer), 8, train=False)
     for name in ("pieces", "mode", "split", "overlong"):
         with pytest.raises(UserError, match=rf'task\.{name}="x": choose one of'):
             make({"name": "tag", name: "x"})
@@ -241,7 +236,7 @@ def test_unknown_tags_and_settings_are_refused(tokenizer):
 
 def test_numbers_stand_for_given_labels_and_strings_for_words(tokenizer):
     source = Records([{"tokens": "ann is", "tags": [2, 0]}, {"tokens": "paris", "tags": "B-LOC"}])
-    examples = Task(labels=LABELS).examples(source, tokenizer, 5, train=False)
+    examples = Task(labels=LABELS).examples(source, using(tokenizer), 5, train=False)
     assert [sentence.tags.tolist() for sentence in examples.sentences] == [[2, 0], [1]]
 
 
@@ -256,9 +251,9 @@ def logits_for(task: Task, batch: dict, *tags: str) -> np.ndarray:
 
 def test_entities_are_described(tokenizer):
     task = Task(labels=LABELS)
-    batch = task.inputs(["Ann Lee, in Paris.", ["paris", "ann"], {"tokens": ["is"]}], tokenizer, 12, "example {}".format)
+    batch = task.inputs(["Ann Lee, in Paris.", ["paris", "ann"], {"tokens": ["is"]}], using(tokenizer), 12, "example {}".format)
     tags = ["B-PER I-PER O O B-LOC O", "B-LOC B-PER", "O"]
-    first, second, third = task.describe({"tag": logits_for(task, batch, *tags)}, batch, tokenizer)
+    first, second, third = task.describe({"tag": logits_for(task, batch, *tags)}, batch, using(tokenizer))
     sure = float(jax.nn.softmax(jnp.array([5.0, 0, 0, 0, 0]))[0])
     assert first["entities"] == [
         {"text": "Ann Lee", "label": "PER", "score": pytest.approx(sure), "start": 0, "end": 7},
@@ -271,27 +266,20 @@ def test_entities_are_described(tokenizer):
 def test_chinese_characters_are_words(tokenizer):
     for split, example in (("words", "Ann在北京。"), ("characters", "在 北京"), ("characters", ["北", "京"])):
         task = Task(labels=LABELS, split=split)
-        batch = task.inputs([example], tokenizer, 12, "example {}".format)
+        batch = task.inputs([example], using(tokenizer), 12, "example {}".format)
         count = len(batch["_spans"][0])
         tags = {5: "B-PER O B-LOC I-LOC O", 3: "O B-LOC I-LOC", 2: "B-LOC I-LOC"}[count]
-        found = task.describe({"tag": logits_for(task, batch, tags)}, batch, tokenizer)[0]["entities"][-1]
+        found = task.describe({"tag": logits_for(task, batch, tags)}, batch, using(tokenizer))[0]["entities"][-1]
         assert found["text"] == "北京" and found["end"] - found["start"] == 2
 
 
 @pytest.mark.parametrize("example", ["", "  ", [], 3, ["a", 3], {"other": "x"}])
 def test_inputs_without_words_are_refused(tokenizer, example):
     with pytest.raises(UserError, match="example 1: has no word"):
-        Task(labels=LABELS).inputs(["ann", example], tokenizer, 12, "example {}".format)
+        Task(labels=LABELS).inputs(["ann", example], using(tokenizer), 12, "example {}".format)
 
 
-@pytest.fixture
-def quickly_compiled():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_a_folder_predicts(tmp_path, quickly_compiled):
+def test_a_folder_predicts(tmp_path):
     """Long texts in windows, and the same entities when a text is given twice."""
     shutil.copytree(GOLDEN / "bert_tag", tmp_path / "model")
     (tmp_path / "model" / "vocab.txt").write_text("\n".join([*SPECIAL, *(f"w{i}" for i in range(36))]) + "\n")
@@ -300,7 +288,7 @@ def test_a_folder_predicts(tmp_path, quickly_compiled):
     short, long, again = model.predict(["w1 w2", text, "w1 w2"])
     assert short == again and len(long["entities"]) == 70 and len(short["entities"]) == 2
     assert {entity["label"] for entity in long["entities"]} <= {"no", "yes", "maybe"}
-    batch = Task(labels=("no",), overlong="split").inputs(["w1 w2", text, "w1 w2"], model.tokenizer, 40, str)
+    batch = Task(labels=("no",), overlong="split").inputs(["w1 w2", text, "w1 w2"], using(model.tokenizer), 40, str)
     logits = model.apply(**{name: array for name, array in batch.items() if not name.startswith("_")})["logits"]
     best = np.asarray(jax.nn.softmax(logits[0, 1:3], axis=-1)).max(axis=-1)
     assert [entity["score"] for entity in short["entities"]] == pytest.approx(best.tolist(), rel=1e-4)
@@ -319,14 +307,14 @@ def test_msra_is_read(shared_data, tmp_path):
     task = Task(**Task().resolve(train))
     assert task.bio and set(task.labels) == {"O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in ("LOC", "ORG", "PER"))}
     tokenizer = train_tokenizer((" ".join(train[i]["tokens"]) for i in range(len(train))), "word", 5000)
-    examples = task.examples(held, tokenizer, 112, train=False)
+    examples = task.examples(held, using(tokenizer), 112, train=False)
     values = judged(task, examples, np.stack([examples[index]["labels"] for index in range(len(examples))]))
     assert values["f1"] == values["accuracy"] == 1.0
 
 
 def test_a_step_fits_the_model(tokenizer):
     task = Task(labels=LABELS)
-    examples = task.examples(tagged("ann/B-PER is/O", "paris/B-LOC in/O"), tokenizer, 6, train=True)
+    examples = task.examples(tagged("ann/B-PER is/O", "paris/B-LOC in/O"), using(tokenizer), 6, train=True)
     batch = {name: np.stack([examples[0][name], examples[1][name]]) for name in examples[0]}
     model = bert.build(heads=task.heads, width=8, layers=1, attention_heads=2, mlp_width=8, vocab_size=15, positions=8)
 

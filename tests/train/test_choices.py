@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from support.cases import FAMILIES, case, losses, one_device
@@ -18,14 +17,6 @@ CHOICES = {
     "scanned": {"scan_layers": True},
     "scanned, dots": {"scan_layers": True, "remat": "dots"},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """The models are small: compiling them well costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +32,7 @@ def run(family: str, folder: Path, **changes) -> np.ndarray:
 
 def no_dropout(family: str, folder: Path) -> dict[str, float]:
     """A part of a batch has its own keys, so that with dropout the parts draw other masks than the whole."""
-    names = dataclasses.asdict(case(family, folder).experiment.model.settings)
+    names = dataclasses.asdict(case(family, folder).experiment.built.model.settings)
     return {name: 0.0 for name in names if name.endswith("dropout")}
 
 

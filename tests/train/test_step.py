@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType
 
@@ -18,6 +19,7 @@ from fmjax.layers.linear import embedding, normal
 from fmjax.layers.mlp import Mlp, gelu
 from fmjax.models import bert
 from fmjax.tasks.mlm import Task
+from fmjax.train.gradients import clipped
 from fmjax.train.state import abstract_params, abstract_state, batch_spec, create_state, with_params
 from fmjax.train.step import make_step
 
@@ -26,14 +28,6 @@ CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
 TASK = Task(nsp=True)
 # A large eps: where a gradient is zero but for rounding, as a key's bias is, Adam would make steps of the rounding.
 OPTIM = {"learning_rate": 1e-2, "schedule": "constant", "eps": 1e-3, "weight_decay": 0.01, "clip_norm": 1.0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """The model is small: compiling it well costs more than running it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Small(nn.Module):
@@ -254,3 +248,47 @@ def test_dropout_depends_on_key_and_step():
     }
     assert len(set(losses.values())) == 3
     assert float(step(state, batch(), jax.random.key(0))[1]["loss"]) == losses[0, 0]
+
+
+def test_clipped_gradients_are_those_of_a_loop_over_examples():
+    model, norm, rows = Small(dropout=0.2), 0.5, batch()
+    start, transform, trainable = small(dropout=0.2, freeze=("^head/nsp/",))
+    make = partial(clipped, norm=norm, trainable=trainable)
+    step = jax.jit(make_step(model, TASK, transform, trainable, make_gradients=make))
+    _, metrics = step(start, rows, jax.random.key(3))
+
+    @jax.jit
+    def one(params, row, key):
+        def loss(params):
+            outputs = model.apply({"params": params}, row, rngs={"dropout": key})
+            terms, weights = TASK.loss(outputs, row), TASK.weights(row)
+            return sum(terms[name] / jnp.maximum(weights[name], 1) for name in terms)
+
+        return jax.value_and_grad(loss)(params)
+
+    total, losses, norms = jax.tree.map(jnp.zeros_like, start.params), [], []
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    for index in range(ROWS):
+        row = {name: array[index : index + 1] for name, array in rows.items()}
+        loss, grads = one(start.params, row, jax.random.fold_in(key, index))
+        grads = jax.tree.map(lambda grad, trained: grad * trained, grads, trainable)
+        norms.append(float(optax.global_norm(grads)))
+        total = jax.tree.map(lambda t, g, n=norms[-1]: t + g * min(1.0, norm / n) / ROWS, total, grads)
+        losses.append(float(loss))
+    assert min(norms) < norm < max(norms)  # some are scaled down
+    assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.global_norm(total)), rel=1e-5)
+    gradients = jax.jit(make(*loss_and_weigh(model)))(start.params, rows, key)[0]
+    close(gradients, total, 1e-6)
+
+
+def loss_and_weigh(model):
+    """Returns what a function of gradients is given."""
+
+    def loss(params, part, weights, key):
+        outputs = model.apply({"params": params}, part, rngs={"dropout": key})
+        sums = TASK.loss(outputs, part)
+        terms = {name: total / jnp.where(weights[name] > 0, weights[name], 1) for name, total in sums.items()}
+        return sum(terms.values(), jnp.float32(0)), terms
+
+    return loss, TASK.weights

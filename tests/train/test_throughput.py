@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fmjax.tasks import classify, make
-from fmjax.tasks.corpus import packed_pairs, packed_row
+from fmjax.tasks.token_rows import packed_pairs, packed_row
 from fmjax.train.throughput import count_read
 
 

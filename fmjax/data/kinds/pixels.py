@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from fmjax.errors import UserError
+from fmjax.errors import RecordError, UserError
 
 MOST_PIXELS = 64 * 2**20  # of one image: what is larger is taken for a trap and not decoded
 RESAMPLINGS = {
@@ -45,7 +45,7 @@ def whole(where: str) -> Iterator[None]:
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes of them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = "no known format" if "cannot identify" in reason else reason
-        raise UserError(f"{where}: is not a whole image ({reason}); fetch it again, or leave it out") from None
+        raise RecordError(where, f"is not a whole image ({reason}); fetch it again, or leave it out") from None
 
 
 def pixels(image: Image.Image, where: str) -> np.ndarray:
@@ -54,9 +54,9 @@ def pixels(image: Image.Image, where: str) -> np.ndarray:
     Raises UserError if it is too large or of more than eight bits.
     """
     if image.width * image.height > MOST_PIXELS:
-        raise UserError(f"{where}: {image.width} x {image.height} pixels are more than {MOST_PIXELS:,}; scale it down")
+        raise RecordError(where, f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}; scale it down")
     if image.mode.startswith(("I", "F")):
-        raise UserError(f"{where}: has more than 8 bits a channel (mode {image.mode}), which is not read; convert it")
+        raise RecordError(where, f"has more than 8 bits a channel (mode {image.mode}), which is not read; convert it")
     image.load()
     image = upright(image)
     mode = "L" if image.mode in GREY else "RGB"
@@ -73,23 +73,27 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def load(image: Any, where: str) -> np.ndarray:
-    """Returns an image that is given as a path, a Pillow image, or uint8 [H,W] or [H,W,C], as uint8 [H,W,C].
+    """Returns an image that is given as a path, the bytes of a file, a Pillow image, or uint8 [H,W] or [H,W,C], as uint8 [H,W,C].
 
     Raises UserError, naming `where`, if it is none of them, or is not there or damaged.
     """
+    if isinstance(image, bytes):
+        return decode(image, where)
     if isinstance(image, str | Path):
         try:
             return decode(Path(image).expanduser().read_bytes(), str(image))
+        except RecordError as error:
+            raise RecordError(where, error.problem, shown=str(image)) from None
         except (OSError, ValueError) as error:  # the latter for a name that no file can have
-            why = getattr(error, "strerror", "") or error
-            raise UserError(f'{where}: "{image}" cannot be read ({why}); name an image file') from None
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise RecordError(where, f'"{image}" cannot be read ({why}); name an image file') from None
     if isinstance(image, Image.Image):
         with whole(where):
             return pixels(image, where)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3) and image.size:
         return image if image.ndim == 3 else image[:, :, None]
     found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else repr(image)[:60]
-    raise UserError(f"{where}: {found} is not an image; give a file's path, or an array of uint8 [height, width, channels]")
+    raise RecordError(where, f"{found} is not an image; give a file's path, or an array of uint8 [height, width, channels]")
 
 
 def with_channels(image: np.ndarray, channels: int, where: str) -> np.ndarray:
@@ -100,7 +104,7 @@ def with_channels(image: np.ndarray, channels: int, where: str) -> np.ndarray:
         return np.repeat(image, 3, axis=2)
     if (image.shape[2], channels) == (3, 1):
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
-    raise UserError(f"{where}: has {image.shape[2]} channels, which cannot become {channels}; change task.channels")
+    raise RecordError(where, f"has {image.shape[2]} channels, which cannot become {channels}; change task.channels")
 
 
 def resize(image: np.ndarray, height: int, width: int, how: str) -> np.ndarray:
@@ -113,20 +117,28 @@ def resize(image: np.ndarray, height: int, width: int, how: str) -> np.ndarray:
     return array if array.ndim == 3 else array[:, :, None]
 
 
-def centre(image: np.ndarray, size: int) -> np.ndarray:
-    """Returns the middle of an image, [size,size,C], black where it is smaller than that."""
-    height, width = image.shape[:2]
-    short = max(size - height, 0), max(size - width, 0)
+def inside(size: tuple[int, ...], goal: tuple[int, int]) -> tuple[int, int]:
+    """Returns the largest size (height, width), with the same aspect ratio, that fits into `goal`.
+
+    As `get_image_size_for_max_height_width` of transformers has it.
+    """
+    scale = min(goal[0] / size[0], goal[1] / size[1])
+    return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
+
+
+def center(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns the middle of an image, [height,width,C], black where it is smaller than that."""
+    short = max(height - image.shape[0], 0), max(width - image.shape[1], 0)
     if any(short):
         image = np.pad(image, [((lack + 1) // 2, lack // 2) for lack in short] + [(0, 0)])
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return image[top : top + size, left : left + size]
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
 
 
-def normalised(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Returns (image / 255 - mean) / std in fp32; mean and std are one number, or one for each channel."""
+def normalized(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Returns (image / 255 - mean) / std in fp32; mean and std are one number, or one per channel."""
     scale, shift = line(mean, std)
-    return image * scale + shift
+    return np.asarray(image * scale + shift)
 
 
 @functools.cache

@@ -1,7 +1,9 @@
-"""Tar archives of texts: those of WebDataset, whose files of one name belong to one record, and of JSON lines.
+"""Tar archives of texts: WebDataset, in which the files of one name belong to one record, and JSON
+lines.
 
-An archive is mapped into memory and read by a table of offsets, 16 bytes a file and 8 a record. A packed one is unpacked once
-into the cache (`mapped.py`), since there is no random access to what is packed.
+An archive is memory-mapped and read by a table of offsets, 16 bytes per file and 8 per record. A
+compressed one is decompressed once into the cache (`mapped.py`), since compressed files have no
+random access.
 """
 
 from __future__ import annotations
@@ -16,21 +18,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax.data.records import Record, chosen, json_object, locate
-from fmjax.data.sources.folders import ARCHIVE_ENDINGS, BROKEN, hidden, members
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource, json_object, locate, select_columns
+from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind, first_path
 from fmjax.data.storage.mapped import File
-from fmjax.data.storage.paths import is_image
-from fmjax.errors import UserError, nearest
+from fmjax.data.storage.paths import find_files, is_image
+from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS, BROKEN, hidden, members
+from fmjax.errors import RecordError, UserError, nearest
 
-# What the files of a record hold: a text, an object whose keys become columns, a label.
+# What the files of a record hold, by extension: a text, an object whose keys become columns, a
+# label.
 PARTS = {"txt": "text", "text": "text", "json": "json", "cls": "label"}
 LINES = ("jsonl", "ndjson")
 ENDINGS = (*PARTS, *LINES)
-PEEK = 100  # files of an archive that say what it is
+PEEK = 100  # files of an archive that decide what it is
 
 
 class Part(NamedTuple):
-    """A file in an archive: its name up to its ending, its ending, and the offsets of its head, its begin and its end."""
+    """A file in an archive: its name without its extension, its extension, and the offsets of its
+    header, begin and end."""
 
     key: str
     ending: str
@@ -39,12 +45,12 @@ class Part(NamedTuple):
     end: int
 
 
-class Tar:
-    """Records of archives: `a.txt`, `a.json` and `a.cls`, side by side, are one, with the text as `text`, the object's keys, and
-    the label as `label`; of `a.jsonl` each line is one.
+class Tar(RecordSource):
+    """Records of archives: `a.txt`, `a.json` and `a.cls` next to each other are one, with the text
+    as `text`, the object's keys, and the label as `label`; each line of `a.jsonl` is one.
 
-    Raises UserError, naming the archive and the file in it, for an archive that is not whole or holds something else, and a
-    record that lacks a file which the first has.
+    Raises UserError, naming the archive and the file in it, for an archive that is damaged or holds
+    other files, and a record that lacks a file which the first one has.
     """
 
     def __init__(self, paths: Sequence[Path], split: str):
@@ -60,10 +66,14 @@ class Tar:
                     spans.extend((part.begin, part.end))
             bounds.append(len(heads))
             if bounds[-1] == bounds[-2]:
-                raise UserError(f"{file.path}: no records for {split}; give an archive that is not empty")
-        # Begin and end of each file of a record, [records, files, 2], and the number of records before each archive.
+                raise UserError(
+                    f"{file.path}: no records for {split}; give an archive that is not empty"
+                )
+        # Begin and end of each file of a record, [records, files, 2], and the number of records
+        # before each archive.
         self.spans, self.bounds = np.array(spans, np.int64).reshape(-1, width, 2), np.array(bounds)
-        self.heads = np.array(heads, np.int64)  # [records]: where the head of a record's first file begins
+        # [records]: where the header of a record's first file begins.
+        self.heads = np.array(heads, np.int64)
         self.columns: tuple[str, ...] = ()
         self.columns = tuple(self.read(0))
         self.fingerprint()  # before anything can change
@@ -93,14 +103,20 @@ class Tar:
             begin = end
 
     def checked(self, record: list[Part], file: File) -> list[Part]:
-        """Returns the files of a record in the order of their endings. Raises UserError unless they are those of the first."""
+        """Returns the files of a record in the order of their endings.
+
+        Raises UserError unless they are those of the first.
+        """
         record = sorted(record, key=lambda part: part.ending)
         endings = tuple(part.ending for part in record)
         self.endings = self.endings or endings
         if endings != self.endings:
-            found, expected = (", ".join(f".{ending}" for ending in each) for each in (endings, self.endings))
+            found, expected = (
+                ", ".join(f".{ending}" for ending in each) for each in (endings, self.endings)
+            )
             raise UserError(
-                f"{file.path}: {record[0].key} has {found}, but the first record has {expected}; give every record the same "
+                f"{file.path}: {record[0].key} has {found}, but the first record has {expected}; "
+                "give every record the same "
                 "files, side by side"
             )
         return record
@@ -109,10 +125,13 @@ class Tar:
         return len(self.spans)
 
     def __getitem__(self, index: int) -> Record:
-        return chosen(self.read(index), self.columns, self.where, index)
+        return select_columns(self.read(index), self.columns, self.where, index)
 
     def read(self, index: int) -> Record:
-        """Returns all that the files of a record hold. Raises UserError if two have the same column."""
+        """Returns all that the files of a record hold.
+
+        Raises RecordError if two have the same column.
+        """
         file = self.files[locate(self.bounds, index)[0]]
         record: Record = {}
         for ending, (begin, end) in zip(self.endings, self.spans[index].tolist(), strict=True):
@@ -120,42 +139,61 @@ class Tar:
                 text = file.data[begin:end].decode("utf-8")
             except UnicodeDecodeError as error:
                 what = f"is not UTF-8 (byte 0x{error.object[error.start]:02x})"
-                raise UserError(f"{self.where(index)}: its .{ending} {what}; convert it, for example with iconv") from error
+                problem = f"its .{ending} {what}; convert it, for example with iconv"
+                raise RecordError(self.where(index), problem, index) from error
             try:
                 found = columns_of(text, PARTS.get(ending, "json"))
             except ValueError as error:
-                raise UserError(f"{self.where(index)}: its .{ending} {error}; correct it") from error
+                raise RecordError(
+                    self.where(index), f"its .{ending} {error}; correct it", index
+                ) from error
             for name in found:
                 if name in record:
-                    raise UserError(f'{self.where(index)}: has "{name}" in its .json and in a file of its own; take one out')
+                    problem = f'has "{name}" in its .json and in a file of its own; take one out'
+                    raise RecordError(self.where(index), problem, index)
             record |= found
         return record
 
     def where(self, index: int) -> str:
-        file, head, begin = self.files[locate(self.bounds, index)[0]], int(self.heads[index]), int(self.spans[index, 0, 0])
+        file, head, begin = (
+            self.files[locate(self.bounds, index)[0]],
+            int(self.heads[index]),
+            int(self.spans[index, 0, 0]),
+        )
         with tarfile.open(fileobj=io.BytesIO(file.data[head:begin]), mode="r:") as archive:
             member = archive.next()
         assert member
         name = f"{file.path.name}: {member.name}"
         if self.endings[0] in LINES:
-            return f"{name} line {file.line_at(begin) - file.line_at(head + member.offset_data) + 1}"
+            return (
+                f"{name} line {file.line_at(begin) - file.line_at(head + member.offset_data) + 1}"
+            )
         return name.rpartition(".")[0]
 
     def fingerprint(self) -> Record:
-        return {"source": "tar", "split": self.split, "files": [file.fingerprint for file in self.files]}
+        return {
+            "source": "tar",
+            "split": self.split,
+            "files": [file.fingerprint for file in self.files],
+        }
 
 
 def columns_of(text: str, kind: str) -> Record:
-    """Returns the columns that a file of a record holds. Raises ValueError if it is to be a JSON object and is none."""
+    """Returns the columns that a file of a record holds.
+
+    Raises ValueError if it should be a JSON object and is none.
+    """
     if kind == "json":
         return json_object(text)
     return {kind: text.strip() if kind == "label" else text.replace("\r\n", "\n")}
 
 
 def parts(file: File) -> Iterator[Part]:
-    """Yields the files of an archive, in order, folders and what operating systems leave behind left out.
+    """Yields the files of an archive, in order, without folders and files that operating systems
+    leave behind.
 
-    Raises UserError, naming the file, for one that does not belong there, and if the archive is not whole.
+    Raises UserError, naming the file, for one that does not belong there, and if the archive is
+    damaged.
     """
     for member in members(file):
         if not member.isdir() and not hidden(PurePosixPath(member.name)):
@@ -163,26 +201,37 @@ def parts(file: File) -> Iterator[Part]:
 
 
 def as_part(member: tarfile.TarInfo, where: str) -> Part:
-    """Returns a file of an archive. Raises UserError, naming it, if it is no file or of no kind that is read."""
+    """Returns a file of an archive.
+
+    Raises UserError, naming it, if it is no regular file or of a kind that is not read.
+    """
     if not member.isreg() or member.issparse():
-        raise UserError(f"{where}: is a link, a device or sparse, not a file; put the file itself there")
+        raise UserError(
+            f"{where}: is a link, a device or sparse, not a file; put the file itself there"
+        )
     folder, _, base = member.name.rpartition("/")
     stem, _, ending = base.rpartition(".")
     if ending not in ENDINGS:
         if is_image(base):
-            hint = "images are read from archives of class folders, --config.data.source=class_folders"
+            hint = (
+                "images are read from archives of class folders, --config.data.source=class_folders"
+            )
         else:
             hint = f"put files of {', '.join(f'.{each}' for each in ENDINGS)} there alone"
-        raise UserError(f"{where}: ends in .{ending}{nearest(ending, ENDINGS)}, which is not read; {hint}")
+        raise UserError(
+            f"{where}: ends in .{ending}{nearest(ending, ENDINGS)}, which is not read; {hint}"
+        )
     begin = member.offset_data
-    return Part(f"{folder}/{stem}" if folder else stem, ending, member.offset, begin, begin + member.size)
+    return Part(
+        f"{folder}/{stem}" if folder else stem, ending, member.offset, begin, begin + member.size
+    )
 
 
 def holds_texts(path: Path) -> bool:
-    """Returns whether an archive is one of texts, by its first files: there are some, and no images, beside which a text may
-    be a readme. False if it cannot be read."""
+    """Returns whether an archive holds texts, by its first files: some are texts, and none is an
+    image, since a text next to images may be a readme. False if it cannot be read."""
     found = False
-    if not path.name.lower().endswith(ARCHIVE_ENDINGS):
+    if not path.name.lower().endswith(ARCHIVE_EXTENSIONS):
         return found
     try:
         with tarfile.open(path, "r|*") as archive:
@@ -194,3 +243,14 @@ def holds_texts(path: Path) -> bool:
     except BROKEN:
         pass
     return found
+
+
+def is_text_archive(files: Files) -> int:
+    """Returns how sure it is that files are archives of texts, by the first one."""
+    first = first_path(files)
+    if not first.name.lower().endswith(ARCHIVE_EXTENSIONS) or first.is_dir():
+        return NO
+    return BY_CONTENT if holds_texts(find_files(files, {})[0]) else NO
+
+
+SOURCES = (SourceKind("tar", Tar, extensions=(".tar",), recognizes=is_text_archive),)

@@ -1,7 +1,8 @@
-"""ArrayRecord files whose records are JSON objects or texts in UTF-8, as `scripts/prepare_data.py` writes them.
+"""ArrayRecord files whose records are JSON objects or texts in UTF-8, as `scripts/prepare_data.py`
+writes them.
 
-Any record is read by its number; of a file, its index alone is in memory. What TFDS stores in such files is read by
-`data.source=tfds`.
+Any record is read by its number; only the index of a file is in memory. Data sets that TFDS stores
+in such files are read by `data.source=tfds`.
 """
 
 from __future__ import annotations
@@ -10,25 +11,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
-from fmjax.data.records import Record, chosen, json_object, locate
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource, json_object, locate, select_columns
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage import cache
-from fmjax.data.storage.mapped import unpacked
-from fmjax.errors import UserError, one_line
+from fmjax.data.storage.mapped import decompressed
+from fmjax.errors import RecordError, UserError, one_line
 
-CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")  # letters that a text has none of
+# Characters that do not occur in text.
+CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")
 
 
 class ArrayRecordFile:
-    """The records of a file as bytes, pickled by its path. Raises UserError if the file is not whole."""
+    """The records of a file as bytes, pickled by its path.
+
+    Raises UserError if the file is not whole.
+    """
 
     def __init__(self, path: Path, local: Path):
+        # Imported here because it takes a moment.
+        from array_record.python.array_record_module import ArrayRecordReader
+
         self.path, self.local = path, local
-        # Reading ahead is of no use where records are read at random.
+        # Reading ahead does not help when records are read at random.
         self.reader = ArrayRecordReader(str(local), "readahead_buffer_size:0")
         if not self.reader.ok():
-            raise UserError(f"{path}: is not a whole ArrayRecord file ({self.fault()}); fetch it again")
+            raise UserError(
+                f"{path}: is not a whole ArrayRecord file ({self.fault()}); fetch it again"
+            )
 
     def __reduce__(self) -> tuple[type[ArrayRecordFile], tuple[Path, Path]]:
         return ArrayRecordFile, (self.path, self.local)
@@ -37,7 +48,7 @@ class ArrayRecordFile:
         return int(self.reader.num_records())
 
     def fault(self) -> str:
-        """Returns what the reader says of a file that it could not open."""
+        """Returns what the reader says about a file that it could not open."""
         try:
             self.reader.read([0])
         except (RuntimeError, IndexError, ValueError) as error:
@@ -45,37 +56,46 @@ class ArrayRecordFile:
         return "no index"
 
     def text(self, index: int) -> str:
-        """Returns a record as text. Raises UserError, naming it, if it is damaged or not UTF-8."""
+        """Returns a record as text. Raises RecordError if it is damaged or not UTF-8."""
         place = f"{self.path} record {index}"
         try:
             return bytes(self.reader.read([index])[0]).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{place}: is not UTF-8 (byte 0x{error.object[error.start]:02x}); records are to be JSON objects or texts, "
-                "those of a TFDS data set are read with --config.data.source=tfds"
+            raise RecordError(
+                place,
+                f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); "
+                "records are to be JSON objects or texts, "
+                "those of a TFDS data set are read with --config.data.source=tfds",
             ) from error
         except (RuntimeError, IndexError, ValueError) as error:
-            raise UserError(f"{place}: cannot be read ({one_line(error, 200)}); fetch the file again") from error
+            raise RecordError(
+                place, f"cannot be read ({one_line(error, 200)}); fetch the file again"
+            ) from error
 
 
-class ArrayRecords:
-    """JSON objects, whose columns are the keys of the first, or texts as `{"text": ...}`: what the first record is, all are.
+class ArrayRecords(RecordSource):
+    """JSON objects, whose columns are the keys of the first, or texts as `{"text": ...}`: all are
+    what the first record is.
 
-    Raises UserError, naming the file, if one is not whole or empty, and naming the record, when it is read, if it is neither.
+    Raises UserError, naming the file, if one is damaged or empty, and RecordError for a record that
+    cannot be read.
     """
 
     def __init__(self, paths: Sequence[Path], split: str):
         self.split = split
-        self.files = [ArrayRecordFile(path, unpacked(path)) for path in paths]
+        self.files = [ArrayRecordFile(path, decompressed(path)) for path in paths]
         for file in self.files:
             if not len(file):
-                raise UserError(f"{file.path}: no records for {split}; give a file that is not empty")
+                raise UserError(
+                    f"{file.path}: no records for {split}; give a file that is not empty"
+                )
         self.bounds = np.concatenate([[0], np.cumsum([len(file) for file in self.files])])
         first = self.files[0].text(0)
         self.holds, self.columns = contents(first)
         if self.holds == "text" and CONTROL & set(map(ord, first)):
             raise UserError(
-                f"{self.files[0].path} record 0: is neither a JSON object nor text (a tf.train.Example, perhaps); data sets of "
+                f"{self.files[0].path} record 0: is neither a JSON object nor text (a "
+                "tf.train.Example, perhaps); data sets of "
                 "TFDS are read with --config.data.source=tfds"
             )
         self.fingerprint()  # before anything can change
@@ -89,9 +109,12 @@ class ArrayRecords:
         if self.holds == "text":
             return {"text": text}
         try:
-            return chosen(json_object(text), self.columns, self.where, index)
+            return select_columns(json_object(text), self.columns, self.where, index)
         except ValueError as error:
-            raise UserError(f"{self.files[number].path} record {row}: {error}, as the first record is; correct it") from error
+            place = f"{self.files[number].path} record {row}"
+            raise RecordError(
+                place, f"{error}, as the first record is; correct it", index
+            ) from error
 
     def where(self, index: int) -> str:
         number, row = locate(self.bounds, index)
@@ -108,3 +131,6 @@ def contents(text: str) -> tuple[str, tuple[str, ...]]:
         return "json", tuple(json_object(text))
     except ValueError:
         return "text", ("text",)
+
+
+SOURCES = (SourceKind("array_record", ArrayRecords, extensions=(".array_record",)),)

@@ -1,34 +1,42 @@
-"""Tagged words, one a line, in CoNLL's manner: a token, what else there may be, and its tag; a blank line ends a sentence."""
+"""Tagged words in CoNLL's format: per line a token, other fields, and its tag; a blank line ends a
+sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fmjax.data.records import Record
+from fmjax.contracts import Record
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.sources.lines import RecordFiles
 from fmjax.data.storage.mapped import File, lines
 from fmjax.data.stream.tolerance import tolerates
-from fmjax.errors import UserError
+from fmjax.errors import RecordError
 
 DOCUMENT = "-DOCSTART-"
 UNTAGGED = "has one field, not a token and its tag; correct the line, or leave it blank"
 
 
 class Conll(RecordFiles):
-    """Sentences as `{"tokens": [...], "tags": [...]}`, of the first and the last field of each line.
+    """Sentences as `{"tokens": [...], "tags": [...]}`, from the first and the last field of each
+    line.
 
-    Fields are separated by tabs, or, in lines without one, by white space. A line of -DOCSTART- is left out.
+    Fields are separated by tabs, or by white space in lines without tabs. Lines that begin with
+    -DOCSTART- are left out.
     """
 
     kind = "conll"
     columns = ("tokens", "tags")
 
     def scan(self, file: File) -> Iterator[tuple[int, int]]:
-        begin = end = 0  # of the sentence that is being gathered; equal: there is none
+        begin = end = 0  # of the sentence being gathered; equal if there is none
         for line in lines(file):
             if line.text.strip() and not line.text.startswith(DOCUMENT):
-                if len(line.text.split(None, 1)) < 2 and len(fields(line.text)) < 2 and not tolerates():
-                    raise UserError(f"{file.path} line {line.number}: {UNTAGGED}")
+                if (
+                    len(line.text.split(None, 1)) < 2
+                    and len(fields(line.text)) < 2
+                    and not tolerates()
+                ):
+                    raise RecordError(f"{file.path} line {line.number}", UNTAGGED)
                 begin = line.begin if begin == end else begin
                 end = line.end
             elif begin < end:
@@ -40,7 +48,7 @@ class Conll(RecordFiles):
     def parse(self, text: str, index: int) -> Record:
         rows = [fields(line) for line in text.split("\n") if line.strip()]
         if any(len(row) < 2 for row in rows):
-            raise UserError(f"{self.where(index)}: {UNTAGGED}")
+            raise RecordError(self.where(index), UNTAGGED, index)
         return {"tokens": [row[0] for row in rows], "tags": [row[-1] for row in rows]}
 
 
@@ -48,3 +56,6 @@ def fields(line: str) -> list[str]:
     """Returns the fields of a line."""
     line = line.rstrip("\r\n")
     return [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
+
+
+SOURCES = (SourceKind("conll", Conll, extensions=(".conll", ".bio")),)

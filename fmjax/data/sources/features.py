@@ -1,20 +1,22 @@
-"""What `datasets` says of its columns (`features`, JSON): which numbers are class labels, and what the labels are called.
+"""Class labels by name, as Hugging Face's `datasets` describes its columns (`features`, JSON).
 
-Labels are given by name ("positive", "B-PER"), so that they read in predictions as in other sources, tags work as tags,
-and the order of their numbers does not matter; -1, by which GLUE's test sets say that there is none, is None.
+Labels are given by name ("positive", "B-PER"), so that they look the same as in other sources, tags
+work as tags, and the order of their numbers does not matter. -1, which marks missing labels in
+GLUE's test sets, is None.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from fmjax.contracts import Record, Value
 
 LISTS = ("Sequence", "List", "LargeList")
 
 
-def features_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """Returns the features that `datasets` wrote into a schema, or none."""
+def features_of(metadata: Mapping[bytes, bytes] | None) -> Record:
+    """Returns the features that `datasets` wrote into a schema; empty if there are none."""
     try:
         found = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
@@ -22,17 +24,22 @@ def features_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def has_labels(feature: Any) -> bool:
+def has_labels(feature: Value) -> bool:
     """Returns whether a feature is a class label, or has some inside."""
     if isinstance(feature, list):
         return any(map(has_labels, feature))
     if not isinstance(feature, dict):
         return False
-    return feature.get("_type") == "ClassLabel" or any(has_labels(part) for part in feature.values())
+    return feature.get("_type") == "ClassLabel" or any(
+        has_labels(part) for part in feature.values()
+    )
 
 
-def decode(feature: Any, value: Any) -> Any:
-    """Returns a value with the names of class labels for their numbers. Raises ValueError for a number that has no name."""
+def decode(feature: Value, value: Value) -> Value:
+    """Returns a value in which the numbers of class labels are names.
+
+    Raises ValueError for a number that has no name.
+    """
     if value is None or not isinstance(feature, dict | list):
         return value
     if isinstance(feature, list):
@@ -42,17 +49,28 @@ def decode(feature: Any, value: Any) -> Any:
     if feature.get("_type") in LISTS:
         inner = feature["feature"]
         if isinstance(value, dict):  # a list of structures is stored as a structure of lists
-            return {name: [decode(inner.get(name), item) for item in part] for name, part in value.items()}
+            return {
+                name: [decode(inner.get(name), item) for item in part]
+                for name, part in value.items()
+            }
         return [decode(inner, part) for part in value]
-    return {name: decode(feature.get(name), part) for name, part in value.items()} if isinstance(value, dict) else value
+    return (
+        {name: decode(feature.get(name), part) for name, part in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
-def label(names: list[str] | None, value: Any) -> str | None:
+def label(names: Sequence[str] | None, value: str | int) -> str | None:
     """Returns the name of a class label. Raises ValueError for a number that has none."""
-    if isinstance(value, str) or value == -1:
-        return value if isinstance(value, str) else None
+    if isinstance(value, str):
+        return value
+    if value == -1:
+        return None
     if names is None:
         return str(value)
     if not 0 <= value < len(names):
-        raise ValueError(f"label {value} is out of range, there are {len(names)} from 0: {', '.join(names[:10])}")
+        raise ValueError(
+            f"label {value} is out of range, there are {len(names)} from 0: {', '.join(names[:10])}"
+        )
     return names[value]

@@ -1,7 +1,9 @@
-"""Questions about paragraphs in SQuAD's files, versions 1.1 and 2.0 (Rajpurkar et al. 2016, arXiv:1606.05250; 2018).
+"""Questions about paragraphs in SQuAD's files, versions 1.1 and 2.0 (Rajpurkar et al. 2016,
+arXiv:1606.05250; 2018).
 
-Such a file is one JSON value, which is parsed whole when it is first opened, and rewritten into the cache, a paragraph with its
-questions a line. What is held is that file, mapped, with 16 bytes a paragraph, and the paragraph that was read last.
+Such a file is one JSON value. It is parsed as a whole when it is first opened, and rewritten into
+the cache, with one line per paragraph and its questions. That copy is memory-mapped; besides 16
+bytes per paragraph, the paragraph read last is kept.
 """
 
 from __future__ import annotations
@@ -10,19 +12,24 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from fmjax.data.records import Record, locate
+from fmjax.contracts import Record, Value
+from fmjax.data.records import RecordSource, locate
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage import cache
 from fmjax.data.storage.mapped import File, lines, plain_name
 from fmjax.errors import UserError
 
+T = TypeVar("T")
 
-class Squad:
-    """A record for each question: `id`, `title` (of the article), `context`, `question` and `answers`, a dictionary of the
-    lists `text` and `answer_start` (in characters), empty where the context has no answer.
+
+class Squad(RecordSource):
+    """One record per question: `id`, `title` (of the article), `context`, `question` and `answers`,
+    a dictionary of the lists `text` and `answer_start` (in characters), empty if the context has no
+    answer.
 
     Raises UserError, naming the place, for a file that is not of SQuAD's format.
     """
@@ -38,11 +45,20 @@ class Squad:
                 begins.append(line.begin)
                 bounds.append(bounds[-1] + len(json.loads(line.text)["questions"]))
             firsts.append(len(begins))
-        # Where each paragraph begins, the number of questions before each [paragraphs + 1], that of paragraphs before each file.
-        self.begins, self.bounds, self.firsts = np.array(begins, np.int64), np.array(bounds, np.int64), np.array(firsts)
+        # Where each paragraph begins; the number of questions before each [paragraphs + 1]; of
+        # paragraphs before each file.
+        self.begins, self.bounds, self.firsts = (
+            np.array(begins, np.int64),
+            np.array(bounds, np.int64),
+            np.array(firsts),
+        )
         if not len(self):
-            raise UserError(f"{', '.join(str(path) for path in paths)}: no questions for {split}; give a file that has some")
-        self.last: tuple[int, Record] = (-1, {})  # a paragraph's number, and it: questions are often read in order
+            raise UserError(
+                f"{', '.join(str(path) for path in paths)}: no questions for {split}; "
+                "give a file that has some"
+            )
+        # A paragraph and its number: questions are often read in order.
+        self.last: tuple[int, Record] = (-1, {})
         self.fingerprint()  # before anything can change
 
     def __len__(self) -> int:
@@ -56,7 +72,7 @@ class Squad:
 
     def paragraph(self, number: int) -> Record:
         """Returns a paragraph: `title`, `context` and `questions`."""
-        last, found = self.last  # one look, since threads may read
+        last, found = self.last  # read once, since other threads may change it
         if last != number:
             file, begin = self.files[locate(self.firsts, number)[0]], int(self.begins[number])
             found = json.loads(file.data[begin : file.data.find(b"\n", begin)])
@@ -68,11 +84,18 @@ class Squad:
         return f'question {record["id"]} of "{record["title"]}"'
 
     def fingerprint(self) -> Record:
-        return {"source": "squad", "split": self.split, "files": [file.fingerprint for file in self.files]}
+        return {
+            "source": "squad",
+            "split": self.split,
+            "files": [file.fingerprint for file in self.files],
+        }
 
 
 def rewritten(path: Path) -> File:
-    """Returns the paragraphs of a file as JSON lines in the cache. Raises UserError if it cannot be read or is malformed."""
+    """Returns a file's paragraphs as JSON lines in the cache.
+
+    Raises UserError if it cannot be read or is malformed.
+    """
 
     def make(stream: BinaryIO) -> None:
         for paragraph in paragraphs(File(path)):
@@ -81,8 +104,10 @@ def rewritten(path: Path) -> File:
     try:
         mark = cache.digest(path)["sha256"][:32]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); correct the file") from error
-    return File(path, cache.made(Path("squad", mark, f"{plain_name(path)}.jsonl"), make))
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); correct the file"
+        ) from error
+    return File(path, cache.get_or_make(Path("squad", mark, f"{plain_name(path)}.jsonl"), make))
 
 
 def paragraphs(file: File) -> Iterator[Record]:
@@ -100,8 +125,11 @@ def paragraphs(file: File) -> Iterator[Record]:
                 yield {"title": title, "context": context, "questions": found}
 
 
-def question_of(question: Any, at: str) -> Record:
-    """Returns what a record holds of a question. Raises UserError, naming its place, for what is malformed."""
+def question_of(question: Value, at: str) -> Record:
+    """Returns the part of a record that is the question's.
+
+    Raises UserError, naming the place, if it is malformed.
+    """
     answers = list(items(question, "answers", at))
     return {
         "id": value(question, "id", str, at),
@@ -113,15 +141,21 @@ def question_of(question: Any, at: str) -> Record:
     }
 
 
-def items(parent: Any, name: str, at: str) -> Iterator[tuple[Any, str]]:
+def items(parent: Value, name: str, at: str) -> Iterator[tuple[Value, str]]:
     """Yields the items of a list in an object, each with its place for messages."""
     for number, item in enumerate(value(parent, name, list, at)):
         yield item, f"{at}, {name}[{number}]"
 
 
-def value(parent: Any, name: str, kind: type, at: str) -> Any:
-    """Returns a value of a JSON object. Raises UserError if it is not there or of another type."""
+def value(parent: Value, name: str, kind: type[T], at: str) -> T:
+    """Returns a value of a JSON object. Raises UserError if it is missing or of another type."""
     found = parent.get(name) if isinstance(parent, dict) else None
     if not isinstance(found, kind):
-        raise UserError(f'{at}: has no "{name}" ({kind.__name__}), as SQuAD\'s files have; correct the file, or give jsonl')
+        raise UserError(
+            f'{at}: has no "{name}" ({kind.__name__}), as SQuAD\'s files have; '
+            "correct the file, or give jsonl"
+        )
     return found
+
+
+SOURCES = (SourceKind("squad", Squad),)

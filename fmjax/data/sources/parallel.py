@@ -1,4 +1,4 @@
-"""Line-aligned parallel text: files of several languages, in which the same line says the same thing."""
+"""Parallel text, aligned by line: line N says the same thing in files of several languages."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fmjax.data.records import Record
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage.mapped import File, lines, plain_name
 from fmjax.errors import UserError
 
 
-class Parallel:
-    """Records `{"en": ..., "de": ...}` of files such as train.en.gz and train.de.gz, a line of each.
+class Parallel(RecordSource):
+    """Records `{"en": ..., "de": ...}` of files such as train.en.gz and train.de.gz, one line of
+    each.
 
-    The columns are named by `columns`, or else by the files' endings. Lines that are blank in every file are left out.
-    Raises UserError, with both counts, if the files differ in length, and naming the line if it is blank in one of them.
+    The columns are named by `columns`, by default by the file extensions. Lines that are blank in
+    every file are left out. Raises UserError, with both counts, if the files differ in length, and
+    naming the line if it is blank in one file only.
     """
 
     def __init__(self, paths: Sequence[Path], split: str, columns: Sequence[str] = ()):
@@ -25,20 +29,31 @@ class Parallel:
         self.columns = named(paths, columns)
         self.files = [File(path) for path in paths]
         found = [places(file) for file in self.files]
-        counts = ", ".join(f"{len(ends)} in {path.name}" for (_, ends, _), path in zip(found, paths, strict=True))
+        counts = ", ".join(
+            f"{len(ends)} in {path.name}" for (_, ends, _), path in zip(found, paths, strict=True)
+        )
         if len({len(ends) for _, ends, _ in found}) > 1:
             raise UserError(
-                f"data.files.{split}: the files are not aligned, their lines are {counts}; give files of equal length"
+                f"data.files.{split}: the files are not aligned, their lines are {counts}; "
+                "give files of equal length"
             )
         full = np.stack([filled for _, _, filled in found])
         for number in np.flatnonzero(full.any(axis=0) & ~full.all(axis=0))[:1].tolist():
             blank = paths[int(full[:, number].argmin())]
-            raise UserError(f"{blank} line {number + 1}: is blank, and its counterpart is not; take both out, or mend it")
+            raise UserError(
+                f"{blank} line {number + 1}: is blank, and its counterpart is not; "
+                "take both out, or fix it"
+            )
         self.numbers = np.flatnonzero(full.all(axis=0))
         if not len(self.numbers):
-            raise UserError(f"{', '.join(map(str, paths))}: no records for {split}; give files that are not empty")
-        # Begin and end of a record in each file, [records, files, 2].
-        self.spans = np.stack([np.stack([begins, ends], axis=-1)[self.numbers] for begins, ends, _ in found], axis=1)
+            raise UserError(
+                f"{', '.join(map(str, paths))}: no records for {split}; "
+                "give files that are not empty"
+            )
+        # Begin and end of each record in each file, [records, files, 2].
+        self.spans = np.stack(
+            [np.stack([begins, ends], axis=-1)[self.numbers] for begins, ends, _ in found], axis=1
+        )
         self.fingerprint()  # before anything can change
 
     def __len__(self) -> int:
@@ -46,7 +61,10 @@ class Parallel:
 
     def __getitem__(self, index: int) -> Record:
         places = self.spans[index].tolist()
-        texts = [file.data[begin:end].decode("utf-8").strip() for file, (begin, end) in zip(self.files, places, strict=True)]
+        texts = [
+            file.data[begin:end].decode("utf-8").strip()
+            for file, (begin, end) in zip(self.files, places, strict=True)
+        ]
         return dict(zip(self.columns, texts, strict=True))
 
     def where(self, index: int) -> str:
@@ -54,11 +72,17 @@ class Parallel:
 
     def fingerprint(self) -> Record:
         files = [file.fingerprint for file in self.files]
-        return {"source": "parallel", "split": self.split, "columns": list(self.columns), "files": files}
+        return {
+            "source": "parallel",
+            "split": self.split,
+            "columns": list(self.columns),
+            "files": files,
+        }
 
 
 def places(file: File) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns where each line of a file begins and ends, int64 [lines], and whether it is more than blank, bool [lines]."""
+    """Returns where each line of a file begins and ends, int64 [lines], and whether it is not
+    blank, bool [lines]."""
     begins, ends, filled = array("q"), array("q"), array("b")
     for line in lines(file):
         begins.append(line.begin)
@@ -68,16 +92,30 @@ def places(file: File) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def named(paths: Sequence[Path], columns: Sequence[str]) -> tuple[str, ...]:
-    """Returns the name of each file's column. Raises UserError if there is one file alone, or two have one name."""
-    found = [Path(plain_name(path)).suffix.removeprefix(".") for path in paths]
-    names = tuple(columns) or tuple(found)
+    """Returns the name of each file's column.
+
+    Raises UserError if there is only one file, or two have the same name.
+    """
+    names = tuple(columns) or tuple(
+        Path(plain_name(path)).suffix.removeprefix(".") for path in paths
+    )
     listed = ", ".join(path.name for path in paths)
     if len(paths) < 2:
-        raise UserError(f"data.source=parallel: {listed} is one file; give one a language, joined by commas: a.en,a.de")
+        raise UserError(
+            f"data.source=parallel: {listed} is one file; "
+            "give one a language, joined by commas: a.en,a.de"
+        )
     if len(names) != len(paths):
         raise UserError(
-            f"data.columns names {len(names)} columns ({', '.join(names)}) for {len(paths)} files ({listed}); correct it"
+            f"data.columns names {len(names)} columns ({', '.join(names)}) for {len(paths)} files "
+            f"({listed}); correct it"
         )
     if len(set(names)) < len(names) or not all(names):
-        raise UserError(f"data.source=parallel: the endings of {listed} do not name the columns; name them in data.columns")
+        raise UserError(
+            f"data.source=parallel: the endings of {listed} do not name the columns; "
+            "name them in data.columns"
+        )
     return names
+
+
+SOURCES = (SourceKind("parallel", Parallel, options=("columns",), any_extension=True),)

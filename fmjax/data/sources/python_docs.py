@@ -1,8 +1,10 @@
-"""The embedded corpus: the English of Python's own manual and of the standard library's docstrings, read offline.
+"""The embedded corpus: the English of Python's own manual and of the standard library's docstrings,
+read offline.
 
-The manual is `pydoc_data.topics`; docstrings are read with `ast`, so no module is imported. A fifth of the files is held
-out, for validation and test, by a hash of the file's name; a text that training files hold is not held out as well.
-The texts differ between versions of Python, so a source's fingerprint names the version.
+The manual is `pydoc_data.topics`; docstrings are read with `ast`, so no module is imported. A fifth
+of the files is held out, for validation and test, by a hash of the file's name; a text that
+training files hold is not held out as well. The texts differ between versions of Python, so a
+source's fingerprint names the version.
 """
 
 from __future__ import annotations
@@ -20,15 +22,31 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import NamedTuple
 
-from fmjax.errors import UserError, nearest
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource
+from fmjax.data.sources.kinds import SourceKind, check_split
+from fmjax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
-# Folders of the library path that are no part of the library, hold tests, or are packaged apart on some systems.
-SKIPPED = frozenset(("test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo", "site-packages", "dist-packages"))
+# Folders of the library path that are no part of the library, hold tests, or are packaged apart on
+# some systems.
+SKIPPED = frozenset(
+    (
+        "test",
+        "tests",
+        "idlelib",
+        "idle_test",
+        "lib2to3",
+        "turtledemo",
+        "site-packages",
+        "dist-packages",
+    )
+)
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 RULER = re.compile(r"\s*([*=~^#\"_+-])\1{2,}\s*")
-LETTERS = 0.75  # share of letters and spaces below which a paragraph is a table, a signature or code
+# Share of letters and spaces below which a paragraph is a table, a signature or code.
+LETTERS = 0.75
 
 
 class Document(NamedTuple):
@@ -39,23 +57,26 @@ class Document(NamedTuple):
 
 
 def split_of(file: str) -> str:
-    """Returns the split of a file: of twenty files, one is for "validation", three for "test", the others for "train"."""
+    """Returns the split of a file: of twenty files, one is for "validation", three for "test", the
+    others for "train"."""
     lot = int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") % 20
     return "validation" if lot == 0 else "test" if lot < 4 else "train"
 
 
 @functools.cache
 def documents(split: str = "") -> tuple[Document, ...]:
-    """Returns the documents of a split, or of all, in the order of their files' names; no text occurs twice.
+    """Returns the documents of a split, or of all, in the order of their files' names; no text
+    occurs twice.
 
-    Raises UserError for an unknown split, and if this Python comes without the sources of its library.
+    Raises UserError for an unknown split, and if this Python comes without the sources of its
+    library.
     """
     if split:
-        if split not in SPLITS:
-            raise UserError(f'python_docs has no split "{split}"{nearest(split, SPLITS)}; choose one of {", ".join(SPLITS)}')
+        check_split("python_docs", split, SPLITS)
         return tuple(document for document in documents() if split_of(document.file) == split)
     collecting = gc.isenabled()
-    gc.disable()  # trees hold no cycles, and looking for some beside a loaded JAX takes half as long again
+    # Trees hold no cycles, and looking for some beside a loaded JAX takes half as long again.
+    gc.disable()
     try:
         return unique(Document(file, text) for file, raw in texts() if (text := clean(raw)))
     finally:
@@ -64,7 +85,8 @@ def documents(split: str = "") -> tuple[Document, ...]:
 
 
 def unique(found: Iterable[Document]) -> tuple[Document, ...]:
-    """Returns the documents without repetition, by file; of a text on both sides, training files keep the only copy."""
+    """Returns the documents without repetition, by file; of a text on both sides, training files
+    keep the only copy."""
     first: dict[str, Document] = {}
     for document in sorted(found, key=lambda document: split_of(document.file) != "train"):
         first.setdefault(" ".join(document.text.casefold().split()), document)
@@ -76,16 +98,21 @@ def texts() -> Iterator[tuple[str, str]]:
     for name, text in sorted(topics.topics.items()):
         yield f"topics/{name}", text
     root = Path(sysconfig.get_path("stdlib"))
-    files = sorted(path for path in root.rglob("*.py") if not SKIPPED & set(path.relative_to(root).parts))
+    files = sorted(
+        path for path in root.rglob("*.py") if not SKIPPED & set(path.relative_to(root).parts)
+    )
     if not files:
-        raise UserError(f"{root} holds no sources of Python's standard library, the embedded corpus; give data.files instead")
+        raise UserError(
+            f"{root} holds no sources of Python's standard library, the embedded corpus; "
+            "give data.files instead"
+        )
     for path in files:
         for text in docstrings(path.read_bytes()):
             yield path.relative_to(root).as_posix(), text
 
 
 def docstrings(source: bytes) -> Iterator[str]:
-    """Yields the docstrings of a module, its classes and functions; none if it is not valid Python."""
+    """Yields the docstrings of a module, its classes and functions; none of invalid Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old escapes in the library's own strings
@@ -102,12 +129,15 @@ def docstrings(source: bytes) -> Iterator[str]:
 
 
 def clean(text: str) -> str:
-    """Returns the prose of a text, one paragraph a line, without doctests, grammars, tables and code."""
+    """Returns the prose of a text, one paragraph a line, without doctests, grammars, tables and
+    code."""
     paragraphs = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
         if ">>>" in block or "::=" in block:
             continue
-        words = [word for line in block.split("\n") if not RULER.fullmatch(line) for word in line.split()]
+        words = [
+            word for line in block.split("\n") if not RULER.fullmatch(line) for word in line.split()
+        ]
         paragraph = " ".join(words)
         plain = sum(character.isalpha() or character == " " for character in paragraph)
         if words and plain >= LETTERS * len(paragraph):
@@ -115,7 +145,7 @@ def clean(text: str) -> str:
     return "\n".join(paragraphs)
 
 
-class PythonDocs:
+class PythonDocs(RecordSource):
     """The embedded corpus as a source of records: `text`, and the `file` it comes from.
 
     Raises UserError for an unknown split.
@@ -123,20 +153,28 @@ class PythonDocs:
 
     columns = ("text", "file")
 
-    def __init__(self, split: str):
+    def __init__(self, files: None, split: str):
         self.split = split
         self.documents = documents(split)
 
     def __len__(self) -> int:
         return len(self.documents)
 
-    def __getitem__(self, index: int) -> dict[str, str]:
+    def __getitem__(self, index: int) -> Record:
         return self.documents[index]._asdict()
 
     def where(self, index: int) -> str:
         return f"python_docs {self.documents[index].file}"
 
-    def fingerprint(self) -> dict[str, object]:
+    def fingerprint(self) -> Record:
         digest = hashlib.sha256("\0".join(document.text for document in self.documents).encode())
         version = ".".join(map(str, sys.version_info[:3]))
-        return {"source": "python_docs", "split": self.split, "python": version, "sha256": digest.hexdigest()}
+        return {
+            "source": "python_docs",
+            "split": self.split,
+            "python": version,
+            "sha256": digest.hexdigest(),
+        }
+
+
+SOURCES = (SourceKind("python_docs", PythonDocs, reads="nothing"),)

@@ -1,7 +1,8 @@
 """Tagged words without any file: the names of Python's own manual, by BIO tags.
 
-The words of a paragraph of the embedded corpus, names taken apart at their dots, brackets left out: which are calls, names of
-several parts, or constants? The tags follow from how the names were written, so that they cost nobody's work.
+The words of a paragraph of the embedded corpus, names taken apart at their dots, brackets left out:
+which are calls, names of several parts, or constants? The tags follow from how the names were
+written, so that they cost nobody's work.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import functools
 import hashlib
 import re
 import sys
-from typing import Any
 
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.sources.python_docs import documents
 
 MOST = 60  # words of a sentence
@@ -25,7 +28,9 @@ def tagged(paragraph: str) -> dict[str, list[str]]:
     for found in NAME.finditer(paragraph):
         parts = (found["name"] or found[0]).split(".") if found["name"] else [found[0]]
         name = found["name"] or ""
-        kind = "CALL" if found["call"] else "NAME" if len(parts) > 1 or "_" in name.strip("_") else ""
+        kind = (
+            "CALL" if found["call"] else "NAME" if len(parts) > 1 or "_" in name.strip("_") else ""
+        )
         if not kind and len(name) > 2 and name.isupper():
             kind = "CONSTANT"
         tokens += parts
@@ -34,7 +39,7 @@ def tagged(paragraph: str) -> dict[str, list[str]]:
 
 
 @functools.cache
-def sentences(split: str) -> tuple[dict[str, Any], ...]:
+def sentences(split: str) -> tuple[Record, ...]:
     """Returns the tagged paragraphs of a split that hold a name, each with its `file`, in order."""
     found = []
     for file, text in documents(split):
@@ -45,25 +50,38 @@ def sentences(split: str) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-class PythonNames:
-    """The tagged paragraphs of a split as a source of records. Raises UserError for an unknown split."""
+class PythonNames(RecordSource):
+    """The tagged paragraphs of a split as a source of records.
+
+    Raises UserError for an unknown split.
+    """
 
     columns = ("tokens", "tags", "file")
 
-    def __init__(self, split: str):
+    def __init__(self, files: None, split: str):
         self.split = split
         self.records = sentences(split)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         return self.records[index]
 
     def where(self, index: int) -> str:
         return f"python_names {self.split} record {index} ({self.records[index]['file']})"
 
-    def fingerprint(self) -> dict[str, object]:
-        digest = hashlib.sha256("\0".join(" ".join(r["tokens"] + r["tags"]) for r in self.records).encode())
+    def fingerprint(self) -> Record:
+        digest = hashlib.sha256(
+            "\0".join(" ".join(r["tokens"] + r["tags"]) for r in self.records).encode()
+        )
         version = ".".join(map(str, sys.version_info[:3]))
-        return {"source": "python_names", "split": self.split, "python": version, "sha256": digest.hexdigest()}
+        return {
+            "source": "python_names",
+            "split": self.split,
+            "python": version,
+            "sha256": digest.hexdigest(),
+        }
+
+
+SOURCES = (SourceKind("python_names", PythonNames, reads="nothing"),)

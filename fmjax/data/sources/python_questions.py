@@ -1,7 +1,9 @@
-"""Questions about paragraphs without any file: which words were taken out of a sentence of Python's own manual?
+"""Questions about paragraphs without any file: which words were taken out of a sentence of Python's
+own manual?
 
-The context is a paragraph of the embedded corpus; the question is one of its sentences, "what" in the place of a few of its
-words; these are the answer. So the task is to find the sentence and to compare, and costs nobody's work.
+The context is a paragraph of the embedded corpus; the question is one of its sentences, "what" in
+the place of a few of its words; these are the answer. So the task is to find the sentence and to
+compare, and costs nobody's work.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import functools
 import hashlib
 import re
 import sys
-from typing import Any
 
+from fmjax.contracts import Record
+from fmjax.data.records import RecordSource
+from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.sources.prepositions import lot
 from fmjax.data.sources.python_docs import documents
 
@@ -20,10 +24,12 @@ SENTENCE = re.compile(r"(?<=\S\s)\S.*?[.?!](?=\s|$)|^.+?[.?!](?=\s|$)")
 WORD = re.compile(r"[A-Za-z][\w-]*")
 
 
-def question(file: str, context: str) -> dict[str, Any] | None:
-    """Returns a question about a context, one to three words of one sentence asked for; drawn by a hash of the text. None if
-    no sentence has six words."""
-    found = [sentence for sentence in SENTENCE.finditer(context) if len(WORD.findall(sentence[0])) >= 6]
+def question(file: str, context: str) -> Record | None:
+    """Returns a question about a context, one to three words of one sentence asked for; drawn by a
+    hash of the text. None if no sentence has six words."""
+    found = [
+        sentence for sentence in SENTENCE.finditer(context) if len(WORD.findall(sentence[0])) >= 6
+    ]
     if not found:
         return None
     drawn = int.from_bytes(lot({"text": context}, 0)[:8], "big")
@@ -35,36 +41,61 @@ def question(file: str, context: str) -> dict[str, Any] | None:
     asked = context[sentence.start() : begin] + "what" + context[end : sentence.end()]
     answers = {"text": [context[begin:end]], "answer_start": [begin]}
     name = lot({"text": context}, 0).hex()[:16]
-    return {"id": name, "file": file, "context": context, "question": asked.strip(), "answers": answers}
+    return {
+        "id": name,
+        "file": file,
+        "context": context,
+        "question": asked.strip(),
+        "answers": answers,
+    }
 
 
 @functools.cache
-def questions(split: str) -> tuple[dict[str, Any], ...]:
+def questions(split: str) -> tuple[Record, ...]:
     """Returns a question about each paragraph of a split that has the right length."""
-    paragraphs = [(file, paragraph) for file, text in documents(split) for paragraph in text.split("\n")]
-    asked = [question(file, text) for file, text in paragraphs if WORDS[0] <= len(text.split()) <= WORDS[1]]
+    paragraphs = [
+        (file, paragraph) for file, text in documents(split) for paragraph in text.split("\n")
+    ]
+    asked = [
+        question(file, text)
+        for file, text in paragraphs
+        if WORDS[0] <= len(text.split()) <= WORDS[1]
+    ]
     return tuple({record["context"]: record for record in asked if record}.values())
 
 
-class PythonQuestions:
-    """The questions of a split as a source of records, as SQuAD's. Raises UserError for an unknown split."""
+class PythonQuestions(RecordSource):
+    """The questions of a split as a source of records, as SQuAD's.
+
+    Raises UserError for an unknown split.
+    """
 
     columns = ("id", "file", "context", "question", "answers")
 
-    def __init__(self, split: str):
+    def __init__(self, files: None, split: str):
         self.split = split
         self.records = questions(split)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         return self.records[index]
 
     def where(self, index: int) -> str:
         return f"python_questions {self.split} record {index} ({self.records[index]['file']})"
 
-    def fingerprint(self) -> dict[str, object]:
-        digest = hashlib.sha256("\0".join(r["question"] + r["context"] for r in self.records).encode())
+    def fingerprint(self) -> Record:
+        digest = hashlib.sha256(
+            "\0".join(r["question"] + r["context"] for r in self.records).encode()
+        )
         version = ".".join(map(str, sys.version_info[:3]))
-        return {"source": "python_questions", "split": self.split, "python": version, "sha256": digest.hexdigest()}
+        return {
+            "source": "python_questions",
+            "split": self.split,
+            "python": version,
+            "sha256": digest.hexdigest(),
+        }
+
+
+SOURCES = (SourceKind("python_questions", PythonQuestions, reads="nothing"),)

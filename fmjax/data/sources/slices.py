@@ -1,8 +1,8 @@
-"""Parts of files, in TFDS's manner: `input.txt[:90%]` and `input.txt[90%:]`.
+"""Parts of files, in TFDS's notation: `input.txt[:90%]` and `input.txt[90%:]`.
 
-What stands in `[BEGIN:END]` counts records, or characters where a record is a whole file, through all the files that are
-meant; with a % it is a share of them, rounded down, so that two parts that meet have everything once. A minus counts from
-the end, and what is left out is the beginning or the end.
+`[BEGIN:END]` counts records, or characters if a record is a whole file, through all files; with a %
+it is a share of them, rounded down, so that two adjacent parts have everything once. A minus counts
+from the end; a missing bound is the beginning or the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax.data.records import Record, Source, Subset
+from fmjax.contracts import Record, Source
+from fmjax.data.records import RecordSource, Subset
 from fmjax.errors import UserError
 
 # Brackets without a colon or a per cent sign are a glob's.
@@ -25,18 +26,25 @@ BOUNDS = re.compile(f"(?P<begin>{BOUND}):(?P<end>{BOUND})")
 
 
 class Slice(NamedTuple):
-    """A part of files as it was written, and its two bounds: numbers, shares with a %, or nothing."""
+    """A part of files as the user wrote it, and its two bounds: numbers, shares with a %, or
+    nothing."""
 
     written: str
     begin: str
     end: str
 
     def span(self, count: int, unit: str) -> tuple[int, int]:
-        """Returns the first and the one-past-last of `count` units. Raises UserError if that is nothing, or beyond them."""
+        """Returns the first and the one-past-last of `count` units.
+
+        Raises UserError if that is empty, or beyond them.
+        """
         begin = place(self.begin, count) if self.begin else 0
         end = place(self.end, count) if self.end else count
         if not 0 <= begin < end <= count:
-            raise UserError(f"{self.written}: is not a part of the {count:,} {unit} there are; give one that holds some of them")
+            raise UserError(
+                f"{self.written}: is not a part of the {count:,} {unit} there are; "
+                "give one that holds some of them"
+            )
         return begin, end
 
     @property
@@ -45,54 +53,67 @@ class Slice(NamedTuple):
 
 
 def place(bound: str, count: int) -> int:
-    """Returns where a bound lies among `count`."""
+    """Returns the number that a bound stands for, of `count`."""
     size = bound.lstrip("-")
     offset = int(Fraction(size[:-1]) * count / 100) if size.endswith("%") else int(size)
     return count - offset if bound.startswith("-") else offset
 
 
 def split_slice(files: str | Sequence[str]) -> tuple[str | Sequence[str], Slice | None]:
-    """Returns the files without the part that is meant of them, and that part, or None.
+    """Returns the files without the part, and the part, or None.
 
-    Raises UserError for a part that is malformed, or stands at one of several names.
+    Raises UserError for a part that is malformed, or of one of several names.
     """
     whole = isinstance(files, str) and Path(files).expanduser().exists()
-    names = [name.strip() for name in files.split(",")] if isinstance(files, str) and not whole else list(files)
-    cut = [] if whole else [name for name in names if PART.search(name) and not Path(name).expanduser().exists()]
+    names = (
+        [name.strip() for name in files.split(",")]
+        if isinstance(files, str) and not whole
+        else list(files)
+    )
+    cut = (
+        []
+        if whole
+        else [name for name in names if PART.search(name) and not Path(name).expanduser().exists()]
+    )
     if not cut:
         return files, None
     if len(names) > 1:
-        raise UserError(f"{cut[0]}: a part is of one file, glob or folder; name the {len(names)} by a glob, or leave it out")
+        raise UserError(
+            f"{cut[0]}: a part is of one file, glob or folder; "
+            f"name the {len(names)} by a glob, or leave it out"
+        )
     written = cut[0]
-    found = PART.search(written)
-    assert found
-    bounds = BOUNDS.fullmatch(found[1].replace(" ", ""))
+    match = PART.search(written)
+    assert match
+    bounds = BOUNDS.fullmatch(match[1].replace(" ", ""))
     if not bounds:
-        raise UserError(f"{written}: [{found[1]}] is not a part; write [BEGIN:END] with numbers or shares, as [:90%] or [1000:]")
-    return written[: found.start()], Slice(written, bounds["begin"], bounds["end"])
+        raise UserError(
+            f"{written}: [{match[1]}] is not a part; write [BEGIN:END] with numbers or shares, as "
+            "[:90%] or [1000:]"
+        )
+    return written[: match.start()], Slice(written, bounds["begin"], bounds["end"])
 
 
 def part(source: Source, wanted: Slice) -> Source:
-    """Returns some of a source's records, consecutive ones."""
+    """Returns consecutive records of a source."""
     begin, end = wanted.span(len(source), "records")
     return Subset(source, np.arange(begin, end), wanted.mark)
 
 
-class Characters:
-    """Some of the characters of a source's column `text`, counted through all records; at most two records are cut."""
+class Characters(RecordSource):
+    """Consecutive characters of a source's column `text`, counted through all records; at most two
+    records are cut."""
 
     def __init__(self, source: Source, wanted: Slice):
-        self.source, self.mark = source, wanted.mark
+        self.source, self.mark, self.columns = source, wanted.mark, source.columns
         lengths = np.array([len(source[index]["text"]) for index in range(len(source))], np.int64)
         ends = lengths.cumsum()
         begins = ends - lengths
         begin, end = wanted.span(int(ends[-1]), "characters")
         self.indices = np.flatnonzero((ends > begin) & (begins < end))
-        self.spans = np.stack([np.maximum(begin - begins, 0), np.minimum(end - begins, lengths)], axis=1)[self.indices]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.source.columns
+        self.spans = np.stack(
+            [np.maximum(begin - begins, 0), np.minimum(end - begins, lengths)], axis=1
+        )[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)

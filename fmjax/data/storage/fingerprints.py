@@ -1,27 +1,32 @@
-"""What tells two sets of data apart, said so that a person sees which file has changed."""
+"""Describes how two sets of data differ, file by file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-LISTED = 5  # differences that are told
+from fmjax.contracts import Record, Value
+
+LISTED = 5  # differences that are listed
 
 
-def data_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns one line for each file and option that differs, as "train: a.txt: 10 bytes, sha256 1f.. -> 12 bytes, sha256 9c..".
+def data_differences(old: Record, new: Record) -> list[str]:
+    """Returns one line per file and option that differs, as "train: a.txt: 10 bytes, sha256 1f.. ->
+    12 bytes, sha256 9c..".
 
-    The fingerprints are those of sources, by split; the files in them are told apart by their names.
+    The fingerprints are those of sources, by split; files are matched by their names.
     """
     before, after = dict(leaves(old)), dict(leaves(new))
     changed = [path for path in before | after if before.get(path) != after.get(path)]
-    lines = [f"{path}: {before.get(path, '(absent)')} -> {after.get(path, '(absent)')}" for path in changed]
+    lines = [
+        f"{path}: {before.get(path, '(absent)')} -> {after.get(path, '(absent)')}"
+        for path in changed
+    ]
     rest = len(lines) - LISTED
     return lines if rest <= 1 else [*lines[:LISTED], f"and {rest} more"]
 
 
-def leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Yields a path and what stands there for every leaf of a fingerprint."""
+def leaves(node: Mapping[str, Value], path: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the path and the value of every leaf of a fingerprint."""
     for key, value in node.items():
         place = f"{path}: {key}" if path else str(key)
         if isinstance(value, Mapping):
@@ -34,7 +39,7 @@ def leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]
             yield place, str(value)
 
 
-def files_of(files: Sequence[Mapping[str, Any]], path: str) -> Iterator[tuple[str, str]]:
+def files_of(files: Sequence[Record], path: str) -> Iterator[tuple[str, str]]:
     seen: dict[str, int] = {}
     for file in files:
         name = str(file["name"])

@@ -1,7 +1,8 @@
-"""Files as bytes in memory that take none: they are mapped, and packed ones are unpacked once into the cache and mapped there.
+"""Memory-mapped files; compressed ones are decompressed once into the cache.
 
-Records are read at random, so an unpacked copy is kept rather than an index into the packed file: an index would unpack
-about a megabyte for each record and hold 32 kB for each megabyte. The copy is named by the packed file's hash.
+Records are read at random, so a decompressed copy is kept rather than an index into the compressed
+file: with an index, reading a record would decompress about a megabyte, and the index would take 32
+kB per megabyte. The copy is named by the hash of the compressed file.
 """
 
 from __future__ import annotations
@@ -14,66 +15,99 @@ import mmap
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
 import numpy as np
 
-from fmjax.data.records import Record
+from fmjax.contracts import Record
 from fmjax.data.storage import cache
 from fmjax.data.stream.tolerance import tolerates
-from fmjax.errors import UserError, one_line
+from fmjax.errors import RecordError, UserError, one_line
 
 BOM = b"\xef\xbb\xbf"
-PACKED = {".gz": "gzip", ".tgz": "gzip", ".xz": "xz", ".txz": "xz", ".bz2": "bzip2", ".tbz2": "bzip2", ".zst": "zstd"}
+COMPRESSIONS = {
+    ".gz": "gzip",
+    ".tgz": "gzip",
+    ".xz": "xz",
+    ".txz": "xz",
+    ".bz2": "bzip2",
+    ".tbz2": "bzip2",
+    ".zst": "zstd",
+}
 MEGABYTE = 2**20
 BLOCK = 2**14  # bytes between two places whose lines' numbers are known
 
 
+class Readable(Protocol):
+    """A stream of bytes that a `with` statement closes."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: Any) -> object: ...
+
+
 def plain_name(path: Path) -> str:
-    """Returns the name that a file has when it is unpacked: "a.txt" of a.txt.gz, "a.tar" of a.tgz."""
-    if path.suffix not in PACKED:
+    """Returns the name of a file once it is decompressed:
+
+    "a.txt" for a.txt.gz, "a.tar" for a.tgz.
+    """
+    if path.suffix not in COMPRESSIONS:
         return path.name
     return path.stem + (".tar" if path.suffix.startswith(".t") else "")
 
 
-def open_packed(path: Path) -> Any:
-    """Returns a stream of what a packed file holds."""
-    kind = PACKED[path.suffix]
+def open_compressed(path: Path) -> Readable:
+    """Returns a stream of the decompressed content of a file."""
+    kind = COMPRESSIONS[path.suffix]
     if kind == "zstd":
         import pyarrow  # here, because few need it
 
-        return pyarrow.input_stream(str(path), compression="zstd")
-    return gzip.open(path) if kind == "gzip" else lzma.open(path) if kind == "xz" else bz2.open(path)
+        stream: Readable = pyarrow.input_stream(str(path), compression="zstd")
+        return stream
+    return (
+        gzip.open(path) if kind == "gzip" else lzma.open(path) if kind == "xz" else bz2.open(path)
+    )
 
 
-def unpacked(path: Path, most: int | None = None) -> Path:
-    """Returns the file whose bytes a file holds: itself, or what it unpacks to, in the cache.
+def decompressed(path: Path, most: int | None = None) -> Path:
+    """Returns the file itself, or its decompressed copy in the cache if it is compressed.
 
-    Raises UserError if it is not whole, unpacks to more than `most` bytes or the cache cannot hold it, OSError if it cannot be
-    read.
+    Raises UserError if it is damaged, has more than `most` bytes decompressed or the cache cannot
+    hold it, and OSError if it cannot be read.
     """
-    if path.suffix not in PACKED:
+    if path.suffix not in COMPRESSIONS:
         return path
 
-    def unpack(stream: BinaryIO) -> None:
-        with open_packed(path) as packed:
-            while block := read_packed(path, packed):
+    def write(stream: BinaryIO) -> None:
+        with open_compressed(path) as compressed:
+            while block := read_compressed(path, compressed):
                 stream.write(block)
                 if most is not None and stream.tell() > most:
-                    raise UserError(f"{path}: unpacks to more than {most:,} bytes; if you trust it, unpack it yourself")
+                    raise UserError(
+                        f"{path}: unpacks to more than {most:,} bytes; "
+                        "if you trust it, unpack it yourself"
+                    )
 
-    return cache.made(Path("unpacked", cache.digest(path)["sha256"][:32], plain_name(path)), unpack)
+    return cache.get_or_make(
+        Path("unpacked", cache.digest(path)["sha256"][:32], plain_name(path)), write
+    )
 
 
-def read_packed(path: Path, packed: Any) -> bytes:
-    """Returns the next bytes of a packed file. Raises UserError if it is damaged or cut off."""
+def read_compressed(path: Path, compressed: Readable) -> bytes:
+    """Returns the next bytes of a compressed file. Raises UserError if it is damaged or cut off."""
     try:
-        return bytes(packed.read(MEGABYTE))
+        return bytes(compressed.read(MEGABYTE))
     except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path}: is not a whole {PACKED[path.suffix]} file ({one_line(error)}); fetch it again") from error
+        raise UserError(
+            f"{path}: is not a whole {COMPRESSIONS[path.suffix]} file ({one_line(error)}); "
+            "fetch it again"
+        ) from error
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read as {PACKED[path.suffix]} ({one_line(error)}); fetch it again, or correct its ending"
+            f"{path}: cannot be read as {COMPRESSIONS[path.suffix]} ({one_line(error)}); "
+            "fetch it again, or correct its ending"
         ) from error
 
 
@@ -81,16 +115,25 @@ class File:
     """The bytes of a file, pickled by its path. Raises UserError if it cannot be read."""
 
     def __init__(self, path: Path, local: Path | None = None, most: int | None = None):
-        """`local` is where the bytes lie, where that is known; `most` is how many a packed file may hold."""
+        """
+        Args:
+          path: the file that the user named.
+          local: the decompressed file, if that is known.
+          most: how many bytes it may have decompressed.
+        """
         self.path = path
         try:
-            self.local = local or unpacked(path, most)
+            self.local = local or decompressed(path, most)
             with self.local.open("rb") as stream:
                 # An empty file cannot be mapped.
                 empty = not self.local.stat().st_size
-                self.data: bytes | mmap.mmap = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self.data: bytes | mmap.mmap = (
+                    b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                )
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error}); correct the file") from error
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror or error}); correct the file"
+            ) from error
 
     def __reduce__(self) -> tuple[type[File], tuple[Path, Path]]:
         return File, (self.path, self.local)
@@ -101,12 +144,18 @@ class File:
 
     @functools.cached_property
     def breaks(self) -> np.ndarray:
-        """[blocks + 1]: how many line breaks there are before each block of the file."""
-        counts = [self.data[begin : begin + BLOCK].count(b"\n") for begin in range(0, len(self.data), BLOCK)]
+        """How many line breaks there are before each block of the file, [blocks + 1]."""
+        counts = [
+            self.data[begin : begin + BLOCK].count(b"\n")
+            for begin in range(0, len(self.data), BLOCK)
+        ]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def line_at(self, place: int) -> int:
-        """Returns the number, from 1, of the line that a byte stands in. Tasks ask for every record."""
+        """Returns the number, from 1, of the line that a byte belongs to.
+
+        Fast, since tasks ask for every record.
+        """
         block = place // BLOCK
         return 1 + int(self.breaks[block]) + self.data[block * BLOCK : place].count(b"\n")
 
@@ -121,14 +170,20 @@ class Line(NamedTuple):
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """Returns what is wrong with a text, and how to mend it."""
-    return f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file, for example with iconv -t UTF-8"
+    """Returns what is wrong with a text that is not UTF-8, and how to fix it."""
+    byte = error.object[error.start]
+    return f"is not UTF-8 (byte 0x{byte:02x}); convert the file, for example with iconv -t UTF-8"
 
 
 def lines(file: File, after: Line | None = None) -> Iterator[Line]:
-    """Yields the lines of a file, or those after one. Raises UserError, naming the line, if one is not UTF-8; where bad records
-    may be left out, its text is then an approximation, and its record cannot be read."""
-    begin, number = (after.end, after.number) if after else (len(BOM) if file.data[: len(BOM)] == BOM else 0, 0)
+    """Yields the lines of a file, or those after one.
+
+    Raises RecordError for a line that is not UTF-8; if bad records may be left out, yields it with
+    its bad bytes replaced, and its record cannot be read.
+    """
+    begin, number = (
+        (after.end, after.number) if after else (len(BOM) if file.data[: len(BOM)] == BOM else 0, 0)
+    )
     while begin < len(file.data):
         number += 1
         end = file.data.find(b"\n", begin) + 1 or len(file.data)
@@ -136,7 +191,7 @@ def lines(file: File, after: Line | None = None) -> Iterator[Line]:
             text = file.data[begin:end].decode("utf-8")
         except UnicodeDecodeError as error:
             if not tolerates():
-                raise UserError(f"{file.path} line {number}: {not_utf8(error)}") from error
+                raise RecordError(f"{file.path} line {number}", not_utf8(error)) from error
             text = file.data[begin:end].decode("utf-8", "replace")
         yield Line(begin, end, number, text)
         begin = end

@@ -1,7 +1,9 @@
-"""Files that are elsewhere (`gs://bucket/file`, and what else etils.epath reads): fetched once into the cache, and read there.
+"""Remote files (`gs://bucket/file`, and whatever etils.epath reads), downloaded once into the
+cache.
 
-A copy stands under the name of its address, in a folder that is named by a hash of the address, the size and the time of change
-(or the tag of the version), so that a file that has changed is fetched again. Nothing is fetched but what the user named.
+A copy has the address as its name, in a folder named by a hash of the address, the size and the
+time of modification (or the version tag), so a file that has changed is downloaded again. Only
+files that the user named are downloaded.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import fsspec
 from etils import epath
@@ -22,10 +24,13 @@ from fmjax.data.storage.paths import is_data, is_image
 from fmjax.errors import UserError, nearest, one_line
 
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
-SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}  # and the packages that reach them
+# And the packages that reach them.
+SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 IDX = re.compile(r"(images|labels)[-.]idx[13]")
-SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")  # in folders that Hugging Face's datasets saved
-VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "blob_id", "last_commit")  # what S3, Azure and others call them
+# In folders that Hugging Face's datasets saved.
+SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
+# What S3, Azure and others call them.
+VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "blob_id", "last_commit")
 BLOCK = 2**23
 THREADS = 8  # files of a folder that are fetched at a time
 
@@ -35,26 +40,36 @@ def is_remote(name: str) -> bool:
     return ADDRESS.match(name) is not None
 
 
-def local(files: str | Sequence[str], kind: str = "") -> str | Sequence[str]:
-    """Returns names as they are, or, if any is an address, with each address replaced by the files that were fetched.
+def local(
+    files: str | Sequence[str], extensions: Mapping[str, str], kind: str = ""
+) -> str | Sequence[str]:
+    """Returns names, with each address replaced by the files that were downloaded.
 
-    `kind` is that of the files that are meant in a folder, empty for any. Raises UserError for what cannot be fetched.
+    Args:
+      files: names and addresses.
+      extensions: known file extensions, and the kind of source that each stands for.
+      kind: that of the files wanted from a folder; empty for any.
+
+    Raises UserError for a file that cannot be downloaded.
     """
     names = [name.strip() for name in files.split(",")] if isinstance(files, str) else list(files)
     if not any(map(is_remote, names)):
         return files
-    found: list[str] = []
+    copies: list[str] = []
     for name in names:
-        found += map(str, fetch(name, kind)) if is_remote(name) else [name]
-    return found
+        copies += map(str, fetch(name, extensions, kind)) if is_remote(name) else [name]
+    return copies
 
 
-def fetch(address: str, kind: str = "") -> list[Path]:
+def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[Path]:
     """Returns the local copies of a file, of the files of a glob, or of a folder."""
-    scheme = ADDRESS.match(address)[1]  # type: ignore[index]
+    scheme = address.partition("://")[0]
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise UserError(f"{address}: {scheme}:// is not read{nearest(scheme, SCHEMES)}; name a local file, or one of {known}")
+        raise UserError(
+            f"{address}: {scheme}:// is not read{nearest(scheme, SCHEMES)}; "
+            f"name a local file, or one of {known}"
+        )
     try:
         path = epath.Path(address)
         if re.search(r"[*?\[]", address):
@@ -63,57 +78,80 @@ def fetch(address: str, kind: str = "") -> list[Path]:
                 raise UserError(f"{address}: no file matches; correct the pattern")
             return fetch_all([epath.Path(match) for match in matches])
         if path.is_dir():
-            return fetch_folder(path, kind)
+            return fetch_folder(path, extensions, kind)
         if not path.exists():
-            there = sorted(child.name for child in path.parent.iterdir()) if path.parent.exists() else []
+            there = (
+                sorted(child.name for child in path.parent.iterdir())
+                if path.parent.exists()
+                else []
+            )
             listed = f"; there are {', '.join(there[:8])}" if there else ""
-            raise UserError(f"{address}: no such file{nearest(path.name, there)}{listed}; correct the address")
+            raise UserError(
+                f"{address}: no such file{nearest(path.name, there)}{listed}; correct the address"
+            )
         if IDX.search(path.name):
-            raise UserError(f"{address}: images of idx files have labels in another; name the folder of both, {path.parent}")
+            raise UserError(
+                f"{address}: images of idx files have labels in another; "
+                f"name the folder of both, {path.parent}"
+            )
         return fetch_all([path])
     except ImportError as error:
         raise UserError(
-            f"{address}: needs a package to be reached ({one_line(error, 200)}); pip install {SCHEMES[scheme]}, or fetch the file"
+            f"{address}: needs a package to be reached ({one_line(error, 200)}); "
+            f"pip install {SCHEMES[scheme]}, or fetch the file"
         ) from error
     except UserError:
         raise
     except Exception as error:  # whatever the network, the service or its package raises
         what = one_line(error, 200) or type(error).__name__
-        raise UserError(f"{address}: cannot be fetched ({what}); correct the address, or your credentials for it") from error
+        raise UserError(
+            f"{address}: cannot be fetched ({what}); correct the address, or your credentials for "
+            "it"
+        ) from error
 
 
 def globbed(path: epath.Path) -> Iterator[epath.Path]:
     """Yields what matches an address with a pattern."""
     parts = path.parts
     first = next(number for number, part in enumerate(parts) if re.search(r"[*?\[]", part))
-    return type(path)(*parts[:first]).glob("/".join(parts[first:]))
+    yield from type(path)(*parts[:first]).glob("/".join(parts[first:]))
 
 
-def fetch_folder(path: epath.Path, kind: str) -> list[Path]:
-    """Returns the local copy of a folder: of its files that are data, as a copied tree where they are one data set together.
+def fetch_folder(path: epath.Path, extensions: Mapping[str, str], kind: str) -> list[Path]:
+    """Returns the local copies of the data files in a folder, or a copy of the whole tree if they
+    form one data set.
 
-    Those are class folders of images, idx files, and what Hugging Face's datasets saved.
+    Such are class folders of images, idx files, and folders that Hugging Face's datasets saved.
     """
     children = sorted(path.iterdir(), key=str)
     names = [child.name for child in children]
-    data = [child for child in children if is_data(Path(child.name), kind)]
+    data = [child for child in children if is_data(Path(child.name), extensions, kind)]
     together = any(name in SAVED or IDX.search(name) for name in names)
     if data and not together:
         return fetch_all([child for child in data if not child.is_dir()])
-    wanted = [file for file in walk(path) if belongs(file.name)]
+    wanted = [file for file in walk(path) if belongs(file.name, extensions)]
     if not wanted:
         listed = f"; it has {', '.join(names[:8])}" if names else ""
-        raise UserError(f"{path}: the folder has no file of a kind that is read{listed}; name the files")
+        raise UserError(
+            f"{path}: the folder has no file of a kind that is read{listed}; name the files"
+        )
     states = [state_of(file) for file in wanted]
-    key = hashed([str(path), [[str(file), *state] for file, state in zip(wanted, states, strict=True)]])
+    key = hashed(
+        [str(path), [[str(file), *state] for file, state in zip(wanted, states, strict=True)]]
+    )
     copies = fetch_all(wanted, key)
     depth = len(PurePosixPath(str(wanted[0]).removeprefix(str(path)).lstrip("/")).parts)
     return [copies[0].parents[depth - 1]]
 
 
-def belongs(name: str) -> bool:
+def belongs(name: str, extensions: Mapping[str, str]) -> bool:
     """Returns whether a file of a folder is part of a data set of several files."""
-    return name in SAVED or is_image(name) or is_data(Path(name), "") or IDX.search(name) is not None
+    return (
+        name in SAVED
+        or is_image(name)
+        or is_data(Path(name), extensions)
+        or IDX.search(name) is not None
+    )
 
 
 def walk(path: epath.Path) -> Iterator[epath.Path]:
@@ -132,10 +170,15 @@ def fetch_all(paths: Sequence[epath.Path], key: str = "") -> list[Path]:
 
 
 def copied(path: epath.Path, key: str = "") -> Path:
-    """Returns the local copy of a file. Raises UserError if it changes meanwhile, or fewer bytes come than it has."""
+    """Returns the local copy of a file.
+
+    Raises UserError if it changes meanwhile, or fewer bytes arrive than it has.
+    """
     before = state_of(path)
     address = str(path)
-    place = PurePosixPath(*[part for part in re.split(r"[:/]+", address) if part not in ("", ".", "..")])
+    place = PurePosixPath(
+        *[part for part in re.split(r"[:/]+", address) if part not in ("", ".", "..")]
+    )
 
     def copy(stream: BinaryIO) -> None:
         count = 0
@@ -143,24 +186,33 @@ def copied(path: epath.Path, key: str = "") -> Path:
             while block := remote.read(BLOCK):
                 count += stream.write(block)
         if count != before[0] or state_of(path) != before:
-            raise UserError(f"{address}: came with {count:,} bytes of {before[0]:,}, or changed meanwhile; run it again")
+            raise UserError(
+                f"{address}: came with {count:,} bytes of {before[0]:,}, or changed meanwhile; "
+                "run it again"
+            )
 
-    return cache.made(Path("remote", key or hashed([address, *before]), place), copy)
+    return cache.get_or_make(Path("remote", key or hashed([address, *before]), place), copy)
 
 
 def state_of(path: epath.Path) -> tuple[int, str]:
-    """Returns the size of a file, and when it was changed or a tag that changes with it. Raises UserError if there is neither."""
+    """Returns the size of a file, and its time of modification or version tag.
+
+    Raises UserError if it has neither.
+    """
     stat = path.stat()
     version = str(stat.mtime or "")
     if not version:
         system, inner = fsspec.core.url_to_fs(str(path))
-        found = system.info(inner)
-        version = next((str(found[name]) for name in VERSIONS if found.get(name)), "")
+        about = system.info(inner)
+        version = next((str(about[name]) for name in VERSIONS if about.get(name)), "")
     if not version:
-        raise UserError(f"{path}: its service does not tell its versions apart; fetch the file yourself, and name the copy")
+        raise UserError(
+            f"{path}: its service does not tell its versions apart; "
+            "fetch the file yourself, and name the copy"
+        )
     return int(stat.length), version
 
 
-def hashed(content: Any) -> str:
-    """Returns a short name for what JSON can hold."""
+def hashed(content: Sequence[object]) -> str:
+    """Returns a short name for a list that JSON can hold."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -1,8 +1,10 @@
-"""From examples to batches with Grain: batch = f(seed, step), the same for any number of hosts, workers and restarts.
+"""Makes batches of examples with Grain: batch = f(seed, step), the same for any number of hosts,
+workers and restarts.
 
-A stream of examples has random access, so that reading can begin anywhere: `TrainBatches` needs no more than the number of
-batches it has given, and goes on in constant time. Worker processes are Grain's; its `ElasticIterator`, whose three lines are
-here, has no way to set them up, and they are to end with the process that started them (`watch.py`).
+A stream of examples has random access, so reading can begin anywhere: the state of `TrainBatches`
+is the number of batches it has returned, and it resumes in constant time. Worker processes are
+Grain's; its `ElasticIterator`, whose three lines are here, has no way to set them up, and they must
+end with the process that started them (`watch.py`).
 """
 
 from __future__ import annotations
@@ -10,19 +12,30 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
-from fmjax.data.stream.tolerance import Guarded, Tolerance, place_of, take_skipped
+from fmjax.contracts import Example, Examples, Order, Undrawn
+from fmjax.data.stream.buckets import Bucketed
+from fmjax.data.stream.tolerance import Guarded, Tolerance, take_skipped
 from fmjax.data.stream.watch import Slots, Watchdog, begin_reader, how_it_ended
 from fmjax.errors import UserError
 
-Batch = dict[str, np.ndarray]
-NEXT = "global_next_index"  # in the state: how many examples have been given, on all hosts
+NEXT = "global_next_index"  # in the state: how many examples have been returned, on all hosts
+
+
+class Drawable(Protocol):
+    """Random access to examples that are drawn: `Examples`, or guarded ones."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Undrawn: ...
+
+    def draw(self, example: Undrawn, rng: np.random.Generator, /) -> Example: ...
 
 
 def to_stderr(text: str) -> None:
@@ -32,15 +45,15 @@ def to_stderr(text: str) -> None:
 class TrainBatches:
     """An endless iterator over shuffled training batches, its state a small dictionary.
 
-    Each epoch is a new permutation of the examples, cut into batches without regard to the ends of epochs, so that
-    none is dropped or repeated; what is random in an example depends on the seed and the example's number in the
-    stream alone. Examples that have an `order(seed)`, as those of a mixture, come in that one instead; of those in length
-    buckets, a batch is as long as its bucket says.
+    Each epoch is a new permutation of the examples, cut into batches without regard to the ends of
+    epochs, so that none is dropped or repeated. Randomness in an example depends only on the seed
+    and the example's number in the stream. Examples with an `order` of their own, such as those of
+    a mixture, come in that order; with length buckets, a batch is as long as its bucket.
     """
 
     def __init__(
         self,
-        examples: Any,
+        examples: Examples,
         *,
         batch_size: int,
         seed: int,
@@ -54,12 +67,16 @@ class TrainBatches:
     ):
         """
         Args:
-          threads: that read ahead in this process, if there are no workers.
-          workers: processes that read ahead.
-          prefetch: how many batches they are ahead.
-          rows: those of each batch that this host reads, None being all.
-          tolerance: what becomes of examples that cannot be read; None: an error.
-          stall_seconds: after which a wait for a batch is told; 0: never.
+          examples: what is read.
+          batch_size: on all hosts.
+          seed: of the order, and of randomness in examples.
+          threads: how many read ahead in this process, if there are no workers.
+          workers: how many processes read ahead.
+          prefetch: how many batches are read ahead.
+          rows: those of each batch that this host reads; None: all.
+          tolerance: what to do about examples that cannot be read; None: an error.
+          stall_seconds: how long a wait for a batch may be before a warning; 0: no limit.
+          tell: called with each warning.
         """
         self._size, self._read = batch_size, batch_size if rows is None else len(rows)
         self._threads, self._workers, self._prefetch = threads, workers, prefetch
@@ -71,66 +88,78 @@ class TrainBatches:
         self._stream = stream(guarded, seed)
         if rows is not None:
             self._stream = grain.MapDataset.source(Rows(self._stream, batch_size, rows))
-        self._given = 0  # batches
+        self._returned = 0  # batches
         self._iterator: Any = None
 
     def __iter__(self) -> TrainBatches:
         return self
 
-    def __next__(self) -> Batch:
-        """Returns the next batch: this host's rows of it. Raises UserError for a record that cannot be read, and for a
-        worker that has died."""
+    def __next__(self) -> Example:
+        """Returns the next batch: this host's rows of it. Raises UserError for a record that cannot
+        be read, and for a worker that has died."""
         if self._iterator is None:
             self._iterator = iter(self._reader())
         try:
             with self._watchdog.waiting():
-                batch = next(self._iterator)
+                batch: Example = next(self._iterator)
         except RuntimeError as error:
             if how := how_it_ended(error):
                 raise UserError(self._dead(how)) from None
             raise
         for message in take_skipped(batch):
             self._tolerance.add(message)
-        if hasattr(self._examples, "trim_batch"):
-            batch = self._examples.trim_batch(batch, self._given, self._seed)
-        self._given += 1
+        if isinstance(self._examples, Bucketed):
+            batch = self._examples.trim_batch(batch, self._returned, self._seed)
+        self._returned += 1
         return batch
 
     def _reader(self) -> Any:
-        """Returns the batches from the next one on, as they are read ahead."""
+        """Returns Grain's iterable over the batches from the next one on."""
         ahead = 0 if self._workers else self._prefetch
-        options = grain.ReadOptions(num_threads=self._threads if ahead else 0, prefetch_buffer_size=ahead)
-        rows = self._stream[self._given * self._read :]
+        options = grain.ReadOptions(
+            num_threads=self._threads if ahead else 0, prefetch_buffer_size=ahead
+        )
+        rows = self._stream[self._returned * self._read :]
         batches = rows.batch(self._read, drop_remainder=True).to_iter_dataset(options)
         if not self._workers:
             return batches
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain asks for flags of its own, which have their defaults
-        each = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=max(-(-self._prefetch // self._workers), 1))
-        return batches.mp_prefetch(each, worker_init_fn=functools.partial(begin_reader, os.getpid()))
+            flags.FLAGS.mark_as_parsed()  # Grain has flags of its own, whose defaults are fine
+        each = grain.MultiprocessingOptions(
+            self._workers, per_worker_buffer_size=max(-(-self._prefetch // self._workers), 1)
+        )
+        return batches.mp_prefetch(
+            each, worker_init_fn=functools.partial(begin_reader, os.getpid())
+        )
 
     def _stalled(self, waited: float) -> None:
-        places = [place_of(self._examples, index) for index in self._slots.reading() if index >= 0]
+        places = [self._examples.where(index) for index in self._slots.reading() if index >= 0]
         reading = ", ".join(places) or "nothing yet"
-        self._tell(f"warning: no batch for {waited:.0f} s (data.stall_seconds); being read: {reading}")
+        self._tell(
+            f"warning: no batch for {waited:.0f} s (data.stall_seconds); being read: {reading}"
+        )
 
     def _dead(self, how: str) -> str:
         reading = self._slots.reading()
         dead = [reader for reader in self._slots.dead() if reading[reader] >= 0]
-        named = [f"worker {reader}, reading {place_of(self._examples, reading[reader])}," for reader in dead]
+        named = [
+            f"worker {reader}, reading {self._examples.where(reading[reader])}," for reader in dead
+        ]
         return (
-            f"data.workers={self._workers}: {' and '.join(named) or 'one of them'} {how}; look at that record and at how much "
+            f"data.workers={self._workers}: {' and '.join(named) or 'one of them'} {how}; "
+            "look at that record and at how much "
             "memory is free, or set data.workers=0"
         )
 
-    def state(self) -> dict[str, Any]:
-        """Returns where the iterator stands, as JSON-able numbers: the same on every host, and for any number of them."""
-        return {NEXT: self._given * self._size}
+    def state(self) -> dict[str, int]:
+        """Returns the position of the iterator as JSON holds it: the same on every host, and for
+        any number of hosts."""
+        return {NEXT: self._returned * self._size}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes to where `state` was taken."""
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Goes to the position of a `state`."""
         self._stop()
-        self._given = state[NEXT] // self._size
+        self._returned = state[NEXT] // self._size
 
     def _stop(self) -> None:
         if self._iterator is not None:
@@ -138,63 +167,80 @@ class TrainBatches:
         self._iterator = None  # Grain's iterators complain if they are still there when Python ends
 
     def close(self) -> None:
-        """Ends what reads ahead."""
+        """Ends the threads and processes that read ahead."""
         self._watchdog.close()
         self._stop()
         self._slots.close()
 
 
-def stream(examples: Any, seed: int) -> Any:
-    """Returns the endless stream of guarded examples, drawn, of which each number can be read for itself."""
-    if not hasattr(examples.examples, "order"):
-        return grain.MapDataset.source(examples).seed(seed).shuffle().repeat(None).random_map(examples.draw)
-    return grain.MapDataset.source(Ordered(examples, examples.examples.order(seed))).seed(seed).random_map(examples.draw)
+def stream(examples: Guarded, seed: int) -> Any:
+    """Returns Grain's endless data set of guarded examples, drawn, with random access."""
+    order = examples.examples.order(seed)
+    if order is None:
+        return (
+            grain.MapDataset.source(examples)
+            .seed(seed)
+            .shuffle()
+            .repeat(None)
+            .random_map(examples.draw)
+        )
+    return grain.MapDataset.source(Ordered(examples, order)).seed(seed).random_map(examples.draw)
 
 
 class Ordered:
     """Examples in an order of their own."""
 
-    def __init__(self, examples: Any, order: Any):
+    def __init__(self, examples: Guarded, order: Order):
         self.examples, self.order = examples, order
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, at: int) -> Any:
+    def __getitem__(self, at: int) -> Undrawn:
         return self.examples[self.order[at]]
 
 
 class Rows:
     """The rows of a stream of batches that one host reads, batch after batch."""
 
-    def __init__(self, stream: Any, size: int, rows: np.ndarray):
+    def __init__(self, stream: Sequence[Undrawn], size: int, rows: np.ndarray):
         self.stream, self.size, self.rows = stream, size, rows
 
     def __len__(self) -> int:
         return len(self.stream) // self.size * len(self.rows)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Undrawn:
         batch, row = divmod(index, len(self.rows))
         return self.stream[batch * self.size + int(self.rows[row])]
 
 
-def eval_batches(examples: Any, *, batch_size: int, seed: int, rows: np.ndarray | None = None) -> Iterator[Batch]:
-    """Yields every example once, in order, in batches of one size; `valid [B]` is 0 for the rows that fill up the last.
-    Examples in length buckets come bucket by bucket, each in order, in batches as long as their bucket.
+def eval_batches(
+    examples: Drawable, *, batch_size: int, seed: int, rows: np.ndarray | None = None
+) -> Iterator[Example]:
+    """Yields every example once, in order, in batches of one size; `valid [B]` is 0 for rows that
+    fill up the last batch.
 
-    `rows` are those of each batch that this host reads, None being all.
+    Examples in length buckets come bucket by bucket, each in order, in batches as long as their
+    bucket. `rows` are those of each batch that this host reads; None: all.
     """
     drawn = grain.MapDataset.source(examples).seed(seed).random_map(examples.draw)
     chosen = np.arange(batch_size) if rows is None else rows
     for numbers, trim in groups(examples, batch_size):
         valid = (chosen < len(numbers)).astype(np.float32)
-        made = [drawn[int(numbers[row if real else 0])] for row, real in zip(chosen, valid, strict=True)]
-        yield trim({name: np.stack([row[name] for row in made]) for name in made[0]}) | {"valid": valid}
+        read = [
+            drawn[int(numbers[row if real else 0])] for row, real in zip(chosen, valid, strict=True)
+        ]
+        yield trim({name: np.stack([row[name] for row in read]) for name in read[0]}) | {
+            "valid": valid
+        }
 
 
-def groups(examples: Any, batch_size: int) -> Iterator[tuple[Any, Callable[[Batch], Batch]]]:
-    """Yields the numbers of the examples of each batch of evaluation, and what cuts the batch to its length."""
-    if hasattr(examples, "groups"):
+def groups(
+    examples: Drawable, batch_size: int
+) -> Iterator[tuple[Sequence[int] | np.ndarray, Callable[[Example], Example]]]:
+    """Yields the numbers of the examples of each batch of evaluation, and a function that cuts the
+    batch to its length."""
+    if isinstance(examples, Bucketed):
         for numbers, length in examples.groups(batch_size):
             yield numbers, functools.partial(examples.trim, length=length)
         return

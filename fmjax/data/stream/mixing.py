@@ -1,15 +1,18 @@
-"""Several sources of training data as one stream, in given proportions: which example stands where follows by arithmetic.
+"""Mixes several sources of training data into one stream in given proportions; the order follows by
+arithmetic.
 
-The section `data` names the sources and their shares, and how these change as training goes on:
+The section `data` names the sources and their shares, and how these change during training:
 
-    mixture    = {"books": {"files": "books/*.txt", "weight": 0.7}, "wiki": {"files": {"train": ..., "validation": ...}}}
-    temperature = 2.0                            # shares are weights ** (1 / temperature); weights default to sizes
-    curriculum = {"1000": {"wiki": 3.0}}         # weights from after step 1,000 on; those not named stay
+    mixture    = {"books": {"files": "books/*.txt", "weight": 0.7}, "wiki": {"files": {"train": ...,
+    "validation": ...}}} temperature = 2.0                            # shares are weights ** (1 /
+    temperature); weights default to sizes curriculum = {"1000": {"wiki": 3.0}}         # weights
+    after step 1,000; those not named stay
 
-A source's `epochs` limits how often it is gone through, `cap` how many of its examples are used at all; once it is used up,
-the others share its place. Each source has its own permutation for each of its epochs. The order of the sources repeats a
-cycle in which example j of a source with c examples stands at (j + 1/2) / c, so that the first n examples of a stream of k
-sources have n times a source's share of it, give or take (1 + k share) / 2.
+A source's `epochs` limits how often it is read, `cap` how many of its examples are used at all;
+once it is used up, the others share its place. Each source has its own permutation for each of its
+epochs. The order of the sources repeats a cycle in which example j of a source with c examples is
+at (j + 1/2) / c, so that of the first n examples of a stream of k sources, n times a source's share
+are from it, give or take (1 + k share) / 2.
 """
 
 from __future__ import annotations
@@ -19,131 +22,188 @@ import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from fmjax.data.records import Record, Source, Subset, value_of
+from fmjax.contracts import Config, Example, Examples, Undrawn
 from fmjax.data.stream.balance import Resampled
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError, in_range, nearest
 
 CYCLE = 100_000  # places in which shares are exact
-OWN = ("weight", "epochs", "cap")  # what a source of a mixture has besides the keys of `data`
+OWN = ("weight", "epochs", "cap")  # keys of a source of a mixture besides those of `data`
 ENDLESS = sys.maxsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What a mixture asks of one source: its weight (None: by its size) and its limits (None: none)."""
+    """The settings of one source of a mixture: its weight (None: by its size) and its limits (None:
+    none)."""
 
     weight: float | None = None
     epochs: float | None = None
     cap: int | None = None
 
 
-def parts_of(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Returns the `data` section of each source of the mixture, none if there is no mixture. `keys` are those of `data`
-    that a source may have for itself. Raises UserError, naming it, for a key that no source has."""
-    found = {}
+def parts_of(data: Config, keys: Sequence[str]) -> dict[str, Config]:
+    """Returns the `data` section of each source of the mixture; empty if there is no mixture.
+
+    `keys` are those of `data` that a source may set for itself. Raises UserError for another key,
+    naming it.
+    """
+    parts = {}
     for name, settings in (data.get("mixture") or {}).items():
         if not isinstance(settings, Mapping):
-            raise UserError(f'data.mixture.{name}={settings}: is no group of keys; write {{"files": ..., "weight": ...}}')
+            raise UserError(
+                f"data.mixture.{name}={settings}: is no group of keys; "
+                f'write {{"files": ..., "weight": ...}}'
+            )
         for key in settings:
             if key not in (*keys, *OWN):
                 choices = (*OWN, *keys)
-                raise UserError(f"data.mixture.{name}.{key}{nearest(key, choices)}: no such key; there are {', '.join(choices)}")
+                raise UserError(
+                    f"data.mixture.{name}.{key}{nearest(key, choices)}: no such key; "
+                    f"there are {', '.join(choices)}"
+                )
         files = settings.get("files", {})
         own = {key: value for key, value in settings.items() if key not in OWN}
         whole = {"hold_out": None} if "validation" in data["files"] else {}
-        found[name] = {**data, "mixture": {}} | whole | own | {"files": files if isinstance(files, Mapping) else {"train": files}}
-    if len(found) == 1:
-        raise UserError(f"data.mixture has one source, {next(iter(found))}; name another, or give data.files instead")
-    return found
+        parts[name] = (
+            {**data, "mixture": {}}
+            | whole
+            | own
+            | {"files": files if isinstance(files, Mapping) else {"train": files}}
+        )
+    if len(parts) == 1:
+        raise UserError(
+            f"data.mixture has one source, {next(iter(parts))}; "
+            "name another, or give data.files instead"
+        )
+    return parts
 
 
-def shares(data: Mapping[str, Any]) -> dict[str, Share]:
-    """Returns what the config asks of each source of a mixture. Raises UserError for what is no number, or out of range."""
-    found = {}
+def shares(data: Config) -> dict[str, Share]:
+    """Returns the settings of each source of a mixture.
+
+    Raises UserError for those that are no numbers, or out of range.
+    """
+    settings_of = {}
     for name, settings in data["mixture"].items():
-        values = {key: number(f"data.mixture.{name}.{key}", settings[key]) for key in OWN if settings.get(key) is not None}
+        values = {
+            key: number(f"data.mixture.{name}.{key}", settings[key])
+            for key in OWN
+            if settings.get(key) is not None
+        }
         for key in ("epochs", "cap"):
             if not values.get(key, 1.0) > 0 or (key == "cap" and values.get(key, 1.0) % 1):
-                raise UserError(f"data.mixture.{name}.{key}={settings[key]}: must be above 0{' and whole' * (key == 'cap')}")
+                raise UserError(
+                    f"data.mixture.{name}.{key}={settings[key]}: must be above "
+                    f"0{' and whole' * (key == 'cap')}"
+                )
         cap = int(values["cap"]) if "cap" in values else None
-        found[name] = Share(values.get("weight"), values.get("epochs"), cap)
-    given = [name for name, share in found.items() if share.weight is not None]
-    if given and len(given) < len(found):
-        missing = ", ".join(name for name in found if name not in given)
-        raise UserError(f"data.mixture: {missing} has no weight and {given[0]} has; give all sources one, or none (by size)")
-    return found
+        settings_of[name] = Share(values.get("weight"), values.get("epochs"), cap)
+    weighted = [name for name, share in settings_of.items() if share.weight is not None]
+    if weighted and len(weighted) < len(settings_of):
+        missing = ", ".join(name for name in settings_of if name not in weighted)
+        raise UserError(
+            f"data.mixture: {missing} has no weight and {weighted[0]} has; "
+            "give all sources one, or none (by size)"
+        )
+    return settings_of
 
 
-def number(key: str, value: Any) -> float:
-    """Returns a number that a config gives as such or as text. Raises UserError if it is none, negative or infinite."""
+def number(key: str, value: float | str) -> float:
+    """Returns a number that a config has as such or as text.
+
+    Raises UserError if it is none, negative or infinite.
+    """
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
+        parsed = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found) or found < 0:
+        parsed = math.nan
+    if not math.isfinite(parsed) or parsed < 0:
         raise UserError(f"{key}={value}: must be a number, 0 or more")
-    return found
+    return parsed
 
 
-def stages(data: Mapping[str, Any], weights: Mapping[str, float]) -> list[tuple[int, dict[str, float]]]:
-    """Returns (step, weights of all sources) of the curriculum, the first at step 0, temperature applied.
+def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[str, float]]]:
+    """Returns (step, weights of all sources) of the curriculum, the first at step 0, temperature
+    applied.
 
-    Raises UserError for a step that is none, and a source that the mixture has not.
+    Raises UserError for a malformed step, and a source that the mixture does not have.
     """
     temperature = number("data.temperature", data.get("temperature", 1.0))
-    if not temperature:
-        raise UserError("data.temperature=0: must be above 0; 1 leaves weights as they are, more makes them more equal")
-    given: dict[int, Mapping[str, Any]] = {0: weights}
+    in_range(
+        "data.temperature",
+        temperature,
+        above=0,
+        hint="1 leaves weights as they are, more makes them more equal",
+    )
+    changed: dict[int, Mapping[str, float]] = {0: weights}
     for step, changes in (data.get("curriculum") or {}).items():
         if not str(step).isdecimal() or not int(step) or not isinstance(changes, Mapping):
-            raise UserError(f'data.curriculum.{step}: write {{"STEP": {{"SOURCE": WEIGHT}}}}, with a step of 1 or more')
+            raise UserError(
+                f'data.curriculum.{step}: write {{"STEP": {{"SOURCE": WEIGHT}}}}, with a step of 1 '
+                "or more"
+            )
         for name in changes:
             if name not in weights:
                 raise UserError(
-                    f"data.curriculum.{step}.{name}{nearest(name, weights)}: is no source of data.mixture, which has "
+                    f"data.curriculum.{step}.{name}{nearest(name, weights)}: is no source of "
+                    "data.mixture, which has "
                     f"{', '.join(weights)}"
                 )
-        given[int(step)] = {name: number(f"data.curriculum.{step}.{name}", weight) for name, weight in changes.items()}
-    found, present = [], dict(weights)
-    for step in sorted(given):
-        present = {**present, **given[step]}
+        changed[int(step)] = {
+            name: number(f"data.curriculum.{step}.{name}", weight)
+            for name, weight in changes.items()
+        }
+    curriculum, present = [], dict(weights)
+    for step in sorted(changed):
+        present = {**present, **changed[step]}
         if not any(present.values()):
             raise UserError(f"data.mixture: all weights are 0 from step {step} on; raise one")
         largest = max(present.values())
-        found.append((step, {name: (weight / largest) ** (1 / temperature) for name, weight in present.items()}))
-    return found
+        curriculum.append(
+            (
+                step,
+                {name: (weight / largest) ** (1 / temperature) for name, weight in present.items()},
+            )
+        )
+    return curriculum
 
 
 class Segment(NamedTuple):
-    """Part of the stream in which shares stay as they are."""
+    """A part of the stream in which shares do not change."""
 
     begin: int  # the number of its first example
-    before: np.ndarray  # [sources]: how many of each stand before it
-    order: np.ndarray  # [cycle]: which source stands at each place
-    ranks: np.ndarray  # [cycle]: how many of the same source stand before it in the cycle
-    counts: np.ndarray  # [sources]: how many of each a cycle has
+    before: np.ndarray  # [sources]: how many of each come before it
+    order: np.ndarray  # [cycle]: the source at each place
+    ranks: np.ndarray  # [cycle]: how many of the same source come before it in the cycle
+    counts: np.ndarray  # [sources]: how many of each are in a cycle
 
     def used(self, at: int) -> np.ndarray:
-        """Returns [sources]: how many of each stand before number `at` of the stream."""
+        """Returns [sources]: how many of each come before number `at` of the stream."""
         cycles, place = divmod(at - self.begin, len(self.order))
-        return self.before + cycles * self.counts + np.bincount(self.order[:place], minlength=len(self.counts))
+        return np.asarray(
+            self.before
+            + cycles * self.counts
+            + np.bincount(self.order[:place], minlength=len(self.counts))
+        )
 
     def end_of(self, source: int, limit: int) -> int:
-        """Returns the number behind that at which a source has been used `limit` times."""
+        """Returns the number after the one at which a source has been used `limit` times."""
         cycles, rank = divmod(limit - int(self.before[source]) - 1, int(self.counts[source]))
         places = np.flatnonzero(self.order == source)
         return self.begin + cycles * len(self.order) + int(places[rank]) + 1
 
 
-def cycle_of(weights: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cycle_of(
+    weights: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the order, ranks and counts of a cycle with shares `weights` [sources].
 
-    Raises UserError for a share that is above 0 and has no place in a cycle.
+    Raises UserError for a share above 0 that is too small for a place in a cycle.
     """
     exact = weights / weights.sum() * CYCLE
     counts = np.floor(exact + 1e-6).astype(np.int64)
@@ -151,7 +211,10 @@ def cycle_of(weights: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.
     counts[np.argsort(counts - exact, kind="stable")[:rest]] += 1
     for name, weight, count in zip(names, weights, counts, strict=True):
         if weight > 0 and not count:
-            raise UserError(f"data.mixture.{name}: its share is below 1 of {CYCLE:,}; raise its weight or data.temperature")
+            raise UserError(
+                f"data.mixture.{name}: its share is below 1 of {CYCLE:,}; "
+                "raise its weight or data.temperature"
+            )
     counts //= np.gcd.reduce(counts)
     source = np.repeat(np.arange(counts.size), counts)
     rank = np.concatenate([np.arange(count) for count in counts])
@@ -160,15 +223,20 @@ def cycle_of(weights: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.
 
 
 class Schedule:
-    """Which example of which source stands at each number of the stream.
+    """The source at each number of the stream, and how many of its examples come before.
 
     Args:
-      limits: how many examples of each source there may be in all, ENDLESS being no limit.
+      limits: how many examples of each source there may be in all; ENDLESS is no limit.
       stages: (step, weights), the first at step 0.
-      batch_size: examples a step.
+      batch_size: examples per step.
     """
 
-    def __init__(self, limits: Mapping[str, int], stages: Sequence[tuple[int, Mapping[str, float]]], batch_size: int):
+    def __init__(
+        self,
+        limits: Mapping[str, int],
+        stages: Sequence[tuple[int, Mapping[str, float]]],
+        batch_size: int,
+    ):
         self.names = list(limits)
         most = np.array([limits[name] for name in self.names], np.int64)
         self.segments: list[Segment] = []
@@ -192,23 +260,28 @@ class Schedule:
                     used = segment.used(end)
 
     def __getitem__(self, at: int) -> tuple[int, int]:
-        """Returns the number of the source that stands at a number of the stream, and how many of it stood before."""
+        """Returns the number of the source at a number of the stream, and how many of its examples
+        come before."""
         if not 0 <= at < self.total:
             raise IndexError(at)
         segment = self.segments[bisect.bisect_right(self.begins, at) - 1]
         cycles, place = divmod(at - segment.begin, len(segment.order))
         source = int(segment.order[place])
-        return source, int(segment.before[source]) + cycles * int(segment.counts[source]) + int(segment.ranks[place])
+        return source, int(segment.before[source]) + cycles * int(segment.counts[source]) + int(
+            segment.ranks[place]
+        )
 
 
-class Order:
-    """The numbers of the examples of a mixture in the order of its stream; one that is read is computed, none is kept."""
+class MixtureOrder:
+    """The numbers of the examples of a mixture in the order of its stream, computed when they are
+    read."""
 
     def __init__(self, schedule: Schedule, sizes: Sequence[int], seed: int):
         self.schedule, self.offsets = schedule, np.cumsum([0, *sizes]).tolist()
         seeds = np.random.SeedSequence(seed).generate_state(len(sizes))
         self.own = [
-            grain.MapDataset.range(size).seed(int(own)).shuffle().repeat(None) for size, own in zip(sizes, seeds, strict=True)
+            grain.MapDataset.range(size).seed(int(own)).shuffle().repeat(None)
+            for size, own in zip(sizes, seeds, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -216,25 +289,33 @@ class Order:
 
     def __getitem__(self, at: int) -> int:
         source, count = self.schedule[at]
-        return self.offsets[source] + int(self.own[source][count])
+        return int(self.offsets[source]) + int(self.own[source][count])
 
 
-class Mixed:
-    """The training examples of several sources, one behind the other; `order` says which follows which in training.
+class MixedExamples(Examples):
+    """The training examples of several sources, one source behind the other; `order` mixes them in
+    training.
+
+    Args:
+      parts: the examples of each source, by name.
+      data: the config's section, which has the shares.
+      seed: chooses the examples of a source with a `cap`.
 
     Raises UserError for settings that do not fit the data.
     """
 
-    def __init__(self, parts: Mapping[str, Any], data: Mapping[str, Any], seed: int):
+    def __init__(self, parts: Mapping[str, Examples], data: Config, seed: int):
         wanted = shares(data)
         for index, (name, share) in enumerate(wanted.items()):
             size = len(parts[name])
             if not size:
-                raise UserError(f"data.mixture.{name}: has no examples; give more data, or leave it out")
+                raise UserError(
+                    f"data.mixture.{name}: has no examples; give more data, or leave it out"
+                )
             if share.cap is not None and share.cap < size:
                 chosen = np.random.default_rng([seed, index]).permutation(size)[: share.cap]
                 parts = {**parts, name: Resampled(parts[name], np.sort(chosen))}
-        self.parts = {name: parts[name] for name in wanted}
+        self.parts: dict[str, Examples] = {name: parts[name] for name in wanted}
         self.sizes = [len(part) for part in self.parts.values()]
         self.begins = np.cumsum([0, *self.sizes])[:-1].tolist()
         weights = {
@@ -255,68 +336,36 @@ class Mixed:
         part = bisect.bisect_right(self.begins, index) - 1
         return list(self.parts)[part], index - self.begins[part]
 
-    def __getitem__(self, index: int) -> tuple[str, Any]:
+    def __getitem__(self, index: int) -> tuple[str, Undrawn]:
         name, own = self.find(index)
         return name, self.parts[name][own]
 
-    def draw(self, example: tuple[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    def draw(self, example: tuple[str, Undrawn], rng: np.random.Generator) -> Example:
         name, own = example
         return self.parts[name].draw(own, rng)
 
-    def order(self, seed: int) -> Order:
-        """Returns the order of training: for each number of the stream that of an example."""
-        return Order(self.schedule, self.sizes, seed)
+    def where(self, index: int) -> str:
+        name, own = self.find(index)
+        return f"{name}: {self.parts[name].where(own)}"
 
-    def check(self, steps: int, batch_size: int) -> None:
+    def order(self, seed: int) -> MixtureOrder:
+        """Returns the numbers of the examples in the order of training."""
+        return MixtureOrder(self.schedule, self.sizes, seed)
+
+    def check_steps(self, steps: int, batch_size: int) -> None:
         """Raises UserError if the sources are used up before so many steps have been taken."""
         if steps * batch_size > self.schedule.total:
             raise UserError(
-                f"data.mixture is used up after {self.schedule.total:,} examples by its epochs, and {steps:,} steps of "
-                f"{batch_size} need {steps * batch_size:,}; raise data.mixture.*.epochs, or lower train.steps"
+                f"data.mixture is used up after {self.schedule.total:,} examples by its epochs, "
+                f"and {steps:,} steps of "
+                f"{batch_size} need {steps * batch_size:,}; "
+                "raise data.mixture.*.epochs, or lower train.steps"
             )
 
     def describe(self) -> str:
-        """Returns one line about the sources and their shares at the beginning."""
+        """Returns one line about the sources and their shares in the beginning."""
         first = self.schedule.segments[0]
         parts = zip(self.parts, self.sizes, first.counts / first.counts.sum(), strict=True)
-        return "data.mixture: " + ", ".join(f"{name} {share:.1%} of {size:,} examples" for name, size, share in parts)
-
-
-class Several:
-    """The records of several sources, one behind the other."""
-
-    def __init__(self, parts: Mapping[str, Source]):
-        self.parts = dict(parts)
-        *self.begins, self.size = np.cumsum([0, *map(len, self.parts.values())]).tolist()
-        first = next(iter(self.parts.values()))
-        self.columns = tuple(name for name in first.columns if all(name in part.columns for part in self.parts.values()))
-
-    def __len__(self) -> int:
-        return self.size
-
-    def find(self, index: int) -> tuple[Source, int]:
-        if not 0 <= index < self.size:
-            raise IndexError(index)
-        part = bisect.bisect_right(self.begins, index) - 1
-        return list(self.parts.values())[part], index - self.begins[part]
-
-    def __getitem__(self, index: int) -> Record:
-        source, own = self.find(index)
-        record = source[own]
-        return {name: record[name] for name in self.columns}
-
-    def value(self, index: int, name: str) -> Any:
-        return value_of(*self.find(index), name)
-
-    def where(self, index: int) -> str:
-        source, own = self.find(index)
-        return source.where(own)
-
-    def keep(self, indices: np.ndarray, mark: Record) -> Several:
-        """Returns some of the records, in order; `mark` is added to the fingerprints."""
-        ends = [*self.begins[1:], self.size]
-        own = [indices[(indices >= begin) & (indices < end)] - begin for begin, end in zip(self.begins, ends, strict=True)]
-        return Several({name: Subset(part, kept, mark) for (name, part), kept in zip(self.parts.items(), own, strict=True)})
-
-    def fingerprint(self) -> Record:
-        return {name: source.fingerprint() for name, source in self.parts.items()}
+        return "data.mixture: " + ", ".join(
+            f"{name} {share:.1%} of {size:,} examples" for name, size, share in parts
+        )

@@ -1,28 +1,29 @@
-"""Whether records that a run is judged by are among those it is trained on: compared by 8-byte hashes of their texts.
+"""Finds validation records that also occur in the training data, by 8-byte hashes of the values that a task reads.
 
-Of large data a sample is compared, evenly spread, which bounds memory (8 bytes a record of validation) and time (one pass).
+Of large data a sample is compared, evenly spread, which bounds memory (8 bytes per validation record) and time (one pass).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 
-from fmjax.data.records import Source
+from fmjax.contracts import Processors, Record, Source, Value
 
-MOST_HELD = 1_000_000  # records of validation that are compared
-MOST_TRAINED = 200_000  # records of training
+MOST_HELD = 1_000_000  # validation records that are compared
+MOST_TRAINED = 200_000  # training records
+Digest: TypeAlias = Callable[[Value], bytes]
 
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """How many of `held` records of validation are among `trained` records of training; `first` is one of them.
+    """How many of `held` validation records are among `trained` training records; `first` is one of them.
 
-    `whole` is false where these are a sample.
+    `whole` is false if these are a sample.
     """
 
     count: int
@@ -32,31 +33,33 @@ class Overlap:
     first: str = ""
 
     def warning(self) -> str:
-        """Returns a line about what is in both."""
-        among = f"the {self.trained:,} of training" if self.whole else f"{self.trained:,} of training that were compared"
+        """Returns a line about the records in both."""
+        sample = "" if self.whole else f" (a sample of {self.trained:,} was compared)"
         return (
-            f"warning: {self.count:,} of {self.held:,} records of validation have the text of one among {among} "
-            f"({self.first} is the first), so their metrics may flatter; take them out of one side"
+            f"warning: {self.count:,} of {self.held:,} validation records also occur in training{sample}, "
+            f"the first is {self.first}; metrics will be too good; remove the duplicates"
         )
 
 
-def text_columns(task: Any, source: Source) -> list[str]:
-    """Returns the columns of texts that a task reads, without those of its labels."""
-    named = [getattr(task, field.name) for field in dataclasses.fields(task) if not field.name.startswith(("label", "tag"))]
-    return [name for name in source.columns if name in named]
+def find_overlap(train: Source, held: Source, reads: Mapping[str, str], processors: Processors) -> Overlap | None:
+    """Returns how many records of `held` have the same values as one of `train`; None if no column can be compared.
 
-
-def find_overlap(train: Source, held: Source, columns: Sequence[str]) -> Overlap | None:
-    """Returns how many records of `held` have the same texts as one of `train`; None if no column holds text."""
+    Args:
+      train: the training data.
+      held: the validation data.
+      reads: the columns that a task reads, and the kind of each.
+      processors: by kind; `Processor.digest` says what is compared.
+    """
     chosen, others = spread(len(held), MOST_HELD), spread(len(train), MOST_TRAINED)
-    texts = [name for name in columns if isinstance(held[0][name], str)]
-    if not texts:
+    first = held[0]
+    digests = {name: processors[kind].digest for name, kind in reads.items() if processors[kind].digest(first[name])}
+    if not digests:
         return None
-    ours, theirs = hashes(held, chosen, texts), hashes(train, others, texts)
+    ours, theirs = hashes(held, chosen, digests), hashes(train, others, digests)
     found = np.flatnonzero(np.isin(ours, theirs))
-    first = held.where(int(chosen[found[0]])) if found.size else ""
+    place = held.where(int(chosen[found[0]])) if found.size else ""
     whole = len(chosen) == len(held) and len(others) == len(train)
-    return Overlap(int(found.size), len(chosen), len(others), whole, first)
+    return Overlap(int(found.size), len(chosen), len(others), whole, place)
 
 
 def spread(count: int, most: int) -> np.ndarray:
@@ -64,11 +67,12 @@ def spread(count: int, most: int) -> np.ndarray:
     return np.arange(count) if count <= most else np.arange(most) * count // most
 
 
-def hashes(source: Source, indices: Iterable[int], columns: Sequence[str]) -> np.ndarray:
-    """Returns [records] uint64: a hash of each record's texts, but for case and white space."""
-    return np.fromiter((digest(source[int(index)], columns) for index in indices), np.uint64)
+def hashes(source: Source, indices: Iterable[int], digests: Mapping[str, Digest]) -> np.ndarray:
+    """Returns [records] uint64: a hash of each record's values, by the digest of each column."""
+    return np.fromiter((hashed(source[int(index)], digests) for index in indices), np.uint64)
 
 
-def digest(record: dict[str, Any], columns: Sequence[str]) -> int:
-    text = "\0".join(" ".join(str(record[name]).lower().split()) for name in columns)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def hashed(record: Record, digests: Mapping[str, Digest]) -> int:
+    """Returns the hash of a record's values."""
+    joined = b"\0".join(digest(record[name]) for name, digest in digests.items())
+    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little")

@@ -1,30 +1,37 @@
-"""A packing plan: which pieces of text share a row, so that little of a row is padding.
+"""Plans which pieces of text share a row, so that little of a row is padding.
 
-The plan is a function of the pieces' lengths alone and is made once, when a run starts: an array of piece numbers, row after row,
-and the bounds of the rows, so that any row is found at once. Rows are filled one at a time, the longest piece that is left first,
-then again and again the piece that fits best into the room that is left: with one length the longest that fits, which is
-first-fit-decreasing; with several, as of sources and targets, the one whose lengths have the largest dot product with the room
-(Panigrahy et al. 2011, "Heuristics for vector bin packing"). Pieces of the same lengths are alike, so a row that was found is
-repeated for as long as there are such pieces: the time goes with the number of different lengths, and hardly with that of pieces.
+The plan depends only on the lengths of the pieces and is made once, when a run starts: an array of
+piece numbers, row after row, and the bounds of the rows, so that any row is found at once. Rows are
+filled one at a time. Each begins with the longest piece left, and then takes the piece that fits
+best into the remaining room: with one length the longest that fits, which is first-fit-decreasing;
+with several, such as sources and targets, the one whose lengths have the largest dot product with
+the room (Panigrahy et al. 2011, "Heuristics for vector bin packing"). Pieces of the same lengths
+are alike, so the pattern of a row is repeated while there are such pieces: the time grows with the
+number of different lengths, and hardly with that of pieces.
 
-What shares a row: pieces that complement each other in length, from anywhere in the data, as pieces of the same lengths are
-shuffled before they are dealt out. They stay together in every epoch, while the rows are shuffled anew.
+The pieces of a row complement each other in length and come from anywhere in the data, since pieces
+of the same lengths are shuffled before they are assigned. They stay together in every epoch; the
+rows are shuffled in each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-SHAPES = 4096  # different lengths that are told apart; of more, lengths are compared in coarser units
+from fmjax.contracts import Examples
+
+# Different lengths that are distinguished; with more, lengths are compared in coarser units.
+SHAPES = 4096
 
 
 class Plan(NamedTuple):
-    """Row i holds the pieces `order[bounds[i]:bounds[i + 1]]`, in ascending order; rows are in the order of their first.
+    """Row i holds the pieces `order[bounds[i]:bounds[i + 1]]`, in ascending order; rows are in the
+    order of their first piece.
 
-    `fill` is the share of all rows, one number for each length, that is no padding.
+    `fill` is the share of all rows, per length, that is not padding.
     """
 
     order: np.ndarray
@@ -41,7 +48,8 @@ class Plan(NamedTuple):
 
 
 def pack(lengths: np.ndarray, most: int | Sequence[int]) -> Plan:
-    """Returns the plan of pieces of `lengths [N]`, or of several lengths each, `[N, D]`, in rows of at most `most` (D numbers).
+    """Returns the plan of pieces of `lengths [N]`, or of several lengths each, `[N, D]`, in rows of
+    at most `most` (D numbers).
 
     Raises ValueError if a piece is longer than a row.
     """
@@ -50,7 +58,7 @@ def pack(lengths: np.ndarray, most: int | Sequence[int]) -> Plan:
     if (lengths_ND > room).any():
         raise ValueError(f"a piece of {lengths_ND.max(axis=0)} in rows of {room}")
     kinds, shapes, unit = compared(lengths_ND)
-    # Pieces of a kind stand side by side, in an order that depends on their number alone.
+    # Pieces of a kind are next to each other, in an order that depends only on their number.
     dealt = np.random.default_rng(0).permutation(len(lengths_ND))
     dealt = dealt[np.argsort(kinds[dealt], kind="stable")]
     counts = np.bincount(kinds, minlength=len(shapes))
@@ -66,7 +74,8 @@ def pack(lengths: np.ndarray, most: int | Sequence[int]) -> Plan:
 
 
 def compared(lengths_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns the kind of each piece [N], the lengths of each kind [U, D], longest first, and the unit that these count in."""
+    """Returns the kind of each piece [N], the lengths of each kind [U, D], longest first, and the
+    unit of these lengths."""
     unit = 1
     while True:
         rounded = -(-lengths_ND // unit)
@@ -80,8 +89,11 @@ def compared(lengths_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     return np.argsort(order)[kinds], shapes[order], unit
 
 
-def patterns(shapes: np.ndarray, left: np.ndarray, room: np.ndarray) -> list[tuple[dict[int, int], int]]:
-    """Returns how many pieces of which kind share a row, and how many rows are filled so, until none of `left [U]` is left."""
+def patterns(
+    shapes: np.ndarray, left: np.ndarray, room: np.ndarray
+) -> list[tuple[dict[int, int], int]]:
+    """Returns how many pieces of which kind share a row, and the number of such rows, until none of
+    `left [U]` is left."""
     shares = shapes / np.maximum(room, 1)
     found = []
     first = 0
@@ -106,8 +118,12 @@ def patterns(shapes: np.ndarray, left: np.ndarray, room: np.ndarray) -> list[tup
 
 
 def planned(parts: Sequence[np.ndarray], lengths_ND: np.ndarray, room: np.ndarray) -> Plan:
-    """Returns the plan of rows that are given in groups of as many pieces each."""
-    rows = np.concatenate([np.full(len(part), part.shape[1]) for part in parts]) if parts else np.zeros(0, np.int64)
+    """Returns the plan of rows that are given in groups with the same number of pieces."""
+    rows = (
+        np.concatenate([np.full(len(part), part.shape[1]) for part in parts])
+        if parts
+        else np.zeros(0, np.int64)
+    )
     firsts = np.concatenate([part[:, 0] for part in parts]) if parts else np.zeros(0, np.int64)
     flat = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, np.int64)
     in_order = np.argsort(firsts)
@@ -119,10 +135,12 @@ def planned(parts: Sequence[np.ndarray], lengths_ND: np.ndarray, room: np.ndarra
 
 
 def pack_matched(lengths: np.ndarray, most: int) -> tuple[Plan, int]:
-    """Returns the plan of pieces of two lengths `[N, 2]` in rows whose first side has `most` places, and how many the second has.
+    """Returns the plan of pieces of two lengths `[N, 2]` in rows whose first side has `most`
+    places, and those of the second.
 
-    For both to be filled alike, it is as much shorter or longer as the sum of all second lengths is, with room for the longest at
-    least; of a few such numbers, that of the fullest rows, both sides together.
+    To fill both sides equally, the second is shorter or longer in the ratio of the sums of lengths,
+    with room for the longest at least; of a few such numbers, the one with the fullest rows, both
+    sides together.
     """
     lengths = np.asarray(lengths)
     first, second = lengths.sum(axis=0).tolist()
@@ -136,15 +154,21 @@ def pack_matched(lengths: np.ndarray, most: int) -> tuple[Plan, int]:
 
 def describe(fill: Mapping[str, float]) -> str:
     """Returns one line about how full rows are, by the name of the array."""
-    return ", ".join(f"{100 * share:.1f} % of {name}" for name, share in fill.items()) + " no padding"
+    return (
+        ", ".join(f"{100 * share:.1f} % of {name}" for name, share in fill.items()) + " no padding"
+    )
 
 
-def fill_of(examples: Any) -> dict[str, float]:
-    """Returns the share of each array of tokens that is no padding, where the examples say it or have lengths; of several
-    sources or tasks, those of each."""
-    if hasattr(examples, "fill"):
+def fill_of(examples: Examples) -> dict[str, float]:
+    """Returns the share of each array of tokens that is not padding, if that is known; of a
+    mixture, those of each part."""
+    if examples.fill is not None:
         return dict(examples.fill)
-    if hasattr(examples, "lengths") and hasattr(examples, "max_length"):
-        return {"input_ids": float(np.mean(getattr(examples, "tokens", examples.lengths))) / examples.max_length}
-    parts = getattr(examples, "parts", {})
-    return {f"{part}/{name}": share for part, own in parts.items() for name, share in fill_of(own).items()}
+    if examples.lengths is not None and examples.max_length:
+        filled = examples.lengths if examples.filled is None else examples.filled
+        return {"input_ids": float(np.mean(filled)) / examples.max_length}
+    return {
+        f"{part}/{name}": share
+        for part, own in examples.parts.items()
+        for name, share in fill_of(own).items()
+    }

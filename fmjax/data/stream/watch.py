@@ -1,7 +1,9 @@
-"""Readers that run ahead of training, watched: which example each is reading, which has died, and whether one hangs.
+"""Watches the processes that read ahead of training: which example each is reading, whether it has
+died or hangs.
 
-Worker processes end by themselves when the process that started them is gone, whatever ended that; Grain's would not. They leave
-signals that a launcher sends to all processes to the one that trains, which saves its state first.
+Worker processes end by themselves when the process that started them is gone, however it ended;
+Grain's would not. They ignore signals that a launcher sends to all processes: the process that
+trains saves its state first.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ _reader = 0  # which worker this process is
 
 
 class Slots:
-    """Two numbers for each worker process, its id and the example it reads, in a file that all of them map; without workers,
-    those of this process."""
+    """Two numbers per worker process, its id and the example it reads, in a file that all of them
+    map.
+
+    Without workers, those of this process.
+    """
 
     def __init__(self, workers: int, path: str = ""):
         self.workers, self.path = workers, path
@@ -39,25 +44,29 @@ class Slots:
         return Slots, (self.workers, self.path)
 
     def note(self, index: int) -> None:
-        """Says that this reader is about to read an example."""
+        """Records that this reader is about to read an example."""
         self.table[_reader] = os.getpid(), index
 
     def reading(self) -> list[int]:
-        """Returns the example that each reader has begun last, -1 if none."""
-        return self.table[:, 1].tolist()
+        """Returns the example that each reader began last, -1 if none."""
+        return [int(example) for example in self.table[:, 1]]
 
     def dead(self) -> list[int]:
-        """Returns which readers have begun and are no longer there."""
-        return [reader for reader, pid in enumerate(self.table[:, 0].tolist()) if pid > 0 and not alive(pid)]
+        """Returns the readers that have begun and have died."""
+        return [
+            reader
+            for reader, pid in enumerate(self.table[:, 0].tolist())
+            if pid > 0 and not alive(pid)
+        ]
 
     def close(self) -> None:
-        """Removes the file; what has it mapped keeps it."""
+        """Removes the file; processes that have mapped it keep their mapping."""
         if self.path and os.path.exists(self.path):
             os.remove(self.path)
 
 
 def alive(pid: int) -> bool:
-    """Returns whether there is a process, of one's own, with that id."""
+    """Returns whether this user has a process with that id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -66,7 +75,8 @@ def alive(pid: int) -> bool:
 
 
 def begin_reader(parent: int, reader: int, count: int) -> None:
-    """Makes this worker process reader number `reader`: it ends when its parent, a process id, does, and by no signal before."""
+    """Makes this process reader number `reader`: it ends when its parent, a process id, does, and
+    ignores signals until then."""
     global _reader
     _reader = reader
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -81,16 +91,20 @@ def end_with(parent: int) -> None:
 
 
 def how_it_ended(error: RuntimeError) -> str | None:
-    """Returns how a worker ended by what Grain says of it, None if the error is another one."""
-    found = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
-    if not found:
+    """Returns how a worker ended, as Grain reports it; None if the error is another one."""
+    # The exit code is in the text alone.
+    match = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+    if not match:
         return None
-    code = int(found[1])
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    code = int(match[1])
+    return (
+        f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    )
 
 
 class Watchdog:
-    """Tells, once in `seconds`, that a wait takes longer than that; 0: never."""
+    """Calls `tell` with the seconds waited, once in `seconds`, while a wait takes longer than that;
+    0: never."""
 
     def __init__(self, seconds: float, tell: Callable[[float], None]):
         self.seconds, self.tell = seconds, tell
@@ -108,13 +122,13 @@ class Watchdog:
             self.since = None
 
     def watch(self) -> None:
-        told = 0
+        warnings = 0
         while not self.closed.wait(min(self.seconds / 4, 1.0)):
             since = self.since
             waited = 0.0 if since is None else time.monotonic() - since
-            told = min(told, int(waited / self.seconds))
-            if waited >= self.seconds * (told + 1):
-                told += 1
+            warnings = min(warnings, int(waited / self.seconds))
+            if waited >= self.seconds * (warnings + 1):
+                warnings += 1
                 self.tell(waited)
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """The tokenizers of Marian's translation models (opus-mt), for `tokenizers.Tokenizer`.
 
-Two SentencePiece models cut texts, `source.spm` and `target.spm`; `vocab.json` gives the ids of both's pieces. A source may
-begin with the language that is asked for, as ">>fra<<". Follows Hugging Face's `tokenization_marian.py`.
+Two SentencePiece models cut texts, `source.spm` and `target.spm`; `vocab.json` gives the ids of
+both's pieces. A source may begin with the language that is asked for, as ">>fra<<". Follows Hugging
+Face's `tokenization_marian.py`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sentencepiece
 import tokenizers
 from tokenizers import models, processors
 
+from fmjax.contracts import Value
 from fmjax.data.tokenizers.sentencepieces import SPACE
 from fmjax.errors import UserError
 
@@ -27,11 +28,16 @@ LANGUAGE = re.compile(r">>.*?<<", re.DOTALL)
 
 
 class MarianPieces:
-    """Two SentencePiece models over one vocabulary. In a text, the special tokens are read as such."""
+    """Two SentencePiece models over one vocabulary.
+
+    In a text, the special tokens are read as such.
+    """
 
     def __init__(self, source: bytes, target: bytes, vocabulary: Mapping[str, int]):
         self.protos, self.vocabulary = (source, target), dict(vocabulary)
-        self.source, self.target = (sentencepiece.SentencePieceProcessor(model_proto=proto) for proto in self.protos)
+        self.source, self.target = (
+            sentencepiece.SentencePieceProcessor(model_proto=proto) for proto in self.protos
+        )
         self.tokens = [""] * (max(self.vocabulary.values()) + 1)
         for token, number in self.vocabulary.items():
             self.tokens[number] = token
@@ -54,18 +60,22 @@ class MarianPieces:
         return [self.cut(text, self.target)[0] for text in texts]
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the ids of a text of the source's language, and where each stands in it, in characters."""
+        """Returns the ids of a text of the source's language, and where each stands in it, in
+        characters."""
         return self.cut(text, self.source)
 
-    def cut(self, text: str, processor: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    def cut(
+        self, text: str, processor: sentencepiece.SentencePieceProcessor
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns a text's ids and offsets, by one of the models."""
         pieces: list[str] = []
         offsets: list[tuple[int, int]] = []
         at = 0
         for part in SPECIAL.split(text):
             begin = 0
-            if SPECIAL.fullmatch(part) or (language := LANGUAGE.match(part)):
-                begin = len(part) if SPECIAL.fullmatch(part) else language.end()  # type: ignore[union-attr]
+            language = None if SPECIAL.fullmatch(part) else LANGUAGE.match(part)
+            if language or SPECIAL.fullmatch(part):
+                begin = len(language[0]) if language else len(part)
                 pieces.append(part[:begin])
                 offsets.append((at, at + begin))
             found = processor.encode(part[begin:], return_type="offset_mapping")
@@ -77,7 +87,8 @@ class MarianPieces:
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids; special tokens stand as they are.
 
-        The source's model writes it, as in the reference: it writes pieces that it does not have as they are spelt.
+        The source's model writes it, as in the reference: it writes pieces that it does not have as
+        they are spelt.
         """
         text = ""
         plain: list[str] = []
@@ -87,11 +98,16 @@ class MarianPieces:
                 plain = []
             else:
                 plain.append(token)
-        return (text + self.source.decode_pieces(plain)).replace(SPACE, " ").strip()
+        text += str(self.source.decode_pieces(plain))
+        return text.replace(SPACE, " ").strip()
 
     def special(self) -> set[int]:
         """Returns the ids of the special tokens and of the languages that may be asked for."""
-        return {number for token, number in self.vocabulary.items() if SPECIAL.fullmatch(token) or LANGUAGE.fullmatch(token)}
+        return {
+            number
+            for token, number in self.vocabulary.items()
+            if SPECIAL.fullmatch(token) or LANGUAGE.fullmatch(token)
+        }
 
     def openings(self) -> np.ndarray:
         """Returns [vocabulary] bool: whether a token begins a word."""
@@ -101,7 +117,7 @@ class MarianPieces:
         """Returns [vocabulary] bool: whether a token ends a word by itself; none does."""
         return np.zeros(len(self.tokens), bool)
 
-    def template(self) -> Any:
+    def template(self) -> tokenizers.Tokenizer:
         """Returns a tokenizer that puts the end token behind a text, or behind two."""
         shell = tokenizers.Tokenizer(models.WordLevel(self.vocabulary, unk_token=UNKNOWN))
         shell.post_processor = processors.TemplateProcessing(
@@ -109,24 +125,38 @@ class MarianPieces:
         )
         return shell
 
-    def save(self, folder: Path) -> dict[str, Any]:
+    def save(self, folder: Path) -> dict[str, Value]:
         """Writes the three files; returns settings for the reader."""
         for name, proto in zip((SOURCE, TARGET), self.protos, strict=True):
             (folder / name).write_bytes(proto)
-        (folder / VOCABULARY).write_text(json.dumps(self.vocabulary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / VOCABULARY).write_text(
+            json.dumps(self.vocabulary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         return {"tokenizer_class": "MarianTokenizer"}
 
 
-def read(folder: Path, settings: Mapping[str, Any]) -> MarianPieces:
-    """Returns the tokenizer of a Marian folder. Raises UserError if a file is missing or damaged, or source and target have
-    a vocabulary each."""
+def read(folder: Path, settings: Mapping[str, Value]) -> MarianPieces:
+    """Returns the tokenizer of a Marian folder. Raises UserError if a file is missing or damaged,
+    or source and target have a vocabulary each."""
     if settings.get("separate_vocabs"):
-        raise UserError(f"{folder}: source and target have a vocabulary each, which is not handled; use a model that shares one")
+        raise UserError(
+            f"{folder}: source and target have a vocabulary each, which is not handled; "
+            "use a model that shares one"
+        )
     try:
         vocabulary = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
-        pieces = {token: number for token, number in vocabulary.items() if type(number) is int and number >= 0}
+        pieces = {
+            token: number
+            for token, number in vocabulary.items()
+            if type(number) is int and number >= 0
+        }
         if pieces != vocabulary or not {PAD, END, UNKNOWN} <= set(pieces):
-            raise ValueError(f"{VOCABULARY} does not number tokens, {PAD}, {END} and {UNKNOWN} among them")
+            raise ValueError(
+                f"{VOCABULARY} does not number tokens, {PAD}, {END} and {UNKNOWN} among them"
+            )
         return MarianPieces((folder / SOURCE).read_bytes(), (folder / TARGET).read_bytes(), pieces)
     except (OSError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{folder}: is not a whole Marian tokenizer ({error}); get {SOURCE}, {TARGET} and {VOCABULARY}") from None
+        raise UserError(
+            f"{folder}: is not a whole Marian tokenizer ({error}); "
+            f"get {SOURCE}, {TARGET} and {VOCABULARY}"
+        ) from None

@@ -1,7 +1,9 @@
-"""Reads tokenizers from folders in Hugging Face's layout. Nothing that is read is executed or unpickled.
+"""Reads tokenizers from folders in Hugging Face's layout. Nothing that is read is executed or
+unpickled.
 
-`tokenizer.json` says all. Before it there were `vocab.txt` (BERT's WordPiece) and `vocab.json` with `merges.txt` (the
-byte-level BPE of GPT-2 and RoBERTa), whose settings stand in `tokenizer_config.json`; SentencePiece's `*.model`; `*.tiktoken`.
+`tokenizer.json` says all. Before it there were `vocab.txt` (BERT's WordPiece) and `vocab.json` with
+`merges.txt` (the byte-level BPE of GPT-2 and RoBERTa), whose settings stand in
+`tokenizer_config.json`; SentencePiece's `*.model`; `*.tiktoken`.
 """
 
 from __future__ import annotations
@@ -10,19 +12,25 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from fmjax.contracts import Value
 from fmjax.data.tokenizers import marian, tiktokens
 from fmjax.data.tokenizers.marian import MarianPieces
-from fmjax.data.tokenizers.sentencepieces import MODEL, SPACE, SentencePieces, bert_template, read_model
+from fmjax.data.tokenizers.sentencepieces import (
+    MODEL,
+    SPACE,
+    SentencePieces,
+    bert_template,
+    read_model,
+)
 from fmjax.data.tokenizers.words import Words, fits
 from fmjax.errors import UserError
 
-Settings = dict[str, Any]
+Settings = dict[str, Value]
 
 # The names that a role's token has where no file says so.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -33,10 +41,15 @@ ROLES: dict[str, tuple[str, ...]] = {
     "mask": ("[MASK]", "<mask>"),
 }
 ENDS = ("</s>", "<|endoftext|>")  # the same for the token that ends a text
-LOOKED_FOR = "tokenizer.json, vocab.txt, vocab.json with merges.txt or source.spm, a SentencePiece *.model, or *.tiktoken"
-BLANKS = ("Ġ", "Ċ", "ĉ", "č")  # how byte-level tokens write a space, a line feed, a tab and a carriage return
+LOOKED_FOR = (
+    "tokenizer.json, vocab.txt, vocab.json with merges.txt or source.spm, a SentencePiece *.model, "
+    "or *.tiktoken"
+)
+# How byte-level tokens write a space, a line feed, a tab and a carriage return.
+BLANKS = ("Ġ", "Ċ", "ĉ", "č")
 
-# Tokenizers with the same files that cut texts in another way are refused: their tokenizer.json tells how.
+# Tokenizers with the same files that cut texts in another way are refused: their tokenizer.json
+# tells how.
 WORDPIECES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 BYTE_LEVELS = ("RobertaTokenizer", "GPT2Tokenizer")
 
@@ -44,7 +57,7 @@ BYTE_LEVELS = ("RobertaTokenizer", "GPT2Tokenizer")
 class Pieces:
     """A tokenizer of the tokenizers library: WordPiece, BPE, unigram or words."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
@@ -64,7 +77,10 @@ class Pieces:
         """Returns the ids of each text."""
         if self.words is not None:
             return self.words.encode_batch(texts)
-        return [row.ids for row in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            row.ids
+            for row in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns the ids of a text, and where each stands in it, in characters."""
@@ -73,11 +89,15 @@ class Pieces:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, special tokens included."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def special(self) -> set[int]:
         """Returns the ids of the tokens that the file declares special."""
-        return {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        return {
+            number
+            for number, token in self.tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
 
     def openings(self) -> np.ndarray:
         """Returns [vocabulary] bool: whether a token begins a word."""
@@ -97,15 +117,18 @@ class Pieces:
 
     @functools.cached_property
     def byte_level(self) -> bool:
-        """Whether tokens are written byte by byte, as in GPT-2, with another sign for a space than SentencePiece has."""
-        return sum(token.startswith(BLANKS[0]) for token in self.tokens) > sum(token.startswith(SPACE) for token in self.tokens)
+        """Whether tokens are written byte by byte, as in GPT-2, with another sign for a space than
+        SentencePiece has."""
+        return sum(token.startswith(BLANKS[0]) for token in self.tokens) > sum(
+            token.startswith(SPACE) for token in self.tokens
+        )
 
-    def template(self) -> Any:
+    def template(self) -> tokenizers.Tokenizer:
         """Returns the tokenizer whose post-processor puts texts together."""
         return self.tokenizer
 
     def save(self, folder: Path) -> Settings:
-        """Writes `tokenizer.json`, and `vocab.txt` for WordPiece; returns settings for the reader."""
+        """Writes `tokenizer.json`, and WordPiece's `vocab.txt`; returns settings for the reader."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
         if isinstance(self.tokenizer.model, models.WordPiece):
             self.tokenizer.model.save(str(folder))
@@ -115,14 +138,17 @@ class Pieces:
 def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
     """Returns the tokenizer in a folder or file, and the settings beside it.
 
-    Raises UserError, saying what is looked for, if there is none, or it cuts texts in a way that is not known here.
+    Raises UserError, saying what is looked for, if there is none, or it cuts texts in a way that is
+    not known here.
     """
     if path.is_file():
         return read_file(path), {}
     if not path.is_dir():
         raise UserError(f"{path}: no such folder or file; a tokenizer is {LOOKED_FOR}")
     settings = read_json(path / "tokenizer_config.json") | {
-        name: token for name, token in read_json(path / "special_tokens_map.json").items() if name.endswith("_token")
+        name: token
+        for name, token in read_json(path / "special_tokens_map.json").items()
+        if name.endswith("_token")
     }
     settings.pop("auto_map", None)  # names code to be executed
     if settings.get("fmjax") == MODEL and (path / MODEL).is_file():
@@ -130,7 +156,9 @@ def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
     if (path / marian.SOURCE).is_file():
         return marian.read(path, settings), settings
     if (path / "tokenizer.json").is_file():
-        return Pieces(with_settings(read_tokenizer_json(path / "tokenizer.json"), settings)), settings
+        return Pieces(
+            with_settings(read_tokenizer_json(path / "tokenizer.json"), settings)
+        ), settings
     if (path / "vocab.txt").is_file():
         check_class(path, settings, WORDPIECES)
         return Pieces(wordpiece(path / "vocab.txt", settings)), settings
@@ -141,15 +169,20 @@ def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
     if not found:
         raise UserError(f"{path}: no tokenizer; looked for {LOOKED_FOR}")
     if len(found) > 1:
-        raise UserError(f"{path}: has {', '.join(file.name for file in found)}; name one of the files")
+        raise UserError(
+            f"{path}: has {', '.join(file.name for file in found)}; name one of the files"
+        )
     check_class(path, settings, ())
     return read_file(found[0], settings), settings
 
 
-def read_file(path: Path, settings: Mapping[str, Any] | None = None) -> Pieces | SentencePieces:
+def read_file(path: Path, settings: Mapping[str, Value] | None = None) -> Pieces | SentencePieces:
     """Returns the tokenizer in one file, by its name."""
     if path.name == "sentencepiece.bpe.model":
-        raise UserError(f"{path}: XLM-R and its kin number these pieces anew; add their tokenizer.json, which says how")
+        raise UserError(
+            f"{path}: XLM-R and its kin number these pieces anew; "
+            "add their tokenizer.json, which says how"
+        )
     if path.suffix == ".model":
         return read_model(path)
     if path.suffix == ".txt":
@@ -162,7 +195,10 @@ def read_file(path: Path, settings: Mapping[str, Any] | None = None) -> Pieces |
 
 
 def read_json(path: Path) -> Settings:
-    """Returns a JSON object, empty if there is no such file. Raises UserError if it is malformed."""
+    """Returns a JSON object, empty if there is no such file.
+
+    Raises UserError if it is malformed.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -174,25 +210,37 @@ def read_json(path: Path) -> Settings:
     return values
 
 
-def read_tokenizer_json(path: Path) -> Any:
+def read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     """Returns the tokenizer of a tokenizer.json. Raises UserError if it is malformed."""
     try:
         return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises plain Exceptions
-        raise UserError(f"{path}: is not a tokenizer.json that the tokenizers library reads ({error}); fetch it again") from error
+        raise UserError(
+            f"{path}: is not a tokenizer.json that the tokenizers library reads ({error}); "
+            "fetch it again"
+        ) from error
 
 
 def check_class(path: Path, settings: Settings, known: Sequence[str]) -> None:
-    """Raises UserError if the settings name a class of tokenizers that the vocabulary files alone do not describe."""
+    """Raises UserError if the settings name a class of tokenizers that the vocabulary files alone
+    do not describe."""
     name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     if name and name not in known:
-        raise UserError(f"{path}: a {name} cuts texts in its own way; add the tokenizer.json that its save_pretrained writes")
+        raise UserError(
+            f"{path}: a {name} cuts texts in its own way; "
+            "add the tokenizer.json that its save_pretrained writes"
+        )
 
 
-def with_settings(tokenizer: Any, settings: Settings) -> Any:
-    """Lets settings of BERT's normalisation override those of tokenizer.json, as the reference does."""
+def with_settings(tokenizer: tokenizers.Tokenizer, settings: Settings) -> tokenizers.Tokenizer:
+    """Lets settings of BERT's normalisation override those of tokenizer.json, as the reference
+    does."""
     normalizer = tokenizer.normalizer
-    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
+    names = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars",
+    }
     if isinstance(normalizer, normalizers.BertNormalizer):
         for name, attribute in names.items():
             if name in settings:
@@ -201,15 +249,19 @@ def with_settings(tokenizer: Any, settings: Settings) -> Any:
     return tokenizer
 
 
-def wordpiece(path: Path, settings: Settings) -> Any:
+def wordpiece(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     """Returns BERT's tokenizer over a vocabulary file. Raises UserError if that lacks [UNK].
 
-    Without the setting `do_lower_case` it lower-cases, unless more than one token of a hundred has a capital letter.
+    Without the setting `do_lower_case` it lower-cases, unless more than one token of a hundred has
+    a capital letter.
     """
     tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocabulary = {token.rstrip("\r"): number for number, token in enumerate(tokens)}
     if "[UNK]" not in vocabulary:
-        raise UserError(f"{path}: has no [UNK] among its {len(tokens)} tokens; give a WordPiece vocabulary, one token a line")
+        raise UserError(
+            f"{path}: has no [UNK] among its {len(tokens)} tokens; "
+            "give a WordPiece vocabulary, one token a line"
+        )
     capitals = sum(token != token.lower() for token in tokens if not token.startswith("["))
     return bert(
         vocabulary,
@@ -219,11 +271,21 @@ def wordpiece(path: Path, settings: Settings) -> Any:
     )
 
 
-def bert(vocabulary: Mapping[str, int], lowercase: bool, strip_accents: bool | None = None, chinese: bool = True) -> Any:
+def bert(
+    vocabulary: Mapping[str, int],
+    lowercase: bool,
+    strip_accents: bool | None = None,
+    chinese: bool = True,
+) -> tokenizers.Tokenizer:
     """Returns BERT's tokenizer over a vocabulary (google-research/bert, tokenization.py)."""
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(dict(vocabulary), unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer = tokenizers.Tokenizer(
+        models.WordPiece(dict(vocabulary), unk_token="[UNK]", max_input_chars_per_word=100)
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lowercase
+        clean_text=True,
+        handle_chinese_chars=chinese,
+        strip_accents=strip_accents,
+        lowercase=lowercase,
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
@@ -233,28 +295,39 @@ def bert(vocabulary: Mapping[str, int], lowercase: bool, strip_accents: bool | N
     return tokenizer
 
 
-def byte_level(path: Path, settings: Settings) -> Any:
-    """Returns the tokenizer of RoBERTa, or of GPT-2 where there is no <s>, over vocab.json and merges.txt."""
+def byte_level(path: Path, settings: Settings) -> tokenizers.Tokenizer:
+    """Returns the tokenizer of RoBERTa, or of GPT-2 where there is no <s>, over vocab.json and
+    merges.txt."""
     try:
         model = models.BPE.from_file(str(path), str(path.with_name("merges.txt")))
     except Exception as error:  # the library raises plain Exceptions
-        raise UserError(f"{path}: with merges.txt beside it, is not a BPE vocabulary ({error}); fetch them again") from error
+        raise UserError(
+            f"{path}: with merges.txt beside it, is not a BPE vocabulary ({error}); "
+            "fetch them again"
+        ) from error
     return roberta(tokenizers.Tokenizer(model), bool(settings.get("add_prefix_space", False)))
 
 
-def roberta(tokenizer: Any, prefix_space: bool = False) -> Any:
-    """Gives a byte-level BPE the rest of RoBERTa's tokenizer, or of GPT-2's where there is no <s>."""
+def roberta(tokenizer: tokenizers.Tokenizer, prefix_space: bool = False) -> tokenizers.Tokenizer:
+    """Gives a byte-level BPE the rest of RoBERTa's tokenizer, or without <s> of GPT-2's."""
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     special = [names[1] for names in ROLES.values()] + [ENDS[1]]
-    # As in the reference, a mask takes the space before it: what it stands for begins with that space.
+    # As in the reference, a mask takes the space before it: what it stands for begins with that
+    # space.
     tokenizer.add_special_tokens(
-        [AddedToken(name, lstrip=name == "<mask>", normalized=False) for name in special if name in vocabulary]
+        [
+            AddedToken(name, lstrip=name == "<mask>", normalized=False)
+            for name in special
+            if name in vocabulary
+        ]
     )
     if {"<s>", "</s>"} <= set(vocabulary):
         ends = ("</s>", vocabulary["</s>"]), ("<s>", vocabulary["<s>"])
-        tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=prefix_space)
+        tokenizer.post_processor = processors.RobertaProcessing(
+            *ends, trim_offsets=True, add_prefix_space=prefix_space
+        )
     else:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return tokenizer

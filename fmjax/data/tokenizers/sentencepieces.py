@@ -1,4 +1,5 @@
-"""SentencePiece models (Kudo and Richardson 2018), read by the sentencepiece library, for `tokenizers.Tokenizer`."""
+"""SentencePiece models (Kudo and Richardson 2018), read by the sentencepiece library, for
+`tokenizers.Tokenizer`."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from fmjax.contracts import Value
 from fmjax.errors import UserError
 
 MODEL = "spiece.model"
@@ -27,12 +29,17 @@ def sentinel(number: int) -> str:
 
 
 class SentencePieces:
-    """A SentencePiece model. Of special tokens in a text, its mask and sentinels alone are read as such."""
+    """A SentencePiece model.
+
+    Of special tokens in a text, its mask and sentinels alone are read as such.
+    """
 
     def __init__(self, proto: bytes):
         self.proto = proto
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
-        self.tokens = [self.processor.id_to_piece(number) for number in range(self.processor.get_piece_size())]
+        self.tokens = [
+            self.processor.id_to_piece(number) for number in range(self.processor.get_piece_size())
+        ]
         self.sentinels = [name for name in self.tokens if SENTINEL.fullmatch(name)]
         self.masks = [name for name in MASKS if name in self.tokens] + self.sentinels
         self.marks = re.compile(f"({'|'.join(map(re.escape, self.masks)) or '(?!)'})")
@@ -50,7 +57,9 @@ class SentencePieces:
         """Returns the ids of each text."""
         plain = [index for index, text in enumerate(texts) if not self.marks.search(text)]
         rows: list[list[int]] = [[] for _ in texts]
-        for index, ids in zip(plain, self.processor.encode([texts[index] for index in plain]), strict=True):
+        for index, ids in zip(
+            plain, self.processor.encode([texts[index] for index in plain]), strict=True
+        ):
             rows[index] = ids
         for index in set(range(len(texts))).difference(plain):
             rows[index] = self.encode(texts[index])[0]
@@ -74,11 +83,13 @@ class SentencePieces:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids; control tokens, such as [CLS], have none."""
-        return self.processor.decode(list(ids))
+        return str(self.processor.decode(list(ids)))
 
     def special(self) -> set[int]:
         """Returns the ids of control tokens and sentinels."""
-        control = {number for number in range(len(self.tokens)) if self.processor.is_control(number)}
+        control = {
+            number for number in range(len(self.tokens)) if self.processor.is_control(number)
+        }
         return control | {self.tokens.index(name) for name in self.sentinels}
 
     def openings(self) -> np.ndarray:
@@ -89,22 +100,29 @@ class SentencePieces:
         """Returns [vocabulary] bool: whether a token ends a word by itself; none does."""
         return np.zeros(len(self.tokens), bool)
 
-    def template(self) -> Any:
-        """Returns a tokenizer that puts two texts together in BERT's way, as ALBERT does, where there is [CLS] and [SEP], or in
-        T5's, each before its </s>, where there are sentinels."""
-        shell = tokenizers.Tokenizer(models.WordLevel({token: n for n, token in enumerate(self.tokens)}, unk_token=self.unk))
+    def template(self) -> tokenizers.Tokenizer:
+        """Returns a tokenizer that puts two texts together in BERT's way, as ALBERT does, where
+        there is [CLS] and [SEP], or in T5's, each before its </s>, where there are sentinels."""
+        shell = tokenizers.Tokenizer(
+            models.WordLevel({token: n for n, token in enumerate(self.tokens)}, unk_token=self.unk)
+        )
         if {"[CLS]", "[SEP]"} <= set(self.tokens):
-            shell.post_processor = bert_template(self.tokens.index("[CLS]"), self.tokens.index("[SEP]"))
+            shell.post_processor = bert_template(
+                self.tokens.index("[CLS]"), self.tokens.index("[SEP]")
+            )
         if self.sentinels and "</s>" in self.tokens:
             end = ("</s>", self.tokens.index("</s>"))
-            shell.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[end])
+            shell.post_processor = processors.TemplateProcessing(
+                single="$A </s>", pair="$A </s> $B </s>", special_tokens=[end]
+            )
         return shell
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Writes `spiece.model`, and a `tokenizer.json` that the reference reads; returns settings for the reader.
+    def save(self, folder: Path) -> dict[str, Value]:
+        """Writes `spiece.model`, and a `tokenizer.json` that the reference reads; returns settings
+        for the reader.
 
-        The reference's reading of a unigram model agrees except where a text joins characters by U+200D and its kin. For
-        models of words and characters no `tokenizer.json` is written.
+        The reference's reading of a unigram model agrees except where a text joins characters by
+        U+200D and its kin. For models of words and characters no `tokenizer.json` is written.
         """
         (folder / MODEL).write_bytes(self.proto)
         spec = self.specification
@@ -121,11 +139,12 @@ class SentencePieces:
         specification.ParseFromString(self.proto)
         return specification
 
-    def convert(self) -> Any:
-        """Returns the model as one of the tokenizers library, as the reference's `convert_slow_tokenizer.py` does."""
+    def convert(self) -> tokenizers.Tokenizer:
+        """Returns the model as one of the tokenizers library, as the reference's
+        `convert_slow_tokenizer.py` does."""
         spec, trainer = self.specification, self.specification.trainer_spec
         pieces = [(piece.piece, piece.score) for piece in spec.pieces]
-        steps: list[Any] = []
+        steps: list[normalizers.Normalizer] = []
         if spec.normalizer_spec.precompiled_charsmap:
             steps.append(normalizers.Precompiled(spec.normalizer_spec.precompiled_charsmap))
         if spec.normalizer_spec.remove_extra_whitespaces:
@@ -133,7 +152,11 @@ class SentencePieces:
         prefixed = spec.normalizer_spec.add_dummy_prefix
         if trainer.model_type == trainer.BPE:
             known = {piece: number for number, (piece, _) in enumerate(pieces)}
-            settings = {"unk_token": self.unk, "fuse_unk": True, "byte_fallback": trainer.byte_fallback}
+            settings = {
+                "unk_token": self.unk,
+                "fuse_unk": True,
+                "byte_fallback": trainer.byte_fallback,
+            }
             whole = tokenizers.Tokenizer(models.BPE(known, merges(pieces), **settings))
             # Pieces may hold several spaces, so a text is not cut at them.
             steps += [normalizers.Prepend(SPACE)] * prefixed + [normalizers.Replace(" ", SPACE)]
@@ -144,15 +167,20 @@ class SentencePieces:
             whole = tokenizers.Tokenizer(models.Unigram(pieces, **settings))
             prepend = "always" if prefixed else "never"
             whole.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
-            whole.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=prepend)])
+            whole.decoder = decoders.Sequence(
+                [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=prepend)]
+            )
         whole.normalizer = normalizers.Sequence(steps)
-        whole.add_special_tokens([AddedToken(mask, lstrip=True, normalized=False) for mask in self.masks])
+        whole.add_special_tokens(
+            [AddedToken(mask, lstrip=True, normalized=False) for mask in self.masks]
+        )
         whole.post_processor = self.template().post_processor or processors.Sequence([])
         return whole
 
 
 def merges(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
-    """Returns the pairs that a BPE model joins, the best score first: every division of a piece into two others."""
+    """Returns the pairs that a BPE model joins, the best score first: every division of a piece
+    into two others."""
     known = {piece: number for number, (piece, _) in enumerate(pieces)}
     found = [
         (-score, known[piece[:at]], known[piece[at:]], (piece[:at], piece[at:]))
@@ -163,7 +191,7 @@ def merges(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     return [pair for *_, pair in sorted(found)]
 
 
-def bert_template(cls_id: int, sep_id: int) -> Any:
+def bert_template(cls_id: int, sep_id: int) -> processors.PostProcessor:
     """Returns BERT's way of putting texts together: [CLS] A [SEP], [CLS] A [SEP] B [SEP]."""
     return processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

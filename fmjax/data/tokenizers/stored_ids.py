@@ -1,21 +1,27 @@
-"""Token ids beside a text in a record, as `scripts/prepare_data.py` stores them: `ids`, and the `tokenizer` that they are of."""
+"""Token ids beside a text in a record, as `scripts/prepare_data.py` stores them:
+
+`ids`, and the `tokenizer` that they are of.
+"""
 
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 import numpy as np
 
-from fmjax.data.records import Source
-from fmjax.errors import UserError
+from fmjax.contracts import Record, Source
+from fmjax.errors import RecordError
 
 COLUMNS = ("ids", "tokenizer")
 
 
 def record(ids: np.ndarray, sha256: str) -> dict[str, str]:
-    """Returns what is stored of a text's ids, int32 [N]: their bytes, little-endian, in base64, and a tokenizer's hash."""
-    return {"ids": base64.b64encode(ids.astype("<i4").tobytes()).decode("ascii"), "tokenizer": sha256[:16]}
+    """Returns what is stored of a text's ids, int32 [N]: their bytes, little-endian, in base64, and
+    a tokenizer's hash."""
+    return {
+        "ids": base64.b64encode(ids.astype("<i4").tobytes()).decode("ascii"),
+        "tokenizer": sha256[:16],
+    }
 
 
 def unpack(packed: str) -> np.ndarray:
@@ -24,17 +30,27 @@ def unpack(packed: str) -> np.ndarray:
 
 
 def are_of(source: Source, column: str, sha256: str) -> bool:
-    """Returns whether the records hold ids of their texts by this tokenizer, as far as the first one tells."""
+    """Returns whether the records hold ids of their texts by this tokenizer, as far as the first
+    one tells."""
     if column != "text" or not set(COLUMNS) <= set(source.columns):
         return False
     return bool(source[0]["tokenizer"] == sha256[:16])
 
 
-def read(source: Source, index: int, found: dict[str, Any], sha256: str) -> np.ndarray:
-    """Returns the ids [N] of a record. Raises UserError, naming it, if they are damaged or of another tokenizer."""
+def read(source: Source, index: int, found: Record, sha256: str) -> np.ndarray:
+    """Returns the ids [N] of a record.
+
+    Raises UserError, naming it, if they are damaged or of another tokenizer.
+    """
     if found["tokenizer"] != sha256[:16]:
-        raise UserError(f"{source.where(index)}: its ids are of another tokenizer than those before it; prepare all files alike")
+        raise RecordError(
+            source.where(index),
+            "its ids are of another tokenizer than those before it; prepare all files alike",
+            index,
+        )
     try:
         return unpack(found["ids"])
     except (TypeError, ValueError) as error:
-        raise UserError(f"{source.where(index)}: its ids are damaged ({error}); prepare the data again") from error
+        raise RecordError(
+            source.where(index), f"its ids are damaged ({error}); prepare the data again", index
+        ) from error

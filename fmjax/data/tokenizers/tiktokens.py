@@ -1,7 +1,9 @@
-"""Tiktoken's files: byte-level BPE as a list of tokens by rank, "base64 rank" a line (openai/tiktoken, load.py).
+"""Tiktoken's files: byte-level BPE as a list of tokens by rank, "base64 rank" a line
+(openai/tiktoken, load.py).
 
-The file says neither the merges, which follow from the ranks, nor the pattern that cuts texts into words before: that is
-known by the number of tokens, or named in `tokenizer_config.json` as "pattern".
+The file says neither the merges, which follow from the ranks, nor the pattern that cuts texts into
+words before: that is known by the number of tokens, or named in `tokenizer_config.json` as
+"pattern".
 """
 
 from __future__ import annotations
@@ -10,36 +12,47 @@ import base64
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
+from fmjax.contracts import Value
 from fmjax.errors import UserError, one_line
 
 SUFFIX = ".tiktoken"
 END = "<|endoftext|>"
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# The number of tokens in the file: the pattern, and the id of END (openai/tiktoken, openai_public.py; openai/whisper).
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The number of tokens in the file: the pattern, and the id of END (openai/tiktoken,
+# openai_public.py; openai/whisper).
 KNOWN = {50256: (GPT2, 50256), 50257: (GPT2, 50257), 100256: (CL100K, 100257)}
 
 
-def read(path: Path, settings: Mapping[str, Any]) -> Any:
-    """Returns the tokenizer of a file. Raises UserError if it is malformed, or its pattern is not known."""
+def read(path: Path, settings: Mapping[str, Value]) -> tokenizers.Tokenizer:
+    """Returns the tokenizer of a file.
+
+    Raises UserError if it is malformed, or its pattern is not known.
+    """
     ranks = read_ranks(path)
     merged = merges(ranks, path)
     pattern, end = KNOWN.get(len(ranks), ("", len(ranks)))
     pattern = settings.get("pattern", pattern)
     if not pattern:
         raise UserError(
-            f"{path}: has {len(ranks)} tokens; of {', '.join(map(str, KNOWN))} alone is it known how texts are cut into words. "
-            f'Name the folder, and in its tokenizer_config.json the "pattern" that the tiktoken.Encoding has'
+            f"{path}: has {len(ranks)} tokens; of {', '.join(map(str, KNOWN))} alone is it known "
+            "how texts are cut into words. "
+            'Name the folder, and in its tokenizer_config.json the "pattern" that the '
+            "tiktoken.Encoding has"
         )
     letters = byte_letters()
     names = {token: "".join(letters[byte] for byte in token) for token in ranks}
     vocabulary = {names[token]: rank for token, rank in ranks.items()} | {END: end}
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, [(names[a], names[b]) for a, b in merged]))
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocabulary, [(names[a], names[b]) for a, b in merged])
+    )
     words = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     letters_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters_of_words])
@@ -50,7 +63,10 @@ def read(path: Path, settings: Mapping[str, Any]) -> Any:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Returns the rank of each token. Raises UserError, naming the line, unless all have one, and every byte is a token."""
+    """Returns the rank of each token.
+
+    Raises UserError, naming the line, unless all have one, and every byte is a token.
+    """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
@@ -58,16 +74,25 @@ def read_ranks(path: Path) -> dict[bytes, int]:
             # OpenAI's multilingual file has one token of no bytes at all, written "=".
             ranks[b"" if token == b"=" else base64.b64decode(token, validate=True)] = int(rank)
         except ValueError as error:
-            raise UserError(f'{path} line {number}: is not "base64 rank" ({one_line(error)}); fetch the file again') from error
+            raise UserError(
+                f'{path} line {number}: is not "base64 rank" ({one_line(error)}); '
+                "fetch the file again"
+            ) from error
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise UserError(f"{path}: its ranks are not 0 to {len(ranks) - 1}, each once; fetch the file again")
+        raise UserError(
+            f"{path}: its ranks are not 0 to {len(ranks) - 1}, each once; fetch the file again"
+        )
     if any(bytes([byte]) not in ranks for byte in range(256)):
-        raise UserError(f"{path}: not every byte is a token; it is cut off, or another kind of file. Fetch it again")
+        raise UserError(
+            f"{path}: not every byte is a token; it is cut off, or another kind of file. Fetch it "
+            "again"
+        )
     return ranks
 
 
 def merges(ranks: Mapping[bytes, int], path: Path) -> list[tuple[bytes, bytes]]:
-    """Returns the two tokens that each longer one is merged from, by rank: what the merges before it make of its bytes.
+    """Returns the two tokens that each longer one is merged from, by rank: what the merges before
+    it make of its bytes.
 
     Raises UserError for a token that they do not make two of.
     """
@@ -80,7 +105,10 @@ def merges(ranks: Mapping[bytes, int], path: Path) -> list[tuple[bytes, bytes]]:
             pairs = [ranks.get(one + two, rank) for one, two in itertools.pairwise(parts)]
             lowest = min(pairs)
             if lowest >= rank:
-                raise UserError(f"{path}: no merge makes the token {token!r} of rank {rank}; fetch the file again")
+                raise UserError(
+                    f"{path}: no merge makes the token {token!r} of rank {rank}; "
+                    "fetch the file again"
+                )
             place = pairs.index(lowest)
             parts[place : place + 2] = [parts[place] + parts[place + 1]]
         found.append((parts[0], parts[1]))
@@ -88,7 +116,14 @@ def merges(ranks: Mapping[bytes, int], path: Path) -> list[tuple[bytes, bytes]]:
 
 
 def byte_letters() -> dict[int, str]:
-    """Returns the letter that stands for each byte in GPT-2's vocabulary (openai/gpt-2, encoder.py): itself, if it shows."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """Returns the letter that stands for each byte in GPT-2's vocabulary (openai/gpt-2,
+    encoder.py): itself, if it shows."""
+    shown = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     hidden = [byte for byte in range(256) if byte not in shown]
-    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
+    return {byte: chr(byte) for byte in shown} | {
+        byte: chr(256 + place) for place, byte in enumerate(hidden)
+    }

@@ -1,7 +1,9 @@
-"""Tokenizers: texts to ids and back, from Hugging Face folders, SentencePiece models, or trained on texts.
+"""Tokenizers: texts to ids and back, from Hugging Face folders, SentencePiece models, or trained on
+texts.
 
-`load_tokenizer` and `train_tokenizer` make a `Tokenizer`. How special tokens are put around texts is learnt from the
-tokenizer's own post-processor, so BERT's `[CLS] A [SEP] B [SEP]` and RoBERTa's `<s> A </s></s> B </s>` are one code.
+`load_tokenizer` and `train_tokenizer` make a `Tokenizer`. How special tokens are put around texts
+is learnt from the tokenizer's own post-processor, so BERT's `[CLS] A [SEP] B [SEP]` and RoBERTa's
+`<s> A </s></s> B </s>` are one code.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 
 from fmjax.data.tokenizers import reading, training
 from fmjax.data.tokenizers.marian import MarianPieces
@@ -24,7 +27,8 @@ from fmjax.errors import UserError
 
 
 class Part(NamedTuple):
-    """A part of an assembled row: special tokens, or the first or second text (`text` 0 or 1); and its token type."""
+    """A part of an assembled row: special tokens, or the first or second text (`text` 0 or 1); and
+    its token type."""
 
     ids: tuple[int, ...]
     text: int | None
@@ -34,15 +38,22 @@ class Part(NamedTuple):
 class Tokenizer:
     """Texts to ids and back. Picklable; the ids depend on `sha256` alone.
 
-    `pad_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `eos_id` raise UserError where the vocabulary has no such token.
+    `pad_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `eos_id` raise UserError where the
+    vocabulary has no such token.
     """
 
     def __init__(self, pieces: Pieces | SentencePieces | MarianPieces, settings: Settings):
         self.pieces, self.settings = pieces, settings
         self._ids = {token: number for number, token in enumerate(pieces.tokens)}
         usual = ROLES | {"eos": ENDS}
-        self.roles = {role: name for role, names in usual.items() if (name := self._name(role, names)) in self._ids}
-        self.special_ids = frozenset({self._ids[name] for name in self.roles.values()} | pieces.special())
+        self.roles = {
+            role: name
+            for role, names in usual.items()
+            if (name := self._name(role, names)) in self._ids
+        }
+        self.special_ids = frozenset(
+            {self._ids[name] for name in self.roles.values()} | pieces.special()
+        )
 
     @functools.cached_property
     def special_mask(self) -> np.ndarray:
@@ -86,13 +97,17 @@ class Tokenizer:
 
     @property
     def end_id(self) -> int | None:
-        """The token that ends a document: eos, else what separates texts; None where there is neither."""
+        """The token that ends a document: eos, else what separates texts;
+
+        None where there is neither.
+        """
         name = self.roles.get("eos") or self.roles.get("sep")
         return None if name is None else self._ids[name]
 
     @property
     def fill_id(self) -> int:
-        """What rows are filled up with, where a mask leaves it out: the padding token, or 0 where there is none."""
+        """What rows are filled up with, where a mask leaves it out: the padding token, or 0 where
+        there is none."""
         return self._ids[self.roles["pad"]] if "pad" in self.roles else 0
 
     @property
@@ -109,61 +124,93 @@ class Tokenizer:
     def _around(self) -> tuple[np.ndarray, np.ndarray]:
         parts = self._layout(pair=False)
         at = [part.text for part in parts].index(0)
-        before, after = ([number for part in side for number in part.ids] for side in (parts[:at], parts[at:]))
+        before, after = (
+            [number for part in side for number in part.ids] for side in (parts[:at], parts[at:])
+        )
         return np.array(before, np.int32), np.array(after, np.int32)
 
     def _role(self, role: str) -> int:
         if role not in self.roles:
             there = ", ".join(f"{role} {name}" for role, name in self.roles.items()) or "none"
-            raise UserError(f"the tokenizer has no {role} token (it has {there}); use another, or leave data.tokenizer out")
+            raise UserError(
+                f"the tokenizer has no {role} token (it has {there}); "
+                "use another, or leave data.tokenizer out"
+            )
         return self._ids[self.roles[role]]
 
     @functools.cached_property
     def sha256(self) -> str:
         """A hash of the content, wherever it is stored."""
-        return hashlib.sha256(self.pieces.content + json.dumps(self.roles, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            self.pieces.content + json.dumps(self.roles, sort_keys=True).encode()
+        ).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text, int32, without special tokens around it; one inside it, as [MASK], is one token.
+        """Returns the ids of each text, int32, without special tokens around it; one inside it, as
+        [MASK], is one token.
 
         Raises UserError for a text that is not valid Unicode.
         """
         return self._encode_batch(self.pieces.encode_batch, texts)
 
     def encode_targets(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of texts that a model is to write: as `encode_batch`, but by Marian's model of the target language."""
-        encode = self.pieces.encode_targets if isinstance(self.pieces, MarianPieces) else self.pieces.encode_batch
+        """Returns the ids of texts that a model is to write: as `encode_batch`, but by Marian's
+        model of the target language."""
+        encode = (
+            self.pieces.encode_targets
+            if isinstance(self.pieces, MarianPieces)
+            else self.pieces.encode_batch
+        )
         return self._encode_batch(encode, texts)
 
     def _encode_batch(
-        self, encode: Callable[[Sequence[str]], Sequence[Sequence[int] | np.ndarray]], texts: Sequence[str]
+        self,
+        encode: Callable[[Sequence[str]], Sequence[Sequence[int] | np.ndarray]],
+        texts: Sequence[str],
     ) -> list[np.ndarray]:
         try:
             return [np.array(ids, np.int32) for ids in encode(texts)]
         except (TypeError, UnicodeEncodeError):
             for text in texts:
                 if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
-                    raise UserError(f"{text[:60]!r} has half of a surrogate pair: not Unicode; correct the text") from None
+                    raise UserError(
+                        f"{text[:60]!r} has half of a surrogate pair: not Unicode; correct the text"
+                    ) from None
             raise
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a text's ids [N] int32, and [N, 2] int32: the begin and end of each, in characters of the text."""
+        """Returns a text's ids [N] int32, and [N, 2] int32: the begin and end of each, in
+        characters of the text."""
         ids, offsets = self.pieces.encode(text)
         return np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2)
 
-    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Returns, of each text that is split into words already, the ids [N] int32 and where each word begins [words] int64.
+    def encode_words(
+        self, sentences: Sequence[Sequence[str]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns, of each text that is split into words already, the ids [N] int32 and where each
+        word begins [words] int64.
 
-        Each word is encoded by itself, as it is behind a space, and has a token at least: one of which nothing is left, as
-        of a control character, is the unknown token, and a warning tells. Raises UserError if there is none.
+        Each word is encoded by itself, as it is behind a space, and has a token at least: one of
+        which nothing is left, as of a control character, is the unknown token, and a warning tells.
+        Raises UserError if there is none.
         """
         unique = list(dict.fromkeys(word for words in sentences for word in words))
-        encoded = dict(zip(unique, self.encode_batch([self._before_word + word for word in unique]), strict=True))
+        encoded = dict(
+            zip(
+                unique,
+                self.encode_batch([self._before_word + word for word in unique]),
+                strict=True,
+            )
+        )
         lost = [word for word, ids in encoded.items() if not ids.size]
         if lost:
             unknown = np.array([self.unk_id], np.int32)
             encoded |= dict.fromkeys(lost, unknown)
-            warnings.warn(f"{len(lost)} words, as {lost[0]!r}, have no token; they are read as the unknown one", stacklevel=2)
+            warnings.warn(
+                f"{len(lost)} words, as {lost[0]!r}, have no token; "
+                "they are read as the unknown one",
+                stacklevel=2,
+            )
         rows = []
         for words in sentences:
             ids = [encoded[word] for word in words]
@@ -173,16 +220,24 @@ class Tokenizer:
 
     @functools.cached_property
     def _before_word(self) -> str:
-        """What stands before a word, for its first token to be one that begins a word: a space, if that is not implied."""
+        """What stands before a word, for its first token to be one that begins a word: a space, if
+        that is not implied."""
         opens = self.pieces.openings()
         starts = [opens[ids[0]] for ids in self.encode_batch(["a", " a"]) if ids.size]
         return " " if starts == [False, True] else ""
 
-    def assemble(self, first: np.ndarray, second: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids and token types, int32, of one text or two with the special tokens around them."""
+    def assemble(
+        self, first: np.ndarray, second: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids and token types, int32, of one text or two with the special tokens around
+        them."""
         ids, types = [], []
         for part in self._layout(second is not None):
-            piece = np.array(part.ids, np.int32) if part.text is None else (first if part.text == 0 else second)
+            piece = (
+                np.array(part.ids, np.int32)
+                if part.text is None
+                else (first if part.text == 0 else second)
+            )
             ids.append(piece)
             types.append(np.full(len(piece), part.type_id, np.int32))  # type: ignore[arg-type]
         return np.concatenate(ids).astype(np.int32), np.concatenate(types)  # type: ignore[arg-type]
@@ -197,16 +252,18 @@ class Tokenizer:
     @functools.cached_property
     def _layouts(self) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
         shell = self.pieces.template()
-        return layout(shell, self.pieces.tokens, pair=False), layout(shell, self.pieces.tokens, pair=True)
+        return layout(shell, self.pieces.tokens, pair=False), layout(
+            shell, self.pieces.tokens, pair=True
+        )
 
     def word_starts(self, ids: np.ndarray) -> np.ndarray:
         """Returns [N] bool, true where a token begins a word, and at and after special tokens.
 
-        A word is what white space separates; with WordPiece, punctuation separates words too. Raises UserError if the
-        tokens do not show where words begin.
+        A word is what white space separates; with WordPiece, punctuation separates words too.
+        Raises UserError if the tokens do not show where words begin.
         """
         opens, closes = self._bounds
-        starts = opens[ids]
+        starts: np.ndarray = opens[ids]
         starts[1:] |= closes[ids[:-1]]
         starts[:1] = True
         return starts
@@ -216,7 +273,9 @@ class Tokenizer:
         """[vocabulary] bool each: whether a token begins a word, and whether the next one does."""
         opens, closes = self.pieces.openings(), self.pieces.closings()
         if not opens.any():
-            raise UserError("the tokenizer's tokens do not show where words begin; set task.whole_word=false")
+            raise UserError(
+                "the tokenizer's tokens do not show where words begin; set task.whole_word=false"
+            )
         # An unknown piece is a piece of a word; the other special tokens are not.
         unknown = {self._ids[self.roles["unk"]]} if "unk" in self.roles else set()
         alone = np.isin(np.arange(self.vocab_size), sorted(self.special_ids - unknown))
@@ -227,7 +286,8 @@ class Tokenizer:
         return self.pieces.decode([int(number) for number in ids])
 
     def written(self, ids: np.ndarray) -> str:
-        """Returns the text that a model wrote: its ordinary tokens, up to the one that ends a document."""
+        """Returns the text that a model wrote: its ordinary tokens, up to the one that ends a
+        document."""
         ends = np.flatnonzero(ids == self.end_id) if self.end_id is not None else ids[:0]
         ids = ids[: ends[0]] if ends.size else ids
         # A model may have more embeddings than there are tokens; those beyond are no text.
@@ -237,13 +297,16 @@ class Tokenizer:
     def token(self, number: int) -> str:
         """Returns the token of an id. Raises UserError if there is none."""
         if not 0 <= number < self.vocab_size:
-            raise UserError(f"token id {number} is out of range; the vocabulary has {self.vocab_size} tokens")
+            raise UserError(
+                f"token id {number} is out of range; the vocabulary has {self.vocab_size} tokens"
+            )
         return self.pieces.tokens[number]
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that `load_tokenizer` and the reference's AutoTokenizer read.
 
-        `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, and `vocab.txt` or `spiece.model`.
+        `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, and `vocab.txt` or
+        `spiece.model`.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -251,17 +314,28 @@ class Tokenizer:
         roles = {f"{role}_token": name for role, name in self.roles.items()}
         settings = self.settings | roles | extra
         if "tokenizer_class" not in settings:
-            # Without this class the reference would build a tokenizer of its own from the vocabulary; with it, it
-            # answers with token types only where told to.
-            types = ["token_type_ids"] if any(part.type_id for part in self._layout(pair=True)) else []
-            named = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", *types, "attention_mask"]}
+            # Without this class the reference would build a tokenizer of its own from the
+            # vocabulary; with it, it answers with token types only where told to.
+            types = (
+                ["token_type_ids"] if any(part.type_id for part in self._layout(pair=True)) else []
+            )
+            named = {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_input_names": ["input_ids", *types, "attention_mask"],
+            }
             settings = named | settings
-        for name, values in (("tokenizer_config.json", settings), ("special_tokens_map.json", roles)):
-            (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name, values in (
+            ("tokenizer_config.json", settings),
+            ("special_tokens_map.json", roles),
+        ):
+            (folder / name).write_text(
+                json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
 
 
-def layout(shell: Any, tokens: Sequence[str], pair: bool) -> tuple[Part, ...]:
-    """Returns how a post-processor puts texts together, learnt from one token put together with another."""
+def layout(shell: tokenizers.Tokenizer, tokens: Sequence[str], pair: bool) -> tuple[Part, ...]:
+    """Returns how a post-processor puts texts together, learnt from one token put together with
+    another."""
     for word in ("a", "A", ".", *tokens):
         row = shell.encode(word, add_special_tokens=False)
         if row.ids:
@@ -270,7 +344,9 @@ def layout(shell: Any, tokens: Sequence[str], pair: bool) -> tuple[Part, ...]:
     whole = shell.post_process(row, other, add_special_tokens=True)
     parts: list[Part] = []
     seen = 0  # tokens of the texts
-    for number, special, type_id in zip(whole.ids, whole.special_tokens_mask, whole.type_ids, strict=True):
+    for number, special, type_id in zip(
+        whole.ids, whole.special_tokens_mask, whole.type_ids, strict=True
+    ):
         if special:
             parts.append(Part((number,), None, type_id))
             continue
@@ -283,21 +359,27 @@ def layout(shell: Any, tokens: Sequence[str], pair: bool) -> tuple[Part, ...]:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Returns the tokenizer in a Hugging Face folder, or in a file.
 
-    Reads tokenizer.json; vocab.txt; vocab.json with merges.txt; a SentencePiece *.model. Raises UserError if there is
-    none, or if it cuts texts in a way that only a tokenizer.json would tell.
+    Reads tokenizer.json; vocab.txt; vocab.json with merges.txt; a SentencePiece *.model. Raises
+    UserError if there is none, or if it cuts texts in a way that only a tokenizer.json would tell.
     """
     return Tokenizer(*reading.read(Path(path).expanduser()))
 
 
 def train_tokenizer(
-    texts: Iterable[str], kind: str, vocab_size: int, *, lowercase: bool = True, min_frequency: int = 2
+    texts: Iterable[str],
+    kind: str,
+    vocab_size: int,
+    *,
+    lowercase: bool = True,
+    min_frequency: int = 2,
 ) -> Tokenizer:
     """Returns a tokenizer trained on texts: the same texts give the same one.
 
-    `kind` is wordpiece (BERT's), bpe (byte-level, RoBERTa's special tokens), unigram (SentencePiece), t5 (SentencePiece with
-    T5's special tokens and sentinels), word (white space and punctuation), char (every character that occurs) or byte
-    (ByT5's ids); the last two keep case and white space. The vocabulary is smaller than `vocab_size` where the texts have no
-    more pieces that occur `min_frequency` times. Raises UserError for an unknown kind, too small a vocabulary, and texts
-    without a word.
+    `kind` is wordpiece (BERT's), bpe (byte-level, RoBERTa's special tokens), unigram
+    (SentencePiece), t5 (SentencePiece with T5's special tokens and sentinels), word (white space
+    and punctuation), char (every character that occurs) or byte (ByT5's ids); the last two keep
+    case and white space. The vocabulary is smaller than `vocab_size` where the texts have no more
+    pieces that occur `min_frequency` times. Raises UserError for an unknown kind, too small a
+    vocabulary, and texts without a word.
     """
     return Tokenizer(training.train(texts, kind, vocab_size, lowercase, min_frequency), {})

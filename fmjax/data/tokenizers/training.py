@@ -1,4 +1,7 @@
-"""Trains tokenizers on texts. The same texts give the same tokenizer, in whatever order threads run."""
+"""Trains tokenizers on texts.
+
+The same texts give the same tokenizer, in whatever order threads run.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,39 @@ import io
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
+from fmjax.contracts import Value
 from fmjax.data.tokenizers.reading import ROLES, Pieces, bert, roberta
 from fmjax.data.tokenizers.sentencepieces import SentencePieces, bert_template, sentinel
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError, one_of
 
 BERT_SPECIAL = [names[0] for names in ROLES.values()]  # ids 0 to 4
-ROBERTA_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True, normalized=False)]
+ROBERTA_SPECIAL = [
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+    AddedToken("<mask>", lstrip=True, normalized=False),
+]
 T5_SPECIAL = ["<pad>", "</s>", "<unk>"]
 SENTINELS = 100
 BYTES = 256
-CHUNK = 2000  # characters; the time that SentencePiece takes grows with the square of a sentence's length
+# Characters; the time that SentencePiece takes grows with the square of a sentence's length.
+CHUNK = 2000
 THREADS = 16  # of SentencePiece: sums of floats, and so the model, depend on the number
 
 
-def train(texts: Iterable[str], kind: str, vocab_size: int, lowercase: bool, min_frequency: int) -> Pieces | SentencePieces:
-    """Returns a tokenizer of a kind, of at most `vocab_size` tokens. Raises UserError for what it cannot be trained on."""
+def train(
+    texts: Iterable[str], kind: str, vocab_size: int, lowercase: bool, min_frequency: int
+) -> Pieces | SentencePieces:
+    """Returns a tokenizer of a kind, of at most `vocab_size` tokens.
+
+    Raises UserError for what it cannot be trained on.
+    """
     makers: dict[str, Callable[[list[str], int, bool, int], Pieces | SentencePieces]]
     makers = {
         "wordpiece": wordpiece,
@@ -37,29 +52,42 @@ def train(texts: Iterable[str], kind: str, vocab_size: int, lowercase: bool, min
         "char": characters,
         "byte": single_bytes,
     }
-    if kind not in makers:
-        raise UserError(f'data.tokenizer_kind="{kind}"{nearest(kind, makers)}: choose one of {", ".join(makers)}')
+    one_of("data.tokenizer_kind", kind, makers)
     special = T5_SPECIAL if kind in ("t5", "char", "byte") else BERT_SPECIAL
-    least = len(special) + (BYTES if kind in ("bpe", "unigram", "t5", "byte") else 1) + (SENTINELS if kind == "t5" else 0)
+    least = (
+        len(special)
+        + (BYTES if kind in ("bpe", "unigram", "t5", "byte") else 1)
+        + (SENTINELS if kind == "t5" else 0)
+    )
     if vocab_size < least:
-        raise UserError(f"data.vocab_size={vocab_size}: a {kind} vocabulary has at least {least} tokens; raise it")
+        raise UserError(
+            f"data.vocab_size={vocab_size}: a {kind} vocabulary has at least {least} tokens; "
+            "raise it"
+        )
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise UserError("there is no text to train a tokenizer on; give data with text, or name a tokenizer in data.tokenizer")
+        raise UserError(
+            "there is no text to train a tokenizer on; "
+            "give data with text, or name a tokenizer in data.tokenizer"
+        )
     return makers[kind](texts, vocab_size, lowercase, min_frequency)
 
 
 def wordpiece(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Pieces:
     """Trains BERT's WordPiece by merging pairs, as the tokenizers library does.
 
-    The library numbers the letters within words in an order that changes from run to run, and breaks ties between
-    pairs by these numbers. So a first run finds the letters, and a second is given them in order.
+    The library numbers the letters within words in an order that changes from run to run, and
+    breaks ties between pairs by these numbers. So a first run finds the letters, and a second is
+    given them in order.
     """
     shell = bert({"[UNK]": 0}, lowercase)
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(shell.normalizer.normalize_str(text))
-    letters = sorted((letter for letter in counts if not letter.isspace()), key=lambda letter: (-counts[letter], letter))
+    letters = sorted(
+        (letter for letter in counts if not letter.isspace()),
+        key=lambda letter: (-counts[letter], letter),
+    )
     letters = letters[: max(1, size // 2)]
 
     def pieces(special: list[str], limit: int) -> dict[str, int]:
@@ -105,16 +133,22 @@ def words(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> P
         tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordLevelTrainer(
-        vocab_size=size, min_frequency=min_frequency, special_tokens=BERT_SPECIAL, show_progress=False
+        vocab_size=size,
+        min_frequency=min_frequency,
+        special_tokens=BERT_SPECIAL,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.post_processor = bert_template(BERT_SPECIAL.index("[CLS]"), BERT_SPECIAL.index("[SEP]"))
+    tokenizer.post_processor = bert_template(
+        BERT_SPECIAL.index("[CLS]"), BERT_SPECIAL.index("[SEP]")
+    )
     return Pieces(tokenizer)
 
 
 def characters(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Pieces:
-    """Collects the characters that occur, the most frequent if they are more than fit; each is a token, as it stands."""
+    """Collects the characters that occur, the most frequent if they are more than fit; each is a
+    token, as it stands."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
@@ -123,17 +157,22 @@ def characters(texts: list[str], size: int, lowercase: bool, min_frequency: int)
 
 
 def single_bytes(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Pieces:
-    """Returns UTF-8 bytes as tokens, with the ids of ByT5 (Xue et al. 2022): byte b is token b + 3."""
+    """Returns UTF-8 bytes as tokens, with ByT5's ids (Xue et al. 2022): byte b is token b + 3."""
     letters = set(pre_tokenizers.ByteLevel.alphabet())
-    # Bytes that are no printable character are written as the characters from U+0100 on, in their order.
+    # Bytes that are no printable character are written as the characters from U+0100 on, in their
+    # order.
     others = iter(sorted(letter for letter in letters if ord(letter) >= BYTES))
-    tokenizer = unmerged([chr(byte) if chr(byte) in letters else next(others) for byte in range(BYTES)], decoders.ByteLevel())
+    tokenizer = unmerged(
+        [chr(byte) if chr(byte) in letters else next(others) for byte in range(BYTES)],
+        decoders.ByteLevel(),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return Pieces(tokenizer)
 
 
-def unmerged(letters: list[str], decoder: Any) -> Any:
-    """Returns a tokenizer with T5's special tokens whose other tokens are single characters: a BPE without merges."""
+def unmerged(letters: list[str], decoder: decoders.Decoder) -> tokenizers.Tokenizer:
+    """Returns a tokenizer with T5's special tokens whose other tokens are single characters: a BPE
+    without merges."""
     vocabulary = {token: number for number, token in enumerate([*T5_SPECIAL, *letters])}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.decoder = decoder
@@ -142,7 +181,7 @@ def unmerged(letters: list[str], decoder: Any) -> Any:
 
 
 def unigram(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> SentencePieces:
-    """Trains SentencePiece's unigram model, which falls back to bytes, with BERT's special tokens."""
+    """Trains SentencePiece's unigram model, with byte fallback and BERT's special tokens."""
     return sentence_pieces(
         texts,
         size,
@@ -158,23 +197,33 @@ def unigram(texts: list[str], size: int, lowercase: bool, min_frequency: int) ->
 
 
 def t5(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> SentencePieces:
-    """Trains SentencePiece's unigram model, which falls back to bytes, with T5's special tokens and sentinels.
+    """Trains SentencePiece's unigram model, which falls back to bytes, with T5's special tokens and
+    sentinels.
 
-    All white space becomes a space. Unless case is folded nothing else is changed: the usual NFKC would put Latin
-    punctuation for Chinese.
+    All white space becomes a space. Unless case is folded nothing else is changed: the usual NFKC
+    would put Latin punctuation for Chinese.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
         rules.writelines(f"{ord(blank):X}\t20\n" for blank in "\t\n\r\u00a0\u3000")
         rules.flush()
-        folded = {"normalization_rule_name": "nmt_nfkc_cf"} if lowercase else {"normalization_rule_tsv": rules.name}
+        folded = (
+            {"normalization_rule_name": "nmt_nfkc_cf"}
+            if lowercase
+            else {"normalization_rule_tsv": rules.name}
+        )
         ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2}
         names = {"pad_piece": "<pad>", "eos_piece": "</s>", "unk_piece": "<unk>"}
         sentinels = [sentinel(number) for number in range(SENTINELS)]
-        return sentence_pieces(texts, size, user_defined_symbols=sentinels, **ids, **names, **folded)
+        return sentence_pieces(
+            texts, size, user_defined_symbols=sentinels, **ids, **names, **folded
+        )
 
 
-def sentence_pieces(texts: list[str], size: int, **special: Any) -> SentencePieces:
-    """Trains SentencePiece's unigram model; it has its own way with rare pieces. Raises UserError if it cannot."""
+def sentence_pieces(texts: list[str], size: int, **special: Value) -> SentencePieces:
+    """Trains SentencePiece's unigram model; it has its own way with rare pieces.
+
+    Raises UserError if it cannot.
+    """
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -192,12 +241,15 @@ def sentence_pieces(texts: list[str], size: int, **special: Any) -> SentencePiec
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).rpartition("] ")[2]
-        raise UserError(f"data.vocab_size={size}: SentencePiece cannot train as many tokens ({reason}); change it") from error
+        raise UserError(
+            f"data.vocab_size={size}: SentencePiece cannot train as many tokens ({reason}); "
+            "change it"
+        ) from error
     return SentencePieces(model.getvalue())
 
 
 def sentences(texts: list[str]) -> Iterator[str]:
-    """Yields the lines of texts, those that are long in parts, cut at a space where there is one."""
+    """Yields the lines of texts; long ones in parts, cut at spaces if there are any."""
     for text in texts:
         for line in text.splitlines():
             while len(line) > CHUNK:

@@ -1,26 +1,32 @@
-"""Word by word: a tokenizer that splits at white space before all else makes the same of a word wherever it stands, so that
-each needs to be cut once. A text then costs a look into a dictionary for every word, a fourth of the time.
+"""Word by word: a tokenizer that splits at white space before all else makes the same of a word
+wherever it stands, so that each needs to be cut once. A text then costs a look into a dictionary
+for every word, a fourth of the time.
 
-BERT's tokenizer is one: its normaliser looks at single characters, and its pre-tokenizer splits at white space and punctuation.
+BERT's tokenizer is one: its normaliser looks at single characters, and its pre-tokenizer splits at
+white space and punctuation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 MOST = 2**17  # words that are remembered
-LONG = 16  # characters a word, on average, above which a text, as one in Chinese, is not of words that come again
+# Characters a word, on average, above which a text, as one in Chinese, is not of words that come
+# again.
+LONG = 16
 GROUP = 128  # words that are cut in one call
 
 
 class Words:
-    """Cuts texts by a tokenizer (tokenizers.Tokenizer), and remembers words. `fits` says for which this is exact."""
+    """Cuts texts by a tokenizer (tokenizers.Tokenizer), and remembers words.
 
-    def __init__(self, tokenizer: Any, separator: str):
+    `fits` says for which this is exact.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, separator: str):
         """
         Args:
           separator: a token that stands for itself alone, to be put between words.
@@ -28,19 +34,26 @@ class Words:
         self.tokenizer, self.separator = tokenizer, separator
         self.known: dict[str, bytes] = {}  # the ids of each word, int32
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"known": {}}  # a worker process learns its own
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text, int32, without special tokens around it."""
-        # Only these two blanks: others are rare enough to stay inside words, which the tokenizer splits further.
+        # Only these two blanks: others are rare enough to stay inside words, which the tokenizer
+        # splits further.
         split = [text.replace("\n", " ").split(" ") for text in texts]
         by_word = [len(text) <= LONG * len(words) for text, words in zip(texts, split, strict=True)]
         # A dictionary of its own while this call lasts, for other threads may begin anew.
         known = self.known = self.known if len(self.known) < MOST else {}
-        new = set().union(*(words for words, short in zip(split, by_word, strict=True) if short)).difference(known)
+        new = (
+            set()
+            .union(*(words for words, short in zip(split, by_word, strict=True) if short))
+            .difference(known)
+        )
         known.update(self.cut(list(new)))
-        whole = iter(self.whole([text for text, short in zip(texts, by_word, strict=True) if not short]))
+        whole = iter(
+            self.whole([text for text, short in zip(texts, by_word, strict=True) if not short])
+        )
         get = known.__getitem__
         return [
             np.frombuffer(b"".join(map(get, words)), np.int32) if short else next(whole)
@@ -49,33 +62,57 @@ class Words:
 
     def whole(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text, int32, by the tokenizer itself."""
-        return [np.array(row.ids, np.int32) for row in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            np.array(row.ids, np.int32)
+            for row in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     def cut(self, words: Sequence[str]) -> dict[str, bytes]:
-        """Returns the ids of each word: many in a row, as that takes less time than each for itself."""
+        """Returns the ids of each word: many in a row, as that takes less time than each for
+        itself."""
         mark = self.tokenizer.token_to_id(self.separator)
         groups = [words[begin : begin + GROUP] for begin in range(0, len(words), GROUP)]
         made: dict[str, bytes] = {}
-        for group, ids in zip(groups, self.whole([f" {self.separator} ".join(group) for group in groups]), strict=True):
+        for group, ids in zip(
+            groups, self.whole([f" {self.separator} ".join(group) for group in groups]), strict=True
+        ):
             marks = np.flatnonzero(ids == mark)
             if len(marks) != len(group) - 1:  # a word has the separator in it
-                made.update(zip(group, [alone.tobytes() for alone in self.whole(group)], strict=True))
+                made.update(
+                    zip(group, [alone.tobytes() for alone in self.whole(group)], strict=True)
+                )
                 continue
             begins, ends = [0, *(4 * marks + 4).tolist()], [*(4 * marks).tolist(), 4 * ids.size]
             row = ids.tobytes()
-            made.update({word: row[begin:end] for word, begin, end in zip(group, begins, ends, strict=True)})
+            made.update(
+                {word: row[begin:end] for word, begin, end in zip(group, begins, ends, strict=True)}
+            )
         return made
 
 
-def fits(tokenizer: Any) -> str:
-    """Returns a separator with which a tokenizer can go word by word; "" where words may depend on those around them."""
+def fits(tokenizer: Tokenizer) -> str:
+    """Returns a separator with which a tokenizer can go word by word;
+
+    "" where words may depend on those around them.
+    """
     if not isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
         return ""
     if not isinstance(tokenizer.pre_tokenizer, pre_tokenizers.BertPreTokenizer):
         return ""
     added = tokenizer.get_added_tokens_decoder()
     # Such as reach over white space, or are looked for once the text is normalised.
-    if any(token.lstrip or token.rstrip or token.normalized or len(token.content.split()) != 1 for token in added.values()):
+    if any(
+        token.lstrip or token.rstrip or token.normalized or len(token.content.split()) != 1
+        for token in added.values()
+    ):
         return ""
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    return next((token.content for token in added.values() if token.special and token.content != unknown), "")
+    model = tokenizer.model
+    unknown = (
+        model.unk_token
+        if isinstance(model, models.BPE | models.WordPiece | models.WordLevel)
+        else None
+    )
+    return next(
+        (token.content for token in added.values() if token.special and token.content != unknown),
+        "",
+    )

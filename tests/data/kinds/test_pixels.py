@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fmjax.data.kinds import image as image_kind
 from fmjax.data.kinds import pixels
-from fmjax.data.kinds.processor import PROCESSOR, read_processor, write_processor
+from fmjax.data.kinds.preprocessor_config import PROCESSOR
+from fmjax.data.kinds.preprocessor_config import read as read_processor
 from fmjax.errors import UserError
-from fmjax.tasks.images import Pictures
 
 RNG = np.random.default_rng(0)
 GREYS = RNG.integers(0, 256, (6, 4, 5), np.uint8)
@@ -142,17 +143,17 @@ def test_other_sizes(channels):
 
 def test_the_middle():
     image = np.arange(1, 21, dtype=np.uint8).reshape(4, 5, 1)
-    assert pixels.centre(image, 2)[..., 0].tolist() == [[7, 8], [12, 13]]
-    assert pixels.centre(image, 3)[..., 0].tolist() == [[2, 3, 4], [7, 8, 9], [12, 13, 14]]
-    padded = pixels.centre(image[:1, :2], 3)[..., 0]
+    assert pixels.center(image, 2, 2)[..., 0].tolist() == [[7, 8], [12, 13]]
+    assert pixels.center(image, 3, 3)[..., 0].tolist() == [[2, 3, 4], [7, 8, 9], [12, 13, 14]]
+    padded = pixels.center(image[:1, :2], 3, 3)[..., 0]
     assert padded.tolist() == [[0, 0, 0], [0, 1, 2], [0, 0, 0]]
 
 
 def test_normalising():
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.2)
-    found = pixels.normalised(COLOURS, mean, std)
+    found = pixels.normalized(COLOURS, mean, std)
     assert found.dtype == np.float32 and np.abs(found - (COLOURS / 255.0 - mean) / std).max() < 1e-6
-    every = pixels.normalised(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), (0.5,), (0.5,))
+    every = pixels.normalized(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), (0.5,), (0.5,))
     assert every.min() == -1 and every.max() == 1
 
 
@@ -190,9 +191,7 @@ def processor(folder: Path, content: object) -> dict:
 
 
 def made(settings: dict) -> np.ndarray:
-    task = Pictures(**settings)
-    task.check_images()
-    return task.batch([PHOTOGRAPH], str)["images"]
+    return image_kind.Processor.of(settings).arrays([PHOTOGRAPH], str)["images"]
 
 
 @pytest.mark.parametrize("case", PROCESSORS)
@@ -201,7 +200,7 @@ def test_processors_make_the_numbers_of_the_reference_and_come_back(case, tmp_pa
     settings = processor(tmp_path, content)
     [array] = made(settings)
     assert np.abs(np.concatenate([array[0, 0], array[-1, -1], array.mean(axis=(0, 1))]) - expected).max() < 2e-5
-    write_processor(tmp_path, Pictures(**settings))
+    image_kind.Processor.of(settings).save(tmp_path)
     assert np.array_equal(made(read_processor(tmp_path, 99, 3)), array[None])
     written = json.loads((tmp_path / PROCESSOR).read_text())
     assert {name: written[name] for name in content if name != "do_normalize"} == {
@@ -229,7 +228,11 @@ def test_what_a_processor_does_not_say(tmp_path):
         ({"rescale_factor": "1/255"}, 'rescale_factor="1/255" is not handled'),
         ({"resample": 9}, "resample=9 is none of 0, 2, 3, 1, 4, 5"),
         ({"resample": [2]}, r"resample=\[2\] is none of"),
-        ({"size": {"height": 4, "width": 5}}, 'size={"height": 4, "width": 5} is not handled, only a square or a shortest_edge'),
+        (
+            {"size": {"height": 4, "width": 5}, "do_center_crop": True},
+            'size={"height": 4, "width": 5} is not handled, only a square or a shortest_edge',
+        ),
+        ({"size": FOUR, "do_pad": True, "pad_size": FOUR}, "do_pad=true is not handled with size="),
         ({"size": {"longest_edge": 4}}, 'size={"longest_edge": 4} is not handled'),
         ({"size": {"height": "4", "width": "4"}}, "size=.* is not handled"),
         ({"size": {"shortest_edge": 0}}, "size=.* is not handled"),

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from fmjax.data.sources import columnar
 from fmjax.data.sources.open import check_columns, open_source
+from fmjax.data.storage import arrow_files
 from fmjax.errors import UserError
 from fmjax.tasks.classify import Task
 
@@ -118,7 +118,7 @@ def test_what_is_mapped_and_what_is_rewritten(folder):
     assert pa.total_allocated_bytes() - before < 20_000  # dictionaries alone
     mapped = {name: source.files[0].local == folder / name for name, source in sources.items()}
     assert mapped == {"stream.arrow": True, "file.arrow": True, "packed.arrow": False, "table.parquet": False}
-    assert max(batch.num_rows for batch in sources["table.parquet"].files[0].batches) <= columnar.BATCH
+    assert max(batch.num_rows for batch in sources["table.parquet"].files[0].batches) <= arrow_files.BATCH
     changed = sources["table.parquet"].files[0].local.stat().st_mtime_ns
     assert opened(folder / "table.parquet").files[0].local.stat().st_mtime_ns == changed
 

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from support.image_files import CLASSES, COLOURS, GOOD, IMAGES, LABELS, encoded, idx, read, same, write_tar, write_tree
 
-from fmjax.data.records import value_of
+from fmjax.data.records import ConcatenatedSources
 from fmjax.data.sources import folders
 from fmjax.data.sources.open import hold_out, open_source
-from fmjax.data.stream.mixing import Several
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.errors import UserError
 from fmjax.tasks.image_classify import Task as ImageClassify
@@ -73,7 +72,8 @@ def test_what_is_kept_is_decoded_once_and_labels_need_no_image(tmp_path, monkeyp
     rest, held = hold_out(source, 0.5, by="label")
     task = ImageClassify()
     assert {*task.labelled.names(rest, {"cat": 0}), *task.labelled.names(held, {"dog": 0})} == {"cat", "dog"}
-    assert [value_of(Several({"a": rest, "b": held}), index, "label") for index in range(5)] and not decoded
+    both = ConcatenatedSources({"a": rest, "b": held})
+    assert [both.value(index, "label") for index in range(5)] and not decoded
     assert pickle.loads(pickle.dumps(source)).kept == {}
     settings = ImageClassify(image_size=4, channels=3).resolve(source)
     assert settings["labels"] == ("cat", "dog", "Übel") and not decoded

@@ -264,13 +264,14 @@ import tensorflow_datasets as tfds
 from fmjax.data.sources.open import open_source
 from fmjax.errors import UserError
 
-class TinyTexts(tfds.core.GeneratorBasedBuilder):
+class TinyTexts(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.2.0")
 
     def _info(self):
         text, label = tfds.features.Text(), tfds.features.ClassLabel(names=["no", "yes"])
         columns = {"text": text, "label": label, "score": tfds.features.Scalar(np.float32)}
         columns |= {"tags": tfds.features.Sequence(text), "spans": tfds.features.Sequence(np.int32)}
+        columns |= {"kinds": tfds.features.Sequence({"kind": label}), "other": tfds.features.ClassLabel(num_classes=3)}
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(columns))
 
     def _split_generators(self, manager):
@@ -281,11 +282,11 @@ class TinyTexts(tfds.core.GeneratorBasedBuilder):
 
     def make(self, count):
         for i in range(count):
-            yield i, {"text": f"é {i}", "label": i % 2, "score": 0.5, "tags": ["a", "ü"], "spans": [i, 1]}
+            yield i, {"text": f"é {i}", "label": i % 2, "score": 0.5, "tags": ["a", "ü"], "spans": [i, 1],
+                      "kinds": [{"kind": 1}, {"kind": 0}], "other": 2 if i else -1}
 
 folder = sys.argv[1]
 TinyTexts(data_dir=folder, file_format="array_record").download_and_prepare()
-tfds.core.registered._DATASET_REGISTRY.pop("tiny_texts")
 
 def opened(**options):
     return open_source("tfds", options.pop("files", None), options.pop("split", "train"), **{"data_dir": folder, **options})
@@ -304,7 +305,7 @@ out = {
     "mark": source.fingerprint(), "part": len(part), "part_mark": part.fingerprint(), "iterated": len(list(source)),
     "split": refused(name="tiny_texts", split="dev"), "absent": refused(name="glue/sst2"), "config": refused(name="glue/sst3"),
     "unknown": refused(name="tiny_text"), "typo": refused(name="imdb_review"), "nameless": refused(),
-    "tensorflow": "tensorflow" in sys.modules,
+    "tensorflow": "tensorflow" in sys.modules, "numbers": [again[i]["label"].number for i in range(len(again))],
 }
 print(json.dumps(out))
 """
@@ -321,8 +322,15 @@ def tfds_report(tmp_path_factory):
 
 def test_tfds_records_are_plain(tfds_report):
     rows = sorted(tfds_report["records"], key=lambda record: record["text"])
-    assert rows == [{"label": i % 2, "score": 0.5, "spans": [i, 1], "tags": ["a", "ü"], "text": f"é {i}"} for i in range(8)]
-    assert sorted(tfds_report["columns"]) == ["label", "score", "spans", "tags", "text"]
+    kinds = {"kind": ["yes", "no"]}
+    for i, row in enumerate(rows):
+        assert row == {
+            "label": ("no", "yes")[i % 2], "score": 0.5, "spans": [i, 1], "tags": ["a", "ü"], "text": f"é {i}", "kinds": kinds,
+            "other": "2" if i else None,
+        }  # fmt: skip
+    assert sorted(tfds_report["columns"]) == ["kinds", "label", "other", "score", "spans", "tags", "text"]
+    # The source's numbers stay known: older runs have them for labels.
+    assert sorted(tfds_report["numbers"]) == [0] * 4 + [1] * 4
     assert tfds_report["where"] == "tiny_texts/1.2.0 train record 3"
     assert tfds_report["iterated"] == 8
 

@@ -6,24 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from support.sources import Numbers
 
 from fmjax.data.stream.batches import TrainBatches, eval_batches
-
-
-class Numbers:
-    """Examples that are their own index, with something random drawn."""
-
-    def __init__(self, count: int):
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict:
-        return {"number": np.int32(index)}
-
-    def draw(self, example: dict, rng: np.random.Generator) -> dict:
-        return example | {"noise": rng.random(3)}
 
 
 def take(batches: TrainBatches, count: int) -> list[dict[str, np.ndarray]]:

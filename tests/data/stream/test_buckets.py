@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmjax.contracts import Examples
 from fmjax.data.stream.balance import Resampled
 from fmjax.data.stream.batches import TrainBatches, eval_batches
 from fmjax.data.stream.buckets import Bucketed, Plan, best_borders, bucketed, read_borders
@@ -21,7 +22,7 @@ LONGEST = 24
 BORDERS = (6, 12, LONGEST)
 
 
-class Texts:
+class Texts(Examples):
     """Examples of given lengths, padded at the end: example i has tokens i + 1."""
 
     sized = ("input_ids", "attention_mask")
@@ -186,7 +187,7 @@ def test_what_a_config_may_say():
         with pytest.raises(UserError, match=f"data.buckets=.*{message}"):
             bucketed(examples, given_, LONGEST, 4)
     with pytest.raises(UserError, match="data.buckets: these examples are of one length"):
-        bucketed([1, 2], (8,), LONGEST, 2)
+        bucketed(Examples(), (8,), LONGEST, 2)
 
 
 def test_fill_is_that_of_the_batches():

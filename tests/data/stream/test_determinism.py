@@ -10,12 +10,14 @@ from collections.abc import Iterator
 import cloudpickle
 import numpy as np
 import pytest
+from support.processors import using
+from support.sources import Numbers
 
 from fmjax.config import check_resumable, to_dict
 from fmjax.data.sources.open import open_source
 from fmjax.data.storage.fingerprints import data_differences
 from fmjax.data.stream.batches import TrainBatches
-from fmjax.data.stream.mixing import Mixed
+from fmjax.data.stream.mixing import MixedExamples
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.defaults import experiment
 from fmjax.errors import UserError
@@ -32,26 +34,8 @@ def classes_for_workers() -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-class Numbers:
-    """Examples that are their own number, with something random drawn; `read` says which have been read."""
-
-    def __init__(self, begin: int, count: int):
-        self.begin, self.count = begin, count
-        self.read: list[int] = []
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict:
-        self.read.append(index)
-        return {"number": np.int64(self.begin + index)}
-
-    def draw(self, example: dict, rng: np.random.Generator) -> dict:
-        return example | {"noise": rng.random(3)}
-
-
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Mixed:
+def packed(tmp_path_factory) -> MixedExamples:
     """Two sources of text, tokenised and packed into rows for masked language modelling, mixed with a curriculum."""
     rng = np.random.default_rng(0)
     words = ["lamp", "river", "stone", "apple", "window", "garden", "yellow", "quiet"]
@@ -62,9 +46,9 @@ def packed(tmp_path_factory) -> Mixed:
         parts[name] = open_source("text", str(folder / f"{name}.txt"), "train", record="line")
         texts += lines
     tokenizer = train_tokenizer(texts, "wordpiece", 60)
-    rows = {name: Task().examples(part, tokenizer, 16, train=True) for name, part in parts.items()}
+    rows = {name: Task().examples(part, using(tokenizer), 16, train=True) for name, part in parts.items()}
     data = {"mixture": {"books": {"weight": 0.75, "epochs": 3}, "wiki": {"weight": 0.25}}, "curriculum": {"4": {"wiki": 0.75}}}
-    return Mixed(rows, data | {"batch_size": SIZE}, SEED)
+    return MixedExamples(rows, data | {"batch_size": SIZE}, SEED)
 
 
 def take(batches: TrainBatches, count: int) -> list[dict[str, np.ndarray]]:
@@ -97,8 +81,8 @@ def test_neither_threads_nor_reading_ahead_matter(packed, batches):
 
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full)])
 def test_worker_processes_do_not_matter(workers):
-    parts = {"a": Numbers(0, 30), "b": Numbers(30, 12)}
-    examples = Mixed(parts, {"mixture": {"a": {"epochs": 2}, "b": {}}, "batch_size": SIZE}, SEED)
+    parts = {"a": Numbers(30), "b": Numbers(12, begin=30)}
+    examples = MixedExamples(parts, {"mixture": {"a": {"epochs": 2}, "b": {}}, "batch_size": SIZE}, SEED)
     expected = take(train(examples), 12)
     state = {"global_next_index": 5 * SIZE}
     resumed = train(examples, workers=workers)
@@ -119,8 +103,8 @@ def test_a_restart_at_any_step_goes_on_with_the_same_batches(packed, batches):
 
 @pytest.mark.parametrize("kind", ["plain", "mixture"])
 def test_a_restart_reads_nothing_of_what_was_before(kind):
-    parts = {"a": Numbers(0, 500), "b": Numbers(500, 300)}
-    mixed = Mixed(parts, {"mixture": {"a": {"weight": 3}, "b": {"weight": 1}}, "batch_size": SIZE}, SEED)
+    parts = {"a": Numbers(500), "b": Numbers(300, begin=500)}
+    mixed = MixedExamples(parts, {"mixture": {"a": {"weight": 3}, "b": {"weight": 1}}, "batch_size": SIZE}, SEED)
     resumed = train(parts["a"] if kind == "plain" else mixed, prefetch=0)
     resumed.restore({"global_next_index": 1_000_000 * SIZE})
     take(resumed, 3)
@@ -139,14 +123,14 @@ def test_hosts_read_the_same_batches_together(packed, batches, hosts):
 @pytest.mark.parametrize("kind", ["plain", "mixture"])
 def test_an_epoch_on_changing_numbers_of_hosts_has_every_example_once(kind):
     """Two hosts begin, four go on, then one, then two: over two epochs every example comes twice, over one once."""
-    parts = {"a": Numbers(0, 48), "b": Numbers(48, 48)}
+    parts = {"a": Numbers(48), "b": Numbers(48, begin=48)}
     data = {"mixture": {"a": {"weight": 1}, "b": {"weight": 1}}, "batch_size": SIZE}
     seen: list[int] = []
     state = {"global_next_index": 0}
     for hosts, steps in ((2, 3), (4, 4), (1, 2), (2, 3), (4, 12)):
         ended = []
         for own in np.split(np.arange(SIZE), hosts):
-            examples = Numbers(0, 96) if kind == "plain" else Mixed(parts, data, SEED)
+            examples = Numbers(96) if kind == "plain" else MixedExamples(parts, data, SEED)
             reader = train(examples, rows=None if hosts == 1 else own)
             reader.restore(state)
             seen += [int(number) for batch in take(reader, steps) for number in batch["number"]]
@@ -159,7 +143,7 @@ def test_an_epoch_on_changing_numbers_of_hosts_has_every_example_once(kind):
 
 
 def test_the_shuffle_is_global():
-    numbers = np.concatenate([batch["number"] for batch in take(train(Numbers(0, 4000)), 500)])
+    numbers = np.concatenate([batch["number"] for batch in take(train(Numbers(4000)), 500)])
     assert sorted(numbers.tolist()) == list(range(4000))
     # Each tenth of an epoch comes from all over the data: of a buffer of 400 the first would end before 800.
     for tenth in np.split(numbers, 10):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import cProfile
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmjax.contracts import Examples
 from fmjax.data.stream import packing
 from fmjax.data.stream.packing import Plan, describe, fill_of, pack, pack_matched
 
@@ -96,16 +97,16 @@ def test_rows_are_full_where_lengths_vary(most):
     assert min(plan.fill) > 0.96 and side < 0.95 * most
 
 
-def test_a_million_pieces_take_seconds():
+def test_a_million_pieces_take_few_steps():
     lengths = np.minimum(np.random.default_rng(1).lognormal(5, 1.2, 1_000_000).astype(int) + 1, 2048)
-    begun = time.process_time()
-    plan = pack(lengths, 2048)
-    assert plan.fill[0] > 0.99 and time.process_time() - begun < 10
+    with cProfile.Profile() as profile:
+        plan = pack(lengths, 2048)
+    assert plan.fill[0] > 0.99 and sum(entry.callcount for entry in profile.getstats()) < 500_000
 
 
 def test_fill_is_said():
-    class Full:
+    class Full(Examples):
         fill: ClassVar = {"input_ids": 0.98765, "labels": 0.5}
 
     assert describe(fill_of(Full())) == "98.8 % of input_ids, 50.0 % of labels no padding"
-    assert fill_of([]) == {}
+    assert fill_of(Examples()) == {}

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from scipy.special import log_softmax
+from support.sources import MemoryRecords
 
 from fmjax import losses
 from fmjax.errors import UserError
@@ -23,13 +24,8 @@ LOGITS = np.array([[0.5, -1.0, 2.0], [1.0, 1.5, -0.5], [-2.0, 0.0, 0.3], [0.1, 0
 LABELS = np.array([2, 0, 1, 2], np.int32)
 
 
-class Records(list):
-    """A source of records in memory."""
-
-    columns = ("text", "label")
-
-    def where(self, index: int) -> str:
-        return f"reviews.tsv line {index + 2}"
+class Records(MemoryRecords):
+    place, first = "reviews.tsv line", 2
 
 
 def labelled(*labels: object) -> Records:

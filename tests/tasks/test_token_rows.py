@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks.tokens import TokenTask
+from fmjax.tasks.token_rows import TokenTask
 
 
 def test_loss_and_metrics_count_target_tokens():

@@ -18,14 +18,18 @@ NEUTRAL = ("image_processor_type", "feature_extractor_type", "processor_class", 
 # Settings that are handled with this value alone.
 ONLY = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
 APART = "take the file away to use .apply, with images made elsewhere"
-READ = ("default_to_square", "size", "resample", "do_center_crop", "crop_size", "do_normalize", "image_mean", "image_std", *ONLY)
+READ = (
+    *("default_to_square", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size"),
+    *("do_normalize", "image_mean", "image_std", *ONLY),
+)
 
 
-def read_processor(folder: Path, image_size: int, channels: int) -> dict[str, Any]:
-    """Returns the settings of `tasks.images.Pictures` for a folder whose model reads images of that size and channels.
+def read(folder: Path, image_size: int, channels: int) -> dict[str, Any]:
+    """Returns the settings of a task of images for a folder whose model reads images of that size and channels.
 
-    Without the file they are those of ViT: both sides resized, and pixels from -1 to 1. Raises UserError, naming the
-    setting, for what is not handled.
+    Where the model's channels are not known (0), they are as many as the file has means, 3 for one. Without the file the
+    settings are those of ViT: both sides resized, and pixels from -1 to 1. Raises UserError, naming the setting, for what
+    is not handled.
     """
     path = folder / PROCESSOR
     # What is null is not given.
@@ -40,23 +44,46 @@ def read_processor(folder: Path, image_size: int, channels: int) -> dict[str, An
     names = {int(value): name for name, value in RESAMPLINGS.items()}
     if given.get("resample", 2) not in list(names):
         raise UserError(f"{path}: resample={given['resample']} is none of {', '.join(map(str, names))}; correct it")
+    means = given.get("image_mean")
+    channels = channels or (len(means) if isinstance(means, list) else 3)
+    settings = read_size(path, given, image_size) | {"resize": names[given.get("resample", 2)], "channels": channels}
+    if not given.get("do_normalize", True):
+        return settings | {"mean": (0.0,), "std": (1.0,)}
+    return settings | {name: numbers(path, f"image_{name}", given, channels) for name in ("mean", "std")}
+
+
+def read_size(path: Path, given: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """Returns the settings `image_size`, `resize_size` and `fit`. Raises UserError for sizes that are not handled."""
     size, cropped = given.get("size", image_size), bool(given.get("do_center_crop"))
+    if canvas := padded_to(given):
+        return {"image_size": canvas, "resize_size": 0, "fit": "pad"}
+    if given.get("do_pad"):
+        raise UserError(f"{path}: do_pad=true is not handled with size={json.dumps(size)}; remove it if it has no effect")
+    if (sides := rectangle(size)) and sides[0] != sides[1] and not cropped:
+        return {"image_size": sides, "resize_size": 0, "fit": "stretch"}
     if isinstance(size, int) and not given.get("default_to_square", True):
         size = {"shortest_edge": size}
     side, fit = edge(path, "size", size)
     crop = edge(path, "crop_size", given.get("crop_size", image_size))[0] if cropped else side
     if crop > side or (fit == "shortest" and not cropped):
         raise UserError(f"{path}: an image of size={json.dumps(size)} holds no square of {crop}; {APART}")
-    settings = {
-        "image_size": crop,
-        "resize_size": side if side > crop else 0,
-        "fit": fit,
-        "resize": names[given.get("resample", 2)],
-        "channels": channels,
-    }
-    if not given.get("do_normalize", True):
-        return settings | {"mean": (0.0,), "std": (1.0,)}
-    return settings | {name: numbers(path, f"image_{name}", given, channels) for name in ("mean", "std")}
+    return {"image_size": crop, "resize_size": side if side > crop else 0, "fit": fit}
+
+
+def padded_to(given: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns the canvas (height, width) that images are padded to, if they are scaled to fit into it."""
+    size, canvas = given.get("size"), rectangle(given.get("pad_size"))
+    if not given.get("do_pad") or not isinstance(size, Mapping) or set(size) != {"max_height", "max_width"}:
+        return None
+    return canvas if canvas == (size["max_height"], size["max_width"]) else None
+
+
+def rectangle(size: Any) -> tuple[int, int] | None:
+    """Returns (height, width) of a size that gives both."""
+    if not isinstance(size, Mapping) or set(size) != {"height", "width"}:
+        return None
+    sides = (size["height"], size["width"])
+    return sides if all(type(side) is int and side > 0 for side in sides) else None
 
 
 def numbers(path: Path, name: str, given: Mapping[str, Any], channels: int) -> tuple[float, ...]:
@@ -81,27 +108,36 @@ def edge(path: Path, name: str, size: Any) -> tuple[int, str]:
     raise UserError(f"{path}: {name}={json.dumps(size)} is not handled, only a square or a shortest_edge; {APART}")
 
 
-def write_processor(folder: Path, task: Any) -> None:
+def write(folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of a task of images as the reference's image processor reads them.
 
     Raises UserError if they cannot be written.
     """
-    side, crop = task.resize_size or task.image_size, task.image_size
-    shortest = task.fit == "shortest"
-    content = {
-        "image_processor_type": "ViTImageProcessor",
+    size, channels = settings["image_size"], settings["channels"]
+    height, width = (size, size) if isinstance(size, int) else size
+    resized = (settings["resize_size"] or height, settings["resize_size"] or width)
+    shortest, padded = settings["fit"] == "shortest", settings["fit"] == "pad"
+    canvas = {"height": height, "width": width}
+    content: dict[str, Any] = {
+        "image_processor_type": "DetrImageProcessor" if padded else "ViTImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": side} if shortest else {"height": side, "width": side},
-        "resample": int(RESAMPLINGS[task.resize]),
-        "do_center_crop": shortest or crop != side,
-        "crop_size": {"height": crop, "width": crop},
+        "size": {"height": resized[0], "width": resized[1]},
+        "resample": int(RESAMPLINGS[settings["resize"]]),
+        "do_center_crop": shortest or resized != (height, width),
+        "crop_size": canvas,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(task.mean) * (task.channels if len(task.mean) == 1 else 1),
-        "image_std": list(task.std) * (task.channels if len(task.std) == 1 else 1),
+        "image_mean": list(settings["mean"]) * (channels if len(settings["mean"]) == 1 else 1),
+        "image_std": list(settings["std"]) * (channels if len(settings["std"]) == 1 else 1),
     }
+    if shortest:
+        content["size"] = {"shortest_edge": resized[0]}
+    if padded:
+        content |= {"size": {"max_height": height, "max_width": width}, "do_pad": True, "pad_size": canvas}
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / PROCESSOR).write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"{folder / PROCESSOR}: cannot be written ({error.strerror}); make room") from None
+        reason = f"cannot be written ({error.strerror})"
+        raise UserError(f"{folder / PROCESSOR}: {reason}; fix its permissions or free disk space") from None

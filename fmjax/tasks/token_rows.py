@@ -1,20 +1,75 @@
-"""Texts and token arrays that tasks share: a tokenised corpus, pieces of it packed into rows, rows padded to one length, and
-the texts that are given for predicting."""
+"""Rows of tokens, and what is learnt from them, as tasks of texts share it: a tokenized corpus, pieces of it packed into rows,
+rows padded to one length, texts given for prediction, and the loss of a language-model head."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 
-from fmjax.data.sources.open import Source
+from fmjax import contracts, losses
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Where
+from fmjax.data.kinds.text import Processor as TextProcessor
+from fmjax.data.kinds.text import texts
+from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers import stored_ids
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
+from fmjax.metrics import classes as class_metrics
+
+Row: TypeAlias = tuple[np.ndarray, np.ndarray]  # ids and token types [L]
 
 NOTHING = np.zeros(0, np.int32)
+PADDED = ("input_ids", "token_type_ids", "attention_mask")  # what `pad_rows` makes
+BOTH_SIDES = ("attention_mask", "label_weights")  # `Task.counted` where there is an encoder and a decoder
+
+
+def tokenizer_of(processors: Processors) -> Tokenizer:
+    """Returns the tokenizer among the processors of a task that reads texts."""
+    return processors.of(TextProcessor).tokenizer
+
+
+class TokenTask(contracts.Task):
+    """A task whose model writes: the language-model head predicts each of `labels [B,T]` that has a `label_weights [B,T]`."""
+
+    @property
+    def heads(self) -> Heads:
+        return {"lm": {}}
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return class_metrics.TOKEN_LEVEL
+
+    def resolve(self, source: Source) -> Config:
+        """Returns no settings: none follow from the data. Raises UserError if a column is missing."""
+        check_columns(source, self.columns)
+        return {}
+
+    def weights(self, batch: Batch) -> Arrays:
+        """Returns the number of predicted tokens in the batch."""
+        return {"lm": batch["label_weights"].sum()}
+
+    def loss(self, outputs: Batch, batch: Batch) -> Arrays:
+        """Returns the sum of the cross-entropies of predicted tokens."""
+        return {"lm": (losses.softmax_cross_entropy(outputs["lm"], batch["labels"]) * batch["label_weights"]).sum()}
+
+    def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
+        """Returns per-row sums over predicted tokens: cross-entropies, their number, and how many are right."""
+        return token_sums(outputs["lm"], batch["labels"], batch["label_weights"])
+
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+        """Returns loss (nats per predicted token), perplexity and accuracy."""
+        return class_metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
+
+
+def token_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Arrays:
+    """Returns per-row sums [B] over tokens [B,T] with weights: cross-entropies, weights, and how many are right."""
+    tokens = losses.softmax_cross_entropy(logits, labels)
+    correct = (logits.argmax(axis=-1) == labels) * weights
+    return {"losses": (tokens * weights).sum(-1), "weights": weights.sum(-1), "correct": correct.sum(-1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,24 +132,10 @@ def widest_context(spans: np.ndarray) -> np.ndarray:
     poorer side (as BERT's run_squad.py); of equal ones, the first."""
     places = np.arange(spans[-1, 1])
     poorer = np.minimum(places - spans[:, :1], spans[:, 1:] - 1 - places)
-    return np.where(poorer >= 0, poorer, -1).argmax(axis=0)
+    return np.asarray(np.where(poorer >= 0, poorer, -1).argmax(axis=0))
 
 
-def texts(source: Source, column: str, begin: int = 0, end: int | None = None) -> Iterator[str]:
-    """Yields a column of the records from `begin` to before `end`; several strings (words, endings) as one text.
-
-    Raises UserError, naming the record, for a value that is neither a string nor several.
-    """
-    for index in range(len(source))[begin:end]:
-        text = source[index][column]
-        if isinstance(text, list) and all(isinstance(part, str) for part in text):
-            text = " ".join(text)
-        if not isinstance(text, str):
-            raise UserError(f'{source.where(index)}: column "{column}" holds {text!r:.60}, not text; correct the record')
-        yield text
-
-
-def given_texts(examples: Sequence[Any], column: str, where: Callable[[int], str]) -> list[str]:
+def given_texts(examples: Sequence[Any], column: str, where: Where) -> list[str]:
     """Returns the texts of examples: strings, or objects that have them in a column. Raises UserError, naming the example."""
     read: list[Any] = [example.get(column) if isinstance(example, Mapping) else example for example in examples]
     for number, text in enumerate(read):
@@ -103,8 +144,8 @@ def given_texts(examples: Sequence[Any], column: str, where: Callable[[int], str
     return read
 
 
-def tokenise(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 4096) -> Corpus:
-    """Tokenises a column of every record, a chunk of records at a time; ids by the same tokenizer that the records hold are read.
+def tokenize(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 4096) -> Corpus:
+    """Tokenizes a column of every record, a chunk of records at a time; ids by the same tokenizer that the records hold are read.
 
     Raises UserError if a record's text is not a string or no record has a token.
     """
@@ -135,7 +176,7 @@ def read_tokens(source: Source, tokenizer: Tokenizer, indices: range) -> tuple[l
     return [record["text"] for record in records], ids
 
 
-def side_by_side(tokens: np.ndarray, pieces: np.ndarray) -> dict[str, np.ndarray]:
+def side_by_side(tokens: np.ndarray, pieces: np.ndarray) -> Example:
     """Returns the `tokens` of pieces [N,2] of a text, one behind the other, and where all but the first begin (`begins`)."""
     parts = [tokens[begin:end] for begin, end in pieces.tolist()]
     return {"tokens": np.concatenate(parts), "begins": np.cumsum([part.size for part in parts])[:-1]}
@@ -143,7 +184,7 @@ def side_by_side(tokens: np.ndarray, pieces: np.ndarray) -> dict[str, np.ndarray
 
 def packed_row(
     pieces: Sequence[np.ndarray], length: int, fill_id: int, before: np.ndarray = NOTHING, after: np.ndarray = NOTHING
-) -> dict[str, np.ndarray]:
+) -> Example:
     """Returns pieces side by side, each between special tokens: `input_ids`, `segment_ids` (1, 2, ...; 0 is padding) and
     `position_ids` [length], which start again at every piece."""
     row = {name: np.zeros(length, np.int32) for name in ("input_ids", "segment_ids", "position_ids")}
@@ -157,7 +198,7 @@ def packed_row(
     return row
 
 
-def pair(source: np.ndarray, target: np.ndarray, lengths: tuple[int, int], fill_id: int) -> dict[str, np.ndarray]:
+def pair(source: np.ndarray, target: np.ndarray, lengths: tuple[int, int], fill_id: int) -> Example:
     """Returns what an encoder reads and a decoder writes, `input_ids`, `attention_mask` [S], `labels` and `label_weights` [T],
     of lengths (S, T)."""
     row = packed_pairs([source], [target], lengths, fill_id)
@@ -166,7 +207,7 @@ def pair(source: np.ndarray, target: np.ndarray, lengths: tuple[int, int], fill_
 
 def packed_pairs(
     sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], lengths: tuple[int, int], fill_id: int
-) -> dict[str, np.ndarray]:
+) -> Example:
     """Returns pairs side by side: besides what `pair` has, `segment_ids`, `position_ids` [S] and `decoder_segment_ids`,
     `decoder_position_ids` [T], by which each target sees its own source."""
     source, target = packed_row(sources, lengths[0], fill_id), packed_row(targets, lengths[1], fill_id)
@@ -182,10 +223,7 @@ def packed_pairs(
     }
 
 
-PADDED = ("input_ids", "token_type_ids", "attention_mask")  # what `pad_rows` makes
-
-
-def pad_rows(rows: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int, length: int = 0) -> dict[str, np.ndarray]:
+def pad_rows(rows: Sequence[Row], pad_id: int, length: int = 0) -> Example:
     """Returns a batch [rows, length] from (ids, token types) of several lengths; by default that of the longest."""
     length = length or max(ids.size for ids, _ in rows)
     batch = {
@@ -205,7 +243,7 @@ def enclosed(
     tokenizer: Tokenizer,
     most: int,
     truncate: bool,
-    where: Callable[[int], str],
+    where: Where,
     limit: str,
     ending: Sequence[int] = (),
 ) -> list[np.ndarray]:

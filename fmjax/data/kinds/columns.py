@@ -1,0 +1,44 @@
+"""`columns.json`: what kinds of numbers and names store of each column, as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmjax.config.json_files import read_json
+from fmjax.contracts import Value, Where
+from fmjax.errors import RecordError, UserError
+
+FILE = "columns.json"
+State = Mapping[str, Any]  # of each column, as JSON holds it
+
+
+def write(folder: Path, state: State) -> None:
+    """Writes the state of columns. Raises UserError if that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror})"
+        raise UserError(f"{folder / FILE}: {reason}; fix its permissions or free disk space") from None
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Returns the state of columns. Raises UserError if it is missing or damaged."""
+    return read_json(folder / FILE)
+
+
+def sha256(state: State) -> str:
+    """Returns the hash of the state of columns."""
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def values(records: Sequence[Mapping[str, Value]], column: str, where: Where) -> list[tuple[Value, str]]:
+    """Returns a column's value of each record, and where it stands. Raises UserError, naming the record, where it is missing."""
+    for number, record in enumerate(records):
+        if not isinstance(record, Mapping) or column not in record:
+            raise RecordError(where(number), f'lacks "{column}", which the task reads; add it', number)
+    return [(record[column], where(number)) for number, record in enumerate(records)]

@@ -1,0 +1,77 @@
+"""Labels: the names of classes. What a source knows by number and by name has one label, its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fmjax.contracts import Value, Where
+from fmjax.errors import RecordError
+
+SEPARATOR = "|"  # between the labels of a multi-label record in a csv or tsv file
+
+
+class ClassName(str):
+    """The name of a class, by which a label is known; `number` is that of the source.
+
+    Runs that were trained when sources gave the number alone have it as their label.
+    """
+
+    number: int
+
+    def __new__(cls, name: str, number: int) -> ClassName:
+        made = super().__new__(cls, name)
+        made.number = number
+        return made
+
+    def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override]
+        return str(self), self.number
+
+
+def names_of(value: Value, where: str, column: str, several: bool = False) -> list[str]:
+    """Returns the label names of a value: one, or of several any number, a list or a string with "|" between them.
+
+    Raises RecordError if one is not a name or a whole number.
+    """
+    items: list[Any] = [value]
+    if several and isinstance(value, str | list):
+        items = value.split(SEPARATOR) if isinstance(value, str) else value
+    found = []
+    for item in items:
+        if several and item == "":
+            continue
+        if isinstance(item, bool) or not isinstance(item, str | int) or not str(item).strip():
+            raise RecordError(where, f'column "{column}" holds {item!r}, not a label; correct the record')
+        found.append(item if isinstance(item, ClassName) else str(item).strip())
+    return found
+
+
+def known_name(name: str, labels: tuple[str, ...]) -> str:
+    """Returns the label that a name stands for: itself, or its number where that is the label."""
+    if name not in labels and isinstance(name, ClassName) and str(name.number) in labels:
+        return str(name.number)
+    return name
+
+
+def ordered(first: Mapping[str, int], where: Where) -> tuple[str, ...]:
+    """Returns label names in order: whole numbers by their value, others alphabetically.
+
+    Args:
+      first: for each name, the index of the first record that has it.
+      where: a source's `where`.
+
+    Raises RecordError if whole numbers are mixed with others, negative, or have gaps.
+    """
+    numbers = {name for name in first if name.lstrip("-").isdigit()}
+    if not numbers:
+        return tuple(sorted(map(str, first)))
+    for name, index in first.items():
+        if name not in numbers or not 0 <= int(name) < len(first):
+            found = ", ".join(sorted(first)[:10])
+            raise RecordError(
+                where(index),
+                f'label "{name}" does not fit; whole-number labels run from 0 without gaps and '
+                f"those of the training data are {found}; correct the record, or list the labels in task.labels",
+                index,
+            )
+    return tuple(map(str, range(len(first))))

@@ -1,0 +1,73 @@
+"""Members of memory-mapped tar archives."""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from fmjax.data.storage.mapped import MEGABYTE, File
+from fmjax.errors import UserError, one_line
+
+ARCHIVE_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+BROKEN = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+# The first bytes of compressed files.
+MAGIC = {b"\x1f\x8b": ".gz", b"\xfd7zXZ": ".xz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst"}
+
+
+class Member(tarfile.TarInfo):
+    """A member of an archive.
+
+    A header that is damaged or cut off is an error; tarfile takes it for the archive's end.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Member:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+
+
+def members(file: File) -> Iterator[tarfile.TarInfo]:
+    """Yields the members of a mapped tar archive, in its order.
+
+    Raises UserError if it is damaged.
+    """
+    end = 0
+    try:
+        with tarfile.open(file.local, "r:", tarinfo=Member) as archive:
+            while member := archive.next():
+                # They would grow with the archive.
+                archive.members.clear()  # type: ignore[attr-defined]
+                end = archive.offset
+                yield member
+    except BROKEN as error:
+        extension = next(
+            (extension for magic, extension in MAGIC.items() if file.data[: len(magic)] == magic),
+            "",
+        )
+        fix = (
+            f"it seems to be packed, and its name to lack {extension}"
+            if extension
+            else "fetch it again"
+        )
+        raise UserError(
+            f"{file.path}: is not a whole tar archive ({one_line(error)}); {fix}"
+        ) from error
+    # Python takes the first block of zeros for the end of the archive.
+    for begin in range(end, len(file.data), MEGABYTE):
+        if file.data[begin : begin + MEGABYTE].strip(b"\0"):
+            raise UserError(
+                f"{file.path}: has more behind its end; "
+                "were archives put into one file? Give them as several"
+            )
+
+
+def hidden(name: PurePosixPath) -> bool:
+    """Returns whether an operating system left a file behind."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.parts)

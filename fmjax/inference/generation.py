@@ -1,0 +1,94 @@
+"""Generation by a loaded model, with the inputs and outputs of transformers' `generate`.
+
+Dimensions: B rows, N = B * num_return_sequences, P prompt columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fmjax.contracts import Encodes, Generates, HostBatch, PyTree
+from fmjax.decoding.loop import DECODER_PROMPT, PROMPT, continuations, prompt_names, start_id
+from fmjax.decoding.settings import Generation
+from fmjax.errors import UserError
+
+
+class Generated(NamedTuple):
+    """Generated sequences, each with its score: what `generate(..., return_scores=True)` returns.
+
+    Log-probabilities are those of the distributions that tokens are chosen from, after all settings such as `temperature` and
+    `repetition_penalty`: the sum over the new tokens of the reference's `compute_transition_scores` (with `normalize_logits`
+    for greedy search and sampling).
+    """
+
+    sequences: np.ndarray  # int32 [N, length], prompts with their continuations
+    log_probs: np.ndarray  # fp32 [N], summed over the new tokens, the end among them
+    sequences_scores: np.ndarray  # fp32 [N], of beams log_probs / new tokens ** length_penalty; otherwise log_probs
+
+
+def input_names(model: Generates) -> tuple[str, ...]:
+    """Returns the reference's inputs of generation: arrays of the encoder, and the prompt with its mask."""
+    return (*model.encoder_inputs, *DECODER_PROMPT) if isinstance(model, Encodes) else PROMPT
+
+
+def generated(
+    checked_batch: Callable[[HostBatch], dict[str, np.ndarray]],
+    model: Generates,
+    params: PyTree,
+    arrays: HostBatch,
+    settings: Generation,
+    seed: int = 0,
+    first_row: int = 0,
+    return_scores: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Returns the sequences, without columns that no row has filled and, if asked for, the fields of `Generated`.
+
+    `checked_batch` makes the model's batch of the reference's inputs. `first_row` is the number of the first row among all those
+    that share a seed. Raises UserError for inputs that `checked_batch` refuses, a prompt without a token, and settings that
+    do not fit the model or the prompt.
+    """
+    prompt, _ = prompt_names(model)
+    complete = with_start(arrays, start_id(model, settings)) if isinstance(model, Encodes) else arrays
+    checked = checked_batch(complete)
+    # Decoding puts a start token itself where there is no prompt.
+    inputs = {name: array for name, array in checked.items() if name in arrays}
+    key = jax.random.key(seed)
+    with jax.default_matmul_precision("float32"):
+        found = continuations(model, params, inputs, settings, key, first_row, return_scores)
+    tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
+    # Behind the end of a beam, the reference writes the end and not padding if the padding's id is 0.
+    filler = settings.pad or (*settings.eos_token_id, 0)[0] if settings.num_beams > 1 else settings.pad
+    tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, filler)[:, : lengths.max()]
+    before = np.repeat(checked[prompt], settings.num_return_sequences, axis=0)
+    sequences = np.concatenate([before, tokens], axis=1).astype(np.int32)
+    if found.log_probs is None or found.scores is None:
+        return sequences, None, None
+    return sequences, np.asarray(found.log_probs), np.asarray(found.scores)
+
+
+def with_start(arrays: Mapping[str, np.ndarray], start: int) -> dict[str, np.ndarray]:
+    """Returns an encoder-decoder's inputs, whose prompts begin with the start token.
+
+    It is put before all prompts if none begins with it, as in the reference. Raises UserError if a row's mask leaves nothing
+    of its prompt.
+    """
+    ids, mask = DECODER_PROMPT
+    if ids not in arrays:
+        rows = len(next(iter(arrays.values())))
+        return {**arrays, ids: np.full((rows, 1), start)}
+    real = np.asarray(arrays.get(mask, np.ones(arrays[ids].shape))) != 0
+    empty = np.flatnonzero(~real.any(axis=1))
+    if empty.size:
+        raise UserError(f"{mask}: row {empty[0]} has no token left; keep one at least")
+    first = np.take_along_axis(arrays[ids], real.argmax(axis=1)[:, None], axis=1)
+    if (first == start).any():
+        return dict(arrays)
+    before = ((0, 0), (1, 0))
+    longer = {ids: np.pad(arrays[ids], before, constant_values=start)}
+    if mask in arrays:
+        longer[mask] = np.pad(arrays[mask], before, constant_values=1)
+    return {**arrays, **longer}

@@ -1,0 +1,252 @@
+"""What tasks of classes share: label names found in the data, targets, and, against class imbalance, class weights that follow
+from the training data and the focal loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax import contracts, losses
+from fmjax.contracts import Arrays, Batch, Config, Heads, HostBatch, Source
+from fmjax.data.kinds import label as label_kind
+from fmjax.errors import RecordError, UserError, nearest
+from fmjax.metrics import classes as class_metrics
+
+WEIGHTINGS = ("none", *losses.WEIGHTINGS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Balance:
+    """The settings of a loss over classes, from which a task of classes inherits.
+
+    `weighting` says how class weights follow from the training data where `class_weights` does not list them: "balanced"
+    or "effective". The loss is the weighted mean: the sum of weight x loss over the sum of weights.
+    """
+
+    label_smoothing: float = 0.0
+    weighting: str = "none"
+    class_weights: tuple[float | str, ...] = ()  # in the order of the labels; numbers, or as a command line gives them
+    effective_beta: float = 0.999
+    focal_gamma: float = 0.0  # 0: cross entropy
+
+    def check_balance(self, labels: tuple[str, ...]) -> None:
+        """Raises UserError for settings that are out of range, or do not fit each other or the labels."""
+        if self.weighting not in WEIGHTINGS:
+            hint = nearest(self.weighting, WEIGHTINGS)
+            raise UserError(f'task.weighting="{self.weighting}"{hint}: choose one of {", ".join(WEIGHTINGS)}')
+        for name in ("label_smoothing", "effective_beta"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"task.{name}={getattr(self, name)}: must be at least 0 and less than 1")
+        if self.focal_gamma < 0:
+            raise UserError(f"task.focal_gamma={self.focal_gamma}: must not be negative; 0 is cross entropy, 2 is usual")
+        if self.focal_gamma and self.label_smoothing:
+            raise UserError("task.focal_gamma and task.label_smoothing work against each other; set one of them to 0")
+        try:
+            above = all(float(weight) > 0 for weight in self.class_weights)
+        except ValueError:
+            above = False
+        if not above:
+            raise UserError(f"task.class_weights={','.join(map(str, self.class_weights))}: must be numbers above 0, one a label")
+        if self.class_weights and labels and len(self.class_weights) != len(labels):
+            raise UserError(
+                f"task.class_weights has {len(self.class_weights)} numbers for {len(labels)} labels ({', '.join(labels[:10])}); "
+                "give one for each, in that order"
+            )
+
+    @property
+    def weighs(self) -> bool:
+        """Whether class weights are still to be found in the training data."""
+        return self.weighting != "none" and not self.class_weights
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The class weights [C], none if there are none."""
+        return np.array(self.class_weights, np.float32)
+
+    def find_weights(self, labels: tuple[str, ...], counts: np.ndarray, total: int | None = None) -> Config:
+        """Returns the setting `class_weights` for the number of times that each label occurs in the training data.
+
+        Of `total` examples that have any number of labels, a weight is that of the label present over that of it absent.
+        Raises UserError for a label that never occurs, or always.
+        """
+        counts = np.asarray(counts, np.float64)
+        absent = counts if total is None else total - counts
+        for label, count, other in zip(labels, counts, absent, strict=True):
+            if not count or not other:
+                often = "no" if not count else "every"
+                raise UserError(
+                    f'task.weighting={self.weighting}: {often} example of the training data has the label "{label}"; '
+                    "leave it out of task.labels, or give task.class_weights"
+                )
+        weigh = losses.WEIGHTINGS[self.weighting]
+        if total is None:
+            weights = weigh(counts, self.effective_beta)
+        else:
+            pairs = [weigh(np.array(pair), self.effective_beta) for pair in zip(counts, absent, strict=True)]
+            weights = np.array([present / other for present, other in pairs])
+        return {"class_weights": tuple(round(float(weight), 6) for weight in weights)}
+
+    def weight(self, labels: jax.Array) -> jax.Array:
+        """Returns the weight of each item [...] that has one label of C: its class's, or 1."""
+        if not self.class_weights:
+            return jnp.ones(labels.shape, jnp.float32)
+        return jnp.asarray(self.numbers)[jnp.clip(labels, 0, len(self.class_weights) - 1)]
+
+    def label_weight(self, labels: jax.Array) -> jax.Array:
+        """Returns a weight for each item and class [..., C] of labels (0 or 1) [..., C]: a present one's weight; else 1."""
+        if not self.class_weights:
+            return jnp.ones(labels.shape, jnp.float32)
+        weights = self.numbers.reshape((1,) * (labels.ndim - 1) + (-1,))
+        return jnp.where(labels > 0.5, weights, 1.0)
+
+    def cross_entropy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """Returns the training loss of each item [...], before its weight, of logits [..., C] and labels [...]."""
+        if self.focal_gamma:
+            return losses.softmax_focal(logits, labels, self.focal_gamma)
+        return losses.softmax_cross_entropy(logits, labels, self.label_smoothing)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelTask(Balance, contracts.Task):
+    """A task of examples with one label each, from the column `label`; `labels` are found in the training data where they are
+    not given. Of the kind "multi" an example has any number of labels, of the kind "regression" a number."""
+
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+
+    @property
+    def head(self) -> str:
+        """The head that predicts the labels."""
+        return "classify"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.reads, self.label)
+
+    @property
+    def heads(self) -> Heads:
+        return {self.head: {"classes": 1 if self.kind == "regression" else len(self.labels)}}
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        if self.kind == "single":
+            return ("loss", *class_metrics.CLASSIFICATION, *(class_metrics.TWO_CLASSES if len(self.labels) == 2 else ()))
+        return ("loss", *(class_metrics.MULTILABEL if self.kind == "multi" else class_metrics.REGRESSION))
+
+    def find_labels(self, source: Source, indices: Sequence[int]) -> Config:
+        """Returns the setting `labels`, unless they are given or the task is regression, and `class_weights`, if they are to
+        follow from the data: those of the records `indices`.
+
+        Raises UserError, naming the record, if whole-number labels are mixed with others, negative, or have gaps.
+        """
+        if self.kind == "regression" or (self.labels and not self.weighs):
+            return {}
+        first: dict[str, int] = {}
+        counts: Counter[str] = Counter()
+        for index in indices:
+            names = self.label_names(source, index)
+            counts.update(set(names))
+            for name in names:
+                first.setdefault(name, index)
+        labels = self.labels or label_kind.ordered(first, source.where)
+        found: Config = {} if self.labels else {"labels": labels}
+        if self.weighs:
+            total = len(indices) if self.kind == "multi" else None
+            found |= self.find_weights(labels, np.array([counts[label] for label in labels]), total)
+        return found
+
+    def label_names(self, source: Source, index: int) -> list[str]:
+        """Returns the label names of a record. Raises UserError, naming it, if there is none or it is not a name."""
+        value = source.value(index, self.label)
+        names = label_kind.names_of(value, source.where(index), self.label, several=self.kind == "multi")
+        return [label_kind.known_name(name, self.labels) for name in names]
+
+    def targets(self, source: Source, indices: Iterable[int]) -> np.ndarray:
+        """Returns the targets of records [N, ...]; see `target`."""
+        return np.stack([self.target(source, index) for index in indices])
+
+    def target(self, source: Source, index: int) -> Any:
+        """Returns a record's target: int32 class, float32 [C] of 0 and 1, or float32 number.
+
+        Raises UserError, naming the record, for a label that is not among `labels` or a value that is not a number.
+        """
+        if self.kind == "regression":
+            value = source.value(index, self.label)
+            value = value.number if isinstance(value, label_kind.ClassName) else value
+            try:
+                number = math.nan if isinstance(value, bool) else float(value)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not math.isfinite(number):
+                problem = f'column "{self.label}" holds {value!r}, not a number; correct the record'
+                raise RecordError(source.where(index), problem, index)
+            return np.float32(number)
+        names = self.label_names(source, index)
+        for name in names:
+            if name not in self.labels:
+                raise RecordError(
+                    source.where(index),
+                    f'label "{name}" is out of range{nearest(name, self.labels)}; '
+                    f"the labels are {', '.join(self.labels)}; correct the record, or list all labels in task.labels",
+                    index,
+                )
+        if self.kind == "single":
+            return np.int32(self.labels.index(names[0]))
+        return np.isin(self.labels, names).astype(np.float32)
+
+    def weights(self, batch: Batch) -> Arrays:
+        """Returns the number of examples, or the sum of their class weights."""
+        labels = batch["labels"]
+        if self.kind == "multi":
+            return {"classify": self.label_weight(labels).mean(axis=-1).sum()}
+        return {"classify": jnp.float32(labels.shape[0]) if self.kind == "regression" else self.weight(labels).sum()}
+
+    def losses(self, outputs: Batch, labels: jax.Array) -> jax.Array:
+        """Returns the loss of each example [B], times its weight."""
+        logits = outputs[self.head]
+        if self.kind == "regression":
+            return losses.squared_error(logits[:, 0], labels)
+        if self.kind == "multi":
+            return losses.sigmoid_cross_entropy(logits, labels, self.focal_gamma, self.label_weight(labels))
+        return self.cross_entropy(logits, labels) * self.weight(labels)
+
+    def loss(self, outputs: Batch, batch: Batch) -> Arrays:
+        """Returns the sum of the examples' losses."""
+        return {"classify": self.losses(outputs, batch["labels"]).sum()}
+
+    def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
+        """Returns each example's logits, target and plain loss: without smoothing, weights and focus."""
+        plain = dataclasses.replace(self, label_smoothing=0.0, weighting="none", class_weights=(), focal_gamma=0.0)
+        return {"logits": outputs[self.head], "labels": batch["labels"], "losses": plain.losses(outputs, batch["labels"])}
+
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+        """Returns the loss and the metrics of the kind of labels."""
+        loss = {"loss": float(arrays["losses"][valid > 0].mean())}
+        if self.kind == "regression":
+            return loss | class_metrics.regression(arrays["logits"][:, 0], arrays["labels"], valid)
+        judge = class_metrics.multilabel if self.kind == "multi" else class_metrics.classification
+        return loss | judge(arrays["logits"], arrays["labels"], valid)
+
+    def described(self, logits: Any) -> list[dict[str, Any]]:
+        """Returns the label and score of each example [B, C]; all labels above one half if there may be several; the number of a
+        regression."""
+        logits = np.asarray(logits, np.float32)
+        if self.kind == "regression":
+            return [{"score": float(value)} for value in logits[:, 0]]
+        scores = np.asarray(jax.nn.sigmoid(logits) if self.kind == "multi" else jax.nn.softmax(logits, axis=-1))
+        described: list[dict[str, Any]] = []
+        for row in scores:
+            scored = {label: float(score) for label, score in zip(self.labels, row, strict=True)}
+            if self.kind == "multi":
+                described.append({"labels": [name for name, score in scored.items() if score > 0.5], "scores": scored})
+            else:
+                best = int(row.argmax())
+                described.append({"label": self.labels[best], "score": float(row[best]), "scores": scored})
+        return described

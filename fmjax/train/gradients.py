@@ -1,0 +1,100 @@
+"""How the gradient of a batch is computed: as a whole, accumulated over parts, or clipped for each
+example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fmjax.contracts import Arrays, Batch, PyTree
+
+Key: TypeAlias = jax.Array
+# Of parameters, a batch or a part of one, the weights of the loss's terms, and dropout's key: the
+# loss and its terms.
+Loss: TypeAlias = Callable[[PyTree, Batch, Arrays, Key], tuple[jax.Array, Arrays]]
+Weigh: TypeAlias = Callable[[Batch], Arrays]
+# The loss's gradient, and its terms.
+Gradients: TypeAlias = Callable[[PyTree, Batch, Key], tuple[PyTree, Arrays]]
+
+
+def whole(loss: Loss, weigh: Weigh) -> Gradients:
+    """Returns the gradient of a batch in one pass."""
+
+    def gradients(params: PyTree, batch: Batch, key: Key) -> tuple[PyTree, Arrays]:
+        found: tuple[PyTree, Arrays] = jax.grad(loss, has_aux=True)(
+            params, batch, weigh(batch), key
+        )
+        return found
+
+    return gradients
+
+
+def accumulated(loss: Loss, weigh: Weigh, parts: int) -> Gradients:
+    """Returns the gradient of a batch part by part, each with a dropout key of its own.
+
+    Weights are those of the whole batch, so the parts add up to the same loss.
+    """
+
+    def gradients(params: PyTree, batch: Batch, key: Key) -> tuple[PyTree, Arrays]:
+        weights = weigh(batch)
+        grad = jax.grad(loss, has_aux=True)
+        stacked = jax.tree.map(lambda x: split(x, parts), dict(batch))
+
+        def add(total: PyTree, indexed: tuple[jax.Array, Batch]) -> tuple[PyTree, None]:
+            index, part = indexed
+            return jax.tree.map(
+                jnp.add, total, grad(params, part, weights, jax.random.fold_in(key, index))
+            ), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (params, {name: jnp.float32(0) for name in weights}))
+        found: tuple[PyTree, Arrays] = jax.lax.scan(add, zeros, (jnp.arange(parts), stacked))[0]
+        return found
+
+    return gradients
+
+
+def clipped(loss: Loss, weigh: Weigh, norm: float, trainable: PyTree) -> Gradients:
+    """Returns the mean over examples of each one's gradient, scaled down to a norm of at most
+    `norm`.
+
+    An example counts as a batch of its own, with its own weights and dropout key (Abadi et al.
+    2016, algorithm 1). Only parameters that train count. Takes the memory of the parameters once
+    for each example.
+    """
+
+    def gradients(params: PyTree, batch: Batch, key: Key) -> tuple[PyTree, Arrays]:
+        def one(row: Batch, index: jax.Array) -> tuple[PyTree, Arrays]:
+            own_key = jax.random.fold_in(key, index)
+            grads, terms = jax.grad(loss, has_aux=True)(params, row, weigh(row), own_key)
+            grads = without_frozen(grads, trainable)
+            factor = jnp.minimum(1.0, norm / jnp.maximum(optax.tree_utils.tree_norm(grads), 1e-12))
+            return jax.tree.map(lambda grad: grad * factor, grads), terms
+
+        rows = {name: array[:, None] for name, array in batch.items()}
+        each = jax.vmap(one)(rows, jnp.arange(len(next(iter(batch.values())))))
+        found: tuple[PyTree, Arrays] = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
+        return found
+
+    return gradients
+
+
+def without_frozen(grads: PyTree, trainable: PyTree) -> PyTree:
+    """Returns gradients that are 0 where `trainable`, a tree of bool, is False.
+
+    Where a step does so at once, XLA drops the backward pass that led to them.
+    """
+    return jax.tree.map(
+        lambda grad, trained: grad if trained else jnp.zeros_like(grad), grads, trainable
+    )
+
+
+def split(x: jax.Array, parts: int) -> jax.Array:
+    """Returns [parts, B / parts, ...], row i going to part i mod parts, so each device keeps rows
+    of its own.
+    """
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

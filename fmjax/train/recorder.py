@@ -1,0 +1,133 @@
+"""What is recorded of each step: metrics and rates, on the screen and in the log.
+
+Ends a run that diverges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import jax
+
+from fmjax.contracts import Arrays
+from fmjax.distributed import hosts
+from fmjax.errors import UserError
+from fmjax.runs import folder as run_folder
+from fmjax.runs.logs import Bar, MetricsLog, read_metrics
+from fmjax.runs.report import write_report
+from fmjax.train.experiment import Experiment
+from fmjax.train.throughput import Clock, Cost
+
+WINDOW = 10  # steps over which a rate is taken, at least
+
+
+class Nonfinite(NamedTuple):
+    """Steps that were left out as their loss or gradient was not finite."""
+
+    in_a_row: tuple[int, ...] = ()  # the last ones
+    total: int = 0
+
+    def after(self, step: int, left_out: bool) -> Nonfinite:
+        return Nonfinite((*self.in_a_row, step) if left_out else (), self.total + left_out)
+
+
+class Ended(NamedTuple):
+    """A step that was taken, and its metrics on the device, which may not be computed yet."""
+
+    step: int
+    cost: Cost
+    metrics: Arrays
+
+
+class Recorder:
+    """Reads the metrics of a step when the next one is under way, so that the device never waits
+    for the host.
+    """
+
+    def __init__(self, experiment: Experiment, start: int, bar: Bar, nonfinite: Nonfinite):
+        train = experiment.config["train"]
+        self.experiment, self.bar, self.nonfinite = experiment, bar, nonfinite
+        self.every, self.most_nonfinite = (
+            int(train.get("log_every", 0)),
+            int(train.get("max_nonfinite", 10)),
+        )
+        workdir = experiment.workdir
+        self.records: list[dict[str, Any]] = [
+            record for record in read_metrics(workdir) if record["step"] <= start
+        ]
+        self.log = MetricsLog(workdir, start) if hosts.first() else None
+        self.clock = Clock(experiment.data.processors.unit, max(self.every, WINDOW))
+        self.last: Ended | None = None  # not read yet
+        self.begun = False
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Counts the time in the block as waited for data."""
+        return self.clock.waiting(self.last.metrics if self.last else {})
+
+    def ended(self, step: int, cost: Cost, metrics: Arrays) -> None:
+        """Takes the metrics of a step, and reads those of the one before."""
+        self.read()
+        self.last = Ended(step, cost, metrics)
+        if not self.begun:  # which starts the clock
+            self.begun = True
+            self.read()
+
+    def read(self) -> None:
+        """Reads the metrics of the last step, if they are not read: shows them, and logs them when
+        due.
+
+        Raises UserError, naming the first step, after `max_nonfinite` steps in a row that had to be
+        left out.
+        """
+        if self.last is None:
+            return
+        (step, cost, on_device), self.last = self.last, None
+        metrics = {name: float(value) for name, value in jax.device_get(dict(on_device)).items()}
+        self.clock.count(cost)
+        self.nonfinite = self.nonfinite.after(step, left_out=bool(metrics.pop("nonfinite")))
+        if len(self.nonfinite.in_a_row) >= self.most_nonfinite:
+            raise UserError(
+                f"loss or gradient not finite in {len(self.nonfinite.in_a_row)} steps in a row, "
+                f"from step {self.nonfinite.in_a_row[0]} on; lower optim.learning_rate, or clip "
+                "with optim.clip_norm"
+            )
+        rates = self.clock.rates()
+        speed = self._speed(rates)
+        self.bar.advance(step, f"loss {metrics['loss']:.3f}{speed}")
+        if (self.every and step % self.every == 0) or step == self.experiment.built.steps:
+            self._log(step, metrics, rates)
+            if not self.bar.terminal:
+                self.bar.note(f"step {step}: loss {metrics['loss']:.4f}{speed}")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Keeps and logs a record."""
+        self.records.append({"step": step, **values})
+        if self.log:
+            self.log.write(step, values)
+
+    def close(self) -> None:
+        """Ends the log, records which bad records were left out, and writes the report."""
+        if self.log:
+            self.log.close()
+            run_folder.record_left_out(
+                self.experiment.workdir, self.experiment.data.tolerance.found
+            )
+            write_report(self.experiment.workdir)
+
+    def _log(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        rate = float(self.experiment.abstract.optimizer.learning_rate(step - 1))
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        counts: dict[str, float] = {"nonfinite_steps": self.nonfinite.total}
+        if left_out := self.experiment.data.tolerance.found:
+            counts["left_out"] = len(left_out)
+        self.write(step, {**finite, "learning_rate": rate, **rates, **counts})
+
+    def _speed(self, rates: Mapping[str, float]) -> str:
+        """Returns the rates as they are shown beside the loss."""
+        per_second = [rate for name, rate in rates.items() if name.endswith("_per_second")]
+        speed = "".join(f"  {rate:,.0f} {self.clock.unit}/s" for rate in per_second)
+        waited = rates.get("data_wait", 0.0)
+        return speed + (f"  {waited:.0%} waiting for data" if waited >= 0.01 else "")

@@ -1,0 +1,86 @@
+"""A run's checkpoints: the training state as items, and what else a run continues from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fmjax.contracts import PyTree
+from fmjax.data.stream.batches import TrainBatches
+from fmjax.distributed import hosts
+from fmjax.runs import folder as run_folder
+from fmjax.runs.checkpoint import Best, Checkpoints
+from fmjax.train.experiment import Experiment
+from fmjax.train.recorder import Nonfinite
+from fmjax.train.state import TrainState
+
+
+class Saver:
+    """Saves and restores the state of a run, with its batches."""
+
+    def __init__(self, experiment: Experiment, batches: TrainBatches, best: Best | None):
+        keep = int(experiment.config["checkpoint"]["keep"])
+        self.experiment, self.batches = experiment, batches
+        self.checkpoints = Checkpoints(
+            experiment.workdir / run_folder.CHECKPOINTS, keep=keep, best=best
+        )
+
+    def restore(self) -> tuple[TrainState, Nonfinite]:
+        """Returns the state of the newest whole checkpoint, and sets the batches to follow it.
+
+        Or the initial state.
+        """
+        step = self.checkpoints.latest() if self.experiment.resumed and hosts.first() else None
+        step = hosts.of_first(-1 if step is None else step)  # it may have set others aside
+        if step < 0:
+            return self.experiment.initial_state(), Nonfinite()
+        abstract = self.experiment.abstract.state
+        restored = self.checkpoints.restore(step, to_items(abstract))
+        data = self.checkpoints.data(step)
+        self.batches.restore(data["batches"])
+        return from_items(restored, abstract), Nonfinite(tuple(data["nonfinite"]), data["skipped"])
+
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        nonfinite: Nonfinite,
+        metrics: Mapping[str, float] | None,
+    ) -> None:
+        """Starts writing a checkpoint, with the metrics of an evaluation at this very step."""
+        counts = {"nonfinite": list(nonfinite.in_a_row), "skipped": nonfinite.total}
+        self.checkpoints.save(
+            step, to_items(state), {"batches": self.batches.state(), **counts}, metrics
+        )
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is written."""
+        self.checkpoints.wait()
+
+    def close(self) -> None:
+        self.checkpoints.close()
+
+
+def evaluated_params(state: TrainState) -> PyTree:
+    """Returns the parameters that evaluation uses: their moving average, if there is one."""
+    return to_items(state).get("ema", state.params)
+
+
+def to_items(state: TrainState) -> dict[str, PyTree]:
+    """Returns the state as checkpoint items.
+
+    A moving average is an item of its own, so that it can be read alone.
+    """
+    opt_state = dict(state.opt_state)
+    average = opt_state.pop("ema", None)
+    items = {"params": state.params, "opt_state": opt_state, "step": state.step}
+    return items if average is None else items | {"ema": average.ema}
+
+
+def from_items(items: Mapping[str, Any], abstract: TrainState) -> TrainState:
+    """Returns the state of checkpoint items: the inverse of `to_items`."""
+    opt_state = dict(items["opt_state"])
+    if "ema" in items:
+        opt_state["ema"] = abstract.opt_state["ema"]._replace(ema=items["ema"])
+    in_order = {name: opt_state[name] for name in abstract.opt_state}
+    return TrainState(step=items["step"], params=items["params"], opt_state=in_order)

@@ -1,0 +1,197 @@
+"""The stages from a config to a training step, which training, plans and benchmarks share.
+
+    Data      records, weights to start from, processors of the columns
+    Built     task, model, examples, number of steps
+    Abstract  shapes and shardings of a batch and the state, optimizer
+
+All is checked here, on the host, before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+
+from fmjax import optim, tasks
+from fmjax.contracts import Config, Examples, Processors, Source, Task
+from fmjax.data.kinds import lifecycle
+from fmjax.data.records import Bundle
+from fmjax.data.splits import open_sources
+from fmjax.data.stream.batches import eval_batches
+from fmjax.data.stream.buckets import Bucketed
+from fmjax.data.stream.examples import find_overlap, make_examples
+from fmjax.data.stream.packing import fill_of
+from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance
+from fmjax.distributed.hosts import say
+from fmjax.distributed.layout import Layout, accumulation
+from fmjax.errors import UserError
+from fmjax.inference.pretrained import Pretrained, load
+from fmjax.runs import folder as run_folder
+from fmjax.runs.checkpoint import CheckpointReader
+from fmjax.train.resolve import check_generation, check_measures, resolve_model, resolve_processors
+from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_state
+from fmjax.train.step import TrainStep, make_step
+from fmjax.train.wrappers import mix
+
+TrainedModel: TypeAlias = Any  # a Linen module that is a contracts.Model, or a MixtureModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run reads."""
+
+    config: Config  # with the task's settings that follow from the data
+    sources: Mapping[str, Source | Bundle]  # by split
+    fingerprints: Config  # for provenance
+    tolerance: Tolerance  # of bad records, and which were left out
+    pretrained: Pretrained | None  # the weights to start from
+    processors: Processors
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What trains, and on what."""
+
+    config: Config  # resolved: as it is stored
+    task: Task
+    model: TrainedModel
+    examples: Mapping[str, Examples]  # by split
+    steps: int
+    notes: Config  # about the data, for provenance
+
+
+@dataclasses.dataclass(frozen=True)
+class Abstract:
+    """What a step takes: shapes, dtypes and shardings without an array made, and the optimizer."""
+
+    layout: Layout
+    spec: BatchSpec  # of a global batch
+    optimizer: optim.Optimizer
+    state: TrainState
+
+
+def open_data(config: Config, workdir: Path, resumed: bool) -> Data:
+    """Opens the data, and finds the processors and the task's settings that follow from them.
+
+    Raises UserError for data that cannot be read, or that have changed since the run began.
+    """
+    task = tasks.make(config["task"])
+    for key in ("workers", "prefetch", "stall_seconds"):
+        if config["data"].get(key, 0) < 0:
+            raise UserError(f"data.{key}={config['data'][key]}: must not be negative; 0 is none")
+    tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
+    with tolerance.active():
+        sources = open_sources(config["data"], task.splits)
+    facts = {split: source.fingerprint() for split, source in sources.items()}
+    checkpoints = CheckpointReader(workdir / run_folder.CHECKPOINTS)
+    origin = config.get("init", {}).get("weights")
+    # A run that was stopped before its first checkpoint starts from the same weights again.
+    pretrained = load(origin) if origin and not (resumed and checkpoints.steps()) else None
+    sources["train"], settings = tolerance.apply(sources["train"], task.resolve)
+    config = config | {"task": config["task"] | settings}
+    task = tasks.make(config["task"])
+    find = partial(resolve_processors, config, task, workdir if resumed else None, pretrained)
+    sources["train"], processors = tolerance.apply(sources["train"], find)
+    facts |= lifecycle.hashes(processors)
+    if resumed:
+        run_folder.check_same_data(workdir, facts)
+    return Data(config, sources, facts, tolerance, pretrained, processors)
+
+
+def build(data: Data, resumed: bool) -> Built:
+    """Returns the task, the model and the examples. Raises UserError where they do not fit."""
+    task = tasks.make(data.config["task"])
+    check_measures(data.config, task)
+    config, model = build_model(data.config, data.pretrained, data.processors, task)
+    check_generation(task, model, data.processors, config["data"]["max_length"])
+    check_positions(config)
+    sources = dict(data.sources)  # without bad records, once examples are made
+    examples = make_examples(task, sources, data.processors, config, data.tolerance)
+    train = examples["train"]
+    if isinstance(train, Bucketed):
+        config = config | {"data": config["data"] | {"buckets": train.borders}}
+    notes = {} if resumed else find_overlap(task, sources, data.processors)
+    if not resumed and (fill := fill_of(train)):
+        notes["fill"] = fill
+    return Built(config, task, model, examples, checked_steps(config, train), notes)
+
+
+def build_model(
+    config: Config, pretrained: Pretrained | None, processors: Processors, task: Task
+) -> tuple[Config, TrainedModel]:
+    """Returns the config with all of the model's settings, and the model."""
+    model = mix(resolve_model(config, pretrained, processors, task), task)
+    settings = {"name": config["model"]["name"]} | dataclasses.asdict(model.settings)
+    return config | {"model": settings}, model
+
+
+def describe(
+    config: Config, model: TrainedModel, spec: BatchSpec, steps: int, layout: Layout
+) -> Abstract:
+    """Returns a step's abstract inputs. Raises UserError if model, optimizer and layout do not fit."""
+    params = abstract_params(model, spec, layout.mesh, layout.rules)
+    optimizer = optim.build(config["optim"], params, steps)
+    state = abstract_state(params, optimizer.transform, layout.mesh)
+    return Abstract(layout, spec, optimizer, state)
+
+
+def batch_shapes(config: Config, examples: Examples) -> BatchSpec:
+    """Returns the shapes of a global batch, by the first example."""
+    # Where bad records are left out, the first may be one.
+    skip = config["data"].get("on_error", "fail") != "fail"
+    first = next(eval_batches(Guarded(examples, skip, lambda index: None), batch_size=1, seed=0))
+    arrays = {name: array for name, array in first.items() if name not in ("valid", SKIPPED)}
+    size = config["data"]["batch_size"]
+    return {
+        name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
+        for name, array in arrays.items()
+    }
+
+
+def training_step(config: Config, model: TrainedModel, task: Task, abstract: Abstract) -> TrainStep:
+    """Returns the step, to be compiled."""
+    trained = optim.trainable(abstract.state.params, config["optim"].get("freeze", ()))
+    return make_step(model, task, abstract.optimizer.transform, trained, accumulation(config))
+
+
+def check_positions(config: Config) -> None:
+    """Raises UserError if rows are longer than the position table; 0 is no limit."""
+    length, positions = config["data"]["max_length"], config["model"].get("positions", 0)
+    if 0 < positions < length:
+        table = f"the position table, model.positions={positions}"
+        how = "lower the one or raise the other"
+        raise UserError(f"data.max_length={length} is longer than {table}; {how}")
+
+
+def checked_steps(config: Config, train: Examples) -> int:
+    """Returns the number of steps. Raises UserError if the training data have too few examples."""
+    size = config["data"]["batch_size"]
+    if len(train) < size:
+        few = f"the training data has {len(train)} examples, fewer than data.batch_size={size}"
+        raise UserError(f"{few}; lower the batch size or give more data")
+    steps = total_steps(config, len(train))
+    train.check_steps(steps, size)
+    return steps
+
+
+def total_steps(config: Config, examples: int) -> int:
+    """Returns the number of steps: as given, or of as many epochs, the last one rounded up.
+
+    Raises UserError unless exactly one of train.steps and train.epochs is given and positive.
+    """
+    steps, epochs = config["train"].get("steps"), config["train"].get("epochs")
+    if (steps is None) == (epochs is None):
+        how = "--config.train.steps=none unsets the first"
+        raise UserError(f"give one of train.steps and train.epochs, not both; {how}")
+    size = config["data"]["batch_size"]
+    count = int(steps) if epochs is None else math.ceil(epochs * examples / size)
+    if count < 1:
+        given = f"steps={steps}" if epochs is None else f"epochs={epochs}"
+        raise UserError(f"train.{given}: must be positive; raise it")
+    return count

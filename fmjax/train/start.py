@@ -1,0 +1,73 @@
+"""How a run begins, or continues: what it records, announces and reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import jax
+
+from fmjax.config import write_config
+from fmjax.contracts import Config
+from fmjax.data.kinds import lifecycle
+from fmjax.data.stream import packing
+from fmjax.data.stream.batches import TrainBatches
+from fmjax.distributed import hosts
+from fmjax.distributed.hosts import say
+from fmjax.runs import folder as run_folder
+from fmjax.train.experiment import Experiment
+
+
+def record(experiment: Experiment, given: Config) -> None:
+    """Writes what the run begins with into its directory, on the first host, if all hosts have the
+    same.
+
+    Raises UserError, naming what differs, if they do not.
+    """
+    data, workdir = experiment.data, experiment.workdir
+    facts = {"config": given} | data.fingerprints
+    hosts.check_same({name: digest(fact) for name, fact in facts.items()})
+    if not hosts.first():  # the first writes once all have read what was there before
+        return
+    if not experiment.resumed:
+        lifecycle.store(workdir, data.processors)
+    run_folder.record(workdir, data.fingerprints, experiment.built.notes)
+    run_folder.record_left_out(workdir, data.tolerance.found)
+    # Last, as the config makes the folder a run; at a restart it takes up what may change.
+    write_config(workdir, experiment.config, given)
+
+
+def digest(fact: object) -> str:
+    """Returns the SHA-256 of a fact, as JSON."""
+    return hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).hexdigest()
+
+
+def training_batches(experiment: Experiment) -> TrainBatches:
+    """Returns the training batches, read ahead as the config says."""
+    data = experiment.config["data"]
+    return TrainBatches(
+        experiment.built.examples["train"],
+        batch_size=experiment.batch_size,
+        seed=experiment.seed,
+        workers=int(data.get("workers", 0)),
+        prefetch=int(data.get("prefetch", 4)),
+        rows=experiment.rows,
+        tolerance=experiment.data.tolerance,
+        stall_seconds=float(data.get("stall_seconds", 0.0)),
+        tell=say,
+    )
+
+
+def announce(experiment: Experiment, start: int) -> None:
+    """Prints one line about the run that is about to go on, and one about packed batches."""
+    built, pieces = experiment.built, experiment.data.processors.sizes().get("vocab_size")
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract.state.params))
+    sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in built.examples.items())
+    vocabulary = f"vocabulary {pieces:,}, " if pieces else ""
+    say(
+        f"{built.config['model']['name']} {count:,} parameters, {sizes} examples, {vocabulary}"
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, steps {start} to {built.steps}"
+    )
+    if fill := packing.fill_of(built.examples["train"]):
+        say(f"batches: {packing.describe(fill)}")
