@@ -125,9 +125,8 @@ class Column:
 class Processor:
     """Turns the values of the columns of one kind into arrays: a base class; `fmjax/data/kinds` has one file per kind.
 
-    It is found in this order: named in the config, that of the weights that a run starts from, or fitted to the training
-    data. The run stores it, with a hash: a tokenizer, the size and normalization of images, the mean and deviation of
-    numbers. Processors are pickled for Grain's workers.
+    It is the named one, or follows from the task's settings, or is that of the weights that a run starts from, or is fitted
+    to the training data. The run stores it, with a hash. Processors are pickled for Grain's workers.
     """
 
     kind: ClassVar[str]  # the name of its file
@@ -135,7 +134,6 @@ class Processor:
     reads: ClassVar[str]  # what it reads, in words: "texts"
     file: ClassVar[str]  # the name of (one of) its files
     unit: ClassVar[str] = ""  # what throughput counts: tokens, images, seconds, rows
-    inputs: ClassVar[tuple[str, ...]] = ()  # the model inputs that it makes, by the names of Hugging Face
     model_settings: ClassVar[tuple[str, ...]] = ()  # the names of `sizes`
     at_root: ClassVar[bool] = False  # whether a folder of Hugging Face has its files beside the weights
 
@@ -146,12 +144,9 @@ class Processor:
 
     @classmethod
     def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
-        """Returns one that fits the training data.
+        """Returns one that fits columns of the training data, and values that the task `added`, such as a prefix.
 
-        Args:
-          columns: those of the training data that are of this kind.
-          settings: what the task says about the kind (`Task.processing`); else the config's `data` section.
-          added: further values that the task itself adds, such as a prefix.
+        `settings` are those of the task about the kind (`Task.processing`), or else the config's `data` section.
         """
         raise NotImplementedError
 
@@ -189,12 +184,9 @@ class Processor:
         return b""
 
     def pad(self, batch: HostBatch, sized: Sequence[str], most: int) -> dict[str, np.ndarray]:
-        """Returns a batch for prediction in which arrays are filled up so that few shapes are compiled.
+        """Returns a batch for prediction in which arrays are padded so that few shapes are compiled.
 
-        Args:
-          batch: arrays [B, ...].
-          sized: the names of those whose last axis is a length.
-          most: the greatest length; 0: no limit.
+        `sized` are the names of those whose last axis is a length, `most` the greatest length (0: no limit).
         """
         return dict(batch)
 
@@ -370,6 +362,7 @@ class Model(Protocol):
 
     heads: Heads
     settings: Any  # the family's frozen dataclass `Settings`
+    packs: ClassVar[bool]  # whether it reads packed pairs of source and target
 
     def one_row_batch(self) -> Batch:
         """Returns the smallest batch with all that a head might read, to initialize parameters with."""

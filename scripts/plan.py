@@ -1,4 +1,4 @@
-"""Says what a config's training step needs on hardware that is not here, before it is paid for.
+"""Reports what a config's training step needs on hardware that is not here, before you pay for it.
 
     python scripts/plan.py --config configs/scale.py:bert_large --topology v5e:4x4
     python scripts/plan.py --config configs/bert_mlm.py --topology gpu:h200

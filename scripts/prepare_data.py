@@ -3,8 +3,8 @@
     python scripts/prepare_data.py --input 'crawl/*.jsonl.gz' --output corpus --tokenizer tokenizer --workers 16
     python scripts/train.py --config configs/gpt_clm.py --config.data.files.train=corpus ...
 
-The engine is datatrove: pip install 'fmjax[prepare]'. Files are dealt out to tasks, and the same command goes on where one was
-stopped. It reads text, JSON lines, CSV, TSV and Parquet, packed or not. On Slurm: --executor slurm --slurm
+The engine is datatrove: pip install 'fmjax[prepare]'. Tasks share the files, and the same command continues where one was
+stopped. It reads text, JSON lines, CSV, TSV and Parquet, compressed or not. On Slurm: --executor slurm --slurm
 '{"partition": "cpu", "time": "10:00:00"}', then the same command again for the report.
 """
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
     flags.add("--input", required=True, help="a file, several joined by commas, a glob, or a folder")
     flags.add("--output", type=Path, required=True, help="the folder to write: new, or one to go on with")
-    flags.add("--source", default="auto", help="text, jsonl, csv, tsv or parquet (default: by the files' ending)")
+    flags.add("--source", default="auto", help="text, jsonl, csv, tsv or parquet (default: by file extension)")
     flags.add("--column", default="text", help="the column of the text, in files that have columns (default: text)")
     flags.add("--record", choices=RECORDS, default="paragraph", help="what is a document in text files (default: paragraph)")
     flags.add("--filters", default="gopher_repetition,gopher_quality", help='a,b or {"a": {"option": 1}} or none')

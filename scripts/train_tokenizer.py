@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add("--column", default="text", help="the column of the text, in files that have columns (default: text)")
     flags.add("--kind", choices=KINDS, default="wordpiece", help="the kind of tokenizer (default: wordpiece)")
     flags.add("--vocab_size", type=int, default=8000, help="the number of pieces, special ones included (default: 8000)")
-    flags.add("--keep_case", action="store_true", help="tell capital letters from small ones")
+    flags.add("--keep_case", action="store_true", help="distinguish upper and lower case")
     flags.add("--output", type=Path, required=True, help="the folder to write: new or empty")
     return commandline.run(flags, train, argv)
 

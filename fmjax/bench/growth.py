@@ -18,7 +18,7 @@ from fmjax.config.json_files import write_atomically
 FACTORS = (1, 2, 4, 8)
 BASE = {"batch": 4, "length": 64, "width": 64, "depth": 2}  # and 1 device
 HEAD_WIDTH = 32
-COLOURS = ("#0b62c4", "#b4530a", "#1a7f37", "#8250df", "#bf3989")
+COLORS = ("#0b62c4", "#b4530a", "#1a7f37", "#8250df", "#bf3989")
 WIDTH, HEIGHT, LEFT, BOTTOM = 420, 300, 60, 40
 
 
@@ -44,7 +44,7 @@ def measure(options: Options) -> Result:
 
 
 def scaled(number: int, options: Options) -> Result:
-    """Returns what a step takes on so many devices, each with the rows of BASE: ideally as long as on one."""
+    """Returns what a step takes on that many devices, each with the rows of BASE: ideally as long as on one."""
     chosen = size("batch", number, options.tiny)
     return {"factor": number, **point(chosen, options, number)}
 
@@ -70,7 +70,7 @@ def point(chosen: Size, options: Options, devices: int = 1) -> Result:
 
 
 def bends(points: Sequence[Facts]) -> list[float]:
-    """Returns the exponent of time between neighbouring points: 1 is linear, 2 quadratic, below 1 a fixed cost being shared."""
+    """Returns the exponent of time between neighboring points: 1 is linear, 2 quadratic, below 1 a fixed cost being shared."""
     return [
         math.log(after["seconds"] / before["seconds"]) / math.log(after["factor"] / before["factor"])
         for before, after in itertools.pairwise(points)
@@ -105,7 +105,7 @@ def plot(result: Facts) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style>{"".join(panels)}</svg>\n'
 
 
-PANELS = (("seconds", "seconds a step"), ("bytes", "bytes"))
+PANELS = (("seconds", "seconds per step"), ("bytes", "bytes"))
 
 
 def panel(result: Facts, what: str, label: str, left: int) -> str:
@@ -125,11 +125,11 @@ def panel(result: Facts, what: str, label: str, left: int) -> str:
         parts.append(f'<line class="grid" x1="{x(1)}" x2="{x(FACTORS[-1])}" y1="{y(10**power)}" y2="{y(10**power)}"/>')
         parts.append(f'<text x="{x(1) - 8}" y="{y(10**power) + 4}" text-anchor="end">1e{power}</text>')
     parts += [f'<text x="{x(f)}" y="{HEIGHT - 16}" text-anchor="middle">x {f}</text>' for f in FACTORS]
-    for colour, (axis, points) in zip(COLOURS, result["axes"].items(), strict=False):
+    for color, (axis, points) in zip(COLORS, result["axes"].items(), strict=False):
         line = " ".join(f"{x(point['factor']):.1f},{y(point[what]):.1f}" for point in points)
         end = points[-1]
-        parts.append(f'<polyline points="{line}" stroke="{colour}"/>')
-        parts.append(f'<text x="{x(end["factor"]) + 6}" y="{y(end[what]) + 4}" style="fill:{colour}">{axis}</text>')
+        parts.append(f'<polyline points="{line}" stroke="{color}"/>')
+        parts.append(f'<text x="{x(end["factor"]) + 6}" y="{y(end[what]) + 4}" style="fill:{color}">{axis}</text>')
     return "".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 The peer (`peer_inputs.py`) does what run_mlm.py does: a fast tokenizer on batches of texts, texts joined and cut into rows of
 512, DataCollatorForLanguageModeling. What holds them is `datasets` where that is installed, else plain lists, and it is named so.
-Both sides read the same file with the same tokenizer, timed over preparing (tokenising, cutting) and feeding (batches) apart.
+Both sides read the same file with the same tokenizer, timed over preparing (tokenizing, cutting) and feeding (batches) apart.
 Then BERT is trained from the file as a user would, and what its run says of waiting for data is shown.
 """
 
@@ -55,7 +55,7 @@ def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
 
 
 def measure(options: Options) -> Result:
-    """Returns both sides' tokens a second, from runs in turn, and their ratio."""
+    """Returns both sides' tokens per second, from alternating runs, and their ratio."""
     folder = options.workdir / "jobs" / "data"
     folder.mkdir(parents=True, exist_ok=True)
     source = open_source("python_docs", None, "train")
@@ -75,13 +75,13 @@ def measure(options: Options) -> Result:
                     for side in (own, other, other, own):
                         answer = side.ask("inputs", **job)
                         runs.setdefault(answer.pop("name", side.name), []).append(answer)
-    result = {"sides": {name: rates(made) for name, made in runs.items()}, "runs": runs, "length": job["length"], "bar": BAR}
+    result = {"sides": {name: rates(own) for name, own in runs.items()}, "runs": runs, "length": job["length"], "bar": BAR}
     return result | {"training": train(folder, options), "machine": machine(options)}
 
 
 def train(folder: Path, options: Options) -> dict[str, float]:
     """Trains BERT (4 layers, 256 wide) from the texts in a folder, by scripts/train.py; returns what the last step's record says:
-    the seconds of a step, and which share of them was waited for data."""
+    the seconds of a step, and the share of them spent waiting for data."""
     workdir, length = folder / "run", 64 if options.tiny else LENGTH
     shutil.rmtree(workdir, ignore_errors=True)
     settings = {
@@ -102,7 +102,7 @@ def train(folder: Path, options: Options) -> dict[str, float]:
 
 
 def rates(runs: list[Result]) -> dict[str, float]:
-    """Returns median tokens a second: of preparing, of feeding, and of both for one epoch."""
+    """Returns median tokens per second: of preparing, of feeding, and of both for one epoch."""
     each = [
         {part: run[f"{part}_tokens"] / run[f"{part}_seconds"] for part in ("prepare", "feed")} for run in runs
     ]
@@ -114,16 +114,16 @@ def table(result: Facts) -> str:
     """Returns the table, and one line about the peer."""
     sides = result["sides"]
     others = [name for name in sides if name != "fmjax"]
-    head = ("tokens a second", *sides, *(["times faster"] if others else []))
+    head = ("tokens per second", *sides, *(["times faster"] if others else []))
     rows = []
-    for part, label in (("prepare", "tokenise and cut"), ("feed", "mask and batch"), ("epoch", "both, first epoch")):
+    for part, label in (("prepare", "tokenize and cut"), ("feed", "mask and batch"), ("epoch", "both, first epoch")):
         cells = [f"{sides[name][part]:,.0f}" for name in sides]
         rows.append((label, *cells, *(f"{sides['fmjax'][part] / sides[name][part]:.2f}" for name in others)))
     each = [f"{sides[name]['feed'] / result['length']:,.0f}" for name in sides]
-    rows.append(("rows a second", *each, *("" for _ in others)))
+    rows.append(("rows per second", *each, *("" for _ in others)))
     said = f"bar: >= {result['bar']} of `datasets` + fast tokenizer + DataCollatorForLanguageModeling"
     if not any("datasets" in name and "without" not in name for name in others):
-        said += "; `datasets` is not installed here, so against it this is not measured (pip install datasets)"
+        said += "; `datasets` is not installed here, so there is no comparison with it (pip install datasets)"
     run = result["training"]
     said += (
         f"\ntraining BERT of 4 layers, 256 wide, a step of {1e3 * run['step_seconds']:.0f} ms: {run['data_wait']:.2%} of the "

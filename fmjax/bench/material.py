@@ -47,8 +47,8 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
 
     ours, peer = batches(workload, size, model.settings, seed)
     arrays: Result = {}
-    for side, made in (("ours", ours), ("peer", peer)):
-        arrays |= {f"{side}/{index}/{name}": array for index, batch in enumerate(made) for name, array in batch.items()}
+    for side, own in (("ours", ours), ("peer", peer)):
+        arrays |= {f"{side}/{index}/{name}": array for index, batch in enumerate(own) for name, array in batch.items()}
     np.savez(folder / "batches.npz", allow_pickle=False, **arrays)
     spec = [{name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()} for batch in ours]
     flops = sum(model.forward_flops(one) for one in spec) * (3 if workload.kind == "train" else 1)
@@ -88,7 +88,7 @@ def theirs(reference: Reference, rates: Mapping[str, float]) -> dict[str, float]
 
 
 def useful(workload: Workload, size: Size, batches: list[Arrays]) -> int:
-    """Returns how many tokens that are no padding, or images, or new tokens, a pass over the batches has."""
+    """Returns the number of tokens without padding, images, or new tokens in a pass over the batches."""
     if workload.kind == "generate":
         return len(batches) * size.rows * size.target
     if workload.unit == "images":
@@ -108,8 +108,8 @@ def batches(workload: Workload, size: Size, settings: Any, seed: int) -> tuple[l
         make = {"mlm": masked, "clm": causal, "seq2seq": translated, "classify": labelled}[workload.task["name"]]
         pairs = [make(rng, size, settings.vocab_size) for _ in range(BATCHES)]
     else:
-        made = [text(rng, size.rows, size.length, settings.vocab_size) for _ in range(BATCHES)]
-        pairs = [(batch, batch) for batch in made]
+        texts = [text(rng, size.rows, size.length, settings.vocab_size) for _ in range(BATCHES)]
+        pairs = [(batch, batch) for batch in texts]
     return [own for own, _ in pairs], [their for _, their in pairs]
 
 

@@ -58,7 +58,7 @@ def machine(options: Options) -> Result:
 
 
 def processor() -> str:
-    """Returns the processor's name as Linux tells it, or what Python knows of it."""
+    """Returns the processor's name as Linux names it, or as Python does."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -67,7 +67,7 @@ def processor() -> str:
 
 
 def side_by_side(name: str, options: Options) -> Result:
-    """Returns the result of one of WORKLOADS: parity first, then the runs in turn. A side that fails is left out, and said."""
+    """Returns the result of one of WORKLOADS: parity first, then the runs in turn. A side that fails is left out and reported."""
     workload = WORKLOADS[name]
     folder = options.workdir / "jobs" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def side_by_side(name: str, options: Options) -> Result:
         runs = timing.in_turn(sides, job, options.rounds, options.seconds)
         if workload.kind == "train":
             result["bytes"] = own.ask("memory")
-    result["sides"] = {side: timing.summary(made, job) for side, made in runs.items()}
+    result["sides"] = {side: timing.summary(own, job) for side, own in runs.items()}
     result |= compared(result["sides"], runs, result["parity"])
     result["bar"] = None if options.tiny else workload.bar.get(options.device)
     return result | {"machine": machine(options)}
@@ -134,7 +134,7 @@ def opened(sides: list[timing.Side], folder: Path, job: Facts, failed: dict[str,
 
 
 def compared(sides: Facts, runs: Facts, parity: Facts) -> Result:
-    """Returns the peer's best side, and how many times faster ours was: the median and range over neighbouring runs."""
+    """Returns the peer's best side, and how many times faster ours was: the median and range over neighboring runs."""
     others = [name for name in sides if name != "fmjax"]
     if not others:
         return {"peer": None, "ratio": None}

@@ -105,14 +105,14 @@ class Peer:
         """Loads the model of a job, with the dropout of a phase."""
         torch._dynamo.reset()
         self.job, batches = worker.read_job(Path(folder), "peer")
-        # Losses take int64, and conversion is no part of a step.
+        # Losses take int64, and conversion is not part of a step.
         self.batches = [
             {name: array.astype("int64") if array.dtype.kind == "i" else array for name, array in batch.items()}
             for batch in batches
         ]
-        made = getattr(transformers, self.job["architecture"])
+        architecture = getattr(transformers, self.job["architecture"])
         options = dict(self.job["peer_dropout"][phase])
-        model = made.from_pretrained(Path(folder) / "model", attn_implementation="sdpa", dtype=torch.float32, **options)
+        model = architecture.from_pretrained(Path(folder) / "model", attn_implementation="sdpa", dtype=torch.float32, **options)
         self.kind = self.job["kind"]
         if self.kind == "train" and self.job["architecture"] == "GPT2LMHeadModel":
             model = Gpt(model)
@@ -126,7 +126,7 @@ class Peer:
         return {}
 
     def adamw(self) -> Any:
-        """Weights decay but for biases and norms, as in ours."""
+        """Weights decay, except biases and norms, as in ours."""
         given = self.job["optimizer"]
         norms = {id(p) for m in self.model.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
         named = list(self.model.named_parameters())

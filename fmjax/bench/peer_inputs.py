@@ -21,7 +21,7 @@ def feed(folder: Path, rows: int, length: int, count: int) -> Result:
     texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]
     held = importlib.util.find_spec("datasets") is not None
 
-    def tokenised(batch: Any) -> Any:
+    def tokenized(batch: Any) -> Any:
         return tokenizer(batch["text"], return_special_tokens_mask=True, truncation=False)
 
     def cut(batch: Any) -> Any:
@@ -34,10 +34,10 @@ def feed(folder: Path, rows: int, length: int, count: int) -> Result:
         from datasets import Dataset
 
         options = {"batched": True, "load_from_cache_file": False}
-        data: Any = Dataset.from_dict({"text": texts}).map(tokenised, remove_columns=["text"], **options)
+        data: Any = Dataset.from_dict({"text": texts}).map(tokenized, remove_columns=["text"], **options)
         data = data.map(cut, **options)
     else:
-        chunks = [cut(tokenised({"text": texts[at : at + 1000]})) for at in range(0, len(texts), 1000)]
+        chunks = [cut(tokenized({"text": texts[at : at + 1000]})) for at in range(0, len(texts), 1000)]
         data = [
             {name: chunk[name][index] for name in chunk} for chunk in chunks for index in range(len(chunk["input_ids"]))
         ]

@@ -1,4 +1,4 @@
-"""What `scripts/bench.py` does: finds out what there is here, measures what was asked for, prints and writes it."""
+"""What `scripts/bench.py` does: looks at the machine, measures what was asked for, prints and writes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ MODULES: Result = {"data": inputs, "cold": cold, "growth": growth}
 
 
 def options(args: argparse.Namespace) -> Options:
-    """Returns what the flags ask for, and what this machine has. Raises UserError for flags that ask for what is not here."""
+    """Returns what the flags ask for, and what this machine has.
+
+    Raises UserError for flags that ask for what is not here.
+    """
     cores = len(os.sched_getaffinity(0))
     threads = args.threads or cores
     if not 1 <= threads <= cores:
@@ -52,7 +55,7 @@ def options(args: argparse.Namespace) -> Options:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Measures the workloads that were named, or all, one after the other; a table a group."""
+    """Measures the workloads that were named, or all, one after the other; one table per group."""
     names = chosen(args.names)
     asked = options(args)
     results: Result = {}

@@ -10,7 +10,7 @@ HEAD = ("workload", "fmjax", "peer's best", "times faster", "bar", "met")
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table whose columns stand under each other."""
+    """Returns a table with aligned columns."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     shown = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]

@@ -27,7 +27,7 @@ PEER_ABSENT = (
 
 
 class SideError(UserError):
-    """A side could not do what it was told; its message names the log."""
+    """A side failed; its message names the log."""
 
 
 class Side:
@@ -91,7 +91,10 @@ def peer(folder: Path, threads: int, variant: str, python: str, device: str) -> 
 
 
 def peer_versions(python: str) -> dict[str, str]:
-    """Returns the versions of torch and transformers in an interpreter, {} if it lacks one. Raises UserError if it is none."""
+    """Returns the versions of torch and transformers in an interpreter, {} if it lacks one.
+
+    Raises UserError if it cannot be run.
+    """
     code = (
         "import importlib.metadata as m, importlib.util as u, json\n"
         "names = ('torch', 'transformers')\n"
@@ -102,7 +105,7 @@ def peer_versions(python: str) -> dict[str, str]:
         versions: dict[str, str] = json.loads(found.stdout)
         return versions
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"--peer_python={python}: is no Python that can be run ({one_line(error, 100)}); name another") from None
+        raise UserError(f"--peer_python={python}: cannot be run as Python ({one_line(error, 100)}); name another") from None
 
 
 def variants(kind: str, device: str, compiled: bool) -> list[str]:
@@ -141,7 +144,7 @@ def in_turn(sides: Sequence[Side], job: Facts, rounds: int, seconds: float) -> d
 
 
 def summary(runs: Sequence[Mapping[str, float]], job: Facts) -> Result:
-    """Returns the median and range of a side's seconds a step, its CPU seconds, and what it gets through in a second."""
+    """Returns the median and range of a side's seconds per step, its CPU seconds, and its throughput."""
     seconds, count = [run["seconds"] for run in runs], job["batches"]
     middle = statistics.median(seconds)
     flops = job["flops_per_pass"]
@@ -156,5 +159,5 @@ def summary(runs: Sequence[Mapping[str, float]], job: Facts) -> Result:
 
 
 def ratios(own: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]], what: str = "seconds") -> list[float]:
-    """Returns how many times faster we were, run by neighbouring run."""
+    """Returns how many times faster we were, run by neighboring run."""
     return [b[what] / a[what] for a, b in zip(own, other, strict=True)]

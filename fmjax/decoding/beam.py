@@ -1,7 +1,7 @@
 """Beam search: the best few continuations of each row, side by side.
 
-Scores, ties and the three ways of stopping early are those of transformers' vectorized search (`_beam_search` in its
-generation/utils.py), so that the tokens are the same.
+Scores, ties and the three ways of stopping early are those of transformers' vectorized search
+(`_beam_search` in its generation/utils.py), so that the tokens are the same.
 
 Dimensions: B rows, K beams, M chosen ones, W columns of history, V vocabulary.
 """
@@ -16,7 +16,9 @@ from fmjax.decoding.logits import Number, Place, token_mask
 from fmjax.decoding.settings import Generation
 
 BLOCK = 128  # scores per block in `top_k`
-NEVER = -1e9  # score of what may not be chosen: finite, as in the reference, so that sums of it stay ordered
+NEVER = (
+    -1e9
+)  # score of what may not be chosen: finite, as in the reference, so that sums of it stay ordered
 
 
 @flax.struct.dataclass
@@ -34,7 +36,10 @@ class Beams:
 
 
 def start_beams(history_BW: jax.Array, alive_B: jax.Array, beams: int) -> Beams:
-    """Returns K equal beams per row, of which only the first may be continued at first; rows not alive are done."""
+    """Returns K equal beams per row, of which only the first may be continued at first.
+
+    Rows that are not alive are done.
+    """
     rows = history_BW.shape[0]
     history = jnp.repeat(history_BW[:, None], beams, axis=1)
     first = jnp.broadcast_to(jnp.arange(beams)[None] == 0, (rows, beams))
@@ -57,10 +62,10 @@ def take(array: jax.Array, chosen_BM: jax.Array) -> jax.Array:
 
 
 def top_k(scores_BN: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the greatest scores of each row and their indices [B,count], as `jax.lax.top_k` does: ties by index.
+    """Returns what `jax.lax.top_k` does: each row's greatest scores and their indices [B,count].
 
-    Only searches the blocks with the greatest maxima: maxima are cheap, and any equal score elsewhere comes after
-    `count` others.
+    Only searches the blocks with the greatest maxima: maxima are cheap, and any equal score
+    elsewhere comes after `count` others.
     """
     rows, size = scores_BN.shape
     blocks = -(-size // BLOCK)
@@ -129,7 +134,8 @@ def may_improve(
 ) -> jax.Array:
     """Returns bool [B]: whether the best running beam may end better than the worst finished one.
 
-    Its score is taken as if it ended here or, with early_stopping="never" and longer ones favored, at the greatest length.
+    Its score is taken as if it ended here or, with early_stopping="never" and longer ones favored,
+    at the greatest length.
     """
     longest = settings.early_stopping == "never" and settings.length_penalty > 0
     at = jnp.asarray(place.most if longest else length, jnp.float32)

@@ -1,7 +1,9 @@
 """The scores of next tokens, changed as the settings of generation ask.
 
-`history [N,W]` holds each row's tokens up to a column, and NONE where there is none: at padding, and in columns still to come.
-Order and formulas are those of transformers' generation/logits_process.py, except that padding never counts as a token.
+`history [N,W]` holds each row's tokens up to a column, and NONE where there is none: at padding,
+and in columns still to come.
+Order and formulas are those of transformers' generation/logits_process.py, except that padding
+never counts as a token.
 
 Dimensions: N rows, W columns of history, M tokens, V vocabulary.
 """
@@ -37,7 +39,9 @@ class Place:
         return dataclasses.replace(self, column=self.column + 1, generated=self.generated + 1)
 
 
-def process(scores_NV: jax.Array, history_NW: jax.Array, place: Place, settings: Generation) -> jax.Array:
+def process(
+    scores_NV: jax.Array, history_NW: jax.Array, place: Place, settings: Generation
+) -> jax.Array:
     """Returns the scores [N,V], with -inf for tokens that may not come next.
 
     Scores are logits or, of beams, log-probabilities, in fp32.
@@ -53,33 +57,36 @@ def process(scores_NV: jax.Array, history_NW: jax.Array, place: Place, settings:
     for word in s.bad_words_ids:
         if len(word) > 1 or word[0] not in s.eos_token_id:
             begun = ends_with(history_NW, place.column, word[:-1])
-            scores_NV = jnp.where(begun[:, None] & token_mask(word[-1:], size), -jnp.inf, scores_NV)
+            last = token_mask(word[-1:], size)
+            scores_NV = jnp.where(begun[:, None] & last, -jnp.inf, scores_NV)
     too_early = place.generated < place.least
     scores_NV = jnp.where(too_early & token_mask(s.eos_token_id, size), -jnp.inf, scores_NV)
     if s.forced_bos_token_id is not None:
         second = place.prompt_length + place.generated == 1
         scores_NV = jnp.where(second, forcing((s.forced_bos_token_id,), size), scores_NV)
     if s.forced_eos_token_id:
-        last = place.generated == place.most - 1
-        scores_NV = jnp.where(last, forcing(s.forced_eos_token_id, size), scores_NV)
+        final = place.generated == place.most - 1
+        scores_NV = jnp.where(final, forcing(s.forced_eos_token_id, size), scores_NV)
     if s.suppress_tokens:
         scores_NV = jnp.where(token_mask(s.suppress_tokens, size), -jnp.inf, scores_NV)
     if s.begin_suppress_tokens:
         # A forced token does not count as the beginning.
         begin = 0 if s.forced_bos_token_id is None else jnp.where(place.prompt_length == 1, 1, 0)
         begins = place.generated == begin
-        scores_NV = jnp.where(begins & token_mask(s.begin_suppress_tokens, size), -jnp.inf, scores_NV)
+        scores_NV = jnp.where(
+            begins & token_mask(s.begin_suppress_tokens, size), -jnp.inf, scores_NV
+        )
     if s.do_sample:
         scores_NV = filter_unlikely(scores_NV, s)
     return jax.nn.log_softmax(scores_NV) if s.renormalize_logits else scores_NV
 
 
 def filter_unlikely(scores_NV: jax.Array, settings: Generation) -> jax.Array:
-    """Returns the scores to sample from: divided by the temperature, with -inf for unlikely tokens.
+    """Returns the scores to sample from: over the temperature, with -inf for unlikely tokens.
 
-    Keeps the `top_k` highest; of these the fewest whose probabilities sum up to `top_p` (Holtzman et al. 2020,
-    arXiv:1904.09751); of these those at least `min_p` times as likely as the likeliest (Nguyen et al. 2024,
-    arXiv:2407.01082).
+    Keeps the `top_k` highest; of these the fewest whose probabilities sum up to `top_p` (Holtzman
+    et al. 2020, arXiv:1904.09751); of these those at least `min_p` times as likely as the
+    likeliest (Nguyen et al. 2024, arXiv:2407.01082).
     """
     scores_NV = scores_NV / settings.temperature
     if 0 < settings.top_k < scores_NV.shape[1]:
@@ -103,7 +110,7 @@ def token_mask(ids: tuple[int, ...], size: int) -> np.ndarray:
 
 
 def forcing(ids: tuple[int, ...], size: int) -> np.ndarray:
-    """Returns float32 [1,V]: scores that leave these ids alone, 0 for them and -inf for all others."""
+    """Returns float32 [1,V]: 0 for these ids and -inf for all others."""
     return np.where(token_mask(ids, size), 0, -np.inf).astype(np.float32)
 
 

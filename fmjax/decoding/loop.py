@@ -1,42 +1,40 @@
 """Text generation with a cache: greedy, sampled, or by beam search.
 
-The cache is a value of constant shape, and a whole generation is one compiled function: the prompt, then a loop that ends as
-soon as every row has. A decoder-only model continues `input_ids`. An encoder-decoder hands the arrays that its encoder reads
-(`Encodes.encoder_inputs`: tokens, pixels, features of audio) to `encode`, and continues `decoder_input_ids`, or a single start
-token where there are none. Prompts may differ in length: their masks say which columns hold padding, which may stand anywhere,
-takes up no position, and never counts as a token.
+The cache is a value of constant shape, and a whole generation is one compiled function: the
+prompt, then a loop that ends as soon as every row has. A decoder-only model continues `input_ids`.
+An encoder-decoder hands the arrays that its encoder reads (`Encodes.encoder_inputs`: tokens,
+pixels, features of audio) to `encode`, and continues `decoder_input_ids`, or a single start token
+where there are none. Prompts may differ in length: their masks say which columns hold padding,
+which may stand anywhere, takes up no position, and never counts as a token.
 
-Batches on the host are filled up to few shapes, so that few functions are compiled; batches on devices, which may be sharded,
-keep their shape.
-
-Dimensions: B rows, N rows times sequences (or beams) per row, P prompt columns, W columns of history, V vocabulary, K beams.
+Dimensions: B rows, N rows times sequences (or beams) per row, P prompt columns, W columns of
+history, V vocabulary, K beams.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fmjax.contracts import Arrays, Batch, Encodes, Generates, PyTree
 from fmjax.decoding import beam
 from fmjax.decoding.logits import NONE, Place, process, token_mask
+from fmjax.decoding.prompts import Inputs, fill_up, padded, prompt_ids, prompt_names, select_inputs
 from fmjax.decoding.settings import Generation
 from fmjax.errors import UserError
-from fmjax.layers.blocks import apart
+from fmjax.layers.stack import unstack_layers
 
-Array: TypeAlias = jax.Array | np.ndarray
-Inputs: TypeAlias = Mapping[str, Array]
-
-PROMPT = ("input_ids", "attention_mask")
-DECODER_PROMPT = ("decoder_input_ids", "decoder_attention_mask")
-STATIC = ("model", "settings", "room", "with_scores")  # arguments of `decode` that it is compiled for
+STATIC = (
+    "model",
+    "settings",
+    "room",
+    "with_scores",
+)  # arguments of `decode` that it is compiled for
 
 
 class Continuations(NamedTuple):
@@ -44,25 +42,32 @@ class Continuations(NamedTuple):
 
     tokens: jax.Array  # int32 [N, max_new_tokens], padding after a row's end
     lengths: jax.Array  # int32 [N], new tokens, the end among them
-    # fp32 [N], summed over the new tokens, of the distributions that they were chosen from: after `logits.process`, and of
-    # greedy search and sampling normalized again, as the reference's `compute_transition_scores` does.
+    # fp32 [N], summed over the new tokens, of the distributions that they were chosen from: after
+    # `logits.process`, and of greedy search and sampling normalized again, as the reference's
+    # `compute_transition_scores` does.
     log_probs: jax.Array | None = None
-    # fp32 [N], by which beams are ranked: log_probs / lengths ** length_penalty. Without beams the same as log_probs.
+    # fp32 [N], by which beams are ranked: log_probs / lengths ** length_penalty. Without beams the
+    # same as log_probs.
     scores: jax.Array | None = None
 
 
 def generate(
-    model: Generates, params: PyTree, batch: Inputs, settings: Generation, key: jax.Array | None = None
+    model: Generates,
+    params: PyTree,
+    batch: Inputs,
+    settings: Generation,
+    key: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns each prompt with its continuation: int32 [B * num_return_sequences, P + max_new_tokens].
+    """Returns int32 [N, P + max_new_tokens]: each prompt with its continuation.
 
-    Where an encoder-decoder has no prompt, its start token stands in its place. After a row's end comes padding. `batch` may
-    hold other arrays too. `key` is for sampling, that of seed 0 by default. Raises UserError if the settings do not fit the
-    model or the prompt.
+    Where an encoder-decoder has no prompt, its start token stands in its place. After a row's end
+    comes padding. `batch` may hold other arrays too. `key` is for sampling, that of seed 0 by
+    default. Raises UserError if the settings do not fit the model or the prompt.
     """
     tokens = continuations(model, params, batch, settings, key).tokens
-    repeated = jnp.repeat(prompt_ids(model, batch, settings), settings.num_return_sequences, axis=0)
-    return jnp.concatenate([repeated, tokens], axis=1)
+    before = prompt_ids(model, batch, settings)
+    before = jnp.repeat(before, settings.num_return_sequences, axis=0)
+    return jnp.concatenate([before, tokens], axis=1)
 
 
 def continuations(
@@ -74,9 +79,10 @@ def continuations(
     first_row: int = 0,
     with_scores: bool = False,
 ) -> Continuations:
-    """Returns the new tokens alone, their number and, `with_scores`, their log-probabilities; see `generate`.
+    """Returns the new tokens alone, and `with_scores` their log-probabilities; see `generate`.
 
-    Sampling of row i depends on the key and `first_row` + i alone: a batch may be one part of many rows.
+    Sampling of row i depends on the key and `first_row` + i alone: a batch may be one part of many
+    rows.
     """
     inputs = select_inputs(model, batch, settings)
     rows = len(next(iter(inputs.values())))
@@ -89,12 +95,14 @@ def continuations(
     call = Call(Place(*numbers), jnp.int32(rows), key, jnp.int32(first_row))
     shape = without_lengths(settings)
     found = decode(StaticModel(model), params, filled, call, shape, padded(most), with_scores)
-    kept: Continuations = jax.tree.map(lambda array: array[: rows * settings.num_return_sequences], found)
+    kept: Continuations = jax.tree.map(
+        lambda array: array[: rows * settings.num_return_sequences], found
+    )
     return kept._replace(tokens=kept.tokens[:, :most])
 
 
 def without_lengths(settings: Generation) -> Generation:
-    """Returns settings without lengths: those are numbers that the compiled function is given, not a part of it."""
+    """Returns settings without lengths, which compiled functions are given as numbers."""
     return dataclasses.replace(
         settings, max_new_tokens=None, max_length=None, min_new_tokens=None, min_length=None
     )
@@ -103,40 +111,11 @@ def without_lengths(settings: Generation) -> Generation:
 def as_generator(model: object) -> Generates:
     """Returns the model. Raises UserError if it has no decoder."""
     if not isinstance(model, Generates):
-        raise UserError(f"{type(model).__name__} has no decoder, so it generates no text; choose another model or task")
+        raise UserError(
+            f"{type(model).__name__} has no decoder, so it generates no text; "
+            "choose another model or task"
+        )
     return model
-
-
-def prompt_names(model: Generates) -> tuple[str, str]:
-    """Returns the names of the prompt's tokens and mask."""
-    return DECODER_PROMPT if isinstance(model, Encodes) else PROMPT
-
-
-def prompt_ids(model: Generates, batch: Inputs, settings: Generation) -> jax.Array:
-    """Returns the prompt [B,P]: of an encoder-decoder that has none, its start token [B,1]."""
-    name, _ = prompt_names(model)
-    if name in batch or not isinstance(model, Encodes):
-        return jnp.asarray(batch[name], jnp.int32)
-    rows = len(next(batch[name] for name in model.encoder_inputs if name in batch))
-    return jnp.full((rows, 1), start_id(model, settings), jnp.int32)
-
-
-def start_id(model: Encodes, settings: Generation) -> int:
-    """Returns the token that a decoder begins with. Raises UserError if nothing says it."""
-    for number in (settings.decoder_start_token_id, settings.bos_token_id, model.start_id):
-        if number is not None:
-            return number
-    raise UserError("nothing says what the decoder begins with; give decoder_start_token_id")
-
-
-def select_inputs(model: Generates, batch: Inputs, settings: Generation) -> dict[str, Array]:
-    """Returns what the encoder reads and the prompt, with a mask where padding can be nothing else."""
-    ids, mask = prompt_names(model)
-    encoder = model.encoder_inputs if isinstance(model, Encodes) else ()
-    inputs = {name: batch[name] for name in (*encoder, ids, mask) if name in batch}
-    if not encoder and mask not in inputs and settings.infers_padding:
-        inputs[mask] = inputs[ids] != settings.pad
-    return inputs
 
 
 def check_ids(settings: Generation, size: int) -> None:
@@ -152,42 +131,9 @@ def check_ids(settings: Generation, size: int) -> None:
         for number in jax.tree.leaves(ids):
             if number >= size:
                 raise UserError(
-                    f"{name}: {number} is out of range; the vocabulary has {size} entries, 0 to {size - 1}; correct it"
+                    f"{name}: {number} is out of range; the vocabulary has {size} entries, "
+                    f"0 to {size - 1}; correct it"
                 )
-
-
-def padded(length: int) -> int:
-    """Returns a length rounded up to one of few: to an eighth of the power of two above it, and to 8 at least."""
-    step = max(8, 1 << max(length.bit_length() - 3, 0))
-    return -(-length // step) * step
-
-
-def fill_up(inputs: dict[str, Array], prompt: tuple[str, str], pad: int, positions: int) -> dict[str, Array]:
-    """Returns arrays of the host with a power of two of rows; arrays of devices as they are.
-
-    Tokens are filled up to few numbers of columns too, `positions` at most if there is a limit, and are masked: the prompt on
-    the left, what an encoder reads (and what has a number per token, such as token types) on the right. Other arrays keep
-    their shape but for the rows.
-    """
-    if any(isinstance(array, jax.Array) for array in inputs.values()):
-        return inputs
-    arrays = {name: np.asarray(array) for name, array in inputs.items()}
-    for ids, mask in (PROMPT, DECODER_PROMPT):
-        if ids in arrays:
-            arrays[ids] = arrays[ids].astype(np.int32)
-            arrays[mask] = arrays[mask] != 0 if mask in arrays else np.ones(arrays[ids].shape, bool)
-    rows = len(next(iter(arrays.values())))
-    source = arrays[PROMPT[0]].shape if PROMPT[0] in arrays else None
-    filled: dict[str, Array] = {}
-    for name, array in arrays.items():
-        spare = [(0, (1 << (rows - 1).bit_length()) - rows)] + [(0, 0)] * (array.ndim - 1)
-        if name in prompt or array.shape == source:
-            whole = padded(array.shape[1])
-            columns = max((min(whole, positions) if positions else whole) - array.shape[1], 0)
-            spare[1] = (columns, 0) if name in prompt else (0, columns)
-        value = pad if name in (PROMPT[0], DECODER_PROMPT[0]) else 0
-        filled[name] = np.pad(array, spare, constant_values=value)
-    return filled
 
 
 @flax.struct.dataclass
@@ -201,7 +147,10 @@ class Call:
 
 
 class StaticModel:
-    """A model as a static argument: equal models share a compiled function. (Linen cannot hash one that holds a dict.)"""
+    """A model as a static argument: equal models share a compiled function.
+
+    Linen cannot hash one that holds a dict.
+    """
 
     def __init__(self, model: Generates):
         self.model = model
@@ -224,7 +173,9 @@ class Start(NamedTuple):
 
     def repeated(self, times: int) -> Start:
         """Returns each row `times` times, side by side."""
-        per_row = self._replace(cache={name: part for name, part in self.cache.items() if name != "index"})
+        per_row = self._replace(
+            cache={name: part for name, part in self.cache.items() if name != "index"}
+        )
         several: Start = jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), per_row)
         return several._replace(cache=self.cache | several.cache)
 
@@ -240,11 +191,13 @@ class Decoder:
         return self.model.apply({"params": self.params}, *args, method=method)
 
     def start(self, inputs: Batch, call: Call, room: int, settings: Generation) -> Start:
-        """Returns what the first new token is chosen from; the prompt's padding moves to the left."""
+        """Returns what the first new token is chosen from; the prompt's padding goes left."""
         ids, mask = prompt_names(self.model)
         memory = None
         if isinstance(self.model, Encodes):
-            memory = self.apply("encode", {name: inputs[name] for name in inputs if name not in (ids, mask)})
+            memory = self.apply(
+                "encode", {name: inputs[name] for name in inputs if name not in (ids, mask)}
+            )
         tokens = prompt_ids(self.model, inputs, settings)
         batch, history = {ids: tokens}, tokens
         if mask in inputs:
@@ -262,7 +215,9 @@ class Decoder:
         history = jnp.pad(history.astype(jnp.int32), ((0, 0), (0, room)), constant_values=NONE)
         return Start(features["lm"][:, -1], history, jnp.arange(rows) < call.rows, cache, memory)
 
-    def step(self, tokens_N: jax.Array, memory: Arrays | None, cache: PyTree) -> tuple[jax.Array, PyTree]:
+    def step(
+        self, tokens_N: jax.Array, memory: Arrays | None, cache: PyTree
+    ) -> tuple[jax.Array, PyTree]:
         """Returns the logits [N,V] after one more token per row, and the cache with it."""
         ids, _ = prompt_names(self.model)
         features, cache = self.apply("decode", {ids: tokens_N[:, None]}, memory, cache)
@@ -280,19 +235,24 @@ def decode(
     with_scores: bool = False,
 ) -> Continuations:
     """Returns continuations with tokens [N,room]."""
-    decoder = Decoder(model.model, apart(params))
+    decoder = Decoder(model.model, unstack_layers(params))
     start = decoder.start(inputs, call, room, settings)
     check_ids(settings, start.logits.shape[1])
     width = start.history.shape[1] - room
     place = dataclasses.replace(call.place, column=call.place.column + width)
     search = search_beams if settings.num_beams > 1 else search_single
     found = search(decoder, start, dataclasses.replace(call, place=place), settings, with_scores)
-    tokens = jnp.where(jnp.arange(room)[None] < found.lengths[:, None], found.tokens[:, width:], settings.pad)
+    tokens = jnp.where(
+        jnp.arange(room)[None] < found.lengths[:, None], found.tokens[:, width:], settings.pad
+    )
     return found._replace(tokens=tokens)
 
 
 def first_argmax(scores_NV: jax.Array) -> jax.Array:
-    """Returns the index of each row's first maximum, int32 [N]: `argmax` in two passes, which is much faster on a CPU."""
+    """Returns the index of each row's first maximum, int32 [N].
+
+    This is `argmax` in two passes, which is much faster on a CPU.
+    """
     size = scores_NV.shape[1]
     greatest = scores_NV == scores_NV.max(axis=1, keepdims=True)
     return jnp.where(greatest, jnp.arange(size, dtype=jnp.int32), size - 1).min(axis=1)
@@ -313,7 +273,7 @@ class Rows:
 def search_single(
     decoder: Decoder, start: Start, call: Call, settings: Generation, with_scores: bool
 ) -> Continuations:
-    """Returns one continuation per row and sequence, greedy or sampled, with whole histories [N,W] as tokens."""
+    """Returns greedy or sampled continuations, with whole histories [N,W] as tokens."""
     times = settings.num_return_sequences
     start = start.repeated(times) if times > 1 else start
     count, size = start.logits.shape
@@ -334,7 +294,9 @@ def search_single(
             chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), tokens[:, None], axis=1)[:, 0]
             log_probs = log_probs + jnp.where(rows.alive, chosen, 0.0)
         tokens = jnp.where(rows.alive, tokens, settings.pad).astype(jnp.int32)
-        history = jax.lax.dynamic_update_slice(rows.history, tokens[:, None], (0, rows.place.column))
+        history = jax.lax.dynamic_update_slice(
+            rows.history, tokens[:, None], (0, rows.place.column)
+        )
         alive, lengths = rows.alive & ~ends[tokens], rows.lengths + rows.alive
         return Rows(tokens, history, alive, lengths, log_probs, rows.place.next())
 
@@ -349,7 +311,9 @@ def search_single(
 
     zeros = jnp.zeros(count, jnp.int32)
     log_probs = jnp.zeros(count) if with_scores else None
-    first = choose(start.logits, Rows(zeros, start.history, start.alive, zeros, log_probs, call.place))
+    first = choose(
+        start.logits, Rows(zeros, start.history, start.alive, zeros, log_probs, call.place)
+    )
     rows, _ = jax.lax.while_loop(unfinished, body, (first, start.cache))
     return Continuations(rows.history, rows.lengths, rows.log_probs, rows.log_probs)
 
@@ -357,7 +321,7 @@ def search_single(
 def search_beams(
     decoder: Decoder, start: Start, call: Call, settings: Generation, with_scores: bool
 ) -> Continuations:
-    """Returns the best continuations of each row, the best first, with whole histories [N,W] as tokens."""
+    """Returns each row's best continuations, best first, with whole histories [N,W] as tokens."""
     rows, count, returned = len(start.history), settings.num_beams, settings.num_return_sequences
     several = start.repeated(count)
     State: TypeAlias = tuple[beam.Beams, PyTree, Place]
@@ -377,7 +341,11 @@ def search_beams(
 
     begun = beam.start_beams(start.history, start.alive, count)
     first = choose(several.logits, begun, several.cache, call.place)
-    beams, _, _ = jax.lax.while_loop(lambda state: beam.unfinished(state[0], settings), body, first)
+
+    def unfinished(state: State) -> jax.Array:
+        return beam.unfinished(state[0], settings)
+
+    beams, _, _ = jax.lax.while_loop(unfinished, body, first)
     tokens = beams.finished[:, :returned].reshape(rows * returned, -1)
     lengths = beams.lengths[:, :returned].reshape(-1)
     if not with_scores:
@@ -389,12 +357,16 @@ def search_beams(
 def reorder(cache: PyTree, parents_BK: jax.Array) -> PyTree:
     """Returns the cache of beams with the keys and values of each beam's parent.
 
-    The keys of the memory, the mask and the positions are the same for all beams of a row, and stay.
+    The keys of the memory, the mask and the positions are the same for all beams of a row, and
+    stay.
     """
     rows, count = parents_BK.shape
     flat = (jnp.arange(rows)[:, None] * count + parents_BK).reshape(-1)
     layers = [
-        {name: part if name == "cross" else jax.tree.map(lambda leaf: leaf[flat], part) for name, part in layer.items()}
+        {
+            name: part if name == "cross" else jax.tree.map(lambda leaf: leaf[flat], part)
+            for name, part in layer.items()
+        }
         for layer in cache["layers"]
     ]
     return cache | {"layers": tuple(layers)}

@@ -1,7 +1,8 @@
-"""How text is generated: settings with the names and defaults of transformers' GenerationConfig, from files and arguments.
+"""How text is generated: settings with the names and defaults of transformers' GenerationConfig,
+from files and arguments.
 
-`merge(file, arguments)` returns the `Generation` that `loop.generate` obeys. Settings of the reference that are not handled
-are refused by name, unless they have no effect.
+`merge(file, arguments)` returns the `Generation` that `loop.generate` obeys. Settings of the
+reference that are not handled are refused by name, unless they have no effect.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from fmjax.errors import UserError, nearest
 GENERATION = "generation_config.json"
 DEFAULT_NEW_TOKENS = 20  # where no length is given, as in the reference
 
-# Settings that change no token: bookkeeping, what is returned beside the tokens, and the reference's own ways of computing.
+# Settings that change no token: bookkeeping, what is returned beside the tokens, and the
+# reference's own ways of computing.
 UNREAD = (
     *("assistant_confidence_threshold", "assistant_lookbehind", "cache_config"),
     *("cache_implementation", "compile_config", "disable_compile", "is_assistant"),
@@ -42,13 +44,15 @@ FIXED: Config = {
     **{"encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},
     **{"num_beam_groups": 1, "typical_p": 1.0},
 }
-# A length that counts the prompt, and its twin that does not; the twin wins where one place gives both.
+# A length that counts the prompt, and its twin that does not; the twin wins where one place gives
+# both.
 TWINS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """Settings of generation. None means not given; sequences are tuples, so that this can be hashed.
+    """Settings of generation. None means not given; sequences are tuples, so that this can be
+    hashed.
 
     Raises UserError for a value out of range, and for values that exclude each other.
     """
@@ -89,29 +93,32 @@ class Generation:
 
     @property
     def infers_padding(self) -> bool:
-        """Whether padding ids in a prompt without a mask can only be padding, by the reference's rule."""
+        """Whether padding ids in a prompt without a mask can only be padding, by the reference's
+        rule."""
         return self.pad_token_id is not None and self.pad_token_id not in self.eos_token_id
 
     def limits(self, prompt_length: int, positions: int = 0) -> tuple[int, int]:
-        """Returns the greatest number of new tokens, and how many must come before one may end the row.
+        """Returns the greatest number of new tokens, and how many must come before one may end the
+        row.
 
-        `prompt_length` counts columns. `positions` is the model's limit; 0 means none. Raises UserError if the prompt
-        leaves no room.
+        `prompt_length` counts columns. `positions` is the model's limit; 0 means none. Raises
+        UserError if the prompt leaves no room.
         """
         most = self.max_new_tokens
         if most is None and self.max_length is not None:
             most = self.max_length - prompt_length
             if most < 1:
                 raise UserError(
-                    f"max_length={self.max_length} leaves no room after {prompt_length} tokens; give max_new_tokens instead"
+                    f"max_length={self.max_length} leaves no room after {prompt_length} tokens; "
+                    "give max_new_tokens instead"
                 )
         if most is None:
             room = positions - prompt_length if positions else DEFAULT_NEW_TOKENS
             most = max(min(DEFAULT_NEW_TOKENS, room), 1)
         if positions and prompt_length + most - 1 > positions:
             raise UserError(
-                f"{prompt_length} tokens and {most} new ones are more than the {positions} positions of the model; "
-                "shorten the prompt, or lower max_new_tokens"
+                f"{prompt_length} tokens and {most} new ones are more than the {positions} "
+                "positions of the model; shorten the prompt, or lower max_new_tokens"
             )
         least = self.min_new_tokens
         if least is None:
@@ -154,7 +161,11 @@ RULES: tuple[tuple[str, Callable[[Value], bool], tuple[str, ...]], ...] = (
         lambda value: type(value) is tuple and all(word and are_ids(word) for word in value),
         ("bad_words_ids",),
     ),
-    ("must be true or false", lambda value: type(value) is bool, ("do_sample", "renormalize_logits")),
+    (
+        "must be true or false",
+        lambda value: type(value) is bool,
+        ("do_sample", "renormalize_logits"),
+    ),
     (
         "must be a number above 0",
         lambda value: is_number(value) and value > 0,
@@ -181,13 +192,18 @@ def check(settings: Generation) -> None:
         for name in names:
             not_given = values[name] is None and fields[name].default is None
             if not (not_given or valid(values[name])):
-                raise UserError(f"{name}={json.dumps(values[name], default=str)} {needs}; correct it")
+                raise UserError(
+                    f"{name}={json.dumps(values[name], default=str)} {needs}; correct it"
+                )
     beams, returned = settings.num_beams, settings.num_return_sequences
     if settings.do_sample and beams > 1:
-        raise UserError(f"do_sample=true with num_beams={beams} is not handled; leave one of them out")
+        raise UserError(
+            f"do_sample=true with num_beams={beams} is not handled; leave one of them out"
+        )
     if returned > 1 and not settings.do_sample and returned > beams:
         raise UserError(
-            f"num_return_sequences={returned} needs do_sample=true or num_beams={returned} at least; set one of them"
+            f"num_return_sequences={returned} needs do_sample=true or num_beams={returned} "
+            "at least; set one of them"
         )
 
 
@@ -206,11 +222,17 @@ def merge(*layers: Mapping[str, Value]) -> Generation:
                 values = {name: value for name, value in values.items() if name not in pair}
         values |= {name: value for name, value in given.items() if name in fields}
         for name, value in given.items():
-            if name in fields or name in UNREAD or (name in FIXED and value in (FIXED[name], False, 0)):
+            if (
+                name in fields
+                or name in UNREAD
+                or (name in FIXED and value in (FIXED[name], False, 0))
+            ):
                 continue
             if name not in FIXED:
                 hint = nearest(name, fields)
-                raise UserError(f'"{name}" is not a setting of generation{hint}; there are {", ".join(fields)}')
+                raise UserError(
+                    f'"{name}" is not a setting of generation{hint}; there are {", ".join(fields)}'
+                )
             only = "" if FIXED[name] is None else f" (only {json.dumps(FIXED[name])} is)"
             refused.append(f"{name}={json.dumps(value, default=str)}{only}")
     if refused:
@@ -219,7 +241,7 @@ def merge(*layers: Mapping[str, Value]) -> Generation:
 
 
 def field_value(name: str, value: Value) -> Value:
-    """Returns a setting's value as its field holds it: a single id as a tuple where several are allowed."""
+    """Returns a setting's value as its field holds it: an id as a tuple if several are allowed."""
     value = plain(value)
     return (value,) if name in SEQUENCES and isinstance(value, int) else value
 
@@ -238,7 +260,8 @@ def from_config(config: Mapping[str, Value]) -> Config:
 
 
 def special_tokens(tokenizer: Tokenizer, model: object) -> Config:
-    """Returns the ids of padding and end of a tokenizer, and the start of a model's decoder, as far as there are any."""
+    """Returns the ids of padding and end of a tokenizer, and the start of a model's decoder, as
+    far as there are any."""
     ids = {role: tokenizer.pieces.tokens.index(name) for role, name in tokenizer.roles.items()}
     named = {
         "pad_token_id": ids.get("pad"),
@@ -249,7 +272,8 @@ def special_tokens(tokenizer: Tokenizer, model: object) -> Config:
 
 
 def settings_for(tokenizer: Tokenizer, given: Mapping[str, Value], model: object) -> Generation:
-    """Returns the settings `given`, with special tokens of tokenizer and model where they name none.
+    """Returns the settings `given`, with special tokens of tokenizer and model where they name
+    none.
 
     Raises UserError as `merge` does.
     """

@@ -30,7 +30,7 @@ def quickstart(workdir: Path, seeds: int = 3, tiny: bool = False) -> None:
     """
     begin = time.perf_counter()
     suffix = ",tiny" if tiny else ""
-    say("Text: the manual and docstrings of this Python. A fifth of the files is held out of everything before the test.")
+    say("Text: the manual and docstrings of this Python. A fifth of the files is kept for the test.")
     train(config(f"pretrain{suffix}"), workdir / "pretrain", "pretrain")
     rows: dict[str, list[Metrics]] = {"BERT from scratch": [], "BERT pretrained": []}
     for seed in range(seeds):
@@ -46,14 +46,14 @@ def quickstart(workdir: Path, seeds: int = 3, tiny: bool = False) -> None:
 
 def config(arguments: str, seed: int = 0, origin: Path | None = None, tokenizer: Path | None = None) -> dict[str, Any]:
     """Returns a quickstart config; fine-tuning names what it starts from, the control the same tokenizer."""
-    made = load_config(f"{CONFIG}:{arguments}")
+    loaded = load_config(f"{CONFIG}:{arguments}")
     overrides = [("train.seed", str(seed))]
     if origin is not None:
         overrides.append(("init.weights", str(origin)))
     elif tokenizer is not None:
         overrides.append(("data.tokenizer", str(tokenizer)))
-    apply_overrides(made, overrides)
-    return to_dict(made)
+    apply_overrides(loaded, overrides)
+    return to_dict(loaded)
 
 
 def baseline_rows(splits: dict[str, list[dict[str, str]]]) -> dict[str, list[Metrics]]:
@@ -62,7 +62,7 @@ def baseline_rows(splits: dict[str, list[dict[str, str]]]) -> dict[str, list[Met
     makers: dict[str, Callable[[], Metrics]] = {
         "majority label": lambda: baselines.majority(known, test),
         "TF-IDF + logistic regression": lambda: baselines.logistic_regression(baselines.tfidf(), known, test),
-        "words beside the gap + logistic regression": lambda: baselines.logistic_regression(baselines.positions(), known, test),
+        "words beside the blank + logistic regression": lambda: baselines.logistic_regression(baselines.positions(), known, test),
     }
     return {name: [make()] for name, make in makers.items()}
 
@@ -70,7 +70,7 @@ def baseline_rows(splits: dict[str, list[dict[str, str]]]) -> dict[str, list[Met
 def show(rows: dict[str, list[Metrics]], splits: dict[str, list[dict[str, str]]], seeds: int) -> None:
     """Prints the table of results on stdout."""
     sizes = f"{len(splits['train']):,} labels, {len(splits['test']):,} test examples"
-    title = f"Which of ten prepositions stands at the mask? {sizes}"
+    title = f"Which of ten prepositions fills the blank? {sizes}"
     table = Table(title=title)
     table.add_column("model")
     for column in COLUMNS:
@@ -91,8 +91,9 @@ def cell(values: list[float]) -> str:
 def ending(workdir: Path, seconds: float) -> str:
     """Returns what to know of the table, where everything is, and what to do next."""
     return f"""
-Caveats: the labels come from the text itself, so the scarcity of labels is staged; some windows of words are much alike
-across files; one pretraining run stands behind all pretrained rows; Python's documentation is not English at large.
+Caveats: the labels come from the text itself, so the low-label setting is artificial. Some windows of
+words resemble each other across files. All pretrained rows share a single pretraining run. Python's
+documentation is not English in general.
 
 {seconds / 60:.1f} minutes. The runs are in {workdir}/: pretrain/ (its checkpoints in
 pretrain/checkpoints/), scratch-*/ and pretrained-*/.

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fmjax.contracts import Examples, Processors, Task
+from fmjax.contracts import Examples, Processors, PyTree, Task
 from fmjax.data.kinds import text
 from fmjax.data.records import ConcatenatedSources
 from fmjax.data.splits import open_split
@@ -34,7 +34,8 @@ def make_predict(model: nn.Module, task: Task, processors: Processors) -> Predic
 
     @jax.jit
     def predict(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return task.predictions(model.apply({"params": params}, batch), batch)
+        outputs: PyTree = model.apply({"params": params}, batch)
+        return task.predictions(outputs, batch)
 
     if not task.needs_generation or task.generation is None:
         return predict

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from fmjax.contracts import Encodes, Generates, HostBatch, PyTree
-from fmjax.decoding.loop import DECODER_PROMPT, PROMPT, continuations, prompt_names, start_id
+from fmjax.decoding.loop import continuations
+from fmjax.decoding.prompts import DECODER_PROMPT, PROMPT, prompt_names, start_id
 from fmjax.decoding.settings import Generation
 from fmjax.errors import UserError
 
@@ -20,18 +21,20 @@ from fmjax.errors import UserError
 class Generated(NamedTuple):
     """Generated sequences, each with its score: what `generate(..., return_scores=True)` returns.
 
-    Log-probabilities are those of the distributions that tokens are chosen from, after all settings such as `temperature` and
-    `repetition_penalty`: the sum over the new tokens of the reference's `compute_transition_scores` (with `normalize_logits`
-    for greedy search and sampling).
+    Log-probabilities are those of the distributions that tokens are chosen from, after all
+    settings such as `temperature` and `repetition_penalty`: the sum over the new tokens of the
+    reference's `compute_transition_scores` (with `normalize_logits` for greedy search and
+    sampling).
     """
 
     sequences: np.ndarray  # int32 [N, length], prompts with their continuations
     log_probs: np.ndarray  # fp32 [N], summed over the new tokens, the end among them
-    sequences_scores: np.ndarray  # fp32 [N], of beams log_probs / new tokens ** length_penalty; otherwise log_probs
+    # fp32 [N], of beams log_probs / new tokens ** length_penalty; otherwise log_probs
+    sequences_scores: np.ndarray
 
 
 def input_names(model: Generates) -> tuple[str, ...]:
-    """Returns the reference's inputs of generation: arrays of the encoder, and the prompt with its mask."""
+    """Returns the inputs of generation: arrays of the encoder, and the prompt with its mask."""
     return (*model.encoder_inputs, *DECODER_PROMPT) if isinstance(model, Encodes) else PROMPT
 
 
@@ -45,14 +48,17 @@ def generated(
     first_row: int = 0,
     return_scores: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Returns the sequences, without columns that no row has filled and, if asked for, the fields of `Generated`.
+    """Returns the sequences, as long as the longest and, if asked for, the scores of `Generated`.
 
-    `checked_batch` makes the model's batch of the reference's inputs. `first_row` is the number of the first row among all those
-    that share a seed. Raises UserError for inputs that `checked_batch` refuses, a prompt without a token, and settings that
-    do not fit the model or the prompt.
+    `checked_batch` makes the model's batch of the reference's inputs. `first_row` is the number of
+    the first row among all those that share a seed. Raises UserError for inputs that
+    `checked_batch` refuses, a prompt without a token, and settings that do not fit the model or the
+    prompt.
     """
     prompt, _ = prompt_names(model)
-    complete = with_start(arrays, start_id(model, settings)) if isinstance(model, Encodes) else arrays
+    complete = arrays
+    if isinstance(model, Encodes):
+        complete = with_start(arrays, start_id(model, settings))
     checked = checked_batch(complete)
     # Decoding puts a start token itself where there is no prompt.
     inputs = {name: array for name, array in checked.items() if name in arrays}
@@ -60,9 +66,12 @@ def generated(
     with jax.default_matmul_precision("float32"):
         found = continuations(model, params, inputs, settings, key, first_row, return_scores)
     tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
-    # Behind the end of a beam, the reference writes the end and not padding if the padding's id is 0.
-    filler = settings.pad or (*settings.eos_token_id, 0)[0] if settings.num_beams > 1 else settings.pad
-    tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, filler)[:, : lengths.max()]
+    filler = settings.pad
+    if settings.num_beams > 1 and filler == 0:
+        # The reference writes the end, not padding, behind the end of a beam if padding is 0.
+        filler = (*settings.eos_token_id, 0)[0]
+    tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, filler)
+    tokens = tokens[:, : lengths.max()]
     before = np.repeat(checked[prompt], settings.num_return_sequences, axis=0)
     sequences = np.concatenate([before, tokens], axis=1).astype(np.int32)
     if found.log_probs is None or found.scores is None:
@@ -73,8 +82,8 @@ def generated(
 def with_start(arrays: Mapping[str, np.ndarray], start: int) -> dict[str, np.ndarray]:
     """Returns an encoder-decoder's inputs, whose prompts begin with the start token.
 
-    It is put before all prompts if none begins with it, as in the reference. Raises UserError if a row's mask leaves nothing
-    of its prompt.
+    It is put before all prompts if none begins with it, as in the reference. Raises UserError if a
+    row's mask leaves nothing of its prompt.
     """
     ids, mask = DECODER_PROMPT
     if ids not in arrays:

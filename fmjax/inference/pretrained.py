@@ -339,7 +339,7 @@ def position_count(settings: Any) -> int:
 
 def abstract_params(model: nn.Module) -> Any:
     """Returns the shapes of a model's parameters, with no array made."""
-    return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), model.smallest())["params"])
+    return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), model.one_row_batch())["params"])
 
 
 def reference_task(pretrained: Pretrained, examples: Sequence[Any]) -> Task:

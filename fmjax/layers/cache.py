@@ -1,8 +1,10 @@
-"""The cache of a decoder: a value of constant shape that decoding takes and returns. Letters as in `linear.py`.
+"""The cache of a decoder: a value of constant shape that decoding takes and returns. Letters as in
+`linear.py`.
 
-`index` counts the places that are taken; `mask [B,S]` says which of them hold a token and not padding; `next [B]` is each
-row's next position; `layers` holds the keys and values of each layer, apart, so that a loop writes them in place. Padding may
-stand left or right of a prompt: it takes a place in the cache and no position.
+`index` counts the places in use; `mask [B,S]` says which of them hold a token rather than padding;
+`next [B]` is each row's next position; `layers` is a tuple with the keys and values of each layer,
+so that a loop writes them in place. Padding left or right of a prompt takes a place in the cache
+but no position.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fmjax.layers.attention import Context, causal_mask, cross_segment_mask, key_mask, segment_mask
 
-Cache = dict[str, Any]
+Cache = dict[str, Any]  # arrays, and the tuple of layers
 
 
-def empty_cache(layers: int, rows: int, length: int, heads: int, head_width: int, dtype: Any) -> Cache:
+def empty_cache(
+    layers: int, rows: int, length: int, heads: int, head_width: int, dtype: DTypeLike
+) -> Cache:
     """Returns a cache with room for `length` tokens in each row."""
     room = jnp.zeros((rows, heads, length, head_width), dtype)
     return {
@@ -29,16 +34,18 @@ def empty_cache(layers: int, rows: int, length: int, heads: int, head_width: int
     }
 
 
-def advance(cache: Cache, mask_BL: jax.Array, window: int = 0) -> tuple[Cache, jax.Array, jax.Array]:
-    """Enters tokens, of which `mask` says which are real: returns the cache but for their keys and values, bool [B,1,L,S]
-    (which places each may attend to), and their positions [B,L]."""
+def advance(
+    cache: Cache, mask_BL: jax.Array, window: int = 0
+) -> tuple[Cache, jax.Array, jax.Array]:
+    """Adds tokens, of which `mask` marks the real ones. Returns the cache without their keys and
+    values, bool [B,1,L,S] (which places each may attend to), and their positions [B,L]."""
     mask_BL, place = mask_BL.astype(bool), cache["index"]
     length = mask_BL.shape[1]
     real = jax.lax.dynamic_update_slice(cache["mask"], mask_BL, (0, place))
     counted = jnp.cumsum(mask_BL, axis=1, dtype=jnp.int32)
     positions = jnp.maximum(cache["next"][:, None] + counted - 1, 0)
     seen = causal_mask(length, real.shape[1], place) & real[:, None, None, :]
-    if window:  # of tokens, padding between them left out
+    if window:  # counted in tokens, without padding between them
         stands = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
         seen &= stands[:, None, None, :] > positions[:, None, :, None] - window
     moved = {"index": place + length, "mask": real, "next": cache["next"] + counted[:, -1]}
@@ -48,11 +55,12 @@ def advance(cache: Cache, mask_BL: jax.Array, window: int = 0) -> tuple[Cache, j
 def decoder_context(
     batch: Mapping[str, jax.Array], cache: Cache | None, prefix: str = "", window: int = 0
 ) -> tuple[Context, jax.Array, Cache | None]:
-    """Returns what a decoder's layers share, the positions of its tokens [B or 1, L], and the cache but for their keys.
+    """Returns the context of a decoder's layers, its tokens' positions [B or 1, L], and the cache
+    without their keys.
 
-    Reads `input_ids`, and where given `attention_mask` (masks keys) or `segment_ids` (packed rows) and `position_ids`, each
-    name behind `prefix`. Without a cache, positions count from 0 whatever is padding, as the reference's forward does;
-    with one, they count tokens alone.
+    Reads `input_ids` and, if present, `attention_mask` (masks keys) or `segment_ids` (packed rows)
+    and `position_ids`, each name behind `prefix`. Without a cache, positions count padding too, as
+    the reference's forward does; with one, they count tokens alone.
     """
     length = batch[f"{prefix}input_ids"].shape[1]
     real, segments = batch.get(f"{prefix}attention_mask"), batch.get(f"{prefix}segment_ids")
@@ -69,8 +77,8 @@ def decoder_context(
 
 
 def encoder_mask(batch: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array | None]:
-    """Returns what a decoder has to know of the source, `segments [B,S]` of packed rows or else `mask [B,S]`, where given; and
-    the mask of the encoder."""
+    """Returns what a decoder needs to know about the source, `segments [B,S]` for packed rows or
+    else `mask [B,S]`, if given; and the encoder's mask."""
     if "segment_ids" in batch:
         return {"segments": batch["segment_ids"]}, segment_mask(batch["segment_ids"])
     if "attention_mask" in batch:
@@ -78,15 +86,20 @@ def encoder_mask(batch: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], 
     return {}, None
 
 
-def memory_mask(batch: Mapping[str, jax.Array], memory: Mapping[str, jax.Array]) -> jax.Array | None:
-    """Returns which places of the memory a decoder's tokens may attend to: those of their own segment, or that are no padding."""
+def memory_mask(
+    batch: Mapping[str, jax.Array], memory: Mapping[str, jax.Array]
+) -> jax.Array | None:
+    """Returns which places of the memory a decoder's tokens may attend to: those of their segment,
+    or all but padding."""
     if "segments" in memory:
         return cross_segment_mask(batch["decoder_segment_ids"], memory["segments"])
     return key_mask(memory["mask"]) if "mask" in memory else None
 
 
-def shift_right(labels_BT: jax.Array, start_id: int, positions_BT: jax.Array | None = None) -> jax.Array:
-    """Returns what a decoder reads to predict `labels`: the start token, then all labels but the last. In packed rows every
-    text begins anew, where its position is 0."""
+def shift_right(
+    labels_BT: jax.Array, start_id: int, positions_BT: jax.Array | None = None
+) -> jax.Array:
+    """Returns what a decoder reads to predict `labels`: the start token, then all labels but the
+    last. In packed rows, each text has its own start, at position 0."""
     shifted = jnp.pad(labels_BT[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
     return shifted if positions_BT is None else jnp.where(positions_BT == 0, start_id, shifted)

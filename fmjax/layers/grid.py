@@ -1,6 +1,7 @@
-"""Positions on a grid of patches: two-dimensional sinusoids, and the change to a grid of another size.
+"""Positions on a grid of patches: two-dimensional sinusoids, and the change to a grid of another
+size.
 
-Letters: N positions, D width.
+Dimensions: B batch, N positions, D width.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import numpy as np
 
 
 def sinusoids_2d(side: int, width: int) -> np.ndarray:
-    """Returns fp32 [side * side, D]: sines and cosines of the column in the first half of each row, then those of the row.
+    """Returns fp32 [side * side, D]: sines and cosines of the column in the first half of each row,
+    then those of the row.
 
-    The frequencies are 10000^(-4k/D) for k < D/4; D has to be a multiple of 4. The order is that of MAE's published weights
-    (He et al. 2022, arXiv:2111.06377).
+    The frequencies are 10000^(-4k/D) for k < D/4; D has to be a multiple of 4. The order is that of
+    MAE's published weights (He et al. 2022, arXiv:2111.06377).
     """
     frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
     angles = np.arange(side)[:, None] * frequencies[None]
@@ -24,31 +26,78 @@ def sinusoids_2d(side: int, width: int) -> np.ndarray:
 
 
 def bicubic(old: int, new: int) -> np.ndarray:
-    """Returns fp32 [new, old]: the matrix that resamples a row of `old` values at the centres of `new` cells.
+    """Returns fp32 [new, old]: the matrix that resamples a row of `old` values at the centers of
+    `new` cells.
 
-    Keys's cubic convolution with a = -0.75, the ends repeated, without a filter against aliasing: as
-    torch.nn.functional.interpolate(mode="bicubic", align_corners=False).
+    Keys's cubic convolution with a = -0.75, the ends repeated, without a filter against aliasing:
+    as torch.nn.functional.interpolate(mode="bicubic", align_corners=False).
     """
     a = -0.75
-    centre = (np.arange(new) + 0.5) * (old / new) - 0.5
-    first = np.floor(centre).astype(int) - 1
+    center = (np.arange(new) + 0.5) * (old / new) - 0.5
+    first = np.floor(center).astype(int) - 1
     matrix = np.zeros((new, old))
     for tap in range(4):
-        x = np.abs(centre - (first + tap))
+        x = np.abs(center - (first + tap))
         near = ((a + 2) * x - (a + 3)) * x * x + 1
         far = ((x - 5) * x + 8) * a * x - 4 * a
-        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), np.where(x <= 1, near, far))
+        np.add.at(
+            matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), np.where(x <= 1, near, far)
+        )
     return matrix.astype(np.float32)
 
 
 def resized(table_1ND: jax.Array, before: int, grid: tuple[int, int]) -> jax.Array:
-    """Returns a table of positions [1,N,D], of which the first `before` belong to no patch and the others to a square grid,
-    for a grid of another height and width: [1, before + height * width, D]. The table itself where the grid is the same."""
+    """Returns a table of positions for a grid of another height and width: [1, before + height *
+    width, D].
+
+    Of the table [1,N,D], the first `before` positions belong to no patch and the others to a square
+    grid. If the grid is the same, so is the table.
+    """
     count, width = table_1ND.shape[1:]
     side = round((count - before) ** 0.5)
     if grid == (side, side):
         return table_1ND
     down, across = (jnp.asarray(bicubic(side, size)) for size in grid)
     patches = table_1ND[0, before:].reshape(side, side, width)
-    patches = jnp.einsum("hi,wj,ijd->hwd", down, across, patches.astype(jnp.float32), precision="highest")
-    return jnp.concatenate([table_1ND[:, :before], patches.reshape(1, -1, width).astype(table_1ND.dtype)], axis=1)
+    patches = jnp.einsum(
+        "hi,wj,ijd->hwd", down, across, patches.astype(jnp.float32), precision="highest"
+    )
+    return jnp.concatenate(
+        [table_1ND[:, :before], patches.reshape(1, -1, width).astype(table_1ND.dtype)], axis=1
+    )
+
+
+def bicubic_each(old: int, new_B: jax.Array, size: int) -> jax.Array:
+    """Returns fp32 [B, size, old]: for each number of cells in `new`, the matrix of `bicubic` for
+    the first of `size` cells.
+
+    Rows beyond that number have no meaning.
+    """
+    a = -0.75
+    ratio_B = old / jnp.maximum(new_B, 1).astype(jnp.float32)
+    center = (jnp.arange(size, dtype=jnp.float32)[None] + 0.5) * ratio_B[:, None] - 0.5
+    first = jnp.floor(center) - 1
+    matrix = jnp.zeros((*center.shape, old), jnp.float32)
+    for tap in range(4):
+        x = jnp.abs(center - (first + tap))
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((x - 5) * x + 8) * a * x - 4 * a
+        place = jnp.clip(first + tap, 0, old - 1).astype(jnp.int32)
+        matrix += jax.nn.one_hot(place, old) * jnp.where(x <= 1, near, far)[..., None]
+    return matrix
+
+
+def resized_each(table_1ND: jax.Array, before: int, mask_BHW: jax.Array) -> jax.Array:
+    """Returns the positions [B, H * W, D] of patches for images of different sizes on canvases of H
+    x W patches.
+
+    `mask` (bool) marks each image's patches, which are the top left part of its canvas; the other
+    positions have no meaning. The table is that of `resized`.
+    """
+    rows, height, width = mask_BHW.shape
+    side = round((table_1ND.shape[1] - before) ** 0.5)
+    down = bicubic_each(side, mask_BHW.any(axis=2).sum(axis=1), height)
+    across = bicubic_each(side, mask_BHW.any(axis=1).sum(axis=1), width)
+    patches = table_1ND[0, before:].reshape(side, side, -1).astype(jnp.float32)
+    places = jnp.einsum("bhi,bwj,ijd->bhwd", down, across, patches, precision="highest")
+    return places.reshape(rows, height * width, -1).astype(table_1ND.dtype)

@@ -1,22 +1,50 @@
-"""Heads that any encoder can carry. Each maps the encoder's features and the batch to logits.
+"""Heads for any model. Each maps the model's features and the batch to logits.
 
-A head that reads the pooled output says so in `reads_pooled`; the model builds its pooler only then.
+A head that reads the pooled output says so in `reads_pooled`; the model builds its pooler only
+then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from fmjax import contracts
 from fmjax.distributed.sharding import shard_embedded
-from fmjax.layers.linear import Dense, Initializer, normal, parameter
+from fmjax.layers.linear import Dense, Initializer, barrier, normal, parameter
 from fmjax.layers.norm import LayerNorm
 
 Features = Mapping[str, jax.Array]
+
+
+class Head(Protocol):
+    """A Linen module that maps features and a batch to logits."""
+
+    reads_pooled: ClassVar[bool]
+
+    def __call__(self, features: Features, batch: Features) -> jax.Array: ...
+
+
+HeadMaker = Callable[
+    ..., Any
+]  # builds a Head; partial(module class, ...), whose arguments mypy does not see
+HeadTable = Mapping[str, HeadMaker]  # by kind
+
+
+def chosen(table: HeadTable, heads: contracts.Heads) -> dict[str, HeadMaker]:
+    """Returns the builders of the given kinds of head, with the numbers of each."""
+    return {kind: partial(table[kind], **numbers) for kind, numbers in heads.items()}
+
+
+def pooled_is_read(makers: HeadTable) -> bool:
+    """Returns whether one of the heads reads the pooled output."""
+    return any(make(parent=None).reads_pooled for make in makers.values())
 
 
 def gather_positions(hidden_BLD: jax.Array, positions_BM: jax.Array) -> jax.Array:
@@ -51,7 +79,8 @@ class Classify(nn.Module):
 
 
 class ClassifyMean(nn.Module):
-    """Dropout and a linear layer over the mean of the hidden states, weighted by the batch's `pool_weights [B,L]`."""
+    """Dropout and a linear layer over the mean of the hidden states, weighted by the batch's
+    `pool_weights [B,L]`."""
 
     reads_pooled: ClassVar[bool] = False
     classes: int = 2
@@ -84,18 +113,21 @@ class Tag(nn.Module):
 
 
 def linear_head(head: Any, x: jax.Array) -> jax.Array:
-    """The last layer of a classifier, over [B,D] or [B,L,D], in fp32.
+    """Returns the logits [B,C] or [B,L,C] of the last layer of a classifier over [B,D] or [B,L,D].
 
-    Its `kernel` and `bias` are directly in the head.
+    Its `kernel` and `bias` are directly in the head; all is in fp32.
     """
-    kernel = parameter(head, "kernel", head.kernel_init, ("embed", None), (x.shape[-1], head.classes))
+    kernel = parameter(
+        head, "kernel", head.kernel_init, ("embed", None), (x.shape[-1], head.classes)
+    )
     bias = parameter(head, "bias", nn.initializers.zeros_init(), (None,), (head.classes,))
     rows = shard_embedded(x.astype(jnp.float32)).reshape(-1, x.shape[-1])
     return (rows @ kernel + bias[None]).reshape(*x.shape[:-1], head.classes)
 
 
 class MaskedLm(nn.Module):
-    """BERT's masked-language-model head: dense, activation, norm, and a decoder tied to the word embedding.
+    """BERT's masked-language-model head: dense, activation, norm, and a decoder tied to the word
+    embedding.
 
     Where the batch has `masked_positions [B,M]`, logits are computed at those alone.
     """
@@ -104,7 +136,7 @@ class MaskedLm(nn.Module):
     epsilon: float
     reads_pooled: ClassVar[bool] = False
     kernel_init: Initializer = normal(0.02)
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, batch: Features) -> jax.Array:
@@ -117,32 +149,38 @@ class MaskedLm(nn.Module):
         x = LayerNorm(self.epsilon, self.dtype, name="norm")(self.activation(x))
         bias = parameter(self, "bias", nn.initializers.zeros_init(), ("vocab",), (vocabulary,))
         rows = x.reshape(-1, width)
-        logits = jnp.dot(rows, table_VE.astype(self.dtype).T, preferred_element_type=jnp.float32) + bias[None]
+        logits = (
+            jnp.dot(rows, table_VE.astype(self.dtype).T, preferred_element_type=jnp.float32)
+            + bias[None]
+        )
         return logits.reshape(*x.shape[:-1], vocabulary)
 
 
-FEW = range(2, 33)  # rows for which a CPU takes the product with a table the other way round
+FEW = range(2, 33)  # rows for which a CPU computes the transposed product
 
 
-def scores(x: jax.Array, table_VE: jax.Array) -> jax.Array:
+def project_to_vocabulary(x: jax.Array, table_VE: jax.Array) -> jax.Array:
     """Returns x [rows, E] @ table.T as fp32 [rows, V].
 
-    For the few rows of a step of decoding, table @ x.T takes a half to all of that product's time on a CPU; a barrier keeps
-    XLA from turning it back. Other devices take either in the same time.
+    For the few rows of a decoding step, table @ x.T takes half to all of that product's time on a
+    CPU; a barrier keeps XLA from transposing it back. Other devices take the same time for both.
     """
 
     def usual(x: jax.Array, table: jax.Array) -> jax.Array:
         return jnp.dot(x, table.T, preferred_element_type=jnp.float32)
 
-    def turned(x: jax.Array, table: jax.Array) -> jax.Array:
-        return jax.lax.optimization_barrier(jnp.dot(table, x.T, preferred_element_type=jnp.float32)).T
+    def transposed(x: jax.Array, table: jax.Array) -> jax.Array:
+        product_VR: jax.Array = barrier(jnp.dot(table, x.T, preferred_element_type=jnp.float32))
+        return product_VR.T
 
-    on_cpu = {"cpu": turned} if x.shape[0] in FEW else {}
-    return jax.lax.platform_dependent(x, table_VE, default=usual, **on_cpu)
+    on_cpu = {"cpu": transposed} if x.shape[0] in FEW else {}
+    logits: jax.Array = jax.lax.platform_dependent(x, table_VE, default=usual, **on_cpu)
+    return logits
 
 
 class Lm(nn.Module):
-    """A language model's head: logits over the vocabulary for the next token, from the word table or a kernel of its own.
+    """A language model's head: logits over the vocabulary for the next token, from the word table
+    or a kernel of its own.
 
     Where the batch has `predicted_positions [B,M]`, logits are computed at those alone.
     """
@@ -152,7 +190,7 @@ class Lm(nn.Module):
     scale: float = 1.0  # of the hidden states
     reads_pooled: ClassVar[bool] = False
     kernel_init: Initializer = normal(0.02)
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, batch: Features) -> jax.Array:
@@ -163,19 +201,26 @@ class Lm(nn.Module):
         vocabulary, width = table_VE.shape
         rows = (x * self.scale).astype(self.dtype).reshape(-1, width)
         if self.tied:
-            logits = scores(rows, table_VE.astype(self.dtype))
+            logits = project_to_vocabulary(rows, table_VE.astype(self.dtype))
         else:
-            kernel = parameter(self, "kernel", self.kernel_init, ("embed", "vocab"), (width, vocabulary))
+            kernel = parameter(
+                self, "kernel", self.kernel_init, ("embed", "vocab"), (width, vocabulary)
+            )
             logits = jnp.dot(rows, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
         if self.use_bias:
-            logits = logits + parameter(self, "bias", nn.initializers.zeros_init(), ("vocab",), (vocabulary,))[None]
+            logits = (
+                logits
+                + parameter(self, "bias", nn.initializers.zeros_init(), ("vocab",), (vocabulary,))[
+                    None
+                ]
+            )
         return logits.reshape(*x.shape[:-1], vocabulary)
 
 
 class Heads(nn.Module):
-    """The heads of a model by kind; the parameters of each stand under `head/<kind>`."""
+    """The heads of a model by kind; the parameters of each are under `head/<kind>`."""
 
-    kinds: Mapping[str, Callable[..., nn.Module]]
+    kinds: HeadTable
 
     @nn.compact
     def __call__(self, features: Features, batch: Features) -> dict[str, jax.Array]:

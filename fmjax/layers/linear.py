@@ -1,18 +1,20 @@
-"""A linear projection between axes of any number, with a named kernel.
+"""A linear projection between any number of axes, with a named kernel.
 
-Letters here and in the files beside it: B batch, L length, S length attended to, D width, H heads, K head width,
-F mlp width, V vocabulary, N layers.
+Letters here and in the files beside it: B batch, L length, S length attended to, D width, H heads,
+K head width, F mlp width, V vocabulary, N layers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fmjax.distributed.sharding import constrain
 
@@ -20,14 +22,20 @@ Initializer = nn.initializers.Initializer
 
 
 def normal(stddev: float) -> Initializer:
-    """Returns an initializer drawing from a normal distribution, as BERT and its descendants do."""
+    """Returns an initializer that draws from a normal distribution, as BERT and its descendants
+    do."""
     return nn.initializers.normal(stddev)
 
 
 def parameter(
-    module: nn.Module, name: str, init: Initializer, axes: tuple[str | None, ...], shape: tuple[int, ...]
+    module: nn.Module,
+    name: str,
+    init: Initializer,
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
 ) -> jax.Array:
-    """Returns a parameter of a module, made by `init` in fp32; `axes` are the logical names of its axes."""
+    """Returns a parameter of a module, initialized by `init` in fp32; `axes` are the logical names
+    of its axes."""
     value: Any
     if module.has_variable("params", name):
         # Flax would trace `init` again for its shape, for every parameter of every call.
@@ -36,65 +44,111 @@ def parameter(
             raise flax.errors.ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
     else:
         value = module.param(name, nn.with_logical_partitioning(init, axes), shape)
-    # Vectors are used whole: else the sum that is their gradient would have all activations sharded as they are.
-    return constrain(value, *[None] * len(shape)) if {*axes[:-1]} <= {None} and axes[-1] == "embed" else value
+    # Vectors are used whole: otherwise the sum that is their gradient would shard all activations
+    # as they are.
+    whole = {*axes[:-1]} <= {None} and axes[-1] == "embed"
+    return constrain(value, *[None] * len(shape)) if whole else value
 
 
-CACHE = 2**20  # bytes that a core has to itself, about
+barrier: Callable[[jax.Array], jax.Array] = jax.lax.optimization_barrier  # which JAX does not type
+CACHE = 2**20  # about the bytes of cache that a core has to itself
 
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns x [rows, D] @ kernel [D, F], the gradient of whose kernel takes less time on a CPU than the usual one's."""
+    """Returns x [rows, D] @ kernel [D, F]; on a CPU, the kernel's gradient takes less time than the
+    usual one."""
     return x @ kernel
 
 
-def product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def product_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return x @ kernel, (x, kernel)
 
 
-def product_backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def product_backward(
+    kept: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    # A CPU's product reads the columns of an x that is greater than the cache a number at a time: to turn x first, which a
-    # barrier keeps XLA from undoing, costs less. Other devices' products turn it as they read.
+    # A CPU reads the columns of an x larger than its cache one number at a time. Transposing x
+    # first costs less; a barrier keeps XLA from undoing that. Other devices transpose as they read.
     by_columns = x.size * x.dtype.itemsize > CACHE
-    turn = {"cpu": lambda x: jax.lax.optimization_barrier(x.T)} if by_columns else {}
-    return dy @ kernel.T, jax.lax.platform_dependent(x, default=jnp.transpose, **turn) @ dy
+    transpose = {"cpu": lambda x: barrier(x.T)} if by_columns else {}
+    return dy @ kernel.T, jax.lax.platform_dependent(x, default=jnp.transpose, **transpose) @ dy
 
 
 product.defvjp(product_forward, product_backward)
 
 
+@flax.struct.dataclass
+class Quantized:
+    """A kernel as integers: `kernel[i, o] = values[i, o] * scale[group of i, o]`.
+
+    The inputs, flattened, are divided into equally many consecutive ones per group; one group is a
+    scale per output.
+    """
+
+    values: jax.Array  # int8 or int4, of the kernel's shape [*inputs, *features]
+    scale: jax.Array  # fp32 [groups, *features]
+
+    def kernel(self) -> jax.Array:
+        """Returns the kernel in fp32 [*inputs, *features]."""
+        groups, *features = self.scale.shape
+        values = self.values.reshape(groups, -1, math.prod(features)).astype(jnp.float32)
+        return (values * self.scale.reshape(groups, 1, -1)).reshape(self.values.shape)
+
+
 class Dense(nn.Module):
     """y = x @ kernel + bias, contracting the last `len(axes) - len(features)` axes of x.
 
-    `axes` are the logical names of the kernel's axes: those contracted, then those made. The kernel keeps its full rank
-    (`[D, H, K]`, so that heads can be sharded), but the product is taken in two dimensions: XLA's CPU backward pass
-    of a matmul with 3-D activations is 2.4 times slower. (`nn.DenseGeneral` cannot name its axes under `jax.set_mesh`.)
+    `axes` are the logical names of the kernel's axes: those contracted, then those made. The kernel
+    keeps its full rank (`[D, H, K]`, so that heads can be sharded), but the product is taken in two
+    dimensions: XLA's CPU backward pass of a matmul with 3-D activations is 2.4 times slower.
+    (`nn.DenseGeneral` cannot name its axes under `jax.set_mesh`.)
+
+    Parameters may hold more than the module makes: a `Quantized` value in place of the kernel, and
+    beside it the factors `lora_a [*inputs, r]` and `lora_b [r, *features]` of a low-rank update (Hu
+    et al. 2021, arXiv:2106.09685). Then y = x @ kernel + (x @ lora_a) @ lora_b + bias; whoever adds
+    the factors multiplies lora_b by alpha / r.
     """
 
     features: tuple[int, ...]
     axes: tuple[str | None, ...]
     kernel_init: Initializer = normal(0.02)
     use_bias: bool = True
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., *contracted] to [..., *features], in `dtype`; parameters are fp32."""
         contracted = len(self.axes) - len(self.features)
         inputs = x.shape[x.ndim - contracted :]
-        kernel = parameter(self, "kernel", self.kernel_init, self.axes, inputs + self.features)
-        rows = x.reshape(-1, math.prod(inputs)).astype(self.dtype)
-        y = product(rows, kernel.astype(self.dtype).reshape(math.prod(inputs), -1))
+        size = math.prod(inputs)
+        stored: Any = self.get_variable("params", "kernel")
+        if isinstance(stored, Quantized):
+            kernel = stored.kernel()
+        else:
+            kernel = parameter(self, "kernel", self.kernel_init, self.axes, inputs + self.features)
+        rows = x.reshape(-1, size).astype(self.dtype)
+        y = product(rows, kernel.astype(self.dtype).reshape(size, -1))
+        if self.has_variable("params", "lora_a"):
+            a, b = (
+                jnp.asarray(self.get_variable("params", name), self.dtype)
+                for name in ("lora_a", "lora_b")
+            )
+            y = y + product(product(rows, a.reshape(size, -1)), b.reshape(len(b), -1))
         if self.use_bias:
-            bias = parameter(self, "bias", nn.initializers.zeros_init(), self.axes[contracted:], self.features)
+            bias = parameter(
+                self, "bias", nn.initializers.zeros_init(), self.axes[contracted:], self.features
+            )
             y = y + bias.astype(self.dtype).reshape(1, -1)
         return y.reshape(x.shape[: x.ndim - contracted] + self.features)
 
 
 class Table(nn.Embed):
-    """An embedding table that is looked up with its rows whole: else all that is looked up would first be sharded as they are."""
+    """An embedding table whose rows are gathered before the lookup: otherwise the result would be
+    sharded as they are."""
 
     axis: str | None = None
 
@@ -105,7 +159,13 @@ class Table(nn.Embed):
 
 
 def embedding(
-    rows: int, width: int, *, axis: str | None, init: Initializer, dtype: Any, name: str | None = None
+    rows: int,
+    width: int,
+    *,
+    axis: str | None,
+    init: Initializer,
+    dtype: DTypeLike,
+    name: str | None = None,
 ) -> nn.Embed:
     """Returns an embedding table [rows, width] whose first axis has the logical name `axis`."""
     named = nn.with_logical_partitioning(init, (axis, "embed"))

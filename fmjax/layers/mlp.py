@@ -1,14 +1,15 @@
-"""The position-wise feed-forward layer (Vaswani et al. 2017, section 3.3), and its activations by name."""
+"""The position-wise feed-forward layer (Vaswani et al. 2017, section 3.3), and activations by
+name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError, nearest
@@ -16,14 +17,16 @@ from fmjax.layers.linear import Dense, Initializer, normal
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU (Hendrycks and Gimpel 2016), x times the normal distribution function, as torch computes it.
+    """The exact GELU (Hendrycks and Gimpel 2016), x times the normal distribution function, as
+    torch computes it.
 
-    jax.nn.gelu(approximate=False) goes through erfc instead, which is the slower function on a CPU.
+    jax.nn.gelu(approximate=False) uses erfc instead, which is slower on a CPU.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
-# Hugging Face's names. Its "gelu" is the exact one; jax.nn.gelu alone would be the tanh approximation.
+# Hugging Face's names. Its "gelu" is the exact one; jax.nn.gelu alone would be the tanh
+# approximation.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_new": partial(jax.nn.gelu, approximate=True),
@@ -36,11 +39,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """Returns the activation of that name. Raises UserError listing those there are."""
+    """Returns the activation of that name. Raises UserError, listing the known names."""
     if name not in ACTIVATIONS:
-        raise UserError(
-            f'activation "{name}" is not known{nearest(name, ACTIVATIONS)}; choose one of {", ".join(ACTIVATIONS)}'
-        )
+        hint, known = nearest(name, ACTIVATIONS), ", ".join(ACTIVATIONS)
+        raise UserError(f'activation "{name}" is not known{hint}; choose one of {known}')
     return ACTIVATIONS[name]
 
 
@@ -50,12 +52,13 @@ class Mlp(nn.Module):
     width: int
     activation: Callable[[jax.Array], jax.Array]
     kernel_init: Initializer = normal(0.02)
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     use_bias: bool = True
     down_init: Initializer | None = None  # None: kernel_init
-    dropout: float = 0.0  # of what the activation gives
+    dropout: float = 0.0  # of the activation's output
 
     def part(self, features: int, name: str) -> Dense:
+        """Returns the projection of that name."""
         axes = ("mlp", "embed") if name == "down" else ("embed", "mlp")
         init = self.down_init if name == "down" and self.down_init else self.kernel_init
         return Dense((features,), axes, init, self.use_bias, self.dtype, name=name)
@@ -73,8 +76,11 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(Mlp):
-    """down(dropout(activation(gate(x)) * up(x))) (Shazeer 2020, arXiv:2002.05202): SwiGLU with silu, GEGLU with gelu."""
+    """down(dropout(activation(gate(x)) * up(x))) (Shazeer 2020, arXiv:2002.05202): SwiGLU with
+    silu, GEGLU with gelu."""
 
     def hidden(self, x_BLD: jax.Array) -> jax.Array:
         """Returns [B,L,F]."""
-        return self.activation(self.part(self.width, "gate")(x_BLD)) * self.part(self.width, "up")(x_BLD)
+        return self.activation(self.part(self.width, "gate")(x_BLD)) * self.part(self.width, "up")(
+            x_BLD
+        )

@@ -1,24 +1,24 @@
-"""Normalisation layers, computed in fp32 whatever the compute type."""
+"""Normalization layers, computed in fp32 whatever the compute type."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fmjax.layers.linear import parameter
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis (Ba et al. 2016).
+    """Layer normalization over the last axis (Ba et al. 2016).
 
-    The variance is the mean squared deviation: E[x^2] - E[x]^2, Flax's default, loses digits when the mean is large.
+    The variance is the mean squared deviation: E[x^2] - E[x]^2, Flax's default, loses digits if the
+    mean is large.
     """
 
     epsilon: float = 1e-12
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -27,18 +27,21 @@ class LayerNorm(nn.Module):
         scale = parameter(self, "scale", nn.initializers.ones_init(), ("embed",), shape)
         bias = parameter(self, "bias", nn.initializers.zeros_init(), ("embed",), shape)
         x = x.astype(jnp.float32)
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        centered = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centered).mean(axis=-1, keepdims=True)
         broadcast = (1,) * (x.ndim - 1) + shape
-        y = centred * (jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(broadcast)) + bias.reshape(broadcast)
+        y = centered * (
+            jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(broadcast)
+        ) + bias.reshape(broadcast)
         return y.astype(self.dtype)
 
 
 class RmsNorm(nn.Module):
-    """Division by the root of the mean square of the last axis, and a scale (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """Division by the root of the mean square of the last axis, and a scale (Zhang and Sennrich
+    2019, arXiv:1910.07467)."""
 
     epsilon: float = 1e-6
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,23 +1,18 @@
 """BART (Lewis et al. 2020, arXiv:1910.13461), following Hugging Face's `modeling_bart.py`.
 
-The Transformer with learned positions, of whose table the first two rows are never read, and normalised embeddings.
+The Transformer with learned positions, whose table has two unused rows in front, and normalized embeddings.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from fmjax import contracts
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.layers.linear import embedding, normal
 from fmjax.models import transformer
 from fmjax.models.sizes import resolve
-
-OFFSET = 2  # rows of a position table before that of the first position
+from fmjax.models.transformer import Form
 
 # bart-base and bart-large.
 SIZES: dict[str, dict[str, int]] = {
@@ -38,25 +33,12 @@ class Settings(transformer.Settings):
     activation: str = "gelu"
 
 
-class Side(transformer.Side):
-    """An encoder or decoder with learned positions and a norm behind them."""
-
-    def enter(self, x_BLD: jax.Array, positions_BL: jax.Array, places: int) -> jax.Array:
-        """Returns what the first layer reads, before dropout."""
-        s, init = self.settings, normal(self.settings.initializer_range)
-        table = embedding(s.positions + OFFSET, s.width, axis=None, init=init, dtype=jnp.dtype(s.dtype), name="position")
-        return self.norm(name="norm")(x_BLD + table(positions_BL + OFFSET))
+FORM = Form(learned_positions=True)
 
 
-class Bart(transformer.Transformer):
-    """The Transformer with BART's sides."""
-
-    side: ClassVar[type[transformer.Side]] = Side
-
-
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Bart:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> transformer.Transformer:
     """Returns a BART of a named size (SIZES) with the given heads; see `transformer.build`."""
-    return transformer.made(Bart(heads, resolve(Settings, SIZES, size, settings)))
+    return transformer.checked_model(transformer.Transformer(heads, resolve(Settings, SIZES, size, settings), FORM))
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

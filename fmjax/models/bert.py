@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2019, arXiv:1810.04805), following Hugging Face's `modeling_bert.py`.
 
-Letters: B batch, L length, M masked positions, D width, H heads, K head width, F mlp width, V vocabulary, P positions,
-T token types, N layers. RoBERTa, DistilBERT and ELECTRA are this encoder with other edges; see the files of those names.
+Dimensions: B batch, L length, M masked positions, D width, E embedding width, V vocabulary. RoBERTa, DistilBERT and ELECTRA
+are this encoder with other embeddings and heads; see `roberta.py`, `distilbert.py` and `electra.py`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.contracts import HostBatch
+from fmjax import contracts
+from fmjax.contracts import Arrays, Batch, HostBatch
 from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.layers.attention import Attention, Context, key_mask, segment_mask
-from fmjax.layers.blocks import PostNorm, stack
-from fmjax.layers.heads import Classify, ClassifyMean, Features, Heads, MaskedLm, Pooled, Tag, linear_head
+from fmjax.layers.blocks import PostNorm
+from fmjax.layers.heads import (
+    Classify,
+    ClassifyMean,
+    Features,
+    HeadMaker,
+    Heads,
+    HeadTable,
+    MaskedLm,
+    Pooled,
+    Tag,
+    chosen,
+    linear_head,
+    pooled_is_read,
+)
 from fmjax.layers.linear import Dense, Initializer, embedding, normal
 from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
+from fmjax.layers.stack import stack
+from fmjax.layers.taps import add_delta
 from fmjax.models.inputs import Table, check_length, checked_ids
-from fmjax.models.sizes import checked, resolve
-
-Batch = Mapping[str, jax.Array]
+from fmjax.models.sizes import Compute, check_divides, checked, resolve
 
 # tiny to medium are the miniatures of Turc et al. 2019 (arXiv:1908.08962).
 SIZES: dict[str, dict[str, int]] = {
@@ -42,7 +56,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Compute):
     """The numbers and choices that make one BERT; `model` in a config."""
 
     width: int
@@ -61,14 +75,10 @@ class Settings:
     embedding_dropout: float = 0.1
     attention_dropout: float = 0.1
     classifier_dropout: float = 0.1
-    stochastic_depth: float = 0.0
-    dtype: str = "float32"
-    scan_layers: bool = False
-    remat: str = "none"  # or dots, everything: what the backward pass computes again
 
 
 class Embed(nn.Module):
-    """Word + position + token-type embeddings, normalised."""
+    """Word + position + token-type embeddings, normalized."""
 
     settings: Settings
 
@@ -92,17 +102,17 @@ class Embed(nn.Module):
         x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
         if width != s.width:
             x = Dense((s.width,), (None, "embed"), init, dtype=dtype, name="projection")(x)
-        return constrain(x, "act_batch", "act_length", "act_embed"), word.embedding
+        return add_delta(constrain(x, "act_batch", "act_length", "act_embed"), batch), word.embedding
 
 
 class Encoder(nn.Module):
-    """The stack of layers, and the pooler where a head reads it."""
+    """The stack of layers, and the pooler if a head reads it."""
 
     settings: Settings
     pool: bool
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, mask: jax.Array | None) -> dict[str, jax.Array]:
+    def __call__(self, x_BLD: jax.Array, mask: jax.Array | None) -> Arrays:
         """Returns the features `hidden [B,L,D]` and, if pooled, `pooled [B,D]`."""
         s = self.settings
         shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
@@ -115,7 +125,7 @@ class Encoder(nn.Module):
             dropout=s.dropout,
             stochastic_depth=s.stochastic_depth,
         )
-        hidden, _ = stack(self, block, s.layers, s.scan_layers, s.remat, x_BLD, Context(mask=mask))
+        hidden, _ = stack(self, block, s.stacked(s.layers), x_BLD, Context(mask=mask))
         if not self.pool:
             return {"hidden": hidden}
         pooler = Dense((s.width,), ("embed", None), name="pooler", **shared)
@@ -142,63 +152,75 @@ class ClassifyFirst(nn.Module):
         return linear_head(self, nn.Dropout(self.dropout, deterministic=fixed)(x))
 
 
+def masked_lm(settings: Settings, name: str) -> HeadMaker:
+    """Returns the builder of a masked-language-model head with the activation of that name."""
+    init = normal(settings.initializer_range)
+    return partial(MaskedLm, activation(name), settings.epsilon, kernel_init=init, dtype=jnp.dtype(settings.dtype))
+
+
+def classify_first(settings: Settings, name: str, input_dropout: float, **numbers: Any) -> HeadMaker:
+    """Returns the builder of the classifier of BERT's descendants with the activation of that name."""
+    fixed = {"dropout": settings.classifier_dropout, "kernel_init": normal(settings.initializer_range)}
+    return partial(ClassifyFirst, activation(name), input_dropout, **{**fixed, **numbers})
+
+
+def common_heads(settings: Settings) -> HeadTable:
+    """Returns the heads that BERT and all its descendants have."""
+    init, dropout = normal(settings.initializer_range), settings.classifier_dropout
+    return {
+        "classify_mean": partial(ClassifyMean, dropout=dropout, kernel_init=init),
+        "tag": partial(Tag, dropout=dropout, kernel_init=init),
+        "span": partial(Tag, classes=2, dropout=0.0, kernel_init=init),
+    }
+
+
+def heads_of(settings: Settings) -> HeadTable:
+    """Returns the builder of each kind of head that BERT has."""
+    init, dropout = normal(settings.initializer_range), settings.classifier_dropout
+    return {
+        "pooled": Pooled,
+        "mlm": masked_lm(settings, settings.activation),
+        "nsp": partial(Classify, classes=2, dropout=0.0, kernel_init=init),
+        "classify": partial(Classify, dropout=dropout, kernel_init=init),
+        "choice": partial(Classify, classes=1, dropout=dropout, kernel_init=init),
+        **common_heads(settings),
+    }
+
+
 class Bert(nn.Module):
-    """Maps a batch to features: `hidden [B,L,D]`, `pooled [B,D]` where a head reads it, and each head's output by kind.
+    """Maps a batch to features: `hidden [B,L,D]`, `pooled [B,D]` if a head reads it, and each head's output by kind.
 
     Inputs: `input_ids [B,L]`; optionally `position_ids`, `token_type_ids` [B,L], `attention_mask [B,L]` (masks keys, as
-    the reference does) and `segment_ids [B,L]` (packed rows; 0 is padding). An example of several texts,
-    as multiple choice has, is [B,N,L]: the outputs then are [B,N,...].
+    the reference does), `segment_ids [B,L]` (packed rows; 0 is padding) and `embedded_delta [B,L,D]`. An example of several
+    texts, as in multiple choice, is [B,N,L]: the outputs then are [B,N,...].
     """
 
-    heads: Mapping[str, Mapping[str, Any]]
+    heads: contracts.Heads
     settings: Settings
+    table: Callable[[Any], HeadTable] = heads_of  # from the family's settings
+    packs: ClassVar[bool] = False
 
-    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
-        """Returns, for each kind of head that the family has, what builds it from the kind's numbers."""
-        s = self.settings
-        init = normal(s.initializer_range)
-        return {
-            "pooled": Pooled,
-            "mlm": self.masked_lm(s.activation),
-            "nsp": partial(Classify, classes=2, dropout=0.0, kernel_init=init),
-            "classify": partial(Classify, dropout=s.classifier_dropout, kernel_init=init),
-            "classify_mean": partial(ClassifyMean, dropout=s.classifier_dropout, kernel_init=init),
-            "tag": partial(Tag, dropout=s.classifier_dropout, kernel_init=init),
-            "span": partial(Tag, classes=2, dropout=0.0, kernel_init=init),
-            "choice": partial(Classify, classes=1, dropout=s.classifier_dropout, kernel_init=init),
-        }
-
-    def masked_lm(self, name: str) -> Callable[..., nn.Module]:
-        """Returns what builds a masked-language-model head with the activation of that name."""
-        s = self.settings
-        init = normal(s.initializer_range)
-        return partial(MaskedLm, activation(name), s.epsilon, kernel_init=init, dtype=jnp.dtype(s.dtype))
-
-    def classify_first(self, name: str, input_dropout: float) -> Callable[..., nn.Module]:
-        """Returns what builds the classifier of BERT's descendants with the activation of that name."""
-        s = self.settings
-        init = normal(s.initializer_range)
-        return partial(ClassifyFirst, activation(name), input_dropout, dropout=s.classifier_dropout, kernel_init=init)
+    def head_makers(self) -> HeadTable:
+        """Returns the builder of each kind of head that the family has."""
+        return self.table(self.settings)
 
     @nn.compact
-    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
-        makers = self.head_makers()
-        kinds = {kind: partial(makers[kind], **numbers) for kind, numbers in self.heads.items()}
+    def __call__(self, batch: Batch) -> Arrays:
+        kinds = chosen(self.head_makers(), self.heads)
         rows = batch["input_ids"].shape[:-1]
-        batch = {name: array.reshape(-1, array.shape[-1]) if array.shape[:-1] == rows else array for name, array in batch.items()}
+        batch = {name: flat_rows(array, rows, 2 if name == "embedded_delta" else 1) for name, array in batch.items()}
         mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else None
         if "attention_mask" in batch:
             keys = key_mask(batch["attention_mask"])
             mask = keys if mask is None else mask & keys
-        pool = any(make(parent=None).reads_pooled for make in kinds.values())
 
         x, word_table = Embed(self.settings, name="embed")(batch)
-        features = Encoder(self.settings, pool, name="encoder")(x, mask)
+        features = Encoder(self.settings, pooled_is_read(kinds), name="encoder")(x, mask)
         features |= Heads(kinds, name="head")(features | {"word_table": word_table}, batch)
         return {name: array.reshape(*rows, *array.shape[1:]) for name, array in features.items()}
 
-    def smallest(self) -> Batch:
-        """Returns a batch of one token, with all that a head might read."""
+    def one_row_batch(self) -> Batch:
+        """Returns a batch of one token, with everything that a head might read."""
         return {"input_ids": jnp.zeros((1, 1), jnp.int32), "pool_weights": jnp.zeros((1, 1))}
 
     def forward_flops(self, batch: Mapping[str, Any]) -> float:
@@ -210,15 +232,27 @@ class Bert(nn.Module):
         layer = 4 * width * width + 2 * width * s.mlp_width + 2 * width * length
         token = s.layers * layer + (embedded * width if embedded != width else 0)
         head = predicted * embedded * (width + s.vocab_size) if "mlm" in self.heads else 0
-        return 2.0 * math.prod(rows) * (length * token + head)
+        return float(2 * math.prod(rows) * (length * token + head))
 
 
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Bert:
+def flat_rows(array: jax.Array, rows: tuple[int, ...], inner: int) -> jax.Array:
+    """Returns an array [*rows, ...] with `inner` more axes as [B, ...]; others as they are."""
+    own = array.shape[array.ndim - inner :]
+    return array.reshape(-1, *own) if array.shape == (*rows, *own) else array
+
+
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Bert:
     """Returns a BERT of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
     """
-    return checked(Bert(heads, resolve(Settings, SIZES, size, settings)))
+    return checked_model(Bert(heads, resolve(Settings, SIZES, size, settings)))
+
+
+def checked_model(model: Bert) -> Bert:
+    """Returns the model, checked; see `sizes.checked`."""
+    check_divides("width", model.settings.width, "attention_heads", model.settings.attention_heads)
+    return checked(model)
 
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")

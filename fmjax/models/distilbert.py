@@ -7,14 +7,14 @@ attention; here `dropout` acts there too, as in BERT.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
-
+from fmjax import contracts
+from fmjax.layers.heads import HeadTable, Tag
+from fmjax.layers.linear import normal
 from fmjax.models import bert
-from fmjax.models.sizes import checked, resolve
+from fmjax.models.sizes import resolve
 
 SIZES = {"base": bert.SIZES["base"] | {"layers": 6}}
 
@@ -28,25 +28,22 @@ class Settings(bert.Settings):
     span_dropout: float = 0.1
 
 
-class DistilBert(bert.Bert):
-    """A BERT with DistilBERT's heads."""
-
-    settings: Settings
-
-    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
-        """Returns, for each kind of head, what builds it."""
-        s = self.settings
-        makers = super().head_makers()
-        del makers["nsp"], makers["pooled"]
-        classify = self.classify_first("relu", input_dropout=0.0)
-        own: dict[str, Callable[..., nn.Module]] = {"classify": classify, "choice": partial(classify, classes=1)}
-        own |= {"tag": partial(makers["tag"], dropout=s.dropout), "span": partial(makers["span"], dropout=s.span_dropout)}
-        return makers | own
+def heads_of(settings: Settings) -> HeadTable:
+    """Returns the builder of each kind of head."""
+    init = normal(settings.initializer_range)
+    return {
+        **bert.common_heads(settings),
+        "mlm": bert.masked_lm(settings, settings.activation),
+        "classify": bert.classify_first(settings, "relu", input_dropout=0.0),
+        "choice": bert.classify_first(settings, "relu", input_dropout=0.0, classes=1),
+        "tag": partial(Tag, dropout=settings.dropout, kernel_init=init),
+        "span": partial(Tag, classes=2, dropout=settings.span_dropout, kernel_init=init),
+    }
 
 
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> DistilBert:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> bert.Bert:
     """Returns a DistilBERT of a named size (SIZES) with the given heads; see `bert.build`."""
-    return checked(DistilBert(heads, resolve(Settings, SIZES, size, settings)))
+    return bert.checked_model(bert.Bert(heads, resolve(Settings, SIZES, size, settings), heads_of))
 
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")

@@ -1,25 +1,27 @@
 """ELECTRA (Clark et al. 2020, arXiv:2003.10555), following Hugging Face's `modeling_electra.py`.
 
-BERT with embeddings of their own width, and the heads of a generator (`mlm`) and of a discriminator (`rtd`: was this
-token replaced?).
+BERT with embeddings of their own width, and the heads of a generator (`mlm`) and a discriminator (`rtd`: was this token
+replaced?).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from fmjax.layers.heads import Features, linear_head
+from fmjax import contracts
+from fmjax.layers.heads import Features, HeadTable, linear_head
 from fmjax.layers.linear import Dense, Initializer, normal
 from fmjax.layers.mlp import activation
 from fmjax.models import bert
-from fmjax.models.sizes import checked, resolve
+from fmjax.models.sizes import resolve
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {"width": 256, "layers": 12, "attention_heads": 4, "mlp_width": 1024, "embedding_width": 128},
@@ -42,7 +44,7 @@ class ReplacedToken(nn.Module):
     reads_pooled: ClassVar[bool] = False
     classes: int = 1
     kernel_init: Initializer = normal(0.02)
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, batch: Features) -> jax.Array:
@@ -52,27 +54,22 @@ class ReplacedToken(nn.Module):
         return linear_head(self, x).reshape(x.shape[:-1])
 
 
-class Electra(bert.Bert):
-    """A BERT with ELECTRA's heads."""
-
-    settings: Settings
-
-    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
-        """Returns, for each kind of head, what builds it."""
-        s = self.settings
-        makers = super().head_makers()
-        del makers["nsp"], makers["pooled"]
-        replaced = partial(
-            ReplacedToken, activation(s.activation), kernel_init=normal(s.initializer_range), dtype=jnp.dtype(s.dtype)
-        )
-        classify = self.classify_first("gelu", input_dropout=s.classifier_dropout)
-        choice = partial(self.classify_first("gelu", input_dropout=0.0), classes=1, dropout=s.choice_dropout)
-        return makers | {"mlm": self.masked_lm("gelu"), "rtd": replaced, "classify": classify, "choice": choice}
+def heads_of(settings: Settings) -> HeadTable:
+    """Returns the builder of each kind of head."""
+    init, dtype = normal(settings.initializer_range), jnp.dtype(settings.dtype)
+    choice_dropout = settings.choice_dropout
+    return {
+        "mlm": bert.masked_lm(settings, "gelu"),
+        "rtd": partial(ReplacedToken, activation(settings.activation), kernel_init=init, dtype=dtype),
+        "classify": bert.classify_first(settings, "gelu", input_dropout=settings.classifier_dropout),
+        "choice": bert.classify_first(settings, "gelu", input_dropout=0.0, classes=1, dropout=choice_dropout),
+        **bert.common_heads(settings),
+    }
 
 
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Electra:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> bert.Bert:
     """Returns an ELECTRA of a named size (SIZES) with the given heads; see `bert.build`."""
-    return checked(Electra(heads, resolve(Settings, SIZES, size, settings)))
+    return bert.checked_model(bert.Bert(heads, resolve(Settings, SIZES, size, settings), heads_of))
 
 
 INPUTS, checked_batch = bert.INPUTS, bert.checked_batch

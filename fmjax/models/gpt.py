@@ -1,13 +1,12 @@
 """GPT-2 (Radford et al. 2019), following Hugging Face's `modeling_gpt2.py`: a decoder with learned positions.
 
-Letters: B batch, L length, S places in the cache, M predicted positions, D width, H heads, G key heads, K head width,
-F mlp width, V vocabulary, P positions, N layers. Llama and its kin are this decoder with other parts; see `llama.py`.
+Dimensions: B batch, L length, D width, V vocabulary. Llama and its kin are this decoder with other layers; see `llama.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,20 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.contracts import HostBatch
+from fmjax import contracts
+from fmjax.contracts import Arrays, Batch, HostBatch
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.layers.attention import Attention, Context
-from fmjax.layers.blocks import ModuleFactory, PreNorm, stack
+from fmjax.layers.blocks import Caches, ModuleFactory, PreNorm
 from fmjax.layers.cache import Cache, decoder_context, empty_cache
-from fmjax.layers.heads import ClassifyMean, Features, Heads, Lm, gather_positions
+from fmjax.layers.heads import ClassifyMean, Features, Heads, HeadTable, Lm, chosen, gather_positions
 from fmjax.layers.linear import Initializer, embedding, normal, parameter
 from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
+from fmjax.layers.stack import Layers, stack
+from fmjax.layers.taps import add_delta
 from fmjax.models.inputs import Table, check_length, checked_ids
-from fmjax.models.sizes import checked, resolve
-
-Batch = Mapping[str, jax.Array]
+from fmjax.models.sizes import Compute, check_divides, checked, resolve
 
 # tiny is nanoGPT's setting for a CPU; base is the GPT-2 of 124 million parameters.
 SIZES: dict[str, dict[str, int]] = {
@@ -42,7 +42,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Compute):
     """The numbers and choices that make one GPT-2; `model` in a config."""
 
     width: int
@@ -57,50 +57,46 @@ class Settings:
     dropout: float = 0.1
     embedding_dropout: float = 0.1
     attention_dropout: float = 0.1
-    stochastic_depth: float = 0.0
     tied: bool = True  # the language model's head is the word table
-    pad_id: int = -1  # where a classifier looks for the last token; -1: there is none
-    dtype: str = "float32"
-    scan_layers: bool = False
-    remat: str = "none"  # or dots, everything: what the backward pass computes again
+    pad_id: int = -1  # a classifier reads the last token that is not this one; -1: there is no padding token
 
 
 class Embed(nn.Module):
-    """Word embeddings, and those of learned positions where there are any."""
+    """Word embeddings, plus those of learned positions if there are any."""
 
     settings: Settings
 
     @nn.compact
-    def __call__(self, ids_BL: jax.Array, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, batch: Batch, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the embedded input [B,L,D] and the word table [V,D]."""
         s = self.settings
         table = partial(embedding, width=s.width, init=normal(s.initializer_range), dtype=jnp.dtype(s.dtype))
         word = table(s.vocab_size, axis="vocab", name="word")
-        x = shard_embedded(word(ids_BL))
+        x = shard_embedded(word(batch["input_ids"]))
         if s.positions:
             x = x + shard_embedded(table(s.positions, axis=None, name="position")(positions_BL))
         x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
-        return constrain(x, "act_batch", "act_length", "act_embed"), word.embedding
+        return add_delta(constrain(x, "act_batch", "act_length", "act_embed"), batch), word.embedding
 
 
 class Decoder(nn.Module):
-    """The stack of layers, and the norm of what comes out of it."""
+    """The stack of layers, and the norm of its output."""
 
     block: ModuleFactory
     norm: ModuleFactory
-    layers: int
-    scan_layers: bool
-    remat: str
+    layers: Layers
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, context: Context, caches: Any) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x_BLD: jax.Array, context: Context, caches: Sequence[Caches] | None
+    ) -> tuple[jax.Array, tuple[Caches, ...] | None]:
         """Returns the hidden states [B,L,D] and the layers' caches."""
-        x_BLD, caches = stack(self, self.block, self.layers, self.scan_layers, self.remat, x_BLD, context, caches)
-        return self.norm(name="norm")(x_BLD), caches
+        x_BLD, after = stack(self, self.block, self.layers, x_BLD, context, caches)
+        return self.norm(name="norm")(x_BLD), after
 
 
 class ClassifyLast(nn.Module):
-    """A linear layer without bias over the last token that is not padding: [B,C]."""
+    """A linear layer without bias over the last token that is not padding."""
 
     pad_id: int
     reads_pooled: ClassVar[bool] = False
@@ -121,15 +117,17 @@ class ClassifyLast(nn.Module):
 class Gpt(nn.Module):
     """Maps a batch to features: `hidden [B,L,D]`, and each head's output by kind.
 
-    Inputs: `input_ids [B,L]`; optionally `position_ids [B,L]`, and `attention_mask [B,L]` (masks keys, as the reference
-    does) or `segment_ids [B,L]` (packed rows; 0 is padding). Every position sees itself and what stands before it.
+    Inputs: `input_ids [B,L]`; optionally `position_ids [B,L]`, `attention_mask [B,L]` (masks keys, as the reference does) or
+    `segment_ids [B,L]` (packed rows; 0 is padding), and `embedded_delta [B,L,D]`. Every position attends to itself and to
+    those before it.
     """
 
-    heads: Mapping[str, Mapping[str, Any]]
+    heads: contracts.Heads
     settings: Settings
+    packs: ClassVar[bool] = False
 
-    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
-        """Returns, for each kind of head that the family has, what builds it from the kind's numbers."""
+    def head_makers(self) -> HeadTable:
+        """Returns the builder of each kind of head that the family has."""
         s = self.settings
         init = normal(s.initializer_range)
         return {
@@ -140,38 +138,43 @@ class Gpt(nn.Module):
 
     def setup(self) -> None:
         s = self.settings
-        makers = self.head_makers()
         self.embed = Embed(s)
-        self.decoder = Decoder(self.block(), self.norm(), s.layers, s.scan_layers, s.remat)
-        self.head = Heads({kind: partial(makers[kind], **numbers) for kind, numbers in self.heads.items()})
+        self.decoder = Decoder(self.block(), self.norm(), s.stacked(s.layers))
+        self.head = Heads(chosen(self.head_makers(), self.heads))
+
+    @property
+    def key_heads(self) -> tuple[int, int]:
+        """The number of key heads, and the width of every head."""
+        s = self.settings
+        return s.attention_heads, s.width // s.attention_heads
 
     def norm(self) -> ModuleFactory:
-        """Returns what builds a norm."""
+        """Returns the builder of a norm."""
         return partial(LayerNorm, self.settings.epsilon, jnp.dtype(self.settings.dtype))
 
     def block(self) -> ModuleFactory:
-        """Returns what builds a layer."""
+        """Returns the builder of a layer."""
         s = self.settings
         shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
-        # What is added to the residual stream, twice a layer, starts smaller (Radford et al. 2019, section 2.3).
+        # The two projections of a layer that are added to the residual stream start smaller (Radford et al. 2019, section 2.3).
         last = normal(s.initializer_range / (2 * s.layers) ** 0.5)
-        head_width = s.width // s.attention_heads
-        attention = partial(Attention, s.attention_heads, head_width, s.attention_dropout, out_init=last, **shared)
+        _, head_width = self.key_heads
+        attention = partial(Attention, s.attention_heads, head_width, s.attention_dropout, inits={"out": last}, **shared)
         mlp = partial(Mlp, s.mlp_width, activation(s.activation), down_init=last, **shared)
         kept: dict[str, Any] = {"dropout": s.dropout, "stochastic_depth": s.stochastic_depth}
         return partial(PreNorm, attention=attention, mlp=mlp, norm=self.norm(), **kept)
 
     def context(self, batch: Batch, cache: Cache | None) -> tuple[Context, jax.Array, Cache | None]:
-        """Returns what the layers share, the positions, and the cache but for its keys; see `decoder_context`."""
+        """Returns the layers' context, the positions, and the cache without its keys; see `decoder_context`."""
         return decoder_context(batch, cache)
 
-    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+    def __call__(self, batch: Batch) -> Arrays:
         return self.decode(batch, None, None)[0]
 
-    def decode(self, batch: Batch, memory: None, cache: Cache | None) -> tuple[dict[str, jax.Array], Cache | None]:
-        """Returns the features of a batch that continues what is in the cache, if there is one, and the cache."""
+    def decode(self, batch: Batch, memory: None, cache: Cache | None) -> tuple[Arrays, Cache | None]:
+        """Returns the features of a batch, which continues the cache if there is one, and the new cache."""
         context, positions, after = self.context(batch, cache)
-        x, word_table = self.embed(batch["input_ids"], positions)
+        x, word_table = self.embed(batch, positions)
         hidden, layers = self.decoder(x, context, None if cache is None else cache["layers"])
         features = {"hidden": hidden}
         outputs = features | self.head(features | {"word_table": word_table}, batch)
@@ -179,11 +182,10 @@ class Gpt(nn.Module):
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """Returns a cache with room for `length` tokens in each row."""
-        s = self.settings
-        return empty_cache(s.layers, rows, length, s.attention_heads, s.width // s.attention_heads, jnp.dtype(s.dtype))
+        return empty_cache(self.settings.layers, rows, length, *self.key_heads, jnp.dtype(self.settings.dtype))
 
-    def smallest(self) -> Batch:
-        """Returns a batch of one token, with all that a head might read."""
+    def one_row_batch(self) -> Batch:
+        """Returns a batch of one token, with everything that a head might read."""
         return {"input_ids": jnp.zeros((1, 1), jnp.int32), "pool_weights": jnp.zeros((1, 1))}
 
     def layer_products(self, length: int) -> int:
@@ -197,15 +199,17 @@ class Gpt(nn.Module):
         rows, length = batch["input_ids"].shape
         predicted = batch["predicted_positions"].shape[1] if "predicted_positions" in batch else length
         head = predicted * s.width * s.vocab_size if "lm" in self.heads else 0
-        return 2.0 * rows * (length * s.layers * self.layer_products(length) + head)
+        return float(2 * rows * (length * s.layers * self.layer_products(length) + head))
 
 
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Gpt:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Gpt:
     """Returns a GPT-2 of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
     """
-    return checked(Gpt(heads, resolve(Settings, SIZES, size, settings)))
+    chosen_settings = resolve(Settings, SIZES, size, settings)
+    check_divides("width", chosen_settings.width, "attention_heads", chosen_settings.attention_heads)
+    return checked(Gpt(heads, chosen_settings))
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

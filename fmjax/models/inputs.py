@@ -76,9 +76,11 @@ def check_shape(name: str, inputs: Mapping[str, np.ndarray], axes: Sequence[str]
         raise UserError(
             f"{main}: has shape {shape}; give [{', '.join(axes)}], at least one of each"
         )
-    if target and inputs["input_ids"].shape[:1] != shape[:1]:
+    sources = (other for other in inputs if other != "labels" and not other.startswith("decoder_"))
+    source = next(sources, main)
+    if inputs[source].shape[:1] != shape[:1]:
         raise UserError(
-            f"{main}: has {shape[0]} rows, but input_ids has shape {inputs['input_ids'].shape}; "
+            f"{main}: has {shape[0]} rows, but {source} has shape {inputs[source].shape}; "
             "they must be alike"
         )
     # One row of positions may stand for all.

@@ -1,14 +1,14 @@
 """Llama (Touvron et al. 2023, arXiv:2302.13971; 3: arXiv:2407.21783), following Hugging Face's `modeling_llama.py`.
 
-GPT-2's decoder with the parts of today: rotary positions, RMS norms, gated feed-forward layers, and key heads that query
-heads share. Letters as in `gpt.py`. Mistral and Qwen2 are this decoder with other settings; see the files of those names.
+GPT-2's decoder with rotary positions, RMS norms, gated feed-forward layers, and key heads that query heads share. Dimensions
+as in `gpt.py`; K head width. Mistral and Qwen2 are this decoder with other settings; see `mistral.py` and `qwen2.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,16 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax import contracts
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import ModuleFactory, PreNorm
-from fmjax.layers.cache import Cache, decoder_context, empty_cache
+from fmjax.layers.cache import Cache, decoder_context
 from fmjax.layers.linear import normal
 from fmjax.layers.mlp import GatedMlp, activation
 from fmjax.layers.norm import RmsNorm
 from fmjax.layers.position import rotary
 from fmjax.models import gpt
-from fmjax.models.sizes import checked, resolve
+from fmjax.models.sizes import Compute, check_divides, checked, resolve
 
 # 7b to 70b are the Llama 2 of those names, 8b is Llama 3; the small ones are of the shapes of llama2.c.
 SIZES: dict[str, dict[str, int]] = {
@@ -39,29 +40,36 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(gpt.Settings):
-    """GPT-2's settings with Llama's values, and its own. `rotary_*` say how positions turn what is compared."""
+class Settings(Compute):
+    """The numbers and choices that make one Llama; `model` in a config."""
 
+    width: int
+    layers: int
+    attention_heads: int
+    mlp_width: int
+    vocab_size: int
     kv_heads: int = 0  # 0: as many as query heads
     head_width: int = 0  # 0: width / attention_heads
     positions: int = 0  # no limit
     context: int = 2048  # tokens that the model is meant for: the reference's max_position_embeddings
-    window: int = 0  # positions that one sees, itself included; 0: all
+    window: int = 0  # positions that each one attends to, itself included; 0: all
     activation: str = "silu"
     epsilon: float = 1e-6
+    initializer_range: float = 0.02
     dropout: float = 0.0
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
-    tied: bool = False
+    tied: bool = False  # whether the language model's head is the word table
+    pad_id: int = -1  # a classifier reads the last token that is not this one; -1: there is no padding token
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
     rotary_base: float = 10000.0
     rotary_scaling: str = "default"  # a name in SCALINGS
     rotary_factor: float = 1.0  # how many times longer than in training texts may be
-    rotary_low: float = 1.0  # the frequencies slower than this, in turns of the first training's context, are slowed down
-    rotary_high: float = 4.0  # those faster than this are kept
-    rotary_context: int = 8192  # the first training's
+    rotary_low: float = 1.0  # frequencies of fewer turns than this in the first training's context are divided by the factor
+    rotary_high: float = 4.0  # those of more turns than this are kept
+    rotary_context: int = 8192  # the first training's context
 
 
 def slower(settings: Settings, frequencies: np.ndarray) -> np.ndarray:
@@ -70,14 +78,14 @@ def slower(settings: Settings, frequencies: np.ndarray) -> np.ndarray:
 
 
 def slower_if_slow(settings: Settings, frequencies: np.ndarray) -> np.ndarray:
-    """Returns slow frequencies divided by the factor, fast ones as they are, and mixtures in between (Llama 3.1)."""
+    """Returns low frequencies divided by the factor, high ones unchanged, and mixtures in between (Llama 3.1)."""
     s = settings
     turns = s.rotary_context * frequencies / (2 * math.pi)
     kept = np.clip((turns - s.rotary_low) / (s.rotary_high - s.rotary_low), 0, 1)
     return frequencies * (kept + (1 - kept) / s.rotary_factor)
 
 
-# The reference's name -> what changes the frequencies.
+# The reference's name -> the change of frequencies.
 SCALINGS: dict[str, Callable[[Settings, np.ndarray], np.ndarray]] = {
     "default": lambda settings, frequencies: frequencies,
     "linear": slower,
@@ -86,9 +94,9 @@ SCALINGS: dict[str, Callable[[Settings, np.ndarray], np.ndarray]] = {
 
 
 class Llama(gpt.Gpt):
-    """A GPT-2 with Llama's parts."""
+    """A GPT-2 with Llama's layers."""
 
-    settings: Settings
+    settings: Settings  # type: ignore[assignment]  # of the same names as GPT-2's, and more
 
     @property
     def key_heads(self) -> tuple[int, int]:
@@ -97,32 +105,28 @@ class Llama(gpt.Gpt):
         return s.kv_heads or s.attention_heads, s.head_width or s.width // s.attention_heads
 
     def norm(self) -> ModuleFactory:
-        """Returns what builds a norm."""
+        """Returns the builder of a norm."""
         return partial(RmsNorm, self.settings.epsilon, jnp.dtype(self.settings.dtype))
 
     def block(self) -> ModuleFactory:
-        """Returns what builds a layer."""
+        """Returns the builder of a layer."""
         s = self.settings
         shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
         last = normal(s.initializer_range / (2 * s.layers) ** 0.5)
         kv_heads, head_width = self.key_heads
         biased = ("query", "key", "value") * s.qkv_bias + ("out",) * s.out_bias
-        own: dict[str, Any] = {"kv_heads": kv_heads, "biased": biased, "out_init": last}
+        own: dict[str, Any] = {"kv_heads": kv_heads, "biased": biased, "inits": {"out": last}}
         attention = partial(Attention, s.attention_heads, head_width, s.attention_dropout, **own, **shared)
         mlp = partial(GatedMlp, s.mlp_width, activation(s.activation), use_bias=s.mlp_bias, down_init=last, **shared)
         kept: dict[str, Any] = {"dropout": s.dropout, "stochastic_depth": s.stochastic_depth}
         return partial(PreNorm, attention=attention, mlp=mlp, norm=self.norm(), **kept)
 
-    def context(self, batch: gpt.Batch, cache: Cache | None) -> tuple[Context, jax.Array, Cache | None]:
-        """Returns what the layers share, the positions, and the cache but for its keys; see `decoder_context`."""
+    def context(self, batch: contracts.Batch, cache: Cache | None) -> tuple[Context, jax.Array, Cache | None]:
+        """Returns the layers' context, the positions, and the cache without its keys; see `decoder_context`."""
         s = self.settings
         context, positions, cache = decoder_context(batch, cache, window=s.window)
         turned = rotary(positions, self.key_heads[1], s.rotary_base, partial(SCALINGS[s.rotary_scaling], s))
         return dataclasses.replace(context, rotary=turned), positions, cache
-
-    def empty_cache(self, rows: int, length: int) -> Cache:
-        """Returns a cache with room for `length` tokens in each row."""
-        return empty_cache(self.settings.layers, rows, length, *self.key_heads, jnp.dtype(self.settings.dtype))
 
     def layer_products(self, length: int) -> int:
         """Returns the multiplications of one token in one layer."""
@@ -132,23 +136,26 @@ class Llama(gpt.Gpt):
         return attention + 3 * s.width * s.mlp_width
 
 
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Llama:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Llama:
     """Returns a Llama of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
     """
-    return checked_parts(checked(Llama(heads, resolve(Settings, SIZES, size, settings))))
+    return checked_model(Llama(heads, resolve(Settings, SIZES, size, settings)))
 
 
-def checked_parts(model: Llama) -> Llama:
-    """Returns the model. Raises UserError if its heads cannot be shared or turned, or its positions are learned or scaled
-    in an unknown way."""
+def checked_model(model: Llama) -> Llama:
+    """Returns the model, checked. Raises UserError if its heads cannot be shared or rotated, or its positions are learned or
+    scaled in an unknown way, and as `sizes.checked` does."""
     s = model.settings
+    if not s.head_width:
+        check_divides("width", s.width, "attention_heads", s.attention_heads)
+    checked(model)
     kv_heads, head_width = model.key_heads
     if s.attention_heads % kv_heads:
         raise UserError(f"model.attention_heads={s.attention_heads} do not divide over model.kv_heads={kv_heads}; change one")
     if head_width % 2:
-        raise UserError(f"heads are {head_width} wide, an odd number, which cannot be turned in pairs; set model.head_width")
+        raise UserError(f"heads are {head_width} wide, an odd number, which cannot be rotated in pairs; set model.head_width")
     if s.positions:
         raise UserError(f"model.positions={s.positions}: rotary positions are not learned and have no limit; leave it out")
     if s.rotary_scaling not in SCALINGS:

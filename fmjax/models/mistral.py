@@ -1,16 +1,16 @@
 """Mistral (Jiang et al. 2023, arXiv:2310.06825), following Hugging Face's `modeling_mistral.py`.
 
-A Llama whose positions see the last `window` ones alone.
+A Llama whose positions attend to the last `window` ones only.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
+from fmjax import contracts
 from fmjax.models import gpt, llama
-from fmjax.models.sizes import checked, resolve
+from fmjax.models.sizes import resolve
 
 SIZES: dict[str, dict[str, int]] = {
     "base": llama.SIZES["base"],
@@ -26,9 +26,9 @@ class Settings(llama.Settings):
     window: int = 4096
 
 
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> llama.Llama:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> llama.Llama:
     """Returns a Mistral of a named size (SIZES) with the given heads; see `llama.build`."""
-    return llama.checked_parts(checked(llama.Llama(heads, resolve(Settings, SIZES, size, settings))))
+    return llama.checked_model(llama.Llama(heads, resolve(Settings, SIZES, size, settings)))
 
 
 INPUTS, checked_batch = gpt.INPUTS, gpt.checked_batch

@@ -6,11 +6,11 @@ A Llama whose queries, keys and values have biases.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
+from fmjax import contracts
 from fmjax.models import gpt, llama
-from fmjax.models.sizes import checked, resolve
+from fmjax.models.sizes import resolve
 
 SIZES: dict[str, dict[str, int]] = {
     "base": {"width": 896, "layers": 24, "attention_heads": 14, "kv_heads": 2, "mlp_width": 4864},  # 0.5b
@@ -27,9 +27,9 @@ class Settings(llama.Settings):
     qkv_bias: bool = True
 
 
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> llama.Llama:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> llama.Llama:
     """Returns a Qwen2 of a named size (SIZES) with the given heads; see `llama.build`."""
-    return llama.checked_parts(checked(llama.Llama(heads, resolve(Settings, SIZES, size, settings))))
+    return llama.checked_model(llama.Llama(heads, resolve(Settings, SIZES, size, settings)))
 
 
 INPUTS, checked_batch = gpt.INPUTS, gpt.checked_batch

@@ -1,46 +1,48 @@
 """RoBERTa (Liu et al. 2019, arXiv:1907.11692), following Hugging Face's `modeling_roberta.py`; XLM-R and CamemBERT too.
 
-BERT with positions that begin after the padding id, another classifier, and no next-sentence head.
+BERT with positions that start after the padding id, another classifier, and no next-sentence head.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-import flax.linen as nn
-
+from fmjax import contracts
 from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.layers.heads import Classify, HeadTable, Pooled
+from fmjax.layers.linear import normal
 from fmjax.models import bert
-from fmjax.models.sizes import checked, resolve
+from fmjax.models.sizes import resolve
 
 SIZES = bert.SIZES
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(bert.Settings):
-    """BERT's settings with RoBERTa's values. `position_offset` is the padding id + 1: where the reference begins to count."""
+    """BERT's settings with RoBERTa's values. `position_offset` is the padding id + 1: the reference's first position."""
 
     position_offset: int = 2
     token_types: int = 1
     epsilon: float = 1e-5
 
 
-class Roberta(bert.Bert):
-    """A BERT with RoBERTa's heads."""
+def heads_of(settings: Settings) -> HeadTable:
+    """Returns the builder of each kind of head."""
+    init, dropout = normal(settings.initializer_range), settings.classifier_dropout
+    return {
+        "pooled": Pooled,
+        "mlm": bert.masked_lm(settings, "gelu"),
+        "classify": bert.classify_first(settings, "tanh", input_dropout=dropout),
+        "choice": partial(Classify, classes=1, dropout=dropout, kernel_init=init),
+        **bert.common_heads(settings),
+    }
 
-    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
-        """Returns, for each kind of head, what builds it."""
-        makers = super().head_makers()
-        del makers["nsp"]
-        classify = self.classify_first("tanh", input_dropout=self.settings.classifier_dropout)
-        return makers | {"mlm": self.masked_lm("gelu"), "classify": classify}
 
-
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Roberta:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> bert.Bert:
     """Returns a RoBERTa of a named size (SIZES) with the given heads; see `bert.build`."""
-    return checked(Roberta(heads, resolve(Settings, SIZES, size, settings)))
+    return bert.checked_model(bert.Bert(heads, resolve(Settings, SIZES, size, settings), heads_of))
 
 
 INPUTS, checked_batch = bert.INPUTS, bert.checked_batch

@@ -1,45 +1,93 @@
-"""From a named size and a config's settings to a model, with every mistake named."""
+"""From a named size and a config's settings to a checked model; every mistake is named."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from fmjax.contracts import Heads
 from fmjax.errors import UserError, nearest
+from fmjax.layers.heads import HeadTable
+from fmjax.layers.stack import Layers
 
 DTYPES = ("float32", "bfloat16")
 
 
-def resolve(settings: Any, sizes: Mapping[str, Mapping[str, int]], size: str, given: Mapping[str, Any]) -> Any:
-    """Returns `settings(**sizes[size], **given)`, the given values winning over those of the named size.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a model computes: the settings that every family has in common."""
 
-    Raises UserError for an unknown size or setting, or a value that is not of its field's type.
+    stochastic_depth: float = 0.0  # the last layer's rate; the first layer's is 0
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"  # or dots, everything: what the backward pass recomputes
+
+    def stacked(self, count: int) -> Layers:
+        """Returns the settings of a stack of so many layers."""
+        return Layers(count, self.scan_layers, self.remat)
+
+
+class Checkable(Protocol):
+    """A model with heads from a table."""
+
+    @property
+    def heads(self) -> Heads: ...
+
+    @property
+    def settings(self) -> Compute: ...
+
+    def head_makers(self) -> HeadTable: ...
+
+
+SettingsT = TypeVar("SettingsT", bound=Compute)
+ModelT = TypeVar("ModelT", bound=Checkable)
+
+
+def resolve(
+    settings: type[SettingsT],
+    sizes: Mapping[str, Mapping[str, Any]],
+    size: str,
+    given: Mapping[str, Any],
+) -> SettingsT:
+    """Returns `settings(**sizes[size], **given)`; given values override those of the named size.
+
+    Raises UserError for an unknown size or setting.
     """
     if size not in sizes:
-        raise UserError(f'model.size="{size}" is not known{nearest(size, sizes)}; choose one of {", ".join(sizes)}')
+        hint, choices = nearest(size, sizes), ", ".join(sizes)
+        raise UserError(f'model.size="{size}" is not known{hint}; choose one of {choices}')
     known = [field.name for field in dataclasses.fields(settings)]
     for name in given:
         if name not in known:
-            raise UserError(f"model.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}")
+            raise UserError(
+                f"model.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}"
+            )
     return settings(**{**sizes[size], **given})
 
 
-def checked(model: Any) -> Any:
-    """Returns the model. Raises UserError if its compute type is unknown, its heads do not divide its width, stochastic depth
-    leaves no layer, or it lacks a head that the task needs."""
+def check_divides(width_name: str, width: int, heads_name: str, heads: int) -> None:
+    """Raises UserError if attention heads do not divide the width that they share; the names are
+    those of the settings."""
+    if width % heads:
+        sizes = f"model.{width_name}={width} does not divide over model.{heads_name}={heads}"
+        raise UserError(f"{sizes}; change one")
+
+
+def checked(model: ModelT) -> ModelT:
+    """Returns the model. Raises UserError if its compute type is unknown, stochastic depth leaves
+    no layer, or it lacks a head that the task needs."""
     settings = model.settings
     if settings.dtype not in DTYPES:
-        raise UserError(f'model.dtype="{settings.dtype}" is not supported; choose one of {", ".join(DTYPES)}')
-    # Where the width of heads is a setting of its own, they need not add up to the model's.
-    if not getattr(settings, "head_width", 0) and settings.width % settings.attention_heads:
         raise UserError(
-            f"model.width={settings.width} does not divide over model.attention_heads={settings.attention_heads}; change one"
+            f'model.dtype="{settings.dtype}" is not supported; choose one of {", ".join(DTYPES)}'
         )
-    if not 0 <= getattr(settings, "stochastic_depth", 0.0) < 1:
-        raise UserError(f"model.stochastic_depth={settings.stochastic_depth}: must be at least 0 and less than 1")
+    if not 0 <= settings.stochastic_depth < 1:
+        rate = f"model.stochastic_depth={settings.stochastic_depth}"
+        raise UserError(f"{rate}: must be at least 0 and less than 1")
     makers = model.head_makers()
     for kind in model.heads:
         if kind not in makers:
-            raise UserError(f'the task needs a head "{kind}", which this model lacks; it has {", ".join(makers)}')
+            known = ", ".join(makers)
+            raise UserError(f'the task needs a head "{kind}", which this model lacks; it has {known}')
     return model

@@ -1,14 +1,14 @@
 """T5 (Raffel et al. 2020, arXiv:1910.10683), following Hugging Face's `modeling_t5.py`; T5 v1.1, FLAN and mT5 too.
 
-Letters: B batch, S source length, T target length, L either, D width, H heads, K head width, F mlp width, V vocabulary.
-No bias anywhere, no scaling of scores (the initialisation does it), norms without a mean, and positions as a bias on the
-scores of self-attention alone: one table for all layers of the encoder, another for the decoder's.
+Dimensions: B batch, S source length, T target length, L either, D width, H heads, V vocabulary. No biases, no scaling of
+scores (initialization does it), norms without a mean, and positions as a bias on the scores of self-attention only: one table
+for all layers of the encoder, another for the decoder's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,22 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.contracts import HostBatch
+from fmjax import contracts
+from fmjax.contracts import Arrays, Batch, HostBatch
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Attention, Context, CrossAttention
-from fmjax.layers.blocks import PreNorm, stack
+from fmjax.layers.blocks import Caches, PreNorm
 from fmjax.layers.cache import Cache, decoder_context, empty_cache, encoder_mask, memory_mask, shift_right
-from fmjax.layers.heads import ClassifyMean, Heads, Lm
+from fmjax.layers.heads import ClassifyMean, Heads, HeadTable, Lm, chosen
 from fmjax.layers.linear import embedding, normal, parameter
 from fmjax.layers.mlp import GatedMlp, Mlp, activation
 from fmjax.layers.norm import RmsNorm
 from fmjax.layers.position import relative_buckets
+from fmjax.layers.stack import stack
+from fmjax.layers.taps import add_delta
 from fmjax.models.inputs import Table, checked_ids
-from fmjax.models.sizes import checked, resolve
-
-Batch = Mapping[str, jax.Array]
+from fmjax.models.sizes import Compute, checked, resolve
 
 
 def sizes(width: int, mlp_width: int, layers: int, heads: int, head_width: int = 64, **others: Any) -> dict[str, Any]:
@@ -66,7 +67,7 @@ FEED_FORWARD: dict[str, tuple[type[Mlp], str]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Compute):
     """The numbers and choices that make one T5; `model` in a config."""
 
     width: int
@@ -85,14 +86,10 @@ class Settings:
     epsilon: float = 1e-6
     initializer_factor: float = 1.0
     dropout: float = 0.1
-    stochastic_depth: float = 0.0
-    dtype: str = "float32"
-    scan_layers: bool = False
-    remat: str = "none"  # or dots, everything: what the backward pass computes again
 
 
 class Embed(nn.Module):
-    """The words, which encoder and decoder share."""
+    """The word table, which the encoder and the decoder share."""
 
     settings: Settings
 
@@ -101,16 +98,18 @@ class Embed(nn.Module):
         init, dtype = normal(s.initializer_factor), jnp.dtype(s.dtype)
         self.word = embedding(s.vocab_size, s.width, axis="vocab", init=init, dtype=dtype)
 
-    def __call__(self, ids_BL: jax.Array) -> jax.Array:
-        """Returns [B,L,D]."""
-        return constrain(self.word(ids_BL), "act_batch", "act_length", "act_embed")
+    def __call__(self, batch: Batch, prefix: str = "") -> jax.Array:
+        """Returns [B,L,D]; `prefix` is "decoder_" for the target's words."""
+        x = constrain(self.word(batch[f"{prefix}input_ids"]), "act_batch", "act_length", "act_embed")
+        return add_delta(x, batch, prefix)
 
     def table(self) -> jax.Array:
         """Returns [V,D]."""
-        return self.word.embedding
+        table: jax.Array = self.word.embedding
+        return table
 
 
-class Layers(nn.Module):
+class T5Stack(nn.Module):
     """Relative positions, a stack of layers, and a norm: the encoder or, with `cross`, the decoder."""
 
     settings: Settings
@@ -118,15 +117,17 @@ class Layers(nn.Module):
     cross: type[CrossAttention] | None = None
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, context: Context, caches: Any = None) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x_BLD: jax.Array, context: Context, caches: Sequence[Caches] | None = None
+    ) -> tuple[jax.Array, tuple[Caches, ...] | None]:
         """Maps [B,L,D] to [B,L,D]; the decoder also takes and returns its layers' caches."""
         s = self.settings
         dtype, drop = jnp.dtype(s.dtype), nn.Dropout(s.dropout, deterministic=not self.has_rng("dropout"))
         keys = x_BLD.shape[1] if caches is None else caches[0]["attention"]["key"].shape[2]
         wide, inner = s.initializer_factor * s.width**-0.5, s.initializer_factor * (s.attention_heads * s.head_width) ** -0.5
-        # Scores are not scaled by K^-1/2; queries start smaller by as much.
-        starts = {"kernel_init": normal(wide), "query_init": normal(wide * s.head_width**-0.5), "out_init": normal(inner)}
-        attending: dict[str, Any] = {"scale": 1.0, "biased": (), "dtype": dtype, **starts}
+        # Scores are not scaled by K^-1/2; instead, queries start smaller by that factor.
+        inits = {"query": normal(wide * s.head_width**-0.5), "out": normal(inner)}
+        attending: dict[str, Any] = {"scale": 1.0, "biased": (), "dtype": dtype, "kernel_init": normal(wide), "inits": inits}
         attend = (s.attention_heads, s.head_width, s.dropout)
         mlp, act = FEED_FORWARD[s.feed_forward]
         down = normal(s.initializer_factor * s.mlp_width**-0.5)
@@ -140,46 +141,46 @@ class Layers(nn.Module):
             cross=self.cross and partial(self.cross, *attend, **attending),
         )
         context = dataclasses.replace(context, bias=self.bias(x_BLD.shape[1], keys, context.place))
-        x_BLD, caches = stack(self, block, self.layers, s.scan_layers, s.remat, drop(x_BLD), context, caches)
-        return drop(RmsNorm(s.epsilon, dtype, name="norm")(x_BLD)), caches
+        x_BLD, after = stack(self, block, s.stacked(self.layers), drop(x_BLD), context, caches)
+        return drop(RmsNorm(s.epsilon, dtype, name="norm")(x_BLD)), after
 
     def bias(self, length: int, keys: int, place: jax.Array | int) -> jax.Array:
-        """Returns what the distances between `length` queries, the first at `place`, and the keys add to scores: [1,H,L,S]."""
+        """Returns [1,H,L,S], added to scores, by the distances between keys and `length` queries, the first at `place`."""
         s = self.settings
         init = normal(s.initializer_factor * s.width**-0.5)
         table = parameter(self, "relative", init, (None, "heads"), (s.buckets, s.attention_heads))
-        # Of a packed row too: the tokens of a text stand side by side, and those of others are masked.
+        # This holds for packed rows too: the tokens of a text are adjacent, and those of others are masked.
         distances_LS = jnp.arange(keys)[None] - (place + jnp.arange(length))[:, None]
-        found = relative_buckets(distances_LS, self.cross is None, s.buckets, s.furthest)
-        return jnp.asarray(table)[found].transpose(2, 0, 1)[None]
+        buckets_LS = relative_buckets(distances_LS, self.cross is None, s.buckets, s.furthest)
+        return jnp.asarray(table)[buckets_LS].transpose(2, 0, 1)[None]
 
 
 class T5(nn.Module):
     """Maps a batch to features: `hidden [B,T,D]` of the decoder, `encoder_hidden [B,S,D]`, and each head's output by kind.
 
-    Inputs: `input_ids [B,S]`, `decoder_input_ids [B,T]` or the `labels [B,T]` that they shall predict; optionally
-    `attention_mask [B,S]` and `decoder_attention_mask [B,T]`, which mask keys. Without a decoder, `hidden` is the encoder's.
-    In packed rows, `segment_ids [B,S]` and `decoder_segment_ids [B,T]` tell pairs apart, `decoder_position_ids [B,T]` where
-    each target begins.
+    Inputs: `input_ids [B,S]`, `decoder_input_ids [B,T]` or the `labels [B,T]` that they would predict; optionally
+    `attention_mask [B,S]` and `decoder_attention_mask [B,T]`, which mask keys, `embedded_delta [B,S,D]` and
+    `decoder_embedded_delta [B,T,D]`. Without a decoder, `hidden` is the encoder's. In packed rows, `segment_ids [B,S]` and
+    `decoder_segment_ids [B,T]` separate the pairs; each target begins where `decoder_position_ids [B,T]` is 0.
     """
 
-    heads: Mapping[str, Mapping[str, Any]]
+    heads: contracts.Heads
     settings: Settings
     packs: ClassVar[bool] = True
     encoder_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
 
     def setup(self) -> None:
-        s, makers = self.settings, self.head_makers()
-        self.embed = Embed(s)
-        self.encoder = Layers(s, s.layers)
-        if s.decoder_layers:
-            self.decoder = Layers(s, s.decoder_layers, CrossAttention)
-        self.head = Heads({kind: partial(makers[kind], **numbers) for kind, numbers in self.heads.items()})
-
-    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
-        """Returns, for each kind of head that the family has, what builds it from the kind's numbers."""
         s = self.settings
-        # The reference draws an untied head at order 1, which makes the first losses huge; this is what T5 itself does.
+        self.embed = Embed(s)
+        self.encoder = T5Stack(s, s.layers)
+        if s.decoder_layers:
+            self.decoder = T5Stack(s, s.decoder_layers, CrossAttention)
+        self.head = Heads(chosen(self.head_makers(), self.heads))
+
+    def head_makers(self) -> HeadTable:
+        """Returns the builder of each kind of head that the family has."""
+        s = self.settings
+        # The reference draws an untied head at order 1, which makes the first losses huge; T5's own code does this.
         init = normal(s.initializer_factor * s.width**-0.5)
         if not s.decoder_layers:
             return {"classify_mean": partial(ClassifyMean, dropout=s.dropout, kernel_init=init)}
@@ -188,31 +189,29 @@ class T5(nn.Module):
 
     @property
     def start_id(self) -> int:
-        """The token that the decoder begins with."""
         return self.settings.start_id
 
-    def encode(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, of packed rows, `segments [B,S]`, where given."""
+    def encode(self, batch: Batch) -> Arrays:
+        """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, for packed rows, `segments [B,S]`, if given."""
         given, mask = encoder_mask(batch)
-        hidden, _ = self.encoder(self.embed(batch["input_ids"]), Context(mask=mask))
+        hidden, _ = self.encoder(self.embed(batch), Context(mask=mask))
         return {"hidden": hidden} | given
 
-    def decode(self, batch: Batch, memory: Batch, cache: Cache | None) -> tuple[dict[str, jax.Array], Cache | None]:
-        """Returns the features and heads' outputs of `decoder_input_ids`, and the cache with their keys and values entered."""
+    def decode(self, batch: Batch, memory: Batch, cache: Cache | None) -> tuple[Arrays, Cache | None]:
+        """Returns the features and heads' outputs of `decoder_input_ids`, and the cache with their keys and values."""
         context, _, moved = decoder_context(batch, cache, "decoder_")
         context = dataclasses.replace(context, memory=memory["hidden"], memory_mask=memory_mask(batch, memory))
-        x_BTD = self.embed(batch["decoder_input_ids"])
-        hidden, layers = self.decoder(x_BTD, context, None if cache is None else cache["layers"])
+        hidden, layers = self.decoder(self.embed(batch, "decoder_"), context, None if cache is None else cache["layers"])
         features = {"hidden": hidden}
         outputs = features | self.head(features | {"word_table": self.embed.table()}, batch)
         return outputs, None if moved is None else {**moved, "layers": layers}
 
     def empty_cache(self, rows: int, length: int) -> Cache:
-        """Returns a cache for `length` tokens of the target in each row."""
+        """Returns a cache with room for `length` target tokens in each row."""
         s = self.settings
         return empty_cache(s.decoder_layers, rows, length, s.attention_heads, s.head_width, jnp.dtype(s.dtype))
 
-    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+    def __call__(self, batch: Batch) -> Arrays:
         memory = self.encode(batch)
         if not self.settings.decoder_layers:
             features = {"hidden": memory["hidden"]}
@@ -223,8 +222,8 @@ class T5(nn.Module):
         outputs, _ = self.decode(batch, memory, None)
         return outputs | {"encoder_hidden": memory["hidden"]}
 
-    def smallest(self) -> Batch:
-        """Returns a batch of one token, with all that a head might read."""
+    def one_row_batch(self) -> Batch:
+        """Returns a batch of one token, with everything that a head might read."""
         token = jnp.zeros((1, 1), jnp.int32)
         return {"input_ids": token, "labels": token, "pool_weights": jnp.zeros((1, 1))}
 
@@ -238,24 +237,25 @@ class T5(nn.Module):
         total = s.layers * source * (4 * s.width * inner + mlp + 2 * inner * source)
         token = 6 * s.width * inner + mlp + 2 * inner * (target + source)
         total += s.decoder_layers * (target * token + source * 2 * s.width * inner)
-        return 2.0 * rows * (total + (target * s.width * s.vocab_size if "lm" in self.heads else 0))
+        return float(2 * rows * (total + (target * s.width * s.vocab_size if "lm" in self.heads else 0)))
 
 
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "small", **settings: Any) -> T5:
+def build(*, heads: contracts.Heads, size: str = "small", **settings: Any) -> T5:
     """Returns a T5 of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting, head or feed-forward layer, and for sizes that do not fit together.
     """
-    found = resolve(Settings, SIZES, size, settings)
-    if found.feed_forward not in FEED_FORWARD:
-        hint = nearest(found.feed_forward, FEED_FORWARD)
-        raise UserError(f'model.feed_forward="{found.feed_forward}" is not known{hint}; choose one of {", ".join(FEED_FORWARD)}')
-    if found.buckets < 4 or found.furthest <= found.buckets // 2:
+    resolved = resolve(Settings, SIZES, size, settings)
+    if resolved.feed_forward not in FEED_FORWARD:
+        hint = nearest(resolved.feed_forward, FEED_FORWARD)
+        known = ", ".join(FEED_FORWARD)
+        raise UserError(f'model.feed_forward="{resolved.feed_forward}" is not known{hint}; choose one of {known}')
+    if resolved.buckets < 4 or resolved.furthest <= resolved.buckets // 2:
         raise UserError(
-            f"model.buckets={found.buckets}, model.furthest={found.furthest}: half of the buckets are of one distance each; "
-            "give at least 4 buckets, and model.furthest above half of them"
+            f"model.buckets={resolved.buckets}, model.furthest={resolved.furthest}: half of the buckets hold one distance each; "
+            "give at least 4 buckets, and a model.furthest above half of them"
         )
-    return checked(T5(heads, found))
+    return checked(T5(heads, resolved))
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

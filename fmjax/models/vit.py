@@ -1,8 +1,8 @@
 """ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and the masked autoencoder on it (MAE, He et al. 2022, arXiv:2111.06377),
 following Hugging Face's `modeling_vit.py` and `modeling_vit_mae.py`. DeiT is this encoder with one more token: `deit.py`.
 
-Letters: B batch, H and W height and width, C channels, P patch size, N patches, T tokens before the patches, K patches that
-are seen, L tokens in all, D width.
+Dimensions: B batch, H and W height and width, C channels, P patch size, N patches, T tokens before the patches, K patches that
+the encoder reads, L tokens in all, D width.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.contracts import HostBatch
+from fmjax import contracts
+from fmjax.contracts import Arrays, Batch, HostBatch, PyTree
 from fmjax.distributed.sharding import shard_embedded
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import ALL, Attention, Context
-from fmjax.layers.blocks import PreNorm, stack
+from fmjax.layers.blocks import ModuleFactory, PreNorm
 from fmjax.layers.grid import resized
-from fmjax.layers.heads import Heads, Pooled
+from fmjax.layers.heads import Heads, HeadTable, Pooled, chosen, pooled_is_read
 from fmjax.layers.linear import Dense, normal
 from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
-from fmjax.models.sizes import checked, resolve
-from fmjax.models.vit_embed import Embed
+from fmjax.layers.stack import stack
+from fmjax.models.sizes import Compute, check_divides, checked, resolve
+from fmjax.models.vit_embed import Embed, encoder_mask, patch_mask
 from fmjax.models.vit_heads import POOLS, ClassifyToken, Pixels
-
-Batch = Mapping[str, jax.Array]
 
 # tiny and small are those of DeiT (Touvron et al. 2021, arXiv:2012.12877).
 SIZES: dict[str, dict[str, int]] = {
@@ -44,7 +44,7 @@ POSITION_INITS = ("normal", "sinusoids")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Compute):
     """The numbers and choices that make one ViT; `model` in a config."""
 
     width: int
@@ -64,25 +64,21 @@ class Settings:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     classifier_dropout: float = 0.0
-    stochastic_depth: float = 0.0
     pooler_width: int = 0  # 0: as wide as the layers
     pooler_activation: str = "tanh"
     decoder_width: int = 512  # of MAE's decoder, as the three below
     decoder_layers: int = 8
     decoder_heads: int = 16
     decoder_mlp_width: int = 2048
-    dtype: str = "float32"
-    scan_layers: bool = False
-    remat: str = "none"  # or dots, everything: what the backward pass computes again
 
     @property
     def side(self) -> int:
-        """Patches along a side of an image."""
+        """The number of patches along a side of an image."""
         return self.image_size // self.patch_size
 
 
-def layer(settings: Settings, width: int, heads: int, mlp_width: int, stochastic_depth: float = 0.0) -> Callable[..., nn.Module]:
-    """Returns what builds a layer of the given sizes; the rest is as the settings say."""
+def layer(settings: Settings, width: int, heads: int, mlp_width: int, stochastic_depth: float = 0.0) -> ModuleFactory:
+    """Returns the builder of a layer of the given sizes; the rest is as in the settings."""
     s = settings
     shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
     biased = ALL if s.qkv_bias else ("out",)
@@ -97,60 +93,70 @@ def layer(settings: Settings, width: int, heads: int, mlp_width: int, stochastic
 
 
 class Encoder(nn.Module):
-    """The stack of layers, a norm, and the pooler where a head reads it."""
+    """The stack of layers, a norm, and the pooler if a head reads it."""
 
     settings: Settings
     pool: bool
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, x_BLD: jax.Array, mask: jax.Array | None = None) -> Arrays:
         """Returns the features `hidden [B,L,D]` and, if pooled, `pooled [B,D]`."""
         s = self.settings
         dtype = jnp.dtype(s.dtype)
         block = layer(s, s.width, s.attention_heads, s.mlp_width, s.stochastic_depth)
-        hidden, _ = stack(self, block, s.layers, s.scan_layers, s.remat, x_BLD, Context())
+        hidden, _ = stack(self, block, s.stacked(s.layers), x_BLD, Context(mask=mask))
         hidden = LayerNorm(s.epsilon, dtype, name="norm")(hidden)
         if not self.pool:
             return {"hidden": hidden}
-        made = (s.pooler_width or s.width,)
-        pooler = Dense(made, ("embed", None), normal(s.initializer_range), dtype=dtype, name="pooler")
+        pooled_width = (s.pooler_width or s.width,)
+        pooler = Dense(pooled_width, ("embed", None), normal(s.initializer_range), dtype=dtype, name="pooler")
         pooled = pooler(shard_embedded(hidden[:, 0]))
         return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooled)}
 
 
-class Vit(nn.Module):
-    """Maps a batch to features: `hidden [B,L,D]`, `pooled [B,D]` where a head reads it, and each head's output by kind.
+def heads_of(settings: Settings, tokens: int) -> HeadTable:
+    """Returns the builder of each kind of head of an encoder with so many tokens before the patches."""
+    s = settings
+    init, dtype = normal(s.initializer_range), jnp.dtype(s.dtype)
+    block = layer(s, s.decoder_width, s.decoder_heads, s.decoder_mlp_width)
+    sizes = (s.decoder_width, s.stacked(s.decoder_layers), block, tokens, s.side, s.patch_size, s.epsilon)
+    return {
+        "pooled": Pooled,
+        "classify": partial(ClassifyToken, tokens, s.pool, dropout=s.classifier_dropout, kernel_init=init),
+        "pixels": partial(Pixels, *sizes, kernel_init=init, dtype=dtype),
+    }
 
-    Inputs: `images [B,H,W,C]`, of any size: where the grid of patches is not that of `image_size`, positions are
-    interpolated. With `patch_keep [B,K]` the encoder sees those patches alone, numbered row by row.
+
+class Vit(nn.Module):
+    """Maps a batch to features: `hidden [B,L,D]`, `pooled [B,D]` if a head reads it, and each head's output by kind.
+
+    Inputs: `images [B,H,W,C]`, of any size: if the grid of patches is not that of `image_size`, positions are interpolated.
+    With `patch_keep [B,K]` the encoder reads only those patches, numbered row by row. With `pixel_mask [B,H,W]` (1 is real)
+    each image is the top left part of its canvas: patches that are not entirely real are masked, and positions are
+    interpolated for the image's own grid, so the result is that of the image alone. `embedded_delta [B,L,D]` is optional.
     """
 
-    heads: Mapping[str, Mapping[str, Any]]
+    heads: contracts.Heads
     settings: Settings
-    tokens: tuple[str, ...] = ("class_token",)
+    tokens: tuple[str, ...] = ("class_token",)  # names of the learned tokens before the patches
+    table: Callable[[Settings, int], HeadTable] = heads_of
+    packs: ClassVar[bool] = False
 
-    def head_makers(self) -> dict[str, Callable[..., nn.Module]]:
-        """Returns, for each kind of head that the family has, what builds it from the kind's numbers."""
-        s = self.settings
-        init, dtype = normal(s.initializer_range), jnp.dtype(s.dtype)
-        block = layer(s, s.decoder_width, s.decoder_heads, s.decoder_mlp_width)
-        decoder = (s.decoder_width, s.decoder_layers, block, s.scan_layers, s.remat, len(self.tokens))
-        return {
-            "pooled": Pooled,
-            "classify": partial(ClassifyToken, len(self.tokens), s.pool, dropout=s.classifier_dropout, kernel_init=init),
-            "pixels": partial(Pixels, *decoder, s.side, s.patch_size, s.epsilon, kernel_init=init, dtype=dtype),
-        }
+    def head_makers(self) -> HeadTable:
+        """Returns the builder of each kind of head that the family has."""
+        return self.table(self.settings, len(self.tokens))
 
     @nn.compact
-    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
-        makers = self.head_makers()
-        kinds = {kind: partial(makers[kind], **numbers) for kind, numbers in self.heads.items()}
-        pool = any(make(parent=None).reads_pooled for make in kinds.values())
+    def __call__(self, batch: Batch) -> Arrays:
+        kinds = chosen(self.head_makers(), self.heads)
+        if "pixel_mask" in batch:
+            batch = {**batch, "patch_mask": patch_mask(batch["pixel_mask"], self.settings.patch_size)}
         x = Embed(self.settings, self.tokens, name="embed")(batch)
-        features = Encoder(self.settings, pool, name="encoder")(x)
+        mask = encoder_mask(batch, len(self.tokens))
+        features = Encoder(self.settings, pooled_is_read(kinds), name="encoder")(x, mask)
         return features | Heads(kinds, name="head")(features, batch)
 
-    def smallest(self) -> Batch:
+    def one_row_batch(self) -> Batch:
         """Returns a batch of one image, of one patch."""
         s = self.settings
         return {"images": jnp.zeros((1, s.patch_size, s.patch_size, s.channels))}
@@ -170,39 +176,39 @@ class Vit(nn.Module):
         if "pixels" in self.heads:
             total += layers(s.decoder_layers, s.decoder_width, s.decoder_mlp_width, count + len(self.tokens))
             total += s.decoder_width * (kept * s.width + count * pixels)
-        return 2.0 * rows * total
+        return float(2 * rows * total)
 
 
-def build(*, heads: Mapping[str, Mapping[str, Any]], size: str = "base", **settings: Any) -> Vit:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Vit:
     """Returns a ViT of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
     """
-    chosen = resolve(Settings, SIZES, size, settings)
-    return check_sizes(checked(Vit(heads, chosen, ("class_token",) * chosen.class_tokens)))
+    resolved = resolve(Settings, SIZES, size, settings)
+    return checked_model(Vit(heads, resolved, ("class_token",) * resolved.class_tokens))
 
 
-def check_sizes(model: Any) -> Any:
-    """Returns the model. Raises UserError if an image holds no patch, a choice is not known, or the decoder's sizes clash."""
+def checked_model(model: Vit) -> Vit:
+    """Returns the model, checked. Raises UserError if an image holds no patch, a choice is not known, or sizes clash, and as
+    `sizes.checked` does."""
     s = model.settings
+    check_divides("width", s.width, "attention_heads", s.attention_heads)
+    checked(model)
     if not 1 <= s.patch_size <= s.image_size:
         raise UserError(f"model.image_size={s.image_size} holds no patch of model.patch_size={s.patch_size}; change one of them")
-    for name, choices in (("pool", POOLS), ("position_init", POSITION_INITS)):
-        value = getattr(s, name)
+    for name, value, choices in (("pool", s.pool, POOLS), ("position_init", s.position_init, POSITION_INITS)):
         if value not in choices:
             raise UserError(f'model.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
     if s.class_tokens not in (0, 1) or (not s.class_tokens and (s.pool == "first" or "pooled" in model.heads)):
         raise UserError(
             f"model.class_tokens={s.class_tokens}: must be 1, or 0 where model.pool=mean reads none; change one of them"
         )
-    if "pixels" in model.heads and s.decoder_width % s.decoder_heads:
-        raise UserError(
-            f"model.decoder_width={s.decoder_width} does not divide over model.decoder_heads={s.decoder_heads}; change one"
-        )
+    if "pixels" in model.heads:
+        check_divides("decoder_width", s.decoder_width, "decoder_heads", s.decoder_heads)
     return model
 
 
-def fit_params(params: Any, settings: Settings) -> Any:
+def fit_params(params: PyTree, settings: Settings) -> PyTree:
     """Returns parameters of another image size, with positions interpolated for that of the settings."""
     table = params["embed"]["position"]
     before = settings.class_tokens + ("distillation_token" in params["embed"])

@@ -1,29 +1,32 @@
-"""The heads of a ViT: a classifier of a token or of the patches' mean, and MAE's pixel decoder. Letters as in `vit.py`."""
+"""The heads of a ViT: a classifier of a token or of the patches' mean, and MAE's pixel decoder.
+Dimensions as in `vit.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fmjax.distributed.sharding import shard_embedded
-from fmjax.layers.attention import Context
-from fmjax.layers.blocks import stack
+from fmjax.layers.attention import Context, key_mask
+from fmjax.layers.blocks import ModuleFactory
 from fmjax.layers.grid import bicubic
 from fmjax.layers.heads import Features, linear_head
 from fmjax.layers.linear import Dense, Initializer, normal, parameter
 from fmjax.layers.norm import LayerNorm
-from fmjax.models.vit_embed import positions
+from fmjax.layers.stack import Layers, stack
+from fmjax.models.vit_embed import positions, with_tokens
 
 POOLS = ("first", "mean")
 
 
 class ClassifyToken(nn.Module):
-    """Dropout and a linear layer over a token's hidden state, `pool="first"`, or over the mean of the patches', "mean"."""
+    """Dropout and a linear layer over a token's hidden state, `pool="first"`, or over the mean of
+    the patches', "mean"."""
 
     tokens: int  # before the patches
     pool: str = "first"
@@ -36,12 +39,22 @@ class ClassifyToken(nn.Module):
     def __call__(self, features: Features, batch: Features) -> jax.Array:
         """Returns logits [B,C] in fp32."""
         hidden = features["hidden"].astype(jnp.float32)
-        x = hidden[:, 0] if self.pool == "first" else hidden[:, self.tokens :].mean(axis=1)
-        return linear_head(self, nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x))
+        if self.pool == "first":
+            x = hidden[:, 0]
+        elif "patch_mask" in batch:
+            weights = batch["patch_mask"].astype(jnp.float32)
+            total = jnp.einsum("BN,BND->BD", weights, hidden[:, self.tokens :])
+            x = total / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
+        else:
+            x = hidden[:, self.tokens :].mean(axis=1)
+        return linear_head(
+            self, nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
+        )
 
 
 class ClassifyDistilled(nn.Module):
-    """The mean of two linear layers, over the class token and over the distillation token (Touvron et al. 2021, section 4)."""
+    """The mean of two linear layers, over the class token and over the distillation token (Touvron
+    et al. 2021, section 4)."""
 
     reads_pooled: ClassVar[bool] = False
     classes: int = 2
@@ -59,32 +72,40 @@ class ClassifyDistilled(nn.Module):
 
 
 class Pixels(nn.Module):
-    """MAE's decoder (He et al. 2022, section 3): what the encoder saw in its places, a learnt vector in the others, fixed
-    positions, a light stack, and a projection to each patch's pixels."""
+    """MAE's decoder (He et al. 2022, section 3): the encoder's patches in their places, a learned
+    vector in the others, fixed positions, a light stack, and a projection to each patch's
+    pixels."""
 
     width: int
-    layers: int
-    block: Callable[..., nn.Module]
-    scan: bool
-    remat: str
+    layers: Layers
+    block: ModuleFactory
     tokens: int  # before the patches
-    side: int  # of the square grid that the position table is of
+    side: int  # of the square grid of the position table
     patch_size: int
     epsilon: float
     reads_pooled: ClassVar[bool] = False
     kernel_init: Initializer = normal(0.02)
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, batch: Features) -> jax.Array:
-        """Returns the pixels of every patch, [B,N,P*P*C] in fp32, with the channels of a pixel side by side."""
+        """Returns the pixels of every patch, [B,N,P*P*C] in fp32, with the channels of a pixel next
+        to each other."""
         images, own = batch["images"], self.side**2
         count = (images.shape[1] // self.patch_size) * (images.shape[2] // self.patch_size)
-        x = Dense((self.width,), (None, "embed"), self.kernel_init, dtype=self.dtype, name="embed")(features["hidden"])
+        x = Dense((self.width,), (None, "embed"), self.kernel_init, dtype=self.dtype, name="embed")(
+            features["hidden"]
+        )
         first, seen = x[:, : self.tokens], x[:, self.tokens :]
-        mask = parameter(self, "mask_token", self.kernel_init, (None, None, "embed"), (1, 1, self.width))
+        mask = parameter(
+            self, "mask_token", self.kernel_init, (None, None, "embed"), (1, 1, self.width)
+        )
         table = parameter(
-            self, "position", positions(self.width, self.tokens), (None, None, "embed"), (1, self.tokens + own, self.width)
+            self,
+            "position",
+            positions(self.width, self.tokens),
+            (None, None, "embed"),
+            (1, self.tokens + own, self.width),
         )
         if "patch_keep" in batch:
             # A product and not a scatter, whose gradient is slow.
@@ -93,10 +114,19 @@ class Pixels(nn.Module):
             seen = jnp.einsum("BKN,BKD->BND", places_BKN, seen) + missing_BN1 * mask.astype(x.dtype)
         if count != own:
             # Along the flattened grid, as the reference does.
-            moved = jnp.matmul(jnp.asarray(bicubic(own, count)), table[0, self.tokens :], precision="highest")
+            moved = jnp.matmul(
+                jnp.asarray(bicubic(own, count)), table[0, self.tokens :], precision="highest"
+            )
             table = jnp.concatenate([table[:, : self.tokens], moved[None]], axis=1)
         x = jnp.concatenate([first, seen], axis=1) + table.astype(x.dtype)
-        x, _ = stack(self, self.block, self.layers, self.scan, self.remat, x, Context())
+        real = (
+            key_mask(with_tokens(batch["patch_mask"], self.tokens))
+            if "patch_mask" in batch
+            else None
+        )
+        x, _ = stack(self, self.block, self.layers, x, Context(mask=real))
         x = LayerNorm(self.epsilon, self.dtype, name="norm")(x)[:, self.tokens :]
-        made = self.patch_size**2 * images.shape[-1]
-        return Dense((made,), ("embed", None), self.kernel_init, dtype=self.dtype, name="out")(x).astype(jnp.float32)
+        pixels = self.patch_size**2 * images.shape[-1]
+        return Dense((pixels,), ("embed", None), self.kernel_init, dtype=self.dtype, name="out")(
+            x
+        ).astype(jnp.float32)

@@ -95,7 +95,7 @@ def read(config: Mapping[str, Any], params: PyTree) -> tuple[Settings, str, Tran
     given = {key: value for key, value in config.items() if value is not None}
     name = given.pop("name", "adamw")
     algorithm = choose("name", name, ALGORITHMS)
-    own = list(inspect.signature(algorithm).parameters)[1:]  # but for the parameters
+    own = list(inspect.signature(algorithm).parameters)[1:]  # without the parameters
     known = [field.name for field in dataclasses.fields(Settings)] + own
     for key, value in given.items():
         if key not in known:
@@ -195,7 +195,7 @@ def track_ema(decay: float) -> Transform:
         return EmaState(jax.tree.map(jnp.copy, params))
 
     def update(updates: PyTree, state: EmaState, params: PyTree = None) -> tuple[PyTree, EmaState]:
-        # Written as a step towards the parameters, which leaves the average of a frozen one exactly
+        # Written as a step toward the parameters, which leaves the average of a frozen one exactly
         # as it is.
         def step(average: jax.Array, param: jax.Array, change: jax.Array) -> jax.Array:
             return average + (1 - decay) * (param + change - average)

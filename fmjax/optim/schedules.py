@@ -51,7 +51,7 @@ def schedule(
       5.3).
 
     With warm-up the first update has rate 0, as in transformers (get_linear_schedule_with_warmup
-    and kin).
+    and the like).
 
     Raises UserError for an unknown name, inverse_sqrt without warm-up, or an `end_fraction` without
     effect.

@@ -82,10 +82,10 @@ def computations(text: str, devices: int) -> tuple[dict[str, Computation], str]:
             parts[name].bounds.extend(int(bound[1]) for bound in [BOUND.search(line)] if bound)
             parts[name].compares.extend([True] if LESS.search(line) else [])
             turns, condition = TURNS.search(line), CONDITION.search(line)
-            told = "" if turns or not condition else condition[1]
+            alone = "" if turns or not condition else condition[1]
             for called in CALLED.finditer(instruction[1]):
                 names = [one.strip().lstrip("%") for one in called[1].split(",")]
-                parts[name].called.extend((one, int(turns[1]) if turns else 1, told) for one in names if one)
+                parts[name].called.extend((one, int(turns[1]) if turns else 1, alone) for one in names if one)
     return parts, entry
 
 

@@ -1,7 +1,7 @@
 """What a training step will need on hardware that is not here: memory, time, and what it sends between chips.
 
 For a TPU slice the real step is compiled, sharded, by the TPU's own compiler (`jax.experimental.topologies` and the libtpu
-wheel; no TPU is touched and no array made), its layers scanned whatever the config says. For a GPU or a CPU the figures are
+wheel; no TPU is touched and no array is made), its layers scanned whatever the config says. For a GPU or a CPU the figures are
 analytic. Of the data only the first records are read, for the shapes of a batch, and a tokenizer is trained on those alone: the
 vocabulary is as large as the config says.
 """
@@ -219,7 +219,7 @@ def compile_step(step: Step) -> Any:
 
 
 def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
-    """Returns the plan of a config on a topology: bytes per device, FLOPs, traffic, seconds a step, and whether it fits.
+    """Returns the plan of a config on a topology: bytes per device, FLOPs, traffic, seconds per step, and whether it fits.
 
     Raises UserError for a config or topology that does not fit together.
     """
@@ -261,7 +261,7 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
 
 
 def with_compiler(step: Step, result: Config, estimate: int) -> tuple[int, dict[str, Traffic]]:
-    """Compiles the step; returns the bytes a device needs and its traffic, and adds what the compiler says to the result."""
+    """Compiles the step; returns the bytes that a device needs and its traffic, and adds what the compiler says to the result."""
     try:
         program = compile_step(step)
     except Exception as error:
@@ -302,7 +302,7 @@ def analytic_traffic(step: Step) -> dict[str, Traffic]:
 
 
 def roofline(step: Step, topology: Topology, result: Config) -> Config:
-    """Returns the least seconds a step can take, by its slowest resource, and the share of the peak that this would be.
+    """Returns the least seconds a step can take, by its slowest resource, and the share of the peak.
 
     A step multiplies three times as much as its forward pass, four times where everything is computed again. It reads its
     parameters in three passes and its optimizer's state in one, writes both, and writes and reads what it keeps.
@@ -338,7 +338,7 @@ def hint(step: Step, topology: Topology, held: Mapping[str, int]) -> str:
             for leaf in jax.tree.leaves((step.abstract.state.params, step.abstract.state.opt_state, step.abstract.state.params))
         )
         if whole and topology.count > 1:
-            return "the state stands whole on every device: --config.mesh.rules=fsdp --config.mesh.axes='{\"fsdp\": -1}'"
+            return "the whole state is on every device: --config.mesh.rules=fsdp --config.mesh.axes='{\"fsdp\": -1}'"
         return f"the state alone needs about {need} such chips: take more, or --config.optim.name=adafactor"
     if step.built.config["model"].get("remat", "everything") != "everything":
         return "--config.model.remat=everything, which keeps of each layer only what it read"

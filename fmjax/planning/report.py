@@ -1,4 +1,4 @@
-"""How a plan reads: the figures of a step, and where each parameter goes."""
+"""The text of a plan: the figures of a step, and where each parameter goes."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def table(result: Config) -> str:
         lines += ["as compiled, GiB", *(f"  {name:<12} {compiler[name] / GIB:10.3f}" for name in MEMORY)]
     if "refused" in result:
         lines.append(f"the compiler refuses it: {result['refused']}")
-    lines.append(f"needs {result['total_bytes'] / GIB:.2f} GiB a device")
-    lines.append(f"{result['flops_per_step']:.4g} FLOPs a step (forward and backward, by formula)")
+    lines.append(f"needs {result['total_bytes'] / GIB:.2f} GiB per device")
+    lines.append(f"{result['flops_per_step']:.4g} FLOPs per step (forward and backward, by formula)")
     for kind, traffic in result["collectives"].items():
-        lines.append(f"  {kind:<18} {traffic['times']:>6} times, {traffic['sent'] / GIB:10.3f} GiB sent by a device")
+        lines.append(f"  {kind:<18} {traffic['times']:>6} times, {traffic['sent'] / GIB:10.3f} GiB sent per device")
     if "fits" in result:
         seconds = ", ".join(f"{name} {value:.4g}" for name, value in result["seconds"].items())
         lines.append(f"{result['bytes_moved'] / GIB:.2f} GiB moved between memory and chip")
-        lines.append(f"seconds a step at least: {seconds}; bound by {result['bound']}, MFU at most {result['mfu']:.1%}")
+        lines.append(f"seconds per step, at least: {seconds}; bound by {result['bound']}, MFU at most {result['mfu']:.1%}")
         lines.append("fits" if result["fits"] else f"does not fit; try {result['hint']}")
     if result["analytic"]:
         lines.append("by formula alone: nothing was compiled")

@@ -291,7 +291,7 @@ class Checkpoints(CheckpointReader):
     def _failed(self, step: int, error: BaseException) -> UserError:
         self._clean()
         found = self.steps()
-        # The cause stands at the end of what the storage layer says, after the paths.
+        # The storage layer puts the cause at the end of its message, after the paths.
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if len(reason) < 120 else f"...{reason[-120:]}"
         return UserError(

@@ -100,9 +100,10 @@ def left_out(provenance: Facts) -> str:
     bad, shared = provenance.get("left_out", []), provenance.get("overlap", {})
     lines = []
     if provenance.get("fill"):
-        lines.append(f"Batches of training: {packing.describe(provenance['fill'])}.")
+        lines.append(f"Training batches: {packing.describe(provenance['fill'])}.")
     if shared.get("records"):
-        lines.append(f"{shared['records']:,} of {shared['validation']:,} records of validation are in the training data too.")
+        common = f"{shared['records']:,} of {shared['validation']:,} validation records"
+        lines.append(f"{common} also occur in training; metrics will be too good.")
     if bad:
         lines.append(f"{len(bad):,} bad records were left out: " + "; ".join(bad[:20]) + ("; ..." if len(bad) > 20 else ""))
     return "<h2>Data</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines) if lines else ""
@@ -181,7 +182,7 @@ def figure(name: str, training: Points, validation: Points) -> str:
 
 
 def thinned(points: Points) -> Points:
-    """Returns at most about POINTS points: means of groups of neighbours."""
+    """Returns at most about POINTS points: averages of groups of neighbors."""
     size = math.ceil(len(points) / POINTS)
     groups = [points[begin : begin + size] for begin in range(0, len(points), size)] if points else []
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
@@ -190,10 +191,10 @@ def thinned(points: Points) -> Points:
 def ticks(low: float, high: float) -> list[float]:
     """Returns two to seven round numbers, evenly spaced, that enclose a range; one without extent lies between two."""
     span = high - low
-    if span <= max(1e-6 * max(abs(low), abs(high)), 1e-300):  # one value, but for rounding
+    if span <= max(1e-6 * max(abs(low), abs(high)), 1e-300):  # one value, up to rounding
         span = abs(high) if abs(high) > 1e-300 else 1.0
     unit = 10.0 ** math.floor(math.log10(span / 3))
     step = next(unit * factor for factor in (1, 2, 5, 10) if span / (unit * factor) <= 5)
-    # A bound that is a multiple of the step but for rounding is one.
+    # Rounding aside, a bound that is a multiple of the step stays one.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, max(last, first + 1) + 1)]

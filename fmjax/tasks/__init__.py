@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
 
 from fmjax import contracts
 from fmjax.config import names
+from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
 
@@ -31,7 +31,7 @@ def task(name: str) -> ModuleType:
     return names.find(__name__, name, "Task", "task.name", "task")
 
 
-def make(settings: Mapping[str, Any]) -> contracts.Task:
+def make(settings: Mapping[str, Value]) -> contracts.Task:
     """Returns the task described by a config's `task` section.
 
     Raises UserError for an unknown task or setting.

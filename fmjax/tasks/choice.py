@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, nearest
@@ -137,12 +137,12 @@ class Task(contracts.Task):
         scores, labels = outputs["choice"][..., 0], batch["labels"]
         return {"scores": scores, "labels": labels, "losses": losses.softmax_cross_entropy(scores, labels)}
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns the loss, and the share of examples with the right ending."""
         lost, scores, labels = class_metrics.real_rows(valid, arrays["losses"], arrays["scores"], arrays["labels"])
         return class_metrics.defined({"loss": lost.mean(), "accuracy": np.mean(scores.argmax(axis=1) == labels)})
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch [B,N,L] from objects with the task's columns, or pairs of a context and a list of endings."""
         tokenizer = tokenizer_of(processors)
         read: list[tuple[str, list[str]]] = []
@@ -159,7 +159,7 @@ class Task(contracts.Task):
         batch = {name: array.reshape(len(read), -1, array.shape[-1]) for name, array in pad_rows(flat, tokenizer.pad_id).items()}
         return {**batch, "_endings": [endings for _, endings in read]}
 
-    def describe(self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors) -> list[Record]:
         """Returns the number and text of the best ending of each example, its probability, and those of all."""
         probabilities = np.asarray(jax.nn.softmax(outputs["choice"][..., 0], axis=-1))
         described = []

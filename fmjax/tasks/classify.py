@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Config, Example, HostBatch, Processors, Source, Value, Where
+from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -162,7 +162,7 @@ class Task(LabelTask):
             return np.asarray(masks & (masks.cumsum(axis=-1) == 1), np.float32)
         return np.asarray(~tokenizer.special_mask[ids] | (ids == tokenizer.unk_id), np.float32)
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from texts, pairs of texts, or records with the task's text columns."""
         tokenizer = tokenizer_of(processors)
         records: list[Mapping[str, Value]] = []
@@ -176,10 +176,10 @@ class Task(LabelTask):
                 raise UserError(f'{where(number)}: lacks "{missing[0]}"; the task reads {", ".join(self.texts)}')
             records.append(example)
         rows = self.rows(records, tokenizer, max_length, where)
-        batch: dict[str, Any] = dict(pad_rows(rows, tokenizer.pad_id))
+        batch: dict[str, Value] = dict(pad_rows(rows, tokenizer.pad_id))
         return batch if self.pool == "first" else batch | {"pool_weights": self.pool_weights(batch["input_ids"], tokenizer)}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
         """Returns the label and score of each text; all labels above one half if there may be several; or the number."""
         return self.described(outputs[self.head])
 

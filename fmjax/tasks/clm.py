@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Example, HostBatch, Processors, Source, Where
+from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -55,7 +54,7 @@ class Task(TokenTask):
         return (*class_metrics.TOKEN_LEVEL, *class_metrics.BITS)
 
     @property
-    def generation(self) -> dict[str, Any]:
+    def generation(self) -> Config:
         """The settings by which a prompt is continued."""
         drawn = {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams} | (drawn if self.temperature else {})
@@ -84,12 +83,13 @@ class Task(TokenTask):
         kind = Offsets if self.rows == "offset" and train else Rows
         return kind(corpus, pieces, max_length, tokenizer.fill_id)
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns loss (nats per token), perplexity and accuracy; and bits per byte and per character of the whole split."""
+        assert isinstance(examples, Rows)
         values = super().metrics(arrays, valid, examples)
         return values | class_metrics.bits(arrays["losses"], valid, examples.corpus.bytes, examples.corpus.characters)
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from the texts (or {"text": ...}) that are to be continued, padded on the left."""
         tokenizer = tokenizer_of(processors)
         opening = self.before(tokenizer)
@@ -110,7 +110,7 @@ class Task(TokenTask):
             batch["attention_mask"][index] = real
         return batch
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
         """Returns the continuation of each text, to before the token that ends it."""
         tokenizer, width = tokenizer_of(processors), batch["input_ids"].shape[1]
         return [{"text": tokenizer.written(row[width:])} for row in np.asarray(outputs["generated"])]

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Example, HostBatch, Processors, Source, Where
+from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ class Task(TokenTask):
         return {self.column: "text"}
 
     @property
-    def generation(self) -> dict[str, Any]:
+    def generation(self) -> Config:
         """The settings of generation, which predicting needs and evaluation does not."""
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
 
@@ -70,7 +70,7 @@ class Task(TokenTask):
         tokenizer = tokenizer_of(processors)
         return Rows(token_rows.tokenize(source, self.column, tokenizer), Noise(self, tokenizer), tokenizer, max_length)
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from texts (or records with the task's column), in which mask tokens may stand for what is missing."""
         tokenizer = tokenizer_of(processors)
         rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))]
@@ -80,7 +80,7 @@ class Task(TokenTask):
         batch = pad_rows(rows, tokenizer.pad_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
         """Returns the text that was written for each."""
         tokenizer = tokenizer_of(processors)
         return [{"text": tokenizer.written(row[1:]).strip()} for row in np.asarray(outputs["generated"])]

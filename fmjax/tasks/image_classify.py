@@ -6,14 +6,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, HostBatch, Processors, Source, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.augment import images
 from fmjax.data.kinds import image as image_kind
 from fmjax.data.sources.open import check_columns
@@ -94,11 +93,11 @@ class Task(LabelTask, ImageTask):
             return self.cross_entropy(logits, labels) * self.label_weights(labels)
         return losses.soft_cross_entropy(logits, labels, self.label_smoothing) * self.label_weights(labels)
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from paths of image files, Pillow images, arrays of uint8 [H,W,C], or records with such."""
         return dict(self.batch(examples, processors, where))
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
         """Returns the label and score of each image."""
         return self.described(outputs[self.head])
 

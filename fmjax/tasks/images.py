@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -91,7 +90,7 @@ class ImageTask(contracts.Task):
             image = images.shift(image, rng, self.shift)
         return images.flip(image, rng, self.flip) if self.flip else image
 
-    def batch(self, examples: Sequence[Any], processors: Processors, where: Where) -> dict[str, np.ndarray]:
+    def batch(self, examples: Sequence[Value], processors: Processors, where: Where) -> dict[str, np.ndarray]:
         """Returns the batch `images [B,H,W,C]` of images, or of records that have them in the task's column."""
         values: list[Value] = []
         for number, example in enumerate(examples):

@@ -7,14 +7,13 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Heads, HostBatch, Source
+from fmjax.contracts import Arrays, Batch, Config, Heads, HostBatch, Record, Source, Value
 from fmjax.data.kinds import label as label_kind
 from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
@@ -42,8 +41,8 @@ class Balance:
             hint = nearest(self.weighting, WEIGHTINGS)
             raise UserError(f'task.weighting="{self.weighting}"{hint}: choose one of {", ".join(WEIGHTINGS)}')
         for name in ("label_smoothing", "effective_beta"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"task.{name}={getattr(self, name)}: must be at least 0 and less than 1")
+            if not 0 <= vars(self)[name] < 1:
+                raise UserError(f"task.{name}={vars(self)[name]}: must be at least 0 and less than 1")
         if self.focal_gamma < 0:
             raise UserError(f"task.focal_gamma={self.focal_gamma}: must not be negative; 0 is cross entropy, 2 is usual")
         if self.focal_gamma and self.label_smoothing:
@@ -172,7 +171,7 @@ class LabelTask(Balance, contracts.Task):
         """Returns the targets of records [N, ...]; see `target`."""
         return np.stack([self.target(source, index) for index in indices])
 
-    def target(self, source: Source, index: int) -> Any:
+    def target(self, source: Source, index: int) -> np.generic | np.ndarray:
         """Returns a record's target: int32 class, float32 [C] of 0 and 1, or float32 number.
 
         Raises UserError, naming the record, for a label that is not among `labels` or a value that is not a number.
@@ -226,7 +225,7 @@ class LabelTask(Balance, contracts.Task):
         plain = dataclasses.replace(self, label_smoothing=0.0, weighting="none", class_weights=(), focal_gamma=0.0)
         return {"logits": outputs[self.head], "labels": batch["labels"], "losses": plain.losses(outputs, batch["labels"])}
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns the loss and the metrics of the kind of labels."""
         loss = {"loss": float(arrays["losses"][valid > 0].mean())}
         if self.kind == "regression":
@@ -234,14 +233,14 @@ class LabelTask(Balance, contracts.Task):
         judge = class_metrics.multilabel if self.kind == "multi" else class_metrics.classification
         return loss | judge(arrays["logits"], arrays["labels"], valid)
 
-    def described(self, logits: Any) -> list[dict[str, Any]]:
+    def described(self, logits: Value) -> list[Record]:
         """Returns the label and score of each example [B, C]; all labels above one half if there may be several; the number of a
         regression."""
         logits = np.asarray(logits, np.float32)
         if self.kind == "regression":
             return [{"score": float(value)} for value in logits[:, 0]]
         scores = np.asarray(jax.nn.sigmoid(logits) if self.kind == "multi" else jax.nn.softmax(logits, axis=-1))
-        described: list[dict[str, Any]] = []
+        described: list[Record] = []
         for row in scores:
             scored = {label: float(score) for label, score in zip(self.labels, row, strict=True)}
             if self.kind == "multi":

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.kinds import image as image_kind
 from fmjax.data.sources.open import check_columns
 from fmjax.errors import UserError
@@ -56,7 +55,7 @@ class Task(ImageTask):
         return ("loss",)
 
     @property
-    def model_settings(self) -> Mapping[str, Any]:
+    def model_settings(self) -> Mapping[str, Value]:
         return {"patch_size": self.patch_size}
 
     @property
@@ -94,11 +93,11 @@ class Task(ImageTask):
         variance = jnp.square(centred).sum(axis=-1, keepdims=True) / (pixels.shape[-1] - 1)
         return centred / jnp.sqrt(variance + 1e-6)
 
-    def hidden(self, batch: Mapping[str, Any]) -> jax.Array:
+    def hidden(self, batch: Mapping[str, Value]) -> jax.Array:
         """Returns fp32 [B,N]: 1 where a patch is not seen."""
         return 1.0 - jax.nn.one_hot(batch["patch_keep"], self.patches).sum(axis=1)
 
-    def errors(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+    def errors(self, outputs: Mapping[str, Value], batch: Mapping[str, Value]) -> jax.Array:
         """Returns the mean squared error of each patch that is not seen, 0 of the others: [B,N].
 
         Raises UserError if the model has patches of another size.
@@ -123,17 +122,17 @@ class Task(ImageTask):
         """Returns each image's sum of errors, and of how many patches."""
         return {"errors": self.errors(outputs, batch).sum(axis=-1), "weights": self.hidden(batch).sum(axis=-1)}
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns the mean error of a patch that is not seen."""
         real = valid > 0
         return {"loss": float(arrays["errors"][real].sum(dtype=np.float64) / arrays["weights"][real].sum())}
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from images, as those of classification, and patches to see, the same ones each time."""
         keep = [self.keep(np.random.default_rng(number)) for number in range(len(examples))]
         return self.batch(examples, processors, where) | {"patch_keep": np.stack(keep)}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
         """Returns the mean squared error of each image over the patches that were not seen, and those that were."""
         errors = np.asarray(self.errors(outputs, batch)).sum(axis=-1) / (self.patches - self.kept)
         return [{"error": float(error), "seen": keep.tolist()} for error, keep in zip(errors, batch["patch_keep"], strict=True)]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fmjax import contracts, pytree, tasks
-from fmjax.contracts import Arrays, Batch, Config, Example, Examples, Processors, Undrawn
+from fmjax.contracts import Arrays, Batch, Config, Example, Examples, Heads, Processors, Undrawn, Value
 from fmjax.errors import UserError
 
 OWN = ("factor", "split")  # settings of a part that are not its task's
@@ -27,7 +27,7 @@ OWN = ("factor", "split")  # settings of a part that are not its task's
 class Task(contracts.Task):
     """Settings of a mixture: for each part the settings of its task, its name among them, `factor` and `split`."""
 
-    parts: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Value]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
@@ -69,13 +69,13 @@ class Task(contracts.Task):
         return any(task.packs_pairs for task in self.tasks.values())
 
     @property
-    def model_settings(self) -> Mapping[str, Any]:
+    def model_settings(self) -> Mapping[str, Value]:
         return {name: value for task in self.tasks.values() for name, value in task.model_settings.items()}
 
     @property
-    def heads(self) -> dict[str, Mapping[str, Any]]:
+    def heads(self) -> Heads:
         """The heads of all parts. Raises UserError if two have the same kind of head with other numbers."""
-        heads: dict[str, Mapping[str, Any]] = {}
+        heads: dict[str, Mapping[str, Value]] = {}
         for part, task in self.tasks.items():
             for kind, numbers in task.heads.items():
                 if heads.setdefault(kind, numbers) != numbers:
@@ -115,7 +115,7 @@ class Task(contracts.Task):
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns each part's sums, times its factor."""
         nested = pytree.unnames(batch)
-        parts: Mapping[str, Any] = outputs
+        parts: Mapping[str, Value] = outputs
         terms = {part: task.loss(parts[part], nested[part]) for part, task in self.tasks.items()}
         factors = {part: settings.get("factor", 1.0) for part, settings in self.parts.items()}
         return pytree.names({part: {name: factors[part] * total for name, total in own.items()} for part, own in terms.items()})

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -81,14 +81,14 @@ class Task(contracts.Task):
         arrays = token_sums(outputs["mlm"], batch["masked_labels"], batch["masked_weights"])
         return arrays | ({"nsp": outputs["nsp"], "nsp_labels": batch["nsp_labels"]} if self.nsp else {})
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns loss (nats per masked token), perplexity and accuracy; and the accuracy on pairs."""
         values = class_metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
         if self.nsp:
             values["nsp_accuracy"] = class_metrics.classification(arrays["nsp"], arrays["nsp_labels"], valid)["accuracy"]
         return values
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from texts (or {"text": ...}) in which the tokenizer's mask token marks what to predict."""
         tokenizer = tokenizer_of(processors)
         rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))]
@@ -103,7 +103,7 @@ class Task(contracts.Task):
             row[: places.size] = places
         return {**pad_rows(rows, tokenizer.pad_id), "masked_positions": places_BM}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
         """Returns, for each text, the five best tokens with their probabilities at each mask."""
         tokenizer = tokenizer_of(processors)
         # A model may have more embeddings than the tokenizer has pieces; those beyond are no words.

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError
@@ -218,8 +218,9 @@ class Task(contracts.Task):
         scores, places = jax.lax.top_k(sums.reshape(rows, length * most), min(count, length * most))
         return scores, places // most, places // most + places % most
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns the mean loss of a row, and the official exact match and F1 over questions, 0 to 100."""
+        assert isinstance(examples, Windows)
         (lost,) = class_metrics.real_rows(valid, arrays["losses"])
         found = examples.answers(arrays, valid)
         given = ["" if self.is_null(null, best) else text for text, _, best, null in found]
@@ -230,7 +231,7 @@ class Task(contracts.Task):
         """Returns whether a question has no answer, by the scores of none and of the best span."""
         return self.unanswerable and null - best > self.null_threshold
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from objects with the task's question and context, or pairs of both."""
         tokenizer = tokenizer_of(processors)
         records: list[Mapping[str, Value]] = []
@@ -248,7 +249,7 @@ class Task(contracts.Task):
         mask = np.stack([read.context_mask(row, batch["input_ids"].shape[1]) for row in rows])
         return {**batch, "context_mask": mask, "_windows": read}
 
-    def describe(self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors) -> list[Record]:
         """Returns the answer to each question, "" if it has none; its score, a share among the best spans (and none); and
         where it starts and ends in the context, in characters."""
         read: Windows = batch["_windows"]
@@ -270,7 +271,7 @@ class Task(contracts.Task):
             for question, own, none in zip(read.questions, spans, null, strict=True)
         ]
 
-    def answer(self, text: str, spans: Mapping[tuple[int, int], float], null: float) -> dict[str, Any]:
+    def answer(self, text: str, spans: Mapping[tuple[int, int], float], null: float) -> dict[str, Value]:
         """Returns what `describe` says of one question, by the scores of its spans and of none."""
         (begin, end), best = max(spans.items(), key=lambda item: item[1])
         among = [*sorted(spans.values(), reverse=True)[: self.n_best], *([null] if self.unanswerable else [])]

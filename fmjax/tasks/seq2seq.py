@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Example, HostBatch, Processors, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
@@ -85,7 +85,7 @@ class Task(TokenTask):
         return bool(self.scores)
 
     @property
-    def generation(self) -> dict[str, Any]:
+    def generation(self) -> Config:
         """Arguments of generation."""
         beams = {name: vars(self)[name] for name in ("num_beams", "length_penalty", "no_repeat_ngram_size")}
         return {"max_new_tokens": self.max_new_tokens or self.target_length} | beams
@@ -126,15 +126,16 @@ class Task(TokenTask):
         tokens = losses.softmax_cross_entropy(outputs["lm"], batch["labels"], self.label_smoothing)
         return {"lm": (tokens * batch["label_weights"]).sum()}
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns loss (nats a target token), perplexity and accuracy, and the scores of what was generated."""
         values = super().metrics(arrays, valid, examples)
         if not self.scores:
             return values
+        assert isinstance(examples, Pairs)
         hypotheses = [written(row, examples.tokenizer) for row in arrays["generated"][valid > 0]]
         return values | text_metrics.texts(self.scores, hypotheses, examples.references, self.bleu_tokenize)
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from texts, or records with the task's source column."""
         tokenizer = tokenizer_of(processors)
         sources = [f"{self.prefix}{text}" for text in given_texts(examples, self.source, where)]
@@ -142,7 +143,7 @@ class Task(TokenTask):
         batch = pad_rows([(ids, np.zeros_like(ids)) for ids in rows], tokenizer.fill_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
         """Returns the text that was written for each."""
         tokenizer = tokenizer_of(processors)
         return [{"text": written(row, tokenizer)} for row in np.asarray(outputs["generated"])]

@@ -18,12 +18,12 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Example, HostBatch, Processors, Source, Value, Where
+from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
 from fmjax.data.tokenizers.sentencepieces import sentinel
@@ -123,7 +123,7 @@ class Task(TokenTask):
         return {"text": tuple(map(self.mode_prefix, modes))} if self.mode_text else {}
 
     @property
-    def generation(self) -> dict[str, Any]:
+    def generation(self) -> Config:
         """The settings of generation, which predicting needs and evaluation does not."""
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
 
@@ -143,7 +143,7 @@ class Task(TokenTask):
         written = self.mode_prefix(mode)
         return tokenizer.encode_batch([written])[0] if written else np.zeros(0, np.int32)
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from texts (or records with the task's column) in which sentinels, or the tokenizer's mask tokens,
         mark what is missing."""
         tokenizer = tokenizer_of(processors)
@@ -165,7 +165,7 @@ class Task(TokenTask):
         batch = pad_rows(rows, tokenizer.pad_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
         """Returns, for each text, the spans that were written for its sentinels, and the text with them put in."""
         tokenizer = tokenizer_of(processors)
         marks = sentinels(tokenizer)

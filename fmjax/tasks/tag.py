@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2, Entities
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.augment.texts import drop_tokens
 from fmjax.data.kinds.label import known_name
 from fmjax.data.sources.open import check_columns
@@ -208,9 +208,10 @@ class Task(Balance, contracts.Task):
         best = outputs["tag"].argmax(axis=-1).astype(jnp.int32)
         return {"tags": best, "losses": each.sum(axis=-1), "weights": weights.sum(axis=-1)}
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns the loss of a token, the accuracy over words, and precision, recall and F1 over entities (exact spans and
         kinds, micro-averaged); where tags mark no entities, the averages over tags."""
+        assert isinstance(examples, TaggedTexts)
         total, weight = class_metrics.real_rows(valid, arrays["losses"], arrays["weights"])
         truth, guess = examples.sentence_tags(arrays["tags"], valid)
         values = {"loss": total.sum() / weight.sum(), "accuracy": seqeval.accuracy_score(truth, guess)}
@@ -230,7 +231,7 @@ class Task(Balance, contracts.Task):
             return [(entity.tag, entity.start, entity.end) for entity in Entities([list(tags)], IOB2).entities[0]]
         return [(kind, first, last + 1) for kind, first, last in get_entities(list(tags))]
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from texts, lists of words, or records with the task's column of words.
 
         Words that are given are joined by spaces, characters by nothing, to the text that places count in.
@@ -255,7 +256,7 @@ class Task(Balance, contracts.Task):
         batch = pad_rows([tokenizer.assemble(sentences[row.sentence].ids[row.begin : row.end]) for row in rows], tokenizer.pad_id)
         return {**batch, "_texts": texts, "_spans": spans, "_sentences": sentences, "_rows": rows}
 
-    def describe(self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors) -> list[dict[str, Any]]:
+    def describe(self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors) -> list[Record]:
         """Returns the entities of each text: text, label, score (the mean probability of its tags), and where it starts and
         ends in the text, in characters."""
         tokenizer = tokenizer_of(processors)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Value, Where
 from fmjax.data.kinds.text import Processor as TextProcessor
 from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns
@@ -60,7 +60,7 @@ class TokenTask(contracts.Task):
         """Returns per-row sums over predicted tokens: cross-entropies, their number, and how many are right."""
         return token_sums(outputs["lm"], batch["labels"], batch["label_weights"])
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns loss (nats per predicted token), perplexity and accuracy."""
         return class_metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
 
@@ -135,9 +135,9 @@ def widest_context(spans: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(poorer >= 0, poorer, -1).argmax(axis=0))
 
 
-def given_texts(examples: Sequence[Any], column: str, where: Where) -> list[str]:
+def given_texts(examples: Sequence[Value], column: str, where: Where) -> list[str]:
     """Returns the texts of examples: strings, or objects that have them in a column. Raises UserError, naming the example."""
-    read: list[Any] = [example.get(column) if isinstance(example, Mapping) else example for example in examples]
+    read: list[Value] = [example.get(column) if isinstance(example, Mapping) else example for example in examples]
     for number, text in enumerate(read):
         if not isinstance(text, str):
             raise UserError(f'{where(number)}: is not a text; give a string, or an object with a "{column}"')

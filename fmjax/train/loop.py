@@ -97,7 +97,7 @@ class Loop:
             # Read once: a signal that comes later ends the next step.
             waiting = self.due("eval", step) or self.due("save", step)
             caught = self.signals.agreed(step, waiting)
-            if self.judged_and_saved(state, step, caught):
+            if self.finish(state, step, caught):
                 saved = step
             if caught and step < self.last:
                 self.saver.wait()
@@ -124,7 +124,7 @@ class Loop:
                 profile.end(step, metrics)
         return state
 
-    def judged_and_saved(self, state: TrainState, step: int, caught: int) -> bool:
+    def finish(self, state: TrainState, step: int, caught: int) -> bool:
         """Evaluates and saves where that is due; returns whether the step was saved."""
         final, improved = step == self.last, False
         if not (caught or final or self.due("eval", step) or self.due("save", step)):

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmjax.decoding import beam, logits, loop
+from fmjax.decoding import beam, logits, loop, prompts
 from fmjax.decoding.logits import NONE, Place, process
 from fmjax.decoding.settings import Generation, merge
 from fmjax.errors import UserError
@@ -426,7 +426,7 @@ def test_a_decoder_without_a_prompt_begins_with_its_start_token():
 
 def test_arrays_of_an_encoder_are_filled_up_by_rows_and_tokens_by_columns():
     inputs = {"input_features": FRAMES[:3], "attention_mask": HEARD[:3], "decoder_input_ids": np.ones((3, 9))}
-    filled = loop.fill_up(inputs, loop.DECODER_PROMPT, 10, 12)
+    filled = prompts.fill_up(inputs, prompts.DECODER_PROMPT, 10, 12)
     assert {name: array.shape for name, array in filled.items()} == {
         "input_features": (4, 5, 6),
         "attention_mask": (4, 5),
@@ -436,7 +436,7 @@ def test_arrays_of_an_encoder_are_filled_up_by_rows_and_tokens_by_columns():
     assert filled["decoder_input_ids"].tolist() == [[10] * 3 + [1] * 9] * 3 + [[10] * 12]
     assert filled["decoder_attention_mask"].sum(axis=1).tolist() == [9, 9, 9, 0]
     texts = {"input_ids": np.ones((3, 9)), "token_type_ids": np.ones((3, 9)), "pixel_values": np.ones((3, 3, 9, 9))}
-    filled = loop.fill_up(texts, loop.DECODER_PROMPT, 10, 0)
+    filled = prompts.fill_up(texts, prompts.DECODER_PROMPT, 10, 0)
     assert {name: array.shape for name, array in filled.items()} == {
         "input_ids": (4, 16),
         "attention_mask": (4, 16),
@@ -449,7 +449,7 @@ def test_arrays_of_an_encoder_are_filled_up_by_rows_and_tokens_by_columns():
 
 def test_scores_are_computed_on_request_alone():
     def lowered(how: Generation, scored: bool) -> Any:
-        inputs = loop.fill_up(batch_of(PROMPTS), loop.PROMPT, 10, 0)
+        inputs = prompts.fill_up(batch_of(PROMPTS), prompts.PROMPT, 10, 0)
         number = jnp.int32(1)
         call = loop.Call(Place(number, number, number, number, number), number, jax.random.key(0), number)
         return DECODE.lower(loop.StaticModel(Toy()), drawn(), inputs, call, how, 8, scored)
@@ -477,9 +477,9 @@ def test_few_functions_are_compiled(monkeypatch):
 
 
 def test_lengths_are_rounded_up_to_few():
-    rounded = [loop.padded(length) for length in range(1, 1025)]
+    rounded = [prompts.padded(length) for length in range(1, 1025)]
     assert len(set(rounded)) < 40 and all(0 <= whole - n < max(8, n / 4) for n, whole in enumerate(rounded, 1))
-    filled = loop.fill_up({"input_ids": np.ones((3, 9))}, loop.PROMPT, 0, 12)  # of 12 positions
+    filled = prompts.fill_up({"input_ids": np.ones((3, 9))}, prompts.PROMPT, 0, 12)  # of 12 positions
     assert filled["attention_mask"].tolist() == [[False] * 3 + [True] * 9] * 3 + [[False] * 12]
 
 
@@ -679,7 +679,7 @@ def test_models_that_do_not_generate_and_tokens_that_they_lack():
     with pytest.raises(UserError, match="bad_words_ids: 11 is out of range; the vocabulary has 11 entries, 0 to 10"):
         continued(batch_of(PROMPTS), merge({"bad_words_ids": [[3, 11]]}))
     with pytest.raises(UserError, match="nothing says what the decoder begins with; give decoder_start_token_id"):
-        loop.start_id(Listener(), GREEDY)
+        prompts.start_id(Listener(), GREEDY)
     with pytest.raises(UserError, match="Bert has no decoder, so it generates no text"):
         loop.as_generator(load(GOLDEN / "bert_classify").model)
 

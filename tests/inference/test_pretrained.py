@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import string
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -22,6 +26,7 @@ from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.errors import UserError
 from fmjax.hub import folders
 from fmjax.hub.reference import class_names
+from fmjax.inference import predict
 from fmjax.inference.pretrained import Pretrained, abstract_params, load
 from fmjax.runs.checkpoint import Best, Checkpoints
 
@@ -278,3 +283,67 @@ def test_runs_that_cannot_be_loaded_or_saved(tmp_path, tokenizer):
     (tmp_path / "bare").mkdir()
     with pytest.raises(UserError, match=r"config.json: no such file"):
         load(tmp_path / "bare")
+
+
+def sampler() -> Pretrained:
+    """Returns a GPT-2 that continues texts of letters by drawing."""
+    letters = train_tokenizer([(string.ascii_letters + string.digits)[:61] * 9], "char", 61, lowercase=False)
+    task = tasks.make({"name": "clm", "rows": "offset", "temperature": 1.5, "max_new_tokens": 6})
+    return dataclasses.replace(
+        load(GOLDEN / "generation" / "gpt2"), tokenizer=letters, task=task, config={"data": {"max_length": 16}}
+    )
+
+
+def test_sampled_answers_do_not_depend_on_chunks(tmp_path):
+    model = sampler()
+    texts = [row["text"] for row in model.predict(["abc"] * 70)]
+    assert len(set(texts)) > 60
+    assert texts[:32] != texts[32:64]
+    ids = model.tokenizer.encode_batch(["abc"])[0]
+    tokens = model.generate(input_ids=np.stack([ids] * 70), attention_mask=np.ones((70, len(ids)), int))
+    assert texts == [model.tokenizer.written(row[len(ids) :]) for row in tokens]
+    assert [row["text"] for row in model.predict(["abc"] * 38, first=32)] == texts[32:]
+    source = tmp_path / "texts.jsonl"
+    source.write_text('{"text": "abc"}\n' * 70)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "load", lambda folder: model)
+        predict.predict_file(tmp_path, source, tmp_path / "answers.jsonl")
+    assert [json.loads(line)["text"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == texts
+
+
+class Captioner(nn.Module):
+    """An encoder-decoder whose encoder reads images, each of which favors the token of its brightest channel."""
+
+    heads = MappingProxyType({"lm": MappingProxyType({})})
+    settings = SimpleNamespace(positions=0)
+    encoder_inputs = ("pixel_values",)
+    start_id = 4
+
+    def encode(self, batch):
+        return {"hidden": batch["pixel_values"].mean(axis=(2, 3))}
+
+    def empty_cache(self, rows, length):
+        return {"index": jnp.int32(0), "layers": ()}
+
+    def decode(self, batch, memory, cache):
+        last = jax.nn.one_hot(batch["decoder_input_ids"][:, -1:], 5)
+        return {"lm": jnp.pad(memory["hidden"], ((0, 0), (0, 2)))[:, None] - 9 * last}, cache
+
+
+def test_an_encoder_may_read_images():
+    def checked(arrays, settings):
+        return {name: np.asarray(array, np.float32 if name == "pixel_values" else np.int32) for name, array in arrays.items()}
+
+    model = Pretrained({}, SimpleNamespace(reference_inputs=checked), Captioner(), {}, None)
+    images = np.zeros((3, 3, 2, 2))
+    for row, (bright, second) in enumerate(((0, 1), (2, 0), (1, 2))):
+        images[row, bright], images[row, second] = 2, 1
+    found = model.generate(pixel_values=images, max_new_tokens=3, return_scores=True)
+    assert found.sequences.tolist() == [[4, 0, 1, 0], [4, 2, 0, 2], [4, 1, 2, 1]]
+    assert (found.log_probs < 0).all()
+    prompted = model.generate(pixel_values=images, decoder_input_ids=[[4, 1], [4, 2], [4, 3]], max_new_tokens=2, num_beams=2)
+    assert prompted.tolist() == [[4, 1, 0, 1], [4, 2, 0, 2], [4, 3, 1, 2]]
+    with pytest.raises(UserError, match=r"decoder_input_ids: has 2 rows, but pixel_values has shape \(3, 3, 2, 2\)"):
+        model.generate(pixel_values=images, decoder_input_ids=[[4], [4]])
+    with pytest.raises(UserError, match="pixel_values are missing"):
+        model.generate(decoder_input_ids=[[4], [4]])

@@ -13,9 +13,10 @@ import pytest
 
 from fmjax.layers import position
 from fmjax.layers.attention import Attention, Context, CrossAttention, attend, causal_mask, key_mask, rotate
-from fmjax.layers.blocks import PostNorm, PreNorm, stack
+from fmjax.layers.blocks import PostNorm, PreNorm
 from fmjax.layers.mlp import GatedMlp, Mlp, gelu
 from fmjax.layers.norm import LayerNorm, RmsNorm
+from fmjax.layers.stack import Layers, stack
 
 KEY = jax.random.key(0)
 
@@ -120,7 +121,7 @@ class Decoder(nn.Module):
             "mlp": partial(Mlp, 12, gelu),
             "norm": partial(LayerNorm, 1e-5),
         }
-        return stack(self, partial(self.block, **parts), 2, self.scan, "none", x, context, caches)
+        return stack(self, partial(self.block, **parts), Layers(2, self.scan), x, context, caches)
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -13,11 +13,12 @@ import pytest
 
 from fmjax.errors import UserError
 from fmjax.layers.attention import Attention, Context, CrossAttention, attend, key_mask, segment_mask
-from fmjax.layers.blocks import PostNorm, stack
-from fmjax.layers.heads import FEW, ClassifyMean, MaskedLm, scores
+from fmjax.layers.blocks import PostNorm
+from fmjax.layers.heads import FEW, ClassifyMean, MaskedLm, project_to_vocabulary
 from fmjax.layers.linear import Dense, embedding, normal, product
 from fmjax.layers.mlp import ACTIVATIONS, Mlp, activation, gelu
 from fmjax.layers.norm import LayerNorm
+from fmjax.layers.stack import Layers, stack
 
 KEY = jax.random.key(0)
 
@@ -117,6 +118,26 @@ def test_attention_projects_to_heads_and_back():
         np.testing.assert_allclose(layer(2, 4).apply({"params": p}, x, context)[0], expected, atol=1e-5)
 
 
+def test_positions_are_added_to_queries_and_keys_alone():
+    x, memory = jnp.array(draw(2, 3, 8)), jnp.array(draw(2, 5, 8, seed=1))
+    own, far = jnp.array(draw(1, 3, 8, seed=2)), jnp.array(draw(2, 5, 8, seed=3))
+    p = randomised(Attention(2, 4), x, Context())
+
+    def project(y, name):
+        return np.einsum("bld,dhk->blhk", y, p[name]["kernel"]) + p[name]["bias"]
+
+    for layer, context, keys, values in (
+        (Attention, Context(positions=own), x + own, x),
+        (CrossAttention, Context(memory=memory, positions=own, memory_positions=far), memory + far, memory),
+    ):
+        everything = np.ones((2, 2, 3, keys.shape[1]), bool)
+        seen = plain_attention(project(x + own, "query"), project(keys, "key"), project(values, "value"), everything)
+        expected = np.einsum("blhk,hkd->bld", seen, p["out"]["kernel"]) + p["out"]["bias"]
+        np.testing.assert_allclose(layer(2, 4).apply({"params": p}, x, context)[0], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="needs a memory, or a cache"):
+        CrossAttention(2, 4).apply({"params": p}, x, Context())
+
+
 def test_attention_drops_only_with_a_key():
     x, layer = draw(1, 4, 8), Attention(2, 4, dropout=0.5)
     params = {"params": randomised(layer, x, Context())}
@@ -190,7 +211,7 @@ class Tower(nn.Module):
 
     @nn.compact
     def __call__(self, x, shift):
-        return stack(self, partial(Small, self.dropout), 3, self.scan, "none", x, Context(bias=shift))[0]
+        return stack(self, partial(Small, self.dropout), Layers(3, self.scan), x, Context(bias=shift))[0]
 
 
 def test_a_block_normalises_after_each_residual_sum():
@@ -262,7 +283,7 @@ def test_each_layer_drops_something_else(scan):
     class Three(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return stack(self, Marks, 3, scan, "none", x, Context())[0]
+            return stack(self, Marks, Layers(3, scan), x, Context())[0]
 
     params = {"params": {"layers": {"weight": jnp.ones((3, 1))}}}
     digits = np.asarray(Three().apply(params, jnp.zeros(64), rngs={"dropout": KEY})).astype(int)
@@ -331,14 +352,15 @@ def test_gradients_of_a_product(rows, turned):
 
 
 @pytest.mark.parametrize("rows", [1, FEW[0], FEW[-1], FEW[-1] + 1])
-def test_scores_over_a_vocabulary(rows):
+def test_projection_to_a_vocabulary(rows):
     """They and their gradients are those of x @ table.T; few rows are taken the other way round on a CPU, and nowhere else."""
     keys = jax.random.split(KEY)
     x, table = (jax.random.normal(key, (count, 16)) / 4 for key, count in zip(keys, (rows, 40), strict=True))
-    np.testing.assert_allclose(scores(x, table), x @ table.T, rtol=0, atol=1e-6)
-    own, plain = (jax.grad(lambda x, t, f=f: (f(x, t) ** 2).sum(), (0, 1))(x, table) for f in (scores, lambda x, t: x @ t.T))
+    np.testing.assert_allclose(project_to_vocabulary(x, table), x @ table.T, rtol=0, atol=1e-6)
+    functions = project_to_vocabulary, lambda x, t: x @ t.T
+    own, plain = (jax.grad(lambda x, t, f=f: (f(x, t) ** 2).sum(), (0, 1))(x, table) for f in functions)
     for ours, theirs in zip(own, plain, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-    traced = jax.jit(scores).trace(x, table)
+    traced = jax.jit(project_to_vocabulary).trace(x, table)
     assert ("optimization_barrier" in traced.lower(lowering_platforms=("cpu",)).as_text()) is (rows in FEW)
     assert "optimization_barrier" not in traced.lower(lowering_platforms=("tpu",)).as_text()

@@ -13,7 +13,8 @@ import pytest
 from fmjax.errors import UserError
 from fmjax.inference.pretrained import abstract_params
 from fmjax.layers.attention import Context
-from fmjax.layers.blocks import PostNorm, PreNorm, StochasticDepth, stack
+from fmjax.layers.blocks import PostNorm, PreNorm, StochasticDepth
+from fmjax.layers.stack import Layers, stack
 from fmjax.models import bert
 
 KEY = jax.random.key(0)
@@ -53,7 +54,7 @@ class Tower(nn.Module):
     @nn.compact
     def __call__(self, x):
         block = partial(self.block, attention=Adds, mlp=Adds, norm=Same, stochastic_depth=self.rate)
-        return stack(self, block, self.layers, self.scan, "none", x, Context())[0]
+        return stack(self, block, Layers(self.layers, self.scan), x, Context())[0]
 
 
 def test_examples_keep_a_branch_scaled_up_or_lose_it():

@@ -50,7 +50,7 @@ def error(model: Pretrained, case: str, part: str = "short", **changed: np.ndarr
 
 def changed(model: Pretrained, **settings: object) -> Pretrained:
     settings = dataclasses.replace(model.model.settings, **settings)
-    return dataclasses.replace(model, model=type(model.model)(model.model.heads, settings))
+    return dataclasses.replace(model, model=model.model.clone(settings=settings))
 
 
 @pytest.mark.parametrize(("case", "part"), [(case, "short") for case in CASES] + [(case, "full") for case in BODIES])

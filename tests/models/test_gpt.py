@@ -61,7 +61,7 @@ def table(family: ModuleType) -> Reference:
 
 def changed(model: Pretrained, **settings: object) -> Pretrained:
     settings = dataclasses.replace(model.model.settings, **settings)
-    return dataclasses.replace(model, model=type(model.model)(model.model.heads, settings))
+    return dataclasses.replace(model, model=model.model.clone(settings=settings))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -237,7 +237,7 @@ def test_flops_are_those_of_the_matrices():
 def test_what_is_added_to_the_residual_stream_starts_smaller():
     model = gpt.build(heads={}, width=64, layers=2, attention_heads=1, mlp_width=64, vocab_size=9, positions=4, scan_layers=True)
     with jax.disable_jit(False):
-        params = pytree.names(nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), model.smallest()))["params"])
+        params = pytree.names(nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), model.one_row_batch()))["params"])
     spread = {name: float(np.std(leaf)) for name, leaf in params.items() if name.endswith("kernel")}
     for name, value in spread.items():
         small = name.endswith(("out/kernel", "down/kernel"))

@@ -56,7 +56,7 @@ def logits(name: str) -> Any:
     """Returns the function batch -> logits of a small model whose parameters, biases and norms too, are random at order 0.3."""
     kind = "mlm" if name in ENCODERS else "lm"
     model = models.family(name.partition(":")[0]).build(heads={kind: {}}, **EVERY[name])
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), model.smallest())["params"])
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), model.one_row_batch())["params"])
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     return jax.jit(lambda batch: model.apply({"params": params}, batch)[kind])

@@ -57,7 +57,7 @@ def error(model: Pretrained, case: str, part: str = "short", **changed: np.ndarr
 
 def changed(model: Pretrained, **settings: object) -> Pretrained:
     settings = dataclasses.replace(model.model.settings, **settings)
-    return dataclasses.replace(model, model=type(model.model)(model.model.heads, settings))
+    return dataclasses.replace(model, model=model.model.clone(settings=settings))
 
 
 @pytest.mark.parametrize(("case", "part"), [*((case, "short") for case in CASES), ("v1_0", "long")])
@@ -290,7 +290,7 @@ def test_an_encoder_alone_classifies():
 
 def test_a_fresh_model_starts_as_the_reference_does():
     model = t5.build(heads={}, **SIZE | {"width": 64, "head_width": 16, "mlp_width": 256, "vocab_size": 99, "decoder_layers": 0})
-    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), model.smallest())["params"])
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), model.one_row_batch())["params"])
     params = {name: np.asarray(leaf) for name, leaf in pytree.names(params).items()}
     deviations = {
         "embed/word/embedding": 1.0,

@@ -49,7 +49,7 @@ def error(model: Pretrained, case: str, **changed: np.ndarray) -> float:
 
 def changed(model: Pretrained, **settings: object) -> Pretrained:
     settings = dataclasses.replace(model.model.settings, **settings)
-    return dataclasses.replace(model, model=type(model.model)(model.model.heads, settings))
+    return dataclasses.replace(model, model=model.model.clone(settings=settings))
 
 
 @pytest.mark.parametrize("case", CASES)

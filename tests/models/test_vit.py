@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -273,3 +274,52 @@ def test_flops_follow_the_patches_that_are_seen():
     assert 2 * 17.4e9 < model.forward_flops({"images": images}) < 2 * 17.7e9  # 17.6 G multiplications and additions
     kept = model.forward_flops({"images": images, "patch_keep": jax.ShapeDtypeStruct((1, 49), np.int32)})
     assert kept < 0.3 * model.forward_flops({"images": images})
+
+
+def masked_vit(**changes):
+    """Returns a small ViT with random parameters, and the function of a batch."""
+    size = {"width": 8, "layers": 2, "attention_heads": 2, "mlp_width": 12, "image_size": 8, "patch_size": 2}
+    decoder = {"decoder_width": 8, "decoder_layers": 1, "decoder_heads": 2, "decoder_mlp_width": 12}
+    model = models.family("vit").build(**{"heads": {"classify": {}}, **size, **decoder, **changes})
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(model))
+    return lambda **batch: model.apply({"params": params}, {name: jnp.asarray(array) for name, array in batch.items()})
+
+
+@pytest.mark.parametrize("changes", [{}, {"pool": "mean", "class_tokens": 0}, {"heads": {"pixels": {}}}])
+def test_an_image_on_a_canvas_is_the_image_alone(changes):
+    apply, rng = masked_vit(**changes), np.random.default_rng(1)
+    head = next(iter(changes.get("heads", {"classify": {}})))
+    # A square, two rectangles, one of which ends inside a patch, and the whole canvas.
+    sizes = [(8, 8), (6, 10), (5, 4), (10, 12)]
+    canvas = rng.normal(size=(4, 10, 12, 3)).astype(np.float32)  # what is masked is no zero
+    mask = np.zeros((4, 10, 12), np.int32)
+    for row, (height, width) in enumerate(sizes):
+        mask[row, :height, :width] = 1
+    found = apply(images=canvas, pixel_mask=mask)
+    tokens = 0 if "class_tokens" in changes else 1
+    for row, (height, width) in enumerate(sizes):
+        alone = apply(images=canvas[row : row + 1, :height, :width])
+        grid = np.zeros((5, 6), bool)
+        grid[: height // 2, : width // 2] = True
+        own = np.concatenate([np.ones(tokens, bool), grid.reshape(-1)])
+        np.testing.assert_allclose(found["hidden"][row][own], alone["hidden"][0], atol=1e-5)
+        if head == "classify":
+            np.testing.assert_allclose(found["classify"][row], alone["classify"][0], atol=1e-5)
+    if head == "classify":
+        assert np.abs(found["classify"] - apply(images=canvas)["classify"])[:3].max(axis=1).min() > 1e-3
+    whole = apply(images=canvas, pixel_mask=np.ones_like(mask))
+    for name, array in apply(images=canvas).items():
+        np.testing.assert_allclose(whole[name], array, atol=1e-5)
+
+
+def test_patches_that_are_kept_on_a_canvas_are_masked_with_it():
+    apply = masked_vit(heads={"pixels": {}})
+    canvas = np.random.default_rng(1).normal(size=(1, 8, 12, 3)).astype(np.float32)
+    mask = np.zeros((1, 8, 12), np.int32)
+    mask[:, :8, :8] = 1
+    # Patches of the left 4 x 4, numbered on the canvas of 4 x 6 and in the image alone; 5 is masked.
+    on_canvas, alone = np.array([[0, 8, 15, 5]]), np.array([[0, 6, 11]])
+    found = apply(images=canvas, pixel_mask=mask, patch_keep=on_canvas)
+    expected = apply(images=canvas[:, :, :8], patch_keep=alone)
+    np.testing.assert_allclose(found["hidden"][:, :4], expected["hidden"], atol=1e-5)

@@ -16,6 +16,8 @@ from fmjax.tasks.clm import Task
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install .[parity]")
 transformers = pytest.importorskip("transformers", reason="the reference is not installed: pip install .[parity]")
 
+pytestmark = pytest.mark.optimized
+
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n"
 
 

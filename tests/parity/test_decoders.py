@@ -27,6 +27,8 @@ from fmjax.errors import UserError  # noqa: E402
 from fmjax.hub import llama2c  # noqa: E402
 from fmjax.hub.families import table_of  # noqa: E402
 
+pytestmark = pytest.mark.optimized
+
 STEMS = {"GPT2": make_decoders.GPT2 | make_decoders.END} | dict.fromkeys(("Llama", "Mistral", "Qwen2"), make_decoders.LLAMA)
 CLASSES = [name for family in ("gpt", "llama", "mistral", "qwen2") for name in table_of(family).classes()]
 LMS = ("GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")

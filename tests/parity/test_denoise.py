@@ -15,6 +15,8 @@ from fmjax.train.loop import train
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install .[parity]")
 transformers = pytest.importorskip("transformers", reason="the reference is not installed: pip install .[parity]")
 
+pytestmark = pytest.mark.optimized
+
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "bart_denoise.py"
 TEXTS = ["The dog sleeps. It dreams of walks.", "A<mask> of numbers.", "Is<mask> so? No. It is<mask>."]
 

@@ -18,6 +18,8 @@ import fmjax  # noqa: E402
 from fmjax.errors import UserError  # noqa: E402
 from fmjax.hub.families import table_of  # noqa: E402
 
+pytestmark = pytest.mark.optimized
+
 CONFIGS = {
     "Bert": make.SMALL,
     "Roberta": make.ROBERTA,

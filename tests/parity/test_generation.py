@@ -41,6 +41,52 @@ def test_tokens(family, scale, tmp_path):
     assert not wrong, wrong[:2]
 
 
+@pytest.mark.parametrize("family", ["llama", "t5", "marian_untied"])
+def test_prompts_of_decoders_and_scores(family, tmp_path):
+    reference = make.reference(family, make.SEEDS[family], 0)
+    reference.save_pretrained(tmp_path)
+    ours = fmjax.load(tmp_path)
+    arrays = make.inputs(family, rows=3, length=9, seed=2)
+    prompted = make.prompts(arrays, 5, 2) if family != "llama" else arrays
+    for settings in make.scored_cases(make.frequent(reference, arrays)):
+        sequences, log_probs, scores = make.scored(reference, prompted, settings)
+        found = ours.generate(**prompted, **settings, return_scores=True)
+        np.testing.assert_array_equal(found.sequences, sequences, str(settings))
+        np.testing.assert_allclose(found.log_probs, log_probs, rtol=1e-4, err_msg=str(settings))
+        np.testing.assert_allclose(found.sequences_scores, scores, rtol=1e-4, err_msg=str(settings))
+
+
+@pytest.mark.parametrize("family", ["t5", "marian_untied"])
+def test_prompts_of_different_lengths(family, tmp_path):
+    """Rows together are the reference's rows alone, with the start token added if it is missing.
+
+    The reference's rows together are the same only for relative positions, without padding behind an added start token.
+    """
+    reference = make.reference(family, make.SEEDS[family], 0)
+    reference.save_pretrained(tmp_path)
+    ours = fmjax.load(tmp_path)
+    arrays = make.inputs(family, rows=3, length=9, seed=2)
+    for start in (make.START, None):
+        ids = make.prompts(arrays, 5, 2, None)["decoder_input_ids"]
+        mask = np.arange(5) >= np.array([0, 3, 2])[:, None]
+        if start:
+            ids[range(3), mask.argmax(axis=1)] = start
+        prompted = {"decoder_input_ids": np.where(mask, ids, make.PAD), "decoder_attention_mask": mask.astype(int)}
+        width = 5 if start else 6
+        settings = {"max_new_tokens": 10, "eos_token_id": make.frequent(reference, arrays)[:1].tolist(), "pad_token_id": make.PAD}
+        for beams in (1, 3):
+            found = ours.generate(**arrays, **prompted, **settings, num_beams=beams)[:, width:]
+            if family == "t5" and start:
+                together = make.tokens(reference, arrays | prompted, settings | {"num_beams": beams})
+                np.testing.assert_array_equal(found, together[:, width:])
+            for row in range(3):
+                alone = {name: array[row : row + 1] for name, array in arrays.items()}
+                alone["decoder_input_ids"] = ids[row : row + 1, mask[row]]
+                expected = make.tokens(reference, alone, settings | {"num_beams": beams})[0]
+                new = expected[width - 5 + mask[row].sum() :]
+                assert found[row].tolist() == [*new, *[make.PAD] * (found.shape[1] - len(new))]
+
+
 @pytest.mark.parametrize("family", make.GOLDEN)
 def test_settings_of_the_folder(family, tmp_path):
     reference = make.reference(family, 3, 0.12)

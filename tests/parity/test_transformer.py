@@ -21,6 +21,8 @@ from fmjax.data.tokenizers.tokenizer import load_tokenizer  # noqa: E402
 from fmjax.errors import UserError  # noqa: E402
 from fmjax.layers.position import sinusoids  # noqa: E402
 
+pytestmark = pytest.mark.optimized
+
 CLASSES = {
     "MarianModel": make.MARIAN,
     "MarianMTModel": make.MARIAN,

@@ -22,6 +22,8 @@ from fmjax.hub.families import table_of  # noqa: E402
 from fmjax.layers.grid import sinusoids_2d  # noqa: E402
 from fmjax.tasks import mae  # noqa: E402
 
+pytestmark = pytest.mark.optimized
+
 CLASSES = [name for family in ("vit", "deit") for name in table_of(family).classes()]
 TOLERANCE, DEFAULT_TOLERANCE = 1e-4, 5e-6
 

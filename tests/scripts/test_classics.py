@@ -27,7 +27,7 @@ def weights(folder: Path, tokenizer: Tokenizer) -> Path:
     """Writes a Hugging Face folder of a small BERT with random weights."""
     family = models.family("bert")
     model = family.build(heads={"pooled": {}}, vocab_size=tokenizer.vocab_size, positions=32, **SMALL)
-    params = nn.meta.unbox(model.init(jax.random.key(0), model.smallest())["params"])
+    params = nn.meta.unbox(model.init(jax.random.key(0), model.one_row_batch())["params"])
     config = families.table_of("bert").write_config(model.settings, tokenizer.pad_id) | {"architectures": ["BertModel"]}
     Pretrained(config, family, model, jax.device_get(params), tokenizer).save(folder)
     return folder

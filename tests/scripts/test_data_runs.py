@@ -135,7 +135,7 @@ def test_bad_records_end_a_run_or_are_left_out_and_counted(data, run, refused, c
     assert records(tmp_path / "skipped")[-2]["left_out"] == 2
     report = (tmp_path / "skipped" / "report.html").read_text()
     assert "2 bad records were left out: bad.csv line 4" in report
-    assert "2 of 3 records of validation are in the training data" in report
+    assert "2 of 3 validation records also occur in training" in report
     message = refused(tmp_path / "one", *settings[:2], "data.on_error=skip:1", arg="classify")
     assert "1 bad records were left out already (data.on_error=skip:1)" in message
     assert "data.workers=-1: must not be negative" in refused(tmp_path / "x", files, "data.workers=-1", arg="classify")

@@ -121,7 +121,6 @@ from fmjax.data.kinds import number
 
 class Processor(number.Processor):
     kind = "toys.share"
-    inputs = ("shares",)
     model_settings = ("shares",)
 
     @classmethod

@@ -159,7 +159,7 @@ def logits(characters):
     """The logits of a small GPT, whose parameters, biases and norms included, are random and large enough to matter: a function
     of the arrays of four packed rows of 16, so that it is compiled once."""
     model = gpt.build(heads=Task().heads, vocab_size=characters.vocab_size, **SIZE)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), model.smallest())["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), model.one_row_batch())["params"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     apply = jax.jit(lambda batch: model.apply({"params": params}, batch)["lm"])

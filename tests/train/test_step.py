@@ -199,7 +199,10 @@ def check_placed(state, ways: tuple[int, int]) -> None:
     assert adam.count.sharding.is_fully_replicated and state.step.sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize(("rules", "ways"), [("dp", (1, 1)), ("fsdp", (2, 1)), ("fsdp_tp", (2, 2))])
+@pytest.mark.parametrize(
+    ("rules", "ways"),
+    [pytest.param("dp", (1, 1), marks=pytest.mark.full), ("fsdp", (2, 1)), ("fsdp_tp", (2, 2))],
+)
 def test_sharded_steps_are_those_of_one_device(alone, rules, ways):
     model, mesh, table = build(dropout=0.2), sharding.make_mesh(CUBE), sharding.RULES[rules]
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(table.items())):

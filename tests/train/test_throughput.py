@@ -21,7 +21,8 @@ def test_tokens_that_are_no_padding_are_counted_once():
     assert count_read(both, make({"name": "seq2seq"})) == count_read(both, make({"name": "span_corruption"})) == 8 + 6
     padded = {"input_ids": np.ones((2, 4)), "attention_mask": np.array([[1, 1, 0, 0], [1, 1, 1, 0]])}
     assert count_read(padded, classify.Task(labels=("a", "b"))) == 5
-    assert count_read({"pixel_values": np.zeros((3, 2, 2, 1))}) == 3
+    images = make({"name": "image_classify", "labels": ("a", "b")})
+    assert count_read({"images": np.zeros((3, 2, 2, 1))}, images) == 3
     mixture = make({"name": "mixture", "parts": {"a": {"name": "clm"}, "b": {"name": "mlm"}}})
     nested = {f"{part}/{name}": array for part in "ab" for name, array in stacked(row).items()}
     assert count_read(nested, mixture) == 16

@@ -25,7 +25,6 @@ class Processor(contracts.Processor):
     reads: ClassVar[str] = "categories"
     file: ClassVar[str] = stored.FILE
     unit: ClassVar[str] = "rows"
-    inputs: ClassVar[tuple[str, ...]] = ("categories",)
     model_settings: ClassVar[tuple[str, ...]] = ("categories",)
 
     names: Mapping[str, tuple[str, ...]]

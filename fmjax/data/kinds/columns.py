@@ -6,14 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fmjax.config.json_files import read_json
-from fmjax.contracts import Value, Where
+from fmjax.contracts import Config, Value, Where
 from fmjax.errors import RecordError, UserError
 
 FILE = "columns.json"
-State = Mapping[str, Any]  # of each column, as JSON holds it
+State = Mapping[str, Value]  # of each column, as JSON holds it
 
 
 def write(folder: Path, state: State) -> None:
@@ -26,7 +25,7 @@ def write(folder: Path, state: State) -> None:
         raise UserError(f"{folder / FILE}: {reason}; fix its permissions or free disk space") from None
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> Config:
     """Returns the state of columns. Raises UserError if it is missing or damaged."""
     return read_json(folder / FILE)
 

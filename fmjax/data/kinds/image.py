@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -36,7 +36,6 @@ class Processor(contracts.Processor):
     reads: ClassVar[str] = "images"
     file: ClassVar[str] = preprocessor_config.PROCESSOR
     unit: ClassVar[str] = "images"
-    inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_mask")
     model_settings: ClassVar[tuple[str, ...]] = ("image_size", "channels")
     at_root: ClassVar[bool] = True
 
@@ -68,7 +67,7 @@ class Processor(contracts.Processor):
         return cls.of(dict(settings) | sizes)
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
+    def of(cls, settings: Mapping[str, Value]) -> Self:
         """Returns the processor of a task's settings that leave nothing open."""
         names = {"resize": "resample", "fit": "fitting"}
         values = {names.get(name, name): value for name, value in settings.items()}
@@ -145,7 +144,7 @@ class Processor(contracts.Processor):
         return {"images": batch, "pixel_mask": mask}
 
 
-def sizes_in(columns: Sequence[Column], image_size: Any, channels: int) -> dict[str, Any]:
+def sizes_in(columns: Sequence[Column], image_size: int | tuple[int, int], channels: int) -> Config:
     """Returns the size and channels of images, those that are 0 being found in the data.
 
     Raises UserError, naming the record, if images differ from the first or are not square.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from fmjax.contracts import Value, Where
 from fmjax.errors import RecordError
@@ -33,7 +32,7 @@ def names_of(value: Value, where: str, column: str, several: bool = False) -> li
 
     Raises RecordError if one is not a name or a whole number.
     """
-    items: list[Any] = [value]
+    items: list[Value] = [value]
     if several and isinstance(value, str | list):
         items = value.split(SEPARATOR) if isinstance(value, str) else value
     found = []

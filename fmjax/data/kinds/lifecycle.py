@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from fmjax import contracts
-from fmjax.contracts import Column, Config, Processors, Value
+from fmjax.contracts import Column, Config, Processors, Source, Value
 from fmjax.data.kinds import find
 from fmjax.data.records import Bundle
 
@@ -27,7 +26,7 @@ class Group:
         return find(self.kind)
 
 
-def groups(task: contracts.Task, source: Any = None) -> dict[str, Group]:
+def groups(task: contracts.Task, source: Source | Bundle | None = None) -> dict[str, Group]:
     """Returns the groups of columns that a task reads, by the key of their processor.
 
     Args:
@@ -36,7 +35,7 @@ def groups(task: contracts.Task, source: Any = None) -> dict[str, Group]:
     """
     found: dict[str, Group] = {}
     for part, own in task.tasks.items():
-        data = source.parts[part] if isinstance(source, Bundle) else source
+        data: Source | None = source.parts[part] if isinstance(source, Bundle) else source
         for kind in dict.fromkeys(own.reads.values()):
             settings = own.processing.get(kind)
             same = kind not in found or found[kind].settings == settings
@@ -53,7 +52,7 @@ def fit(group: Group, data: Config) -> contracts.Processor:
     return group.processor.fit(group.columns, settings, group.added)
 
 
-def fit_all(task: contracts.Task, source: Any, data: Config) -> Processors:
+def fit_all(task: contracts.Task, source: Source | Bundle, data: Config) -> Processors:
     """Returns processors fitted to the training data, whatever the config names."""
     return Processors(named={key: fit(group, data) for key, group in groups(task, source).items()})
 

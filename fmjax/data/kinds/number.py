@@ -25,7 +25,6 @@ class Processor(contracts.Processor):
     reads: ClassVar[str] = "numbers"
     file: ClassVar[str] = stored.FILE
     unit: ClassVar[str] = "rows"
-    inputs: ClassVar[tuple[str, ...]] = ("numbers",)
     model_settings: ClassVar[tuple[str, ...]] = ("numbers",)
 
     scales: Mapping[str, tuple[float, float]]

@@ -7,11 +7,11 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from fmjax.contracts import Value
 from fmjax.errors import RecordError, UserError
 
 MOST_PIXELS = 64 * 2**20  # of one image: what is larger is taken for a trap and not decoded
@@ -72,7 +72,7 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def load(image: Any, where: str) -> np.ndarray:
+def load(image: Value, where: str) -> np.ndarray:
     """Returns an image that is given as a path, the bytes of a file, a Pillow image, or uint8 [H,W] or [H,W,C], as uint8 [H,W,C].
 
     Raises UserError, naming `where`, if it is none of them, or is not there or damaged.

@@ -6,9 +6,9 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fmjax.config.json_files import read_json
+from fmjax.contracts import Config, Value
 from fmjax.data.kinds.pixels import RESAMPLINGS
 from fmjax.errors import UserError
 
@@ -24,7 +24,7 @@ READ = (
 )
 
 
-def read(folder: Path, image_size: int, channels: int) -> dict[str, Any]:
+def read(folder: Path, image_size: int, channels: int) -> Config:
     """Returns the settings of a task of images for a folder whose model reads images of that size and channels.
 
     Where the model's channels are not known (0), they are as many as the file has means, 3 for one. Without the file the
@@ -52,7 +52,7 @@ def read(folder: Path, image_size: int, channels: int) -> dict[str, Any]:
     return settings | {name: numbers(path, f"image_{name}", given, channels) for name in ("mean", "std")}
 
 
-def read_size(path: Path, given: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+def read_size(path: Path, given: Config, image_size: int) -> Config:
     """Returns the settings `image_size`, `resize_size` and `fit`. Raises UserError for sizes that are not handled."""
     size, cropped = given.get("size", image_size), bool(given.get("do_center_crop"))
     if canvas := padded_to(given):
@@ -70,7 +70,7 @@ def read_size(path: Path, given: Mapping[str, Any], image_size: int) -> dict[str
     return {"image_size": crop, "resize_size": side if side > crop else 0, "fit": fit}
 
 
-def padded_to(given: Mapping[str, Any]) -> tuple[int, int] | None:
+def padded_to(given: Config) -> tuple[int, int] | None:
     """Returns the canvas (height, width) that images are padded to, if they are scaled to fit into it."""
     size, canvas = given.get("size"), rectangle(given.get("pad_size"))
     if not given.get("do_pad") or not isinstance(size, Mapping) or set(size) != {"max_height", "max_width"}:
@@ -78,7 +78,7 @@ def padded_to(given: Mapping[str, Any]) -> tuple[int, int] | None:
     return canvas if canvas == (size["max_height"], size["max_width"]) else None
 
 
-def rectangle(size: Any) -> tuple[int, int] | None:
+def rectangle(size: Value) -> tuple[int, int] | None:
     """Returns (height, width) of a size that gives both."""
     if not isinstance(size, Mapping) or set(size) != {"height", "width"}:
         return None
@@ -86,7 +86,7 @@ def rectangle(size: Any) -> tuple[int, int] | None:
     return sides if all(type(side) is int and side > 0 for side in sides) else None
 
 
-def numbers(path: Path, name: str, given: Mapping[str, Any], channels: int) -> tuple[float, ...]:
+def numbers(path: Path, name: str, given: Config, channels: int) -> tuple[float, ...]:
     """Returns a number for each channel, or one for all; 0.5 if it is not given. Raises UserError if it is anything else."""
     value = given.get(name, [0.5] * channels)
     found = tuple(value) if isinstance(value, list) else (value,)
@@ -96,7 +96,7 @@ def numbers(path: Path, name: str, given: Mapping[str, Any], channels: int) -> t
     return found
 
 
-def edge(path: Path, name: str, size: Any) -> tuple[int, str]:
+def edge(path: Path, name: str, size: Value) -> tuple[int, str]:
     """Returns the side of a size, and whether it is of both sides ("stretch") or of the shorter one ("shortest")."""
     side, fit = size, "stretch"
     if isinstance(size, Mapping) and set(size) == {"height", "width"} and size["height"] == size["width"]:
@@ -108,7 +108,7 @@ def edge(path: Path, name: str, size: Any) -> tuple[int, str]:
     raise UserError(f"{path}: {name}={json.dumps(size)} is not handled, only a square or a shortest_edge; {APART}")
 
 
-def write(folder: Path, settings: Mapping[str, Any]) -> None:
+def write(folder: Path, settings: Config) -> None:
     """Writes the settings of a task of images as the reference's image processor reads them.
 
     Raises UserError if they cannot be written.
@@ -118,7 +118,7 @@ def write(folder: Path, settings: Mapping[str, Any]) -> None:
     resized = (settings["resize_size"] or height, settings["resize_size"] or width)
     shortest, padded = settings["fit"] == "shortest", settings["fit"] == "pad"
     canvas = {"height": height, "width": width}
-    content: dict[str, Any] = {
+    content: Config = {
         "image_processor_type": "DetrImageProcessor" if padded else "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": resized[0], "width": resized[1]},

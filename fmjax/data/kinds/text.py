@@ -27,7 +27,6 @@ class Processor(contracts.Processor):
     reads: ClassVar[str] = "texts"
     file: ClassVar[str] = "tokenizer.json"
     unit: ClassVar[str] = "tokens"
-    inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     model_settings: ClassVar[tuple[str, ...]] = ("vocab_size",)
     at_root: ClassVar[bool] = True
 

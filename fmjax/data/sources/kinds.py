@@ -71,7 +71,7 @@ def one_path(files: Files, split: str, kind: str) -> Path:
     given = [files] if isinstance(files, str) else list(files)
     if len(given) != 1:
         raise UserError(
-            f"data.files.{split}: is {len(given)} given; "
+            f"data.files.{split}: is {len(given)} names; "
             f"data.source={kind} reads one file or folder"
         )
     path = Path(given[0]).expanduser()

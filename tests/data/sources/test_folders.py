@@ -15,6 +15,7 @@ from support.image_files import CLASSES, COLOURS, GOOD, GREYS, IMAGES, LABELS, e
 
 from fmjax.data.kinds import pixels
 from fmjax.data.sources import folders
+from fmjax.data.sources import idx as idx_source
 from fmjax.data.sources.open import hold_out, open_source
 from fmjax.errors import UserError
 
@@ -242,8 +243,8 @@ def test_an_archive_with_more_behind_its_end_or_another_ending(tmp_path):
 
 
 def test_digits():
-    sources = {split: open_source("digits", None, split) for split in folders.DIGITS}
-    assert {split: len(source) for split, source in sources.items()} == folders.DIGITS
+    sources = {split: open_source("digits", None, split) for split in idx_source.DIGITS}
+    assert {split: len(source) for split, source in sources.items()} == idx_source.DIGITS
     seen = [source[index]["image"].tobytes() for source in sources.values() for index in range(len(source))]
     assert len(seen) == 1797 == len(set(seen))
     first = sources["train"][0]
