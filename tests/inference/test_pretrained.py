@@ -22,6 +22,7 @@ from support.processors import using
 import fmjax
 from fmjax import models, pytree, tasks
 from fmjax.config import write_config
+from fmjax.contracts import Processors
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.errors import UserError
 from fmjax.hub import folders
@@ -334,7 +335,8 @@ def test_an_encoder_may_read_images():
     def checked(arrays, settings):
         return {name: np.asarray(array, np.float32 if name == "pixel_values" else np.int32) for name, array in arrays.items()}
 
-    model = Pretrained({}, SimpleNamespace(reference_inputs=checked), Captioner(), {}, None)
+    family = models.Family("captioner", Captioner, SimpleNamespace, checked_batch=checked)
+    model = Pretrained({}, family, Captioner(), {}, Processors())
     images = np.zeros((3, 3, 2, 2))
     for row, (bright, second) in enumerate(((0, 1), (2, 0), (1, 2))):
         images[row, bright], images[row, second] = 2, 1
