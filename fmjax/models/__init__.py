@@ -43,9 +43,9 @@ class Family:
     """What the module of a family defines; all but `build` and `Settings` may be left out there."""
 
     name: str  # as `model.name` has it
-    build: Callable[
-        ..., Any
-    ]  # (heads=, size=, **settings) -> a Model; raises UserError for what does not fit
+    # (heads=, size=, **settings) -> a Model that is a Linen module; raises UserError for what does
+    # not fit together
+    build: Callable[..., Any]
     Settings: type[Any]  # a frozen dataclass
     inputs: tuple[str, ...] = ()  # what users may give; the first has to be there; empty: anything
     # (inputs, settings) -> a batch whose ids and shapes are checked; raises UserError. On the

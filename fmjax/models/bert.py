@@ -198,7 +198,6 @@ class Bert(nn.Module):
     heads: contracts.Heads
     settings: Settings
     table: Callable[[Any], HeadTable] = heads_of  # from the family's settings
-    packs: ClassVar[bool] = False
 
     def head_makers(self) -> HeadTable:
         """Returns the builder of each kind of head that the family has."""

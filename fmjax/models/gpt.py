@@ -124,7 +124,6 @@ class Gpt(nn.Module):
 
     heads: contracts.Heads
     settings: Settings
-    packs: ClassVar[bool] = False
 
     def head_makers(self) -> HeadTable:
         """Returns the builder of each kind of head that the family has."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
-from fmjax.contracts import Heads
+from fmjax.contracts import Model
 from fmjax.errors import UserError, nearest
 from fmjax.layers.heads import HeadTable
 from fmjax.layers.stack import Layers
@@ -28,20 +28,15 @@ class Compute:
         return Layers(count, self.scan_layers, self.remat)
 
 
-class Checkable(Protocol):
-    """A model with heads from a table."""
+class TableModel(Model, Protocol):
+    """A model whose heads come from a table."""
 
-    @property
-    def heads(self) -> Heads: ...
-
-    @property
-    def settings(self) -> Compute: ...
-
-    def head_makers(self) -> HeadTable: ...
+    def head_makers(self) -> HeadTable:
+        """Returns the builder of each kind of head that the family has."""
 
 
 SettingsT = TypeVar("SettingsT", bound=Compute)
-ModelT = TypeVar("ModelT", bound=Checkable)
+ModelT = TypeVar("ModelT", bound=TableModel)
 
 
 def resolve(
@@ -77,7 +72,7 @@ def check_divides(width_name: str, width: int, heads_name: str, heads: int) -> N
 def checked(model: ModelT) -> ModelT:
     """Returns the model. Raises UserError if its compute type is unknown, stochastic depth leaves
     no layer, or it lacks a head that the task needs."""
-    settings = model.settings
+    settings: Compute = model.settings
     if settings.dtype not in DTYPES:
         raise UserError(
             f'model.dtype="{settings.dtype}" is not supported; choose one of {", ".join(DTYPES)}'

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -140,7 +140,6 @@ class Vit(nn.Module):
     settings: Settings
     tokens: tuple[str, ...] = ("class_token",)  # names of the learned tokens before the patches
     table: Callable[[Settings, int], HeadTable] = heads_of
-    packs: ClassVar[bool] = False
 
     def head_makers(self) -> HeadTable:
         """Returns the builder of each kind of head that the family has."""

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from fmjax import contracts, models
-from fmjax.contracts import Config, Processors, Task
+from fmjax.contracts import Config, Encodes, Generates, Model, PacksPairs, Processors, Task
 from fmjax.data import kinds
 from fmjax.data.kinds import lifecycle, text
 from fmjax.decoding.settings import settings_for
@@ -92,7 +92,7 @@ def resolve_model(config: Config, source: Pretrained | None, processors: Process
             raise UserError(
                 f"task.{setting}={value} is not the model's, model.{setting}={settings.get(setting)}; make them agree"
             )
-    if task.packs_pairs and not hasattr(model, "packs"):
+    if task.packs_pairs and not isinstance(model, PacksPairs):
         raise UserError(f'task.pack=true: model.name="{name}" does not read packed pairs; set it to false')
     return model
 
@@ -127,12 +127,12 @@ def check_vocabulary(section: Config, processors: Processors) -> None:
         )
 
 
-def check_generation(task: Task, model: Any, processors: Processors, length: int) -> None:
+def check_generation(task: Task, model: Model, processors: Processors, length: int) -> None:
     """Raises UserError if the settings of generation of a task are invalid, or ask for more than the model has positions."""
-    if task.generation is not None and "text" in processors:
+    if task.generation is not None and "text" in processors and isinstance(model, Generates):
         settings = settings_for(processors.of(text.Processor).tokenizer, task.generation, model)
         if task.needs_generation:
-            settings.limits(1 if hasattr(model, "encode") else length, getattr(model.settings, "positions", 0))
+            settings.limits(1 if isinstance(model, Encodes) else length, model.settings.positions)
 
 
 def check_measures(config: Config, task: Task) -> None:

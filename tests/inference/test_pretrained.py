@@ -291,7 +291,7 @@ def sampler() -> Pretrained:
     letters = train_tokenizer([(string.ascii_letters + string.digits)[:61] * 9], "char", 61, lowercase=False)
     task = tasks.make({"name": "clm", "rows": "offset", "temperature": 1.5, "max_new_tokens": 6})
     return dataclasses.replace(
-        load(GOLDEN / "generation" / "gpt2"), tokenizer=letters, task=task, config={"data": {"max_length": 16}}
+        load(GOLDEN / "generation" / "gpt2"), processors=using(letters), task=task, config={"data": {"max_length": 16}}
     )
 
 

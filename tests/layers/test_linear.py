@@ -25,14 +25,6 @@ SHAPES = [
 RANK, ALPHA = 2, 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """These functions are small: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def draw(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
@@ -44,7 +36,10 @@ def plain(layer: Dense, x: jax.Array) -> dict:
 
 def factors(kernel: jax.Array, features: tuple[int, ...]) -> dict:
     inputs = kernel.shape[: kernel.ndim - len(features)]
-    return {"lora_a": draw(*inputs, RANK, seed=7), "lora_b": ALPHA / RANK * draw(RANK, *features, seed=8)}
+    return {
+        "lora_a": draw(*inputs, RANK, seed=7),
+        "lora_b": ALPHA / RANK * draw(RANK, *features, seed=8),
+    }
 
 
 def quantized(kernel: np.ndarray, features: tuple[int, ...], groups: int) -> Quantized:
@@ -62,11 +57,15 @@ def test_low_rank_factors_are_added_to_the_kernel(shape, features, axes, dtype):
     x, layer = draw(*shape), Dense(features, axes, dtype=dtype)
     params = plain(layer, x)
     extra = factors(params["kernel"], features)
-    merged = params | {"kernel": params["kernel"] + jnp.tensordot(extra["lora_a"], extra["lora_b"], 1)}
+    merged = params | {
+        "kernel": params["kernel"] + jnp.tensordot(extra["lora_a"], extra["lora_b"], 1)
+    }
     found, expected = (layer.apply({"params": own}, x) for own in (params | extra, merged))
     assert found.dtype == dtype and np.abs(expected - layer.apply({"params": params}, x)).max() > 1
     scale = float(np.abs(expected).max())
-    np.testing.assert_allclose(found, expected, atol=scale * (1e-6 if dtype == jnp.float32 else 3e-2))
+    np.testing.assert_allclose(
+        found, expected, atol=scale * (1e-6 if dtype == jnp.float32 else 3e-2)
+    )
 
 
 @pytest.mark.parametrize(("shape", "features", "axes"), SHAPES)
@@ -77,10 +76,14 @@ def test_a_quantized_kernel_is_its_values_times_their_scales(shape, features, ax
     packed = quantized(params["kernel"], features, groups)
     assert packed.scale.shape == (groups, *features) and packed.values.dtype == jnp.int8
     repeats = math.prod(params["kernel"].shape) // math.prod(packed.scale.shape)
-    whole = (np.asarray(packed.values, np.float32).reshape(-1, *features)) * np.repeat(packed.scale, repeats, axis=0)
+    whole = (np.asarray(packed.values, np.float32).reshape(-1, *features)) * np.repeat(
+        packed.scale, repeats, axis=0
+    )
     np.testing.assert_array_equal(packed.kernel(), whole.reshape(params["kernel"].shape))
     found = layer.apply({"params": params | {"kernel": packed}}, x)
-    np.testing.assert_allclose(found, layer.apply({"params": params | {"kernel": packed.kernel()}}, x), rtol=1e-6)
+    np.testing.assert_allclose(
+        found, layer.apply({"params": params | {"kernel": packed.kernel()}}, x), rtol=1e-6
+    )
     off = np.abs(found - layer.apply({"params": params}, x)).max() / np.abs(found).max()
     assert 1e-5 < off < 2e-2
 
@@ -97,7 +100,9 @@ def test_factors_beside_a_quantized_kernel_and_their_gradients():
         kernel = packed.kernel() + jnp.tensordot(extra["lora_a"], extra["lora_b"], 1)
         return jnp.sin(layer.apply({"params": params | {"kernel": kernel}}, x)).sum()
 
-    for one, other in zip(*(jax.tree.leaves(jax.grad(loss)(extra)) for loss in (found, expected)), strict=True):
+    for one, other in zip(
+        *(jax.tree.leaves(jax.grad(loss)(extra)) for loss in (found, expected)), strict=True
+    ):
         np.testing.assert_allclose(one, other, atol=1e-3, rtol=1e-4)
 
 
@@ -123,14 +128,20 @@ def test_stacks_of_layers_hold_them_too(scan):
     params = nn.meta.unbox(model.init(KEY, x)["params"])["layers"]["up"]
     each = [{name: leaf[index] for name, leaf in params.items()} for index in range(3)]
     packed = [quantized(own["kernel"], (8,), 2) for own in each]
-    extra = [{"lora_a": draw(8, RANK, seed=index), "lora_b": draw(RANK, 8, seed=9 + index)} for index in range(3)]
+    extra = [
+        {"lora_a": draw(8, RANK, seed=index), "lora_b": draw(RANK, 8, seed=9 + index)}
+        for index in range(3)
+    ]
     stacked = jax.tree.map(
         lambda *leaves: jnp.stack(leaves),
-        *(own | {"kernel": kernel} | more for own, kernel, more in zip(each, packed, extra, strict=True)),
+        *(
+            own | {"kernel": kernel} | more
+            for own, kernel, more in zip(each, packed, extra, strict=True)
+        ),
     )
     y = x
     for own, kernel, more in zip(each, packed, extra, strict=True):
-        y = y + y @ (kernel.kernel() + more["lora_a"] @ more["lora_b"]) + own["bias"]
+        y = y + y @ (kernel.kernel() + more["lora_a"] @ more["lora_b"]) + own["bias"][None, None]
     found = model.apply({"params": {"layers": {"up": stacked}}}, x)
     np.testing.assert_allclose(found, y, atol=1e-5 * float(np.abs(y).max()))
 
@@ -140,9 +151,13 @@ class Before(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = parameter(self, "kernel", nn.initializers.ones_init(), ("embed", "heads", "kv"), (8, 2, 6))
+        kernel = parameter(
+            self, "kernel", nn.initializers.ones_init(), ("embed", "heads", "kv"), (8, 2, 6)
+        )
         y = product(x.reshape(-1, 8), kernel.reshape(8, -1))
-        y = y + parameter(self, "bias", nn.initializers.zeros_init(), ("heads", "kv"), (2, 6)).reshape(1, -1)
+        y = y + parameter(
+            self, "bias", nn.initializers.zeros_init(), ("heads", "kv"), (2, 6)
+        ).reshape(1, -1)
         return y.reshape(2, 3, 2, 6)
 
 

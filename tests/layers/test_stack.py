@@ -29,14 +29,6 @@ WINDOW, BASES = 3, (10.0, 1000.0)
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """These functions are small: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
@@ -119,12 +111,20 @@ def test_a_pattern_is_its_layers_in_turn(name):
     params = randomized(Toy(blocks, Layers(count)), x, shared)
 
     def with_gradient(function):
-        return jax.jit(jax.value_and_grad(lambda params: (jnp.sin(out := function(params)).sum(), out), has_aux=True))(params)
+        return jax.jit(
+            jax.value_and_grad(
+                lambda params: (jnp.sin(out := function(params)).sum(), out), has_aux=True
+            )
+        )(params)
 
-    (_, expected), gradient = with_gradient(lambda params: by_hand(blocks, params, x, shared, count))
+    (_, expected), gradient = with_gradient(
+        lambda params: by_hand(blocks, params, x, shared, count)
+    )
     for layers in (Layers(count, False, "dots"), Layers(count, True, "everything")):
         model = Toy(blocks, layers)
-        (_, found), own = with_gradient(lambda params, model=model: model.apply({"params": params}, x, shared)[0])
+        (_, found), own = with_gradient(
+            lambda params, model=model: model.apply({"params": params}, x, shared)[0]
+        )
         np.testing.assert_allclose(found, expected, **TOLERANCE)
         for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(gradient), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-3)

@@ -23,14 +23,6 @@ ROWS, LENGTH, MEMORY, WIDTH, COUNT = 2, 5, 3, 8, 3
 WAYS = [(False, "none"), (True, "none"), (False, "everything"), (True, "dots")]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """These functions are small: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def draw(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 

@@ -1,4 +1,5 @@
-"""What callers can read or change inside every family: taps, `embedded_delta`; without them the program is the same."""
+"""What callers can read or change inside every family: taps, `embedded_delta`; without them the
+program is the same."""
 
 from __future__ import annotations
 
@@ -34,14 +35,6 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, jax.Array]]]
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """These functions are small: compiling them costs more than running them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def built(family: str, **changes: Any) -> tuple[nn.Module, Any, dict[str, jax.Array]]:
     """Returns a model, parameters at random at order 0.3, and a batch."""
@@ -49,7 +42,11 @@ def built(family: str, **changes: Any) -> tuple[nn.Module, Any, dict[str, jax.Ar
     model = models.family(family).build(heads=heads, **settings, **changes)
     shapes = jax.eval_shape(lambda: nn.meta.unbox(model.init(jax.random.key(0), batch)["params"]))
     rng = np.random.default_rng(0)
-    return model, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes), batch
+    return (
+        model,
+        jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes),
+        batch,
+    )
 
 
 def text(family: str, **changes: Any) -> str:
@@ -63,9 +60,13 @@ def text(family: str, **changes: Any) -> str:
     return jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).as_text()
 
 
-@pytest.mark.parametrize("changes", [{}, {"scan_layers": True, "remat": "dots"}], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"scan_layers": True, "remat": "dots"}], ids=["unrolled", "scanned"]
+)
 @pytest.mark.parametrize("family", ["bert", "gpt", "t5", "vit"])
-def test_without_the_collections_the_program_is_that_of_a_model_without_taps(family, changes, monkeypatch):
+def test_without_the_collections_the_program_is_that_of_a_model_without_taps(
+    family, changes, monkeypatch
+):
     with_taps = text(family, **changes)
     for module in (attention, blocks):
         monkeypatch.setattr(module, "tap", lambda module, name, value: value)
@@ -75,18 +76,37 @@ def test_without_the_collections_the_program_is_that_of_a_model_without_taps(fam
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_of_every_stack_is_tapped(family):
     model, params, batch = built(family)
-    outputs, taps = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))({"params": params}, batch)
+    outputs, taps = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))(
+        {"params": params}, batch
+    )
     found = pytree.names(taps["intermediates"])
     paired = "decoder_input_ids" in batch
-    stacks = ["encoder", "decoder"] if paired else ["decoder" if family in ("gpt", "llama") else "encoder"]
+    stacks = (
+        ["encoder", "decoder"]
+        if paired
+        else ["decoder" if family in ("gpt", "llama") else "encoder"]
+    )
     kinds = {
         "encoder": ("hidden", "attention/weights"),
         "decoder": ("hidden", "attention/weights", *(["cross/weights"] * paired)),
     }
-    assert set(found) == {f"{side}/layers/{index}/{kind}" for side in stacks for index in (0, 1) for kind in kinds[side]}
+    assert set(found) == {
+        f"{side}/layers/{index}/{kind}"
+        for side in stacks
+        for index in (0, 1)
+        for kind in kinds[side]
+    }
     last = found[f"{stacks[-1]}/layers/1/hidden"]
-    assert last.shape == outputs["hidden"].shape and found[f"{stacks[0]}/layers/0/attention/weights"].shape[1] == 2
-    if family in ("bert", "electra", "transformer", "bart"):  # the others have a norm behind the stack
+    assert (
+        last.shape == outputs["hidden"].shape
+        and found[f"{stacks[0]}/layers/0/attention/weights"].shape[1] == 2
+    )
+    if family in (
+        "bert",
+        "electra",
+        "transformer",
+        "bart",
+    ):  # the others have a norm behind the stack
         np.testing.assert_array_equal(last, outputs["hidden"])
 
 
@@ -97,7 +117,9 @@ def test_scanned_taps_and_their_gradients_are_the_unrolled_ones(family):
         model, params, batch = built(family, scan_layers=scan)
 
         def both(params, model=model, batch=batch):
-            _, taps = model.apply({"params": params}, batch, mutable=["intermediates", "perturbations"])
+            _, taps = model.apply(
+                {"params": params}, batch, mutable=["intermediates", "perturbations"]
+            )
 
             def loss(perturbations):
                 outputs = model.apply({"params": params, "perturbations": perturbations}, batch)
@@ -111,7 +133,9 @@ def test_scanned_taps_and_their_gradients_are_the_unrolled_ones(family):
         np.testing.assert_allclose(results[1][name], leaf, atol=1e-5, err_msg=name)
 
 
-DELTAS = [(family, "") for family in FAMILIES] + [(family, "decoder_") for family in ("t5", "transformer", "bart")]
+DELTAS = [(family, "") for family in FAMILIES] + [
+    (family, "decoder_") for family in ("t5", "transformer", "bart")
+]
 
 
 @pytest.mark.parametrize(("family", "prefix"), DELTAS)
@@ -123,7 +147,8 @@ def test_a_delta_is_added_to_the_embedded_input(family, prefix):
     apply = jax.jit(lambda batch: model.apply({"params": params}, batch)["hidden"])
     plain = apply(batch)
     np.testing.assert_array_equal(apply(batch | {name: zeros}), plain)
-    # A word's delta is as if its embedding were another: the difference of two words' rows makes the one the other.
+    # A word's delta is as if its embedding were another: the difference of two words' rows makes
+    # the one the other.
     delta = jnp.asarray(np.random.default_rng(1).normal(size=zeros.shape), jnp.float32)
     moved = apply(batch | {name: delta})
     assert np.abs(moved - plain).max() > 0.01
@@ -133,7 +158,9 @@ def test_a_delta_is_added_to_the_embedded_input(family, prefix):
         table = params["embed"]["word"]["embedding"]
         scale = 8**0.5 if family == "transformer" else 1
         delta = scale * (table[other] - table[batch[ids]])
-        np.testing.assert_allclose(apply(batch | {name: delta}), apply(batch | {ids: other}), atol=2e-5)
+        np.testing.assert_allclose(
+            apply(batch | {name: delta}), apply(batch | {ids: other}), atol=2e-5
+        )
 
 
 def test_a_delta_of_several_texts_belongs_to_each():
@@ -144,4 +171,6 @@ def test_a_delta_of_several_texts_belongs_to_each():
     found = model.apply({"params": params}, {"input_ids": ids, "embedded_delta": delta})["hidden"]
     for choice in (0, 1):
         one = {"input_ids": ids[:, choice][:, None], "embedded_delta": delta[:, choice][:, None]}
-        np.testing.assert_allclose(model.apply({"params": params}, one)["hidden"][:, 0], found[:, choice], atol=1e-6)
+        np.testing.assert_allclose(
+            model.apply({"params": params}, one)["hidden"][:, 0], found[:, choice], atol=1e-6
+        )

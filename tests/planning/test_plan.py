@@ -48,7 +48,7 @@ def test_a_plan_holds_the_bytes_that_training_does(tmp_path):
     experiment = prepare(given, tmp_path / "run")
     state = experiment.initial_state()
     on_first = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state))]
-    vocabulary = {"model.vocab_size": str(experiment.data.tokenizer.vocab_size)}
+    vocabulary = {"model.vocab_size": str(experiment.data.processors.sizes()["vocab_size"])}
     found = plan(config("bert_mlm.py:tiny", **FSDP, **vocabulary), read_topology("cpu:8"))
     assert found["bytes_per_device"]["parameters"] + found["bytes_per_device"]["optimizer"] == sum(on_first)
     assert found["model_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -43,8 +43,6 @@ class Toy(nn.Module):
         floats = {name: jnp.zeros((1, getattr(self.settings, name))) for name in ("numbers", "shares")}
         return floats | {"categories": jnp.zeros((1, 1), jnp.int32)}
 
-    smallest = one_row_batch
-
     def forward_flops(self, batch):
         return 4.0 * len(batch["numbers"]) * self.settings.width
 

@@ -1,0 +1,132 @@
+"""Tasks: what a model learns from a batch and how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fmjax.contracts.data import Examples
+from fmjax.contracts.processors import Processors
+from fmjax.contracts.types import Arrays, Batch, Config, Heads, HostBatch, Value, Where
+
+
+class Task:
+    """What a model learns from a batch and how it is judged: a base class.
+
+    A task is a frozen dataclass made from the config (`Task(**config.task)`). What is optional has its default here.
+    """
+
+    counted: ClassVar[tuple[str, ...]] = ()  # arrays that are 0 in padding alone; empty: segment_ids or attention_mask
+    sized: ClassVar[tuple[str, ...]] = ()  # arrays of `inputs` whose last axis is a length
+    labels: tuple[str, ...] = ()  # the names of classes
+    kind: str = "single"  # of labels: an example has one (single), several (multi), or a number (regression)
+
+    @property
+    def reads(self) -> Mapping[str, str]:
+        """The columns that a processor reads, and the kind of each, such as {"text": "text"}."""
+        raise NotImplementedError
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that training and evaluation read: those of `reads`, and labels and other answers."""
+        return tuple(self.reads)
+
+    @property
+    def processing(self) -> Mapping[str, Config]:
+        """The settings of kinds that the task decides itself, such as those of images, by kind."""
+        return {}
+
+    @property
+    def adds(self) -> Mapping[str, tuple[Value, ...]]:
+        """Values that the task adds to those of its columns, by kind, such as a prefix of texts."""
+        return {}
+
+    @property
+    def heads(self) -> Heads:
+        """The heads that it reads, and the numbers of each."""
+        raise NotImplementedError
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of its metrics, of which one may be undefined on some data."""
+        raise NotImplementedError
+
+    @property
+    def generation(self) -> Mapping[str, Any] | None:
+        """The settings of generation, where predicting is generating; None elsewhere."""
+        return None
+
+    @property
+    def needs_generation(self) -> bool:
+        """Whether evaluation reads what the model generates; `metrics` then gets `generated [N,T]`."""
+        return False
+
+    @property
+    def splits(self) -> Mapping[str, str]:
+        """In a mixture, the split that each part trains on. Empty elsewhere."""
+        return {}
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """In a mixture, the task of each part, the main one first. Elsewhere the task itself, under an empty name."""
+        return {"": self}
+
+    @property
+    def main(self) -> Task:
+        """The task that a run is judged by and predicts with."""
+        return next(iter(self.tasks.values()))
+
+    @property
+    def signatures(self) -> Mapping[str, str]:
+        """How metrics of texts are computed, by metric."""
+        return {}
+
+    @property
+    def packs_pairs(self) -> bool:
+        """Whether training rows hold several pairs of source and target."""
+        return False
+
+    @property
+    def model_settings(self) -> Mapping[str, Any]:
+        """Settings of the task that the model has to share, such as {"patch_size": 16}."""
+        return {}
+
+    def resolve(self, source: Any) -> Config:
+        """Returns the settings that follow from the training data, such as label names, for the stored config.
+
+        Raises UserError if a column is missing, or a record, which it names, does not fit.
+        """
+        raise NotImplementedError
+
+    def examples(self, source: Any, processors: Processors, max_length: int, train: bool) -> Examples:
+        """Returns the examples of a split."""
+        raise NotImplementedError
+
+    def weights(self, batch: Batch) -> Arrays:
+        """Returns one weight per term of the loss, of the whole global batch: so splitting a batch does not change the loss."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Batch, batch: Batch) -> Arrays:
+        """Returns one sum per term; the loss is the sum over terms of sum / weight."""
+        raise NotImplementedError
+
+    def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
+        """Returns what metrics read, per example [B, ...]."""
+        raise NotImplementedError
+
+    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
+        """Returns the metrics of all examples; row i of the arrays belongs to example i where `valid [N]` is 1."""
+        raise NotImplementedError
+
+    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+        """Returns a batch for prediction; names that begin with "_" stay on the host.
+
+        Raises UserError, naming the example by `where(index)`, for one that cannot be read.
+        """
+        raise NotImplementedError
+
+    def describe(self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors) -> list[dict[str, Any]]:
+        """Returns what a person reads about each example. Where predicting is generating, `outputs` has `generated [B,T]`."""
+        raise NotImplementedError
