@@ -13,6 +13,8 @@ import pytest
 
 import fmjax
 from fmjax import models
+from fmjax.contracts import Processors
+from fmjax.data.kinds import text
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from fmjax.hub import families
 from fmjax.inference.pretrained import Pretrained
@@ -29,7 +31,7 @@ def weights(folder: Path, tokenizer: Tokenizer) -> Path:
     model = family.build(heads={"pooled": {}}, vocab_size=tokenizer.vocab_size, positions=32, **SMALL)
     params = nn.meta.unbox(model.init(jax.random.key(0), model.one_row_batch())["params"])
     config = families.table_of("bert").write_config(model.settings, tokenizer.pad_id) | {"architectures": ["BertModel"]}
-    Pretrained(config, family, model, jax.device_get(params), tokenizer).save(folder)
+    Pretrained(config, family, model, jax.device_get(params), Processors(text.Processor(tokenizer))).save(folder)
     return folder
 
 
