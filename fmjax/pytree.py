@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 
+from fmjax.contracts import PyTree
 from fmjax.errors import UserError
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def path_name(path: tuple[PyTree, ...]) -> str:
     """Returns a JAX key path as 'encoder/layers/mlp/up/kernel'."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
@@ -25,14 +26,14 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
 
 
-def names(tree: Any) -> dict[str, Any]:
+def names(tree: PyTree) -> dict[str, PyTree]:
     """Returns the leaves of a tree by slash-joined name, in tree order."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def unnames(flat: Mapping[str, Any]) -> dict[str, Any]:
+def unnames(flat: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Returns the nested dictionary of a flat one: the inverse of `names` on nested dictionaries."""
-    tree: dict[str, Any] = {}
+    tree: dict[str, PyTree] = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
         node = tree
@@ -42,7 +43,7 @@ def unnames(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def mask(tree: Any, patterns: Iterable[str], setting: str) -> Any:
+def mask(tree: PyTree, patterns: Iterable[str], setting: str) -> PyTree:
     """Returns a tree of bool: whether any of the regular expressions is found in the leaf's name.
 
     Raises UserError, naming the config key `setting`, if a pattern is malformed or matches no leaf: a rule that does
@@ -61,7 +62,7 @@ def mask(tree: Any, patterns: Iterable[str], setting: str) -> Any:
     return map_named(lambda name, _: name in found, tree)
 
 
-def merge(fresh: Any, loaded: Any, optional: Iterable[str], origin: str) -> tuple[Any, list[str], list[str]]:
+def merge(fresh: PyTree, loaded: PyTree, optional: Iterable[str], origin: str) -> tuple[PyTree, list[str], list[str]]:
     """Returns a tree like `fresh` with the leaves that `loaded` has, the names left fresh, and the loaded names not used.
 
     Only names that match one of the regular expressions `optional` may be left fresh or unused (a head of another shape,

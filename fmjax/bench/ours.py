@@ -9,12 +9,12 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fmjax.bench import worker
 from fmjax.bench.workloads import Result
+from fmjax.contracts import PyTree
 
 BACKEND = "/jax/core/compile/backend_compile_duration"
 TRACING = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration")
@@ -77,24 +77,24 @@ class Ours:
         self.jitted = self.jax.jit(step, donate_argnums=0)
         self.shardings = self.layout.of_batch(spec)
 
-    def train(self, index: int) -> Any:
+    def train(self, index: int) -> PyTree:
         batch = {name: self.jax.device_put(array, self.shardings[name]) for name, array in self.next(index).items()}
         with self.layout.active():
             self.state, metrics = self.jitted(self.state, batch, self.key)
         return metrics["loss"]
 
-    def forward(self, index: int) -> Any:
+    def forward(self, index: int) -> PyTree:
         outputs = self.pretrained.apply(**self.next(index))
         return self.jax.block_until_ready(outputs["last_hidden_state"])
 
-    def generate(self, index: int) -> Any:
+    def generate(self, index: int) -> PyTree:
         settings = {"max_new_tokens": self.job["new_tokens"], "min_new_tokens": self.job["new_tokens"]}
         return self.pretrained.generate(**self.next(index), **settings, num_beams=self.job["beams"])
 
-    def next(self, index: int) -> Any:
+    def next(self, index: int) -> PyTree:
         return self.batches[index % len(self.batches)]
 
-    def wait(self, result: Any) -> Any:
+    def wait(self, result: PyTree) -> PyTree:
         """Returns a step's result as JSON: a loss, the sum of magnitudes of hidden states, or the tokens."""
         if self.job["kind"] == "generate":
             return result.tolist()

@@ -11,13 +11,14 @@ import traceback
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from ml_collections import ConfigDict
 
+from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
-Config: TypeAlias = ConfigDict | Mapping[str, Any]
+Config: TypeAlias = ConfigDict | Mapping[str, Value]
 Keys = tuple[str, ...]
 # Names that a key had once, which stored configs and command lines may still have.
 RENAMED = {("init", "from"): ("init", "weights")}
@@ -31,7 +32,7 @@ class OpenDict(ConfigDict):
         return self
 
 
-def open_dict(**values: Any) -> OpenDict:
+def open_dict(**values: Value) -> OpenDict:
     """Returns an open group. A config file replaces one by assigning another `open_dict`."""
     node = OpenDict(allow_dotted_keys=True, sort_keys=False)
     for key, value in values.items():
@@ -107,7 +108,7 @@ def message_of(error: Exception) -> str:
     return " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> dict[str, Value]:
     """Returns the config as JSON holds it: tuples as lists, unset keys left out, keys by their present names.
 
     Raises UserError for a value that JSON cannot hold.
@@ -115,7 +116,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     return renamed(_plain(config, "config"))
 
 
-def renamed(config: dict[str, Any]) -> dict[str, Any]:
+def renamed(config: dict[str, Value]) -> dict[str, Value]:
     """Returns a config whose keys have their present names. If both names are set, the present one wins."""
     for (section, old), (_, new) in RENAMED.items():
         values = config.get(section)
@@ -125,7 +126,7 @@ def renamed(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _plain(value: Any, name: str) -> Any:
+def _plain(value: Value, name: str) -> Value:
     if isinstance(value, ConfigDict | Mapping):
         return {str(key): _plain(part, f"{name}.{key}") for key, part in value.items() if part is not None}
     if isinstance(value, list | tuple):
@@ -138,7 +139,7 @@ def _plain(value: Any, name: str) -> Any:
     return value
 
 
-def leaves(node: Config, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+def leaves(node: Config, path: Keys = ()) -> Iterator[tuple[Keys, Value]]:
     """Yields the path and the value of every key that is no group."""
     for key, value in node.items():
         if isinstance(value, ConfigDict | dict):

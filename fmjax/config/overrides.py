@@ -15,12 +15,13 @@ import ast
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from fmjax.config.files import RENAMED, OpenDict, leaves, open_dict
+from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -89,7 +90,7 @@ def _names(node: ConfigDict) -> str:
     return ", ".join(map(str, node)) or "none yet"
 
 
-def _parse(name: str, text: str, kind: Any, present: Any = None) -> Any:
+def _parse(name: str, text: str, kind: Value, present: Value = None) -> Value:
     """Returns the text as a `kind`; the elements of a tuple or list are of the type of those present."""
     if kind is str:
         return text
@@ -118,14 +119,14 @@ def _read_int(text: str) -> int:
     return int(number)
 
 
-READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+READERS: dict[Value, tuple[Callable[[str], Value], str]] = {
     bool: (lambda text: TRUTH[text.strip().lower()], "true or false"),
     int: (_read_int, "a whole number such as 100 or 1e3"),
     float: (float, "a number such as 0.1 or 3e-4"),
 }
 
 
-def _parse_elements(name: str, text: str, present: Sequence[Any]) -> list[Any]:
+def _parse_elements(name: str, text: str, present: Sequence[Value]) -> list[Value]:
     kinds = {type(element) for element in present}
     kind = float if kinds == {int, float} else kinds.pop() if len(kinds) == 1 else None
     # A regular expression may begin with a bracket too; it is no literal then.
@@ -139,11 +140,11 @@ def _parse_elements(name: str, text: str, present: Sequence[Any]) -> list[Any]:
     return [_parse(name, _text(value), kind) for value in values]
 
 
-def _text(value: Any) -> str:
+def _text(value: Value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _parse_free(name: str, text: str, beside: Sequence[Any]) -> Any:
+def _parse_free(name: str, text: str, beside: Sequence[Value]) -> Value:
     """Returns a value of an open group: a number beside numbers, text or a list beside those, else either."""
     kinds = {type(value) for value in beside}
     value = _literal(text)
@@ -154,7 +155,7 @@ def _parse_free(name: str, text: str, beside: Sequence[Any]) -> Any:
     return text if kinds & {str, tuple} and not isinstance(value, str | tuple | list) else _free(value)
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> Value:
     """Returns the value that the text spells in JSON or Python, without running anything; else the text."""
     for read in (json.loads, ast.literal_eval):
         try:
@@ -167,7 +168,7 @@ def _literal(text: str) -> Any:
     return text
 
 
-def _free(value: Any) -> Any:
+def _free(value: Value) -> Value:
     """Returns lists as tuples and dicts as open groups."""
     if isinstance(value, list | tuple):
         return tuple(_free(element) for element in value)

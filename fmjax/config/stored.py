@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fmjax import __version__
 from fmjax.config.files import Config, Keys, leaves, message_of, renamed, to_dict
 from fmjax.config.json_files import write_json
+from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
 CONFIG = "config.json"
@@ -52,7 +52,7 @@ def is_run(folder: Path) -> bool:
         return False
 
 
-def read_config(workdir: Path) -> dict[str, Any]:
+def read_config(workdir: Path) -> dict[str, Value]:
     """Returns what `write_config` stored, as JSON holds it; its key "fmjax" has `version`, `schema`, `given`.
 
     Raises UserError if there is none, or it is not a run's.
@@ -67,7 +67,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({message_of(error)}); restore it or start a new run") from error
     content = content if isinstance(content, dict) else {}
-    header: Any = content.get("fmjax")
+    header: Value = content.get("fmjax")
     if header is None and "model_type" in content:
         kind = f'belongs to Hugging Face weights (model_type "{content["model_type"]}"), not to a run'
         raise UserError(f"{path}: {kind}; make one: python scripts/convert.py --from {workdir} --to RUN")
@@ -79,7 +79,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     raise UserError(f'{path}: has no valid key "fmjax", so it is not a run\'s; name the folder of a run')
 
 
-def check_resumable(stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def check_resumable(stored: Mapping[str, Value], new: Mapping[str, Value]) -> None:
     """Raises UserError with the differences, unless a run may be continued with them.
 
     These may differ: `checkpoint`, `mesh`, keys ending in `_every`, how data are read (`READING`); `train.steps` or
@@ -94,7 +94,7 @@ def check_resumable(stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         )
 
 
-def continued(workdir: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
     """Returns the resolved config that a run stores, with what may change at a restart taken from the given one.
 
     Raises UserError with the differences if anything else has changed.
@@ -111,20 +111,20 @@ def continued(workdir: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _may_change(path: Keys, before: Any, after: Any) -> bool:
+def _may_change(path: Keys, before: Value, after: Value) -> bool:
     if path[0] in ("checkpoint", "mesh") or path[-1].endswith("_every") or (path[0] == "data" and path[-1] in READING):
         return True
     length = path[0] == "train" and path[1:] in [(key,) for key in LENGTH]
     return length and None not in (before, after) and after > before
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[Keys, Any, Any]]:
+def _changes(old: Mapping[str, Value], new: Mapping[str, Value]) -> list[tuple[Keys, Value, Value]]:
     before, after = dict(leaves(to_dict(old))), dict(leaves(to_dict(new)))
     pairs = ((path, before.get(path), after.get(path)) for path in before | after)
     # Another model or task changes many keys besides its name, which says the most.
     return sorted((pair for pair in pairs if pair[1] != pair[2]), key=lambda pair: pair[0][-1] != "name")
 
 
-def _line(path: Keys, before: Any, after: Any) -> str:
+def _line(path: Keys, before: Value, after: Value) -> str:
     old, new = ("(absent)" if it is None else json.dumps(it, ensure_ascii=False) for it in (before, after))
     return f"{'.'.join(path)}: {old} -> {new}"

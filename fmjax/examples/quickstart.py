@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.contracts import Config
 from fmjax.data.sources.prepositions import preposition_splits
 from fmjax.distributed.hosts import say
 from fmjax.examples import baselines
@@ -44,7 +44,7 @@ def quickstart(workdir: Path, seeds: int = 3, tiny: bool = False) -> None:
     say(ending(workdir, time.perf_counter() - begin))
 
 
-def config(arguments: str, seed: int = 0, origin: Path | None = None, tokenizer: Path | None = None) -> dict[str, Any]:
+def config(arguments: str, seed: int = 0, origin: Path | None = None, tokenizer: Path | None = None) -> Config:
     """Returns a quickstart config; fine-tuning names what it starts from, the control the same tokenizer."""
     loaded = load_config(f"{CONFIG}:{arguments}")
     overrides = [("train.seed", str(seed))]

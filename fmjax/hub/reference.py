@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -90,12 +90,12 @@ def nothing_else(config: Config, settings: Config) -> Config:
     return settings
 
 
-def only_padding(settings: Any, pad_id: int | None) -> Config:
+def only_padding(settings: Value, pad_id: int | None) -> Config:
     """Returns the padding id, 0 if there is none."""
     return {"pad_token_id": pad_id or 0}
 
 
-def same_batch(arrays: HostBatch, settings: Any) -> dict[str, np.ndarray]:
+def same_batch(arrays: HostBatch, settings: Value) -> dict[str, np.ndarray]:
     """Returns the arrays as they are: the model has the reference's inputs."""
     return dict(arrays)
 
@@ -135,10 +135,10 @@ class Reference:
     complete: Callable[[Config, Config], Config] = (
         nothing_else  # (config, our settings) -> all of our settings
     )
-    express: Callable[[Any, int | None], Config] = (
+    express: Callable[[Value, int | None], Config] = (
         only_padding  # (our settings, padding id) -> what else the config says
     )
-    batch: Callable[[HostBatch, Any], dict[str, np.ndarray]] = (
+    batch: Callable[[HostBatch, Value], dict[str, np.ndarray]] = (
         same_batch  # (inputs, our settings) -> the model's inputs
     )
     variants: tuple[Reference, ...] = ()  # other configs of the same family
@@ -199,7 +199,7 @@ class Reference:
         settings = read_settings(self.prepare(config), self.settings, self.fixed, self.unread)
         return self.complete(config, settings | dict(self.constants))
 
-    def write_config(self, settings: Any, pad_id: int | None = None) -> Config:
+    def write_config(self, settings: Value, pad_id: int | None = None) -> Config:
         """Returns the config of our settings.
 
         Raises UserError naming one that the reference cannot express.
@@ -317,7 +317,7 @@ def fits(value: Value, default: Value) -> bool:
     return type(value) is type(default) and (type(value) is not int or value >= 1)
 
 
-def write_settings(settings: Any, table: Table, constants: Mapping[str, Value]) -> Config:
+def write_settings(settings: Value, table: Table, constants: Mapping[str, Value]) -> Config:
     """Returns the config of the reference for our settings (a dataclass); paths become sections.
 
     Raises UserError for a setting that the reference has with the value in `constants` alone.
@@ -333,7 +333,7 @@ def write_settings(settings: Any, table: Table, constants: Mapping[str, Value]) 
     return config
 
 
-def require(settings: Any, constants: Mapping[str, Value]) -> None:
+def require(settings: Value, constants: Mapping[str, Value]) -> None:
     """Raises UserError if a setting of ours has not the only value that the reference knows."""
     for name, value in constants.items():
         if (own := getattr(settings, name)) != value:

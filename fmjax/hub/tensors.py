@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import msgpack
@@ -18,13 +17,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fmjax.config.json_files import read_json
+from fmjax.contracts import PyTree
 from fmjax.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLAX, FLAX_INDEX = "flax_model.msgpack", "flax_model.msgpack.index.json"
 OTHER_FORMATS = ("tf_model.h5", "model.onnx")
 FLOATS = ("F64", "F32", "F16", "BF16")
-FLAX_FLOATS: dict[str, Any] = {name: np.dtype(name) for name in ("float64", "float32", "float16")}
+FLAX_FLOATS: dict[str, PyTree] = {name: np.dtype(name) for name in ("float64", "float32", "float16")}
 FLAX_FLOATS["bfloat16"] = np.dtype(jnp.bfloat16)
 # What Flax calls a leaf -> what torch does.
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
@@ -41,7 +41,7 @@ class Tensor:
     read: Callable[[], np.ndarray]  # in fp32
 
 
-def stored(file: Any, name: str) -> Tensor:
+def stored(file: PyTree, name: str) -> Tensor:
     """Returns a tensor of a safetensors file; reading it raises UserError if it does not hold
     floating-point numbers."""
 
@@ -99,7 +99,7 @@ def open_shards(
 def open_file(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of one file. Raises UserError if it is missing or damaged."""
     try:
-        file: Any = safe_open(path, framework="np")
+        file: PyTree = safe_open(path, framework="np")
     except (OSError, SafetensorError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
         raise UserError(f"{path}: {why}; get the file again") from None
@@ -142,7 +142,7 @@ def flax_array(code: int, content: bytes) -> np.ndarray:
     return np.frombuffer(numbers, FLAX_FLOATS[name]).reshape(shape)
 
 
-def flatten(names: tuple[str, ...], tree: Any) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+def flatten(names: tuple[str, ...], tree: PyTree) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     """Yields the arrays of a tree with their paths; those of more than a gigabyte were cut.
 
     Raises ValueError for other trees.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,7 +24,7 @@ from fmjax.distributed.hosts import say
 from fmjax.inference.pretrained import load_run
 from fmjax.runs.logs import Bar
 
-Predict = Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]]
+Predict = Callable[[PyTree, Mapping[str, jax.Array]], dict[str, jax.Array]]
 
 
 def make_predict(model: nn.Module, task: Task, processors: Processors) -> Predict:
@@ -52,11 +51,11 @@ def make_predict(model: nn.Module, task: Task, processors: Processors) -> Predic
 def evaluate(
     predict: Predict,
     task: Task,
-    params: Any,
+    params: PyTree,
     batches: Iterable[Mapping[str, np.ndarray]],
     examples: Examples,
-    place: Callable[[dict[str, np.ndarray]], Mapping[str, Any]] = dict,
-    gather: Callable[[Any], Any] = jax.device_get,
+    place: Callable[[dict[str, np.ndarray]], Mapping[str, PyTree]] = dict,
+    gather: Callable[[PyTree], PyTree] = jax.device_get,
 ) -> dict[str, float]:
     """Returns the task's metrics over all examples of the batches, which are those of `examples`, each counted once.
 
@@ -87,7 +86,7 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[str, Any]:
+def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[str, PyTree]:
     """Evaluates a run on a split, or on `files` in its place; returns where and at which step, the metrics, of a mixture also
     those of each source ("books/loss"), and how those of texts are computed.
 
@@ -111,7 +110,7 @@ def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[st
     }
     built = {name: bucketed(examples, data.get("buckets") or (), length, size) for name, examples in built.items()}
     rows: np.ndarray | None = None
-    gather: Callable[[Any], Any] = jax.device_get
+    gather: Callable[[PyTree], PyTree] = jax.device_get
     if hosts.several():  # each takes its part of every batch
         part = -(-size // jax.process_count())
         size, rows, gather = part * jax.process_count(), part * jax.process_index() + np.arange(part), hosts.join_rows

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from fmjax import contracts, models, pytree, tasks
 from fmjax.config import is_run, read_config
 from fmjax.config.json_files import read_json, write_json
-from fmjax.contracts import Config, Encodes, Generates, HostBatch, Processors, Task, Value
+from fmjax.contracts import Config, Encodes, Generates, HostBatch, Processors, PyTree, Task, Value
 from fmjax.data.kinds import image, lifecycle, preprocessor_config, text
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.decoding.loop import as_generator
@@ -45,11 +45,11 @@ class Pretrained:
     config: Config  # the folder's config.json
     family: Family
     model: nn.Module
-    params: Any  # fp32; from a Hugging Face folder: on the host, with those of other heads that it holds
+    params: PyTree  # fp32; from a Hugging Face folder: on the host, with those of other heads that it holds
     processors: Processors
     task: Task | None = None  # a run's
     step: int = 0  # a run's
-    generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the folder's settings of text generation
+    generation: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)  # the folder's settings of text generation
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -68,7 +68,7 @@ class Pretrained:
         """The names of the inputs that `apply` takes: the reference's, or the model's where there is none."""
         return self.family.inputs if self.reference is None else self.reference.inputs
 
-    def apply(self, **arrays: Any) -> dict[str, jax.Array]:
+    def apply(self, **arrays: PyTree) -> dict[str, jax.Array]:
         """Returns the reference's outputs for the reference's inputs, by its names, and `last_hidden_state` always.
 
         Inputs are integers [B,L], of multiple choice [B,N,L]; `attention_mask` masks keys alone. Computed without dropout,
@@ -78,14 +78,14 @@ class Pretrained:
         axes = ("rows", "choices", "tokens") if "choice" in self.model.heads else ("rows", "tokens")
         features = self._features(checked_inputs(arrays, self.inputs, axes))
         names = {**FEATURES, **self._outputs()}
-        outputs: dict[Any, jax.Array] = {names.get(name, name): array for name, array in features.items()}
+        outputs: dict[PyTree, jax.Array] = {names.get(name, name): array for name, array in features.items()}
         for several in [name for name in outputs if isinstance(name, tuple)]:
             outputs |= zip(several, jnp.unstack(outputs.pop(several), axis=-1), strict=True)
         return outputs
 
     def predict(
-        self, examples: Sequence[Any], where: Callable[[int], str] = "example {}".format, first: int = 0
-    ) -> list[dict[str, Any]]:
+        self, examples: Sequence[PyTree], where: Callable[[int], str] = "example {}".format, first: int = 0
+    ) -> list[dict[str, PyTree]]:
         """Returns what the model's task says of each example: a text, a pair of texts, or a record of the task's columns.
 
         `first` is the number of the first example where these are a part of many: sampled answers depend on it.
@@ -100,7 +100,7 @@ class Pretrained:
                 f"the model's folder has no {kind.what}, so {kind.reads} cannot be read; add {kind.file}, or use .apply"
             )
         most = self._longest()
-        described: list[dict[str, Any]] = []
+        described: list[dict[str, PyTree]] = []
         for begin in range(0, len(examples), CHUNK):
             chunk = examples[begin : begin + CHUNK]
             named = [where(index) for index in range(begin, begin + len(chunk))]
@@ -190,7 +190,7 @@ class Pretrained:
         own = (self.task.generation if self.task else None) or {}
         return merge(special, self.generation, own, given)
 
-    def _saved_generation(self) -> dict[str, Any]:
+    def _saved_generation(self) -> dict[str, PyTree]:
         """Returns the reference's settings of generation: the folder's, or those of a run that generates."""
         if self.task is None or self.task.generation is None:
             return dict(self.generation)
@@ -203,7 +203,7 @@ class Pretrained:
         lengths = [self.config["data"]["max_length"]] if self.task else [positions or UNLIMITED]
         return min(lengths + [positions] * (positions > 0))
 
-    def _answers(self, task: Task, batch: Mapping[str, Any], first: int) -> dict[str, np.ndarray]:
+    def _answers(self, task: Task, batch: Mapping[str, PyTree], first: int) -> dict[str, np.ndarray]:
         """Returns what a task describes: what the model generates, if its predicting is that, or each head's output.
 
         `first` is the number of the batch's first example.
@@ -217,7 +217,7 @@ class Pretrained:
         sequences, _, _ = generated(self.checked_batch, model, self._placed, inputs, settings, first_row=first)
         return {"generated": sequences}
 
-    def _heads(self, batch: Mapping[str, Any], sized: Sequence[str]) -> dict[str, np.ndarray]:
+    def _heads(self, batch: Mapping[str, PyTree], sized: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns each head's output for a task's batch, without what stays on the host; `sized` arrays may be padded."""
         arrays = {name: array for name, array in batch.items() if not name.startswith("_")}
         for processor in self.processors.values():
@@ -244,8 +244,8 @@ class Pretrained:
         return features
 
     @functools.cached_property
-    def _forward(self) -> Any:
-        def forward(params: Any, batch: Mapping[str, jax.Array]) -> Any:
+    def _forward(self) -> PyTree:
+        def forward(params: PyTree, batch: Mapping[str, jax.Array]) -> PyTree:
             # GPUs and TPUs would multiply fp32 matrices with fewer digits.
             with jax.default_matmul_precision("float32"):
                 return self.model.apply({"params": params}, batch)
@@ -253,7 +253,7 @@ class Pretrained:
         return functools.partial(jax.jit(forward), self._placed)
 
     @functools.cached_property
-    def _placed(self) -> Any:
+    def _placed(self) -> PyTree:
         """The parameters on the device."""
         return jax.device_put(self.params)
 
@@ -301,7 +301,7 @@ def load_reference(folder: Path) -> Pretrained:
     return Pretrained(config, family, model, params, processors, generation=generation)
 
 
-def reference_processors(folder: Path, inputs: Sequence[str], settings: Any) -> Processors:
+def reference_processors(folder: Path, inputs: Sequence[str], settings: PyTree) -> Processors:
     """Returns the tokenizer of a Hugging Face folder, if it has one, and the image processor of a model that reads images."""
     found: list[contracts.Processor] = []
     if any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
@@ -332,17 +332,17 @@ def load_run(folder: Path) -> Pretrained:
     return Pretrained(config, family, model, params, lifecycle.restore(folder, task), task, step)
 
 
-def position_count(settings: Any) -> int:
+def position_count(settings: PyTree) -> int:
     """Returns the size of the position table, 0 where rows may be of any length."""
     return int(dataclasses.asdict(settings).get("positions", 0))
 
 
-def abstract_params(model: nn.Module) -> Any:
+def abstract_params(model: nn.Module) -> PyTree:
     """Returns the shapes of a model's parameters, with no array made."""
     return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), model.one_row_batch())["params"])
 
 
-def reference_task(pretrained: Pretrained, examples: Sequence[Any]) -> Task:
+def reference_task(pretrained: Pretrained, examples: Sequence[PyTree]) -> Task:
     """Returns the task of a Hugging Face folder, by its heads. Raises UserError if it has none."""
     config, kinds = pretrained.config, pretrained.model.heads
     images = pretrained.processors.get("image")

@@ -6,9 +6,9 @@ The Transformer with learned positions, whose table has two unused rows in front
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from fmjax import contracts
+from fmjax.contracts import Config, Value
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.models import transformer
 from fmjax.models.sizes import resolve
@@ -36,12 +36,12 @@ class Settings(transformer.Settings):
 FORM = Form(learned_positions=True)
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> transformer.Transformer:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> transformer.Transformer:
     """Returns a BART of a named size (SIZES) with the given heads; see `transformer.build`."""
     return transformer.checked_model(transformer.Transformer(heads, resolve(Settings, SIZES, size, settings), FORM))
 
 
-def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
     """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from the end token."""
     return dict.fromkeys(("start_id", "end_id"), transformer.ending(tokenizer))
 

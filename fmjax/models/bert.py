@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch, HostBatch
+from fmjax.contracts import Arrays, Batch, Config, HostBatch, Value
 from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.layers.attention import Attention, Context, key_mask, segment_mask
 from fmjax.layers.blocks import PostNorm
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
     def __call__(self, x_BLD: jax.Array, mask: jax.Array | None) -> Arrays:
         """Returns the features `hidden [B,L,D]` and, if pooled, `pooled [B,D]`."""
         s = self.settings
-        shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+        shared: Config = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
         head_width = s.width // s.attention_heads
         block = partial(
             PostNorm,
@@ -158,7 +158,7 @@ def masked_lm(settings: Settings, name: str) -> HeadMaker:
     return partial(MaskedLm, activation(name), settings.epsilon, kernel_init=init, dtype=jnp.dtype(settings.dtype))
 
 
-def classify_first(settings: Settings, name: str, input_dropout: float, **numbers: Any) -> HeadMaker:
+def classify_first(settings: Settings, name: str, input_dropout: float, **numbers: Value) -> HeadMaker:
     """Returns the builder of the classifier of BERT's descendants with the activation of that name."""
     fixed = {"dropout": settings.classifier_dropout, "kernel_init": normal(settings.initializer_range)}
     return partial(ClassifyFirst, activation(name), input_dropout, **{**fixed, **numbers})
@@ -197,7 +197,7 @@ class Bert(nn.Module):
 
     heads: contracts.Heads
     settings: Settings
-    table: Callable[[Any], HeadTable] = heads_of  # from the family's settings
+    table: Callable[[Value], HeadTable] = heads_of  # from the family's settings
 
     def head_makers(self) -> HeadTable:
         """Returns the builder of each kind of head that the family has."""
@@ -222,7 +222,7 @@ class Bert(nn.Module):
         """Returns a batch of one token, with everything that a head might read."""
         return {"input_ids": jnp.zeros((1, 1), jnp.int32), "pool_weights": jnp.zeros((1, 1))}
 
-    def forward_flops(self, batch: Mapping[str, Any]) -> float:
+    def forward_flops(self, batch: Mapping[str, Value]) -> float:
         """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
         s = self.settings
         *rows, length = batch["input_ids"].shape
@@ -240,7 +240,7 @@ def flat_rows(array: jax.Array, rows: tuple[int, ...], inner: int) -> jax.Array:
     return array.reshape(-1, *own) if array.shape == (*rows, *own) else array
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Bert:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> Bert:
     """Returns a BERT of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.

@@ -6,9 +6,9 @@ ViT with a distillation token after the class token. DeiTs that were not distill
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from fmjax import contracts
+from fmjax.contracts import Value
 from fmjax.layers.heads import HeadTable
 from fmjax.layers.linear import normal
 from fmjax.models import vit
@@ -32,7 +32,7 @@ def heads_of(settings: Settings, tokens: int) -> HeadTable:
     }
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> vit.Vit:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> vit.Vit:
     """Returns a DeiT of a named size (SIZES) with the given heads; see `vit.build`."""
     return vit.checked_model(vit.Vit(heads, resolve(Settings, SIZES, size, settings), TOKENS, heads_of))
 

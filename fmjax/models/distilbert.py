@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 from fmjax import contracts
+from fmjax.contracts import Value
 from fmjax.layers.heads import HeadTable, Tag
 from fmjax.layers.linear import normal
 from fmjax.models import bert
@@ -41,7 +41,7 @@ def heads_of(settings: Settings) -> HeadTable:
     }
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> bert.Bert:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> bert.Bert:
     """Returns a DistilBERT of a named size (SIZES) with the given heads; see `bert.build`."""
     return bert.checked_model(bert.Bert(heads, resolve(Settings, SIZES, size, settings), heads_of))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fmjax import contracts
+from fmjax.contracts import Value
 from fmjax.layers.heads import Features, HeadTable, linear_head
 from fmjax.layers.linear import Dense, Initializer, normal
 from fmjax.layers.mlp import activation
@@ -67,7 +68,7 @@ def heads_of(settings: Settings) -> HeadTable:
     }
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> bert.Bert:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> bert.Bert:
     """Returns an ELECTRA of a named size (SIZES) with the given heads; see `bert.build`."""
     return bert.checked_model(bert.Bert(heads, resolve(Settings, SIZES, size, settings), heads_of))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch, HostBatch
+from fmjax.contracts import Arrays, Batch, Config, HostBatch, Value
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.layers.attention import Attention, Context
@@ -154,13 +154,13 @@ class Gpt(nn.Module):
     def block(self) -> ModuleFactory:
         """Returns the builder of a layer."""
         s = self.settings
-        shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+        shared: Config = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
         # The two projections of a layer that are added to the residual stream start smaller (Radford et al. 2019, section 2.3).
         last = normal(s.initializer_range / (2 * s.layers) ** 0.5)
         _, head_width = self.key_heads
         attention = partial(Attention, s.attention_heads, head_width, s.attention_dropout, inits={"out": last}, **shared)
         mlp = partial(Mlp, s.mlp_width, activation(s.activation), down_init=last, **shared)
-        kept: dict[str, Any] = {"dropout": s.dropout, "stochastic_depth": s.stochastic_depth}
+        kept: Config = {"dropout": s.dropout, "stochastic_depth": s.stochastic_depth}
         return partial(PreNorm, attention=attention, mlp=mlp, norm=self.norm(), **kept)
 
     def context(self, batch: Batch, cache: Cache | None) -> tuple[Context, jax.Array, Cache | None]:
@@ -192,7 +192,7 @@ class Gpt(nn.Module):
         s = self.settings
         return 4 * s.width**2 + 2 * s.width * s.mlp_width + 2 * s.width * length
 
-    def forward_flops(self, batch: Mapping[str, Any]) -> float:
+    def forward_flops(self, batch: Mapping[str, Value]) -> float:
         """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
         s = self.settings
         rows, length = batch["input_ids"].shape
@@ -201,7 +201,7 @@ class Gpt(nn.Module):
         return float(2 * rows * (length * s.layers * self.layer_products(length) + head))
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Gpt:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> Gpt:
     """Returns a GPT-2 of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
@@ -211,7 +211,7 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Gpt
     return checked(Gpt(heads, chosen_settings))
 
 
-def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
     """Returns the settings of a fresh model that follow from its tokenizer."""
     return {"pad_id": tokenizer.pad_id} if "pad" in tokenizer.roles else {}
 

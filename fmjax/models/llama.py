@@ -10,13 +10,13 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
+from fmjax.contracts import Config, Value
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import ModuleFactory, PreNorm
@@ -111,14 +111,14 @@ class Llama(gpt.Gpt):
     def block(self) -> ModuleFactory:
         """Returns the builder of a layer."""
         s = self.settings
-        shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+        shared: Config = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
         last = normal(s.initializer_range / (2 * s.layers) ** 0.5)
         kv_heads, head_width = self.key_heads
         biased = ("query", "key", "value") * s.qkv_bias + ("out",) * s.out_bias
-        own: dict[str, Any] = {"kv_heads": kv_heads, "biased": biased, "inits": {"out": last}}
+        own: Config = {"kv_heads": kv_heads, "biased": biased, "inits": {"out": last}}
         attention = partial(Attention, s.attention_heads, head_width, s.attention_dropout, **own, **shared)
         mlp = partial(GatedMlp, s.mlp_width, activation(s.activation), use_bias=s.mlp_bias, down_init=last, **shared)
-        kept: dict[str, Any] = {"dropout": s.dropout, "stochastic_depth": s.stochastic_depth}
+        kept: Config = {"dropout": s.dropout, "stochastic_depth": s.stochastic_depth}
         return partial(PreNorm, attention=attention, mlp=mlp, norm=self.norm(), **kept)
 
     def context(self, batch: contracts.Batch, cache: Cache | None) -> tuple[Context, jax.Array, Cache | None]:
@@ -136,7 +136,7 @@ class Llama(gpt.Gpt):
         return attention + 3 * s.width * s.mlp_width
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Llama:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> Llama:
     """Returns a Llama of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.

@@ -6,9 +6,9 @@ BART that normalizes the input of each part, and the output of the encoder and t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from fmjax import contracts
+from fmjax.contracts import Value
 from fmjax.layers.blocks import PreNorm
 from fmjax.models import bart, transformer
 from fmjax.models.sizes import resolve
@@ -30,7 +30,7 @@ class Settings(transformer.Settings):
 FORM = Form(block=PreNorm, learned_positions=True, final_norm=True)
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> transformer.Transformer:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> transformer.Transformer:
     """Returns an mBART of a named size (SIZES) with the given heads; see `transformer.build`."""
     return transformer.checked_model(transformer.Transformer(heads, resolve(Settings, SIZES, size, settings), FORM))
 

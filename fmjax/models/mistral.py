@@ -6,9 +6,9 @@ A Llama whose positions attend to the last `window` ones only.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from fmjax import contracts
+from fmjax.contracts import Value
 from fmjax.models import gpt, llama
 from fmjax.models.sizes import resolve
 
@@ -26,7 +26,7 @@ class Settings(llama.Settings):
     window: int = 4096
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> llama.Llama:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> llama.Llama:
     """Returns a Mistral of a named size (SIZES) with the given heads; see `llama.build`."""
     return llama.checked_model(llama.Llama(heads, resolve(Settings, SIZES, size, settings)))
 

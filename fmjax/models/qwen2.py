@@ -6,9 +6,9 @@ A Llama whose queries, keys and values have biases.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from fmjax import contracts
+from fmjax.contracts import Value
 from fmjax.models import gpt, llama
 from fmjax.models.sizes import resolve
 
@@ -27,7 +27,7 @@ class Settings(llama.Settings):
     qkv_bias: bool = True
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> llama.Llama:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> llama.Llama:
     """Returns a Qwen2 of a named size (SIZES) with the given heads; see `llama.build`."""
     return llama.checked_model(llama.Llama(heads, resolve(Settings, SIZES, size, settings)))
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 from fmjax import contracts
+from fmjax.contracts import Config, Value
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.layers.heads import Classify, HeadTable, Pooled
 from fmjax.layers.linear import normal
@@ -40,7 +40,7 @@ def heads_of(settings: Settings) -> HeadTable:
     }
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> bert.Bert:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> bert.Bert:
     """Returns a RoBERTa of a named size (SIZES) with the given heads; see `bert.build`."""
     return bert.checked_model(bert.Bert(heads, resolve(Settings, SIZES, size, settings), heads_of))
 
@@ -48,6 +48,6 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> ber
 INPUTS, checked_batch = bert.INPUTS, bert.checked_batch
 
 
-def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
     """Returns the settings of a fresh model that follow from its tokenizer: with another offset it could not be exported."""
     return {"position_offset": tokenizer.pad_id + 1}

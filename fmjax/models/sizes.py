@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from fmjax.contracts import Model
+from fmjax.contracts import Model, Value
 from fmjax.errors import UserError, nearest
 from fmjax.layers.heads import HeadTable
 from fmjax.layers.stack import Layers
@@ -41,9 +41,9 @@ ModelT = TypeVar("ModelT", bound=TableModel)
 
 def resolve(
     settings: type[SettingsT],
-    sizes: Mapping[str, Mapping[str, Any]],
+    sizes: Mapping[str, Mapping[str, Value]],
     size: str,
-    given: Mapping[str, Any],
+    given: Mapping[str, Value],
 ) -> SettingsT:
     """Returns `settings(**sizes[size], **given)`; given values override those of the named size.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch, HostBatch
+from fmjax.contracts import Arrays, Batch, Config, HostBatch, Value
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError, nearest
@@ -36,15 +36,15 @@ from fmjax.models.inputs import Table, checked_ids
 from fmjax.models.sizes import Compute, checked, resolve
 
 
-def sizes(width: int, mlp_width: int, layers: int, heads: int, head_width: int = 64, **others: Any) -> dict[str, Any]:
+def sizes(width: int, mlp_width: int, layers: int, heads: int, head_width: int = 64, **others: Value) -> Config:
     """Returns a size whose decoder is as deep as its encoder."""
     widths = {"width": width, "mlp_width": mlp_width, "attention_heads": heads, "head_width": head_width}
     return widths | {"layers": layers, "decoder_layers": layers} | others
 
 
-V1_1: dict[str, Any] = {"feed_forward": "gated-gelu", "tied": False}
+V1_1: Config = {"feed_forward": "gated-gelu", "tied": False}
 # FLAN and mT5 have the sizes of v1.1, mT5 with 250,112 embeddings. tiny is of no published model.
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Config] = {
     "tiny": sizes(128, 512, 2, 4, 32),
     "small": sizes(512, 2048, 6, 8),
     "base": sizes(768, 3072, 12, 12),
@@ -130,7 +130,7 @@ class T5Stack(nn.Module):
         wide, inner = s.initializer_factor * s.width**-0.5, s.initializer_factor * (s.attention_heads * s.head_width) ** -0.5
         # Scores are not scaled by K^-1/2; instead, queries start smaller by that factor.
         inits = {"query": normal(wide * s.head_width**-0.5), "out": normal(inner)}
-        attending: dict[str, Any] = {"scale": 1.0, "biased": (), "dtype": dtype, "kernel_init": normal(wide), "inits": inits}
+        attending: Config = {"scale": 1.0, "biased": (), "dtype": dtype, "kernel_init": normal(wide), "inits": inits}
         attend = (s.attention_heads, s.head_width, s.dropout)
         mlp, act = FEED_FORWARD[s.feed_forward]
         down = normal(s.initializer_factor * s.mlp_width**-0.5)
@@ -230,7 +230,7 @@ class T5(nn.Module):
         token = jnp.zeros((1, 1), jnp.int32)
         return {"input_ids": token, "labels": token, "pool_weights": jnp.zeros((1, 1))}
 
-    def forward_flops(self, batch: Mapping[str, Any]) -> float:
+    def forward_flops(self, batch: Mapping[str, Value]) -> float:
         """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
         s = self.settings
         rows, source = batch["input_ids"].shape
@@ -243,7 +243,7 @@ class T5(nn.Module):
         return float(2 * rows * (total + (target * s.width * s.vocab_size if "lm" in self.heads else 0)))
 
 
-def build(*, heads: contracts.Heads, size: str = "small", **settings: Any) -> T5:
+def build(*, heads: contracts.Heads, size: str = "small", **settings: Value) -> T5:
     """Returns a T5 of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting, head or feed-forward layer, and for sizes that do not fit together.
@@ -261,7 +261,7 @@ def build(*, heads: contracts.Heads, size: str = "small", **settings: Any) -> T5
     return checked(T5(heads, resolved))
 
 
-def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
     """Returns the settings of a fresh model that follow from its tokenizer."""
     return {"start_id": tokenizer.pad_id}
 

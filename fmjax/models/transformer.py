@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch, HostBatch
+from fmjax.contracts import Arrays, Batch, Config, HostBatch, Value
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.errors import UserError
@@ -140,7 +140,7 @@ class TransformerStack(nn.Module):
         s = self.settings
         layers, heads, width = decoder_numbers(s) if self.decoder else (s.layers, s.attention_heads, s.mlp_width)
         dtype = jnp.dtype(s.dtype)
-        shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": dtype}
+        shared: Config = {"kernel_init": normal(s.initializer_range), "dtype": dtype}
         sizes = (heads, s.width // heads, s.attention_dropout)
         norm = partial(LayerNorm, 1e-5, dtype)
         block = partial(
@@ -234,7 +234,7 @@ class Transformer(nn.Module):
         """Returns a batch of one token on each side."""
         return {name: jnp.zeros((1, 1), jnp.int32) for name in ("input_ids", "decoder_input_ids")}
 
-    def forward_flops(self, batch: Mapping[str, Any]) -> float:
+    def forward_flops(self, batch: Mapping[str, Value]) -> float:
         """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
         s = self.settings
         rows, source = batch["input_ids"].shape
@@ -247,7 +247,7 @@ class Transformer(nn.Module):
         return float(2 * rows * (encoder + decoder + memory + head))
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Transformer:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> Transformer:
     """Returns a Transformer of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
@@ -266,7 +266,7 @@ def checked_model(model: Transformer) -> Transformer:
     return checked(model)
 
 
-def settings_from_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
     """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from padding, as in Marian."""
     return {"start_id": tokenizer.pad_id, "end_id": ending(tokenizer)}
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch, HostBatch, PyTree
+from fmjax.contracts import Arrays, Batch, Config, HostBatch, PyTree, Value
 from fmjax.distributed.sharding import shard_embedded
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import ALL, Attention, Context
@@ -80,7 +79,7 @@ class Settings(Compute):
 def layer(settings: Settings, width: int, heads: int, mlp_width: int, stochastic_depth: float = 0.0) -> ModuleFactory:
     """Returns the builder of a layer of the given sizes; the rest is as in the settings."""
     s = settings
-    shared: dict[str, Any] = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+    shared: Config = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
     biased = ALL if s.qkv_bias else ("out",)
     return partial(
         PreNorm,
@@ -160,7 +159,7 @@ class Vit(nn.Module):
         s = self.settings
         return {"images": jnp.zeros((1, s.patch_size, s.patch_size, s.channels))}
 
-    def forward_flops(self, batch: Mapping[str, Any]) -> float:
+    def forward_flops(self, batch: Mapping[str, Value]) -> float:
         """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
         s = self.settings
         rows, height, width, channels = batch["images"].shape
@@ -178,7 +177,7 @@ class Vit(nn.Module):
         return float(2 * rows * total)
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Any) -> Vit:
+def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> Vit:
     """Returns a ViT of a named size (SIZES) with the given heads; other settings are the fields of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.contracts import Batch
+from fmjax.contracts import Batch, Value
 from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError
 from fmjax.layers.attention import key_mask
@@ -60,7 +58,7 @@ def positions(width: int, before: int) -> Initializer:
             f"not {width}; change it"
         )
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Value = jnp.float32) -> jax.Array:
         table = jnp.asarray(sinusoids_2d(round((shape[1] - before) ** 0.5), width), dtype)
         return jnp.pad(table, ((before, 0), (0, 0)))[None]
 
@@ -71,7 +69,7 @@ class Embed(nn.Module):
     """Learned tokens and projected patches, plus positions; only those patches that the encoder
     reads."""
 
-    settings: Any  # vit.Settings
+    settings: Value  # vit.Settings
     tokens: tuple[str, ...]  # names of the learned tokens before the patches
 
     @nn.compact

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,7 @@ class AdafactorState(NamedTuple):
     as they are.
     """
 
-    count: Any  # int32 []; to a type checker, tuple's method
+    count: PyTree  # int32 []; to a type checker, tuple's method
     rows: PyTree  # [N,inputs,1]
     columns: PyTree  # [N,1,outputs]
     full: PyTree
@@ -152,7 +152,9 @@ def adafactor(
             return kept * before + (1 - kept) * now
 
         # Of rows and columns, or full, one is the node of what is absent.
-        def one(name: str, update: jax.Array, weights: jax.Array, rows: Any, columns: Any, full: Any) -> tuple[Any, ...]:
+        def one(
+            name: str, update: jax.Array, weights: jax.Array, rows: PyTree, columns: PyTree, full: PyTree
+        ) -> tuple[PyTree, ...]:
             square, axes = jnp.square(update) + 1e-30, factored(name, update)
             if axes:
                 rows, columns = mean(rows, square, axes.output_axis), mean(columns, square, axes.reduction_axis)
@@ -172,12 +174,12 @@ def adafactor(
     return optax.GradientTransformation(init, update)
 
 
-def unzipped(function: Callable[..., tuple[Any, ...]], tree: PyTree, *rest: PyTree) -> list[PyTree]:
+def unzipped(function: Callable[..., tuple[PyTree, ...]], tree: PyTree, *rest: PyTree) -> list[PyTree]:
     """Returns a tree for each value that `function(name, leaf, *others)` returns.
 
     Where a tree of `rest` has no array, it has a node there, which is passed as it is.
     """
-    structure: Any = jax.tree.structure(tree)
+    structure: PyTree = jax.tree.structure(tree)
     parts = map(structure.flatten_up_to, rest)
     values = [function(*each) for each in zip(pytree.names(tree), jax.tree.leaves(tree), *parts, strict=True)]
     return [structure.unflatten(column) for column in zip(*values, strict=True)]

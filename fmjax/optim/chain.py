@@ -49,7 +49,7 @@ class Optimizer(NamedTuple):
     learning_rate: optax.Schedule
 
 
-def build(config: Mapping[str, Any], params: PyTree, steps: int) -> Optimizer:
+def build(config: Mapping[str, PyTree], params: PyTree, steps: int) -> Optimizer:
     """Returns the optimizer that the config's section `optim` describes, for a run of `steps`
     updates.
 
@@ -87,7 +87,7 @@ def build(config: Mapping[str, Any], params: PyTree, steps: int) -> Optimizer:
     return Optimizer(chain(stages), rate)
 
 
-def read(config: Mapping[str, Any], params: PyTree) -> tuple[Settings, str, Transform]:
+def read(config: Mapping[str, PyTree], params: PyTree) -> tuple[Settings, str, Transform]:
     """Returns the settings all optimizers share, and the algorithm's name and stage.
 
     None is unset.
@@ -226,7 +226,7 @@ def map_params(
     function: Callable[..., Any],
     state: PyTree,
     *trees: PyTree,
-    other: Callable[[Any], Any],
+    other: Callable[[PyTree], PyTree],
 ) -> PyTree:
     """Maps `function(leaf, *leaves)` over a state's copies of the parameter tree, and `other` over
     all else in it.
@@ -235,10 +235,10 @@ def map_params(
     moments.
     """
 
-    def absent(node: Any) -> bool:
+    def absent(node: PyTree) -> bool:
         return isinstance(node, optax.MaskedNode)
 
-    def visit(leaf: Any, *leaves: Any) -> PyTree:
+    def visit(leaf: PyTree, *leaves: PyTree) -> PyTree:
         return leaf if absent(leaf) else function(leaf, *leaves)
 
     tree_map_params = optax.tree_utils.tree_map_params

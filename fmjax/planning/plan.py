@@ -14,7 +14,6 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +65,7 @@ class Topology:
     count: int
     tpu: bool
 
-    def devices(self) -> Sequence[Any]:
+    def devices(self) -> Sequence[PyTree]:
         """Returns the devices, which are not here. Raises UserError if libtpu is not installed or knows no such slice."""
         if not self.tpu:
             return [Absent(index) for index in range(self.count)]
@@ -128,7 +127,7 @@ class Step:
         return key
 
 
-def describe_step(config: Config, devices: Sequence[Any] | None = None) -> Step:
+def describe_step(config: Config, devices: Sequence[PyTree] | None = None) -> Step:
     """Returns the step that a config describes, over devices.
 
     Raises UserError for whatever does not fit.
@@ -159,7 +158,7 @@ def build_from_first_records(config: Config) -> Built:
     return Built(config, task, model, {"train": examples}, steps=max(steps, 1), notes={})
 
 
-def first_records(source: Source | Bundle) -> Any:
+def first_records(source: Source | Bundle) -> PyTree:
     """Returns the first records of a source, or of each part of a bundle."""
     if isinstance(source, Bundle | ConcatenatedSources):
         return type(source)({part: first_records(one) for part, one in source.parts.items()})
@@ -200,7 +199,7 @@ def saved_bytes(step: Step) -> int:
     return int(whole // math.prod(layout.mesh.shape[axis] for axis in shared))
 
 
-def compile_step(step: Step) -> Any:
+def compile_step(step: Step) -> PyTree:
     """Returns the compiled step, of abstract arrays. Raises UserError if the compiler says that it does not fit."""
     abstract, built = step.abstract, step.built
     layout, state = abstract.layout, abstract.state

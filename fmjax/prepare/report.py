@@ -11,19 +11,19 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from fmjax.config import json_files
-from fmjax.contracts import Value
+from fmjax.contracts import Config, Value
 from fmjax.errors import UserError, nearest
 
 REPORT, SETTINGS, TALLIES, PARTS = "report.json", "settings.json", "tallies", "parts"
 FIRST, LAST = "documents", "written"  # the tallies of what was read, and of what was written
 EXAMPLES = 3  # of each reason, in the report
 LETTERS = 200  # of an example
-Counts: TypeAlias = dict[str, Any]  # numbers, names and lists of such, as JSON holds them
+Counts: TypeAlias = Config  # numbers, names and lists of such, as JSON holds them
 
 
 class Shards:

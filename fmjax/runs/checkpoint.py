@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -69,7 +69,7 @@ def quiet_orbax() -> None:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     usual = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
+    def hook(unraisable: PyTree) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             usual(unraisable)
 
@@ -325,14 +325,14 @@ def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or SingleDeviceSharding(jax.local_devices()[0]))
 
 
-def owned(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def owned(leaves: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Returns arrays whose host memory is ours while Orbax writes it.
 
     From an accelerator Orbax copies to the host before its `save` returns. On CPU that is a view of the very buffer that the
     next step is given to overwrite, and only the runtime's reluctance to donate a viewed buffer would protect it.
     """
 
-    def own(leaf: Any) -> Any:
+    def own(leaf: PyTree) -> PyTree:
         on_host = isinstance(leaf, jax.Array) and all(device.platform == "cpu" for device in leaf.devices())
         return jax.device_put(leaf, leaf.sharding, may_alias=False) if on_host else leaf
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 
@@ -22,7 +22,7 @@ from fmjax.pytree import grouped, names
 MANIFEST = "manifest.json"
 # {"step", "items": {item: {name: "float32[2,3]"}}, "data", "metrics", "files": {path: {"size",
 # "sha256"}}}
-Manifest: TypeAlias = dict[str, Any]
+Manifest: TypeAlias = dict[str, PyTree]
 Leaf: TypeAlias = jax.Array | jax.ShapeDtypeStruct
 
 
@@ -30,7 +30,7 @@ class DamagedError(UserError):
     """A checkpoint is not what was written."""
 
 
-def flat(item: PyTree) -> dict[str, Any]:
+def flat(item: PyTree) -> dict[str, PyTree]:
     """Returns an item's leaves by name; a bare array is called "value"."""
     return {name or "value": leaf for name, leaf in names(item).items()}
 
@@ -117,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
     return content
 
 
-def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def verify_files(folder: Path, files: Mapping[str, Mapping[str, PyTree]]) -> None:
     """Raises DamagedError, naming the first file of a step that is missing or not as it was
     written.
     """

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
@@ -89,7 +88,7 @@ class Task(contracts.Task):
     def measures(self) -> tuple[str, ...]:
         return self.main.measures
 
-    def resolve(self, source: Any) -> Config:
+    def resolve(self, source: Value) -> Config:
         """Returns what follows from each part's training data."""
         found = {}
         for part, task in self.tasks.items():
@@ -97,7 +96,7 @@ class Task(contracts.Task):
                 found[part] = {**self.parts[part], **task.resolve(source.parts[part])}
         return {"parts": found}
 
-    def examples(self, source: Any, processors: Processors, max_length: int, train: bool) -> Examples:
+    def examples(self, source: Value, processors: Processors, max_length: int, train: bool) -> Examples:
         """Returns the examples of all parts side by side, in training, and else those of the main part."""
         if not train:
             return self.main.examples(source, processors, max_length, train=False)

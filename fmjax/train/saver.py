@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from fmjax.contracts import PyTree
 from fmjax.data.stream.batches import TrainBatches
@@ -77,7 +76,7 @@ def to_items(state: TrainState) -> dict[str, PyTree]:
     return items if average is None else items | {"ema": average.ema}
 
 
-def from_items(items: Mapping[str, Any], abstract: TrainState) -> TrainState:
+def from_items(items: Mapping[str, PyTree], abstract: TrainState) -> TrainState:
     """Returns the state of checkpoint items: the inverse of `to_items`."""
     opt_state = dict(items["opt_state"])
     if "ema" in items:

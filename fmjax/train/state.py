@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import flax.linen as nn
 import flax.struct
@@ -28,7 +28,7 @@ class TrainState:
     Randomness is not in it: the key of a step is `fold_in(key(seed), step)`.
     """
 
-    step: Any  # int32 [], or its shape
+    step: PyTree  # int32 [], or its shape
     params: PyTree
     opt_state: PyTree
 

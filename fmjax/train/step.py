@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ TrainStep: TypeAlias = Callable[[TrainState, Batch, Key], tuple[TrainState, Arra
 class Trainable(Protocol):
     """What trains: a Linen module, or what stands for it, such as a mixture's model."""
 
-    def apply(self, variables: PyTree, batch: Batch, *, rngs: Mapping[str, Key]) -> Any:
+    def apply(self, variables: PyTree, batch: Batch, *, rngs: Mapping[str, Key]) -> PyTree:
         """Returns the outputs of the heads for {"params": parameters} and {"dropout": key}."""
 
 
@@ -43,7 +43,7 @@ def make_step(
     are selected, not multiplied by zero: 0 x NaN is NaN) and reports `nonfinite` 1.
     """
 
-    def forward(params: PyTree, part: Batch, key: Key) -> Any:
+    def forward(params: PyTree, part: Batch, key: Key) -> PyTree:
         return model.apply({"params": params}, part, rngs={"dropout": key})
 
     def loss(params: PyTree, part: Batch, weights: Arrays, key: Key) -> tuple[jax.Array, Arrays]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,24 +19,24 @@ class MixtureModel:
     There is one model, with the heads of all parts; each of `parts` has those that its task reads.
     """
 
-    model: Any  # contracts.Model
-    parts: Mapping[str, Any]
+    model: PyTree  # contracts.Model
+    parts: Mapping[str, PyTree]
 
     @property
-    def settings(self) -> Any:
+    def settings(self) -> PyTree:
         return self.model.settings
 
-    def init(self, key: jax.Array, batch: Batch) -> dict[str, Any]:
+    def init(self, key: jax.Array, batch: Batch) -> dict[str, PyTree]:
         """Returns the variables of all parts; those that parts share are alike in each."""
         nested = pytree.unnames(batch)
-        params: dict[str, Any] = {}
+        params: dict[str, PyTree] = {}
         for part, model in self.parts.items():
             params = union(params, model.init(key, nested[part])["params"])
         return {"params": params}
 
     def apply(
         self, variables: PyTree, batch: Batch, rngs: Mapping[str, jax.Array]
-    ) -> dict[str, Any]:
+    ) -> dict[str, PyTree]:
         """Returns the outputs of each part, with random numbers of its own."""
         nested = pytree.unnames(batch)
         outputs = {}
@@ -46,13 +45,13 @@ class MixtureModel:
             outputs[part] = model.apply(variables, nested[part], rngs=own)
         return outputs
 
-    def forward_flops(self, batch: Mapping[str, Any]) -> float:
+    def forward_flops(self, batch: Mapping[str, PyTree]) -> float:
         """Returns the floating-point operations of one forward pass over all parts."""
         nested = pytree.unnames(batch)
         return float(sum(model.forward_flops(nested[part]) for part, model in self.parts.items()))
 
 
-def mix(model: nn.Module, task: Task) -> Any:
+def mix(model: nn.Module, task: Task) -> PyTree:
     """Returns what a task trains: for a mixture, the model as its parts see it; else the model."""
     if not task.splits:
         return model
@@ -60,7 +59,7 @@ def mix(model: nn.Module, task: Task) -> Any:
     return MixtureModel(model, parts)
 
 
-def main_part(model: Any, task: Any, spec: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+def main_part(model: PyTree, task: PyTree, spec: Mapping[str, PyTree]) -> tuple[PyTree, PyTree, Mapping[str, PyTree]]:
     """Returns the model, task and batch shapes of evaluation: for a mixture, its main part's."""
     if not isinstance(model, MixtureModel):
         return model, task, spec
@@ -68,7 +67,7 @@ def main_part(model: Any, task: Any, spec: Mapping[str, Any]) -> tuple[Any, Any,
     return own, task.main, pytree.unnames(spec)[part]
 
 
-def union(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+def union(first: Mapping[str, PyTree], second: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Returns the nested dictionary of what is in either, that of the first where it is in both."""
     shared = [name for name in first if isinstance(first[name], dict) and name in second]
     return {**second, **first, **{name: union(first[name], second[name]) for name in shared}}

@@ -4,7 +4,6 @@ and `ViTMAEModel`."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -108,17 +107,17 @@ def complete_mae(config: Config, settings: Config) -> Config:
     return settings | {"position_init": "sinusoids"}
 
 
-def express(settings: Any, pad_id: int | None) -> Config:
+def express(settings: Value, pad_id: int | None) -> Config:
     """Returns the width of the pooler."""
     return {"pooler_output_size": settings.pooler_width or settings.width}
 
 
-def nothing(settings: Any, pad_id: int | None) -> Config:
+def nothing(settings: Value, pad_id: int | None) -> Config:
     """Returns no further settings."""
     return {}
 
 
-def batch(arrays: HostBatch, settings: Any) -> dict[str, np.ndarray]:
+def batch(arrays: HostBatch, settings: Value) -> dict[str, np.ndarray]:
     """Returns `pixel_values [B,C,H,W]` as `images [B,H,W,C]` in fp32, and what else there is.
 
     Raises UserError, naming both sides, for another number of channels, images smaller than a
