@@ -27,7 +27,8 @@ def mixed(x: jax.Array) -> jax.Array:
     """Returns lowbias32 of each uint32."""
     x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> jnp.uint32(16))
+    mixed_x: jax.Array = x ^ (x >> jnp.uint32(16))
+    return mixed_x
 
 
 def random_bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:

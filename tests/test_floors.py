@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,10 @@ def test_preparing_data_alone_imports_datatrove() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
             if isinstance(node, ast.Import | ast.ImportFrom) and any(name.split(".")[0] == "datatrove" for name in names):
                 assert path.parent.name == "prepare" and path.name in ("run.py", "steps.py"), path
+
+
+def test_every_folder_is_packaged() -> None:
+    with open(PACKAGE.parent / "pyproject.toml", "rb") as file:
+        packages = tomllib.load(file)["tool"]["setuptools"]["packages"]
+    folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("*.py")}
+    assert set(packages) == folders | {"fmjax.configs", "fmjax.scripts"}

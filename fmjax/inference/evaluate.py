@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fmjax.contracts import Examples, Processors, PyTree, Task
+from fmjax.contracts import Arrays, Batch, Examples, Processors, PyTree, Task
 from fmjax.data.kinds import text
 from fmjax.data.records import ConcatenatedSources
 from fmjax.data.splits import open_split
@@ -33,7 +33,7 @@ def make_predict(model: nn.Module, task: Task, processors: Processors) -> Predic
     generates, as `generated`, if the task needs that."""
 
     @jax.jit
-    def predict(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def predict(params: PyTree, batch: Batch) -> Arrays:
         outputs: PyTree = model.apply({"params": params}, batch)
         return task.predictions(outputs, batch)
 
@@ -42,8 +42,9 @@ def make_predict(model: nn.Module, task: Task, processors: Processors) -> Predic
     tokenizer = processors.of(text.Processor).tokenizer
     settings, generator = settings_for(tokenizer, task.generation, model), as_generator(model)
 
-    def both(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        return predict(params, batch) | {"generated": generate(generator, params, batch, settings)}
+    def both(params: PyTree, batch: Batch) -> Arrays:
+        generated = generate(generator, params, batch, settings)
+        return {**predict(params, batch), "generated": generated}
 
     return both
 
