@@ -31,9 +31,8 @@ class Head(Protocol):
     def __call__(self, features: Features, batch: Features) -> jax.Array: ...
 
 
-HeadMaker = Callable[
-    ..., Any
-]  # builds a Head; partial(module class, ...), whose arguments mypy does not see
+# Builds a Head: partial(module class, ...), whose arguments mypy does not see.
+HeadMaker = Callable[..., Any]
 HeadTable = Mapping[str, HeadMaker]  # by kind
 
 

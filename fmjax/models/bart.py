@@ -1,6 +1,7 @@
 """BART (Lewis et al. 2020, arXiv:1910.13461), following Hugging Face's `modeling_bart.py`.
 
-The Transformer with learned positions, whose table has two unused rows in front, and normalized embeddings.
+The Transformer with learned positions, whose table has two unused rows in front, and normalized
+embeddings.
 """
 
 from __future__ import annotations
@@ -36,13 +37,18 @@ class Settings(transformer.Settings):
 FORM = Form(learned_positions=True)
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> transformer.Transformer:
+def build(
+    *, heads: contracts.Heads, size: str = "base", **settings: Value
+) -> transformer.Transformer:
     """Returns a BART of a named size (SIZES) with the given heads; see `transformer.build`."""
-    return transformer.checked_model(transformer.Transformer(heads, resolve(Settings, SIZES, size, settings), FORM))
+    return transformer.checked_model(
+        transformer.Transformer(heads, resolve(Settings, SIZES, size, settings), FORM)
+    )
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
-    """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from the end token."""
+    """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from
+    the end token."""
     return dict.fromkeys(("start_id", "end_id"), transformer.ending(tokenizer))
 
 

@@ -1,7 +1,8 @@
 """BERT (Devlin et al. 2019, arXiv:1810.04805), following Hugging Face's `modeling_bert.py`.
 
-Dimensions: B batch, L length, M masked positions, D width, E embedding width, V vocabulary. RoBERTa, DistilBERT and ELECTRA
-are this encoder with other embeddings and heads; see `roberta.py`, `distilbert.py` and `electra.py`.
+Dimensions: B batch, L length, M masked positions, D width, E embedding width, V vocabulary.
+RoBERTa, DistilBERT and ELECTRA are this encoder with other embeddings and heads; see `roberta.py`,
+`distilbert.py` and `electra.py`.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ class Embed(nn.Module):
         x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
         if width != s.width:
             x = Dense((s.width,), (None, "embed"), init, dtype=dtype, name="projection")(x)
-        return add_delta(constrain(x, "act_batch", "act_length", "act_embed"), batch), word.embedding
+        return add_delta(
+            constrain(x, "act_batch", "act_length", "act_embed"), batch
+        ), word.embedding
 
 
 class Encoder(nn.Module):
@@ -115,11 +118,16 @@ class Encoder(nn.Module):
     def __call__(self, x_BLD: jax.Array, mask: jax.Array | None) -> Arrays:
         """Returns the features `hidden [B,L,D]` and, if pooled, `pooled [B,D]`."""
         s = self.settings
-        shared: Config = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+        shared: Config = {
+            "kernel_init": normal(s.initializer_range),
+            "dtype": jnp.dtype(s.dtype),
+        }
         head_width = s.width // s.attention_heads
         block = partial(
             PostNorm,
-            attention=partial(Attention, s.attention_heads, head_width, s.attention_dropout, **shared),
+            attention=partial(
+                Attention, s.attention_heads, head_width, s.attention_dropout, **shared
+            ),
             mlp=partial(Mlp, s.mlp_width, activation(s.activation), **shared),
             norm=partial(LayerNorm, s.epsilon, jnp.dtype(s.dtype)),
             dropout=s.dropout,
@@ -133,7 +141,8 @@ class Encoder(nn.Module):
 
 
 class ClassifyFirst(nn.Module):
-    """The classifier of BERT's descendants: dense, activation and linear layer over the first token's hidden state."""
+    """The classifier of BERT's descendants: dense, activation and linear layer over the first
+    token's hidden state."""
 
     activation: Callable[[jax.Array], jax.Array]
     input_dropout: float
@@ -146,7 +155,9 @@ class ClassifyFirst(nn.Module):
     def __call__(self, features: Features, batch: Features) -> jax.Array:
         """Returns logits [B,C] in fp32."""
         fixed = not self.has_rng("dropout")
-        x = nn.Dropout(self.input_dropout, deterministic=fixed)(features["hidden"][:, 0].astype(jnp.float32))
+        x = nn.Dropout(self.input_dropout, deterministic=fixed)(
+            features["hidden"][:, 0].astype(jnp.float32)
+        )
         dense = Dense(x.shape[-1:], ("embed", None), self.kernel_init, name="dense")
         x = self.activation(dense(shard_embedded(x)))
         return linear_head(self, nn.Dropout(self.dropout, deterministic=fixed)(x))
@@ -155,12 +166,24 @@ class ClassifyFirst(nn.Module):
 def masked_lm(settings: Settings, name: str) -> HeadMaker:
     """Returns the builder of a masked-language-model head with the activation of that name."""
     init = normal(settings.initializer_range)
-    return partial(MaskedLm, activation(name), settings.epsilon, kernel_init=init, dtype=jnp.dtype(settings.dtype))
+    return partial(
+        MaskedLm,
+        activation(name),
+        settings.epsilon,
+        kernel_init=init,
+        dtype=jnp.dtype(settings.dtype),
+    )
 
 
-def classify_first(settings: Settings, name: str, input_dropout: float, **numbers: Value) -> HeadMaker:
-    """Returns the builder of the classifier of BERT's descendants with the activation of that name."""
-    fixed = {"dropout": settings.classifier_dropout, "kernel_init": normal(settings.initializer_range)}
+def classify_first(
+    settings: Settings, name: str, input_dropout: float, **numbers: Value
+) -> HeadMaker:
+    """Returns the builder of the classifier of BERT's descendants with the activation of that
+    name."""
+    fixed = {
+        "dropout": settings.classifier_dropout,
+        "kernel_init": normal(settings.initializer_range),
+    }
     return partial(ClassifyFirst, activation(name), input_dropout, **{**fixed, **numbers})
 
 
@@ -188,11 +211,13 @@ def heads_of(settings: Settings) -> HeadTable:
 
 
 class Bert(nn.Module):
-    """Maps a batch to features: `hidden [B,L,D]`, `pooled [B,D]` if a head reads it, and each head's output by kind.
+    """Maps a batch to features: `hidden [B,L,D]`, `pooled [B,D]` if a head reads it, and each
+    head's output by kind.
 
-    Inputs: `input_ids [B,L]`; optionally `position_ids`, `token_type_ids` [B,L], `attention_mask [B,L]` (masks keys, as
-    the reference does), `segment_ids [B,L]` (packed rows; 0 is padding) and `embedded_delta [B,L,D]`. An example of several
-    texts, as in multiple choice, is [B,N,L]: the outputs then are [B,N,...].
+    Inputs: `input_ids [B,L]`; optionally `position_ids`, `token_type_ids` [B,L], `attention_mask
+    [B,L]` (masks keys, as the reference does), `segment_ids [B,L]` (packed rows; 0 is padding) and
+    `embedded_delta [B,L,D]`. An example of several texts, as in multiple choice, is [B,N,L]: the
+    outputs then are [B,N,...].
     """
 
     heads: contracts.Heads
@@ -207,7 +232,10 @@ class Bert(nn.Module):
     def __call__(self, batch: Batch) -> Arrays:
         kinds = chosen(self.head_makers(), self.heads)
         rows = batch["input_ids"].shape[:-1]
-        batch = {name: flat_rows(array, rows, 2 if name == "embedded_delta" else 1) for name, array in batch.items()}
+        batch = {
+            name: flat_rows(array, rows, 2 if name == "embedded_delta" else 1)
+            for name, array in batch.items()
+        }
         mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else None
         if "attention_mask" in batch:
             keys = key_mask(batch["attention_mask"])
@@ -223,7 +251,8 @@ class Bert(nn.Module):
         return {"input_ids": jnp.zeros((1, 1), jnp.int32), "pool_weights": jnp.zeros((1, 1))}
 
     def forward_flops(self, batch: Mapping[str, Value]) -> float:
-        """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
+        """Returns the floating-point operations of one forward pass over a batch: its matrix
+        products, by formula."""
         s = self.settings
         *rows, length = batch["input_ids"].shape
         predicted = batch["masked_positions"].shape[1] if "masked_positions" in batch else length
@@ -241,7 +270,8 @@ def flat_rows(array: jax.Array, rows: tuple[int, ...], inner: int) -> jax.Array:
 
 
 def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> Bert:
-    """Returns a BERT of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+    """Returns a BERT of a named size (SIZES) with the given heads; other settings are the fields of
+    Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
     """
@@ -258,9 +288,11 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
-    """Returns the batch of the inputs, [B,L] or [B,N,L]: ids as int32, positions counted from 0, the mask as bool.
+    """Returns the batch of the inputs, [B,L] or [B,N,L]: ids as int32, positions counted from 0,
+    the mask as bool.
 
-    Raises UserError, naming the value and the table, for an id that has no embedding, and for rows that are too long.
+    Raises UserError, naming the value and the table, for an id that has no embedding, and for rows
+    that are too long.
     """
     tables = {
         "input_ids": Table("vocabulary", settings.vocab_size),

@@ -1,6 +1,7 @@
 """DeiT (Touvron et al. 2021, arXiv:2012.12877), following Hugging Face's `modeling_deit.py`.
 
-ViT with a distillation token after the class token. DeiTs that were not distilled are plain ViTs, in Hugging Face too.
+ViT with a distillation token after the class token. DeiTs that were not distilled are plain ViTs,
+in Hugging Face too.
 """
 
 from __future__ import annotations
@@ -28,13 +29,17 @@ def heads_of(settings: Settings, tokens: int) -> HeadTable:
     return {
         "pooled": vits["pooled"],
         "classify": vits["classify"],
-        "classify_distilled": partial(ClassifyDistilled, dropout=settings.classifier_dropout, kernel_init=init),
+        "classify_distilled": partial(
+            ClassifyDistilled, dropout=settings.classifier_dropout, kernel_init=init
+        ),
     }
 
 
 def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> vit.Vit:
     """Returns a DeiT of a named size (SIZES) with the given heads; see `vit.build`."""
-    return vit.checked_model(vit.Vit(heads, resolve(Settings, SIZES, size, settings), TOKENS, heads_of))
+    return vit.checked_model(
+        vit.Vit(heads, resolve(Settings, SIZES, size, settings), TOKENS, heads_of)
+    )
 
 
 INPUTS, checked_batch, fit_params = vit.INPUTS, vit.checked_batch, vit.fit_params

@@ -1,7 +1,8 @@
-"""DistilBERT (Sanh et al. 2019, arXiv:1910.01108), following Hugging Face's `modeling_distilbert.py`.
+"""DistilBERT (Sanh et al. 2019, arXiv:1910.01108), following Hugging Face's
+`modeling_distilbert.py`.
 
-BERT with half the layers, without token types and pooler. In training, the reference has no dropout on the output of
-attention; here `dropout` acts there too, as in BERT.
+BERT with half the layers, without token types and pooler. In training, the reference has no dropout
+on the output of attention; here `dropout` acts there too, as in BERT.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ELECTRA (Clark et al. 2020, arXiv:2003.10555), following Hugging Face's `modeling_electra.py`.
 
-BERT with embeddings of their own width, and the heads of a generator (`mlm`) and a discriminator (`rtd`: was this token
-replaced?).
+BERT with embeddings of their own width, and the heads of a generator (`mlm`) and a discriminator
+(`rtd`: was this token replaced?).
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from fmjax.models import bert
 from fmjax.models.sizes import resolve
 
 SIZES: dict[str, dict[str, int]] = {
-    "small": {"width": 256, "layers": 12, "attention_heads": 4, "mlp_width": 1024, "embedding_width": 128},
+    "small": {
+        "width": 256,
+        "layers": 12,
+        "attention_heads": 4,
+        "mlp_width": 1024,
+        "embedding_width": 128,
+    },
     "base": bert.SIZES["base"],
     "large": bert.SIZES["large"],
 }
@@ -39,7 +45,8 @@ class Settings(bert.Settings):
 
 
 class ReplacedToken(nn.Module):
-    """The discriminator's head: dense, activation and one logit for each token, positive where it was replaced."""
+    """The discriminator's head: dense, activation and one logit for each token, positive where it
+    was replaced."""
 
     activation: Callable[[jax.Array], jax.Array]
     reads_pooled: ClassVar[bool] = False
@@ -51,7 +58,11 @@ class ReplacedToken(nn.Module):
     def __call__(self, features: Features, batch: Features) -> jax.Array:
         """Returns logits [B,L] in fp32."""
         x = features["hidden"]
-        x = self.activation(Dense(x.shape[-1:], ("embed", None), self.kernel_init, dtype=self.dtype, name="dense")(x))
+        x = self.activation(
+            Dense(x.shape[-1:], ("embed", None), self.kernel_init, dtype=self.dtype, name="dense")(
+                x
+            )
+        )
         return linear_head(self, x).reshape(x.shape[:-1])
 
 
@@ -61,9 +72,15 @@ def heads_of(settings: Settings) -> HeadTable:
     choice_dropout = settings.choice_dropout
     return {
         "mlm": bert.masked_lm(settings, "gelu"),
-        "rtd": partial(ReplacedToken, activation(settings.activation), kernel_init=init, dtype=dtype),
-        "classify": bert.classify_first(settings, "gelu", input_dropout=settings.classifier_dropout),
-        "choice": bert.classify_first(settings, "gelu", input_dropout=0.0, classes=1, dropout=choice_dropout),
+        "rtd": partial(
+            ReplacedToken, activation(settings.activation), kernel_init=init, dtype=dtype
+        ),
+        "classify": bert.classify_first(
+            settings, "gelu", input_dropout=settings.classifier_dropout
+        ),
+        "choice": bert.classify_first(
+            settings, "gelu", input_dropout=0.0, classes=1, dropout=choice_dropout
+        ),
         **bert.common_heads(settings),
     }
 

@@ -1,6 +1,8 @@
-"""GPT-2 (Radford et al. 2019), following Hugging Face's `modeling_gpt2.py`: a decoder with learned positions.
+"""GPT-2 (Radford et al. 2019), following Hugging Face's `modeling_gpt2.py`: a decoder with learned
+positions.
 
-Dimensions: B batch, L length, D width, V vocabulary. Llama and its kin are this decoder with other layers; see `llama.py`.
+Dimensions: B batch, L length, D width, V vocabulary. Llama and its kin are this decoder with other
+layers; see `llama.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,15 @@ from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import Caches, ModuleFactory, PreNorm
 from fmjax.layers.cache import Cache, decoder_context, empty_cache
-from fmjax.layers.heads import ClassifyMean, Features, Heads, HeadTable, Lm, chosen, gather_positions
+from fmjax.layers.heads import (
+    ClassifyMean,
+    Features,
+    Heads,
+    HeadTable,
+    Lm,
+    chosen,
+    gather_positions,
+)
 from fmjax.layers.linear import Initializer, embedding, normal, parameter
 from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
@@ -58,7 +68,7 @@ class Settings(Compute):
     embedding_dropout: float = 0.1
     attention_dropout: float = 0.1
     tied: bool = True  # the language model's head is the word table
-    pad_id: int = -1  # a classifier reads the last token that is not this one; -1: there is no padding token
+    pad_id: int = -1  # a classifier reads the last token that is not this one; -1: none is padding
 
 
 class Embed(nn.Module):
@@ -70,13 +80,16 @@ class Embed(nn.Module):
     def __call__(self, batch: Batch, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the embedded input [B,L,D] and the word table [V,D]."""
         s = self.settings
-        table = partial(embedding, width=s.width, init=normal(s.initializer_range), dtype=jnp.dtype(s.dtype))
+        table = partial(
+            embedding, width=s.width, init=normal(s.initializer_range), dtype=jnp.dtype(s.dtype)
+        )
         word = table(s.vocab_size, axis="vocab", name="word")
         x = shard_embedded(word(batch["input_ids"]))
         if s.positions:
             x = x + shard_embedded(table(s.positions, axis=None, name="position")(positions_BL))
         x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
-        return add_delta(constrain(x, "act_batch", "act_length", "act_embed"), batch), word.embedding
+        x = add_delta(constrain(x, "act_batch", "act_length", "act_embed"), batch)
+        return x, word.embedding
 
 
 class Decoder(nn.Module):
@@ -111,15 +124,17 @@ class ClassifyLast(nn.Module):
             real = real & batch["attention_mask"].astype(bool)
         last = jnp.where(real, jnp.arange(real.shape[1])[None], 0).max(axis=1)
         x = gather_positions(features["hidden"], last[:, None])[:, 0].astype(jnp.float32)
-        return x @ parameter(self, "kernel", self.kernel_init, ("embed", None), (x.shape[-1], self.classes))
+        return x @ parameter(
+            self, "kernel", self.kernel_init, ("embed", None), (x.shape[-1], self.classes)
+        )
 
 
 class Gpt(nn.Module):
     """Maps a batch to features: `hidden [B,L,D]`, and each head's output by kind.
 
-    Inputs: `input_ids [B,L]`; optionally `position_ids [B,L]`, `attention_mask [B,L]` (masks keys, as the reference does) or
-    `segment_ids [B,L]` (packed rows; 0 is padding), and `embedded_delta [B,L,D]`. Every position attends to itself and to
-    those before it.
+    Inputs: `input_ids [B,L]`; optionally `position_ids [B,L]`, `attention_mask [B,L]` (masks keys,
+    as the reference does) or `segment_ids [B,L]` (packed rows; 0 is padding), and `embedded_delta
+    [B,L,D]`. Every position attends to itself and to those before it.
     """
 
     heads: contracts.Heads
@@ -154,24 +169,39 @@ class Gpt(nn.Module):
     def block(self) -> ModuleFactory:
         """Returns the builder of a layer."""
         s = self.settings
-        shared: Config = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
-        # The two projections of a layer that are added to the residual stream start smaller (Radford et al. 2019, section 2.3).
+        shared: Config = {
+            "kernel_init": normal(s.initializer_range),
+            "dtype": jnp.dtype(s.dtype),
+        }
+        # The two projections of a layer that are added to the residual stream start smaller
+        # (Radford et al. 2019, section 2.3).
         last = normal(s.initializer_range / (2 * s.layers) ** 0.5)
         _, head_width = self.key_heads
-        attention = partial(Attention, s.attention_heads, head_width, s.attention_dropout, inits={"out": last}, **shared)
+        attention = partial(
+            Attention,
+            s.attention_heads,
+            head_width,
+            s.attention_dropout,
+            inits={"out": last},
+            **shared,
+        )
         mlp = partial(Mlp, s.mlp_width, activation(s.activation), down_init=last, **shared)
         kept: Config = {"dropout": s.dropout, "stochastic_depth": s.stochastic_depth}
         return partial(PreNorm, attention=attention, mlp=mlp, norm=self.norm(), **kept)
 
     def context(self, batch: Batch, cache: Cache | None) -> tuple[Context, jax.Array, Cache | None]:
-        """Returns the layers' context, the positions, and the cache without its keys; see `decoder_context`."""
+        """Returns the layers' context, the positions, and the cache without its keys; see
+        `decoder_context`."""
         return decoder_context(batch, cache)
 
     def __call__(self, batch: Batch) -> Arrays:
         return self.decode(batch, None, None)[0]
 
-    def decode(self, batch: Batch, memory: None, cache: Cache | None) -> tuple[Arrays, Cache | None]:
-        """Returns the features of a batch, which continues the cache if there is one, and the new cache."""
+    def decode(
+        self, batch: Batch, memory: None, cache: Cache | None
+    ) -> tuple[Arrays, Cache | None]:
+        """Returns the features of a batch, which continues the cache if there is one, and the new
+        cache."""
         context, positions, after = self.context(batch, cache)
         x, word_table = self.embed(batch, positions)
         hidden, layers = self.decoder(x, context, None if cache is None else cache["layers"])
@@ -181,7 +211,9 @@ class Gpt(nn.Module):
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """Returns a cache with room for `length` tokens in each row."""
-        return empty_cache(self.settings.layers, rows, length, *self.key_heads, jnp.dtype(self.settings.dtype))
+        return empty_cache(
+            self.settings.layers, rows, length, *self.key_heads, jnp.dtype(self.settings.dtype)
+        )
 
     def one_row_batch(self) -> Batch:
         """Returns a batch of one token, with everything that a head might read."""
@@ -193,21 +225,27 @@ class Gpt(nn.Module):
         return 4 * s.width**2 + 2 * s.width * s.mlp_width + 2 * s.width * length
 
     def forward_flops(self, batch: Mapping[str, Value]) -> float:
-        """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
+        """Returns the floating-point operations of one forward pass over a batch: its matrix
+        products, by formula."""
         s = self.settings
         rows, length = batch["input_ids"].shape
-        predicted = batch["predicted_positions"].shape[1] if "predicted_positions" in batch else length
+        predicted = (
+            batch["predicted_positions"].shape[1] if "predicted_positions" in batch else length
+        )
         head = predicted * s.width * s.vocab_size if "lm" in self.heads else 0
         return float(2 * rows * (length * s.layers * self.layer_products(length) + head))
 
 
 def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> Gpt:
-    """Returns a GPT-2 of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+    """Returns a GPT-2 of a named size (SIZES) with the given heads; other settings are the fields
+    of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
     """
     chosen_settings = resolve(Settings, SIZES, size, settings)
-    check_divides("width", chosen_settings.width, "attention_heads", chosen_settings.attention_heads)
+    check_divides(
+        "width", chosen_settings.width, "attention_heads", chosen_settings.attention_heads
+    )
     return checked(Gpt(heads, chosen_settings))
 
 
@@ -222,7 +260,8 @@ INPUTS = ("input_ids", "attention_mask", "position_ids")
 def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
     """Returns the batch of the inputs [B,L]: ids as int32, the mask as bool.
 
-    Raises UserError, naming the value and the table, for an id that has no embedding, and for rows that are too long.
+    Raises UserError, naming the value and the table, for an id that has no embedding, and for rows
+    that are too long.
     """
     # Positions that are not learned may be any number.
     tables = {

@@ -1,7 +1,9 @@
-"""Llama (Touvron et al. 2023, arXiv:2302.13971; 3: arXiv:2407.21783), following Hugging Face's `modeling_llama.py`.
+"""Llama (Touvron et al. 2023, arXiv:2302.13971; 3: arXiv:2407.21783), following Hugging Face's
+`modeling_llama.py`.
 
-GPT-2's decoder with rotary positions, RMS norms, gated feed-forward layers, and key heads that query heads share. Dimensions
-as in `gpt.py`; K head width. Mistral and Qwen2 are this decoder with other settings; see `mistral.py` and `qwen2.py`.
+GPT-2's decoder with rotary positions, RMS norms, gated feed-forward layers, and key heads that
+query heads share. Dimensions as in `gpt.py`; K head width. Mistral and Qwen2 are this decoder with
+other settings; see `mistral.py` and `qwen2.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from fmjax.layers.position import rotary
 from fmjax.models import gpt
 from fmjax.models.sizes import Compute, check_divides, checked, resolve
 
-# 7b to 70b are the Llama 2 of those names, 8b is Llama 3; the small ones are of the shapes of llama2.c.
+# 7b to 70b are the Llama 2 of those names, 8b is Llama 3; the small ones are of the shapes of
+# llama2.c.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 64, "layers": 5, "attention_heads": 8, "kv_heads": 4, "mlp_width": 172},
     "small": {"width": 288, "layers": 6, "attention_heads": 6, "mlp_width": 768},
@@ -51,7 +54,9 @@ class Settings(Compute):
     kv_heads: int = 0  # 0: as many as query heads
     head_width: int = 0  # 0: width / attention_heads
     positions: int = 0  # no limit
-    context: int = 2048  # tokens that the model is meant for: the reference's max_position_embeddings
+    context: int = (
+        2048  # tokens that the model is meant for: the reference's max_position_embeddings
+    )
     window: int = 0  # positions that each one attends to, itself included; 0: all
     activation: str = "silu"
     epsilon: float = 1e-6
@@ -60,15 +65,15 @@ class Settings(Compute):
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
     tied: bool = False  # whether the language model's head is the word table
-    pad_id: int = -1  # a classifier reads the last token that is not this one; -1: there is no padding token
+    pad_id: int = -1  # a classifier reads the last token that is not this one; -1: none is padding
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
     rotary_base: float = 10000.0
     rotary_scaling: str = "default"  # a name in SCALINGS
     rotary_factor: float = 1.0  # how many times longer than in training texts may be
-    rotary_low: float = 1.0  # frequencies of fewer turns than this in the first training's context are divided by the factor
-    rotary_high: float = 4.0  # those of more turns than this are kept
+    rotary_low: float = 1.0  # frequencies of fewer turns than this in rotary_context are divided
+    rotary_high: float = 4.0  # those of more turns are kept
     rotary_context: int = 8192  # the first training's context
 
 
@@ -78,7 +83,8 @@ def slower(settings: Settings, frequencies: np.ndarray) -> np.ndarray:
 
 
 def slower_if_slow(settings: Settings, frequencies: np.ndarray) -> np.ndarray:
-    """Returns low frequencies divided by the factor, high ones unchanged, and mixtures in between (Llama 3.1)."""
+    """Returns low frequencies divided by the factor, high ones unchanged, and mixtures in between
+    (Llama 3.1)."""
     s = settings
     turns = s.rotary_context * frequencies / (2 * math.pi)
     kept = np.clip((turns - s.rotary_low) / (s.rotary_high - s.rotary_low), 0, 1)
@@ -111,33 +117,53 @@ class Llama(gpt.Gpt):
     def block(self) -> ModuleFactory:
         """Returns the builder of a layer."""
         s = self.settings
-        shared: Config = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+        shared: Config = {
+            "kernel_init": normal(s.initializer_range),
+            "dtype": jnp.dtype(s.dtype),
+        }
         last = normal(s.initializer_range / (2 * s.layers) ** 0.5)
         kv_heads, head_width = self.key_heads
         biased = ("query", "key", "value") * s.qkv_bias + ("out",) * s.out_bias
         own: Config = {"kv_heads": kv_heads, "biased": biased, "inits": {"out": last}}
-        attention = partial(Attention, s.attention_heads, head_width, s.attention_dropout, **own, **shared)
-        mlp = partial(GatedMlp, s.mlp_width, activation(s.activation), use_bias=s.mlp_bias, down_init=last, **shared)
+        attention = partial(
+            Attention, s.attention_heads, head_width, s.attention_dropout, **own, **shared
+        )
+        mlp = partial(
+            GatedMlp,
+            s.mlp_width,
+            activation(s.activation),
+            use_bias=s.mlp_bias,
+            down_init=last,
+            **shared,
+        )
         kept: Config = {"dropout": s.dropout, "stochastic_depth": s.stochastic_depth}
         return partial(PreNorm, attention=attention, mlp=mlp, norm=self.norm(), **kept)
 
-    def context(self, batch: contracts.Batch, cache: Cache | None) -> tuple[Context, jax.Array, Cache | None]:
-        """Returns the layers' context, the positions, and the cache without its keys; see `decoder_context`."""
+    def context(
+        self, batch: contracts.Batch, cache: Cache | None
+    ) -> tuple[Context, jax.Array, Cache | None]:
+        """Returns the layers' context, the positions, and the cache without its keys; see
+        `decoder_context`."""
         s = self.settings
         context, positions, cache = decoder_context(batch, cache, window=s.window)
-        turned = rotary(positions, self.key_heads[1], s.rotary_base, partial(SCALINGS[s.rotary_scaling], s))
+        turned = rotary(
+            positions, self.key_heads[1], s.rotary_base, partial(SCALINGS[s.rotary_scaling], s)
+        )
         return dataclasses.replace(context, rotary=turned), positions, cache
 
     def layer_products(self, length: int) -> int:
         """Returns the multiplications of one token in one layer."""
         s = self.settings
         kv_heads, head_width = self.key_heads
-        attention = 2 * head_width * (s.width * (s.attention_heads + kv_heads) + s.attention_heads * length)
+        attention = (
+            2 * head_width * (s.width * (s.attention_heads + kv_heads) + s.attention_heads * length)
+        )
         return attention + 3 * s.width * s.mlp_width
 
 
 def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> Llama:
-    """Returns a Llama of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+    """Returns a Llama of a named size (SIZES) with the given heads; other settings are the fields
+    of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
     """
@@ -145,22 +171,34 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> L
 
 
 def checked_model(model: Llama) -> Llama:
-    """Returns the model, checked. Raises UserError if its heads cannot be shared or rotated, or its positions are learned or
-    scaled in an unknown way, and as `sizes.checked` does."""
+    """Returns the model, checked. Raises UserError if its heads cannot be shared or rotated, or its
+    positions are learned or scaled in an unknown way, and as `sizes.checked` does."""
     s = model.settings
     if not s.head_width:
         check_divides("width", s.width, "attention_heads", s.attention_heads)
     checked(model)
     kv_heads, head_width = model.key_heads
     if s.attention_heads % kv_heads:
-        raise UserError(f"model.attention_heads={s.attention_heads} do not divide over model.kv_heads={kv_heads}; change one")
+        raise UserError(
+            f"model.attention_heads={s.attention_heads} do not divide over "
+            f"model.kv_heads={kv_heads}; change one"
+        )
     if head_width % 2:
-        raise UserError(f"heads are {head_width} wide, an odd number, which cannot be rotated in pairs; set model.head_width")
+        raise UserError(
+            f"heads are {head_width} wide, an odd number, which cannot be rotated in pairs; "
+            "set model.head_width"
+        )
     if s.positions:
-        raise UserError(f"model.positions={s.positions}: rotary positions are not learned and have no limit; leave it out")
+        raise UserError(
+            f"model.positions={s.positions}: rotary positions are not learned and have no limit; "
+            "leave it out"
+        )
     if s.rotary_scaling not in SCALINGS:
         hint = nearest(s.rotary_scaling, SCALINGS)
-        raise UserError(f'model.rotary_scaling="{s.rotary_scaling}" is not known{hint}; choose one of {", ".join(SCALINGS)}')
+        raise UserError(
+            f'model.rotary_scaling="{s.rotary_scaling}" is not known{hint}; '
+            f"choose one of {', '.join(SCALINGS)}"
+        )
     return model
 
 

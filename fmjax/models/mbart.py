@@ -30,9 +30,13 @@ class Settings(transformer.Settings):
 FORM = Form(block=PreNorm, learned_positions=True, final_norm=True)
 
 
-def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> transformer.Transformer:
+def build(
+    *, heads: contracts.Heads, size: str = "base", **settings: Value
+) -> transformer.Transformer:
     """Returns an mBART of a named size (SIZES) with the given heads; see `transformer.build`."""
-    return transformer.checked_model(transformer.Transformer(heads, resolve(Settings, SIZES, size, settings), FORM))
+    return transformer.checked_model(
+        transformer.Transformer(heads, resolve(Settings, SIZES, size, settings), FORM)
+    )
 
 
 INPUTS, checked_batch = bart.INPUTS, bart.checked_batch

@@ -13,7 +13,13 @@ from fmjax.models import gpt, llama
 from fmjax.models.sizes import resolve
 
 SIZES: dict[str, dict[str, int]] = {
-    "base": {"width": 896, "layers": 24, "attention_heads": 14, "kv_heads": 2, "mlp_width": 4864},  # 0.5b
+    "base": {
+        "width": 896,
+        "layers": 24,
+        "attention_heads": 14,
+        "kv_heads": 2,
+        "mlp_width": 4864,
+    },  # 0.5b
     "1.5b": {"width": 1536, "layers": 28, "attention_heads": 12, "kv_heads": 2, "mlp_width": 8960},
     "7b": {"width": 3584, "layers": 28, "attention_heads": 28, "kv_heads": 4, "mlp_width": 18944},
 }

@@ -1,4 +1,5 @@
-"""RoBERTa (Liu et al. 2019, arXiv:1907.11692), following Hugging Face's `modeling_roberta.py`; XLM-R and CamemBERT too.
+"""RoBERTa (Liu et al. 2019, arXiv:1907.11692), following Hugging Face's `modeling_roberta.py`;
+XLM-R and CamemBERT too.
 
 BERT with positions that start after the padding id, another classifier, and no next-sentence head.
 """
@@ -21,7 +22,8 @@ SIZES = bert.SIZES
 
 @dataclasses.dataclass(frozen=True)
 class Settings(bert.Settings):
-    """BERT's settings with RoBERTa's values. `position_offset` is the padding id + 1: the reference's first position."""
+    """BERT's settings with RoBERTa's values. `position_offset` is the padding id + 1: the
+    reference's first position."""
 
     position_offset: int = 2
     token_types: int = 1
@@ -49,5 +51,6 @@ INPUTS, checked_batch = bert.INPUTS, bert.checked_batch
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
-    """Returns the settings of a fresh model that follow from its tokenizer: with another offset it could not be exported."""
+    """Returns the settings of a fresh model that follow from its tokenizer: with another offset it
+    could not be exported."""
     return {"position_offset": tokenizer.pad_id + 1}

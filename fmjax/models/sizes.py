@@ -84,5 +84,7 @@ def checked(model: ModelT) -> ModelT:
     for kind in model.heads:
         if kind not in makers:
             known = ", ".join(makers)
-            raise UserError(f'the task needs a head "{kind}", which this model lacks; it has {known}')
+            raise UserError(
+                f'the task needs a head "{kind}", which this model lacks; it has {known}'
+            )
     return model

@@ -1,8 +1,10 @@
-"""T5 (Raffel et al. 2020, arXiv:1910.10683), following Hugging Face's `modeling_t5.py`; T5 v1.1, FLAN and mT5 too.
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), following Hugging Face's `modeling_t5.py`; T5 v1.1,
+FLAN and mT5 too.
 
-Dimensions: B batch, S source length, T target length, L either, D width, H heads, V vocabulary. No biases, no scaling of
-scores (initialization does it), norms without a mean, and positions as a bias on the scores of self-attention only: one table
-for all layers of the encoder, another for the decoder's.
+Dimensions: B batch, S source length, T target length, L either, D width, H heads, V vocabulary. No
+biases, no scaling of scores (initialization does it), norms without a mean, and positions as a bias
+on the scores of self-attention only: one table for all layers of the encoder, another for the
+decoder's.
 """
 
 from __future__ import annotations
@@ -24,7 +26,14 @@ from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Attention, Context, CrossAttention
 from fmjax.layers.blocks import Caches, PreNorm
-from fmjax.layers.cache import Cache, decoder_context, empty_cache, encoder_mask, memory_mask, shift_right
+from fmjax.layers.cache import (
+    Cache,
+    decoder_context,
+    empty_cache,
+    encoder_mask,
+    memory_mask,
+    shift_right,
+)
 from fmjax.layers.heads import ClassifyMean, Heads, HeadTable, Lm, chosen
 from fmjax.layers.linear import embedding, normal, parameter
 from fmjax.layers.mlp import GatedMlp, Mlp, activation
@@ -36,9 +45,16 @@ from fmjax.models.inputs import Table, checked_ids
 from fmjax.models.sizes import Compute, checked, resolve
 
 
-def sizes(width: int, mlp_width: int, layers: int, heads: int, head_width: int = 64, **others: Value) -> Config:
+def sizes(
+    width: int, mlp_width: int, layers: int, heads: int, head_width: int = 64, **others: Value
+) -> Config:
     """Returns a size whose decoder is as deep as its encoder."""
-    widths = {"width": width, "mlp_width": mlp_width, "attention_heads": heads, "head_width": head_width}
+    widths = {
+        "width": width,
+        "mlp_width": mlp_width,
+        "attention_heads": heads,
+        "head_width": head_width,
+    }
     return widths | {"layers": layers, "decoder_layers": layers} | others
 
 
@@ -58,7 +74,8 @@ SIZES: dict[str, Config] = {
     "v1_1-xxl": sizes(4096, 10240, 24, 64, **V1_1),
 }
 
-# The reference's names -> the feed-forward layer and its activation. Its "gated-gelu" has the tanh approximation.
+# The reference's names -> the feed-forward layer and its activation. Its "gated-gelu" has the tanh
+# approximation.
 FEED_FORWARD: dict[str, tuple[type[Mlp], str]] = {
     "relu": (Mlp, "relu"),
     "gated-gelu": (GatedMlp, "gelu_new"),
@@ -81,7 +98,9 @@ class Settings(Compute):
     buckets: int = 32  # of distances
     max_distance: int = 128  # all greater distances share a bucket
     feed_forward: str = "relu"  # or gated-gelu, gated-silu
-    tied: bool = True  # whether logits come from the word table, then of hidden states scaled by D^-1/2
+    tied: bool = (
+        True  # whether logits come from the word table, then of hidden states scaled by D^-1/2
+    )
     start_id: int = 0  # what the decoder reads first: the padding
     epsilon: float = 1e-6
     initializer_factor: float = 1.0
@@ -103,7 +122,9 @@ class Embed(nn.Module):
 
     def __call__(self, batch: Batch, prefix: str = "") -> jax.Array:
         """Returns [B,L,D]; `prefix` is "decoder_" for the target's words."""
-        x = constrain(self.word(batch[f"{prefix}input_ids"]), "act_batch", "act_length", "act_embed")
+        x = constrain(
+            self.word(batch[f"{prefix}input_ids"]), "act_batch", "act_length", "act_embed"
+        )
         return add_delta(x, batch, prefix)
 
     def table(self) -> jax.Array:
@@ -113,7 +134,8 @@ class Embed(nn.Module):
 
 
 class T5Stack(nn.Module):
-    """Relative positions, a stack of layers, and a norm: the encoder or, with `cross`, the decoder."""
+    """Relative positions, a stack of layers, and a norm: the encoder or, with `cross`, the
+    decoder."""
 
     settings: Settings
     layers: int
@@ -125,19 +147,33 @@ class T5Stack(nn.Module):
     ) -> tuple[jax.Array, tuple[Caches, ...] | None]:
         """Maps [B,L,D] to [B,L,D]; the decoder also takes and returns its layers' caches."""
         s = self.settings
-        dtype, drop = jnp.dtype(s.dtype), nn.Dropout(s.dropout, deterministic=not self.has_rng("dropout"))
+        dtype, drop = (
+            jnp.dtype(s.dtype),
+            nn.Dropout(s.dropout, deterministic=not self.has_rng("dropout")),
+        )
         keys = x_BLD.shape[1] if caches is None else caches[0]["attention"]["key"].shape[2]
-        wide, inner = s.initializer_factor * s.width**-0.5, s.initializer_factor * (s.attention_heads * s.head_width) ** -0.5
+        wide, inner = (
+            s.initializer_factor * s.width**-0.5,
+            s.initializer_factor * (s.attention_heads * s.head_width) ** -0.5,
+        )
         # Scores are not scaled by K^-1/2; instead, queries start smaller by that factor.
         inits = {"query": normal(wide * s.head_width**-0.5), "out": normal(inner)}
-        attending: Config = {"scale": 1.0, "biased": (), "dtype": dtype, "kernel_init": normal(wide), "inits": inits}
+        attending: Config = {
+            "scale": 1.0,
+            "biased": (),
+            "dtype": dtype,
+            "kernel_init": normal(wide),
+            "inits": inits,
+        }
         attend = (s.attention_heads, s.head_width, s.dropout)
         mlp, act = FEED_FORWARD[s.feed_forward]
         down = normal(s.initializer_factor * s.mlp_width**-0.5)
         block = partial(
             PreNorm,
             attention=partial(Attention, *attend, **attending),
-            mlp=partial(mlp, s.mlp_width, activation(act), normal(wide), dtype, False, down, s.dropout),
+            mlp=partial(
+                mlp, s.mlp_width, activation(act), normal(wide), dtype, False, down, s.dropout
+            ),
             norm=partial(RmsNorm, s.epsilon, dtype),
             dropout=s.dropout,
             stochastic_depth=s.stochastic_depth,
@@ -148,23 +184,27 @@ class T5Stack(nn.Module):
         return drop(RmsNorm(s.epsilon, dtype, name="norm")(x_BLD)), after
 
     def bias(self, length: int, keys: int, place: jax.Array | int) -> jax.Array:
-        """Returns [1,H,L,S], added to scores, by the distances between keys and `length` queries, the first at `place`."""
+        """Returns [1,H,L,S], added to scores, by the distances between keys and `length` queries,
+        the first at `place`."""
         s = self.settings
         init = normal(s.initializer_factor * s.width**-0.5)
         table = parameter(self, "relative", init, (None, "heads"), (s.buckets, s.attention_heads))
-        # This holds for packed rows too: the tokens of a text are adjacent, and those of others are masked.
+        # This holds for packed rows too: the tokens of a text are adjacent, and those of others are
+        # masked.
         distances_LS = jnp.arange(keys)[None] - (place + jnp.arange(length))[:, None]
         buckets_LS = relative_buckets(distances_LS, self.cross is None, s.buckets, s.max_distance)
         return jnp.asarray(table)[buckets_LS].transpose(2, 0, 1)[None]
 
 
 class T5(nn.Module):
-    """Maps a batch to features: `hidden [B,T,D]` of the decoder, `encoder_hidden [B,S,D]`, and each head's output by kind.
+    """Maps a batch to features: `hidden [B,T,D]` of the decoder, `encoder_hidden [B,S,D]`, and each
+    head's output by kind.
 
-    Inputs: `input_ids [B,S]`, `decoder_input_ids [B,T]` or the `labels [B,T]` that they would predict; optionally
-    `attention_mask [B,S]` and `decoder_attention_mask [B,T]`, which mask keys, `embedded_delta [B,S,D]` and
-    `decoder_embedded_delta [B,T,D]`. Without a decoder, `hidden` is the encoder's. In packed rows, `segment_ids [B,S]` and
-    `decoder_segment_ids [B,T]` separate the pairs; each target begins where `decoder_position_ids [B,T]` is 0.
+    Inputs: `input_ids [B,S]`, `decoder_input_ids [B,T]` or the `labels [B,T]` that they would
+    predict; optionally `attention_mask [B,S]` and `decoder_attention_mask [B,T]`, which mask keys,
+    `embedded_delta [B,S,D]` and `decoder_embedded_delta [B,T,D]`. Without a decoder, `hidden` is
+    the encoder's. In packed rows, `segment_ids [B,S]` and `decoder_segment_ids [B,T]` separate the
+    pairs; each target begins where `decoder_position_ids [B,T]` is 0.
     """
 
     heads: contracts.Heads
@@ -183,7 +223,8 @@ class T5(nn.Module):
     def head_makers(self) -> HeadTable:
         """Returns the builder of each kind of head that the family has."""
         s = self.settings
-        # The reference draws an untied head at order 1, which makes the first losses huge; T5's own code does this.
+        # The reference draws an untied head at order 1, which makes the first losses huge; T5's own
+        # code does this.
         init = normal(s.initializer_factor * s.width**-0.5)
         if not s.decoder_layers:
             return {"classify_mean": partial(ClassifyMean, dropout=s.dropout, kernel_init=init)}
@@ -195,16 +236,24 @@ class T5(nn.Module):
         return self.settings.start_id
 
     def encode(self, batch: Batch) -> Arrays:
-        """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, for packed rows, `segments [B,S]`, if given."""
+        """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, for packed rows,
+        `segments [B,S]`, if given."""
         given, mask = encoder_mask(batch)
         hidden, _ = self.encoder(self.embed(batch), Context(mask=mask))
         return {"hidden": hidden} | given
 
-    def decode(self, batch: Batch, memory: Batch, cache: Cache | None) -> tuple[Arrays, Cache | None]:
-        """Returns the features and heads' outputs of `decoder_input_ids`, and the cache with their keys and values."""
+    def decode(
+        self, batch: Batch, memory: Batch, cache: Cache | None
+    ) -> tuple[Arrays, Cache | None]:
+        """Returns the features and heads' outputs of `decoder_input_ids`, and the cache with their
+        keys and values."""
         context, _, moved = decoder_context(batch, cache, "decoder_")
-        context = dataclasses.replace(context, memory=memory["hidden"], memory_mask=memory_mask(batch, memory))
-        hidden, layers = self.decoder(self.embed(batch, "decoder_"), context, None if cache is None else cache["layers"])
+        context = dataclasses.replace(
+            context, memory=memory["hidden"], memory_mask=memory_mask(batch, memory)
+        )
+        hidden, layers = self.decoder(
+            self.embed(batch, "decoder_"), context, None if cache is None else cache["layers"]
+        )
         features = {"hidden": hidden}
         outputs = features | self.head(features | {"word_table": self.embed.table()}, batch)
         return outputs, None if moved is None else {**moved, "layers": layers}
@@ -212,7 +261,9 @@ class T5(nn.Module):
     def empty_cache(self, rows: int, length: int) -> Cache:
         """Returns a cache with room for `length` target tokens in each row."""
         s = self.settings
-        return empty_cache(s.decoder_layers, rows, length, s.attention_heads, s.head_width, jnp.dtype(s.dtype))
+        return empty_cache(
+            s.decoder_layers, rows, length, s.attention_heads, s.head_width, jnp.dtype(s.dtype)
+        )
 
     def __call__(self, batch: Batch) -> Arrays:
         memory = self.encode(batch)
@@ -220,7 +271,9 @@ class T5(nn.Module):
             features = {"hidden": memory["hidden"]}
             return features | self.head(features, batch)
         if "decoder_input_ids" not in batch:
-            ids = shift_right(batch["labels"], self.settings.start_id, batch.get("decoder_position_ids"))
+            ids = shift_right(
+                batch["labels"], self.settings.start_id, batch.get("decoder_position_ids")
+            )
             batch = {**batch, "decoder_input_ids": ids}
         outputs, _ = self.decode(batch, memory, None)
         return outputs | {"encoder_hidden": memory["hidden"]}
@@ -231,7 +284,8 @@ class T5(nn.Module):
         return {"input_ids": token, "labels": token, "pool_weights": jnp.zeros((1, 1))}
 
     def forward_flops(self, batch: Mapping[str, Value]) -> float:
-        """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
+        """Returns the floating-point operations of one forward pass over a batch: its matrix
+        products, by formula."""
         s = self.settings
         rows, source = batch["input_ids"].shape
         target = batch.get("decoder_input_ids", batch.get("labels", batch["input_ids"])).shape[1]
@@ -240,23 +294,33 @@ class T5(nn.Module):
         total = s.layers * source * (4 * s.width * inner + mlp + 2 * inner * source)
         token = 6 * s.width * inner + mlp + 2 * inner * (target + source)
         total += s.decoder_layers * (target * token + source * 2 * s.width * inner)
-        return float(2 * rows * (total + (target * s.width * s.vocab_size if "lm" in self.heads else 0)))
+        return float(
+            2 * rows * (total + (target * s.width * s.vocab_size if "lm" in self.heads else 0))
+        )
 
 
 def build(*, heads: contracts.Heads, size: str = "small", **settings: Value) -> T5:
-    """Returns a T5 of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+    """Returns a T5 of a named size (SIZES) with the given heads; other settings are the fields of
+    Settings.
 
-    Raises UserError for an unknown size, setting, head or feed-forward layer, and for sizes that do not fit together.
+    Raises UserError for an unknown size, setting, head or feed-forward layer, and for sizes that do
+    not fit together.
     """
-    resolved = resolve(Settings, SIZES, size, {RENAMED.get(name, name): value for name, value in settings.items()})
+    resolved = resolve(
+        Settings, SIZES, size, {RENAMED.get(name, name): value for name, value in settings.items()}
+    )
     if resolved.feed_forward not in FEED_FORWARD:
         hint = nearest(resolved.feed_forward, FEED_FORWARD)
         known = ", ".join(FEED_FORWARD)
-        raise UserError(f'model.feed_forward="{resolved.feed_forward}" is not known{hint}; choose one of {known}')
+        raise UserError(
+            f'model.feed_forward="{resolved.feed_forward}" is not known{hint}; '
+            f"choose one of {known}"
+        )
     if resolved.buckets < 4 or resolved.max_distance <= resolved.buckets // 2:
         raise UserError(
-            f"model.buckets={resolved.buckets}, model.max_distance={resolved.max_distance}: half of the buckets hold one "
-            "distance each; give at least 4 buckets, and a model.max_distance above half of them"
+            f"model.buckets={resolved.buckets}, model.max_distance={resolved.max_distance}: "
+            "half of the buckets hold one distance each; give at least 4 buckets, "
+            "and a model.max_distance above half of them"
         )
     return checked(T5(heads, resolved))
 
@@ -272,12 +336,18 @@ INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention
 def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
     """Returns the batch of the inputs: ids [B,S] and [B,T] as int32, masks as bool.
 
-    Raises UserError for an id that has no embedding, and where what the decoder reads is missing or there is no decoder.
+    Raises UserError for an id that has no embedding, and where what the decoder reads is missing or
+    there is no decoder.
     """
     target = {name for name in arrays if name.startswith("decoder_")} | ({"labels"} & set(arrays))
     if target and not settings.decoder_layers:
-        raise UserError(f"{min(target)}: this model is an encoder alone; leave it out, or load one with a decoder")
+        raise UserError(
+            f"{min(target)}: this model is an encoder alone; leave it out, "
+            "or load one with a decoder"
+        )
     if settings.decoder_layers and not target & {"decoder_input_ids", "labels"}:
-        raise UserError("decoder_input_ids are missing; give them, or the labels to predict, or use .generate")
+        raise UserError(
+            "decoder_input_ids are missing; give them, or the labels to predict, or use .generate"
+        )
     table = Table("vocabulary", settings.vocab_size)
     return checked_ids(arrays, dict.fromkeys(("input_ids", "decoder_input_ids", "labels"), table))

@@ -1,8 +1,9 @@
-"""The Transformer (Vaswani et al. 2017, arXiv:1706.03762), encoder and decoder, following Hugging Face's `modeling_marian.py`.
+"""The Transformer (Vaswani et al. 2017, arXiv:1706.03762), encoder and decoder, following Hugging
+Face's `modeling_marian.py`.
 
-Sinusoidal positions, normalization after each sum, one table for source, target and output: the translation models of
-Marian (opus-mt). Dimensions: B batch, S source length, L target length, D width, V vocabulary. BART and mBART are this model
-in another `Form`; see `bart.py` and `mbart.py`.
+Sinusoidal positions, normalization after each sum, one table for source, target and output: the
+translation models of Marian (opus-mt). Dimensions: B batch, S source length, L target length, D
+width, V vocabulary. BART and mBART are this model in another `Form`; see `bart.py` and `mbart.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.errors import UserError
 from fmjax.layers.attention import Attention, Context, CrossAttention
 from fmjax.layers.blocks import Caches, PostNorm, PreNorm
-from fmjax.layers.cache import Cache, decoder_context, empty_cache, encoder_mask, memory_mask, shift_right
+from fmjax.layers.cache import (
+    Cache,
+    decoder_context,
+    empty_cache,
+    encoder_mask,
+    memory_mask,
+    shift_right,
+)
 from fmjax.layers.heads import Heads, HeadTable, Lm, chosen
 from fmjax.layers.linear import embedding, normal
 from fmjax.layers.mlp import Mlp, activation
@@ -47,7 +55,8 @@ SIZES: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Compute):
-    """The numbers and choices that make one Transformer; `model` in a config. 0 for the decoder means as in the encoder."""
+    """The numbers and choices that make one Transformer; `model` in a config. 0 for the decoder
+    means as in the encoder."""
 
     width: int
     layers: int
@@ -89,17 +98,26 @@ class Embed(nn.Module):
 
     def setup(self) -> None:
         s = self.settings
-        table = partial(embedding, width=s.width, axis="vocab", init=normal(s.initializer_range), dtype=jnp.dtype(s.dtype))
+        table = partial(
+            embedding,
+            width=s.width,
+            axis="vocab",
+            init=normal(s.initializer_range),
+            dtype=jnp.dtype(s.dtype),
+        )
         self.word = table(s.vocab_size)
         if s.target_vocab_size:
             self.target = table(s.target_vocab_size)
 
     def __call__(self, batch: Batch, prefix: str = "") -> jax.Array:
-        """Returns the embedded words [B,L,D], scaled; `prefix` is "decoder_" for those of the target."""
+        """Returns the embedded words [B,L,D], scaled; `prefix` is "decoder_" for those of the
+        target."""
         s = self.settings
         table = self.target if prefix and s.target_vocab_size else self.word
         x = table(batch[f"{prefix}input_ids"])
-        return add_delta(shard_embedded(x * s.width**0.5 if s.scale_embedding else x), batch, prefix)
+        return add_delta(
+            shard_embedded(x * s.width**0.5 if s.scale_embedding else x), batch, prefix
+        )
 
     def output_table(self) -> jax.Array:
         """Returns the table [V,D] that gives the logits."""
@@ -118,7 +136,8 @@ def decoder_numbers(settings: Settings) -> tuple[int, int, int]:
 
 
 class TransformerStack(nn.Module):
-    """The encoder, or the decoder, which has cross-attention: positions, and the stack of layers."""
+    """The encoder, or the decoder, which has cross-attention: positions, and the stack of
+    layers."""
 
     settings: Settings
     form: Form
@@ -133,12 +152,15 @@ class TransformerStack(nn.Module):
         context: Context,
         caches: Sequence[Caches] | None = None,
     ) -> tuple[jax.Array, tuple[Caches, ...] | None]:
-        """Maps embedded words [B,L,D], at positions less than `places`, to hidden states; also returns the caches.
+        """Maps embedded words [B,L,D], at positions less than `places`, to hidden states; also
+        returns the caches.
 
         Raises UserError for more words than there are positions.
         """
         s = self.settings
-        layers, heads, width = decoder_numbers(s) if self.decoder else (s.layers, s.attention_heads, s.mlp_width)
+        layers, heads, width = (
+            decoder_numbers(s) if self.decoder else (s.layers, s.attention_heads, s.mlp_width)
+        )
         dtype = jnp.dtype(s.dtype)
         shared: Config = {"kernel_init": normal(s.initializer_range), "dtype": dtype}
         sizes = (heads, s.width // heads, s.attention_dropout)
@@ -146,20 +168,34 @@ class TransformerStack(nn.Module):
         block = partial(
             self.form.block,
             attention=partial(Attention, *sizes, **shared),
-            mlp=partial(Mlp, width, activation(s.activation), dropout=s.activation_dropout, **shared),
+            mlp=partial(
+                Mlp, width, activation(s.activation), dropout=s.activation_dropout, **shared
+            ),
             norm=norm,
             dropout=s.dropout,
             stochastic_depth=s.stochastic_depth,
             cross=partial(CrossAttention, *sizes, **shared) if self.decoder else None,
         )
         if (length := x_BLD.shape[1]) > s.positions:
-            raise UserError(f"{length} tokens are more than model.positions={s.positions}; raise it, or shorten the texts")
+            raise UserError(
+                f"{length} tokens are more than model.positions={s.positions}; "
+                "raise it, or shorten the texts"
+            )
         if self.form.learned_positions:
             init = normal(s.initializer_range)
-            table = embedding(s.positions + POSITION_OFFSET, s.width, axis=None, init=init, dtype=dtype, name="position")
+            table = embedding(
+                s.positions + POSITION_OFFSET,
+                s.width,
+                axis=None,
+                init=init,
+                dtype=dtype,
+                name="position",
+            )
             x = norm(name="norm")(x_BLD + table(positions_BL + POSITION_OFFSET))
         else:
-            x = x_BLD + jnp.asarray(sinusoids(places, x_BLD.shape[-1]))[positions_BL].astype(x_BLD.dtype)
+            x = x_BLD + jnp.asarray(sinusoids(places, x_BLD.shape[-1]))[positions_BL].astype(
+                x_BLD.dtype
+            )
         x = nn.Dropout(s.dropout, deterministic=not self.has_rng("dropout"))(x)
         x = constrain(x, "act_batch", "act_length", "act_embed")
         x, after = stack(self, block, s.stacked(layers), x, context, caches)
@@ -167,12 +203,14 @@ class TransformerStack(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Maps a batch to features: `hidden [B,L,D]`, the decoder's, `encoder_hidden [B,S,D]`, and each head's output by kind.
+    """Maps a batch to features: `hidden [B,L,D]`, the decoder's, `encoder_hidden [B,S,D]`, and each
+    head's output by kind.
 
-    Inputs: `input_ids [B,S]`, `decoder_input_ids [B,L]` or the `labels` that they would predict; optionally
-    `attention_mask [B,S]` and `decoder_attention_mask [B,L]` (mask keys, as the reference does), `embedded_delta [B,S,D]` and
-    `decoder_embedded_delta [B,L,D]`. In packed rows, `segment_ids`, `position_ids` [B,S] and `decoder_segment_ids`,
-    `decoder_position_ids` [B,L] separate the pairs.
+    Inputs: `input_ids [B,S]`, `decoder_input_ids [B,L]` or the `labels` that they would predict;
+    optionally `attention_mask [B,S]` and `decoder_attention_mask [B,L]` (mask keys, as the
+    reference does), `embedded_delta [B,S,D]` and `decoder_embedded_delta [B,L,D]`. In packed rows,
+    `segment_ids`, `position_ids` [B,S] and `decoder_segment_ids`, `decoder_position_ids` [B,L]
+    separate the pairs.
     """
 
     heads: contracts.Heads
@@ -191,7 +229,11 @@ class Transformer(nn.Module):
         """Returns the builder of each kind of head that the family has."""
         s = self.settings
         init = normal(s.initializer_range)
-        return {"lm": partial(Lm, tied=s.tied, use_bias=True, kernel_init=init, dtype=jnp.dtype(s.dtype))}
+        return {
+            "lm": partial(
+                Lm, tied=s.tied, use_bias=True, kernel_init=init, dtype=jnp.dtype(s.dtype)
+            )
+        }
 
     @property
     def start_id(self) -> int:
@@ -199,20 +241,28 @@ class Transformer(nn.Module):
         return self.settings.start_id
 
     def encode(self, batch: Batch) -> Memory:
-        """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, for packed rows, `segments [B,S]`, if given."""
+        """Returns the memory: `hidden [B,S,D]`, and `mask [B,S]` bool or, for packed rows,
+        `segments [B,S]`, if given."""
         ids, (given, mask) = batch["input_ids"], encoder_mask(batch)
         positions = batch.get("position_ids", jnp.arange(ids.shape[1], dtype=jnp.int32)[None])
         hidden, _ = self.encoder(self.embed(batch), positions, ids.shape[1], Context(mask=mask))
         return {"hidden": hidden} | given
 
-    def decode(self, batch: Batch, memory: Memory, cache: Cache | None) -> tuple[Arrays, Cache | None]:
-        """Returns the features of `decoder_input_ids [B,L]`, and the cache with their keys and values and the memory's."""
+    def decode(
+        self, batch: Batch, memory: Memory, cache: Cache | None
+    ) -> tuple[Arrays, Cache | None]:
+        """Returns the features of `decoder_input_ids [B,L]`, and the cache with their keys and
+        values and the memory's."""
         ids = batch["decoder_input_ids"]
         context, positions, cache = decoder_context(batch, cache, "decoder_")
-        context = dataclasses.replace(context, memory=memory["hidden"], memory_mask=memory_mask(batch, memory))
+        context = dataclasses.replace(
+            context, memory=memory["hidden"], memory_mask=memory_mask(batch, memory)
+        )
         places = ids.shape[1] if cache is None else cache["mask"].shape[1]
         caches = None if cache is None else cache["layers"]
-        hidden, caches = self.decoder(self.embed(batch, "decoder_"), positions, places, context, caches)
+        hidden, caches = self.decoder(
+            self.embed(batch, "decoder_"), positions, places, context, caches
+        )
         features = {"hidden": hidden}
         outputs = self.head(features | {"word_table": self.embed.output_table()}, batch)
         return features | outputs, None if cache is None else {**cache, "layers": caches}
@@ -220,11 +270,20 @@ class Transformer(nn.Module):
     def empty_cache(self, rows: int, length: int) -> Cache:
         """Returns a cache with room for `length` target tokens in each row."""
         layers, heads, _ = decoder_numbers(self.settings)
-        return empty_cache(layers, rows, length, heads, self.settings.width // heads, jnp.dtype(self.settings.dtype))
+        return empty_cache(
+            layers,
+            rows,
+            length,
+            heads,
+            self.settings.width // heads,
+            jnp.dtype(self.settings.dtype),
+        )
 
     def __call__(self, batch: Batch) -> Arrays:
         if "decoder_input_ids" not in batch:
-            ids = shift_right(batch["labels"], self.settings.start_id, batch.get("decoder_position_ids"))
+            ids = shift_right(
+                batch["labels"], self.settings.start_id, batch.get("decoder_position_ids")
+            )
             batch = {**batch, "decoder_input_ids": ids}
         memory = self.encode(batch)
         features, _ = self.decode(batch, memory, None)
@@ -235,20 +294,26 @@ class Transformer(nn.Module):
         return {name: jnp.zeros((1, 1), jnp.int32) for name in ("input_ids", "decoder_input_ids")}
 
     def forward_flops(self, batch: Mapping[str, Value]) -> float:
-        """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
+        """Returns the floating-point operations of one forward pass over a batch: its matrix
+        products, by formula."""
         s = self.settings
         rows, source = batch["input_ids"].shape
         target = batch["decoder_input_ids" if "decoder_input_ids" in batch else "labels"].shape[1]
         width, (layers, _, mlp) = s.width, decoder_numbers(s)
-        encoder = s.layers * source * (4 * width * width + 2 * width * s.mlp_width + 2 * width * source)
-        decoder = layers * target * (6 * width * width + 2 * width * mlp + 2 * width * (source + target))
+        encoder = (
+            s.layers * source * (4 * width * width + 2 * width * s.mlp_width + 2 * width * source)
+        )
+        decoder = (
+            layers * target * (6 * width * width + 2 * width * mlp + 2 * width * (source + target))
+        )
         memory = layers * source * 2 * width * width
         head = target * width * (s.target_vocab_size or s.vocab_size) if "lm" in self.heads else 0
         return float(2 * rows * (encoder + decoder + memory + head))
 
 
 def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> Transformer:
-    """Returns a Transformer of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+    """Returns a Transformer of a named size (SIZES) with the given heads; other settings are the
+    fields of Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
     """
@@ -256,18 +321,23 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> T
 
 
 def checked_model(model: Transformer) -> Transformer:
-    """Returns the model, checked, including the decoder's numbers. Raises UserError as `sizes.checked` does."""
+    """Returns the model, checked, including the decoder's numbers. Raises UserError as
+    `sizes.checked` does."""
     s, vocabulary = model.settings, model.settings.target_vocab_size or model.settings.vocab_size
     check_divides("width", s.width, "attention_heads", s.attention_heads)
     if s.decoder_attention_heads:
         check_divides("width", s.width, "decoder_attention_heads", s.decoder_attention_heads)
     if not 0 <= s.start_id < vocabulary:
-        raise UserError(f"model.start_id={s.start_id} is not in the target's vocabulary of {vocabulary} tokens; correct it")
+        raise UserError(
+            f"model.start_id={s.start_id} is not in the target's vocabulary of {vocabulary} "
+            "tokens; correct it"
+        )
     return checked(model)
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
-    """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from padding, as in Marian."""
+    """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from
+    padding, as in Marian."""
     return {"start_id": tokenizer.pad_id, "end_id": ending(tokenizer)}
 
 
@@ -282,11 +352,14 @@ INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention
 def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
     """Returns the batch of the inputs: ids [B,S] and [B,L] as int32, masks as bool.
 
-    Raises UserError, naming the value and the table, for an id that has no embedding, for rows that are too long, and if
-    the decoder's ids are missing.
+    Raises UserError, naming the value and the table, for an id that has no embedding, for rows that
+    are too long, and if the decoder's ids are missing.
     """
     if "decoder_input_ids" not in arrays:
-        raise UserError("decoder_input_ids are missing; give what the decoder reads, from the start token on, or use .generate")
+        raise UserError(
+            "decoder_input_ids are missing; give what the decoder reads, from the start token on, "
+            "or use .generate"
+        )
     tables = {
         "input_ids": Table("vocabulary", settings.vocab_size),
         "decoder_input_ids": Table("vocabulary", settings.target_vocab_size or settings.vocab_size),

@@ -1,8 +1,9 @@
-"""ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and the masked autoencoder on it (MAE, He et al. 2022, arXiv:2111.06377),
-following Hugging Face's `modeling_vit.py` and `modeling_vit_mae.py`. DeiT is this encoder with one more token: `deit.py`.
+"""ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and the masked autoencoder on it (MAE, He et al.
+2022, arXiv:2111.06377), following Hugging Face's `modeling_vit.py` and `modeling_vit_mae.py`. DeiT
+is this encoder with one more token: `deit.py`.
 
-Dimensions: B batch, H and W height and width, C channels, P patch size, N patches, T tokens before the patches, K patches that
-the encoder reads, L tokens in all, D width.
+Dimensions: B batch, H and W height and width, C channels, P patch size, N patches, T tokens before
+the patches, K patches that the encoder reads, L tokens in all, D width.
 """
 
 from __future__ import annotations
@@ -76,14 +77,21 @@ class Settings(Compute):
         return self.image_size // self.patch_size
 
 
-def layer(settings: Settings, width: int, heads: int, mlp_width: int, stochastic_depth: float = 0.0) -> ModuleFactory:
+def layer(
+    settings: Settings, width: int, heads: int, mlp_width: int, stochastic_depth: float = 0.0
+) -> ModuleFactory:
     """Returns the builder of a layer of the given sizes; the rest is as in the settings."""
     s = settings
-    shared: Config = {"kernel_init": normal(s.initializer_range), "dtype": jnp.dtype(s.dtype)}
+    shared: Config = {
+        "kernel_init": normal(s.initializer_range),
+        "dtype": jnp.dtype(s.dtype),
+    }
     biased = ALL if s.qkv_bias else ("out",)
     return partial(
         PreNorm,
-        attention=partial(Attention, heads, width // heads, s.attention_dropout, biased=biased, **shared),
+        attention=partial(
+            Attention, heads, width // heads, s.attention_dropout, biased=biased, **shared
+        ),
         mlp=partial(Mlp, mlp_width, activation(s.activation), **shared),
         norm=partial(LayerNorm, s.epsilon, jnp.dtype(s.dtype)),
         dropout=s.dropout,
@@ -108,31 +116,47 @@ class Encoder(nn.Module):
         if not self.pool:
             return {"hidden": hidden}
         pooled_width = (s.pooler_width or s.width,)
-        pooler = Dense(pooled_width, ("embed", None), normal(s.initializer_range), dtype=dtype, name="pooler")
+        pooler = Dense(
+            pooled_width, ("embed", None), normal(s.initializer_range), dtype=dtype, name="pooler"
+        )
         pooled = pooler(shard_embedded(hidden[:, 0]))
         return {"hidden": hidden, "pooled": activation(s.pooler_activation)(pooled)}
 
 
 def heads_of(settings: Settings, tokens: int) -> HeadTable:
-    """Returns the builder of each kind of head of an encoder with so many tokens before the patches."""
+    """Returns the builder of each kind of head of an encoder with so many tokens before the
+    patches."""
     s = settings
     init, dtype = normal(s.initializer_range), jnp.dtype(s.dtype)
     block = layer(s, s.decoder_width, s.decoder_heads, s.decoder_mlp_width)
-    sizes = (s.decoder_width, s.stacked(s.decoder_layers), block, tokens, s.side, s.patch_size, s.epsilon)
+    sizes = (
+        s.decoder_width,
+        s.stacked(s.decoder_layers),
+        block,
+        tokens,
+        s.side,
+        s.patch_size,
+        s.epsilon,
+    )
     return {
         "pooled": Pooled,
-        "classify": partial(ClassifyToken, tokens, s.pool, dropout=s.classifier_dropout, kernel_init=init),
+        "classify": partial(
+            ClassifyToken, tokens, s.pool, dropout=s.classifier_dropout, kernel_init=init
+        ),
         "pixels": partial(Pixels, *sizes, kernel_init=init, dtype=dtype),
     }
 
 
 class Vit(nn.Module):
-    """Maps a batch to features: `hidden [B,L,D]`, `pooled [B,D]` if a head reads it, and each head's output by kind.
+    """Maps a batch to features: `hidden [B,L,D]`, `pooled [B,D]` if a head reads it, and each
+    head's output by kind.
 
-    Inputs: `images [B,H,W,C]`, of any size: if the grid of patches is not that of `image_size`, positions are interpolated.
-    With `patch_keep [B,K]` the encoder reads only those patches, numbered row by row. With `pixel_mask [B,H,W]` (1 is real)
-    each image is the top left part of its canvas: patches that are not entirely real are masked, and positions are
-    interpolated for the image's own grid, so the result is that of the image alone. `embedded_delta [B,L,D]` is optional.
+    Inputs: `images [B,H,W,C]`, of any size: if the grid of patches is not that of `image_size`,
+    positions are interpolated. With `patch_keep [B,K]` the encoder reads only those patches,
+    numbered row by row. With `pixel_mask [B,H,W]` (1 is real) each image is the top left part of
+    its canvas: patches that are not entirely real are masked, and positions are interpolated for
+    the image's own grid, so the result is that of the image alone. `embedded_delta [B,L,D]` is
+    optional.
     """
 
     heads: contracts.Heads
@@ -148,7 +172,10 @@ class Vit(nn.Module):
     def __call__(self, batch: Batch) -> Arrays:
         kinds = chosen(self.head_makers(), self.heads)
         if "pixel_mask" in batch:
-            batch = {**batch, "patch_mask": patch_mask(batch["pixel_mask"], self.settings.patch_size)}
+            batch = {
+                **batch,
+                "patch_mask": patch_mask(batch["pixel_mask"], self.settings.patch_size),
+            }
         x = Embed(self.settings, self.tokens, name="embed")(batch)
         mask = encoder_mask(batch, len(self.tokens))
         features = Encoder(self.settings, pooled_is_read(kinds), name="encoder")(x, mask)
@@ -160,7 +187,8 @@ class Vit(nn.Module):
         return {"images": jnp.zeros((1, s.patch_size, s.patch_size, s.channels))}
 
     def forward_flops(self, batch: Mapping[str, Value]) -> float:
-        """Returns the floating-point operations of one forward pass over a batch: its matrix products, by formula."""
+        """Returns the floating-point operations of one forward pass over a batch: its matrix
+        products, by formula."""
         s = self.settings
         rows, height, width, channels = batch["images"].shape
         count = (height // s.patch_size) * (width // s.patch_size)
@@ -170,15 +198,20 @@ class Vit(nn.Module):
         def layers(number: int, wide: int, mlp: int, length: int) -> int:
             return number * length * (4 * wide * wide + 2 * wide * mlp + 2 * wide * length)
 
-        total = count * pixels * s.width + layers(s.layers, s.width, s.mlp_width, kept + len(self.tokens))
+        total = count * pixels * s.width + layers(
+            s.layers, s.width, s.mlp_width, kept + len(self.tokens)
+        )
         if "pixels" in self.heads:
-            total += layers(s.decoder_layers, s.decoder_width, s.decoder_mlp_width, count + len(self.tokens))
+            total += layers(
+                s.decoder_layers, s.decoder_width, s.decoder_mlp_width, count + len(self.tokens)
+            )
             total += s.decoder_width * (kept * s.width + count * pixels)
         return float(2 * rows * total)
 
 
 def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> Vit:
-    """Returns a ViT of a named size (SIZES) with the given heads; other settings are the fields of Settings.
+    """Returns a ViT of a named size (SIZES) with the given heads; other settings are the fields of
+    Settings.
 
     Raises UserError for an unknown size, setting or head, and for sizes that do not fit together.
     """
@@ -187,19 +220,31 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> V
 
 
 def checked_model(model: Vit) -> Vit:
-    """Returns the model, checked. Raises UserError if an image holds no patch, a choice is not known, or sizes clash, and as
-    `sizes.checked` does."""
+    """Returns the model, checked. Raises UserError if an image holds no patch, a choice is not
+    known, or sizes clash, and as `sizes.checked` does."""
     s = model.settings
     check_divides("width", s.width, "attention_heads", s.attention_heads)
     checked(model)
     if not 1 <= s.patch_size <= s.image_size:
-        raise UserError(f"model.image_size={s.image_size} holds no patch of model.patch_size={s.patch_size}; change one of them")
-    for name, value, choices in (("pool", s.pool, POOLS), ("position_init", s.position_init, POSITION_INITS)):
-        if value not in choices:
-            raise UserError(f'model.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
-    if s.class_tokens not in (0, 1) or (not s.class_tokens and (s.pool == "first" or "pooled" in model.heads)):
         raise UserError(
-            f"model.class_tokens={s.class_tokens}: must be 1, or 0 where model.pool=mean reads none; change one of them"
+            f"model.image_size={s.image_size} holds no patch of model.patch_size={s.patch_size}; "
+            "change one of them"
+        )
+    for name, value, choices in (
+        ("pool", s.pool, POOLS),
+        ("position_init", s.position_init, POSITION_INITS),
+    ):
+        if value not in choices:
+            raise UserError(
+                f'model.{name}="{value}"{nearest(value, choices)}: '
+                f"choose one of {', '.join(choices)}"
+            )
+    if s.class_tokens not in (0, 1) or (
+        not s.class_tokens and (s.pool == "first" or "pooled" in model.heads)
+    ):
+        raise UserError(
+            f"model.class_tokens={s.class_tokens}: must be 1, or 0 where model.pool=mean reads "
+            "none; change one of them"
         )
     if "pixels" in model.heads:
         check_divides("decoder_width", s.decoder_width, "decoder_heads", s.decoder_heads)
@@ -207,10 +252,14 @@ def checked_model(model: Vit) -> Vit:
 
 
 def fit_params(params: PyTree, settings: Settings) -> PyTree:
-    """Returns parameters of another image size, with positions interpolated for that of the settings."""
+    """Returns parameters of another image size, with positions interpolated for that of the
+    settings."""
     table = params["embed"]["position"]
     before = settings.class_tokens + ("distillation_token" in params["embed"])
-    return params | {"embed": params["embed"] | {"position": resized(jnp.asarray(table), before, (settings.side,) * 2)}}
+    return params | {
+        "embed": params["embed"]
+        | {"position": resized(jnp.asarray(table), before, (settings.side,) * 2)}
+    }
 
 
 INPUTS = ("images", "patch_keep")
@@ -219,7 +268,8 @@ INPUTS = ("images", "patch_keep")
 def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
     """Returns the batch of the inputs: `images [B,H,W,C]` in fp32, `patch_keep [B,K]` in int32.
 
-    Raises UserError for images of another number of channels or smaller than a patch, and for patches that are not there.
+    Raises UserError for images of another number of channels or smaller than a patch, and for
+    patches that are not there.
     """
     if "images" not in arrays:
         return dict(arrays)
@@ -232,6 +282,9 @@ def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray
     if "patch_keep" in arrays:
         keep, count = arrays["patch_keep"], (shape[1] // size) * (shape[2] // size)
         if keep.ndim != 2 or len(keep) != len(images) or keep.min() < 0 or keep.max() >= count:
-            raise UserError(f"patch_keep: give [rows, kept] numbers of patches from 0 to {count - 1}, for {len(images)} rows")
+            raise UserError(
+                f"patch_keep: give [rows, kept] numbers of patches from 0 to {count - 1}, "
+                f"for {len(images)} rows"
+            )
         batch["patch_keep"] = keep.astype(np.int32)
     return batch
