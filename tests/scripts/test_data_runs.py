@@ -129,7 +129,7 @@ def test_bad_records_end_a_run_or_are_left_out_and_counted(data, run, refused, c
     assert run(tmp_path / "skipped", *settings, arg="classify") == 0
     error = capsys.readouterr().err
     assert 'warning: left out bad.csv line 41: column "label" holds' in error and "warning: left out bad.csv line 42: " in error
-    assert "warning: 2 of 3 records of validation have the text of one among the 120 of training (held.csv line 2 is" in error
+    assert "warning: 2 of 3 validation records also occur in training, the first is held.csv line 2; metrics" in error
     provenance = json.loads((tmp_path / "skipped" / "provenance.json").read_text())
     assert len(provenance["left_out"]) == 2 and provenance["overlap"]["records"] == 2
     assert records(tmp_path / "skipped")[-2]["left_out"] == 2
