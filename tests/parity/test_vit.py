@@ -148,7 +148,7 @@ def test_images_of_files_are_read_as_the_reference_does(case, tmp_path):
         scores = reference(torch.cat(pixels)).logits.softmax(-1).numpy()
 
     model = fmjax.load(tmp_path)
-    assert model.processor["image_size"] == 20
+    assert model.processors["image"].settings()["image_size"] == 20
     task = tasks.make({"name": "image_classify", "labels": ("no", "yes", "maybe"), **model.processors["image"].settings()})
     ours = task.inputs(paths, model.processors, 0, str)["images"].transpose(0, 3, 1, 2)
     assert np.abs(ours - torch.cat(pixels).numpy()).max() <= 1e-5
