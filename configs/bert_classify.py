@@ -1,15 +1,15 @@
 """Fine-tunes BERT to classify texts or pairs of texts; by default GLUE's SST-2 as TFDS prepares it.
 
     python scripts/train.py --config configs/bert_classify.py --workdir runs/sst2 \
-        --config.init.from=DIR_OF_BERT --config.data.download=true
+        --config.init.weights=DIR_OF_BERT --config.data.download=true
 
 On your own files, with one label a line:
 
-    python scripts/train.py --config configs/bert_classify.py:files --workdir runs/mine --config.init.from=DIR_OF_BERT \
+    python scripts/train.py --config configs/bert_classify.py:files --workdir runs/mine --config.init.weights=DIR_OF_BERT \
         --config.data.files.train=train.csv --config.data.files.validation=dev.csv
 
 `task.text`, `task.text_pair` and `task.label` name the columns; `task.kind` is single, multi or regression. Without
-`init.from` the model starts from random weights, of size `model.size`, with a tokenizer trained on the training texts.
+`init.weights` the model starts from random weights, of size `model.size`, with a tokenizer trained on the training texts.
 
 `:imbalanced` is the SMS spam collection, 13 % of it spam, from random weights; a fifth is held out. One key each weighs the
 classes, looks at hard examples, or resamples:
@@ -23,7 +23,7 @@ weighted .971 and .996, focal .974 and .998, oversampled .954 and .993.
 
 `:zh` is the sentiment of Chinese hotel reviews (ChnSentiCorp: label,review), by characters, from random weights; a fifth is
 held out, and the one review without text left out (`task.blank`). With `:zh,pretrain` the same encoder learns characters
-first, from reviews of other things, whose labels it does not see; the run is then named in `init.from`. `:zh,mixed` does
+first, from reviews of other things, whose labels it does not see; the run is then named in `init.weights`. `:zh,mixed` does
 both at once, reading them from `data.files.unlabelled`. The hotels among those reviews are left out: more than half of them
 are those of ChnSentiCorp.
 
@@ -32,7 +32,7 @@ are those of ChnSentiCorp.
     python scripts/train.py --config configs/bert_classify.py:zh,pretrain --workdir runs/zh-mlm \
         --config.data.files.train=goods.csv
     python scripts/train.py --config configs/bert_classify.py:zh --workdir runs/zh \
-        --config.data.files.train=$D/ChnSentiCorp_htl_all.csv.gz [--config.init.from=runs/zh-mlm]
+        --config.data.files.train=$D/ChnSentiCorp_htl_all.csv.gz [--config.init.weights=runs/zh-mlm]
     python scripts/train.py --config configs/bert_classify.py:zh,mixed --workdir runs/zh-mixed \
         --config.data.files.train=$D/ChnSentiCorp_htl_all.csv.gz --config.data.files.unlabelled=goods.csv
 

@@ -10,8 +10,8 @@ random weights know no English, so the score stays far from that of a pretrained
 After 2 of the 6 epochs (`--config.train.epochs=2`): exact match 2.5, F1 10.0 (seed 0), in 10 CPU minutes on two shared cores.
 
 Arguments: `:pretrain` is the same model's masked language modeling on whatever text `data.files.train` names, as the books and
-WikiText, to begin from with `--config.init.from=RUN`. `:bert` fine-tunes a published one, named by
-`--config.init.from=FOLDER`, as its paper does: 384 tokens, windows that begin every 128, learning rate 3e-5, 2 epochs. `:tiny`
+WikiText, to begin from with `--config.init.weights=RUN`. `:bert` fine-tunes a published one, named by
+`--config.init.weights=FOLDER`, as its paper does: 384 tokens, windows that begin every 128, learning rate 3e-5, 2 epochs. `:tiny`
 runs in seconds on one core, on questions made of the embedded corpus.
 """
 

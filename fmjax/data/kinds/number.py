@@ -60,7 +60,7 @@ class Processor(contracts.Processor):
         return {"numbers": len(self.scales)}
 
     def digest(self, value: Value) -> bytes:
-        return str(value).strip().encode()
+        return str(value).strip().encode("utf-8", "surrogatepass")
 
     def arrays(self, records: Sequence[Mapping[str, Value]], where: Where) -> np.ndarray:
         """Returns the numbers of records, scaled, fp32 [B, columns]. Raises UserError, naming the record that lacks one."""
