@@ -9,10 +9,11 @@ The epoch is chosen on the validation split (`checkpoint.best`), the test split 
 and 2: .807, .808, .812, mean .809; 70 to 74 s each on two cores (104 to 108 CPU seconds). On the same files TF-IDF +
 logistic regression has .813, the CNN from random vectors of Kim 2014 .827.
 
-Arguments: `:pretrain` gives the same encoder and vocabulary a start by masked language modeling on the training
-sentences or whatever text `data.files.train` names; fine-tune with `--config.init.weights=RUN`. It does not pay here: test accuracy
-.805, .789, .802 (mean .799) after ten epochs over the training sentences (84 s); .785, .751, .792 (.776) after five over 6.4 MB
-of books, encyclopedia, captions and those sentences (405 s). `:tiny` runs in seconds on one core, on the embedded corpus.
+Arguments: `:pretrain` gives the same encoder and vocabulary a start by masked language modeling on the training sentences,
+or on the text that `data.files.train` names; fine-tune with `--config.init.weights=RUN`. It does not pay off here: test
+accuracy .805, .789, .802 (mean .799) after ten epochs over the training sentences (84 s); .785, .751, .792 (.776) after
+five over 6.4 MB of books, encyclopedia, captions and those sentences (405 s). `:tiny` runs in seconds on one core, on the
+embedded corpus.
 """
 
 from fmjax.config import arguments
