@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -125,9 +126,7 @@ def adafactor(
     """
 
     def factored(name: str, leaf: Leaf) -> MuonDimensionNumbers | None:
-        axes = matrix(name, leaf)
-        sides = [math.prod(leaf.shape[axis] for axis in side) for side in axes] if axes else [0]
-        return axes if min(sides) >= min_dim_size_to_factor else None
+        return long_sides(name, leaf, min_dim_size_to_factor)
 
     def zeros(shape: Callable[[Leaf, MuonDimensionNumbers | None], Shape | None], params: PyTree) -> PyTree:
         def one(name: str, leaf: Leaf) -> jax.Array | optax.MaskedNode:
@@ -145,11 +144,7 @@ def adafactor(
         )
 
     def update(updates: PyTree, state: AdafactorState, params: PyTree = None) -> tuple[PyTree, AdafactorState]:
-        kept: jax.Array = 1 - (state.count + 1.0) ** -decay_rate
-
-        def mean(before: jax.Array, square: jax.Array, axes: Sequence[int]) -> jax.Array:
-            now: jax.Array = square.mean(axis=tuple(axes), keepdims=True) if axes else square
-            return kept * before + (1 - kept) * now
+        mean = partial(moving_mean, 1 - (state.count + 1.0) ** -decay_rate)
 
         # Of rows and columns, or full, one is the node of what is absent.
         def one(
@@ -172,6 +167,19 @@ def adafactor(
         return directions, AdafactorState(optax.safe_increment(state.count), rows, columns, full)
 
     return optax.GradientTransformation(init, update)
+
+
+def long_sides(name: str, leaf: Leaf, least: int) -> MuonDimensionNumbers | None:
+    """Returns the axes of a matrix whose sides both have at least `least` entries; else None."""
+    axes = matrix(name, leaf)
+    sides = [math.prod(leaf.shape[axis] for axis in side) for side in axes] if axes else [0]
+    return axes if min(sides) >= least else None
+
+
+def moving_mean(kept: jax.Array, before: jax.Array, square: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Returns the moving average, of which `kept` is the share of what was before, of the mean over axes."""
+    now: jax.Array = square.mean(axis=tuple(axes), keepdims=True) if axes else square
+    return kept * before + (1 - kept) * now
 
 
 def unzipped(function: Callable[..., tuple[PyTree, ...]], tree: PyTree, *rest: PyTree) -> list[PyTree]:

@@ -141,40 +141,11 @@ def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stag
     found = [Stage("filter", [reader, *filters, JsonlWriter(kept)], tasks)]
     leave_out: list[PipelineStep] = []
     if "exact" in dedup:
-        exact, config = work / "exact", ExactDedupConfig(content_getter=content)
-        found.append(
-            Stage(
-                "exact-hashes",
-                [JsonlReader(kept), ExactDedupSignature(str(exact / "hashes"), config)],
-                tasks,
-            )
-        )
-        found.append(
-            Stage(
-                "exact-find",
-                [ExactFindDedups(str(exact / "hashes"), str(exact / "found"), config)],
-                1,
-            )
-        )
-        leave_out.append(ExactDedupFilter(str(exact / "found"), config, Dropped(work, "exact")))
+        more, leave_out = exact_stages(work, kept, tasks)
+        found += more
     if "minhash" in dedup:
-        minhash, near = work / "minhash", MinhashConfig(**dedup["minhash"])
-        hashes, pairs, clusters = (str(minhash / name) for name in ("hashes", "pairs", "clusters"))
-        sign = MinhashDedupSignature(hashes, config=near, language=Words())
-        found.append(Stage("minhash-signatures", [JsonlReader(kept), *leave_out, sign], tasks))
-        found.append(
-            Stage(
-                "minhash-buckets",
-                [MinhashDedupBuckets(hashes, pairs, config=near)],
-                near.num_buckets,
-            )
-        )
-        cluster = MinhashDedupCluster(pairs, clusters, config=near, save_cluster_id=True)
-        found.append(Stage("minhash-clusters", [cluster, MarkKept(clusters)], 1))
-        leave_out = [
-            *leave_out,
-            MinhashDedupFilter(clusters, Dropped(work, "minhash"), load_cluster_ids=True),
-        ]
+        more, without = minhash_stages(work, [JsonlReader(kept), *leave_out], dedup["minhash"], tasks)
+        found, leave_out = [*found, *more], [*leave_out, without]
     tokenizer = settings["tokenizer"].get("path", "")
     found.append(
         Stage(
@@ -184,6 +155,35 @@ def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stag
         )
     )
     return [*found, Stage("report", [Report(output, work, settings)], 1)]
+
+
+def exact_stages(work: Path, kept: str, tasks: int) -> tuple[list[Stage], list[PipelineStep]]:
+    """Returns the stages that find exact duplicates, and the step that leaves them out."""
+    exact, config = work / "exact", ExactDedupConfig(content_getter=content)
+    hashes, duplicates = str(exact / "hashes"), str(exact / "found")
+    stages = [
+        Stage("exact-hashes", [JsonlReader(kept), ExactDedupSignature(hashes, config)], tasks),
+        Stage("exact-find", [ExactFindDedups(hashes, duplicates, config)], 1),
+    ]
+    return stages, [ExactDedupFilter(duplicates, config, Dropped(work, "exact"))]
+
+
+def minhash_stages(
+    work: Path, read: list[PipelineStep], options: Settings, tasks: int
+) -> tuple[list[Stage], PipelineStep]:
+    """Returns the stages that find near-duplicates in what `read` reads, and the step that leaves
+    them out."""
+    minhash, config = work / "minhash", MinhashConfig(**options)
+    hashes, pairs, clusters = (str(minhash / name) for name in ("hashes", "pairs", "clusters"))
+    sign = MinhashDedupSignature(hashes, config=config, language=Words())
+    buckets = MinhashDedupBuckets(hashes, pairs, config=config)
+    cluster = MinhashDedupCluster(pairs, clusters, config=config, save_cluster_id=True)
+    stages = [
+        Stage("minhash-signatures", [*read, sign], tasks),
+        Stage("minhash-buckets", [buckets], config.num_buckets),
+        Stage("minhash-clusters", [cluster, MarkKept(clusters)], 1),
+    ]
+    return stages, MinhashDedupFilter(clusters, Dropped(work, "minhash"), load_cluster_ids=True)
 
 
 def make_filter(name: str, options: Settings, language: str, work: Path) -> PipelineStep:

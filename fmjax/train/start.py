@@ -12,7 +12,7 @@ from fmjax.config import write_config
 from fmjax.contracts import Config
 from fmjax.data.kinds import lifecycle
 from fmjax.data.stream import packing
-from fmjax.data.stream.batches import TrainBatches
+from fmjax.data.stream.batches import Reading, TrainBatches
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.runs import folder as run_folder
@@ -46,15 +46,18 @@ def digest(fact: object) -> str:
 def training_batches(experiment: Experiment) -> TrainBatches:
     """Returns the training batches, read ahead as the config says."""
     data = experiment.config["data"]
+    reading = Reading(
+        workers=int(data.get("workers", 0)),
+        prefetch=int(data.get("prefetch", 4)),
+        stall_seconds=float(data.get("stall_seconds", 0.0)),
+    )
     return TrainBatches(
         experiment.built.examples["train"],
         batch_size=experiment.batch_size,
         seed=experiment.seed,
-        workers=int(data.get("workers", 0)),
-        prefetch=int(data.get("prefetch", 4)),
+        reading=reading,
         rows=experiment.rows,
         tolerance=experiment.data.tolerance,
-        stall_seconds=float(data.get("stall_seconds", 0.0)),
         tell=say,
     )
 

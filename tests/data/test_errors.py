@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from support.sources import MemoryRecords, Numbers
 
 from fmjax.data.records import ConcatenatedSources, Record
 from fmjax.data.sources.open import open_source
-from fmjax.data.stream.batches import TrainBatches
+from fmjax.data.stream.batches import Reading, TrainBatches
 from fmjax.data.stream.examples import make_examples
 from fmjax.data.stream.overlap import find_overlap
 from fmjax.data.stream.tolerance import Tolerance
@@ -60,7 +61,9 @@ def broken(*numbers: int) -> Numbers:
 
 
 def read(examples: object, steps: int, **options) -> list[np.ndarray]:
-    batches = TrainBatches(examples, batch_size=4, seed=0, **options)
+    names = {field.name for field in dataclasses.fields(Reading)} & options.keys()
+    reading = Reading(**{name: options.pop(name) for name in names})
+    batches = TrainBatches(examples, batch_size=4, seed=0, reading=reading, **options)
     try:
         taken = []
         for _ in range(steps):
@@ -303,11 +306,11 @@ def test_a_bad_record_in_a_worker_is_as_bad_as_elsewhere():
 ORPHANS = """
 import os, sys, time
 from absl import flags
-from fmjax.data.stream.batches import TrainBatches
+from fmjax.data.stream.batches import Reading, TrainBatches
 import numpy as np
 from tests.support.sources import Numbers
 
-batches = TrainBatches(Numbers(9), batch_size=2, seed=0, workers=2)
+batches = TrainBatches(Numbers(9), batch_size=2, seed=0, reading=Reading(workers=2))
 next(batches), next(batches)
 print(*batches._slots.table[:, 0].tolist(), flush=True)
 time.sleep(600)

@@ -9,6 +9,7 @@ end with the process that started them (`watch.py`).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
@@ -42,6 +43,23 @@ def to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How batches are read; no batch depends on it.
+
+    Attributes:
+      threads: how many read ahead in this process, if there are no workers.
+      workers: how many processes read ahead.
+      prefetch: how many batches are read ahead.
+      stall_seconds: how long a wait for a batch may be before a warning; 0: no limit.
+    """
+
+    threads: int = 1
+    workers: int = 0
+    prefetch: int = 4
+    stall_seconds: float = 0.0
+
+
 class TrainBatches:
     """An endless iterator over shuffled training batches, its state a small dictionary.
 
@@ -57,12 +75,9 @@ class TrainBatches:
         *,
         batch_size: int,
         seed: int,
-        threads: int = 1,
-        workers: int = 0,
-        prefetch: int = 4,
+        reading: Reading = Reading(),
         rows: np.ndarray | None = None,
         tolerance: Tolerance | None = None,
-        stall_seconds: float = 0.0,
         tell: Callable[[str], None] = to_stderr,
     ):
         """
@@ -70,20 +85,16 @@ class TrainBatches:
           examples: what is read.
           batch_size: on all hosts.
           seed: of the order, and of randomness in examples.
-          threads: how many read ahead in this process, if there are no workers.
-          workers: how many processes read ahead.
-          prefetch: how many batches are read ahead.
+          reading: how they are read.
           rows: those of each batch that this host reads; None: all.
           tolerance: what to do about examples that cannot be read; None: an error.
-          stall_seconds: how long a wait for a batch may be before a warning; 0: no limit.
           tell: called with each warning.
         """
         self._size, self._read = batch_size, batch_size if rows is None else len(rows)
-        self._threads, self._workers, self._prefetch = threads, workers, prefetch
-        self._seed = seed
+        self._reading, self._seed = reading, seed
         self._examples, self._tolerance, self._tell = examples, tolerance or Tolerance(), tell
-        self._slots = Slots(workers)
-        self._watchdog = Watchdog(stall_seconds, self._stalled)
+        self._slots = Slots(reading.workers)
+        self._watchdog = Watchdog(reading.stall_seconds, self._stalled)
         guarded = Guarded(examples, self._tolerance.most > 0, self._slots.note)
         self._stream = stream(guarded, seed)
         if rows is not None:
@@ -115,18 +126,20 @@ class TrainBatches:
 
     def _reader(self) -> Any:
         """Returns Grain's iterable over the batches from the next one on."""
-        ahead = 0 if self._workers else self._prefetch
+        reading = self._reading
+        ahead = 0 if reading.workers else reading.prefetch
         options = grain.ReadOptions(
-            num_threads=self._threads if ahead else 0, prefetch_buffer_size=ahead
+            num_threads=reading.threads if ahead else 0, prefetch_buffer_size=ahead
         )
         rows = self._stream[self._returned * self._read :]
         batches = rows.batch(self._read, drop_remainder=True).to_iter_dataset(options)
-        if not self._workers:
+        if not reading.workers:
             return batches
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain has flags of its own, whose defaults are fine
         each = grain.MultiprocessingOptions(
-            self._workers, per_worker_buffer_size=max(-(-self._prefetch // self._workers), 1)
+            reading.workers,
+            per_worker_buffer_size=max(-(-reading.prefetch // reading.workers), 1),
         )
         return batches.mp_prefetch(
             each, worker_init_fn=functools.partial(begin_reader, os.getpid())
@@ -146,7 +159,7 @@ class TrainBatches:
             f"worker {reader}, reading {self._examples.where(reading[reader])}," for reader in dead
         ]
         return (
-            f"data.workers={self._workers}: {' and '.join(named) or 'one of them'} {how}; "
+            f"data.workers={self._reading.workers}: {' and '.join(named) or 'one of them'} {how}; "
             "look at that record and at how much "
             "memory is free, or set data.workers=0"
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.sources import Numbers
 
-from fmjax.data.stream.batches import TrainBatches, eval_batches
+from fmjax.data.stream.batches import Reading, TrainBatches, eval_batches
 
 
 def take(batches: TrainBatches, count: int) -> list[dict[str, np.ndarray]]:
@@ -21,7 +21,7 @@ def same(first: list[dict[str, np.ndarray]], second: list[dict[str, np.ndarray]]
 
 
 def train(count: int = 10, batch_size: int = 4, seed: int = 3, **options: int) -> TrainBatches:
-    return TrainBatches(Numbers(count), batch_size=batch_size, seed=seed, **options)
+    return TrainBatches(Numbers(count), batch_size=batch_size, seed=seed, reading=Reading(**options))
 
 
 def test_batches_follow_from_the_seed():

@@ -16,7 +16,7 @@ from support.sources import Numbers
 from fmjax.config import check_resumable, to_dict
 from fmjax.data.sources.open import open_source
 from fmjax.data.storage.fingerprints import data_differences
-from fmjax.data.stream.batches import TrainBatches
+from fmjax.data.stream.batches import Reading, TrainBatches
 from fmjax.data.stream.mixing import MixedExamples
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.defaults import experiment
@@ -63,8 +63,8 @@ def same(first: list[dict], second: list[dict]) -> bool:
     return all(a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a) for a, b in zip(first, second, strict=True))
 
 
-def train(examples, **options) -> TrainBatches:
-    return TrainBatches(examples, batch_size=SIZE, seed=SEED, **options)
+def train(examples, rows: np.ndarray | None = None, **options) -> TrainBatches:
+    return TrainBatches(examples, batch_size=SIZE, seed=SEED, rows=rows, reading=Reading(**options))
 
 
 @pytest.fixture(scope="module")

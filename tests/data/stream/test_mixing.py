@@ -13,7 +13,7 @@ from support.sources import Numbers
 from fmjax.config import apply_overrides, to_dict
 from fmjax.data.records import ConcatenatedSources, Subset
 from fmjax.data.splits import PART_KEYS, open_sources, open_split
-from fmjax.data.stream.batches import TrainBatches
+from fmjax.data.stream.batches import Reading, TrainBatches
 from fmjax.data.stream.mixing import ENDLESS, MixedExamples, Schedule, parts_of, shares, stages
 from fmjax.defaults import experiment
 from fmjax.errors import UserError
@@ -106,7 +106,7 @@ def test_resuming_reads_no_more_than_what_comes_next():
     batches = [next(whole) for _ in range(30)]
     state = {"global_next_index": 260}
     examples = mixed({"a": 50, "b": 9}, **data)
-    resumed = TrainBatches(examples, batch_size=10, seed=0, prefetch=0)
+    resumed = TrainBatches(examples, batch_size=10, seed=0, reading=Reading(prefetch=0))
     resumed.restore(state)
     for expected in batches[26:]:
         found = next(resumed)
