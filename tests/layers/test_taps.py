@@ -32,6 +32,7 @@ class Tower(nn.Module):
 
     layers: Layers
     block: type[PostNorm | PreNorm] = PreNorm
+    windows: tuple[int, ...] = (2, 0)  # of the layers in turn; 0: none
 
     @nn.compact
     def __call__(self, x):
@@ -42,7 +43,7 @@ class Tower(nn.Module):
             "norm": partial(LayerNorm, 1e-5),
         }
         memory = draw(ROWS, MEMORY, WIDTH, seed=5)
-        masks = (causal_mask(LENGTH, LENGTH, window=2), causal_mask(LENGTH, LENGTH))
+        masks = [causal_mask(LENGTH, LENGTH, window=window) for window in self.windows]
         contexts = [Context(mask=mask, memory=memory) for mask in masks]
         return stack(self, partial(self.block, **parts), self.layers, x, contexts)[0]
 
@@ -132,34 +133,11 @@ def test_a_gradient_is_that_of_the_layers_above():
     _, taps = model.apply(params, X, mutable=["intermediates"])
     below = taps["intermediates"]["layers"]["0"]["hidden"]
 
-    class Above(Tower):
-        """Layers 1 and 2, whose masks are those of layers 1 and 2 of the tower."""
-
-        @nn.compact
-        def __call__(self, x):
-            parts = {
-                "attention": partial(Attention, 2, 4),
-                "cross": partial(CrossAttention, 4, 2),
-                "mlp": partial(Mlp, 12, gelu),
-                "norm": partial(LayerNorm, 1e-5),
-            }
-            memory = draw(ROWS, MEMORY, WIDTH, seed=5)
-            masks = (causal_mask(LENGTH, LENGTH), causal_mask(LENGTH, LENGTH, window=2))
-            return stack(
-                self,
-                partial(PreNorm, **parts),
-                self.layers,
-                x,
-                [Context(mask=mask, memory=memory) for mask in masks],
-            )[0]
-
+    # Layers 1 and 2, whose windows are those of layers 1 and 2 of the tower.
+    above = Tower(Layers(COUNT - 1), windows=(0, 2))
     rest = jax.tree.map(lambda leaf: leaf[1:], params)
-    expected = jax.grad(lambda hidden: jnp.sin(Above(Layers(COUNT - 1)).apply(rest, hidden)).sum())(
-        below
-    )
-    only = {
-        "layers": {"0": {"hidden": jnp.zeros_like(below)}}
-    }  # of a part of the taps, and not of all layers
+    expected = jax.grad(lambda hidden: jnp.sin(above.apply(rest, hidden)).sum())(below)
+    only = {"layers": {"0": {"hidden": jnp.zeros_like(below)}}}  # some taps, and not of all layers
 
     def loss(perturbations):
         return jnp.sin(model.apply({**params, "perturbations": perturbations}, X)).sum()
