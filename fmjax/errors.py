@@ -4,11 +4,8 @@ interrupted."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
-_prefixes: ContextVar[tuple[str, str]] = ContextVar("prefixes", default=("", ""))
+import math
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -55,36 +52,12 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f' (did you mean "{close[0]}"?)' if close else ""
 
 
-@contextmanager
-def keys_below(prefix: str, path: str) -> Iterator[None]:
-    """Makes errors name the keys below `prefix` by where they are in the config.
-
-    A part of a mixture of tasks checks `task.pool`, which the config calls `task.parts.mlm.pool`:
-    within `keys_below("task", "task.parts.mlm")`, `full_key("task.pool")` returns that.
-    """
-    token = _prefixes.set((prefix, full_key(path)))
-    try:
-        yield
-    finally:
-        _prefixes.reset(token)
-
-
-def full_key(key: str) -> str:
-    """Returns the name of a config key for messages; see `keys_below`."""
-    prefix, path = _prefixes.get()
-    return (
-        f"{path}.{key.removeprefix(f'{prefix}.')}"
-        if prefix and key.startswith(f"{prefix}.")
-        else key
-    )
-
-
 def one_of(key: str, value: object, choices: Iterable[str]) -> None:
     """Raises UserError, naming the config key or flag, unless its value is one of the choices."""
     choices = list(choices)
     if value not in choices:
         hint = nearest(str(value), choices)
-        raise UserError(f'{full_key(key)}="{value}"{hint}: choose one of {", ".join(choices)}')
+        raise UserError(f'{key}="{value}"{hint}: choose one of {", ".join(choices)}')
 
 
 def in_range(
@@ -101,7 +74,7 @@ def in_range(
 
     Args:
       key: the name of the setting.
-      value: what was given; a truth value, text or NaN is out of any range.
+      value: what was given; a truth value, text, NaN or infinity is out of any range.
       least: the smallest number allowed.
       most: the largest number allowed.
       above: the number that it must be larger than.
@@ -111,10 +84,10 @@ def in_range(
     number = (
         float(value)
         if isinstance(value, int | float) and not isinstance(value, bool)
-        else float("nan")
+        else math.nan
     )
     fits = (
-        number == number
+        math.isfinite(number)
         and (least is None or number >= least)
         and (most is None or number <= most)
         and (above is None or number > above)
@@ -122,7 +95,7 @@ def in_range(
     )
     if not fits:
         raise UserError(
-            f"{full_key(key)}={value}: must "
+            f"{key}={value}: must "
             f"{bounds(least, most, above, below)}{f'; {hint}' if hint else ''}"
         )
 

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from fmjax.errors import RecordError, UserError, full_key, in_range, keys_below, one_of
+from fmjax.errors import RecordError, UserError, in_range, one_of
 
 
 def test_a_mistake_in_a_record_carries_which_record_it_is_of():
@@ -55,13 +55,3 @@ def test_numbers_in_range():
     least_and_most = {"least": 0, "most": 0}
     for value, bounds in ((0, {"least": 0}), (1, {"most": 1}), (0.5, {"above": 0, "below": 1}), (-3, {}), (0, least_and_most)):
         in_range("a.b", value, **bounds)
-
-
-def test_keys_of_a_part_are_named_as_they_are_in_the_config():
-    with keys_below("task", "task.parts.mlm"):
-        assert full_key("task.pool") == "task.parts.mlm.pool" and full_key("tasks.pool") == "tasks.pool"
-        with pytest.raises(UserError, match='^task.parts.mlm.pool="x": choose one of a$'):
-            one_of("task.pool", "x", "a")
-        with pytest.raises(UserError, match="^task.parts.mlm.share=2: must be from 0 to 1$"):
-            in_range("task.share", 2, least=0, most=1)
-    assert full_key("task.pool") == "task.pool"

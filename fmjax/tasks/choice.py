@@ -17,7 +17,7 @@ from fmjax import contracts, losses
 from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import RecordError, UserError, nearest
+from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.token_rows import PADDED, Row, pad_rows, tokenizer_of
 
@@ -43,11 +43,8 @@ class Task(contracts.Task):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.overlong not in OVERLONG:
-            hint = nearest(self.overlong, OVERLONG)
-            raise UserError(f'task.overlong="{self.overlong}"{hint}: choose one of {", ".join(OVERLONG)}')
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and less than 1")
+        one_of("task.overlong", self.overlong, OVERLONG)
+        in_range("task.label_smoothing", self.label_smoothing, least=0, below=1)
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Sour
 from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import RecordError, UserError, nearest
+from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.tasks.labels import LabelTask
 from fmjax.tasks.token_rows import PADDED, Row, pad_rows, tokenizer_of
 
@@ -50,12 +50,9 @@ class Task(LabelTask):
     def __post_init__(self) -> None:
         choices = {"kind": KINDS, "pool": POOLS, "overlong": OVERLONG, "blank": BLANK}
         for name, known in choices.items():
-            value = vars(self)[name]
-            if value not in known:
-                raise UserError(f'task.{name}="{value}"{nearest(value, known)}: choose one of {", ".join(known)}')
-        for name, share in (("token_dropout", self.token_dropout), ("span_mask", self.span_mask)):
-            if not 0 <= share < 1:
-                raise UserError(f"task.{name}={share}: must be at least 0 and less than 1")
+            one_of(f"task.{name}", vars(self)[name], known)
+        in_range("task.token_dropout", self.token_dropout, least=0, below=1)
+        in_range("task.span_mask", self.span_mask, least=0, below=1)
         if self.span_mask and self.pool == "mask":
             raise UserError("task.span_mask would put masks beside the one that task.pool=mask reads; set it to 0")
         self.check_balance(self.labels)

@@ -20,7 +20,7 @@ from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Sour
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.token_rows import NOTHING, Corpus, TokenTask, cut, given_texts, packed_row, tokenize, tokenizer_of
 
@@ -40,10 +40,8 @@ class Task(TokenTask):
     num_beams: int = 1
 
     def __post_init__(self) -> None:
-        if self.rows not in ROWS:
-            raise UserError(f'task.rows="{self.rows}"{nearest(self.rows, ROWS)}: choose one of {", ".join(ROWS)}')
-        if self.temperature < 0:
-            raise UserError(f"task.temperature={self.temperature}: must be 0 or more; 0 takes the likeliest token each time")
+        one_of("task.rows", self.rows, ROWS)
+        in_range("task.temperature", self.temperature, least=0, hint="0 takes the likeliest token each time")
 
     @property
     def reads(self) -> Mapping[str, str]:

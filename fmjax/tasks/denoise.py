@@ -23,7 +23,7 @@ from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Sour
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError
+from fmjax.errors import UserError, in_range
 from fmjax.tasks import token_rows
 from fmjax.tasks.token_rows import Corpus, TokenTask, given_texts, packed_pairs, pad_rows, side_by_side, tokenizer_of
 
@@ -46,12 +46,9 @@ class Task(TokenTask):
     num_beams: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mask_rate < 1:
-            raise UserError(f"task.mask_rate={self.mask_rate}: must be at least 0 and less than 1; BART has 0.3")
-        if not 1 <= self.mean_span <= 100:
-            raise UserError(f"task.mean_span={self.mean_span}: must be 1 to 100 tokens; BART has 3")
-        if not 0 <= self.permute <= 1:
-            raise UserError(f"task.permute={self.permute}: must be 0 to 1, the share of sentences that change places")
+        in_range("task.mask_rate", self.mask_rate, least=0, below=1, hint="BART has 0.3")
+        in_range("task.mean_span", self.mean_span, least=1, most=100, hint="in tokens; BART has 3")
+        in_range("task.permute", self.permute, least=0, most=1, hint="the share of sentences that change places")
         if not self.mask_rate and not self.permute:
             raise UserError("task.mask_rate=0 and task.permute=0 leave the text as it is; raise one of them")
 

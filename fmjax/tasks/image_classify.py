@@ -4,7 +4,6 @@ with others, labels along with pixels."""
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import jax
@@ -16,7 +15,7 @@ from fmjax.contracts import Arrays, Batch, Config, Example, HostBatch, Processor
 from fmjax.data.augment import images
 from fmjax.data.kinds import image as image_kind
 from fmjax.data.sources.open import check_columns
-from fmjax.errors import UserError
+from fmjax.errors import UserError, in_range
 from fmjax.tasks.images import ImageTask, processor_of
 from fmjax.tasks.labels import LabelTask
 
@@ -39,16 +38,11 @@ class Task(LabelTask, ImageTask):
     def __post_init__(self) -> None:
         self.check_images()
         self.check_balance(self.labels)
-        if self.rand_augment < 0 or not 0 <= self.rand_magnitude <= 10:
-            raise UserError(
-                f"task.rand_augment={self.rand_augment}, task.rand_magnitude={self.rand_magnitude}: give a number of operations, "
-                "and a magnitude from 0 to 10"
-            )
-        if not 0 <= self.erase <= 1:
-            raise UserError(f"task.erase={self.erase}: is a probability, from 0 to 1")
+        in_range("task.rand_augment", self.rand_augment, least=0, hint="a number of operations")
+        in_range("task.rand_magnitude", self.rand_magnitude, least=0, most=10)
+        in_range("task.erase", self.erase, least=0, most=1, hint="a probability")
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
-            if not 0 <= alpha < math.inf:
-                raise UserError(f"task.{name}={alpha}: must not be negative; 0 is never, 1 uniform")
+            in_range(f"task.{name}", alpha, least=0, hint="0 is never, 1 uniform")
         if self.mixes and self.focal_gamma:
             raise UserError("task.focal_gamma is of one label, which mixup and cutmix mix; set it, or those, to 0")
 

@@ -15,7 +15,7 @@ from fmjax.data.augment import images
 from fmjax.data.kinds import image as image_kind
 from fmjax.data.kinds.pixels import RESAMPLINGS
 from fmjax.data.sources.open import check_columns
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError, in_range, one_of
 
 FITS = ("stretch", "shortest")
 
@@ -43,12 +43,10 @@ class ImageTask(contracts.Task):
     def check_images(self) -> None:
         """Raises UserError for settings that are out of range, or do not fit each other."""
         for name, value, choices in (("resize", self.resize, RESAMPLINGS), ("fit", self.fit, FITS)):
-            if value not in choices:
-                raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
+            one_of(f"task.{name}", value, choices)
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
         for name, number in (("image_size", min(sides)), ("resize_size", self.resize_size), ("shift", self.shift)):
-            if number < 0:
-                raise UserError(f"task.{name}={number}: must not be negative")
+            in_range(f"task.{name}", number, least=0)
         if self.channels not in (0, 1, 3):
             raise UserError(f"task.channels={self.channels}: must be 1 (grey), 3 (colors), or 0 (as the images are)")
         if self.resize_size and not 0 < min(sides) <= max(sides) <= self.resize_size:
@@ -58,10 +56,8 @@ class ImageTask(contracts.Task):
                 raise UserError(f"task.{name}={','.join(map(str, values))}: give one number, or one per channel")
         if min(self.std) <= 0:
             raise UserError(f"task.std={','.join(map(str, self.std))}: must be above 0")
-        if not 0 <= self.flip <= 1:
-            raise UserError(f"task.flip={self.flip}: is a probability, from 0 to 1")
-        if not 0 < self.crop <= 1:
-            raise UserError(f"task.crop={self.crop}: is a share of the area, above 0 and at most 1, which leaves images whole")
+        in_range("task.flip", self.flip, least=0, most=1, hint="a probability")
+        in_range("task.crop", self.crop, above=0, most=1, hint="a share of the area; 1 leaves images whole")
 
     @property
     def reads(self) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from fmjax import contracts, losses
 from fmjax.contracts import Arrays, Batch, Config, Heads, HostBatch, Record, Source, Value
 from fmjax.data.kinds import label as label_kind
-from fmjax.errors import RecordError, UserError, nearest
+from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
 from fmjax.metrics import classes as class_metrics
 
 WEIGHTINGS = ("none", *losses.WEIGHTINGS)
@@ -37,14 +37,10 @@ class Balance:
 
     def check_balance(self, labels: tuple[str, ...]) -> None:
         """Raises UserError for settings that are out of range, or do not fit each other or the labels."""
-        if self.weighting not in WEIGHTINGS:
-            hint = nearest(self.weighting, WEIGHTINGS)
-            raise UserError(f'task.weighting="{self.weighting}"{hint}: choose one of {", ".join(WEIGHTINGS)}')
-        for name in ("label_smoothing", "effective_beta"):
-            if not 0 <= vars(self)[name] < 1:
-                raise UserError(f"task.{name}={vars(self)[name]}: must be at least 0 and less than 1")
-        if self.focal_gamma < 0:
-            raise UserError(f"task.focal_gamma={self.focal_gamma}: must not be negative; 0 is cross entropy, 2 is usual")
+        one_of("task.weighting", self.weighting, WEIGHTINGS)
+        in_range("task.label_smoothing", self.label_smoothing, least=0, below=1)
+        in_range("task.effective_beta", self.effective_beta, least=0, below=1)
+        in_range("task.focal_gamma", self.focal_gamma, least=0, hint="0 is cross entropy, 2 is usual")
         if self.focal_gamma and self.label_smoothing:
             raise UserError("task.focal_gamma and task.label_smoothing work against each other; set one of them to 0")
         try:

@@ -17,7 +17,7 @@ from fmjax import contracts
 from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.kinds import image as image_kind
 from fmjax.data.sources.open import check_columns
-from fmjax.errors import UserError
+from fmjax.errors import UserError, in_range, one_of
 from fmjax.tasks.images import ImageTask, processor_of
 
 
@@ -31,10 +31,8 @@ class Task(ImageTask):
 
     def __post_init__(self) -> None:
         self.check_images()
-        if not 0 < self.mask_ratio < 1:
-            raise UserError(f"task.mask_ratio={self.mask_ratio}: must lie between 0 and 1; MAE has 0.75")
-        if self.target not in ("normalised", "pixels"):
-            raise UserError(f'task.target="{self.target}": choose one of normalised, pixels')
+        in_range("task.mask_ratio", self.mask_ratio, above=0, below=1, hint="MAE has 0.75")
+        one_of("task.target", self.target, ("normalised", "pixels"))
         if not isinstance(self.image_size, int):
             raise UserError(f"task.image_size={self.image_size}: masked autoencoding reads squares; give their side")
         if self.patch_size < 1 or self.image_size % self.patch_size:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fmjax import contracts, pytree, tasks
 from fmjax.contracts import Arrays, Batch, Config, Example, Examples, Heads, Processors, Undrawn, Value
-from fmjax.errors import UserError
+from fmjax.errors import RecordError, UserError
 
 OWN = ("factor", "split")  # settings of a part that are not its task's
 
@@ -145,8 +145,12 @@ class SideBySide(Examples):
 
 @contextmanager
 def naming(part: str) -> Iterator[None]:
-    """Makes mistakes in a part's settings name them as they stand in the config."""
+    """Makes errors name a part's settings as they are in the config."""
+    own = f"task.parts.{part}."
     try:
         yield
+    except RecordError as error:
+        problem = error.problem.replace("task.", own)
+        raise RecordError(error.place, problem, error.index, error.shown) from None
     except UserError as error:
-        raise UserError(str(error).replace("task.", f"task.parts.{part}.")) from None
+        raise UserError(str(error).replace("task.", own)) from None

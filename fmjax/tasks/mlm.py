@@ -20,7 +20,7 @@ from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Pr
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError
+from fmjax.errors import UserError, in_range
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.token_rows import PADDED, Corpus, given_texts, packed_row, pad_rows, token_sums, tokenize, tokenizer_of
 
@@ -37,8 +37,7 @@ class Task(contracts.Task):
     column: str = "text"
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_rate < 1:
-            raise UserError(f"task.mask_rate={self.mask_rate}: must lie between 0 and 1; BERT has 0.15")
+        in_range("task.mask_rate", self.mask_rate, above=0, below=1, hint="BERT has 0.15")
 
     @property
     def reads(self) -> Mapping[str, str]:

@@ -19,7 +19,7 @@ from fmjax import contracts, losses
 from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import RecordError, UserError
+from fmjax.errors import RecordError, UserError, in_range
 from fmjax.metrics import answers as answer_metrics
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks import token_rows
@@ -87,8 +87,7 @@ class Task(contracts.Task):
 
     def __post_init__(self) -> None:
         for name in ("max_question", "max_answer", "n_best"):
-            if vars(self)[name] < 1:
-                raise UserError(f"task.{name}={vars(self)[name]}: must be at least 1")
+            in_range(f"task.{name}", vars(self)[name], least=1)
 
     @property
     def heads(self) -> Heads:

@@ -20,7 +20,7 @@ from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import texts as text_metrics
 from fmjax.tasks.token_rows import BOTH_SIDES, TokenTask, enclosed, given_texts, packed_pairs, pad_rows, pair, tokenizer_of
@@ -54,11 +54,8 @@ class Task(TokenTask):
 
     def __post_init__(self) -> None:
         for name, choices in (("overlong", OVERLONG), ("bleu_tokenize", text_metrics.TOKENIZERS)):
-            value = vars(self)[name]
-            if value not in choices:
-                raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and less than 1")
+            one_of(f"task.{name}", vars(self)[name], choices)
+        in_range("task.label_smoothing", self.label_smoothing, least=0, below=1)
         if self.target_length < 2:
             raise UserError(f"task.target_length={self.target_length}: must leave room for a token and the end; raise it")
         if self.packed_target_length and self.packed_target_length < self.target_length:

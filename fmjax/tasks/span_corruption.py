@@ -28,7 +28,7 @@ from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
 from fmjax.data.tokenizers.sentencepieces import sentinel
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError, one_of
 from fmjax.tasks import token_rows
 from fmjax.tasks.token_rows import Corpus, TokenTask, cut, given_texts, packed_pairs, pad_rows, pair, side_by_side, tokenizer_of
 
@@ -106,8 +106,7 @@ class Task(TokenTask):
     num_beams: int = 1
 
     def __post_init__(self) -> None:
-        if self.rows not in ROWS:
-            raise UserError(f'task.rows="{self.rows}"{nearest(self.rows, ROWS)}: choose one of {", ".join(ROWS)}')
+        one_of("task.rows", self.rows, ROWS)
         if not self.denoisers:
             raise UserError("task.denoisers is empty; give at least one, as R:3:0.15")
         for written in self.denoisers:

@@ -26,7 +26,7 @@ from fmjax.data.augment.texts import drop_tokens
 from fmjax.data.kinds.label import known_name
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.errors import RecordError, UserError, nearest
+from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.labels import Balance
 from fmjax.tasks.token_rows import PADDED, pad_rows, tokenizer_of, widest_context, windows
@@ -85,11 +85,8 @@ class Task(Balance, contracts.Task):
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            value = vars(self)[name]
-            if value not in choices:
-                raise UserError(f'task.{name}="{value}"{nearest(value, choices)}: choose one of {", ".join(choices)}')
-        if not 0 <= self.token_dropout < 1:
-            raise UserError(f"task.token_dropout={self.token_dropout}: must be at least 0 and less than 1")
+            one_of(f"task.{name}", vars(self)[name], choices)
+        in_range("task.token_dropout", self.token_dropout, least=0, below=1)
         self.check_balance(self.labels)
         if self.mode == "strict" and self.labels and not self.bio:
             raise UserError(f"task.mode=strict reads BIO tags, unlike {', '.join(self.labels[:10])}; choose default")

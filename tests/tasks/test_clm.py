@@ -273,7 +273,7 @@ def test_settings():
     json.dumps(Task().generation)
     for given_settings, message in (
         ({"rows": "ofset"}, r'task.rows="ofset" \(did you mean "offset"\?\): choose one of packed, offset'),
-        ({"temperature": -1.0}, "task.temperature=-1.0: must be 0 or more"),
+        ({"temperature": -1.0}, "task.temperature=-1.0: must not be negative"),
         ({"top": 1}, "task.top is not a setting"),
     ):
         with pytest.raises(UserError, match=message):

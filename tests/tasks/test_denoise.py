@@ -216,8 +216,8 @@ def test_texts_that_cannot_be_read_are_refused(example, message):
     [
         ({"mask_rate": 1.0}, "task.mask_rate=1.0: .*less than 1"),
         ({"mask_rate": float("nan")}, "task.mask_rate=nan"),
-        ({"mean_span": 0.5}, "task.mean_span=0.5: must be 1 to 100"),
-        ({"permute": 1.5}, "task.permute=1.5: must be 0 to 1"),
+        ({"mean_span": 0.5}, "task.mean_span=0.5: must be from 1 to 100"),
+        ({"permute": 1.5}, "task.permute=1.5: must be from 0 to 1"),
         ({"mask_rate": 0.0, "permute": 0.0}, "leave the text as it is; raise one"),
     ],
 )

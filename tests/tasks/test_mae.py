@@ -36,13 +36,13 @@ def refused(message: str, call, *args) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_ratio": 0.0}, "task.mask_ratio=0.0: must lie between 0 and 1"),
+        ({"mask_ratio": 0.0}, "task.mask_ratio=0.0: must be above 0 and less than 1"),
         ({"mask_ratio": float("nan")}, "task.mask_ratio=nan"),
         ({"mask_ratio": 0.95}, "task.mask_ratio=0.95 of 16 patches leaves none to see"),
         ({"patch_size": 8}, "task.mask_ratio=0.75 of 1 patches leaves none"),
         ({"patch_size": 3}, "task.image_size=8 does not divide into task.patch_size=3"),
         ({"patch_size": 0}, "task.patch_size=0"),
-        ({"target": "pixel"}, 'task.target="pixel": choose one of normalised, pixels'),
+        ({"target": "pixel"}, r'task.target="pixel" \(did you mean "pixels"\?\): choose one of normalised, pixels'),
         ({"std": (-1.0,)}, "task.std=-1.0"),
     ],
     ids=str,

@@ -142,7 +142,7 @@ def test_the_model_has_one_body_of_which_each_part_uses_what_its_heads_read():
         ({"classify": CLASSIFY, "mlm": {"name": "mlm", "factor": 0.0}}, r"task\.parts\.mlm\.factor=0\.0: must be above 0"),
         ({"classify": CLASSIFY, "mlm": {"name": "mml"}}, r'task\.parts\.mlm\.name="mml": no such task'),
         ({"classify": CLASSIFY, "mlm": {"name": "mlm", "rate": 1}}, r"task\.parts\.mlm\.rate is not a setting"),
-        ({"classify": CLASSIFY, "mlm": {"name": "mlm", "mask_rate": 2.0}}, r"task\.parts\.mlm\.mask_rate=2\.0: must lie"),
+        ({"classify": CLASSIFY, "mlm": {"name": "mlm", "mask_rate": 2.0}}, r"task\.parts\.mlm\.mask_rate=2\.0: must be above"),
     ],
 )
 def test_mistakes_name_the_part(parts, message):
