@@ -19,7 +19,7 @@ CHUNK = 32
 def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields the number and JSON value of each line that is not blank. Raises UserError, naming it, for one that is not JSON."""
     try:
-        with open(path, encoding="utf-8") as lines:
+        with open(path, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
                     if line.strip():
