@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.config.shipped import shipped_folder
 from fmjax.contracts import Config
 from fmjax.data.sources.prepositions import preposition_splits
 from fmjax.distributed.hosts import say
@@ -18,7 +19,7 @@ from fmjax.examples import baselines
 from fmjax.inference.evaluate import evaluate_run
 from fmjax.train.loop import train
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart.py"
+CONFIG = shipped_folder() / "quickstart.py"
 COLUMNS = {"accuracy": "accuracy", "macro-F1": "f1_macro", "recall": "recall_macro", "AUC": "roc_auc"}
 Metrics = dict[str, float]
 
