@@ -3,9 +3,9 @@
     python scripts/prepare_data.py --input 'crawl/*.jsonl.gz' --output corpus --tokenizer tokenizer --workers 16
     python scripts/train.py --config configs/gpt_clm.py --config.data.files.train=corpus ...
 
-The engine is datatrove: pip install 'fmjax[prepare]'. Tasks share the files, and the same command continues where one was
-stopped. It reads text, JSON lines, CSV, TSV and Parquet, compressed or not. On Slurm: --executor slurm --slurm
-'{"partition": "cpu", "time": "10:00:00"}', then the same command again for the report.
+The engine is datatrove: in fmjax's checkout, pip install -e '.[prepare]'. Tasks share the files, and the same command
+continues where one was stopped. It reads text, JSON lines, CSV, TSV and Parquet, compressed or not. On Slurm: --executor
+slurm --slurm '{"partition": "cpu", "time": "10:00:00"}', then the same command again for the report.
 """
 
 import os
@@ -29,7 +29,8 @@ def prepare(args: Any) -> None:
     except ImportError as error:
         if (error.name or "").startswith("fmjax"):
             raise
-        raise UserError(f"preparing data needs datatrove ({error}); pip install 'fmjax[prepare]'") from error
+        fix = "in fmjax's checkout, pip install -e '.[prepare]'"
+        raise UserError(f"preparing data needs datatrove ({error}); {fix}") from error
     report = run.prepare(args, say)
     if report is None:
         say("submitted to Slurm; run the same command again for the report")

@@ -12,6 +12,7 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fmjax import keys
 from fmjax.config import commandline
 from fmjax.distributed import hosts
 from fmjax.train.dry_run import dry_run
@@ -19,7 +20,7 @@ from fmjax.train.loop import train
 
 
 def main(argv: list[str] | None = None) -> int:
-    flags = commandline.Flags(__doc__, config=True)
+    flags = commandline.Flags(__doc__, config=True, keys=keys.describe)
     flags.add("--workdir", type=Path, required=True, help="the run directory: new, or that of a run to continue")
     flags.add("--profile", type=Path, help="a folder for a trace of steps 6 to 10, for TensorBoard or Perfetto")
     flags.add("--dry-run", "--dry_run", action="store_true", help="show the settings and one batch; train and write nothing")

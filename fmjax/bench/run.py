@@ -36,7 +36,7 @@ def options(args: argparse.Namespace) -> Options:
         described = side.ask("describe")
     device = "cpu" if described["platform"] == "cpu" else "gpu"
     if args.device == "gpu" and device == "cpu":
-        raise UserError("--device=gpu: JAX finds no GPU here; install fmjax[cuda], or leave --device out")
+        raise UserError("--device=gpu: JAX finds no GPU here; pip install -e '.[cuda]', or leave --device out")
     if not found and not args.no_peer:
         say(timing.PEER_ABSENT)
     return Options(

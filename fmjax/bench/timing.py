@@ -21,7 +21,7 @@ STEPS = 20  # whose losses are compared
 # Greatest relative difference of losses after STEPS steps, or of the hidden states' sum of magnitudes.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 PEER_ABSENT = (
-    "peer: torch and transformers are not installed here, so fmjax is measured alone; pip install 'fmjax[parity]', or name a "
+    "peer: torch and transformers are not installed here, so fmjax is measured alone; pip install torch transformers, or name a "
     "Python that has them with --peer_python"
 )
 

@@ -34,6 +34,11 @@ class Task:
         return tuple(self.reads)
 
     @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that predicting reads: those of `reads`, without what the model is to write."""
+        return tuple(self.reads)
+
+    @property
     def processing(self) -> Mapping[str, Config]:
         """The settings of kinds that the task decides itself, such as those of images, by kind."""
         return {}

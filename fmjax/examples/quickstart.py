@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.config.shipped import shipped_folder
 from fmjax.contracts import Config
 from fmjax.data.sources.prepositions import preposition_splits
 from fmjax.distributed.hosts import say
@@ -16,7 +17,7 @@ from fmjax.inference.evaluate import evaluate_run
 from fmjax.runs.report import REPORT
 from fmjax.train.loop import train
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart.py"
+CONFIG = shipped_folder() / "quickstart.py"
 COLUMNS = {"accuracy": "accuracy", "macro-F1": "f1_macro", "recall": "recall_macro", "AUC": "roc_auc"}
 FULL_SEEDS = 3
 SCRATCH, PRETRAINED = "BERT from random weights", "BERT, pretrained"

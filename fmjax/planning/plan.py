@@ -76,7 +76,7 @@ class Topology:
             return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}").devices
         except Exception as error:
             if "libtpu" in str(error) or isinstance(error, ImportError | NotImplementedError):
-                raise UserError(f"--topology={self.written}: needs libtpu to compile; pip install 'fmjax[plan]'") from None
+                raise UserError(f"--topology={self.written}: needs libtpu to compile; pip install libtpu") from None
             reason = one_line(error, 200)
             raise UserError(f"--topology={self.written}: libtpu has no such slice ({reason}); give another") from None
 

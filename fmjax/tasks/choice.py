@@ -20,7 +20,7 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
-from fmjax.tasks.token_rows import PADDED, Row, pad_rows, readable, tokenizer_of
+from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, pad_rows, readable, tokenizer_of
 
 OVERLONG = ("error", "truncate")
 
@@ -117,7 +117,7 @@ class Task(contracts.Task):
             longest = context.size + max(ending.size for ending in endings)
             if longest > room and self.overlong == "error":
                 problem = f"{longest + most - room} tokens are more than data.max_length={most}"
-                raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=truncate", index)
+                raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
             rows.append([tokenizer.assemble(*shortened(context, ending, room)) for ending in endings])
         return rows
 

@@ -21,7 +21,7 @@ from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.tasks.labels import LabelTask
-from fmjax.tasks.token_rows import PADDED, Row, pad_rows, readable, tokenizer_of
+from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, pad_rows, readable, tokenizer_of
 
 KINDS = ("single", "multi", "regression")
 POOLS = ("first", "mean", "mask")
@@ -132,7 +132,7 @@ class Task(LabelTask):
             if row[0].size > most:
                 if self.overlong == "error":
                     problem = f"{row[0].size} tokens are more than data.max_length={most}"
-                    raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=truncate", index)
+                    raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
                 row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
             if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
                 problem = f"the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one"

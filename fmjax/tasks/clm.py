@@ -21,7 +21,7 @@ from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks.token_rows import NOTHING, Corpus, TokenTask, cut, given_texts, packed_row, tokenize, tokenizer_of
+from fmjax.tasks.token_rows import NOTHING, Corpus, TokenTask, check_length, cut, given_texts, packed_row, tokenize, tokenizer_of
 
 ROWS = ("packed", "offset")
 
@@ -96,8 +96,7 @@ class Task(TokenTask):
         for number, row in enumerate(rows):
             if not row.size:
                 raise UserError(f"{where(number)}: is empty, and the tokenizer has no token that begins a text; give a text")
-            if row.size > max_length:
-                raise UserError(f"{where(number)}: has {row.size} tokens, more than {max_length}; shorten it")
+            check_length(row.size, max_length, where(number))
         width = max(row.size for row in rows)
         lefts = [np.arange(width) >= width - row.size for row in rows]
         batch = {name: np.zeros((len(rows), width), np.int32) for name in ("input_ids", "attention_mask")}

@@ -26,7 +26,16 @@ from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range
 from fmjax.tasks import token_rows
-from fmjax.tasks.token_rows import Corpus, TokenTask, given_texts, packed_pairs, pad_rows, side_by_side, tokenizer_of
+from fmjax.tasks.token_rows import (
+    Corpus,
+    TokenTask,
+    check_length,
+    given_texts,
+    packed_pairs,
+    pad_rows,
+    side_by_side,
+    tokenizer_of,
+)
 
 STOPS = (".", "!", "?", "。", "！", "？")
 CLOSING = "\"')]»”’」』"  # what may stand behind a stop
@@ -73,8 +82,7 @@ class Task(TokenTask):
         tokenizer = tokenizer_of(processors)
         rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))]
         for number, (ids, _) in enumerate(rows):
-            if ids.size > max_length:
-                raise UserError(f"{where(number)}: has {ids.size} tokens, more than {max_length}; shorten it")
+            check_length(ids.size, max_length, where(number))
         batch = pad_rows(rows, tokenizer.pad_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 

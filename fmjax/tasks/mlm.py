@@ -22,7 +22,17 @@ from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks.token_rows import PADDED, Corpus, given_texts, packed_row, pad_rows, token_sums, tokenize, tokenizer_of
+from fmjax.tasks.token_rows import (
+    PADDED,
+    Corpus,
+    check_length,
+    given_texts,
+    packed_row,
+    pad_rows,
+    token_sums,
+    tokenize,
+    tokenizer_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +105,7 @@ class Task(contracts.Task):
         for number, ((ids, _), places) in enumerate(zip(rows, masked, strict=True)):
             if not places.size:
                 raise UserError(f"{where(number)}: has no {tokenizer.token(tokenizer.mask_id)}; put one where to predict")
-            if ids.size > max_length:
-                raise UserError(f"{where(number)}: has {ids.size} tokens, more than {max_length}; shorten it")
+            check_length(ids.size, max_length, where(number))
         places_BM = np.zeros((len(rows), max(map(len, masked))), np.int32)
         for row, places in zip(places_BM, masked, strict=True):
             row[: places.size] = places

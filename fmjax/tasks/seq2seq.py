@@ -70,6 +70,10 @@ class Task(TokenTask):
         return dict.fromkeys((self.source, self.target), "text")
 
     @property
+    def input_columns(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
     def adds(self) -> Mapping[str, tuple[Value, ...]]:
         return {"text": (self.prefix,)} if self.prefix else {}
 

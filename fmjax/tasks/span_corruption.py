@@ -30,7 +30,18 @@ from fmjax.data.tokenizers.sentencepieces import sentinel
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, one_of
 from fmjax.tasks import token_rows
-from fmjax.tasks.token_rows import Corpus, TokenTask, cut, given_texts, packed_pairs, pad_rows, pair, side_by_side, tokenizer_of
+from fmjax.tasks.token_rows import (
+    Corpus,
+    TokenTask,
+    check_length,
+    cut,
+    given_texts,
+    packed_pairs,
+    pad_rows,
+    pair,
+    side_by_side,
+    tokenizer_of,
+)
 
 ROWS = ("packed", "joined")
 # The seven denoisers of UL2's table 1: R regular, X extreme, S sequential.
@@ -158,8 +169,7 @@ class Task(TokenTask):
             if not np.isin(ids, marks).any():
                 raise UserError(f"{where(number)}: has no {sentinel(0)}; put one where something is missing")
             ids, _ = tokenizer.assemble(np.concatenate([opening, ids]))
-            if ids.size > max_length:
-                raise UserError(f"{where(number)}: has {ids.size} tokens, more than {max_length}; shorten it")
+            check_length(ids.size, max_length, where(number))
             rows.append((ids, np.zeros_like(ids)))
         batch = pad_rows(rows, tokenizer.pad_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}

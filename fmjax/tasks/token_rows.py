@@ -24,6 +24,7 @@ Row: TypeAlias = tuple[np.ndarray, np.ndarray]  # ids and token types [L]
 
 NOTHING = np.zeros(0, np.int32)
 PADDED = ("input_ids", "token_type_ids", "attention_mask")  # what `pad_rows` makes
+TOO_LONG = "shorten the text, raise the limit, or choose task.overlong=truncate"
 BOTH_SIDES = ("attention_mask", "label_weights")  # `Task.counted` where there is an encoder and a decoder
 
 
@@ -149,6 +150,12 @@ def given_texts(examples: Sequence[Value], column: str, where: Where) -> list[st
     return read
 
 
+def check_length(size: int, most: int, place: str) -> None:
+    """Raises UserError, naming the place, for a text of more tokens than are read when predicting."""
+    if size > most:
+        raise UserError(f"{place}: has {size} tokens, more than {most}, the most that this model reads; shorten it")
+
+
 def tokenize(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 4096) -> Corpus:
     """Tokenizes a column of every record, a chunk of records at a time; ids by the same tokenizer that the records hold are read.
 
@@ -264,6 +271,6 @@ def enclosed(
         if ids.size + special > most and not truncate:
             raise UserError(
                 f"{where(number)}: {ids.size + special} tokens are more than {limit}={most}; "
-                "raise it, or choose task.overlong=truncate"
+                f"{TOO_LONG}"
             )
     return [np.append(tokenizer.assemble(ids[: most - special])[0], ending).astype(np.int32) for ids in rows]

@@ -27,7 +27,7 @@ from scripts import prepare_data
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_datatrove = pytest.mark.skipif(
-    importlib.util.find_spec("datatrove") is None, reason="needs datatrove: pip install 'fmjax[prepare]'"
+    importlib.util.find_spec("datatrove") is None, reason="needs datatrove: pip install -e '.[prepare]'"
 )
 WORDS = ["the", "of", "and", "to", "with", "that"]
 
@@ -233,7 +233,7 @@ def test_a_folder_is_that_of_its_settings(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("datatrove") is not None, reason="datatrove is installed")
 def test_without_datatrove_the_recipe_is_told(refused, corpus, tmp_path):
     line = refused(prepare_data.main, "--input", str(corpus[0]), "--output", str(tmp_path / "out"))
-    assert line.endswith("pip install 'fmjax[prepare]'") and "datatrove" in line and not (tmp_path / "out").exists()
+    assert line.endswith("pip install -e '.[prepare]'") and "datatrove" in line and not (tmp_path / "out").exists()
 
 
 # With datatrove
