@@ -39,7 +39,6 @@ CHOICES = {
     "split": SPLITS,
     "pieces": ("first", "all"),
     "mode": ("default", "strict"),
-    "scheme": ("", *entity_metrics.SCHEMES),
     "overlong": ("error", "truncate", "split"),
 }
 
@@ -78,7 +77,7 @@ class Task(Balance, contracts.Task):
     labels: tuple[str, ...] = ()
     pieces: str = "first"
     mode: str = "default"
-    scheme: str = ""
+    scheme: str | None = None
     split: str = "words"
     overlong: str = "error"
     stride: int = 0  # 0: half of what has room
@@ -87,6 +86,8 @@ class Task(Balance, contracts.Task):
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             one_of(f"task.{name}", vars(self)[name], choices)
+        if self.scheme is not None:
+            one_of("task.scheme", self.scheme, entity_metrics.SCHEMES)
         in_range("task.token_dropout", self.token_dropout, least=0, below=1)
         self.check_balance(self.labels)
         if self.mode == "strict" and self.labels and not self.bio:

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 from seqeval import metrics as seqeval
 from seqeval.scheme import IOB2
 from support.processors import using
 from support.sources import MemoryRecords
 
 from fmjax import load
+from fmjax.config.overrides import apply_overrides
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from fmjax.defaults import fields
 from fmjax.errors import UserError
 from fmjax.metrics import classes as class_metrics
 from fmjax.models import bert
@@ -194,8 +197,15 @@ def test_a_scheme_is_stored_where_labels_do_not_tell(tokenizer):
     assert Task(mode="strict").resolve(source)["scheme"] == "IOB1" and "scheme" not in Task().resolve(source)
     assert Task(mode="strict", labels=LABELS).resolve(source) == {"scheme": "IOB1"}
     assert "scheme" not in Task(mode="strict").resolve(tagged("Ann/B-PER Lee/I-PER is/O"))
-    with pytest.raises(UserError, match='task.scheme="IOB": choose one of|task.scheme="IOB" '):
+    with pytest.raises(UserError, match=r'task.scheme="IOB" .*choose one of IOB2, IOB1'):
         Task(scheme="IOB")
+
+
+def test_the_scheme_is_set_on_the_command_line_and_new_to_old_runs():
+    config = ConfigDict({"task": fields(Task)})
+    assert config.task.scheme is None  # as in a run that was stored before the setting was there
+    apply_overrides(config, [("task.scheme", "IOB1")])
+    assert config.task.scheme == "IOB1"
 
 
 def test_words_that_predictions_would_cut_are_refused():

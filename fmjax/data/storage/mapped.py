@@ -59,7 +59,7 @@ def plain_name(path: Path) -> str:
 
 
 def compression(path: Path) -> str:
-    """Returns how a file is compressed, by its extension in upper or lower case; "" if it is not."""
+    """Returns how a file is compressed, by its extension in any case; "" if it is not."""
     return COMPRESSIONS.get(path.suffix.lower(), "")
 
 
