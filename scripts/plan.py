@@ -6,7 +6,7 @@
         --config.mesh.axes='{"fsdp": -1}'
 
 For a TPU slice the step is compiled by the TPU's compiler, which needs libtpu and no TPU: pip install libtpu. For GPUs
-and CPUs, and with --analytic, the figures are by formula. The last line of --json is one object.
+and CPUs, and with --analytic, the figures come from formulas. With --json the last line is one object.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """The input of BERT pretraining, from texts to masked batches: fmjax's pipeline against that of transformers' own example.
 
 The peer (`peer_inputs.py`) does what run_mlm.py does: a fast tokenizer on batches of texts, texts joined and cut into rows of
-512, DataCollatorForLanguageModeling. What holds them is `datasets` where that is installed, else plain lists, and it is named so.
-Both sides read the same file with the same tokenizer, timed over preparing (tokenizing, cutting) and feeding (batches) apart.
-Then BERT is trained from the file as a user would, and what its run says of waiting for data is shown.
+512, DataCollatorForLanguageModeling. Rows are kept in `datasets` if it is installed, otherwise in lists; the result says which.
+Both sides read the same file with the same tokenizer; preparing (tokenizing, cutting) and feeding (batches) are timed separately.
+Then BERT is trained from the file as a user would, and the run's time spent waiting for data is shown.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `scripts/bench.py` does: looks at the machine, measures what was asked for, prints and writes it."""
+"""What `scripts/bench.py` does: inspects the machine, measures the chosen workloads, prints and stores the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODULES: Result = {"data": inputs, "cold": cold, "growth": growth}
 
 
 def options(args: argparse.Namespace) -> Options:
-    """Returns what the flags ask for, and what this machine has.
+    """Returns the requested workloads and the machine's properties.
 
     Raises UserError for flags that ask for what is not here.
     """

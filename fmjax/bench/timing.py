@@ -1,4 +1,4 @@
-"""Sides as processes, their results compared, and their runs in turn."""
+"""Starts each side as a process, compares their results, and times them in turn."""
 
 from __future__ import annotations
 
@@ -159,5 +159,5 @@ def summary(runs: Sequence[Mapping[str, float]], job: Facts) -> Result:
 
 
 def ratios(own: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]], what: str = "seconds") -> list[float]:
-    """Returns how many times faster we were, run by neighboring run."""
+    """Returns the speedup of fmjax for each pair of neighboring runs."""
     return [b[what] / a[what] for a, b in zip(own, other, strict=True)]

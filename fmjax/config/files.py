@@ -117,7 +117,7 @@ def _where(error: Exception, path: Path) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """Returns what an exception says, in one line."""
+    """Returns the message of an exception in one line."""
     return " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
 
 

@@ -1,11 +1,10 @@
-"""Causal language modelling: each token from those before it (Radford et al. 2019).
+"""Causal language modeling: predict each token from those before it (Radford et al. 2019).
 
-`rows="packed"` cuts documents into pieces, of which several share a row (see `data/packing.py`); a piece's tokens see their
-own piece (`segment_ids`), a document's first behind what the tokenizer puts before a text (else the token that ends documents),
-and predict the next token, at last the end.
-`rows="offset"` reads the data as one long text, and every time an example is drawn takes it from another place, as nanoGPT
-does. Either way evaluation reads rows that do not overlap: every token is predicted once, but for a first one that nothing
-stands before.
+`rows="packed"` cuts documents into pieces, several of which share a row (see `data/stream/packing.py`). Tokens attend only to
+their own piece (`segment_ids`) and predict the next token; the last one predicts the end. A document starts after the tokens
+that the tokenizer puts before a text, or else after the token that ends documents.
+`rows="offset"` reads the data as one long text, and each example starts at a random place, as in nanoGPT. In evaluation, rows
+never overlap: every token is predicted once, except a first token with nothing before it.
 """
 
 from __future__ import annotations

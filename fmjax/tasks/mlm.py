@@ -1,8 +1,8 @@
-"""Masked language modelling, and next-sentence prediction on request (Devlin et al. 2019, section 3.1).
+"""Masked language modeling, optionally with next-sentence prediction (Devlin et al. 2019, section 3.1).
 
-Masks are drawn anew each time an example is seen (RoBERTa's dynamic masking), and logits are computed at the masked
-positions only. Without next-sentence prediction, the pieces of several documents share a row (see `data/packing.py`); a piece's
-tokens attend to their own piece (`segment_ids`).
+Masks are drawn each time an example is seen (RoBERTa's dynamic masking), and logits are computed only at the masked
+positions. Without next-sentence prediction, pieces of several documents share a row (see `data/stream/packing.py`), and tokens
+attend only to their own piece (`segment_ids`).
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class Pairs(contracts.Examples):
         return len(self.pieces)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns the piece's index; what stands in the row is drawn."""
+        """Returns the piece's index; the row itself is drawn."""
         return {"piece": np.asarray(index, np.int32)}
 
     def other(self, index: int, rng: np.random.Generator) -> int:

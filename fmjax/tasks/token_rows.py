@@ -1,5 +1,5 @@
-"""Rows of tokens, and what is learnt from them, as tasks of texts share it: a tokenized corpus, pieces of it packed into rows,
-rows padded to one length, texts given for prediction, and the loss of a language-model head."""
+"""Rows of tokens, shared by text tasks: a tokenized corpus, pieces packed into rows, rows padded to one length, texts for
+prediction, and the loss of a language-model head."""
 
 from __future__ import annotations
 
@@ -64,6 +64,11 @@ class TokenTask(contracts.Task):
     def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns loss (nats per predicted token), perplexity and accuracy."""
         return class_metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
+
+
+def readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
+    """Returns the text of an assembled row, for a person: without the special tokens around it, but with [MASK] and others."""
+    return tokenizer.decode(ids[tokenizer.opening.size : ids.size - tokenizer.closing.size])
 
 
 def token_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Arrays:
@@ -206,7 +211,7 @@ def packed_row(
 
 
 def pair(source: np.ndarray, target: np.ndarray, lengths: tuple[int, int], fill_id: int) -> Example:
-    """Returns what an encoder reads and a decoder writes, `input_ids`, `attention_mask` [S], `labels` and `label_weights` [T],
+    """Returns the arrays of a source and a target: `input_ids`, `attention_mask` [S], `labels` and `label_weights` [T],
     of lengths (S, T)."""
     row = packed_pairs([source], [target], lengths, fill_id)
     return {name: row[name] for name in ("input_ids", "attention_mask", "labels", "label_weights")}
