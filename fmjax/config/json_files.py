@@ -20,7 +20,7 @@ def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
     Raises UserError if the file is missing, saying so, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: {missing}") from None
     except PermissionError:

@@ -45,7 +45,7 @@ def is_run(folder: Path) -> bool:
     """
     path = folder / CONFIG
     try:
-        return "fmjax" in json.loads(path.read_text(encoding="utf-8"))
+        return "fmjax" in json.loads(path.read_text(encoding="utf-8-sig"))
     except PermissionError:
         raise UserError(f"{path}: cannot be read; fix its permissions") from None
     except (OSError, ValueError, TypeError):
@@ -59,7 +59,7 @@ def read_config(workdir: Path) -> dict[str, Value]:
     """
     path = workdir / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         runs = {found.parent.name for found in workdir.parent.glob(f"*/{CONFIG}")} - {workdir.name}
         reason = f"cannot be read, {(error.strerror or 'unknown error').lower()}"

@@ -151,7 +151,7 @@ def open_saved_folder(files: Files, split: str, columns: Sequence[str] = ()) -> 
 def read_json(path: Path) -> Record:
     """Returns the JSON object in a file. Raises UserError if it is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read as JSON ({one_line(error, 200)}); fetch the folder again"

@@ -144,7 +144,7 @@ def read(folder: Path, settings: Mapping[str, Value]) -> MarianPieces:
             "use a model that shares one"
         )
     try:
-        vocabulary = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
+        vocabulary = json.loads((folder / VOCABULARY).read_text(encoding="utf-8-sig"))
         pieces = {
             token: number
             for token, number in vocabulary.items()
