@@ -10,7 +10,6 @@ and CPUs, and with --analytic, the figures are by formula. The last line of --js
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ if not __package__:  # run as a file: a checkout need not be installed
 import jax
 
 from fmjax.config import commandline
+from fmjax.config.json_files import to_line
 from fmjax.planning.plan import plan, read_topology
 from fmjax.planning.report import sharding_table, table
 
@@ -41,7 +41,7 @@ def show(args: argparse.Namespace) -> None:
         print(sharding_table(config, topology, as_json=args.json))
         return
     result = plan(config, topology, compiled=not args.analytic)
-    print(json.dumps(result) if args.json else table(result))
+    print(to_line(result) if args.json else table(result))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax.config import commandline
+from fmjax.config import commandline, overridden_keys
 from fmjax.distributed import hosts
 from fmjax.train.loop import train
 
@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
 def start(args: argparse.Namespace) -> None:
     """Joins the other hosts, if there are any, and trains."""
     hosts.join_if_asked(args)
-    train(commandline.load(args), args.workdir, profile=args.profile)
+    overridden = overridden_keys(args.overrides)
+    train(commandline.load(args), args.workdir, profile=args.profile, overridden=overridden)
 
 
 if __name__ == "__main__":

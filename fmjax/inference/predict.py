@@ -51,7 +51,7 @@ def predict_file(folder: Path, source: Path, target: Path) -> None:
             for begin in range(0, len(examples), CHUNK):
                 where = [f"{source} line {number}" for number in numbers[begin : begin + CHUNK]]
                 for prediction in model.predict(examples[begin : begin + CHUNK], where.__getitem__, begin):
-                    output.write((json.dumps(prediction, ensure_ascii=False) + "\n").encode())
+                    output.write((json.dumps(prediction, ensure_ascii=False, allow_nan=False) + "\n").encode())
                 bar.advance(min(begin + CHUNK, len(examples)))
     except OSError as error:
         raise UserError(f"--output={target}: cannot be written ({error.strerror}); name another file") from None

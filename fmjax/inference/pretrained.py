@@ -24,7 +24,10 @@ from fmjax.decoding.settings import GENERATION, Generation, from_config, merge, 
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.hub import families, folders, llama2c
-from fmjax.hub.reference import CLASSED, Outputs, Reference, class_names, plain_outputs
+from fmjax.hub.reference import Outputs, Reference, class_names, plain_outputs
+from fmjax.hub.tensors import check_finite
+from fmjax.inference.answers import check_answers
+from fmjax.inference.export import KINDS, ROWS, save_prompts, special_ids, written_config
 from fmjax.inference.generation import Generated, generated, input_names
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
@@ -35,7 +38,6 @@ TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 UNLIMITED = 512  # tokens of an example, where neither a run nor a position table sets a limit
 CHUNK = 32  # examples predicted at once
 FEATURES = {"hidden": "last_hidden_state", "encoder_hidden": "encoder_last_hidden_state", "pooled": "pooler_output"}
-KINDS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Pretrained:
     def reference(self) -> Reference | None:
         """The model's counterpart in Hugging Face, None if it has none: of a folder, by its config; else its family's."""
         if self.task is None and (kind := folders.model_type(self.config)) is not None:
-            return families.reference_of(kind)[1]
+            return families.reference_for(self.config, kind)[1]
         return families.reference(self.family.name)
 
     @property
@@ -89,8 +91,8 @@ class Pretrained:
         """Returns what the model's task says of each example: a text, a pair of texts, or a record of the task's columns.
 
         `first` is the number of the first example where these are a part of many: sampled answers depend on it.
-        Raises UserError if there is no tokenizer or no task for this model, or the task cannot read an example, which
-        `where(index)` names.
+        Raises UserError if there is no tokenizer or no task for this model, or the task cannot read an example or answers it
+        with NaN or infinity, which `where(index)` names.
         """
         if isinstance(examples, str | Mapping):
             raise UserError("predict takes a list of examples, not a single one; write predict([example])")
@@ -105,7 +107,9 @@ class Pretrained:
             chunk = examples[begin : begin + CHUNK]
             named = [where(index) for index in range(begin, begin + len(chunk))]
             batch = task.inputs(chunk, self.processors, most, named.__getitem__)
-            described += task.describe(self._answers(task, batch, first + begin), batch, self.processors)
+            answers = task.describe(self._answers(task, batch, first + begin), batch, self.processors)
+            check_answers(answers, named.__getitem__)
+            described += answers
         return described
 
     @overload
@@ -133,8 +137,16 @@ class Pretrained:
         names = input_names(model)
         inputs = checked_inputs({name: given.pop(name) for name in names if name in given}, names)
         settings = self._generation(given)
+        starts = self.reference is None or self.reference.starts_prompts
         sequences, log_probs, scores = generated(
-            self.checked_batch, model, self._placed, inputs, settings, seed, return_scores=return_scores
+            self.checked_batch,
+            model,
+            self._placed,
+            inputs,
+            settings,
+            seed,
+            return_scores=return_scores,
+            starts_prompts=starts,
         )
         if log_probs is None or scores is None:
             return sequences
@@ -147,14 +159,19 @@ class Pretrained:
         """
         reference, config = self.counterpart(), dict(self.config)
         if self.task is not None:
-            reference, config = reference_config(self)
+            reference, config = written_config(reference, self.model, self.task, self.tokenizer, self.config)
         wanted = pytree.names(abstract_params(self.model))
         params = {name: leaf for name, leaf in pytree.names(self.params).items() if name in wanted}
         config.pop("torch_dtype", None)
-        folders.write_folder(folder, reference, config | {"dtype": "float32"}, pytree.unnames(params), self.tokenizer)
-        if generation := self._saved_generation():
-            write_json(Path(folder) / GENERATION, generation, indent=2, sort_keys=True)
-        lifecycle.save(Path(folder), self.processors)
+
+        def save_beside(folder: Path) -> None:
+            if generation := self._saved_generation():
+                write_json(folder / GENERATION, generation, indent=2, sort_keys=True)
+            lifecycle.save(folder, self.processors)
+            if self.task is not None and self.tokenizer is not None:
+                save_prompts(folder, self.task, self.tokenizer)
+
+        folders.write_folder(folder, reference, config | {"dtype": "float32"}, pytree.unnames(params), save_beside)
 
     def counterpart(self) -> Reference:
         """Returns the counterpart in Hugging Face. Raises UserError if there is none."""
@@ -194,8 +211,10 @@ class Pretrained:
         """Returns the reference's settings of generation: the folder's, or those of a run that generates."""
         if self.task is None or self.task.generation is None:
             return dict(self.generation)
-        special = special_tokens(self.tokenizer, self.model) if self.tokenizer else {}
-        return special | {name: value for name, value in self.task.generation.items() if value is not None}
+        special: dict[str, PyTree] = {}
+        if self.tokenizer:
+            special = special_ids(self.tokenizer, self.model) | special_tokens(self.tokenizer, self.model)
+        return {name: value for name, value in (special | dict(self.task.generation)).items() if value is not None}
 
     def _longest(self) -> int:
         """Returns how many tokens an example may have: as in training, or as many as there are positions."""
@@ -285,7 +304,7 @@ def load_llama2c(path: Path) -> Pretrained:
 def load_reference(folder: Path) -> Pretrained:
     """Returns the model of a Hugging Face folder; `architectures` in its config says which."""
     config = folders.read_config(folder)
-    name, reference = families.reference_of(folders.model_type(config) or "")
+    name, reference = families.reference_for(config, folders.model_type(config) or "")
     family = models.family(name)
     model = family.build(heads=reference.heads(config), **reference.read_settings(config))
     loaded = folders.read_weights(folder, reference, abstract_params(model))
@@ -327,6 +346,8 @@ def load_run(folder: Path) -> Pretrained:
         raise UserError(f"{folder}: has no checkpoint yet; train it first, with the same --workdir")
     item = "ema" if "ema" in checkpoints.items(step) else "params"
     params = checkpoints.restore(step, {item: abstract_params(model)})[item]
+    for name, leaf in pytree.names(params).items():
+        check_finite(f"{folder} at step {step}", name, np.asarray(leaf), "take an earlier checkpoint, or train anew")
     task = task.main  # of a mixture, which was trained with the heads of all its parts
     model = model.clone(heads=task.heads)
     return Pretrained(config, family, model, params, lifecycle.restore(folder, task), task, step)
@@ -359,7 +380,7 @@ def reference_task(pretrained: Pretrained, examples: Sequence[PyTree]) -> Task:
         return tasks.make({"name": "choice", "overlong": "truncate"})
     if "lm" in kinds:
         if not isinstance(pretrained.model, Encodes):
-            return tasks.make({"name": "clm", "rows": "offset"})
+            return tasks.make({"name": "clm", "rows": config.get(ROWS, "offset")})
         most = min(pretrained.model.settings.positions or 128, 128)
         return tasks.make({"name": "seq2seq", "source": "text", "scores": (), "max_new_tokens": most})
     if "classify" not in kinds:
@@ -374,18 +395,3 @@ def reference_task(pretrained: Pretrained, examples: Sequence[PyTree]) -> Task:
         raise UserError(f"config.json: a regression with {len(labels)} outputs has no human-readable output; use .apply")
     paired = any("text_pair" in example if isinstance(example, Mapping) else not isinstance(example, str) for example in examples)
     return tasks.make({"name": "classify", "kind": kind, "labels": labels, "text_pair": "text_pair" if paired else ""})
-
-
-def reference_config(pretrained: Pretrained) -> tuple[Reference, Config]:
-    """Returns the counterpart of a run and its config there. Raises UserError if the reference has no such model."""
-    model, task, tokenizer = pretrained.model, pretrained.task, pretrained.tokenizer
-    reference, name = pretrained.counterpart().exported(model.heads)
-    pad_id = tokenizer.pad_id if tokenizer and "pad" in tokenizer.roles else None
-    config = reference.write_config(model.settings, pad_id) | {"architectures": [name]}
-    if task is not None and set(CLASSED) & set(model.heads):
-        labels = task.labels or ("LABEL_0",)
-        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
-        config["label2id"] = {label: index for index, label in enumerate(labels)}
-    if task is not None and "classify" in model.heads:
-        config["problem_type"] = next(theirs for theirs, ours in KINDS.items() if ours == task.kind)
-    return reference, config
