@@ -12,15 +12,18 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fmjax import keys
 from fmjax.config import commandline, overridden_keys
 from fmjax.distributed import hosts
+from fmjax.train.dry_run import dry_run
 from fmjax.train.loop import train
 
 
 def main(argv: list[str] | None = None) -> int:
-    flags = commandline.Flags(__doc__, config=True)
+    flags = commandline.Flags(__doc__, config=True, keys=keys.describe)
     flags.add("--workdir", type=Path, required=True, help="the run directory: new, or that of a run to continue")
     flags.add("--profile", type=Path, help="a folder for a trace of steps 6 to 10, for TensorBoard or Perfetto")
+    flags.add("--dry-run", "--dry_run", action="store_true", help="show the settings and one batch; train and write nothing")
     hosts.add_flags(flags)
     return commandline.run(flags, start, argv)
 
@@ -28,8 +31,11 @@ def main(argv: list[str] | None = None) -> int:
 def start(args: argparse.Namespace) -> None:
     """Joins the other hosts, if there are any, and trains."""
     hosts.join_if_asked(args)
-    overridden = overridden_keys(args.overrides)
-    train(commandline.load(args), args.workdir, profile=args.profile, overridden=overridden)
+    given, overridden = commandline.load(args), overridden_keys(args.overrides)
+    if args.dry_run:
+        dry_run(given, args.workdir, overridden)
+    else:
+        train(given, args.workdir, profile=args.profile, overridden=overridden)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,8 @@ from fmjax.contracts import Config, Encodes, PyTree, Task
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.hub import families, folders
 from fmjax.hub.reference import CLASSED, Reference
+from fmjax.inference.folder_task import KINDS, ROWS
 from fmjax.tasks import clm
-
-ROWS = "fmjax_rows"  # the key of config.json for a language model's `task.rows`
-
-# The reference's problem type -> our kind of labels.
-KINDS = {
-    "single_label_classification": "single",
-    "multi_label_classification": "multi",
-    "regression": "regression",
-}
 
 
 def written_config(
