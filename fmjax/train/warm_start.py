@@ -57,9 +57,11 @@ def check_sizes(
     theirs = dataclasses.asdict(source.model.settings)
     given = {name: (value, f"model.{name}") for name, value in section.items() if name in theirs}
     if (size := section.pop("size", None)) is not None:
-        one_of("model.size", size, source.family.sizes)
-        named = source.family.sizes[size].items()
-        given = {name: (value, "model.size") for name, value in named} | given
+        known = source.family.sizes  # of a family outside of fmjax there may be none
+        if known:
+            one_of("model.size", size, known)
+        named = known.get(size, {})
+        given = {name: (value, "model.size") for name, value in named.items()} | given
     # Other types than whole numbers and truth values do not shape parameters.
     other = {
         name: value
