@@ -4,7 +4,7 @@ A config file imports `arguments` and `open_dict` from here.
 """
 
 from fmjax.config.files import arguments, load_config, open_dict, to_dict
-from fmjax.config.overrides import apply_overrides
+from fmjax.config.overrides import apply_overrides, overridden_keys
 from fmjax.config.stored import READING, check_resumable, continued, is_run, read_config, write_config
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "is_run",
     "load_config",
     "open_dict",
+    "overridden_keys",
     "read_config",
     "to_dict",
     "write_config",

@@ -36,6 +36,15 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[tuple[str, str]]) ->
         _override(config, "config", key.split("."), text, config)
 
 
+def overridden_keys(overrides: Sequence[tuple[str, str]]) -> frozenset[str]:
+    """Returns the dotted keys that overrides set, those of a JSON object each by itself."""
+    keys: set[str] = set()
+    for key, text in overrides:
+        values = _literal(text)
+        keys |= {f"{key}.{name}" for name in values} if isinstance(values, dict) else {key}
+    return frozenset(keys)
+
+
 def _override(node: ConfigDict, path: str, keys: Sequence[str], text: str, root: ConfigDict) -> None:
     key, *rest = keys
     _, present = RENAMED.get((path.removeprefix("config."), key), ("", key))

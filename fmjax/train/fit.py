@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.config import apply_overrides, load_config, overridden_keys, to_dict
 from fmjax.contracts import Value
 from fmjax.memory import keep_freed
 from fmjax.train.loop import train
@@ -33,7 +33,6 @@ def fit(
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in (overrides or {}).items()
     }
-    apply_overrides(
-        described, [(key, "none" if text == "null" else text) for key, text in texts.items()]
-    )
-    return train(to_dict(described), Path(workdir))
+    pairs = [(key, "none" if text == "null" else text) for key, text in texts.items()]
+    apply_overrides(described, pairs)
+    return train(to_dict(described), Path(workdir), overridden=overridden_keys(pairs))
