@@ -28,7 +28,8 @@ from fmjax.hub.reference import CLASSED, Outputs, Reference, class_names, plain_
 from fmjax.inference.generation import Generated, generated, input_names
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
-from fmjax.runs.checkpoint import Best, CheckpointReader
+from fmjax.runs.best import stored_best
+from fmjax.runs.checkpoint import CheckpointReader
 from fmjax.runs.folder import CHECKPOINTS
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -38,9 +39,12 @@ FEATURES = {"hidden": "last_hidden_state", "encoder_hidden": "encoder_last_hidde
 KINDS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A model that can be applied, used for predictions, and saved in Hugging Face's layout."""
+    """A model that can be applied, used for predictions, and saved in Hugging Face's layout.
+
+    It is equal to itself alone, and can be copied and pickled.
+    """
 
     config: Config  # the folder's config.json
     family: Family
@@ -50,6 +54,15 @@ class Pretrained:
     task: Task | None = None  # a run's
     step: int = 0  # a run's
     generation: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)  # the folder's settings of text generation
+
+    def __repr__(self) -> str:
+        count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(self.params))
+        step = f", step {self.step:,}" if self.task else ""
+        return f"Pretrained({self.family.name}, {count:,} parameters, heads {', '.join(self.model.heads) or 'none'}{step})"
+
+    def __getstate__(self) -> dict[str, PyTree]:
+        # Without what is cached: compiled functions, and copies of the parameters on devices.
+        return {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -318,9 +331,7 @@ def load_run(folder: Path) -> Pretrained:
     settings = dict(config["model"])
     family = models.family(settings.pop("name"))
     model = family.build(heads=task.heads, **settings)
-    chosen = config["checkpoint"].get("best")
-    best = Best(chosen, config["checkpoint"]["mode"]) if chosen else None
-    checkpoints = CheckpointReader(folder / CHECKPOINTS, best=best)
+    checkpoints = CheckpointReader(folder / CHECKPOINTS, best=stored_best(config, task))
     step = checkpoints.best()
     step = checkpoints.latest() if step is None else step
     if step is None:

@@ -21,7 +21,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2, Entities
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Record, Source, Value, Where
 from fmjax.data.augment.texts import drop_tokens
 from fmjax.data.kinds.label import known_name
 from fmjax.data.sources.open import check_columns
@@ -109,8 +109,9 @@ class Task(Balance, contracts.Task):
         return all(BIO.fullmatch(label) for label in self.labels)
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return ("loss", "accuracy", *(class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED))
+    def measures(self) -> Measures:
+        own = class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED
+        return {**class_metrics.LOSS, **class_metrics.ACCURACY, **own}
 
     def resolve(self, source: Source) -> Config:
         """Returns the tags found in the training data, unless they are given, that for outside first; and the class weights,
