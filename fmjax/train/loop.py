@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
 from fmjax.runs.best import best_step
 from fmjax.runs.logs import Bar
-from fmjax.train import start
+from fmjax.train import ending, start
 from fmjax.train.experiment import Experiment, prepare
 from fmjax.train.judge import Judge
 from fmjax.train.length import schedule_change
@@ -68,7 +69,9 @@ def run(experiment: Experiment, title: str, profile: Path | None) -> dict[str, f
         loop = Loop(experiment, batches, saver, recorder, judge)
         with loop.signals.noted(), bar:
             loop.run(state, Profile(profile, begun))
-        return judge.metrics
+    if hosts.first():
+        say(ending.done(experiment, sys.argv[0]))
+    return judge.metrics
 
 
 def announce_length(experiment: Experiment, begun: int) -> None:
@@ -130,7 +133,7 @@ class Loop:
             batch = next(self.batches)
         cost, new = self.costs.of(batch)
         if new:  # the step is compiled, which takes long: before that
-            recorder.read()
+            recorder.compiling()
         with recorder.clock.paused() if new else nullcontext():
             state, metrics = self.take_step(state, self.experiment.place(batch), self.key)
         recorder.ended(step, cost, metrics)
