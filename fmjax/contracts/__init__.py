@@ -10,7 +10,20 @@ from fmjax.contracts.data import Examples, Order, Source
 from fmjax.contracts.models import Encodes, Generates, Model, PacksPairs
 from fmjax.contracts.processors import Column, Processor, Processors
 from fmjax.contracts.tasks import Task
-from fmjax.contracts.types import Arrays, Batch, Config, Example, Heads, HostBatch, PyTree, Record, Undrawn, Value, Where
+from fmjax.contracts.types import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    Heads,
+    HostBatch,
+    Measures,
+    PyTree,
+    Record,
+    Undrawn,
+    Value,
+    Where,
+)
 
 __all__ = [
     "Arrays",
@@ -23,6 +36,7 @@ __all__ = [
     "Generates",
     "Heads",
     "HostBatch",
+    "Measures",
     "Model",
     "Order",
     "PacksPairs",

@@ -9,7 +9,7 @@ import numpy as np
 
 from fmjax.contracts.data import Examples
 from fmjax.contracts.processors import Processors
-from fmjax.contracts.types import Arrays, Batch, Config, Heads, HostBatch, Record, Value, Where
+from fmjax.contracts.types import Arrays, Batch, Config, Heads, HostBatch, Measures, Record, Value, Where
 
 
 class Task:
@@ -54,8 +54,8 @@ class Task:
         raise NotImplementedError
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        """The names of its metrics, of which one may be undefined on some data."""
+    def measures(self) -> Measures:
+        """Its metrics, and whether the largest or the smallest value is the best. One may be undefined on some data."""
         raise NotImplementedError
 
     @property

@@ -22,12 +22,13 @@ from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 
 
-def convert(source: Path, target: Path) -> None:
+def convert(source: str | Path, target: str | Path) -> None:
     """Writes the model of a run directory, or of a checkpoint of llama2.c, as a Hugging Face folder, or a Hugging Face folder
     as a run at step 0.
 
     Raises UserError if the source cannot be read, the target holds something else, or the other side has no such model.
     """
+    source, target = Path(source), Path(target)
     exported = is_run(source) or source.is_file()
     pretrained = load(source)
     if exported:

@@ -33,7 +33,8 @@ from fmjax.inference.generation import Generated, continued, generated, input_na
 from fmjax.inference.predicting import CHUNK, Predictor, check_prompts, generation_settings, head_outputs
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
-from fmjax.runs.checkpoint import Best, CheckpointReader
+from fmjax.runs.best import stored_best
+from fmjax.runs.checkpoint import CheckpointReader
 from fmjax.runs.folder import CHECKPOINTS
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -41,9 +42,12 @@ UNLIMITED = 512  # tokens of an example, where neither a run nor a position tabl
 FEATURES = {"hidden": "last_hidden_state", "encoder_hidden": "encoder_last_hidden_state", "pooled": "pooler_output"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A model that can be applied, used for predictions, and saved in Hugging Face's layout."""
+    """A model that can be applied, used for predictions, and saved in Hugging Face's layout.
+
+    It is equal to itself alone, and can be copied and pickled.
+    """
 
     config: Config  # the folder's config.json
     family: Family
@@ -53,6 +57,15 @@ class Pretrained:
     task: Task | None = None  # a run's
     step: int = 0  # a run's
     generation: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)  # the folder's settings of text generation
+
+    def __repr__(self) -> str:
+        count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(self.params))
+        step = f", step {self.step:,}" if self.task else ""
+        return f"Pretrained({self.family.name}, {count:,} parameters, heads {', '.join(self.model.heads) or 'none'}{step})"
+
+    def __getstate__(self) -> dict[str, PyTree]:
+        # Without what is cached: compiled functions, and copies of the parameters on devices.
+        return {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -364,9 +377,7 @@ def load_run(folder: Path) -> Pretrained:
     settings = dict(config["model"])
     family = models.family(settings.pop("name"))
     model = family.build(heads=task.heads, **settings)
-    chosen = config["checkpoint"].get("best")
-    best = Best(chosen, config["checkpoint"]["mode"]) if chosen else None
-    checkpoints = CheckpointReader(folder / CHECKPOINTS, best=best)
+    checkpoints = CheckpointReader(folder / CHECKPOINTS, best=stored_best(config, task))
     step = checkpoints.best()
     step = checkpoints.latest() if step is None else step
     if step is None:

@@ -125,7 +125,7 @@ def check_same_data(workdir: Path, data: Config) -> None:
     if changed := data_differences(stored, data):
         raise UserError(
             f"--workdir={workdir}: the data have changed since the run began ({'; '.join(changed)}); "
-            "restore them, or start a new run in another folder"
+            "restore them (a moved or renamed file is no change), or start a new run in another folder"
         )
 
 

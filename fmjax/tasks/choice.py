@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
@@ -48,8 +48,8 @@ class Task(contracts.Task):
         in_range("task.label_smoothing", self.label_smoothing, least=0, below=1)
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return ("loss", "accuracy")
+    def measures(self) -> Measures:
+        return {**class_metrics.LOSS, **class_metrics.ACCURACY}
 
     @property
     def heads(self) -> Heads:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Heads, HostBatch, Record, Source, Value
+from fmjax.contracts import Arrays, Batch, Config, Heads, HostBatch, Measures, Record, Source, Value
 from fmjax.data.kinds import label as label_kind
 from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
 from fmjax.metrics import classes as class_metrics
@@ -131,10 +131,11 @@ class LabelTask(Balance, contracts.Task):
         return {self.head: {"classes": 1 if self.kind == "regression" else len(self.labels)}}
 
     @property
-    def measures(self) -> tuple[str, ...]:
+    def measures(self) -> Measures:
         if self.kind == "single":
-            return ("loss", *class_metrics.CLASSIFICATION, *(class_metrics.TWO_CLASSES if len(self.labels) == 2 else ()))
-        return ("loss", *(class_metrics.MULTILABEL if self.kind == "multi" else class_metrics.REGRESSION))
+            two = class_metrics.TWO_CLASSES if len(self.labels) == 2 else {}
+            return {**class_metrics.LOSS, **class_metrics.CLASSIFICATION, **two}
+        return {**class_metrics.LOSS, **(class_metrics.MULTILABEL if self.kind == "multi" else class_metrics.REGRESSION)}
 
     @property
     def leading(self) -> tuple[str, ...]:

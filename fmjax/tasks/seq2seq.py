@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, HostBatch, Measures, Processors, Record, Source, Value, Where
 from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
@@ -92,8 +92,8 @@ class Task(TokenTask):
         return {"max_new_tokens": self.max_new_tokens or self.target_length} | beams
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return (*class_metrics.TOKEN_LEVEL, *text_metrics.measures(self.scores))
+    def measures(self) -> Measures:
+        return {**class_metrics.TOKEN_LEVEL, **text_metrics.measures(self.scores)}
 
     @property
     def signatures(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ import numpy as np
 from seqeval import metrics as seqeval
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Record, Source, Value, Where
 from fmjax.data.augment.texts import drop_tokens
 from fmjax.data.characters import split_fields
 from fmjax.data.kinds.label import known_name
@@ -116,8 +116,9 @@ class Task(Balance, contracts.Task):
         return (self.scheme or entity_metrics.usual_scheme(self.labels)) if self.mode == "strict" else ""
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return ("loss", "accuracy", *(class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED))
+    def measures(self) -> Measures:
+        own = class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED
+        return {**class_metrics.LOSS, **class_metrics.ACCURACY, **own}
 
     def resolve(self, source: Source) -> Config:
         """Returns the tags found in the training data, unless they are given, that for outside first; and the class weights,

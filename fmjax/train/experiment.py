@@ -19,6 +19,7 @@ from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import lay_out
 from fmjax.runs import folder as run_folder
+from fmjax.train.length import steps_before
 from fmjax.train.stages import Abstract, Built, Data, batch_shapes, build, describe, open_data
 from fmjax.train.state import TrainState, create_state, with_params
 from fmjax.train.warm_start import FRESH, fit_heads, origin_of
@@ -31,6 +32,7 @@ class Experiment:
 
     workdir: Path
     resumed: bool
+    steps_before: int  # that it had when it was last stopped; a new run: that it has
     data: Data
     built: Built
     abstract: Abstract
@@ -96,7 +98,8 @@ def prepare(given: Config, workdir: Path, overridden: Collection[str] = ()) -> E
     spec = batch_shapes(built.config, built.examples["train"])
     abstract = describe(built.config, built.model, spec, built.steps, layout)
     weights = starting_weights(data, built, abstract)
-    return Experiment(workdir, resumed, data, built, abstract, weights)
+    before = steps_before(workdir, built.examples["train"]) if resumed else built.steps
+    return Experiment(workdir, resumed, before, data, built, abstract, weights)
 
 
 def starting_weights(data: Data, built: Built, abstract: Abstract) -> PyTree | None:
