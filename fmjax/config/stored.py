@@ -16,6 +16,7 @@ CONFIG = "config.json"
 SCHEMA = 1  # of config.json; raised when an older reader would misread it
 READING = ("on_error", "workers", "prefetch", "stall_seconds")  # keys of `data` on which no batch depends
 LENGTH = ("steps", "epochs")  # keys of `train` that may grow
+BUCKETS = ("data", "buckets")
 LISTED = 10  # differences that an error lists
 
 
@@ -82,8 +83,8 @@ def read_config(workdir: Path) -> dict[str, Value]:
 def check_resumable(stored: Mapping[str, Value], new: Mapping[str, Value]) -> None:
     """Raises UserError with the differences, unless a run may be continued with them.
 
-    These may differ: `checkpoint`, `mesh`, keys ending in `_every`, how data are read (`READING`); `train.steps` or
-    `train.epochs` may grow.
+    These may differ: `checkpoint`, `mesh`, keys ending in `_every`, how data are read (`READING`), keys that the run did not
+    have and that are empty; `train.steps` or `train.epochs` may grow. `data.buckets=auto` keeps the lengths of the run.
     """
     lines = [_line(*change) for change in _changes(stored, new) if not _may_change(*change)]
     if lines:
@@ -113,6 +114,10 @@ def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
 
 def _may_change(path: Keys, before: Value, after: Value) -> bool:
     if path[0] in ("checkpoint", "mesh") or path[-1].endswith("_every") or (path[0] == "data" and path[-1] in READING):
+        return True
+    if path == BUCKETS and after == ["auto"]:  # the lengths that were chosen when the run began
+        return True
+    if before is None and after in ("", []):  # a key that is newer than the run, and unused
         return True
     length = path[0] == "train" and path[1:] in [(key,) for key in LENGTH]
     return length and None not in (before, after) and after > before
