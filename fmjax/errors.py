@@ -103,7 +103,7 @@ def in_range(
 def bounds(
     least: float | None, most: float | None, above: float | None, below: float | None
 ) -> str:
-    """Returns what a number must be, in words."""
+    """Returns the allowed range of a number in words."""
     if (least, most, above, below) == (0, None, None, None):
         return "not be negative"
     if least is not None and most is not None:

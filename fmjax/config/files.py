@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from ml_collections import ConfigDict
 
+from fmjax.config.shipped import find_shipped, shipped_configs, shipped_folder
 from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
@@ -51,12 +52,12 @@ def arguments(arg: str, *choices: str) -> set[str]:
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Returns the config of "path/to/file.py" or "path/to/file.py:arg,arg".
+    """Returns the config of "path/to/file.py" or "path/to/file.py:arg,arg"; where there is no such file, that of a config
+    that comes with fmjax, "bert_mlm:arg" or "configs/bert_mlm.py:arg".
 
     Raises UserError if the file is missing, fails (naming the line) or makes no config.
     """
-    head, separator, arg = spec.partition(".py:")
-    path = Path(head + ".py" if separator else spec)
+    path, arg = find_config(spec)
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -83,10 +84,22 @@ def load_config(spec: str) -> ConfigDict:
     return config
 
 
+def find_config(spec: str) -> tuple[Path, str]:
+    """Returns the file that a config is meant to be in, which may be missing, and its arguments."""
+    head, separator, arg = spec.partition(".py:")
+    path = Path(head + ".py" if separator else spec)
+    if path.is_file():
+        return path, arg
+    name, _, own = (str(path), "", arg) if path.suffix == ".py" else spec.partition(":")
+    found = find_shipped(Path(name))
+    return (path, arg) if found is None else (found, own)
+
+
 def _files_like(path: Path) -> str:
     """Returns a hint at the config that was meant, in the folder that was named or in `configs`."""
-    here = Path(__file__).parents[1]
-    folders = (path.parent, Path("configs"), here.parent / "configs", here / "configs")
+    if str(path) == path.name and (path.stem in shipped_configs()):
+        return f"; write --config {path.stem} for the one that comes with fmjax"
+    folders = (path.parent, Path("configs"), shipped_folder())
     found = [(at, sorted(file.name for file in at.glob("*.py") if file.stem != "__init__")) for at in folders]
     for folder, names in sorted(found, key=lambda pair: not nearest(path.name, pair[1])):
         if names:
@@ -104,7 +117,7 @@ def _where(error: Exception, path: Path) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """Returns what an exception says, in one line."""
+    """Returns the message of an exception in one line."""
     return " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
 
 

@@ -100,7 +100,7 @@ def read(config: Mapping[str, PyTree], params: PyTree) -> tuple[Settings, str, T
     for key, value in given.items():
         if key not in known:
             hint = nearest(key, known)
-            raise UserError(f"optim.{key} is not a setting of {name}{hint}; there are {', '.join(known)}")
+            raise UserError(f"optim.{key} is not a setting of {name}{hint}; choose from {', '.join(known)}")
         if key in LIMITS:
             check(key, value, LIMITS[key])
     for expression, value in given.get("multipliers", {}).items():

@@ -12,8 +12,8 @@ A task module has a class `Task`, a frozen dataclass that derives from `contract
 6. `predictions(outputs, batch)`, on devices, and `metrics(arrays, valid, examples)`, on the host: evaluation;
 7. `inputs(examples, processors, max_length, where)` and `describe(outputs, batch, processors)`: prediction.
 
-`labels.py`, `token_rows.py`, `images.py` and `facts.py` hold what tasks share. A name with a dot is a module outside of fmjax, whose
-package FMJAX_EXTENSIONS has to permit.
+`labels.py`, `token_rows.py`, `images.py` and `facts.py` hold what tasks share. A name with a dot is a module outside of fmjax,
+whose package FMJAX_EXTENSIONS has to permit.
 """
 
 from __future__ import annotations

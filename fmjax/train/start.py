@@ -64,7 +64,8 @@ def announce(experiment: Experiment, start: int) -> None:
     """Prints the facts about the run that is about to go on, and its steps."""
     if not hosts.first():
         return
-    facts = run_folder.read_provenance(experiment.workdir).get(run_facts.KEY, {})
+    stored = run_folder.read_provenance(experiment.workdir).get(run_facts.KEY)  # none in a dry run
+    facts = stored or run_facts.gather(experiment)
     rows = experiment.batch_size
     steps = {"text": f"{start:,} to {experiment.built.steps:,}, of {rows:,} examples each"}
     for line in run_facts.lines(facts | {"steps": steps}):
