@@ -51,7 +51,7 @@ def test_facts_are_shown_where_there_is_no_terminal(run, tmp_path, capsys):
 
 
 def test_unknown_tokens_are_counted_and_warned_of(tmp_path):
-    tokenizer = train_tokenizer(["a cat and a dog"], "wordpiece", 40)
+    tokenizer = train_tokenizer(["a cat and a dog"] * 2, "word", 40)
     sample = MemoryRecords([{"text": "狗 と 猫"}, {"text": "a cat"}])
     (fact,) = facts.unknown(sample, ["text"], Processors(text.Processor(tokenizer)))
     assert fact.values == {"share": 0.6, "tokens": 5} and fact.text == "60 % of the tokens"
@@ -101,6 +101,7 @@ def test_a_sample_is_small_and_without_records_that_cannot_be_read(monkeypatch):
     source = MemoryRecords({"text": f"text {number}"} for number in range(200))
     sample = facts.sample_of(source, ["text"])
     assert len(sample) == 50 and len({sample[index]["text"] for index in range(50)}) == 50
-    assert [one["text"] for one in facts.sample_of(source[:3], ["text"])] == ["text 0", "text 1", "text 2"]
+    few = facts.sample_of(MemoryRecords(source[:3]), ["text"])
+    assert [few[index]["text"] for index in range(len(few))] == ["text 0", "text 1", "text 2"]
     monkeypatch.setattr(facts, "CHARACTERS", 20)
     assert len(facts.sample_of(source, ["text"])) < 5
