@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,3 +86,11 @@ def say_unsharded(section: Config, rules: sharding.Rules, mesh: Mesh) -> None:
 def accumulation(config: Config) -> int:
     """Returns the number of parts of a batch over which gradients are accumulated."""
     return int(config.get("train", {}).get("accumulate", 1))
+
+
+def length_parts(config: Config) -> int:
+    """Returns the number of parts into which the mesh divides the length of a batch's rows."""
+    section = config["mesh"]
+    mesh = sharding.make_mesh(section["axes"])
+    rules = sharding.resolve_rules(section["rules"], section.get("table"))
+    return math.prod(mesh.shape[axis] for axis in sharding.mesh_axes("act_length", rules, mesh))

@@ -30,7 +30,7 @@ from fmjax.inference.answers import check_answers
 from fmjax.inference.export import save_prompts, special_ids, written_config
 from fmjax.inference.folder_task import folder_task
 from fmjax.inference.generation import Generated, continued, generated, input_names
-from fmjax.inference.predicting import CHUNK, Predictor, check_prompts, generation_settings, head_outputs
+from fmjax.inference.predicting import Predictor, check_prompts, chunk_of, generation_settings, head_outputs
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
 from fmjax.runs.best import stored_best
@@ -125,8 +125,8 @@ class Pretrained:
             raise UserError("predict takes a list of examples, not a single one; write predict([example])")
         predictor = self.predictor(examples, seed, settings)
         found: list[dict[str, PyTree]] = []
-        for begin in range(0, len(examples), CHUNK):
-            chunk = examples[begin : begin + CHUNK]
+        for begin in range(0, len(examples), predictor.chunk):
+            chunk = examples[begin : begin + predictor.chunk]
             named = [where(index) for index in range(begin, begin + len(chunk))]
             answers = predictor.answers(chunk, named.__getitem__, first + begin)
             check_answers(answers, named.__getitem__)
@@ -144,8 +144,11 @@ class Pretrained:
         if task.generation is None:
             if given := [name for name, value in {**settings, "seed": seed}.items() if value is not None]:
                 raise UserError(f"{given[0]} has no effect, as this model generates no text; leave it out")
-            heads = functools.partial(head_outputs, self._features, self.model.heads, self.processors, task.sized, positions)
-            return Predictor(task, self.processors, self._longest(), heads)
+            own, sized = self.model.heads, task.sized
+            buckets = self.config.get("data", {}).get("buckets") or () if self.task else ()
+            borders = [border for border in buckets if isinstance(border, int)]
+            heads = functools.partial(head_outputs, self._features, own, self.processors, sized, positions, borders)
+            return Predictor(task, self.processors, self._longest(), heads, chunk=chunk_of(own, sized))
         special = special_tokens(self.tokenizer, self.model) if self.tokenizer else {}
         chosen = generation_settings((special, task.generation, self.generation), settings, seed)
         model = self._generator
