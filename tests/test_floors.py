@@ -15,7 +15,7 @@ ORDER = [
     "contracts", "errors", "pytree", "randomness", "memory", "hardware", "losses",
     "config", "distributed", "optim", "layers",
     "data/records", "data/tokenizers", "data/stream", "data/storage", "data/kinds", "data/augment", "data/sources", "data/splits",
-    "metrics", "models", "hub", "tasks", "decoding", "defaults", "runs", "inference", "train", "planning", "prepare",
+    "metrics", "models", "hub", "tasks", "decoding", "defaults", "limits", "runs", "inference", "train", "planning", "prepare",
     "examples", "bench",
 ]  # fmt: skip
 FLOORS = {name: floor for floor, name in enumerate(ORDER)}

@@ -56,7 +56,10 @@ def load_config(spec: str) -> ConfigDict:
     Raises UserError if the file is missing, fails (naming the line) or makes no config.
     """
     head, separator, arg = spec.partition(".py:")
-    path = Path(head + ".py" if separator else spec)
+    try:
+        path = Path(head + ".py" if separator else spec).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"--config={spec}: {error}; name the file by its whole path") from None
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -74,7 +77,7 @@ def load_config(spec: str) -> ConfigDict:
         config = get_config(arg) if arg else get_config()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = f"{type(error).__name__}: {message_of(error)}"
         raise UserError(f"{_where(error, path)}: {cause}; fix the config file") from error
     if not isinstance(config, ConfigDict):
@@ -94,7 +97,7 @@ def _files_like(path: Path) -> str:
     return "; name a Python file that defines get_config"
 
 
-def _where(error: Exception, path: Path) -> str:
+def _where(error: BaseException, path: Path) -> str:
     """Returns file:line of the last line in the config file that led to the error."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{path}:{error.lineno}"
@@ -103,7 +106,7 @@ def _where(error: Exception, path: Path) -> str:
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def message_of(error: Exception) -> str:
+def message_of(error: BaseException) -> str:
     """Returns what an exception says, in one line."""
     return " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
 

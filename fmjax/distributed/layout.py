@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from fmjax.contracts import Config
 from fmjax.distributed import sharding
 from fmjax.errors import UserError
+from fmjax.hardware import explained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ def lay_out(config: Config, devices: Sequence[Any] | None = None) -> Layout:
     Raises UserError if it is none, or a batch does not divide over it.
     """
     section, size = config["mesh"], config["data"]["batch_size"]
+    with explained():
+        jax.devices()  # so that a device that is not there is said first
     rules = sharding.resolve_rules(section["rules"], section.get("table"))
     mesh = sharding.make_mesh(section["axes"], devices)
     sharding.check_used(rules, mesh, own=bool(section.get("table")))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fmjax.config.json_files import open_atomically
+from fmjax.config.json_files import open_atomically, parse_json
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.inference.pretrained import load
@@ -23,7 +23,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
             for number, line in enumerate(lines, start=1):
                 try:
                     if line.strip():
-                        yield number, json.loads(line)
+                        yield number, parse_json(line)
                 except ValueError as error:
                     raise UserError(f"{path} line {number}: is not JSON ({error}); write one object a line") from None
     except OSError as error:

@@ -65,7 +65,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises UserError if another one is training in it.
     """
-    with open(workdir / LOCK, "w") as lock:
+    with open(workdir / LOCK, "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -131,6 +131,6 @@ def commit() -> str:
     """Returns the commit of the checkout that this file stands in, '' if there is none."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""

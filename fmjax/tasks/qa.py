@@ -35,10 +35,13 @@ class Context(NamedTuple):
     ids: np.ndarray
     offsets: np.ndarray
 
-    def tokens(self, begin: int, end: int) -> tuple[int, int]:
-        """Returns the first and the last token of the characters from `begin` to before `end`."""
+    def tokens(self, begin: int, end: int) -> tuple[int, int] | None:
+        """Returns the first and the last token of the characters from `begin` to before `end`.
+
+        None if they have no token, as white space and characters that the tokenizer drops.
+        """
         touched = np.flatnonzero((self.offsets[:, 1] > begin) & (self.offsets[:, 0] < end))
-        return int(touched[0]), int(touched[-1])
+        return (int(touched[0]), int(touched[-1])) if touched.size else None
 
     def characters(self, first: int, last: int) -> tuple[int, int]:
         """Returns the begin and end, in characters, of the tokens from `first` to `last`, without white space around."""
@@ -139,6 +142,9 @@ class Task(contracts.Task):
             texts, starts = self.read_answers(record, source.where(index))
             found = contexts[question.context]
             span = found.tokens(starts[0], starts[0] + len(texts[0])) if texts else None
+            if texts and span is None:
+                problem = f"the answer {texts[0]!r:.60} has no token; correct the record"
+                raise RecordError(source.where(index), problem, index)
             answered.append(question._replace(answers=tuple(texts), span=span))
         rows = self.rows(contexts, answered, tokenizer, max_length, source.where)
         return Windows(contexts, answered, rows, tokenizer, max_length)

@@ -36,4 +36,4 @@ def fit(
     apply_overrides(
         described, [(key, "none" if text == "null" else text) for key, text in texts.items()]
     )
-    return train(to_dict(described), Path(workdir))
+    return train(to_dict(described), Path(workdir).expanduser())

@@ -10,6 +10,7 @@ import jax
 from fmjax.contracts import Config
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.distributed import hosts
+from fmjax.hardware import explained
 from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
 from fmjax.runs.logs import Bar
@@ -34,7 +35,7 @@ def train(
     the data do not fit, Interrupted if a signal ended the run after its state was saved.
     """
     run_folder.check_workdir(workdir)
-    with run_folder.locked(workdir) if hosts.first() else nullcontext():
+    with explained(), run_folder.locked(workdir) if hosts.first() else nullcontext():
         experiment = prepare(given, workdir)
         start.record(experiment, given)
         with experiment.abstract.layout.active():

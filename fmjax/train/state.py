@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fmjax.contracts import HostBatch, PyTree
 from fmjax.distributed.sharding import Rules, parameter_shardings
 from fmjax.optim import map_params
+from fmjax.randomness import seeded_key
 
 BatchSpec: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
 Transform: TypeAlias = optax.GradientTransformation
@@ -97,7 +98,7 @@ def create_state(
         return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state: TrainState = jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+    state: TrainState = jax.jit(create, out_shardings=shardings)(seeded_key(seed, "train.seed"))
     return state
 
 

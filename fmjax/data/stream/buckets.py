@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fmjax.config.numbers import is_count
 from fmjax.contracts import Example, Examples, HostBatch, Undrawn
 from fmjax.errors import UserError
 
@@ -226,9 +227,9 @@ def read_borders(given: Sequence[int | str], max_length: int, lengths: np.ndarra
     """
     words = [str(word) for word in given]
     kind, _, count = words[0].partition(":")
-    if len(words) == 1 and kind == AUTO and (count.isdecimal() or not count) and count != "0":
+    if len(words) == 1 and kind == AUTO and (is_count(count) or not count) and count != "0":
         return best_borders(lengths, int(count or COUNT), max_length)
-    if not all(word.isdecimal() for word in words):
+    if not all(is_count(word) for word in words):
         raise UserError(
             f"data.buckets={','.join(words)}: write lengths, such as 32,64,128, or auto, or auto:N "
             "for N buckets"

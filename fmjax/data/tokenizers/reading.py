@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from fmjax.config.json_files import unique
 from fmjax.contracts import Value
 from fmjax.data.tokenizers import marian, tiktokens
 from fmjax.data.tokenizers.marian import MarianPieces
@@ -200,7 +201,7 @@ def read_json(path: Path) -> Settings:
     Raises UserError if it is malformed.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
