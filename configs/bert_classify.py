@@ -11,6 +11,15 @@ On your own files, with one label a line:
 `task.text`, `task.text_pair` and `task.label` name the columns; `task.kind` is single, multi or regression. Without
 `init.weights` the model starts from random weights, of size `model.size`, with a tokenizer trained on the training texts.
 
+`:multi` is any number of labels per text, from the columns `text` and `labels` of your files; in a csv file the labels of a
+text are separated by `|`, in jsonl they are a list. `:regression` is a number for a pair of texts, such as the similarity of
+STS-B: from the columns `sentence1`, `sentence2` and `score`.
+
+    python scripts/train.py --config configs/bert_classify.py:multi --workdir runs/topics --config.init.weights=DIR_OF_BERT \
+        --config.data.files.train=train.csv --config.data.files.validation=dev.csv
+    python scripts/train.py --config configs/bert_classify.py:regression --workdir runs/sts --config.init.weights=DIR_OF_BERT \
+        --config.data.files.train=train.csv --config.data.files.validation=dev.csv
+
 `:imbalanced` is the SMS spam collection, 13 % of it spam, from random weights; a fifth is held out. One key each weighs the
 classes, looks at hard examples, or resamples:
 
@@ -40,9 +49,9 @@ On 1,552 held out: accuracy .871 from random weights (15 CPU minutes), .875 afte
 (--config.train.epochs=1, 9 CPU minutes, packed as an earlier version did); TF-IDF + logistic regression has .8925, so
 neither reaches that floor.
 
-Arguments: `:files` (your files instead of TFDS), `:imbalanced`, `:zh`, `:pretrain` (masked language modeling instead),
-`:mixed` (that beside classification), `:tiny` (seconds on one core; without files, which preposition is missing in sentences
-of the embedded corpus).
+Arguments: `:files` (your files instead of TFDS), `:multi`, `:regression`, `:imbalanced`, `:zh`, `:pretrain` (masked
+language modeling instead), `:mixed` (that beside classification), `:tiny` (seconds on one core, on sentences of Python's
+manual: which preposition is missing; with `multi` which prepositions occur; with `regression` how many words there are).
 """
 
 from fmjax.config import arguments
@@ -50,7 +59,7 @@ from fmjax.defaults import experiment
 
 
 def get_config(arg: str = ""):
-    chosen = arguments(arg, "files", "imbalanced", "zh", "pretrain", "mixed", "tiny")
+    chosen = arguments(arg, "files", "multi", "regression", "imbalanced", "zh", "pretrain", "mixed", "tiny")
     tasks = ("mlm",) if "pretrain" in chosen else ("classify", "mlm") if "mixed" in chosen else ("classify",)
     config = experiment("bert", *tasks)
     config.data.batch_size = 32
@@ -65,6 +74,8 @@ def get_config(arg: str = ""):
         column = spam(config)
     elif "zh" in chosen:
         column = reviews(config)
+    elif chosen & {"multi", "regression"}:
+        column = kinds_of_label(config, chosen)
     elif "tiny" in chosen and "files" not in chosen:
         config.data.source, column = "prepositions", "text"
     elif "files" in chosen:
@@ -83,7 +94,8 @@ def classify(config, chosen, column):
     """Sets what is of classification: the whole task, or the main part of a mixture."""
     task = config.task.parts.classify if "mixed" in chosen else config.task
     task.text, task.overlong = column, "truncate"
-    config.checkpoint.best = "f1" if "imbalanced" in chosen else "accuracy"
+    best = {"imbalanced": "f1", "multi": "f1_micro", "regression": "pearson"}
+    config.checkpoint.best = next((metric for name, metric in best.items() if name in chosen), "accuracy")
     if chosen & {"imbalanced", "zh"}:
         task.pool = "mean"
         config.data.hold_out = 0.2
@@ -91,6 +103,20 @@ def classify(config, chosen, column):
         task.blank, task.token_dropout = "drop", 0.1
     if "mixed" in chosen:
         config.task.parts.mlm.update(column=column, factor=0.3, split="train" if "tiny" in chosen else "unlabelled")
+
+
+def kinds_of_label(config, chosen):
+    """Sets the kind of label and its column; returns the column of the text."""
+    config.task.kind = "multi" if "multi" in chosen else "regression"
+    if "tiny" in chosen and "files" not in chosen:
+        config.data.source = "python_sentences"
+        config.task.label = "labels" if "multi" in chosen else "words"
+        return "text"
+    config.task.label = "labels" if "multi" in chosen else "score"
+    if "multi" in chosen:
+        return "text"
+    config.task.text_pair = "sentence2"
+    return "sentence1"
 
 
 def spam(config):

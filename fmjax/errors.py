@@ -108,7 +108,7 @@ def bounds(
     below: float | None,
     whole: bool = False,
 ) -> str:
-    """Returns what a number must be, in words."""
+    """Returns the allowed range of a number in words."""
     if whole:
         words = bounds(least, most, above, below).removeprefix("be ")
         words = "" if words in ("a number", "not be negative") else words

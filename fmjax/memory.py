@@ -17,7 +17,7 @@ MMAP_MAX, TRIM_THRESHOLD, TOP_PAD, ARENA_MAX = (-4, 0), (-1, -1), (-2, 64 << 20)
 
 
 def keep_freed() -> bool:
-    """Makes this process keep the memory that it frees; returns whether it does, which it can with glibc alone."""
+    """Makes this process keep the memory that it frees; returns whether it does. Only possible with glibc."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

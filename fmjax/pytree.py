@@ -92,7 +92,7 @@ def merge(fresh: PyTree, loaded: PyTree, optional: Iterable[str], origin: str) -
         ],
     }
     if any(problems.values()):
-        raise UserError(f"{origin}: these weights do not fit the model; {grouped(problems)}; give it their sizes")
+        raise UserError(f"{origin}: these weights do not fit the model; {grouped(problems)}; set the model's sizes to theirs")
     return map_named(lambda name, leaf: theirs[name] if name in fits else leaf, fresh), left, unused
 
 

@@ -1,4 +1,4 @@
-"""Measures fmjax side by side with what a user would pick instead: transformers and torch, at their best setting.
+"""Measures fmjax side by side with the usual alternative: transformers and torch, at their fastest setting.
 
     python scripts/bench.py                          # the whole table
     python scripts/bench.py bert_train t5_greedy     # some rows of it; --list names them all
@@ -7,7 +7,7 @@
 
 Both sides have the same weights, batches, dropout, optimizer, dtype and threads. Each is a process of its own; losses over 20
 steps are compared before anything is timed, then the sides run in turn, A B B A. Results go to WORKDIR/bench/*.json. On a GPU
-the sizes are others and the products bf16. The peer needs torch and transformers, here or in the Python of --peer_python.
+sizes are larger and matrix products run in bf16. The peer needs torch and transformers, here or in the Python of --peer_python.
 """
 
 import sys
@@ -23,19 +23,19 @@ from fmjax.config import commandline
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
-    flags.add("names", nargs="*", metavar="WORKLOAD", help="what to measure; nothing: the whole table")
+    flags.add("names", nargs="*", metavar="WORKLOAD", help="what to measure (default: the whole table)")
     flags.add("--list", action="store_true", help="name the workloads")
-    flags.add("--workdir", type=Path, default=Path("runs/bench"), help="where results, jobs and logs go (runs/bench)")
+    flags.add("--workdir", type=Path, default=Path("runs/bench"), help="where results, jobs and logs go (default: runs/bench)")
     flags.add("--json", action="store_true", help="print one JSON object instead of tables")
     flags.add("--profile", type=Path, help="a folder for traces of fmjax's steps, for TensorBoard or Perfetto")
-    flags.add("--threads", type=int, default=0, help="cores of each side (0: all)")
-    flags.add("--rounds", type=int, default=1, help="of A B B A; more of them for a narrower range")
-    flags.add("--seconds", type=float, default=1.0, help="of one run, about")
-    flags.add("--device", choices=("cpu", "gpu"), help="where to measure (what JAX finds)")
-    flags.add("--peer_python", help="the Python that has torch and transformers (this one)")
+    flags.add("--threads", type=int, default=0, help="cores for each side (default: 0, all)")
+    flags.add("--rounds", type=int, default=1, help="rounds of A B B A; more rounds narrow the range")
+    flags.add("--seconds", type=float, default=1.0, help="approximate seconds per run")
+    flags.add("--device", choices=("cpu", "gpu"), help="the device to measure on (default: what JAX finds)")
+    flags.add("--peer_python", help="the Python that has torch and transformers (default: this one)")
     flags.add("--no_peer", action="store_true", help="measure fmjax alone")
-    flags.add("--no_compile", action="store_true", help="leave torch.compile out, often the peer's best")
-    flags.add("--tiny", action="store_true", help="models of a few numbers: whether it runs, not how fast")
+    flags.add("--no_compile", action="store_true", help="do not measure torch.compile, often the peer's best")
+    flags.add("--tiny", action="store_true", help="tiny models: shows that it runs, not how fast")
     return commandline.run(flags, lambda args: print(listing()) if args.list else bench(args), argv)
 
 

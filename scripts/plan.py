@@ -5,8 +5,8 @@
     python scripts/plan.py --config configs/bert_mlm.py --topology cpu:8 --sharding --config.mesh.rules=fsdp \\
         --config.mesh.axes='{"fsdp": -1}'
 
-For a TPU slice the step is compiled by the TPU's compiler, which needs libtpu and no TPU: pip install 'fmjax[plan]'. For GPUs
-and CPUs, and with --analytic, the figures are by formula. The last line of --json is one object.
+For a TPU slice the step is compiled by the TPU's compiler, which needs libtpu and no TPU: pip install libtpu. For GPUs
+and CPUs, and with --analytic, the figures come from formulas. With --json the last line is one object.
 """
 
 import argparse
@@ -19,13 +19,14 @@ if not __package__:  # run as a file: a checkout need not be installed
 
 import jax
 
+from fmjax import keys
 from fmjax.config import commandline
 from fmjax.planning.plan import plan, read_topology
 from fmjax.planning.report import sharding_table, table
 
 
 def main(argv: list[str] | None = None) -> int:
-    flags = commandline.Flags(__doc__, config=True)
+    flags = commandline.Flags(__doc__, config=True, keys=keys.describe)
     flags.add("--topology", required=True, help="v5e:4x4, v5p:4x4x8, v6e:4x4, gpu:h200:8, cpu:8")
     flags.add("--sharding", action="store_true", help="every parameter: shape, axes, where they go, bytes per device")
     flags.add("--analytic", action="store_true", help="compile nothing")

@@ -1,10 +1,21 @@
-"""Predicts with a run or a Hugging Face folder: reads one JSON object or string a line, writes one object a line.
+"""Predicts with a run or a Hugging Face folder: one line of output for each example of a file.
 
-    python scripts/predict.py --workdir runs/mine --input in.jsonl --output out.jsonl
+    python scripts/predict.py --workdir runs/mine --input texts.txt --output answers.jsonl
+    python scripts/predict.py --workdir runs/mine --input reviews.csv --column review --output answers.jsonl
+    python scripts/predict.py --workdir runs/gpt --input prompts.txt --output stories.jsonl \\
+        --max_new_tokens 100 --temperature 0.8 --seed 1
+    echo "The dog" | python scripts/predict.py --workdir runs/gpt --source text --input - --output -
 
-An object has the task's text columns, {"text": "..."}; for masked language modelling the text has mask tokens.
+Input: .txt has a text per line; .jsonl a JSON string or an object per line, such as {"text": "..."} with the columns that the
+model reads; .csv, .tsv, .parquet and .arrow have such columns. For masked language modeling the text has mask tokens. The
+settings of generation are by default those of the run or of the folder's generation_config.json.
+
+Output: a JSON object per line, in the order of the input, with "line" (where it was), "id" (if the example has one), "input" and
+the answer, or "error" if the example could not be read; the exit code is then 2. An interrupted prediction is continued by the
+same command. In Python: fmjax.load("runs/mine").predict(["..."]).
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -12,15 +23,31 @@ if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmjax.config import commandline
+from fmjax.inference.inputs import AUTO, KINDS
 from fmjax.inference.predict import predict_file
+
+SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "num_beams")
 
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
-    flags.add("--workdir", type=Path, required=True, help="a run directory or a Hugging Face folder")
-    flags.add("--input", type=Path, required=True, help="a .jsonl file")
-    flags.add("--output", type=Path, required=True, help="the .jsonl file to write; it must not be there yet")
-    return commandline.run(flags, lambda args: predict_file(args.workdir, args.input, args.output), argv)
+    flags.add("--workdir", type=Path, required=True, help="a run, a Hugging Face folder or a .bin of llama2.c")
+    flags.add("--input", type=Path, required=True, help="the file of examples; - is standard input")
+    flags.add("--output", type=Path, required=True, help="the .jsonl file to write, a new one; - is standard output")
+    flags.add("--source", choices=(AUTO, *KINDS), default=AUTO, help="what the input is (default: by file extension)")
+    flags.add("--column", default="", help="the column to read; of several: question=COLUMN,context=COLUMN")
+    flags.add("--max_new_tokens", type=int, help="how many tokens to generate at most")
+    flags.add("--temperature", type=float, help="0: the likeliest token each time; above 0: sampling")
+    flags.add("--top_k", type=int, help="sample from the k likeliest tokens")
+    flags.add("--top_p", type=float, help="sample from the likeliest tokens that have this probability together")
+    flags.add("--num_beams", type=int, help="search with so many beams")
+    flags.add("--seed", type=int, help="of sampling (default: 0)")
+    return commandline.run(flags, predict, argv)
+
+
+def predict(args: argparse.Namespace) -> None:
+    settings = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    predict_file(args.workdir, args.input, args.output, args.source, args.column, args.seed, settings)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,18 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fmjax import keys
 from fmjax.config import commandline
 from fmjax.distributed import hosts
+from fmjax.train.dry_run import dry_run
 from fmjax.train.loop import train
 
 
 def main(argv: list[str] | None = None) -> int:
-    flags = commandline.Flags(__doc__, config=True)
+    flags = commandline.Flags(__doc__, config=True, keys=keys.describe)
     flags.add("--workdir", type=Path, required=True, help="the run directory: new, or that of a run to continue")
     flags.add("--profile", type=Path, help="a folder for a trace of steps 6 to 10, for TensorBoard or Perfetto")
+    flags.add("--dry-run", "--dry_run", action="store_true", help="show the settings and one batch; train and write nothing")
     hosts.add_flags(flags)
     return commandline.run(flags, start, argv)
 
@@ -28,7 +31,10 @@ def main(argv: list[str] | None = None) -> int:
 def start(args: argparse.Namespace) -> None:
     """Joins the other hosts, if there are any, and trains."""
     hosts.join_if_asked(args)
-    train(commandline.load(args), args.workdir, profile=args.profile)
+    if args.dry_run:
+        dry_run(commandline.load(args), args.workdir)
+    else:
+        train(commandline.load(args), args.workdir, profile=args.profile)
 
 
 if __name__ == "__main__":

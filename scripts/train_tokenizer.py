@@ -34,7 +34,7 @@ def train(args: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
-    flags.add("--files", required=True, help="a file, a list with commas, a glob, or a folder")
+    flags.add("--files", required=True, help="a file, several joined by commas, a glob or a folder")
     flags.add("--column", default="text", help="the column of the text, in files that have columns (default: text)")
     flags.add("--kind", choices=KINDS, default="wordpiece", help="the kind of tokenizer (default: wordpiece)")
     flags.add("--vocab_size", type=int, default=8000, help="the number of pieces, special ones included (default: 8000)")

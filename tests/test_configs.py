@@ -74,7 +74,12 @@ def small_texts() -> tuple[tuple[str, str], ...]:
 
 
 QUICK = {"bert_mlm.py:tiny", "gpt_clm.py:tiny", "t5_span.py:tiny", "vit_mae.py:tiny", "bert_classify.py:tiny"}
-TINY = [*(f"{path.name}:tiny" for path in FILES), "bert_sst2.py:tiny,pretrain"]
+TINY = [
+    *(f"{path.name}:tiny" for path in FILES),
+    "bert_sst2.py:tiny,pretrain",
+    "bert_classify.py:tiny,multi",
+    "bert_classify.py:tiny,regression",
+]
 
 
 @pytest.mark.parametrize("spec", [pytest.param(spec, marks=[] if spec in QUICK else pytest.mark.full) for spec in TINY])

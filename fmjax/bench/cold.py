@@ -1,4 +1,4 @@
-"""From the start of a process to the end of its first step: cold, and with what JAX's persistent compilation cache holds."""
+"""Time from the start of a process to the end of its first step, without and with JAX's persistent compilation cache."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def measure(options: Options) -> Result:
 
 
 def start(folder: Any, threads: int, env: Mapping[str, str]) -> dict[str, float]:
-    """Returns what the seconds from the start of a process to the end of its first step went into."""
+    """Returns how the time from process start to the end of the first step is spent."""
     begun = time.perf_counter()
     with timing.ours(folder, threads, env) as side:
         spent = side.ask("first", folder=str(folder))

@@ -44,13 +44,13 @@ def measure(options: Options) -> Result:
 
 
 def scaled(number: int, options: Options) -> Result:
-    """Returns what a step takes on that many devices, each with the rows of BASE: ideally as long as on one."""
+    """Returns the cost of a step on that many devices, each with the rows of BASE; ideally the same time as on one."""
     chosen = size("batch", number, options.tiny)
     return {"factor": number, **point(chosen, options, number)}
 
 
 def point(chosen: Size, options: Options, devices: int = 1) -> Result:
-    """Returns what a training step of these sizes takes."""
+    """Returns the time and memory of a training step of these sizes."""
     folder = options.workdir / "jobs" / "growth"
     folder.mkdir(parents=True, exist_ok=True)
     job = prepare(folder, WORKLOADS["bert_mlm"], chosen, options.device, devices=devices)

@@ -1,9 +1,9 @@
 """The input of BERT pretraining, from texts to masked batches: fmjax's pipeline against that of transformers' own example.
 
 The peer (`peer_inputs.py`) does what run_mlm.py does: a fast tokenizer on batches of texts, texts joined and cut into rows of
-512, DataCollatorForLanguageModeling. What holds them is `datasets` where that is installed, else plain lists, and it is named so.
-Both sides read the same file with the same tokenizer, timed over preparing (tokenizing, cutting) and feeding (batches) apart.
-Then BERT is trained from the file as a user would, and what its run says of waiting for data is shown.
+512, DataCollatorForLanguageModeling. Rows are kept in `datasets` if it is installed, otherwise in lists; the result says which.
+Both sides read the same file with the same tokenizer; preparing (tokenizing, cutting) and feeding (batches) are timed separately.
+Then BERT is trained from the file as a user would, and the run's time spent waiting for data is shown.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fmjax.bench import timing
 from fmjax.bench.measure import Options, machine
 from fmjax.bench.table import markdown
 from fmjax.bench.workloads import Facts, Result
+from fmjax.config.shipped import shipped_configs
 from fmjax.contracts import Processors
 from fmjax.data.kinds import text
 from fmjax.data.sources.open import open_source
@@ -90,8 +91,9 @@ def train(folder: Path, options: Options) -> dict[str, float]:
         "data.max_length": length, "train.steps": STEPS, "train.log_every": STEPS, "train.eval_every": 0,
         "model.size": "tiny" if options.tiny else "mini", "train.dropout_rng": "hash",
     }  # fmt: skip
-    script, config = timing.ROOT / "scripts" / "train.py", timing.ROOT / "configs" / "bert_mlm.py"
-    command = [sys.executable, str(script), "--config", str(config), "--workdir", str(workdir)]
+    script = timing.ROOT / "scripts" / "train.py"  # of a checkout, which need not be installed
+    called = [str(script)] if script.is_file() else ["-m", "fmjax.scripts.train"]
+    command = [sys.executable, *called, "--config", str(shipped_configs()["bert_mlm"]), "--workdir", str(workdir)]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:

@@ -1,4 +1,4 @@
-"""What both sides are given: a folder with the model's weights, batches in each side's form, and the job's description.
+"""The inputs of both sides: a folder with the model's weights, batches in each side's form, and the job's description.
 
     JOB/model/        Hugging Face's layout, random weights
     JOB/batches.npz   arrays "ours/3/input_ids", "peer/3/input_ids": a side's batch 3

@@ -1,4 +1,4 @@
-"""One workload, side by side: prepared, compared, timed; and what is written down of it."""
+"""Prepares, compares and times one workload side by side, and records the result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Options:
     workdir: Path
     threads: int
     rounds: int
-    seconds: float  # of one run, about
+    seconds: float  # approximate seconds per run
     device: str  # cpu or gpu
     described: Facts  # of JAX's devices
     python: str  # the peer's interpreter
@@ -39,7 +39,7 @@ class Options:
 
 
 def machine(options: Options) -> Result:
-    """Returns where, when, with what and by which command something was measured."""
+    """Returns the machine, time, versions and command of a measurement."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.argv]),

@@ -1,4 +1,4 @@
-"""fmjax's side of a benchmark: its own training step, `.apply` and `.generate`, as a user has them.
+"""fmjax's side of a benchmark: its own training step, `.apply` and `.generate`, as a user would call them.
 
     python -m fmjax.bench.ours THREADS
 """
@@ -101,7 +101,7 @@ class Ours:
         return float(abs(result).sum()) if self.job["kind"] == "forward" else float(result)
 
     def compare(self, steps: int) -> Result:
-        """Takes steps over the reference's own batches, filled up to one length; returns what each gave."""
+        """Takes steps over the reference's own batches, padded to one length; returns the result of each."""
         batches, (_, theirs) = self.batches, worker.read_job(Path(self.folder), "peer")
         most = max(batch["input_ids"].shape[1] for batch in theirs)
         self.batches = [{name: filled(array, most) for name, array in batch.items()} for batch in theirs]
@@ -145,7 +145,7 @@ class Ours:
 
 
 def filled(array: np.ndarray, length: int) -> np.ndarray:
-    """Returns a batch's array with rows filled up by zeros to a length."""
+    """Returns a batch's array with rows zero-padded to a length."""
     return np.pad(array, ((0, 0), (0, length - array.shape[1]))) if array.ndim == 2 else array
 
 

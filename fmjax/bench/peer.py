@@ -1,9 +1,9 @@
-"""The peer's side of a benchmark: transformers and torch, eager or compiled. The one file here that imports them.
+"""The peer's side of a benchmark: transformers and torch, eager or compiled. The only file here that imports them.
 
     python -m fmjax.bench.peer THREADS VARIANT DEVICE
 
 A variant is "eager" or "compiled" (`torch.compile`), on a GPU followed by the kernel of attention: "compiled/flash".
-AdamW is torch's fused one; on a GPU, matrix products are bf16 by autocast, over fp32 parameters, as ours are.
+AdamW is torch's fused one; on a GPU, matrix products run in bf16 by autocast over fp32 parameters, as in fmjax.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The peer's input of BERT pretraining, as transformers' run_mlm.py makes it. Run in the peer's process alone."""
+"""The peer's input of BERT pretraining, as transformers' run_mlm.py builds it. Runs only in the peer's process."""
 
 from __future__ import annotations
 

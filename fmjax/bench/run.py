@@ -1,4 +1,4 @@
-"""What `scripts/bench.py` does: looks at the machine, measures what was asked for, prints and writes it."""
+"""What `scripts/bench.py` does: inspects the machine, measures the chosen workloads, prints and stores the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODULES: Result = {"data": inputs, "cold": cold, "growth": growth}
 
 
 def options(args: argparse.Namespace) -> Options:
-    """Returns what the flags ask for, and what this machine has.
+    """Returns the requested workloads and the machine's properties.
 
     Raises UserError for flags that ask for what is not here.
     """
@@ -36,7 +36,7 @@ def options(args: argparse.Namespace) -> Options:
         described = side.ask("describe")
     device = "cpu" if described["platform"] == "cpu" else "gpu"
     if args.device == "gpu" and device == "cpu":
-        raise UserError("--device=gpu: JAX finds no GPU here; install fmjax[cuda], or leave --device out")
+        raise UserError("--device=gpu: JAX finds no GPU here; pip install -e '.[cuda]', or leave --device out")
     if not found and not args.no_peer:
         say(timing.PEER_ABSENT)
     return Options(

@@ -1,4 +1,4 @@
-"""Results as a table in Markdown, which a terminal shows as well as a README does."""
+"""Results as a Markdown table, readable in a terminal and in a README."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sides as processes, their results compared, and their runs in turn."""
+"""Starts each side as a process, compares their results, and times them in turn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = 20  # whose losses are compared
 # Greatest relative difference of losses after STEPS steps, or of the hidden states' sum of magnitudes.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 PEER_ABSENT = (
-    "peer: torch and transformers are not installed here, so fmjax is measured alone; pip install 'fmjax[parity]', or name a "
+    "peer: torch and transformers are not installed here, so fmjax is measured alone; pip install torch transformers, or name a "
     "Python that has them with --peer_python"
 )
 
@@ -159,5 +159,5 @@ def summary(runs: Sequence[Mapping[str, float]], job: Facts) -> Result:
 
 
 def ratios(own: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]], what: str = "seconds") -> list[float]:
-    """Returns how many times faster we were, run by neighboring run."""
+    """Returns the speedup of fmjax for each pair of neighboring runs."""
     return [b[what] / a[what] for a, b in zip(own, other, strict=True)]

@@ -1,6 +1,6 @@
-"""A side's process: reads a JSON object a line, does what it says, answers with one. Imports no array library.
+"""A side's process: reads one JSON request per line and answers with one JSON object. Imports no array library.
 
-What a pass is: every batch of the job once. Both sides hand over NumPy arrays at each step and wait for the last result.
+A pass is every batch of the job once. Both sides pass NumPy arrays at each step and wait for the last result.
 """
 
 from __future__ import annotations

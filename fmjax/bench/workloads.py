@@ -1,4 +1,4 @@
-"""What is measured: models, sizes, batches, and the bars to clear. Sizes for a CPU (fp32) and for a GPU (bf16)."""
+"""The workloads: models, sizes, batches, and targets. There are sizes for a CPU (fp32) and for a GPU (bf16)."""
 
 from __future__ import annotations
 

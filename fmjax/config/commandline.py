@@ -18,16 +18,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+import fmjax
 from fmjax.config import apply_overrides, load_config, to_dict
 from fmjax.config.numbers import real, whole
+from fmjax.config.shipped import listing
 from fmjax.errors import Interrupted, UserError, nearest, one_line
 from fmjax.hardware import explained
 from fmjax.memory import keep_freed
@@ -40,10 +44,11 @@ EPILOG = "exit codes: 0 done; 2 something in the input is wrong; 75 interrupted,
 class Flags(argparse.ArgumentParser):
     """The flags of a script. Every mistake is a UserError; flags cannot be abbreviated.
 
-    With `config=True` there are `--config FILE[:ARG,ARG]` and `--config.KEY=VALUE`; `load` reads both.
+    With `config=True` there are `--config FILE[:ARG,ARG]` and `--config.KEY=VALUE`; `load` reads both. `keys` returns what
+    the help says of the keys of a config, "" being that none is named.
     """
 
-    def __init__(self, doc: str | None, config: bool = False):
+    def __init__(self, doc: str | None, config: bool = False, keys: Callable[[str], str] | None = None):
         super().__init__(
             description=(doc or "").strip(),
             epilog=EPILOG,
@@ -51,11 +56,13 @@ class Flags(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.names = ["-h", "--help"]
-        self.takes_config = config
+        self.takes_config, self.keys = config, keys
         self.add("--debug", action="store_true", help="show the traceback of an error in the input")
+        self.add("--version", action="version", version=version(), help="print the version and exit")
         if config:
-            form = "a config file with arguments; --config.KEY=VALUE overrides a key (--config.train.steps=9)"
+            form = "a config file, or the name of one of --list, with arguments; --config.KEY=VALUE overrides a key"
             self.add("--config", required=True, metavar="FILE[:ARG,ARG]", help=form)
+            self.add("--list", action=ListConfigs, nargs=0, help="list the configs that come with fmjax and exit")
 
     def add(self, *names: str, choices: Sequence[str] = (), **options: Any) -> None:
         """Adds a flag as `argparse.ArgumentParser.add_argument` does; errors list and suggest `choices`."""
@@ -76,6 +83,8 @@ class Flags(argparse.ArgumentParser):
             name = word.partition("=")[0]
             if looks_like_flag(name) and name not in self.names:
                 self.refuse_flag(name)
+        if self.keys is not None and {"-h", "--help"} & set(rest):
+            self.epilog = f"{EPILOG}\n\n{self.keys(value_of('--config', rest))}"
         args, strays = self.parse_known_args(rest)
         if strays:
             raise UserError(f'"{strays[0]}" belongs to no flag; quote spaces, or see {self.prog} --help')
@@ -111,6 +120,27 @@ class Flags(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises what argparse has found as a UserError; it would print its usage and exit."""
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+class ListConfigs(argparse.Action):
+    """A flag that prints the configs that come with fmjax, and ends the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(listing())
+        parser.exit()
+
+
+def version() -> str:
+    """Returns the versions of fmjax, JAX and Python."""
+    return f"fmjax {fmjax.__version__} (jax {metadata.version('jax')}, Python {platform.python_version()})"
+
+
+def value_of(name: str, words: Sequence[str]) -> str:
+    """Returns the value of a flag among words, "" if it has none."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == name or word.startswith(f"{name}="):
+            return word.partition("=")[2] or following
+    return ""
 
 
 def looks_like_flag(word: str) -> bool:

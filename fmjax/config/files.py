@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from ml_collections import ConfigDict
 
+from fmjax.config.shipped import find_shipped, shipped_configs, shipped_folder
 from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
@@ -51,15 +52,12 @@ def arguments(arg: str, *choices: str) -> set[str]:
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Returns the config of "path/to/file.py" or "path/to/file.py:arg,arg".
+    """Returns the config of "path/to/file.py" or "path/to/file.py:arg,arg"; where there is no such file, that of a config
+    that comes with fmjax, "bert_mlm:arg" or "configs/bert_mlm.py:arg".
 
     Raises UserError if the file is missing, fails (naming the line) or makes no config.
     """
-    head, separator, arg = spec.partition(".py:")
-    try:
-        path = Path(head + ".py" if separator else spec).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UserError(f"--config={spec}: {error}; name the file by its whole path") from None
+    path, arg = find_config(spec)
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -86,10 +84,25 @@ def load_config(spec: str) -> ConfigDict:
     return config
 
 
+def find_config(spec: str) -> tuple[Path, str]:
+    """Returns the file that a config is meant to be in, which may be missing, and its arguments."""
+    head, separator, arg = spec.partition(".py:")
+    try:
+        path = Path(head + ".py" if separator else spec).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"--config={spec}: {error}; name the file by its whole path") from None
+    if path.is_file():
+        return path, arg
+    name, _, own = (str(path), "", arg) if path.suffix == ".py" else spec.partition(":")
+    found = find_shipped(Path(name))
+    return (path, arg) if found is None else (found, own)
+
+
 def _files_like(path: Path) -> str:
     """Returns a hint at the config that was meant, in the folder that was named or in `configs`."""
-    here = Path(__file__).parents[1]
-    folders = (path.parent, Path("configs"), here.parent / "configs", here / "configs")
+    if str(path) == path.name and (path.stem in shipped_configs()):
+        return f"; write --config {path.stem} for the one that comes with fmjax"
+    folders = (path.parent, Path("configs"), shipped_folder())
     found = [(at, sorted(file.name for file in at.glob("*.py") if file.stem != "__init__")) for at in folders]
     for folder, names in sorted(found, key=lambda pair: not nearest(path.name, pair[1])):
         if names:
@@ -107,7 +120,7 @@ def _where(error: BaseException, path: Path) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Returns what an exception says, in one line."""
+    """Returns the message of an exception in one line."""
     return " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
 
 

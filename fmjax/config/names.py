@@ -1,8 +1,8 @@
 """Modules by the names that a config gives them: a family, a task, a source, a kind of column.
 
 A plain name is a file of fmjax's own folder. A name with a dot is a module outside of fmjax, such as "my_models.toy": its
-package has to be listed in the environment variable FMJAX_EXTENSIONS, since a stored config, which may come from a stranger,
-could otherwise have any module imported.
+package must be listed in the environment variable FMJAX_EXTENSIONS. Otherwise a stored config, which may come from a
+stranger, could import any module.
 """
 
 from __future__ import annotations

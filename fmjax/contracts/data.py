@@ -30,7 +30,7 @@ class Source(Protocol):
         """Returns where a record stands, for messages: "reviews.tsv line 12"."""
 
     def fingerprint(self) -> Record:
-        """Returns what distinguishes these data from others, as JSON holds it: names, sizes and hashes, no folders."""
+        """Returns an identity of these data, as JSON holds it: names, sizes and hashes, no folders."""
 
 
 class Order(Protocol):
@@ -71,8 +71,12 @@ class Examples:
         """Returns where an example comes from, for messages: its record's place, if it is of one."""
         return f"training example {index:,}"
 
+    def text(self, index: int) -> str:
+        """Returns what a person reads of an example, in a report; empty where it is not text."""
+        return ""
+
     def order(self, seed: int) -> Order | None:
-        """Returns which example comes when in training; None: a shuffle of all in each epoch."""
+        """Returns the order of examples in training; None: a shuffle of all in each epoch."""
         return None
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 
 from fmjax.contracts.data import Examples
 from fmjax.contracts.processors import Processors
-from fmjax.contracts.types import Arrays, Batch, Config, Heads, HostBatch, Value, Where
+from fmjax.contracts.types import Arrays, Batch, Config, Heads, HostBatch, Record, Value, Where
 
 
 class Task:
@@ -34,6 +34,11 @@ class Task:
         return tuple(self.reads)
 
     @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that predicting reads: those of `reads`, without what the model is to write."""
+        return tuple(self.reads)
+
+    @property
     def processing(self) -> Mapping[str, Config]:
         """The settings of kinds that the task decides itself, such as those of images, by kind."""
         return {}
@@ -52,6 +57,11 @@ class Task:
     def measures(self) -> tuple[str, ...]:
         """The names of its metrics, of which one may be undefined on some data."""
         raise NotImplementedError
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        """The metrics to show beside the loss where there is room for two."""
+        return tuple(name for name in self.measures if name != "loss")[:2]
 
     @property
     def generation(self) -> Mapping[str, Any] | None:
@@ -113,12 +123,19 @@ class Task:
         raise NotImplementedError
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
-        """Returns what metrics read, per example [B, ...]."""
+        """Returns the per-example arrays [B, ...] that `metrics` reads."""
         raise NotImplementedError
 
     def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
         """Returns the metrics of all examples; row i of the arrays belongs to example i where `valid [N]` is 1."""
         raise NotImplementedError
+
+    def details(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> Record:
+        """Returns what a report shows beside the metrics of the same arrays, as JSON holds it.
+
+        Any of `classes`, `confusion` (see `metrics/details.py`) and `worst`, the worst examples. Empty if there is none.
+        """
+        return {}
 
     def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
         """Returns a batch for prediction; names that begin with "_" stay on the host.
@@ -128,5 +145,5 @@ class Task:
         raise NotImplementedError
 
     def describe(self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors) -> list[dict[str, Any]]:
-        """Returns what a person reads about each example. Where predicting is generating, `outputs` has `generated [B,T]`."""
+        """Returns a readable prediction for each example. A task that generates finds `generated [B,T]` in `outputs`."""
         raise NotImplementedError

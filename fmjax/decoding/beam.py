@@ -62,7 +62,7 @@ def take(array: jax.Array, chosen_BM: jax.Array) -> jax.Array:
 
 
 def top_k(scores_BN: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Returns what `jax.lax.top_k` does: each row's greatest scores and their indices [B,count].
+    """Equivalent of `jax.lax.top_k`: each row's largest scores and their indices [B,count].
 
     Only searches the blocks with the greatest maxima: maxima are cheap, and any equal score
     elsewhere comes after `count` others.

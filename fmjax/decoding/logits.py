@@ -26,7 +26,7 @@ Number: TypeAlias = jax.Array | int
 
 @flax.struct.dataclass
 class Place:
-    """Where generation stands: numbers that may change without a new compilation."""
+    """The position of generation: numbers that may change without a new compilation."""
 
     column: Number  # of the history, for the next token
     generated: Number  # new tokens so far
@@ -115,7 +115,7 @@ def forcing(ids: tuple[int, ...], size: int) -> np.ndarray:
 
 
 def present_tokens(ids_NM: jax.Array, size: int) -> jax.Array:
-    """Returns bool [N,V]: which tokens stand in each row; NONE is not one."""
+    """Returns bool [N,V]: the tokens that occur in each row; NONE is not one."""
     ids_NM = jnp.where(ids_NM == NONE, size, ids_NM)  # a negative index would count from the end
 
     def mark(ids_M: jax.Array) -> jax.Array:
@@ -131,7 +131,7 @@ def last_tokens(history_NW: jax.Array, column: Number, count: int) -> jax.Array:
 
 
 def ends_with(history_NW: jax.Array, column: Number, ids: tuple[int, ...]) -> jax.Array:
-    """Returns bool [N]: whether these ids stand before a column."""
+    """Returns bool [N]: whether these ids come right before a column."""
     return (last_tokens(history_NW, column, len(ids)) == np.array(ids, np.int32)[None]).all(axis=1)
 
 

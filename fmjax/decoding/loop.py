@@ -79,7 +79,7 @@ def continuations(
     first_row: int = 0,
     with_scores: bool = False,
 ) -> Continuations:
-    """Returns the new tokens alone, and `with_scores` their log-probabilities; see `generate`.
+    """Returns only the new tokens, and `with_scores` their log-probabilities; see `generate`.
 
     Sampling of row i depends on the key and `first_row` + i alone: a batch may be one part of many
     rows.
@@ -138,10 +138,10 @@ def check_ids(settings: Generation, size: int) -> None:
 
 @flax.struct.dataclass
 class Call:
-    """What a compiled generation is given anew each time."""
+    """The inputs of a compiled generation that change from call to call."""
 
     place: Place  # counted from the end of the prompt
-    rows: jax.Array  # how many of the first rows do not only fill up
+    rows: jax.Array  # how many of the first rows are real, not padding
     key: jax.Array
     first_row: jax.Array  # number of the first row, for sampling
 
@@ -167,7 +167,7 @@ class Start(NamedTuple):
 
     logits: jax.Array  # [B,V], of the first new token
     history: jax.Array  # int32 [B,W], the prompt and room for what follows
-    alive: jax.Array  # bool [B], rows that do not only fill up
+    alive: jax.Array  # bool [B], rows that are not padding
     cache: PyTree
     memory: Arrays | None  # of an encoder
 
@@ -191,7 +191,7 @@ class Decoder:
         return self.model.apply({"params": self.params}, *args, method=method)
 
     def start(self, inputs: Batch, call: Call, room: int, settings: Generation) -> Start:
-        """Returns what the first new token is chosen from; the prompt's padding goes left."""
+        """Returns the logits of the first new token; the prompt's padding moves to the left."""
         ids, mask = prompt_names(self.model)
         memory = None
         if isinstance(self.model, Encodes):

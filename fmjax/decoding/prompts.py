@@ -1,7 +1,7 @@
-"""What a decoder continues: prompts and the arrays of encoders, filled up to few shapes.
+"""Prompts and encoder inputs, padded to a few shapes.
 
 A decoder-only model continues `input_ids`; an encoder-decoder `decoder_input_ids` or, where there
-are none, a start token. Batches on the host are filled up to few shapes, so that few functions are
+are none, a start token. Batches on the host are padded to a few shapes, so that few functions are
 compiled; batches on devices, which may be sharded, keep their shape.
 
 Dimensions: B rows, P prompt columns.
@@ -46,11 +46,11 @@ def start_id(model: Encodes, settings: Generation) -> int:
     for number in (settings.decoder_start_token_id, settings.bos_token_id, model.start_id):
         if number is not None:
             return number
-    raise UserError("nothing says what the decoder begins with; give decoder_start_token_id")
+    raise UserError("the decoder's start token is unknown; give decoder_start_token_id")
 
 
 def select_inputs(model: Generates, batch: Inputs, settings: Generation) -> dict[str, Array]:
-    """Returns what the encoder reads and the prompt, with a mask if padding implies one."""
+    """Returns the encoder's inputs and the prompt, with a mask if padding implies one."""
     ids, mask = prompt_names(model)
     encoder = model.encoder_inputs if isinstance(model, Encodes) else ()
     inputs = {name: batch[name] for name in (*encoder, ids, mask) if name in batch}
@@ -73,7 +73,7 @@ def fill_up(
 ) -> dict[str, Array]:
     """Returns arrays of the host with a power of two of rows; arrays of devices as they are.
 
-    Tokens are filled up to few numbers of columns too, `positions` at most if there is a limit,
+    Token columns are padded to a few lengths too, `positions` at most if there is a limit,
     and are masked: the prompt on the left, what an encoder reads (and what has a number per token,
     such as token types) on the right. Other arrays keep their shape but for the rows.
     """

@@ -33,7 +33,7 @@ UNREAD = (
     *("target_lookbehind", "transformers_version", "use_cache", "_commit_hash"),
     "_from_model_config",
 )
-# Settings of the reference that are handled with this value alone (or none, or zero).
+# Settings of the reference that are supported only with this value (or none, or zero).
 FIXED: Config = {
     **dict.fromkeys(("assistant_early_exit", "assistant_ensemble_weight", "constraints")),
     **dict.fromkeys(("dola_layers", "exponential_decay_length_penalty", "force_words_ids")),
@@ -231,7 +231,7 @@ def merge(*layers: Mapping[str, Value]) -> Generation:
             if name not in FIXED:
                 hint = nearest(name, fields)
                 raise UserError(
-                    f'"{name}" is not a setting of generation{hint}; there are {", ".join(fields)}'
+                    f'"{name}" is not a setting of generation{hint}; choose from {", ".join(fields)}'
                 )
             only = "" if FIXED[name] is None else f" (only {json.dumps(FIXED[name])} is)"
             refused.append(f"{name}={json.dumps(value, default=str)}{only}")

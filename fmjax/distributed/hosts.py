@@ -79,7 +79,7 @@ def join(
         )
         raise UserError(
             f"{named} did not join within {timeout} s; "
-            "start the same command on every host, and see that they reach each other"
+            "start the same command on every host, and check that they can reach each other"
         ) from None
     # CPUs connect at their first collective, for which Gloo waits half a minute; do it before one
     # host prepares for longer.
@@ -91,15 +91,15 @@ def add_flags(flags: Flags) -> None:
     flags.add(
         "--distributed",
         action="store_true",
-        help="run with other hosts: found by themselves on a TPU VM, Slurm, Open MPI",
+        help="run on several hosts, found automatically on a TPU VM, under Slurm or Open MPI",
     )
     flags.add(
         "--coordinator",
         metavar="HOST:PORT",
-        help="elsewhere: the first host, with a free port; with --hosts and --host",
+        help="elsewhere: the first host and a free port; needs --hosts and --host",
     )
     flags.add("--hosts", type=int, metavar="N", help="how many hosts there are")
-    flags.add("--host", type=int, metavar="I", help="which of them this is, from 0")
+    flags.add("--host", type=int, metavar="I", help="the number of this host, from 0")
     flags.add(
         "--join-timeout",
         type=int,
@@ -162,7 +162,7 @@ def join_rows(arrays: PyTree) -> PyTree:
 
 
 def rows_of(sharding: NamedSharding, size: int) -> np.ndarray | None:
-    """Returns which rows of a batch of `size` this host's devices hold, in order; None if all."""
+    """Returns the rows of a batch of `size` that this host's devices hold, in order; None if all."""
     if not several():
         return None
     held = sharding.addressable_devices_indices_map((size,)).values()

@@ -33,7 +33,7 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
     name, _, port = coordinator.rpartition(":")
     if not name or not is_count(port) or not 0 < int(port) < 65536:
         raise UserError(
-            f"--coordinator={coordinator}: is not HOST:PORT, as 10.0.0.1:8476; correct it"
+            f"--coordinator={coordinator}: is not HOST:PORT, such as 10.0.0.1:8476; correct it"
         )
     deadline = time.monotonic() + timeout
     if count == 1:
@@ -47,7 +47,7 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
         raise UserError(
             f"host {numbers} of {count} did not join within {timeout:g} s; "
             "start the same command on every host, with --host=0 "
-            f"to {count - 1}, and see that they reach {coordinator}"
+            f"to {count - 1}, and check that they can reach {coordinator}"
         )
     if kind == TWICE:
         raise UserError(
@@ -100,7 +100,7 @@ def listening(coordinator: str, port: int) -> Iterator[socket.socket]:
 
 
 def read_number(caller: socket.socket, deadline: float) -> int | None:
-    """Returns what a caller says its number is; None of one that is no host of ours."""
+    """Returns the number that a caller reports; None if it is not one of the run's hosts."""
     caller.settimeout(max(min(deadline - time.monotonic(), 5.0), 0.001))
     try:
         said = caller.makefile("rb").readline(32).strip()
@@ -128,5 +128,5 @@ def ask(
     raise UserError(
         f"the first host did not answer at {coordinator} within {timeout:g} s ({reason}); "
         "start the same command on it with "
-        "--host=0, and see that this host reaches it"
+        "--host=0, and check that this host can reach it"
     )

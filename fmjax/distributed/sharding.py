@@ -57,13 +57,13 @@ def resolve_rules(name: str, table: Mapping[str, str | Sequence[str]] | None = N
         if axis not in known:
             raise UserError(
                 f'mesh.table: no axis is named "{axis}"{nearest(axis, known)}; '
-                f"there are {', '.join(known)}"
+                f"choose from {', '.join(known)}"
             )
         if not isinstance(axes, str | list | tuple) or not all(
             isinstance(one, str) for one in axes
         ):
             raise UserError(
-                f"mesh.table.{axis}={axes}: is no axis of the mesh; give a name, or a list of names"
+                f"mesh.table.{axis}={axes}: is not an axis of the mesh; give a name, or a list of names"
             )
     if table:
         return {
@@ -157,8 +157,8 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
         or math.prod(sizes.values()) != devices
     ):
         raise UserError(
-            f"mesh.axes={dict(axes)}: the sizes must multiply to the {devices} devices here; "
-            "give sizes that do, at most one of them -1"
+            f"mesh.axes={dict(axes)}: the product of the sizes must be {devices}, the number of devices; "
+            "give sizes that are, at most one of them -1"
         )
     return sizes
 
@@ -229,7 +229,7 @@ def check_divides(
     ways = math.prod(mesh.shape[one] for one in axes)
     if size % ways:
         raise UserError(
-            f'{name}: axis "{axis}" of size {size} does not divide over the {ways} devices of mesh '
+            f'{name}: axis "{axis}" of size {size} is not divisible by the {ways} devices of mesh '
             "axis "
             f"{'+'.join(axes)}; change the size or mesh.axes"
         )
@@ -256,7 +256,7 @@ def parameter_shardings(boxed: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
                 for axis, length in zip(logical, value.shape, strict=True)
             )
             raise UserError(
-                f"{name}: {size / 2**20:,.0f} MiB would stand whole on each of {mesh.size} "
+                f"{name}: {size / 2**20:,.0f} MiB would be replicated on each of {mesh.size} "
                 "devices: no rule shards its axes "
                 f"({axes}); name one of them in mesh.table, or choose another mesh.rules"
             )
@@ -293,6 +293,6 @@ def check_batch_size(setting: str, size: int, rules: Rules, mesh: Mesh) -> None:
     ways = math.prod(mesh.shape[axis] for axis in mesh_axes("act_batch", rules, mesh))
     if size < 1 or size % ways:
         raise UserError(
-            f"{setting}={size}: does not divide over {ways} devices; "
+            f"{setting}={size}: is not divisible by {ways} devices; "
             f"use a multiple of {ways}, or fewer devices"
         )

@@ -3,50 +3,63 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from rich.console import Console
-from rich.table import Table
-
 from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.config.shipped import shipped_folder
 from fmjax.contracts import Config
 from fmjax.data.sources.prepositions import preposition_splits
 from fmjax.distributed.hosts import say
 from fmjax.examples import baselines
 from fmjax.inference.evaluate import evaluate_run
+from fmjax.runs.report import REPORT
 from fmjax.train.loop import train
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart.py"
+CONFIG = shipped_folder() / "quickstart.py"
 COLUMNS = {"accuracy": "accuracy", "macro-F1": "f1_macro", "recall": "recall_macro", "AUC": "roc_auc"}
+FULL_SEEDS = 3
+SCRATCH, PRETRAINED = "BERT from random weights", "BERT, pretrained"
 Metrics = dict[str, float]
 
 
-def quickstart(workdir: Path, seeds: int = 3, tiny: bool = False) -> None:
+def quickstart(workdir: Path, full: bool = False, seeds: int = 0, tiny: bool = False) -> None:
     """Pretrains, fine-tunes from the pretrained and from random weights, evaluates on held-out files, prints the table.
 
-    Runs that are already in `workdir` are continued or, where they have ended, not repeated.
+    Args:
+      workdir: the folder of the runs. Those that are there are continued or, where they have ended, not repeated.
+      full: pretrain for longer, and fine-tune with three seeds.
+      seeds: fine-tuning runs of each; 0: one, or three if `full`.
+      tiny: a few steps of a tiny model.
     """
     begin = time.perf_counter()
-    suffix = ",tiny" if tiny else ""
-    say("Text: the manual and docstrings of this Python. A fifth of the files is kept for the test.")
-    train(config(f"pretrain{suffix}"), workdir / "pretrain", "pretrain")
-    rows: dict[str, list[Metrics]] = {"BERT from scratch": [], "BERT pretrained": []}
-    for seed in range(seeds):
-        for name, origin in (("scratch", None), ("pretrained", workdir / "pretrain")):
-            run = workdir / f"{name}-{seed}"
-            train(config(f"finetune{suffix}", seed, origin, workdir / "pretrain" / "tokenizer"), run, f"{name} {seed}")
-            rows[f"BERT {'from scratch' if origin is None else name}"].append(evaluate_run(run, "test"))
+    modes = [name for name, chosen in (("full", full), ("tiny", tiny)) if chosen]
+    say("Text: the manual and docstrings of this Python. A fifth of the files is held out for validation and test.")
     splits = preposition_splits().examples
-    simple = baseline_rows(splits)
-    show(simple | rows, splits, seeds)
-    say(ending(workdir, time.perf_counter() - begin))
+    sizes = f"{len(splits['train']):,} labels, {len(splits['test']):,} test examples"
+    table = Table(f"Which of ten prepositions fills the blank? {sizes}")
+    for name, measure in simple_models(splits):
+        table.add(name, [measure()])
+    base = workdir / "pretrain"
+    train(config("pretrain", *modes), base, "pretrain")
+    for name, label, origin in (("scratch", SCRATCH, None), ("pretrained", PRETRAINED, base)):
+        results: list[Metrics] = []
+        for seed in range(seeds or (FULL_SEEDS if full else 1)):
+            run = workdir / f"{name}-{seed}"
+            train(config("finetune", *modes, seed=seed, origin=origin, tokenizer=base / "tokenizer"), run, f"{name} {seed}")
+            results.append(evaluate_run(run, "test"))
+        table.add(label, results)
+    table.show_all()
+    gain = 100 * (table.accuracy(PRETRAINED) - table.accuracy(SCRATCH))
+    print(f"Pretraining changes accuracy by {gain:+.1f} points.")
+    print(ending(workdir, time.perf_counter() - begin, full))
+    print(workdir / "pretrained-0" / REPORT)
 
 
-def config(arguments: str, seed: int = 0, origin: Path | None = None, tokenizer: Path | None = None) -> Config:
+def config(stage: str, *modes: str, seed: int = 0, origin: Path | None = None, tokenizer: Path | None = None) -> Config:
     """Returns a quickstart config; fine-tuning names what it starts from, the control the same tokenizer."""
-    loaded = load_config(f"{CONFIG}:{arguments}")
+    loaded = load_config(f"{CONFIG}:{','.join((stage, *modes))}")
     overrides = [("train.seed", str(seed))]
     if origin is not None:
         overrides.append(("init.weights", str(origin)))
@@ -56,31 +69,50 @@ def config(arguments: str, seed: int = 0, origin: Path | None = None, tokenizer:
     return to_dict(loaded)
 
 
-def baseline_rows(splits: dict[str, list[dict[str, str]]]) -> dict[str, list[Metrics]]:
-    """Returns the metrics of the baselines on the same examples."""
+def simple_models(splits: dict[str, list[dict[str, str]]]) -> Sequence[tuple[str, Callable[[], Metrics]]]:
+    """Returns the baselines' names, and what computes their metrics on the same examples."""
     known, test = splits["train"], splits["test"]
-    makers: dict[str, Callable[[], Metrics]] = {
-        "majority label": lambda: baselines.majority(known, test),
-        "TF-IDF + logistic regression": lambda: baselines.logistic_regression(baselines.tfidf(), known, test),
-        "words beside the blank + logistic regression": lambda: baselines.logistic_regression(baselines.positions(), known, test),
-    }
-    return {name: [make()] for name, make in makers.items()}
+    regression = baselines.logistic_regression
+    return (
+        ("majority label", lambda: baselines.majority(known, test)),
+        ("TF-IDF + logistic regression", lambda: regression(baselines.tfidf(), known, test)),
+        ("words beside the blank + logistic regression", lambda: regression(baselines.positions(), known, test)),
+    )
 
 
-def show(rows: dict[str, list[Metrics]], splits: dict[str, list[dict[str, str]]], seeds: int) -> None:
-    """Prints the table of results on stdout."""
-    sizes = f"{len(splits['train']):,} labels, {len(splits['test']):,} test examples"
-    title = f"Which of ten prepositions fills the blank? {sizes}"
-    table = Table(title=title)
-    table.add_column("model")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
-    for name, results in rows.items():
-        table.add_row(name, *(cell([result[key] for result in results]) for key in COLUMNS.values()))
-    console = Console(width=110)
-    console.print(table)
-    gain = 100 * (mean(r["accuracy"] for r in rows["BERT pretrained"]) - mean(r["accuracy"] for r in rows["BERT from scratch"]))
-    console.print(f"Pretraining changes accuracy by {gain:+.1f} points (means of {seeds} fine-tuning seeds).", highlight=False)
+class Table:
+    """The table of results on stdout: a row as soon as it is known, and at the end all rows."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self.rows: dict[str, list[Metrics]] = {}
+        self.print_head()
+
+    def print_head(self) -> None:
+        print(f"\n{self.title}")
+        print(line("model", list(COLUMNS)), flush=True)
+
+    def add(self, name: str, results: list[Metrics]) -> None:
+        """Prints the row of a model: of several results, mean and standard deviation."""
+        self.rows[name] = results
+        self.print_row(name)
+
+    def print_row(self, name: str) -> None:
+        results = self.rows[name]
+        print(line(name, [cell([result[key] for result in results]) for key in COLUMNS.values()]), flush=True)
+
+    def show_all(self) -> None:
+        self.print_head()
+        for name in self.rows:
+            self.print_row(name)
+
+    def accuracy(self, name: str) -> float:
+        return mean(result["accuracy"] for result in self.rows[name])
+
+
+def line(name: str, cells: Sequence[str]) -> str:
+    """Returns a row of the table."""
+    return f"{name:<45}" + "".join(f"{cell:>15}" for cell in cells)
 
 
 def cell(values: list[float]) -> str:
@@ -88,19 +120,20 @@ def cell(values: list[float]) -> str:
     return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 
-def ending(workdir: Path, seconds: float) -> str:
+def ending(workdir: Path, seconds: float, full: bool) -> str:
     """Returns what to know of the table, where everything is, and what to do next."""
-    return f"""
+    more = "" if full else " One seed, short pretraining; --full pretrains longer and averages three seeds."
+    return f"""{seconds / 60:.1f} minutes.{more}
+
 Caveats: the labels come from the text itself, so the low-label setting is artificial. Some windows of
 words resemble each other across files. All pretrained rows share a single pretraining run. Python's
 documentation is not English in general.
 
-{seconds / 60:.1f} minutes. The runs are in {workdir}/: pretrain/ (its checkpoints in
-pretrain/checkpoints/), scratch-*/ and pretrained-*/.
-TensorBoard: pip install tensorboard && tensorboard --logdir {workdir}
-
+The runs are in {workdir}/: pretrain/, scratch-*/ and pretrained-*/, each with checkpoints and a report.
 Next, on your own text:
   python scripts/train.py --config configs/bert_mlm.py --workdir runs/mine --config.data.files.train='MY_TEXTS/*.txt'
 and on your own labels (a csv with the columns text and label):
   python scripts/train.py --config configs/bert_classify.py:files --workdir runs/labels \\
-      --config.init.weights=runs/mine --config.data.files.train=MY_TRAIN.csv --config.data.files.validation=MY_DEV.csv"""
+      --config.init.weights=runs/mine --config.data.files.train=MY_TRAIN.csv --config.data.files.validation=MY_DEV.csv
+
+The report of the pretrained model, fine-tuned:"""

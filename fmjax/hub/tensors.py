@@ -185,7 +185,7 @@ def no_weights(folder: Path) -> str:
         return (
             "holds pytorch_model.bin, a pickle, which can run code when opened, and no "
             f"{WEIGHTS}; convert it once, after "
-            "pip install 'fmjax[parity]': "
+            "pip install torch: "
             'python -c "import glob, torch, safetensors.torch as s; w = {}; '
             "[w.update(torch.load(f, 'cpu', weights_only=True)) for f in "
             f"sorted(glob.glob('{folder}/pytorch_model*.bin'))]; "

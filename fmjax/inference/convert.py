@@ -15,7 +15,8 @@ from fmjax.data.kinds import lifecycle
 from fmjax.defaults import experiment
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, load, position_count, reference_task
+from fmjax.inference.folder_task import folder_task
+from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, load, position_count
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 
@@ -37,7 +38,7 @@ def convert(source: Path, target: Path) -> None:
 
 def write_run(pretrained: Pretrained, target: Path) -> None:
     """Writes a run at step 0 with a model's parameters. Raises UserError if the folder is not empty or no task fits."""
-    task = reference_task(pretrained, [])
+    task = folder_task(pretrained.config, pretrained.model, pretrained.processors, pretrained.class_name)
     for kind in lifecycle.missing(task, pretrained.processors):
         raise UserError(f"the Hugging Face folder has no {kind.what}, which a run needs; add {kind.file} to it")
     if run_folder.check_workdir(target):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,15 @@ from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.inference.pretrained import load_run
 from fmjax.runs.logs import Bar
+
+
+class Collected(NamedTuple):
+    """Per-example predictions of an evaluation; row i is of example i where `valid` is 1."""
+
+    arrays: dict[str, np.ndarray]
+    valid: np.ndarray  # [N]
+    examples: Examples
+
 
 Predict = Callable[[PyTree, Mapping[str, jax.Array]], dict[str, jax.Array]]
 
@@ -63,6 +73,18 @@ def evaluate(
     fill up the last batch. On several hosts `place` makes global arrays of what each has read, and `gather` brings what is
     computed of them to all.
     """
+    return task.metrics(*collect(predict, params, batches, examples, place, gather))
+
+
+def collect(
+    predict: Predict,
+    params: PyTree,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    examples: Examples,
+    place: Callable[[dict[str, np.ndarray]], Mapping[str, PyTree]] = dict,
+    gather: Callable[[PyTree], PyTree] = jax.device_get,
+) -> Collected:
+    """Returns the predictions of all examples of the batches; see `evaluate`."""
     arrays: list[dict[str, np.ndarray]] = []
     valid: list[np.ndarray] = []
     for batch in batches:
@@ -75,7 +97,7 @@ def evaluate(
     real = np.concatenate(valid)
     if isinstance(examples, Bucketed):
         gathered, real, examples = examples.restored(gathered, real), np.ones(len(examples), np.float32), examples.examples
-    return task.metrics(gathered, real, examples)
+    return Collected(gathered, real, examples)
 
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -80,6 +80,40 @@ def generated(
     return sequences, np.asarray(found.log_probs), np.asarray(found.scores)
 
 
+def continued(
+    checked_batch: Callable[[HostBatch], dict[str, np.ndarray]],
+    model: Generates,
+    params: PyTree,
+    settings: Generation,
+    seed: int,
+    batch: HostBatch,
+    first_row: int,
+) -> dict[str, np.ndarray]:
+    """Returns what a task describes of its batch: `generated [B,T]`, as `generated` has it.
+
+    A setting that counts the prompt's tokens, `max_length` or `min_length`, counts those of each
+    prompt by itself, so that an answer does not depend on the others of its batch.
+    """
+    inputs = {name: batch[name] for name in input_names(model) if name in batch}
+    counts_prompt = settings.max_new_tokens is None or (
+        settings.min_new_tokens is None and settings.min_length is not None
+    )
+    if isinstance(model, Encodes) or not counts_prompt:
+        found, _, _ = generated(checked_batch, model, params, inputs, settings, seed, first_row)
+        return {"generated": found}
+    ids, mask = PROMPT
+    rows = []
+    for index, size in enumerate(inputs[mask].sum(axis=1).tolist()):
+        alone = {name: inputs[name][index : index + 1, -size:] for name in (ids, mask)}
+        row, _, _ = generated(
+            checked_batch, model, params, alone, settings, seed, first_row + index
+        )
+        rows.append(np.concatenate([inputs[ids][index, :-size], row[0]]))
+    width = max(row.size for row in rows)
+    padded = [np.pad(row, (0, width - row.size), constant_values=settings.pad) for row in rows]
+    return {"generated": np.stack(padded)}
+
+
 def with_start(arrays: Mapping[str, np.ndarray], start: int) -> dict[str, np.ndarray]:
     """Returns an encoder-decoder's inputs, whose prompts begin with the start token.
 

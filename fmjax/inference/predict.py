@@ -1,58 +1,243 @@
-"""Predictions for a file of examples."""
+"""Predictions for a file of examples.
+
+Each example has one line of answers, in the order of the file. While they are written they are in
+`OUTPUT.partial`, which the same command continues; what it answers is described beside it, in
+`OUTPUT.partial.json`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from fmjax.config.json_files import open_atomically, parse_json
+from fmjax.config.json_files import read_json, write_json
+from fmjax.contracts import Config, Value
+from fmjax.data.storage.cache import digest
 from fmjax.distributed.hosts import say
-from fmjax.errors import UserError
-from fmjax.inference.pretrained import load
+from fmjax.errors import Interrupted, UserError, one_line
+from fmjax.inference.inputs import (
+    AUTO,
+    STANDARD,
+    Example,
+    column_names,
+    finite,
+    open_inputs,
+    with_names,
+)
+from fmjax.inference.predicting import CHUNK, Predictor
+from fmjax.inference.pretrained import Pretrained, load
 from fmjax.runs.logs import Bar
 
-CHUNK = 32
 
+class Output:
+    """Where answers go: a file that appears when it is whole, or a pipe.
 
-def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields the number and JSON value of each line that is not blank. Raises UserError, naming it, for one that is not JSON."""
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    if line.strip():
-                        yield number, parse_json(line)
-                except ValueError as error:
-                    raise UserError(f"{path} line {number}: is not JSON ({error}); write one object a line") from None
-    except OSError as error:
-        raise UserError(f"--input={path}: cannot be read ({error.strerror}); name a .jsonl file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--input={path}: is not UTF-8; save it as UTF-8") from None
-
-
-def predict_file(folder: Path, source: Path, target: Path) -> None:
-    """Writes a line of predictions for each line of `source`; `target` appears only when it is whole.
-
-    Raises UserError if an input cannot be read, or the target is already there.
+    Attributes:
+      target: the file, "-" being standard output.
+      done: the number of answers that an interrupted prediction has written.
+      failed: how many of the answers are errors.
+      first_error: the first of these.
     """
-    if target.exists():
-        raise UserError(f"--output={target}: is already there; name another file")
-    if not target.parent.is_dir():
-        raise UserError(f"--output={target}: cannot be written (no folder {target.parent}); make the folder, or name another")
-    lines = list(read_lines(source))
-    if not lines:
-        raise UserError(f"--input={source}: has no examples; give one JSON object a line")
-    numbers, examples = zip(*lines, strict=True)
+
+    def __init__(self, target: Path):
+        # Redirected into a file, /dev/stdout is that file, which is already there.
+        target = Path(STANDARD) if target == Path("/dev/stdout") else target
+        self.target = target
+        self.name = "standard output" if str(target) == STANDARD else str(target)
+        self.is_pipe = str(target) == STANDARD or (target.exists() and not target.is_file())
+        self.partial = target.with_name(f"{target.name}.partial")
+        self.about = target.with_name(f"{target.name}.partial.json")
+        self.done = self.failed = 0
+        self.first_error = ""
+        if self.is_pipe and target.is_dir():
+            raise UserError(f"--output={target}: is a folder; name a file in it")
+        if not self.is_pipe and target.exists():
+            raise UserError(f"--output={target}: is already there; name another file, or delete it")
+        if not self.is_pipe and not target.parent.is_dir():
+            raise UserError(
+                f"--output={target}: cannot be written (no folder {target.parent}); "
+                "make the folder, or name another"
+            )
+
+    def find_done(self, about: Config) -> None:
+        """Counts what an interrupted prediction has written; `about` says what is to be answered.
+
+        Raises UserError if it answered something else.
+        """
+        if self.is_pipe or not self.partial.exists():
+            return
+        before = read_json(self.about, "no such file") if self.about.exists() else {}
+        if changed := [name for name, value in about.items() if before.get(name) != value]:
+            raise UserError(
+                f"{self.partial}: holds the answers of an interrupted prediction whose "
+                f"{' and '.join(changed)} differ; run that command again to finish it, name "
+                "another --output, or delete the file"
+            )
+        size = 0
+        for line in self.partial.read_bytes().split(b"\n")[:-1]:
+            try:
+                self.count(json.loads(line))
+            except ValueError:
+                raise UserError(f"{self.partial}: is damaged; delete it") from None
+            size += len(line) + 1
+        os.truncate(self.partial, size)  # a kill may have cut the last line
+        if self.done:
+            say(f"continuing {self.partial}: {self.done} answers are there already")
+
+    def count(self, answer: Mapping[str, Value]) -> None:
+        self.done += 1
+        if "error" in answer:
+            self.failed += 1
+            self.first_error = self.first_error or answer["error"]
+
+    @contextmanager
+    def opened(self, about: Config) -> Iterator[BinaryIO]:
+        """Opens it for the answers that are missing; raises UserError if it cannot be written."""
+        try:
+            if str(self.target) == STANDARD:
+                yield sys.stdout.buffer
+                sys.stdout.buffer.flush()
+            elif self.is_pipe:
+                with open(self.target, "wb") as file:
+                    yield file
+            else:
+                write_json(self.about, about)
+                with open(self.partial, "ab") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"--output={self.target}: cannot be written ({error.strerror}); what was written "
+                "is kept, and the same command continues"
+            ) from None
+
+    def finish(self, keep: bool) -> None:
+        """Puts the file in its place, or removes it if no example has an answer."""
+        if self.is_pipe:
+            return
+        if keep:
+            os.replace(self.partial, self.target)
+        self.partial.unlink(missing_ok=True)
+        self.about.unlink(missing_ok=True)
+
+
+def predict_file(
+    folder: Path,
+    source: Path,
+    target: Path,
+    kind: str = AUTO,
+    column: str = "",
+    seed: int | None = None,
+    settings: Mapping[str, Value] | None = None,
+) -> None:
+    """Writes one line for each example of a file: its place, its id if it has one, the example, and
+    the answer or the error.
+
+    Args:
+      folder: a run, a Hugging Face folder or a checkpoint of llama2.c.
+      source: the file, "-" being standard input.
+      target: the file to write, "-" being standard output; it appears when it is whole.
+      kind: of the file; by default its extension says it.
+      column: the file's name of what the task reads; see `column_names`.
+      seed: of sampling.
+      settings: of generation, as `Pretrained.predict` takes them.
+
+    Raises UserError if the input cannot be read, the target is already there, or, once all is
+    written, if an example has no answer.
+    """
+    output = Output(target)
+    opened = open_inputs(source, kind)
     model = load(folder)
+    settings = {name: value for name, value in (settings or {}).items() if value is not None}
+    plain = model.predictor((), seed, settings)
+    names = column_names(column, plain.task.input_columns)
+    inputs = opened.reading(list(names.values()))
+    values = (value_or_error(inputs[index], names) for index in range(len(inputs)))
+    predictor = model.predictor(values, seed, settings)
+    about: Config = {
+        "input": digest(inputs.path)["sha256"],
+        "model": identity(folder, model),
+        "columns": names,
+        "settings": {"seed": seed, **settings},
+    }
+    output.find_done(about)
     try:
-        with open_atomically(target) as output, Bar("predict", len(examples)) as bar:
-            for begin in range(0, len(examples), CHUNK):
-                where = [f"{source} line {number}" for number in numbers[begin : begin + CHUNK]]
-                for prediction in model.predict(examples[begin : begin + CHUNK], where.__getitem__, begin):
-                    output.write((json.dumps(prediction, ensure_ascii=False) + "\n").encode())
-                bar.advance(min(begin + CHUNK, len(examples)))
-    except OSError as error:
-        raise UserError(f"--output={target}: cannot be written ({error.strerror}); name another file") from None
-    say(f"{len(examples)} predictions are in {target}")
+        with output.opened(about) as file, Bar("predict", len(inputs), output.done) as bar:
+            for begin in range(output.done, len(inputs), CHUNK):
+                rows = range(begin, min(begin + CHUNK, len(inputs)))
+                for answer in answered(predictor, [inputs[row] for row in rows], names, begin):
+                    file.write(json_line(answer))
+                    output.count(answer)
+                file.flush()
+                bar.advance(output.done)
+    except KeyboardInterrupt:
+        kept = "" if output.is_pipe else f"; {output.partial} has them, and the same command continues"
+        raise Interrupted(f"{output.done} of {len(inputs)} examples are answered{kept}") from None
+    end(output, len(inputs))
+
+
+def end(output: Output, count: int) -> None:
+    """Puts the answers in their place and says how many there are.
+
+    Raises UserError if there are examples without one.
+    """
+    output.finish(keep=output.failed < count)
+    if output.failed == count:
+        if count == 1:
+            raise UserError(output.first_error)
+        raise UserError(
+            f"none of the {count} examples could be predicted, so {output.name} was not written; "
+            f"the first: {output.first_error}"
+        )
+    if output.failed:
+        raise UserError(
+            f"{output.failed} of {count} examples could not be predicted and have an "
+            f'"error" in {output.name}, beside {count - output.failed} answers; the first: '
+            f"{output.first_error}"
+        )
+    say(f"{count} predictions are in {output.name}")
+
+
+def answered(
+    predictor: Predictor, examples: Sequence[Example], names: Mapping[str, str], first: int
+) -> Iterator[Config]:
+    """Yields the line of output of each example of a chunk whose first has the number `first`."""
+    values = [value_or_error(example, names) for example in examples]
+    found = predictor.answers_or_errors(values, lambda index: examples[index].where, first)
+    for example, answer in zip(examples, found, strict=True):
+        about: Config = dict(example.place)
+        if isinstance(example.value, Mapping) and "id" in example.value:
+            about["id"] = example.value["id"]
+        about["input"] = example.value
+        if not isinstance(answer, UserError) and finite(answer) != answer:
+            answer = UserError(f"{example.where}: the answer is not a finite number; check the model's weights")
+        yield about | ({"error": one_line(answer)} if isinstance(answer, UserError) else answer)
+
+
+def value_or_error(example: Example, names: Mapping[str, str]) -> Value:
+    """Returns an example as the task reads it, or the UserError of one that cannot be read."""
+    try:
+        return with_names(example, names)
+    except UserError as error:
+        return error
+
+
+def json_line(answer: Config) -> bytes:
+    return (json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def identity(folder: Path, model: Pretrained) -> Config:
+    """Returns what distinguishes a model's parameters from others, without reading them."""
+    if model.task is not None:
+        return {"path": str(folder.resolve()), "step": model.step}
+    files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
+    return {"path": str(folder.resolve()), "files": stats}

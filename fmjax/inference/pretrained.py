@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -25,8 +25,10 @@ from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.hardware import explained
 from fmjax.hub import families, folders, llama2c
-from fmjax.hub.reference import CLASSED, Outputs, Reference, class_names, plain_outputs
-from fmjax.inference.generation import Generated, generated, input_names
+from fmjax.hub.reference import CLASSED, Outputs, Reference, plain_outputs
+from fmjax.inference.folder_task import KINDS, folder_task
+from fmjax.inference.generation import Generated, continued, generated, input_names
+from fmjax.inference.predicting import CHUNK, Predictor, check_prompts, generation_settings, head_outputs
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
 from fmjax.runs.checkpoint import Best, CheckpointReader
@@ -34,9 +36,7 @@ from fmjax.runs.folder import CHECKPOINTS
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 UNLIMITED = 512  # tokens of an example, where neither a run nor a position table sets a limit
-CHUNK = 32  # examples predicted at once
 FEATURES = {"hidden": "last_hidden_state", "encoder_hidden": "encoder_last_hidden_state", "pooled": "pooler_output"}
-KINDS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,43 +85,86 @@ class Pretrained:
         return outputs
 
     def predict(
-        self, examples: Sequence[PyTree], where: Callable[[int], str] = "example {}".format, first: int = 0
+        self,
+        examples: Sequence[PyTree],
+        where: Callable[[int], str] = "example {}".format,
+        first: int = 0,
+        *,
+        seed: int | None = None,
+        **settings: Value,
     ) -> list[dict[str, PyTree]]:
         """Returns what the model's task says of each example: a text, a pair of texts, or a record of the task's columns.
 
-        `first` is the number of the first example where these are a part of many: sampled answers depend on it.
-        Raises UserError if there is no tokenizer or no task for this model, or the task cannot read an example, which
-        `where(index)` names.
+        Args:
+          examples: a list.
+          where: says where an example is, for errors.
+          first: the number of the first example where these are a part of many: sampled answers depend on it.
+          seed: of sampling, 0 by default.
+          settings: of generation, which override those of the run or the folder: `max_new_tokens`, `temperature` (0: the
+            likeliest token each time), `top_k`, `top_p`, `num_beams`, and others of `decoding.settings.Generation`.
+
+        Raises UserError if there is no tokenizer or no task for this model, the settings do not fit, or the task cannot read
+        an example, which `where(index)` names.
         """
         if isinstance(examples, str | Mapping):
             raise UserError("predict takes a list of examples, not a single one; write predict([example])")
-        task = self.task or reference_task(self, examples)
+        predictor = self.predictor(examples, seed, settings)
+        found: list[dict[str, PyTree]] = []
+        for begin in range(0, len(examples), CHUNK):
+            chunk = examples[begin : begin + CHUNK]
+            named = [where(index) for index in range(begin, begin + len(chunk))]
+            found += predictor.answers(chunk, named.__getitem__, first + begin)
+        return found
+
+    def predictor(self, examples: Iterable[PyTree], seed: int | None, settings: Mapping[str, Value]) -> Predictor:
+        """Returns what answers examples like these, with `settings` as `predict` takes them. Raises UserError as it does."""
+        task = self.task or folder_task(self.config, self.model, self.processors, self.class_name, examples)
         for kind in lifecycle.missing(task.main, self.processors):
             raise UserError(
                 f"the model's folder has no {kind.what}, so {kind.reads} cannot be read; add {kind.file}, or use .apply"
             )
-        most = self._longest()
-        described: list[dict[str, PyTree]] = []
-        for begin in range(0, len(examples), CHUNK):
-            chunk = examples[begin : begin + CHUNK]
-            named = [where(index) for index in range(begin, begin + len(chunk))]
-            batch = task.inputs(chunk, self.processors, most, named.__getitem__)
-            described += task.describe(self._answers(task, batch, first + begin), batch, self.processors)
-        return described
+        positions = position_count(self.model.settings)
+        if task.generation is None:
+            if given := [name for name, value in {**settings, "seed": seed}.items() if value is not None]:
+                raise UserError(f"{given[0]} has no effect, as this model generates no text; leave it out")
+            heads = functools.partial(head_outputs, self._features, self.model.heads, self.processors, task.sized, positions)
+            return Predictor(task, self.processors, self._longest(), heads)
+        special = special_tokens(self.tokenizer, self.model) if self.tokenizer else {}
+        chosen = generation_settings((special, task.generation, self.generation), settings, seed)
+        model = self._generator
+        compute = functools.partial(continued, self.checked_batch, model, self._placed, chosen, seed or 0)
+        room = None if isinstance(model, Encodes) else functools.partial(chosen.limits, positions=positions)
+        return Predictor(task, self.processors, self._longest(), compute, room)
+
+    @overload
+    def generate(self, prompts: str, *, seed: int | None = None, **settings: Value) -> str: ...
+
+    @overload
+    def generate(self, prompts: list[str] | tuple[str, ...], *, seed: int | None = None, **settings: Value) -> list[str]: ...
 
     @overload
     def generate(
-        self, *, seed: int = 0, return_scores: Literal[False] = False, **arrays_and_settings: Value
+        self, *, seed: int | None = None, return_scores: Literal[False] = False, **arrays_and_settings: Value
     ) -> np.ndarray: ...
 
     @overload
-    def generate(self, *, seed: int = 0, return_scores: Literal[True], **arrays_and_settings: Value) -> Generated: ...
+    def generate(
+        self, *, seed: int | None = None, return_scores: Literal[True], **arrays_and_settings: Value
+    ) -> Generated: ...
 
     def generate(
-        self, *, seed: int = 0, return_scores: bool = False, **arrays_and_settings: Value
-    ) -> np.ndarray | Generated:
-        """Returns prompts with their continuations: int32 [rows * num_return_sequences, length], as long as the longest.
+        self,
+        prompts: str | list[str] | tuple[str, ...] | None = None,
+        *,
+        seed: int | None = None,
+        return_scores: bool = False,
+        **arrays_and_settings: Value,
+    ) -> str | list[str] | np.ndarray | Generated:
+        """Returns the text that follows a prompt, a list of such for a list of prompts; or, for arrays, token ids.
 
+        `generate("Once upon a time", max_new_tokens=40, temperature=0.8)` takes settings as `predict` does.
+
+        Arrays: int32 [rows * num_return_sequences, length], prompts with their continuations, as long as the longest.
         Takes the reference's inputs and settings of generation, which override the folder's. A decoder-only model reads
         `input_ids`, `attention_mask` [B,P]; an encoder-decoder what its encoder reads and, if given, a prompt per row,
         `decoder_input_ids`, `decoder_attention_mask` [B,P]. Padding of a prompt may stand anywhere; in a decoder-only model's
@@ -132,10 +175,15 @@ class Pretrained:
         given = dict(arrays_and_settings)
         model = self._generator
         names = input_names(model)
+        if prompts is not None:
+            check_prompts(prompts, [name for name in names if name in given], return_scores)
+            several = [prompts] if isinstance(prompts, str) else list(prompts)
+            texts = [str(answer["text"]) for answer in self.predict(several, "prompt {}".format, seed=seed, **given)]
+            return texts[0] if isinstance(prompts, str) else texts
         inputs = checked_inputs({name: given.pop(name) for name in names if name in given}, names)
         settings = self._generation(given)
         sequences, log_probs, scores = generated(
-            self.checked_batch, model, self._placed, inputs, settings, seed, return_scores=return_scores
+            self.checked_batch, model, self._placed, inputs, settings, seed or 0, return_scores=return_scores
         )
         if log_probs is None or scores is None:
             return sequences
@@ -203,34 +251,6 @@ class Pretrained:
         positions = position_count(self.model.settings)
         lengths = [self.config["data"]["max_length"]] if self.task else [positions or UNLIMITED]
         return min(lengths + [positions] * (positions > 0))
-
-    def _answers(self, task: Task, batch: Mapping[str, PyTree], first: int) -> dict[str, np.ndarray]:
-        """Returns what a task describes: what the model generates, if its predicting is that, or each head's output.
-
-        `first` is the number of the batch's first example.
-        """
-        if task.generation is None:
-            return self._heads(batch, task.sized)
-        special = special_tokens(self.tokenizer, self.model) if self.tokenizer else {}
-        settings = merge(special, task.generation, self.generation)
-        model = self._generator
-        inputs = {name: batch[name] for name in input_names(model) if name in batch}
-        sequences, _, _ = generated(self.checked_batch, model, self._placed, inputs, settings, first_row=first)
-        return {"generated": sequences}
-
-    def _heads(self, batch: Mapping[str, PyTree], sized: Sequence[str]) -> dict[str, np.ndarray]:
-        """Returns each head's output for a task's batch, without what stays on the host; `sized` arrays may be padded."""
-        arrays = {name: array for name, array in batch.items() if not name.startswith("_")}
-        for processor in self.processors.values():
-            arrays = processor.pad(arrays, sized, position_count(self.model.settings))
-        # An example may have many rows, as a question about a long text has.
-        count = len(next(iter(arrays.values())))
-        parts = []
-        for begin in range(0, count, CHUNK):
-            rows = np.minimum(np.arange(begin, begin + min(count, CHUNK)), count - 1)
-            outputs = self._features({name: array[rows] for name, array in arrays.items()})
-            parts.append(jax.device_get({kind: outputs[kind] for kind in self.model.heads}))
-        return {kind: np.concatenate([part[kind] for part in parts])[:count] for kind in self.model.heads}
 
     def _outputs(self) -> Outputs:
         """Returns the reference's name of each head's output."""
@@ -342,40 +362,6 @@ def position_count(settings: PyTree) -> int:
 def abstract_params(model: nn.Module) -> PyTree:
     """Returns the shapes of a model's parameters, with no array made."""
     return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), model.one_row_batch())["params"])
-
-
-def reference_task(pretrained: Pretrained, examples: Sequence[PyTree]) -> Task:
-    """Returns the task of a Hugging Face folder, by its heads. Raises UserError if it has none."""
-    config, kinds = pretrained.config, pretrained.model.heads
-    images = pretrained.processors.get("image")
-    if isinstance(images, image.Processor) and (head := next((kind for kind in kinds if kind.startswith("classify")), "")):
-        labels = class_names(config)
-        return tasks.make({"name": "image_classify", "head": head, "labels": labels, **images.settings()})
-    if "mlm" in kinds:
-        return tasks.make({"name": "mlm", "nsp": "nsp" in kinds})
-    if "tag" in kinds:
-        return tasks.make({"name": "tag", "labels": class_names(config), "overlong": "split"})
-    if "span" in kinds:
-        return tasks.make({"name": "qa"})
-    if "choice" in kinds:
-        return tasks.make({"name": "choice", "overlong": "truncate"})
-    if "lm" in kinds:
-        if not isinstance(pretrained.model, Encodes):
-            return tasks.make({"name": "clm", "rows": "offset"})
-        most = min(pretrained.model.settings.positions or 128, 128)
-        return tasks.make({"name": "seq2seq", "source": "text", "scores": (), "max_new_tokens": most})
-    if "classify" not in kinds:
-        advice = "use .apply, or a model for masked words or classes"
-        raise UserError(f"{pretrained.class_name()} has no human-readable output; {advice}")
-    labels = class_names(config)
-    problem = config.get("problem_type") or ("regression" if len(labels) == 1 else "single_label_classification")
-    if problem not in KINDS:
-        raise UserError(f'config.json: problem_type="{problem}" is not handled; those that are: {", ".join(KINDS)}')
-    kind = KINDS[problem]
-    if kind == "regression" and len(labels) > 1:
-        raise UserError(f"config.json: a regression with {len(labels)} outputs has no human-readable output; use .apply")
-    paired = any("text_pair" in example if isinstance(example, Mapping) else not isinstance(example, str) for example in examples)
-    return tasks.make({"name": "classify", "kind": kind, "labels": labels, "text_pair": "text_pair" if paired else ""})
 
 
 def reference_config(pretrained: Pretrained) -> tuple[Reference, Config]:

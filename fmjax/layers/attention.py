@@ -157,7 +157,7 @@ class Attention(nn.Module):
         bias: jax.Array | None,
         width: int,
     ) -> jax.Array:
-        """Returns what the queries gather, projected back to [B,L,D]."""
+        """Returns the attention output, projected back to [B,L,D]."""
         # Dropout is active exactly when the caller passes a "dropout" key.
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         out = attend(

@@ -70,7 +70,7 @@ def check_shape(name: str, inputs: Mapping[str, np.ndarray], axes: Sequence[str]
     if target and main not in inputs and "labels" in inputs:
         main = "labels"
     if main not in inputs:
-        raise UserError(f"{name} goes with {main}, which are missing; give them")
+        raise UserError(f"{name} needs {main}, which are missing; give both")
     shape = inputs[main].shape
     if len(shape) != len(axes) or 0 in shape:
         raise UserError(
@@ -81,12 +81,12 @@ def check_shape(name: str, inputs: Mapping[str, np.ndarray], axes: Sequence[str]
     if inputs[source].shape[:1] != shape[:1]:
         raise UserError(
             f"{main}: has {shape[0]} rows, but {source} has shape {inputs[source].shape}; "
-            "they must be alike"
+            "they must be equal"
         )
-    # One row of positions may stand for all.
+    # One row of positions may be shared by all rows.
     if inputs[name].shape not in (shape, (1, shape[-1]) if name.endswith("position_ids") else ()):
         raise UserError(
-            f"{name}: has shape {inputs[name].shape}, but {main} {shape}; they must be alike"
+            f"{name}: has shape {inputs[name].shape}, but {main} {shape}; they must be equal"
         )
 
 

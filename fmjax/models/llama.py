@@ -180,7 +180,7 @@ def checked_model(model: Llama) -> Llama:
     kv_heads, head_width = model.key_heads
     if s.attention_heads % kv_heads:
         raise UserError(
-            f"model.attention_heads={s.attention_heads} do not divide over "
+            f"model.attention_heads={s.attention_heads} is not a multiple of "
             f"model.kv_heads={kv_heads}; change one"
         )
     if head_width % 2:

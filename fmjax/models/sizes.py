@@ -138,7 +138,7 @@ def check_divides(width_name: str, width: int, heads_name: str, heads: int) -> N
     """Raises UserError if attention heads do not divide the width that they share; the names are
     those of the settings."""
     if width % heads:
-        sizes = f"model.{width_name}={width} does not divide over model.{heads_name}={heads}"
+        sizes = f"model.{width_name}={width} is not divisible by model.{heads_name}={heads}"
         raise UserError(f"{sizes}; change one")
 
 

@@ -89,7 +89,7 @@ class Settings(Compute):
 
     width: int
     layers: int  # of the encoder
-    decoder_layers: int  # 0: an encoder alone
+    decoder_layers: int  # 0: encoder only
     attention_heads: int
     head_width: int
     mlp_width: int
@@ -342,7 +342,7 @@ def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray
     target = {name for name in arrays if name.startswith("decoder_")} | ({"labels"} & set(arrays))
     if target and not settings.decoder_layers:
         raise UserError(
-            f"{min(target)}: this model is an encoder alone; leave it out, "
+            f"{min(target)}: this model is an encoder only; leave it out, "
             "or load one with a decoder"
         )
     if settings.decoder_layers and not target & {"decoder_input_ids", "labels"}:

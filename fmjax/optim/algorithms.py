@@ -39,7 +39,7 @@ GATHERED = re.compile(r"/out/kernel$")
 
 
 def matrix(name: str, leaf: Leaf) -> MuonDimensionNumbers | None:
-    """Returns which axes of a parameter are a matrix's inputs and which its outputs.
+    """Returns the input axes and the output axes of a parameter as a matrix.
 
     None of what is no matrix.
 

@@ -117,7 +117,7 @@ def check_section(config: Mapping[str, PyTree]) -> None:
     for key, value in given.items():
         if key not in known:
             hint = nearest(key, known)
-            raise UserError(f"optim.{key} is not a setting of {name}{hint}; there are {', '.join(known)}")
+            raise UserError(f"optim.{key} is not a setting of {name}{hint}; choose from {', '.join(known)}")
         if key in LIMITS:
             check(key, value, LIMITS[key])
     limits.check("optim", given, OTHERS)

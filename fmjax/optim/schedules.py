@@ -23,7 +23,7 @@ SHAPES: dict[str, Callable[[jax.Array, int, jax.Array], jax.Array]] = {
 
 
 def warmup_count(settings: Settings, steps: int) -> int:
-    """Returns how many updates warm up.
+    """Returns the number of warm-up updates.
 
     Raises UserError if that is given twice, or is more than all.
     """

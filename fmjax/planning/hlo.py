@@ -64,12 +64,12 @@ def collectives(text: str, devices: int) -> dict[str, Traffic]:
 
 
 def turns_of(condition: Computation | None) -> int:
-    """Returns how often a loop turns that counts from 0 to its condition's one constant; 1 of any other loop."""
+    """Returns the trip count of a loop that counts from 0 to the one constant in its condition; 1 for any other loop."""
     return condition.bounds[0] if condition and condition.compares and len(condition.bounds) == 1 else 1
 
 
 def computations(text: str, devices: int) -> tuple[dict[str, Computation], str]:
-    """Returns what each computation of a program does itself and calls, by name, and the name of the first."""
+    """Returns the own cost and the callees of each computation of a program, by name, and the entry's name."""
     parts: dict[str, Computation] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -117,7 +117,7 @@ def collective(instruction: str, devices: int) -> Iterator[tuple[str, float]]:
 
 
 def group_size(instruction: str, devices: int) -> int:
-    """Returns how many devices take part in a collective together; all, if it does not say."""
+    """Returns the group size of a collective; all devices if it names no groups."""
     groups = GROUPS.search(instruction)
     if not groups:
         return devices

@@ -77,7 +77,7 @@ class Topology:
             return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}").devices
         except Exception as error:
             if "libtpu" in str(error) or isinstance(error, ImportError | NotImplementedError):
-                raise UserError(f"--topology={self.written}: needs libtpu to compile; pip install 'fmjax[plan]'") from None
+                raise UserError(f"--topology={self.written}: needs libtpu to compile; pip install libtpu") from None
             reason = one_line(error, 200)
             raise UserError(f"--topology={self.written}: libtpu has no such slice ({reason}); give another") from None
 
@@ -93,7 +93,7 @@ class Absent:
 
 
 def read_topology(text: str) -> Topology:
-    """Returns what "v5e:4x4", "gpu:h200", "gpu:h200:8", "cpu" or "cpu:8" stands for. Raises UserError if it is none of these."""
+    """Parses "v5e:4x4", "gpu:h200", "gpu:h200:8", "cpu" or "cpu:8". Raises UserError for anything else."""
     kind, *rest = text.split(":")
     gpus = [name for name in CHIPS if not name.startswith("v")]
     tpus = [name for name in CHIPS if name.startswith("v")]
@@ -258,7 +258,7 @@ def with_compiler(step: Step, result: Config, estimate: int) -> tuple[int, dict[
 
 
 def analytic_traffic(step: Step) -> dict[str, Traffic]:
-    """Returns what data-parallel and FSDP rules send: each sharded parameter gathered twice, its gradient reduced once."""
+    """Returns the bytes that data-parallel and FSDP rules send: sharded parameters are gathered twice, gradients reduced once."""
     gathered = reduced = 0.0
     for leaf in jax.tree.leaves(step.abstract.state.params):
         whole = math.prod(leaf.shape) * leaf.dtype.itemsize

@@ -68,7 +68,7 @@ def sharding_rows(config: Config, topology: Topology) -> list[Record]:
 
 
 def sharding_table(config: Config, topology: Topology, as_json: bool = False) -> str:
-    """Returns where each parameter goes, as lines of text or one JSON object."""
+    """Returns the sharding of each parameter, as lines of text or one JSON object."""
     rows = sharding_rows(config, topology)
     total = sum(row["bytes_per_device"] for row in rows)
     if as_json:

@@ -16,7 +16,7 @@ def stoppable() -> Iterator[None]:
     """Raises Interrupted when SIGTERM arrives."""
 
     def stop(*_: object) -> None:
-        raise Interrupted("the tasks that are done are kept; run the same command again")
+        raise Interrupted("finished tasks are kept; run the same command again to continue")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -159,13 +159,13 @@ def claim(output: Path, settings: Counts) -> None:
             f"{name}: {difference(before.get(name), settings.get(name))}" for name in differing
         )
         raise UserError(
-            f"--output={output}: was begun with other settings or input ({changes}); "
+            f"--output={output}: was started with other settings or input ({changes}); "
             "name a new --output"
         )
 
 
 def difference(before: Value, now: Value) -> str:
-    """Returns how two values differ, in a few words."""
+    """Describes the difference of two values in a few words."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
         parts = [
@@ -177,7 +177,7 @@ def difference(before: Value, now: Value) -> str:
 
 
 def read_tallies(folder: Path) -> list[Counts]:
-    """Returns what the tasks of a step wrote, in their order."""
+    """Returns the output of a step's tasks, in their order."""
     return [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))
     ]

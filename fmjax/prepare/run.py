@@ -98,7 +98,7 @@ class Stage(NamedTuple):
 
 
 def content(document: Document) -> str:
-    """Returns what is equal for duplicates: the text, but for white space."""
+    """Returns the key that duplicates share: the text without differences in white space."""
     return " ".join(document.text.split())
 
 

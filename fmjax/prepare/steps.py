@@ -146,7 +146,7 @@ class Documents(BaseDiskReader):
                     yield self.column(json_object(text), f"{filepath} line {number}")
                 except ValueError as error:
                     raise RecordError(
-                        f"{filepath} line {number}", f"{error}; write one record a line"
+                        f"{filepath} line {number}", f"{error}; write one record per line"
                     ) from error
 
     def read_csv(self, filepath: str) -> Iterator[tuple[str, str]]:

@@ -107,6 +107,14 @@ def record(workdir: Path, data: Config, notes: Config | None = None) -> None:
     write_json(workdir / PROVENANCE, content)
 
 
+def record_end(workdir: Path, seconds: float, examples: dict[str, int]) -> None:
+    """Notes in `provenance.json` how long the latest start has trained, and on how many examples."""
+    content = read_provenance(workdir)
+    *before, last = content["starts"]
+    starts = [*before, last | {"seconds": round(seconds, 1)}]
+    write_json(workdir / PROVENANCE, content | {"starts": starts, "examples": examples})
+
+
 def check_same_data(workdir: Path, data: Config) -> None:
     """Raises UserError with the differences if the data are not those that the run began with."""
     stored = read_provenance(workdir).get("data", {})

@@ -4,11 +4,14 @@ screen.
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
@@ -20,6 +23,7 @@ from fmjax.distributed.hosts import console, say
 
 METRICS = "metrics.jsonl"
 EVALUATION = "eval/validation/"  # before the names of the metrics that training sees
+QUIET_SECONDS = 10.0  # between two lines of progress in a log file
 T = TypeVar("T")
 
 
@@ -64,13 +68,16 @@ class MetricsLog:
 
 
 class Bar:
-    """A progress bar with loss, tokens/s and time left.
+    """How far a run or an evaluation is: a progress bar on a terminal, one line that changes in a
+    notebook.
 
-    On anything but a terminal, `note` prints plain lines instead.
+    Elsewhere, as in a log file, `progress` prints plain lines, at most one every 10 seconds.
     """
 
     def __init__(self, title: str, total: int, done: int = 0):
+        self.title, self.total, self.done = title, total, done
         self.terminal = sys.stderr.isatty() and hosts.first()
+        self.notebook = NotebookLine() if in_notebook() and hosts.first() else None
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -78,8 +85,16 @@ class Bar:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         )
-        self._progress = Progress(*columns, console=console(), disable=not self.terminal)
+        # rich would need ipywidgets in a notebook.
+        disable = not self.terminal or self.notebook is not None
+        self._progress = Progress(*columns, console=console(), disable=disable)
         self._task = self._progress.add_task(title, total=total, completed=done, note="")
+        self._printed = -math.inf  # when the last plain line of progress was printed
+
+    @property
+    def visible(self) -> bool:
+        """Whether there is a bar that moves."""
+        return self.terminal or self.notebook is not None
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -87,10 +102,23 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        if self.notebook:
+            self.notebook.close()
 
     def advance(self, done: int, note: str = "") -> None:
         """Moves the bar to `done`, with a note beside it."""
+        self.done = done
         self._progress.update(self._task, completed=done, note=note)
+        if self.notebook:
+            self.notebook.show(f"{self.title} {drawn(done, self.total)} {note}".rstrip())
+
+    def busy(self, note: str, line: str = "") -> None:
+        """Says beside the bar what takes longer than a step, such as "compiling ..."; where there
+        is no bar, in a line of its own.
+        """
+        self.advance(self.done, note)
+        if line and not self.visible:
+            say(line)
 
     def track(self, items: Iterable[T]) -> Iterator[T]:
         """Yields the items, moving on by one at each."""
@@ -98,9 +126,60 @@ class Bar:
             yield item
             self.advance(done + 1)
 
+    def progress(self, text: str) -> None:
+        """Prints a line of progress where there is no bar, unless the last one is not 10 seconds
+        old.
+        """
+        now = time.monotonic()
+        if not self.visible and now - self._printed >= QUIET_SECONDS:
+            self._printed = now
+            say(text)
+
     def note(self, text: str) -> None:
         """Prints a line: above the bar on a terminal."""
-        if self.terminal:
+        if self.terminal and not self.notebook:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             say(text)
+
+
+class NotebookLine:
+    """One line of a notebook's output that changes in place, at most four times a second."""
+
+    def __init__(self) -> None:
+        # Imported only where IPython already runs.
+        self._display = importlib.import_module("IPython.display")
+        self._handle: Any = None
+        self._shown = -math.inf
+        self._text = ""
+
+    def show(self, text: str) -> None:
+        self._text = text
+        now = time.monotonic()
+        if now - self._shown >= 0.25:
+            self._shown = now
+            self._write()
+
+    def close(self) -> None:
+        """Shows the last text."""
+        self._write()
+
+    def _write(self) -> None:
+        content = {"text/plain": self._text}
+        if self._handle is None:
+            self._handle = self._display.display(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
+
+
+def in_notebook() -> bool:
+    """Returns whether this process is the kernel of a Jupyter or Colab notebook."""
+    shell = sys.modules.get("IPython")
+    running = shell.get_ipython() if shell else None
+    return running is not None and "IPKernelApp" in running.config
+
+
+def drawn(done: int, total: int, width: int = 24) -> str:
+    """Returns a bar in characters, and the numbers."""
+    full = round(width * min(done / max(total, 1), 1.0))
+    return f"[{'#' * full}{'.' * (width - full)}] {done:,} of {total:,}"

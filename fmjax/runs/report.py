@@ -1,9 +1,11 @@
-"""`report.html`: what a run is, how it went and where it came from, on one page that needs neither network nor scripts."""
+"""`report.html`: what a run is, how well it does and where it came from.
+
+One page that needs neither network nor scripts, readable on a phone.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,60 +14,100 @@ from fmjax.config import read_config
 from fmjax.config.json_files import write_atomically
 from fmjax.contracts import Value
 from fmjax.data.stream import packing
+from fmjax.runs import evaluation as evaluations
 from fmjax.runs import folder as run_folder
+from fmjax.runs.evaluation import LOSS, Evaluation, short
+from fmjax.runs.figures import figures
 from fmjax.runs.logs import EVALUATION, read_metrics
+from fmjax.runs.outcome import cards, class_section, table, worst_section
 
 REPORT = "report.html"
-WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 380, 210, 58, 24, 10  # of a figure and the room for its labels, in pixels
-POINTS = 300  # drawn of a curve; more are averaged in groups
+SHOWN_EVALUATIONS, SHOWN_RECORDS = 12, 20
 Facts: TypeAlias = Mapping[str, Any]  # a config, provenance, or a record of metrics
-Points: TypeAlias = Sequence[tuple[float, float]]  # (step, value)
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --faint: #6b7280; --line: #d6d9de;
-  --first: #0b62c4; --second: #b4530a }
+  --card: #f4f6f8; --first: #0b62c4; --second: #b4530a }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #15181c; --ink: #e6e8eb; --faint: #9aa3af; --line: #3a4049; --first: #6cb2ff; --second: #f2a65a } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 1180px; margin: 2em auto;
-  padding: 0 1em }
-h1 { font-size: 1.5em; margin-bottom: 0 } h2 { font-size: 1.1em; margin-top: 2em } .faint { color: var(--faint) }
-.figures { display: flex; flex-wrap: wrap; gap: 8px } figure { margin: 0 } figcaption { padding-left: 58px; font-weight: 600 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums } td, th { padding: 2px 14px 2px 0; text-align: left;
-  vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere } td.number, th.number { text-align: right }
+  :root { --page: #15181c; --ink: #e6e8eb; --faint: #9aa3af; --line: #3a4049; --card: #20252b;
+    --first: #6cb2ff; --second: #f2a65a } }
+* { box-sizing: border-box }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 1180px; margin: 1.5em auto; padding: 0 1em }
+h1 { font-size: 1.5em; line-height: 1.25; margin-bottom: 0; overflow-wrap: anywhere }
+h2 { font-size: 1.1em; margin-top: 2em }
+.faint { color: var(--faint) }
+dl { display: flex; flex-wrap: wrap; gap: 8px; margin: 1em 0 }
+dl div { background: var(--card); border-radius: 8px; padding: 8px 14px }
+dt { color: var(--faint); font-size: 0.85em } dd { margin: 0; font-size: 1.25em; font-weight: 600 }
+.figures { display: flex; flex-wrap: wrap; gap: 6px } figure { margin: 0; max-width: 100% }
+figcaption { padding-left: 58px; font-weight: 600 } svg { max-width: 100%; height: auto }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line) }
+td.number, th.number { text-align: right; white-space: nowrap }
+.matrix th, .matrix td { padding: 3px 8px; text-align: right }
+.matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left;
+  vertical-align: bottom; border: 0; padding: 8px 3px }
+.matrix tbody th { font-weight: normal }
+.settings td, .examples td { overflow-wrap: anywhere }
+details { margin-top: 2em } summary { cursor: pointer; font-size: 1.1em; font-weight: 600 }
 svg text { font: 11px system-ui, sans-serif; fill: var(--faint) } .grid { stroke: var(--line) }
 .first, .second { fill: none; stroke-width: 1.8; stroke-linejoin: round }
 .first { stroke: var(--first) } .second { stroke: var(--second) }
 text.first { fill: var(--first); stroke: none } text.second { fill: var(--second); stroke: none }
-circle.first { fill: var(--first) } circle.second { fill: var(--second) } code { font-size: 0.92em }
+circle.first { fill: var(--first) } circle.second { fill: var(--second) }
+code { font-size: 0.92em; overflow-wrap: anywhere }
+@media (max-width: 640px) {
+  .stacked thead { display: none }
+  .stacked tr { display: block; border-bottom: 1px solid var(--line); padding: 6px 0 }
+  .stacked td, .stacked td.number { display: block; border: 0; padding: 0; text-align: left; white-space: normal }
+  .examples td, .examples td.number { display: inline-block; margin-right: 14px }
+  .examples td:nth-child(2) { display: block; margin: 0 }
+  .stacked td::before { content: attr(data-name) " "; color: var(--faint); font-size: 0.85em }
+}
 """
 
 
 def write_report(workdir: Path) -> None:
-    """Writes the report of a run directory from `config.json`, `provenance.json` and `metrics.jsonl`."""
+    """Writes the report of a run directory from its config, provenance, metrics and evaluation."""
     config, records = read_config(workdir), read_metrics(workdir)
-    page = render(config, run_folder.read_provenance(workdir), records, workdir.resolve().name)
+    provenance, evaluation = run_folder.read_provenance(workdir), evaluations.read(workdir)
+    page = render(config, provenance, records, workdir.resolve().name, evaluation)
     write_atomically(workdir / REPORT, page)
 
 
-def render(config: Facts, provenance: Facts, records: Sequence[Facts], name: str) -> str:
-    """Returns the page: metrics, curves, config, provenance."""
+def render(
+    config: Facts,
+    provenance: Facts,
+    records: Sequence[Facts],
+    name: str,
+    evaluation: Evaluation | None = None,
+) -> str:
+    """Returns the page: headline, classes, worst examples, curves, config, provenance."""
     heading = f"{config['model']['name']}, {config['task']['name']}: {name}"
-    settings = [(f"<code>{escape(key)}</code>", shown(value)) for key, value in leaves(config) if not key.startswith("fmjax.")]
-    data = [(f"<code>{escape(key)}</code>", shown(value)) for key, value in leaves(provenance.get("data", {}))]
+    own = [(key, value) for key, value in leaves(config) if not key.startswith("fmjax.")]
+    hashes = list(leaves(provenance.get("data", {})))
     parts = [
         f"<h1>{escape(heading)}</h1>",
         f'<p class="faint">{escape(progress(records))}</p>',
-        evaluations(records),
-        left_out(provenance),
-        f'<div class="figures">{"".join(figures(records))}</div>',
-        "<h2>Config</h2>",
-        table(("key", "value"), settings),
-        "<h2>Provenance</h2>",
-        table(("start", "command", "software and devices"), starts(provenance)),
-        table(("data", "fingerprint"), data),
+        cards(evaluation, provenance, config),
+        data_section(provenance),
+        class_section(evaluation),
+        worst_section(evaluation),
+        *curves(records, evaluation),
+        history(records),
+        folded("Config", settings(("key", "value"), own)),
+        folded("Provenance", starts(provenance) + settings(("data", "fingerprint"), hashes)),
     ]
-    head = f'<meta charset="utf-8"><title>{escape(heading)}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    head = (
+        '<meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(heading)}</title><style>{STYLE}</style>"
+    )
+    body = "\n".join(part for part in parts if part)
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
 def leaves(node: Facts, path: str = "") -> Iterator[tuple[str, Value]]:
@@ -78,35 +120,56 @@ def leaves(node: Facts, path: str = "") -> Iterator[tuple[str, Value]]:
 
 
 def progress(records: Sequence[Facts]) -> str:
+    """Returns how many steps were taken, and how many of them had no finite loss."""
     steps = [record["step"] for record in records]
     skipped = max((record.get("nonfinite_steps", 0) for record in records), default=0)
-    return f"{max(steps, default=0):,} steps" + (f", {skipped} of them left out: loss or gradient not finite" if skipped else "")
+    left_out = f", {skipped} of them skipped: loss or gradient not finite" if skipped else ""
+    return f"{max(steps, default=0):,} steps{left_out}"
 
 
-def evaluations(records: Sequence[Facts]) -> str:
-    """Returns the table of the evaluations on the validation split; of many, the first, the last and some between."""
-    found = [record for record in records if any(name.startswith(EVALUATION) for name in record)]
-    if not found:
-        return ""
-    chosen = [found[index] for index in spread(len(found), 12)]
-    names = [name for name in found[-1] if name.startswith(EVALUATION)]
-    rows: list[Sequence[str]] = [(f"{record['step']:,}", *(shown(record.get(name, "")) for name in names)) for record in chosen]
-    return "<h2>Validation</h2>" + table(("step", *(name.removeprefix(EVALUATION) for name in names)), rows, numbers=True)
-
-
-def left_out(provenance: Facts) -> str:
-    """Returns how full the rows of training are, which bad records were left out, and how many records of validation are in the
-    training data; nothing where nothing is known."""
-    bad, shared = provenance.get("left_out", []), provenance.get("overlap", {})
+def data_section(provenance: Facts) -> str:
+    """Returns what is known of the data beside their fingerprints; nothing where nothing is."""
     lines = []
     if provenance.get("fill"):
         lines.append(f"Training batches: {packing.describe(provenance['fill'])}.")
+    shared = provenance.get("overlap", {})
     if shared.get("records"):
         common = f"{shared['records']:,} of {shared['validation']:,} validation records"
         lines.append(f"{common} also occur in training; metrics will be too good.")
-    if bad:
-        lines.append(f"{len(bad):,} bad records were left out: " + "; ".join(bad[:20]) + ("; ..." if len(bad) > 20 else ""))
+    if bad := provenance.get("left_out", []):
+        listed = "; ".join(bad[:SHOWN_RECORDS]) + ("; ..." if len(bad) > SHOWN_RECORDS else "")
+        lines.append(f"{len(bad):,} bad records were left out: {listed}")
     return "<h2>Data</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines) if lines else ""
+
+
+def curves(records: Sequence[Facts], evaluation: Evaluation | None) -> list[str]:
+    """Returns the curves of the loss, the leading metrics and the learning rate, and the others
+    folded.
+    """
+    leading = evaluation.leading if evaluation else ()
+    first, others = figures(records, (LOSS, *leading, "learning_rate"))
+    parts = [f"<h2>Curves</h2>{gallery(first)}"] if first else []
+    return parts + ([folded("More curves", gallery(others))] if others else [])
+
+
+def gallery(drawings: Sequence[str]) -> str:
+    return f'<div class="figures">{"".join(drawings)}</div>'
+
+
+def history(records: Sequence[Facts]) -> str:
+    """Returns a table of the evaluations on the validation split: of many, the first, the last and
+    some between.
+    """
+    found = [record for record in records if any(name.startswith(EVALUATION) for name in record)]
+    if not found:
+        return ""
+    names = [name for name in found[-1] if name.startswith(EVALUATION)]
+    rows = [
+        (f"{record['step']:,}", *(shown(record.get(name, "")) for name in names))
+        for record in (found[index] for index in spread(len(found), SHOWN_EVALUATIONS))
+    ]
+    head = ("step", *(name.removeprefix(EVALUATION) for name in names))
+    return "<h2>Validation by step</h2>" + table(head, rows, numbers=range(len(head)))
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -116,85 +179,30 @@ def spread(count: int, most: int) -> list[int]:
     return [round(index * (count - 1) / (most - 1)) for index in range(most)]
 
 
-def starts(provenance: Facts) -> list[Sequence[str]]:
-    """Returns a row for each time that the run was begun or continued."""
+def folded(title: str, content: str) -> str:
+    """Returns a part of the page that opens when its title is clicked."""
+    return f"<details><summary>{escape(title)}</summary>\n{content}</details>"
+
+
+def settings(head: Sequence[str], pairs: Sequence[tuple[str, Value]]) -> str:
+    rows = [(f"<code>{escape(key)}</code>", shown(value)) for key, value in pairs]
+    return table(head, rows, kind="settings stacked")
+
+
+def starts(provenance: Facts) -> str:
+    """Returns a table with a row for each time that the run was begun or continued."""
     rows: list[Sequence[str]] = []
     for start in provenance.get("starts", []):
-        versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items() if version)
-        origin = f"Python {start['python']}, {versions}; commit {start['commit'] or 'unknown'}; {start['devices']}"
-        rows.append((escape(start["time"]), f"<code>{escape(' '.join(start['command']))}</code>", escape(origin)))
-    return rows
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
-    """Returns an HTML table; the cells of `rows` are HTML already."""
-    kind = ' class="number"' if numbers else ""
-    top = "".join(f"<th{kind}>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f"<table><tr>{top}</tr>\n{body}</table>"
+        used = [f"{name} {version}" for name, version in start["versions"].items() if version]
+        commit = start["commit"] or "unknown"
+        origin = f"Python {start['python']}, {', '.join(used)}; commit {commit}; {start['devices']}"
+        command = f"<code>{escape(' '.join(start['command']))}</code>"
+        rows.append((escape(start["time"]), command, escape(origin)))
+    return table(("start", "command", "software and devices"), rows, kind="settings stacked")
 
 
 def shown(value: Value) -> str:
     """Returns a value as HTML, numbers with four digits."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return short(value)
     return escape(str(value)) if value is not None else '<span class="faint">unset</span>'
-
-
-def figures(records: Sequence[Facts]) -> list[str]:
-    """Returns a figure for each metric: of training and of validation in one where both have it."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
-        for name, value in record.items():
-            if name not in ("step", "nonfinite_steps") and isinstance(value, int | float):
-                curves.setdefault(name, []).append((record["step"], value))
-    names = dict.fromkeys(name.removeprefix(EVALUATION) for name in curves)
-    return [figure(name, curves.get(name, []), curves.get(EVALUATION + name, [])) for name in names]
-
-
-def figure(name: str, training: Points, validation: Points) -> str:
-    """Returns an SVG of a metric over steps."""
-    training, validation = thinned(training), thinned(validation)
-    both = [*training, *validation]
-    steps, values = ticks(0, max(step for step, _ in both)), ticks(min(v for _, v in both), max(v for _, v in both))
-
-    def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - MARGIN) * (step - steps[0]) / (steps[-1] - steps[0])
-
-    def y(value: float) -> float:
-        return MARGIN + (HEIGHT - BOTTOM - MARGIN) * (values[-1] - value) / (values[-1] - values[0])
-
-    parts = []
-    for value in values:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:,.10g}</text>')
-    parts += [f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{step:,.10g}</text>' for step in steps]
-    for kind, label, points in (("first", "training", training), ("second", "validation", validation)):
-        if points:
-            line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
-            parts.append(f'<polyline class="{kind}" points="{line}"/>')
-            parts.append(f'<circle class="{kind}" r="2.5" cx="{x(points[-1][0]):.1f}" cy="{y(points[-1][1]):.1f}"/>')
-            place = MARGIN + (12 if kind == "first" else 26)
-            parts.append(f'<text class="{kind}" x="{WIDTH - MARGIN - 4}" y="{place}" text-anchor="end">{label}</text>')
-    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
-    image = f'<svg {size} role="img" aria-label="{escape(name)} over steps">{"".join(parts)}</svg>'
-    return f"<figure><figcaption>{escape(name)}</figcaption>{image}</figure>"
-
-
-def thinned(points: Points) -> Points:
-    """Returns at most about POINTS points: averages of groups of neighbors."""
-    size = math.ceil(len(points) / POINTS)
-    groups = [points[begin : begin + size] for begin in range(0, len(points), size)] if points else []
-    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Returns two to seven round numbers, evenly spaced, that enclose a range; one without extent lies between two."""
-    span = high - low
-    if span <= max(1e-6 * max(abs(low), abs(high)), 1e-300):  # one value, up to rounding
-        span = abs(high) if abs(high) > 1e-300 else 1.0
-    unit = 10.0 ** math.floor(math.log10(span / 3))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if span / (unit * factor) <= 5)
-    # Rounding aside, a bound that is a multiple of the step stays one.
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [index * step for index in range(first, max(last, first + 1) + 1)]

@@ -1,6 +1,6 @@
-"""Multiple choice: which of N endings goes on from a context (SWAG, Zellers et al. 2018), answers a question about it, ...
+"""Multiple choice: which of N endings continues a context (SWAG, Zellers et al. 2018), or answers a question about it.
 
-Every ending is read with the context in a row of its own and gets one score; softmax runs over the endings.
+Each ending is read together with the context in its own row and gets one score. The softmax is over the endings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks.token_rows import PADDED, Row, pad_rows, tokenizer_of
+from fmjax.metrics import details
+from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, pad_rows, readable, tokenizer_of
 
 OVERLONG = ("error", "truncate")
 
@@ -117,7 +118,7 @@ class Task(contracts.Task):
             longest = context.size + max(ending.size for ending in endings)
             if longest > room and self.overlong == "error":
                 problem = f"{longest + most - room} tokens are more than data.max_length={most}"
-                raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=truncate", index)
+                raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
             rows.append([tokenizer.assemble(*shortened(context, ending, room)) for ending in endings])
         return rows
 
@@ -139,6 +140,17 @@ class Task(contracts.Task):
         """Returns the loss, and the share of examples with the right ending."""
         lost, scores, labels = class_metrics.real_rows(valid, arrays["losses"], arrays["scores"], arrays["labels"])
         return class_metrics.defined({"loss": lost.mean(), "accuracy": np.mean(scores.argmax(axis=1) == labels)})
+
+    def details(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> Record:
+        """Returns the examples with the largest losses: their context and right ending, and the one that was chosen."""
+        assert isinstance(examples, Choices)
+        best, labels = arrays["scores"].argmax(axis=1), arrays["labels"]
+
+        def row(index: int) -> Record:
+            right, chosen = (examples.ending(index, int(numbers[index])) for numbers in (labels, best))
+            return {"example": index + 1, "text": right, "label": str(labels[index]), "predicted": f"{best[index]}: {chosen}"}
+
+        return {"worst": details.worst(arrays["losses"], valid, row)}
 
     def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch [B,N,L] from objects with the task's columns, or pairs of a context and a list of endings."""
@@ -190,6 +202,10 @@ class Choices(contracts.Examples):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def ending(self, index: int, number: int) -> str:
+        """Returns the context and an ending of an example, to read."""
+        return details.shortened(readable(self.rows[index][number][0], self.tokenizer))
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `token_type_ids`, `attention_mask` [N,L] and `labels`."""

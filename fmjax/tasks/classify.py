@@ -21,7 +21,7 @@ from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.tasks.labels import LabelTask
-from fmjax.tasks.token_rows import PADDED, Row, pad_rows, tokenizer_of
+from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, pad_rows, readable, tokenizer_of
 
 KINDS = ("single", "multi", "regression")
 POOLS = ("first", "mean", "mask")
@@ -93,7 +93,7 @@ class Task(LabelTask):
         return LabeledTexts(self, rows, targets, tokenizer, max_length, self.augmentations(tokenizer) if train else ())
 
     def augmentations(self, tokenizer: Tokenizer) -> tuple[Augmentation, ...]:
-        """Returns what changes a text anew each time that it is drawn, in training."""
+        """Returns the augmentations of training texts, applied each time one is drawn."""
         dropped = (partial(drop_tokens, tokenizer=tokenizer, share=self.token_dropout),) if self.token_dropout else ()
         return dropped + ((partial(mask_span, tokenizer=tokenizer, share=self.span_mask),) if self.span_mask else ())
 
@@ -132,7 +132,7 @@ class Task(LabelTask):
             if row[0].size > most:
                 if self.overlong == "error":
                     problem = f"{row[0].size} tokens are more than data.max_length={most}"
-                    raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=truncate", index)
+                    raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
                 row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
             if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
                 problem = f"the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one"
@@ -209,6 +209,9 @@ class LabeledTexts(contracts.Examples):
         if self.task.pool != "first":
             row["pool_weights"] = self.task.pool_weights(row["input_ids"], self.tokenizer)
         return {name: array[0] for name, array in row.items()} | {"labels": self.targets[index]}
+
+    def text(self, index: int) -> str:
+        return readable(self.rows[index][0], self.tokenizer)
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         for augment in self.augmentations:

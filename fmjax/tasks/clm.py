@@ -1,11 +1,10 @@
-"""Causal language modelling: each token from those before it (Radford et al. 2019).
+"""Causal language modeling: predict each token from those before it (Radford et al. 2019).
 
-`rows="packed"` cuts documents into pieces, of which several share a row (see `data/packing.py`); a piece's tokens see their
-own piece (`segment_ids`), a document's first behind what the tokenizer puts before a text (else the token that ends documents),
-and predict the next token, at last the end.
-`rows="offset"` reads the data as one long text, and every time an example is drawn takes it from another place, as nanoGPT
-does. Either way evaluation reads rows that do not overlap: every token is predicted once, but for a first one that nothing
-stands before.
+`rows="packed"` cuts documents into pieces, several of which share a row (see `data/stream/packing.py`). Tokens attend only to
+their own piece (`segment_ids`) and predict the next token; the last one predicts the end. A document starts after the tokens
+that the tokenizer puts before a text, or else after the token that ends documents.
+`rows="offset"` reads the data as one long text, and each example starts at a random place, as in nanoGPT. In evaluation, rows
+never overlap: every token is predicted once, except a first token with nothing before it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks.token_rows import NOTHING, Corpus, TokenTask, cut, given_texts, packed_row, tokenize, tokenizer_of
+from fmjax.tasks.token_rows import NOTHING, Corpus, TokenTask, check_length, cut, given_texts, packed_row, tokenize, tokenizer_of
 
 ROWS = ("packed", "offset")
 
@@ -97,8 +96,7 @@ class Task(TokenTask):
         for number, row in enumerate(rows):
             if not row.size:
                 raise UserError(f"{where(number)}: is empty, and the tokenizer has no token that begins a text; give a text")
-            if row.size > max_length:
-                raise UserError(f"{where(number)}: has {row.size} tokens, more than {max_length}; shorten it")
+            check_length(row.size, max_length, where(number))
         width = max(row.size for row in rows)
         lefts = [np.arange(width) >= width - row.size for row in rows]
         batch = {name: np.zeros((len(rows), width), np.int32) for name in ("input_ids", "attention_mask")}

@@ -1,13 +1,14 @@
-"""Denoising (BART; Lewis et al. 2020, arXiv:1910.13461, section 2.2): the decoder writes the text that the encoder reads damaged.
+"""Denoising (BART; Lewis et al. 2020, arXiv:1910.13461, section 2.2): the decoder restores the text that was
+corrupted for the encoder.
 
     text    <s> The dog sleeps. It dreams of a long walk. </s>
     input   <s> It <mask> a long <mask>. The <mask> dog sleeps. </s>
     target  <s> The dog sleeps. It dreams of a long walk. </s>
 
-First the sentences of each document change places, then spans are drawn whose lengths are Poisson-distributed, and one mask
-stands for each, for one of no token too. Documents, those that are long in pieces, share a row (see `data/packing.py`), each
-damaged by itself and between special tokens of its own; `segment_ids` tell them apart. What happens to them is drawn anew each
-time that a row is seen.
+The sentences of each document are shuffled first. Then spans with Poisson-distributed lengths are drawn, and a single mask
+replaces each span, also an empty one. Several documents, or pieces of long ones, share a row (see `data/stream/packing.py`);
+each is corrupted on its own, has its own special tokens, and is told apart by `segment_ids`. The noise is drawn each time a
+row is seen.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range
 from fmjax.tasks import token_rows
-from fmjax.tasks.token_rows import Corpus, TokenTask, given_texts, packed_pairs, pad_rows, side_by_side, tokenizer_of
+from fmjax.tasks.token_rows import (
+    Corpus,
+    TokenTask,
+    check_length,
+    given_texts,
+    packed_pairs,
+    pad_rows,
+    side_by_side,
+    tokenizer_of,
+)
 
 STOPS = (".", "!", "?", "。", "！", "？")
 CLOSING = "\"')]»”’」』"  # what may stand behind a stop
@@ -72,8 +82,7 @@ class Task(TokenTask):
         tokenizer = tokenizer_of(processors)
         rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))]
         for number, (ids, _) in enumerate(rows):
-            if ids.size > max_length:
-                raise UserError(f"{where(number)}: has {ids.size} tokens, more than {max_length}; shorten it")
+            check_length(ids.size, max_length, where(number))
         batch = pad_rows(rows, tokenizer.pad_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
@@ -101,7 +110,7 @@ class Noise:
 
 
 def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
-    """Returns bool [vocabulary]: with which tokens a sentence ends, by the sign alone, as in the paper."""
+    """Returns bool [vocabulary]: the tokens that end a sentence, by punctuation only, as in the paper."""
     texts = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
     return np.array([text.rstrip().rstrip(CLOSING).endswith(STOPS) for text in texts])
 

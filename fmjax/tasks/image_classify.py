@@ -1,5 +1,5 @@
-"""Classification of images: one label each. In training, images are changed anew each time that they are seen, and mixed
-with others, labels along with pixels."""
+"""Image classification with one label per image. In training, images are augmented at random each time they are seen, and
+may be mixed with others, labels along with pixels."""
 
 from __future__ import annotations
 

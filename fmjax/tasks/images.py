@@ -1,5 +1,5 @@
-"""What tasks of images share: the settings of how images are read, which the image processor is made from, and random changes
-in training."""
+"""Shared by image tasks: the settings for reading images, which configure the image processor, and random augmentation in
+training."""
 
 from __future__ import annotations
 

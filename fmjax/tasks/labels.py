@@ -1,5 +1,5 @@
-"""What tasks of classes share: label names found in the data, targets, and, against class imbalance, class weights that follow
-from the training data and the focal loss."""
+"""Shared by tasks with classes: label names found in the data, targets, and options for class imbalance (class weights from
+the training data, focal loss)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fmjax.contracts import Arrays, Batch, Config, Heads, HostBatch, Record, Sou
 from fmjax.data.kinds import label as label_kind
 from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
 from fmjax.metrics import classes as class_metrics
+from fmjax.metrics import details
 
 WEIGHTINGS = ("none", *losses.WEIGHTINGS)
 
@@ -135,6 +136,12 @@ class LabelTask(Balance, contracts.Task):
             return ("loss", *class_metrics.CLASSIFICATION, *(class_metrics.TWO_CLASSES if len(self.labels) == 2 else ()))
         return ("loss", *(class_metrics.MULTILABEL if self.kind == "multi" else class_metrics.REGRESSION))
 
+    @property
+    def leading(self) -> tuple[str, ...]:
+        if self.kind == "single":
+            return ("accuracy", "f1" if len(self.labels) == 2 else "f1_macro")
+        return ("f1_micro", "f1_macro") if self.kind == "multi" else ("pearson", "mae")
+
     def find_labels(self, source: Source, indices: Sequence[int]) -> Config:
         """Returns the setting `labels`, unless they are given or the task is regression, and `class_weights`, if they are to
         follow from the data: those of the records `indices`.
@@ -225,6 +232,26 @@ class LabelTask(Balance, contracts.Task):
             return loss | class_metrics.regression(arrays["logits"][:, 0], arrays["labels"], valid)
         judge = class_metrics.multilabel if self.kind == "multi" else class_metrics.classification
         return loss | judge(arrays["logits"], arrays["labels"], valid)
+
+    def details(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> Record:
+        """Returns the table of classes and, of one label per example, which are taken for which; and the worst examples."""
+        logits, labels, real = np.asarray(arrays["logits"], np.float32), arrays["labels"], valid > 0
+        found: Record = {}
+        if self.kind == "regression":
+            names = [[f"{value:.4g}" for value in values.tolist()] for values in (labels, logits[:, 0])]
+        elif self.kind == "multi":
+            truth, predicted = labels > 0.5, logits > 0
+            found = {"classes": details.class_table(truth[real], predicted[real], self.labels)}
+            names = [[", ".join(np.array(self.labels)[row]) or "none" for row in table] for table in (truth, predicted)]
+        else:
+            found = details.one_label(labels[real], logits[real].argmax(axis=1), self.labels)
+            names = [[self.labels[number] for number in numbers] for numbers in (labels, logits.argmax(axis=1))]
+
+        def row(index: int) -> Record:
+            text = details.shortened(examples.text(index)) if examples is not None else ""
+            return {"example": index + 1, "text": text, "label": names[0][index], "predicted": names[1][index]}
+
+        return found | {"worst": details.worst(arrays["losses"], valid, row)}
 
     def described(self, logits: Value) -> list[Record]:
         """Returns the label and score of each example [B, C]; all labels above one half if there may be several; the number of a

@@ -1,7 +1,7 @@
 """Masked autoencoding of images (MAE, He et al. 2022, arXiv:2111.06377): the encoder sees a random quarter of the patches, a
-light decoder predicts the pixels of the others, each patch normalised by its own mean and variance.
+light decoder predicts the pixels of the others, each patch normalized by its own mean and variance.
 
-Letters: B batch, S image size, P patch size, N patches, K patches that are seen, E numbers of a patch.
+Dimensions: B batch, S image size, P patch size, N patches, K patches that are seen, E numbers of a patch.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Task(ImageTask):
         return np.sort(rng.permutation(self.patches)[: self.kept]).astype(np.int32)
 
     def targets(self, images_BSSC: jax.Array) -> jax.Array:
-        """Returns what is to be predicted, [B,N,E]: the patches' pixels, the channels of a pixel side by side."""
+        """Returns the targets [B,N,E]: the pixels of each patch, with the channels of a pixel adjacent."""
         rows, size, _, channels = images_BSSC.shape
         side = size // self.patch_size
         split = images_BSSC.reshape(rows, side, self.patch_size, side, self.patch_size, channels).transpose(0, 1, 3, 2, 4, 5)

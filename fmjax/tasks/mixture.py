@@ -1,9 +1,8 @@
 """Several objectives at once, such as classifying labeled texts and masked language modeling of unlabeled ones.
 
 Each part is a task with its own data: it trains on `split`, a name in `data.files`, and its loss counts `factor` times. The
-first part is the main one: an epoch is one of its data, the run is evaluated by it and predicts as it does. Of the other
-parts, examples are drawn at random, as many as of the first. Their batches stand side by side under names such as
-"mlm/input_ids".
+first part is the main one: an epoch is a pass over its data, and evaluation and prediction use its task. The other parts
+contribute as many examples, drawn at random. Arrays of a batch have names such as "mlm/input_ids".
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class Task(contracts.Task):
         return self.main.measures
 
     def resolve(self, source: Value) -> Config:
-        """Returns what follows from each part's training data."""
+        """Returns the settings that follow from each part's training data."""
         found = {}
         for part, task in self.tasks.items():
             with naming(part):
@@ -120,7 +119,7 @@ class Task(contracts.Task):
 
 
 class SideBySide(Examples):
-    """The examples of the first part, each beside one of every other part, drawn anew each time."""
+    """The examples of the first part, each paired with a random example of every other part."""
 
     def __init__(self, parts: Mapping[str, Examples]):
         self.parts = parts

@@ -1,8 +1,8 @@
-"""Masked language modelling, and next-sentence prediction on request (Devlin et al. 2019, section 3.1).
+"""Masked language modeling, optionally with next-sentence prediction (Devlin et al. 2019, section 3.1).
 
-Masks are drawn anew each time an example is seen (RoBERTa's dynamic masking), and logits are computed at the masked
-positions only. Without next-sentence prediction, the pieces of several documents share a row (see `data/packing.py`); a piece's
-tokens attend to their own piece (`segment_ids`).
+Masks are drawn each time an example is seen (RoBERTa's dynamic masking), and logits are computed only at the masked
+positions. Without next-sentence prediction, pieces of several documents share a row (see `data/stream/packing.py`), and tokens
+attend only to their own piece (`segment_ids`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks.token_rows import PADDED, Corpus, given_texts, packed_row, pad_rows, token_sums, tokenize, tokenizer_of
+from fmjax.tasks.token_rows import (
+    PADDED,
+    Corpus,
+    check_length,
+    given_texts,
+    packed_row,
+    pad_rows,
+    token_sums,
+    tokenize,
+    tokenizer_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +105,7 @@ class Task(contracts.Task):
         for number, ((ids, _), places) in enumerate(zip(rows, masked, strict=True)):
             if not places.size:
                 raise UserError(f"{where(number)}: has no {tokenizer.token(tokenizer.mask_id)}; put one where to predict")
-            if ids.size > max_length:
-                raise UserError(f"{where(number)}: has {ids.size} tokens, more than {max_length}; shorten it")
+            check_length(ids.size, max_length, where(number))
         places_BM = np.zeros((len(rows), max(map(len, masked))), np.int32)
         for row, places in zip(places_BM, masked, strict=True):
             row[: places.size] = places
@@ -212,7 +221,7 @@ class Pairs(contracts.Examples):
         return len(self.pieces)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns the piece's index; what stands in the row is drawn."""
+        """Returns the piece's index; the row itself is drawn."""
         return {"piece": np.asarray(index, np.int32)}
 
     def other(self, index: int, rng: np.random.Generator) -> int:

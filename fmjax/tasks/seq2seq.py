@@ -1,8 +1,8 @@
-"""Text to text: translation, summarisation, and whatever else reads one text and writes another.
+"""Text to text: translation, summarization, and other tasks that read one text and write another.
 
 The encoder reads the source, the decoder predicts each token of the target from those before it. Batches: `input_ids`,
 `attention_mask` [B,S], `labels` [B,T] unshifted, `label_weights` [B,T]; the model puts its start token before them. With
-`pack`, several short pairs share a row in training (see `data/packing.py`): `segment_ids`, `position_ids` [B,S] and
+`pack`, several short pairs share a row in training (see `data/stream/packing.py`): `segment_ids`, `position_ids` [B,S] and
 `decoder_segment_ids`, `decoder_position_ids` [B,T] tell them apart.
 """
 
@@ -68,6 +68,10 @@ class Task(TokenTask):
     @property
     def reads(self) -> Mapping[str, str]:
         return dict.fromkeys((self.source, self.target), "text")
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        return (self.source,)
 
     @property
     def adds(self) -> Mapping[str, tuple[Value, ...]]:
@@ -195,14 +199,14 @@ class PackedPairs(Pairs):
         return self.plan.rows
 
     def __getitem__(self, index: int) -> Example:
-        """Returns what one pair has, and the segments and positions of both sides."""
+        """Returns the arrays of one pair, with the segments and positions of both sides."""
         pieces = self.plan.pieces(index)
         sources, targets = ([side[number] for number in pieces] for side in (self.sources, self.targets))
         return packed_pairs(sources, targets, self.row_lengths, self.tokenizer.fill_id)
 
 
 def end(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Returns the token that ends a text where the tokenizer puts none behind one itself. Raises UserError if there is none."""
+    """Returns the token to end a text with, if the tokenizer adds none itself. Raises UserError if there is none."""
     around, _ = tokenizer.assemble(np.zeros(0, np.int32))
     ends = tokenizer.eos_id if tokenizer.end_id is None else tokenizer.end_id
     return () if around[-1:].tolist() == [ends] else (ends,)

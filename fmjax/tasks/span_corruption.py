@@ -1,15 +1,15 @@
 """Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4), and UL2's mixture of denoisers (Tay et al. 2022,
 arXiv:2205.05131).
 
-Spans of a text are taken out; in the input a sentinel marks each place, in the target each sentinel goes before its span:
+Spans of a text are removed. In the input a sentinel marks each gap; in the target each sentinel precedes its span:
 
     input   Thank you <extra_id_0> me to your party <extra_id_1> week </s>
     target  <extra_id_0> for inviting <extra_id_1> last </s>
 
-`rows="packed"` cuts documents into pieces, of which several share a row (see `data/packing.py`), each with sentinels of its own;
-`segment_ids` tell them apart. The targets of a row are as long as makes both sides equally full. `rows="joined"` is what T5 does:
-documents run on into one another and are cut into rows. Either way an input has at most `data.max_length` tokens after the spans
-are gone, and spans are drawn anew each time it is seen.
+`rows="packed"` cuts documents into pieces, several of which share a row (see `data/stream/packing.py`), each with its own
+sentinels and told apart by `segment_ids`. The length of target rows is chosen so that both sides are equally full.
+`rows="joined"` does what T5 did: documents are concatenated and cut into rows. Either way an input has at most
+`data.max_length` tokens after the spans are removed, and spans are drawn each time it is seen.
 """
 
 from __future__ import annotations
@@ -31,7 +31,18 @@ from fmjax.data.tokenizers.sentencepieces import sentinel
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, one_of
 from fmjax.tasks import token_rows
-from fmjax.tasks.token_rows import Corpus, TokenTask, cut, given_texts, packed_pairs, pad_rows, pair, side_by_side, tokenizer_of
+from fmjax.tasks.token_rows import (
+    Corpus,
+    TokenTask,
+    check_length,
+    cut,
+    given_texts,
+    packed_pairs,
+    pad_rows,
+    pair,
+    side_by_side,
+    tokenizer_of,
+)
 
 ROWS = ("packed", "joined")
 # The seven denoisers of UL2's table 1: R regular, X extreme, S sequential.
@@ -46,13 +57,13 @@ class Denoiser(NamedTuple):
     density: float
 
     def counts(self, length: int) -> tuple[int, int]:
-        """Returns how many of `length` tokens are taken out, in how many spans; of mode S, on average."""
+        """Returns the number of corrupted tokens among `length`, and of spans; on average for mode S."""
         noise = min(max(round(length * self.density), 1), length - 1)
         spans = max(round(noise / self.mean_span), 1) if self.mean_span else 1
         return noise, min(spans, noise, length - noise)
 
     def longest(self, length: int) -> tuple[int, int]:
-        """Returns how long the input and the target of `length` tokens can become, without special tokens."""
+        """Returns the largest lengths of input and target of `length` tokens, without special tokens."""
         noise, spans = self.counts(length)
         if self.mean_span:
             return length - noise + spans, noise + spans
@@ -159,8 +170,7 @@ class Task(TokenTask):
             if not np.isin(ids, marks).any():
                 raise UserError(f"{where(number)}: has no {sentinel(0)}; put one where something is missing")
             ids, _ = tokenizer.assemble(np.concatenate([opening, ids]))
-            if ids.size > max_length:
-                raise UserError(f"{where(number)}: has {ids.size} tokens, more than {max_length}; shorten it")
+            check_length(ids.size, max_length, where(number))
             rows.append((ids, np.zeros_like(ids)))
         batch = pad_rows(rows, tokenizer.pad_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -231,7 +241,7 @@ class Corrupter:
         return length
 
     def sizes(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns how long the input and the target of `length` tokens become at most, and on average over denoisers."""
+        """Returns the lengths of input and target of `length` tokens, at most and on average over denoisers."""
         around = self.special + np.array([[opening.size, 0] for opening in self.openings])
         counts = [each.counts(length) for each in self.denoisers]
         mean = np.array([(length - noise + spans, noise + spans) for noise, spans in counts])
@@ -248,7 +258,7 @@ class Corrupter:
 
 
 def corrupt(ids: np.ndarray, noise: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens that are left with a mark for each span of noise, and the spans, each behind its mark."""
+    """Returns the remaining tokens with a sentinel for each span of noise, and the spans, each after its sentinel."""
     first = noise & ~np.concatenate([[False], noise[:-1]])
     marked = np.where(first, marks[np.maximum(np.cumsum(first) - 1, 0)], ids)
     kept = marked[~noise | first]

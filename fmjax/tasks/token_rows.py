@@ -1,5 +1,5 @@
-"""Rows of tokens, and what is learnt from them, as tasks of texts share it: a tokenized corpus, pieces of it packed into rows,
-rows padded to one length, texts given for prediction, and the loss of a language-model head."""
+"""Rows of tokens, shared by text tasks: a tokenized corpus, pieces packed into rows, rows padded to one length, texts for
+prediction, and the loss of a language-model head."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ Row: TypeAlias = tuple[np.ndarray, np.ndarray]  # ids and token types [L]
 
 NOTHING = np.zeros(0, np.int32)
 PADDED = ("input_ids", "token_type_ids", "attention_mask")  # what `pad_rows` makes
+TOO_LONG = "shorten the text, raise the limit, or choose task.overlong=truncate"
 BOTH_SIDES = ("attention_mask", "label_weights")  # `Task.counted` where there is an encoder and a decoder
 
 
@@ -63,6 +64,11 @@ class TokenTask(contracts.Task):
     def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
         """Returns loss (nats per predicted token), perplexity and accuracy."""
         return class_metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
+
+
+def readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
+    """Returns the text of an assembled row, for a person: without the special tokens around it, but with [MASK] and others."""
+    return tokenizer.decode(ids[tokenizer.opening.size : ids.size - tokenizer.closing.size])
 
 
 def token_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Arrays:
@@ -144,6 +150,12 @@ def given_texts(examples: Sequence[Value], column: str, where: Where) -> list[st
     return read
 
 
+def check_length(size: int, most: int, place: str) -> None:
+    """Raises UserError, naming the place, for a text of more tokens than are read when predicting."""
+    if size > most:
+        raise UserError(f"{place}: has {size} tokens, more than {most}, the most that this model reads; shorten it")
+
+
 def tokenize(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 4096) -> Corpus:
     """Tokenizes a column of every record, a chunk of records at a time; ids by the same tokenizer that the records hold are read.
 
@@ -199,7 +211,7 @@ def packed_row(
 
 
 def pair(source: np.ndarray, target: np.ndarray, lengths: tuple[int, int], fill_id: int) -> Example:
-    """Returns what an encoder reads and a decoder writes, `input_ids`, `attention_mask` [S], `labels` and `label_weights` [T],
+    """Returns the arrays of a source and a target: `input_ids`, `attention_mask` [S], `labels` and `label_weights` [T],
     of lengths (S, T)."""
     row = packed_pairs([source], [target], lengths, fill_id)
     return {name: row[name] for name in ("input_ids", "attention_mask", "labels", "label_weights")}
@@ -259,6 +271,6 @@ def enclosed(
         if ids.size + special > most and not truncate:
             raise UserError(
                 f"{where(number)}: {ids.size + special} tokens are more than {limit}={most}; "
-                "raise it, or choose task.overlong=truncate"
+                f"{TOO_LONG}"
             )
     return [np.append(tokenizer.assemble(ids[: most - special])[0], ending).astype(np.int32) for ids in rows]

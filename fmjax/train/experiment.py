@@ -22,7 +22,8 @@ from fmjax.runs import folder as run_folder
 from fmjax.train.budget import check_memory
 from fmjax.train.stages import Abstract, Built, Data, batch_shapes, build, describe, open_data
 from fmjax.train.state import TrainState, create_state, with_params
-from fmjax.train.wrappers import main_part
+from fmjax.train.warm_start import fit_heads
+from fmjax.train.wrappers import main_part, unmixed
 
 # Where a model is initialized from other weights, these alone may start fresh.
 FRESH = ("^head/", "^encoder/pooler/")
@@ -107,7 +108,11 @@ def starting_weights(data: Data, built: Built, abstract: Abstract) -> PyTree | N
     if data.pretrained is None:
         return None
     params = data.pretrained.family.fit_params(data.pretrained.params, built.model.settings)
+    model = unmixed(built.model)
+    params, lines = fit_heads(params, data.pretrained, model, built.task)
     pytree.merge(abstract.state.params, params, FRESH, origin_of(built.config))
+    for line in lines:
+        say(f"{origin_of(built.config)}: {line}")
     return params
 
 

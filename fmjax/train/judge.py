@@ -8,8 +8,9 @@ from fmjax.contracts import PyTree
 from fmjax.data.stream.examples import PARTS
 from fmjax.distributed import hosts
 from fmjax.errors import UserError
-from fmjax.inference.evaluate import evaluate, make_predict
+from fmjax.inference.evaluate import Collected, collect, make_predict
 from fmjax.runs.checkpoint import Best
+from fmjax.runs.evaluation import Evaluation, listed
 from fmjax.runs.logs import EVALUATION
 from fmjax.train.experiment import Experiment
 from fmjax.train.recorder import Recorder
@@ -38,12 +39,14 @@ class Judge:
         self.predict = make_predict(model, self.task, experiment.data.processors)
         self.metrics: dict[str, float] = {}  # of the last evaluation
         self.evaluated = -1  # its step
+        self.collected: Collected | None = None  # its predictions
 
     def evaluate(self, params: PyTree, step: int) -> bool:
         """Evaluates the parameters of a step; returns whether they are the best so far."""
         splits = self.experiment.built.examples
         if "validation" not in splits:
             return False
+        self.recorder.bar.busy("evaluating ...")
         self.metrics, self.evaluated = self._metrics_of(params, "validation"), step
         found = dict(self.metrics)
         for split in splits:
@@ -54,12 +57,30 @@ class Judge:
                     for name, value in self._metrics_of(params, split).items()
                 }
         self.recorder.write(step, {EVALUATION + name: value for name, value in found.items()})
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        self.recorder.bar.note(f"step {step}: {listed}")
+        self.recorder.bar.note(f"step {step:,} validation: {listed(self.metrics, self.leading)}")
+        improved = self._improved()
+        if improved or self.best is None:
+            self.recorder.keep(self._evaluation(step))
+        return improved
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        """The metrics to show beside the loss: the one that chooses the best step, and the task's."""
+        return (*([self.best.metric] if self.best else []), *self.task.leading)
+
+    def _improved(self) -> bool:
+        """Returns whether the last evaluation is the best so far; no if no metric chooses it."""
         if self.best is None:
             return False
         *before, value = self._history(self.best)
         return value > max(before, default=-math.inf)
+
+    def _evaluation(self, step: int) -> Evaluation:
+        """Returns the last evaluation, with what the report shows of it."""
+        details = self.task.details(*self.collected) if self.collected else {}
+        self.collected = None
+        chosen_by = self.best.metric if self.best else ""
+        return Evaluation(step, self.metrics, self.leading, chosen_by, details)
 
     def metrics_at(self, step: int) -> dict[str, float] | None:
         """Returns the metrics of a step if it is the one that was evaluated last."""
@@ -83,9 +104,11 @@ class Judge:
             self.experiment.eval_batches(split),
             self.experiment.built.examples[split],
         )
-        return evaluate(
-            self.predict, self.task, params, batches, examples, self.experiment.place, hosts.gather
-        )
+        place = self.experiment.place
+        collected = collect(self.predict, params, batches, examples, place, hosts.gather)
+        if split == "validation":
+            self.collected = collected
+        return self.task.metrics(*collected)
 
     def _history(self, chosen: Best) -> list[float]:
         """Returns a metric at each evaluation so far, those before a restart included.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import jax
 from fmjax.contracts import Config
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.distributed import hosts
+from fmjax.distributed.hosts import say
 from fmjax.hardware import explained
 from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
 from fmjax.runs.logs import Bar
-from fmjax.train import start
+from fmjax.train import ending, start
 from fmjax.train.experiment import Experiment, prepare
 from fmjax.train.judge import Judge, best_of
 from fmjax.train.profile import Profile
@@ -62,7 +64,9 @@ def run(experiment: Experiment, title: str, profile: Path | None) -> dict[str, f
         loop = Loop(experiment, batches, saver, recorder, judge)
         with loop.signals.noted(), bar:
             loop.run(state, Profile(profile, begun))
-        return judge.metrics
+    if hosts.first():
+        say(ending.done(experiment, sys.argv[0]))
+    return judge.metrics
 
 
 class Loop:
@@ -116,7 +120,7 @@ class Loop:
             batch = next(self.batches)
         cost, new = self.costs.of(batch)
         if new:  # the step is compiled, which takes long: before that
-            recorder.read()
+            recorder.compiling()
         with recorder.clock.paused() if new else nullcontext():
             state, metrics = self.take_step(state, self.experiment.place(batch), self.key)
         recorder.ended(step, cost, metrics)

@@ -6,6 +6,7 @@ Ends a run that diverges.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ import jax
 from fmjax.contracts import Arrays
 from fmjax.distributed import hosts
 from fmjax.errors import UserError
+from fmjax.runs import evaluation as evaluations
 from fmjax.runs import folder as run_folder
+from fmjax.runs.evaluation import Evaluation
 from fmjax.runs.logs import Bar, MetricsLog, read_metrics
 from fmjax.runs.report import write_report
 from fmjax.train.experiment import Experiment
@@ -62,6 +65,7 @@ class Recorder:
         self.clock = Clock(experiment.data.processors.unit, max(self.every, WINDOW))
         self.last: Ended | None = None  # not read yet
         self.begun = False
+        self.opened = time.monotonic()
 
     def waiting(self) -> AbstractContextManager[None]:
         """Counts the time in the block as waited for data."""
@@ -97,10 +101,23 @@ class Recorder:
         rates = self.clock.rates()
         speed = self._speed(rates)
         self.bar.advance(step, f"loss {metrics['loss']:.3f}{speed}")
-        if (self.every and step % self.every == 0) or step == self.experiment.built.steps:
+        last = self.experiment.built.steps
+        self.bar.progress(f"step {step:,} of {last:,}: loss {metrics['loss']:.4f}{speed}")
+        if (self.every and step % self.every == 0) or step == last:
             self._log(step, metrics, rates)
-            if not self.bar.terminal:
-                self.bar.note(f"step {step}: loss {metrics['loss']:.4f}{speed}")
+
+    def compiling(self) -> None:
+        """Reads the last metrics, and says that a step with a new shape of batch is compiled."""
+        self.read()
+        if self.begun:
+            self.bar.busy("compiling for another length ...")
+        else:
+            self.bar.busy("compiling ...", line="compiling the training step ...")
+
+    def keep(self, evaluation: Evaluation) -> None:
+        """Keeps an evaluation for the report, as that of the best step so far."""
+        if self.log:
+            evaluations.write(self.experiment.workdir, evaluation)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Keeps and logs a record."""
@@ -109,12 +126,19 @@ class Recorder:
             self.log.write(step, values)
 
     def close(self) -> None:
-        """Ends the log, records which bad records were left out, and writes the report."""
+        """Ends the log, records which bad records were left out and the time it took, and writes
+        the report.
+        """
         if self.log:
             self.log.close()
             run_folder.record_left_out(
                 self.experiment.workdir, self.experiment.data.tolerance.found
             )
+            counts = {
+                split: len(part) for split, part in self.experiment.built.examples.items()
+            }
+            seconds = time.monotonic() - self.opened
+            run_folder.record_end(self.experiment.workdir, seconds, counts)
             write_report(self.experiment.workdir)
 
     def _log(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:

@@ -657,7 +657,7 @@ REFUSED = [({name: value}, f"{name}={json.dumps(value)} {needs}; correct it") fo
     ("given", "message"),
     [
         *REFUSED,
-        ({"num_beam": 3}, '"num_beam" is not a setting of generation (did you mean "num_beams"?); there are max_new_'),
+        ({"num_beam": 3}, '"num_beam" is not a setting of generation (did you mean "num_beams"?); choose from max_new_'),
         ({"pixel_values": 0}, '"pixel_values" is not a setting of generation'),
         ({"typical_p": 0.9, "penalty_alpha": 0.6}, "not handled: typical_p=0.9 (only 1.0 is), penalty_alpha=0.6; leave it out"),
         ({"do_sample": True, "num_beams": 2}, "do_sample=true with num_beams=2 is not handled"),

@@ -29,11 +29,11 @@ def test_a_layout():
     [
         (
             {"batch_size": 12},
-            "data.batch_size=12 / train.accumulate=1=12: does not divide over 8 devices",
+            "data.batch_size=12 / train.accumulate=1=12: is not divisible by 8 devices",
         ),
         (
             {"batch_size": 16, "accumulate": 4},
-            "train.accumulate=4=4: does not divide over 8 devices",
+            "train.accumulate=4=4: is not divisible by 8 devices",
         ),
         ({"accumulate": 3}, "data.batch_size=8 does not divide into train.accumulate=3 parts"),
         ({"accumulate": 0}, "train.accumulate=0 parts"),

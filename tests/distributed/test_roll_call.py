@@ -44,7 +44,7 @@ def test_all_come_in_any_order_and_the_port_is_free_again():
 def test_every_host_that_is_there_names_those_that_are_not():
     said, _ = call([0, 2], 4, 3)
     message = (
-        "host 1, 3 of 4 did not join within 3 s; start the same command on every host, with --host=0 to 3, and see that they "
+        "host 1, 3 of 4 did not join within 3 s; start the same command on every host, with --host=0 to 3, and check that they "
         "reach ADDRESS"
     )
     assert said == [message] * 2
@@ -59,7 +59,7 @@ def test_the_first_host_is_missing():
     (said,), _ = call([1], 2, 0.5)
     assert said == (
         "the first host did not answer at ADDRESS within 0.5 s (Connection refused); start the same command on it with --host=0, "
-        "and see that this host reaches it"
+        "and check that this host can reach it"
     )
 
 

@@ -65,7 +65,7 @@ def test_unnamed_parameters_are_on_every_device():
 
 def test_an_axis_that_does_not_divide_is_named():
     boxed = {"up": {"kernel": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4, 5), jnp.float32), ("embed", "mlp"))}}
-    message = '^up/kernel: axis "mlp" of size 5 does not divide over the 2 devices of mesh axis tensor'
+    message = '^up/kernel: axis "mlp" of size 5 is not divisible by the 2 devices of mesh axis tensor'
     with pytest.raises(UserError, match=message):
         sharding.parameter_shardings(boxed, sharding.RULES["fsdp_tp"], sharding.make_mesh(CUBE))
 
@@ -82,7 +82,7 @@ def test_batches_are_split_by_rows():
 @pytest.mark.parametrize(("size", "rules", "ways"), [(6, "fsdp", 4), (3, "dp", 2), (0, "dp", 2)])
 def test_batch_sizes_must_divide(size, rules, ways):
     mesh = sharding.make_mesh(CUBE)
-    with pytest.raises(UserError, match=rf"data\.batch_size={size}: does not divide over {ways} devices"):
+    with pytest.raises(UserError, match=rf"data\.batch_size={size}: is not divisible by {ways} devices"):
         sharding.check_batch_size("data.batch_size", size, sharding.RULES[rules], mesh)
     sharding.check_batch_size("data.batch_size", 2 * ways, sharding.RULES[rules], mesh)
 

@@ -1,6 +1,6 @@
 """Makes the golden folders beside this file: tiny random models of the reference, with inputs and its outputs.
 
-    pip install 'fmjax[parity]'
+    pip install -e '.[parity]'
     python tests/golden/make.py
 
 Each folder is a Hugging Face folder plus `expected.npz`, whose arrays are named `<set>.<input or output>`. Every weight,

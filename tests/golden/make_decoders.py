@@ -1,6 +1,6 @@
 """Makes the golden folders of GPT-2 and Llama with its kin: `decoders/`, beside this file. See make.py.
 
-pip install 'fmjax[parity]'
+pip install -e '.[parity]'
 python tests/golden/make_decoders.py
 """
 

@@ -1,6 +1,6 @@
 """Makes the golden folders in `generation/` beside this file: tiny random models, prompts, and what the reference generates.
 
-    pip install 'fmjax[parity]'
+    pip install -e '.[parity]'
     python tests/golden/make_generation.py
 
 Each folder is a Hugging Face folder plus `expected.json`: the inputs, and a list of [settings, tokens]. Beside it, `scores.json`

@@ -277,7 +277,7 @@ def test_older_configs_have_another_name_for_the_greatest_distance():
         ("v1_0", {"decoder_input_ids": [[1]] * 2, "decoder_attention_mask": None}, "has 2 rows"),
         ("v1_0", {"labels": [[-1]] * 3, "decoder_input_ids": None, "decoder_attention_mask": None}, "-1 is out of range"),
         ("v1_0", {"labels": [[1]] * 3}, r"labels: has shape \(3, 1\)"),
-        ("encoder", {"decoder_input_ids": [[1]] * 3}, "encoder alone"),
+        ("encoder", {"decoder_input_ids": [[1]] * 3}, "encoder only"),
         ("encoder", {"token_type_ids": [[1]] * 3}, "not an input"),
     ],
 )

@@ -230,7 +230,7 @@ def test_what_the_reference_lacks_is_not_written(tmp_path):
         ({"class_tokens": 0}, "model.class_tokens=0: must be 1, or 0 where model.pool=mean"),
         ({"class_tokens": 2, "pool": "mean"}, "model.class_tokens=2"),
         ({"patch_size": 9}, "model.image_size=8 holds no patch of model.patch_size=9"),
-        ({"decoder_width": 9}, "model.decoder_width=9 does not divide over model.decoder_heads=16"),
+        ({"decoder_width": 9}, "model.decoder_width=9 is not divisible by model.decoder_heads=16"),
         ({"width": 13}, "model.width=13"),
         ({"stochastic_depth": 1.0}, "model.stochastic_depth=1.0"),
     ],

@@ -1,6 +1,6 @@
 """Prints the table of the README: for each family and output, the largest absolute difference from the reference.
 
-    pip install 'fmjax[parity]'
+    pip install -e '.[parity]'
     python tests/parity/table.py
 
 Every class of a family is drawn anew three times, in random sizes, with every weight, bias and norm scale at order 0.3, and

@@ -1,6 +1,6 @@
 """BERT and its descendants against the reference itself, on fresh random models: outputs, saving, loading, file layouts.
 
-Needs torch and transformers: `pip install 'fmjax[parity]'`.
+Needs torch and transformers: `pip install -e '.[parity]'`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="compares with the reference live: pip install 'fmjax[parity]'")
-transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install 'fmjax[parity]'")
+torch = pytest.importorskip("torch", reason="compares with the reference live: pip install -e '.[parity]'")
+transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install -e '.[parity]'")
 
 from golden import make  # noqa: E402
 

@@ -1,6 +1,6 @@
 """Generation against the reference itself, token for token, on fresh random models: greedy, beam search, settings of files.
 
-Needs torch and transformers: `pip install 'fmjax[parity]'`.
+Needs torch and transformers: `pip install -e '.[parity]'`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="compares with the reference live: pip install 'fmjax[parity]'")
-transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install 'fmjax[parity]'")
+torch = pytest.importorskip("torch", reason="compares with the reference live: pip install -e '.[parity]'")
+transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install -e '.[parity]'")
 
 from golden import make_generation as make  # noqa: E402
 

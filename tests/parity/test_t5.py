@@ -1,6 +1,6 @@
 """T5 and mT5 against the reference itself, on fresh random models: outputs, saving, loading, file layouts, mutations.
 
-Needs torch and transformers: `pip install 'fmjax[parity]'`.
+Needs torch and transformers: `pip install -e '.[parity]'`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="compares with the reference live: pip install 'fmjax[parity]'")
-transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install 'fmjax[parity]'")
+torch = pytest.importorskip("torch", reason="compares with the reference live: pip install -e '.[parity]'")
+transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install -e '.[parity]'")
 
 from golden import make, make_t5  # noqa: E402
 

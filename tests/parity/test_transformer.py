@@ -1,6 +1,6 @@
 """Marian, BART and mBART against the reference itself: outputs, saving, loading, file layouts, tokenizers, generation.
 
-Needs torch and transformers: `pip install 'fmjax[parity]'`.
+Needs torch and transformers: `pip install -e '.[parity]'`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="compares with the reference live: pip install 'fmjax[parity]'")
-transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install 'fmjax[parity]'")
+torch = pytest.importorskip("torch", reason="compares with the reference live: pip install -e '.[parity]'")
+transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install -e '.[parity]'")
 
 from data.tokenizers.test_marian import ENGLISH, GERMAN, write_folder  # noqa: E402
 from golden import make_seq2seq as make  # noqa: E402

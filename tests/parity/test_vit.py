@@ -1,7 +1,7 @@
 """ViT, DeiT and the masked autoencoder against the reference itself, on fresh random models: outputs at any image size,
 saving, loading, and images read from files.
 
-Needs torch and transformers: `pip install 'fmjax[parity]'`.
+Needs torch and transformers: `pip install -e '.[parity]'`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="compares with the reference live: pip install 'fmjax[parity]'")
-transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install 'fmjax[parity]'")
+torch = pytest.importorskip("torch", reason="compares with the reference live: pip install -e '.[parity]'")
+transformers = pytest.importorskip("transformers", reason="compares with the reference live: pip install -e '.[parity]'")
 
 from golden import make, make_vision  # noqa: E402
 from PIL import Image  # noqa: E402

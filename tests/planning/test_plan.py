@@ -117,7 +117,7 @@ def test_the_command_prints_a_table_or_an_object(capsys):
         ({"mesh.table": '{"act_batch": "data", "mlp": "data", "embed": "data"}'}, "shard two of its axes (layers, mlp, embed)"),
         ({"mesh.table": '{"mlp": 3}'}, "mesh.table.mlp=3: is no axis of the mesh"),
         ({"mesh.axes": '{"data": 3}'}, "multiply to the 8 devices"),
-        ({"model.width": "36", **FSDP}, 'embed" of size 36 does not divide over the 8 devices'),
+        ({"model.width": "36", **FSDP}, 'embed" of size 36 is not divisible by the 8 devices'),
         ({"init.from": "somewhere"}, "a plan reads no weights"),
         ({"model.remat": "dot"}, 'model.remat="dot" (did you mean "dots"?): choose one of none, dots'),
     ],
@@ -132,5 +132,6 @@ def test_mistakes_are_one_line(changes, message, capsys):
 def test_a_large_parameter_that_no_rule_shards_is_refused():
     rules = {"mesh.table": '{"act_batch": "data", "mlp": "tensor"}', "mesh.axes": '{"data": 2, "tensor": 4}'}
     wide = {"model.vocab_size": "600000"}
-    with pytest.raises(UserError, match=r"embed/word/embedding: 73 MiB would stand whole on each of 8 .*vocab 600000, embed 32"):
+    message = r"embed/word/embedding: 73 MiB would be replicated on each of 8 .*vocab 600000, embed 32"
+    with pytest.raises(UserError, match=message):
         plan(config("bert_mlm.py:tiny", **rules, **wide), read_topology("cpu:8"))

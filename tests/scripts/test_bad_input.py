@@ -73,7 +73,7 @@ CASES = {
     "few embeddings": ("", ("model.vocab_size=20",), ("the tokenizer has", "model.vocab_size=20")),
     "batch over devices": ("", ("data.batch_size=12",), ("data.batch_size=12", "8 devices", "multiple of 8")),
     "batch over parts": ("", ("train.accumulate=3",), ("data.batch_size=16", "train.accumulate=3")),
-    "part over devices": ("", ("train.accumulate=4",), ("=4: does not divide over 8 devices",)),
+    "part over devices": ("", ("train.accumulate=4",), ("=4: is not divisible by 8 devices",)),
     "mesh": ("", ("mesh.axes.data=3",), ("the 8 devices",)),
     "unknown rules": ("", ("mesh.rules=fdsp",), ('no such table (did you mean "fsdp"?)', "dp, fsdp")),
     "unknown key": ("", ("optim.learning_rat=1",), ("optim.learning_rat", 'did you mean "learning_rate"?', "weight_decay")),

@@ -41,6 +41,7 @@ def said(folder: Path, examples: Sequence[str], tmp_path: Path) -> list[dict]:
     source.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in examples), encoding="utf-8")
     assert predict.main(["--workdir", str(folder), "--input", str(source), "--output", str(target)]) == 0
     lines = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    assert [(line.pop("line"), line.pop("input")["text"]) for line in lines] == [*enumerate(examples, start=1)]
     assert lines == fmjax.load(folder).predict(examples)
     return lines
 

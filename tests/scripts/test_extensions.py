@@ -219,6 +219,7 @@ def test_they_train_evaluate_predict_continue_and_load(toys, capsys):
     assert [one["label"] for one in predicted[:2]] == ["in", "out"] and len(predicted) == 3
 
     loaded = load(toys / "run")
+    assert [(one.pop("line"), one.pop("input")) for one in predicted] == [*enumerate(people, start=1)]
     assert loaded.predict(people) == predicted and loaded.tokenizer is None
     assert {key: processor.unit for key, processor in loaded.processors.items()} == {
         "number": "rows", "toys.share": "rows", "category": "rows"

@@ -27,7 +27,7 @@ from scripts import prepare_data
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_datatrove = pytest.mark.skipif(
-    importlib.util.find_spec("datatrove") is None, reason="needs datatrove: pip install 'fmjax[prepare]'"
+    importlib.util.find_spec("datatrove") is None, reason="needs datatrove: pip install -e '.[prepare]'"
 )
 WORDS = ["the", "of", "and", "to", "with", "that"]
 
@@ -233,7 +233,7 @@ def test_a_folder_is_that_of_its_settings(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("datatrove") is not None, reason="datatrove is installed")
 def test_without_datatrove_the_recipe_is_told(refused, corpus, tmp_path):
     line = refused(prepare_data.main, "--input", str(corpus[0]), "--output", str(tmp_path / "out"))
-    assert line.endswith("pip install 'fmjax[prepare]'") and "datatrove" in line and not (tmp_path / "out").exists()
+    assert line.endswith("pip install -e '.[prepare]'") and "datatrove" in line and not (tmp_path / "out").exists()
 
 
 # With datatrove
@@ -313,7 +313,7 @@ def test_stopped_and_resumed(corpus, tmp_path, number, capsys):
     _, error = process.communicate(timeout=60)
     assert process.returncode == (-number if number == signal.SIGKILL else 75)
     if number == signal.SIGTERM:
-        assert error.splitlines()[-1].startswith(b"interrupted: the tasks that are done are kept")
+        assert error.splitlines()[-1].startswith(b"interrupted: finished tasks are kept")
     done = out / "work" / "logs" / "write" / "completions"
     assert sorted(path.name for path in done.iterdir()) == ["00000", "00001"] and not (out / "report.json").exists()
     tallies = [path for path in (out / "work" / "tallies").rglob("*.json") if {"written", "blank"} & {*str(path).split("/")}]
@@ -379,7 +379,7 @@ def test_wrong_input_is_named(corpus, tmp_path, refused, monkeypatch):
         assert "needs the partition" in refused(main, "--input", folder, *common, "--executor", "slurm")
     assert not out.exists()
     assert 'has no "body", but text, id' in refused(main, "--input", folder, *common, "--column", "body")
-    assert "was begun with other settings or input (column:" in refused(main, "--input", folder, *common)
+    assert "was started with other settings or input (column:" in refused(main, "--input", folder, *common)
     for name, content, message in (
         ("a.jsonl", b'{"text": "a"}\n{"text"\n', "a.jsonl line 2: is not JSON"),
         ("b.jsonl", b'{"text": 5}\n', 'b.jsonl line 1: "text" is 5, not text'),

@@ -249,7 +249,7 @@ def test_prompts_are_padded_on_the_left(characters, words, bare):
     for examples, tokenizer, message in (
         ([3], characters, 'line 0: is not a text; give a string, or an object with a "text"'),
         ([{"txt": "a"}], characters, "line 0: is not a text"),
-        (["a", "abcdefgabc"], characters, "line 1: has 11 tokens, more than 8; shorten it"),
+        (["a", "abcdefgabc"], characters, "line 1: has 11 tokens, more than 8, the most that this model reads; shorten it"),
         ([""], bare, "line 0: is empty, and the tokenizer has no token that begins a text"),
     ):
         with pytest.raises(UserError, match=message):

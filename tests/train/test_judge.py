@@ -24,10 +24,13 @@ def judge(
     ]
     notes: list[str] = []
     recorder: Any = SimpleNamespace(
-        records=[{"step": 0, "loss": 1.0}, *records], bar=SimpleNamespace(note=notes.append)
+        records=[{"step": 0, "loss": 1.0}, *records],
+        bar=SimpleNamespace(note=notes.append, busy=lambda note: None),
+        kept=[],
     )
+    recorder.keep = recorder.kept.append
     recorder.write = lambda step, values: recorder.records.append({"step": step, **values})
-    task = SimpleNamespace(needs_generation=False)
+    task = SimpleNamespace(needs_generation=False, leading=("f1",))
     built = SimpleNamespace(model=None, task=task, examples={"validation": (), "train": ()})
     experiment: Any = SimpleNamespace(
         config=config,
@@ -58,6 +61,8 @@ def test_the_best_so_far(before, mode, now, best, monkeypatch):
     assert evaluated(made, monkeypatch, accuracy=now) is best
     assert made.metrics_at(9) == {"accuracy": now} and made.metrics_at(8) is None
     assert made.recorder.records[-1] == {"step": 9, "eval/validation/accuracy": now}
+    kept = [(one.step, one.chosen_by, one.leading) for one in made.recorder.kept]
+    assert kept == [(9, "accuracy", ("accuracy", "f1"))] * best  # for the report
 
 
 def test_without_a_chosen_metric_nothing_is_the_best(monkeypatch):

@@ -1,7 +1,7 @@
-"""Random changes of images that leave their class as it is. Each takes what is random from the generator passed, in a fixed
-number of draws for a given image where that is possible, and returns a new array.
+"""Random changes to images that keep their class. Each draws from the generator that is passed, a fixed number of draws per
+image where possible, and returns a new array.
 
-Letters: H, W height and width, C channels or classes.
+Dimensions: H, W height and width, C channels or classes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Changes to a tokenised text that leave its meaning, drawn anew each time that it is seen. Special tokens stay."""
+"""Random changes to a tokenized text that keep its meaning, drawn each time it is seen. Special tokens stay."""
 
 from __future__ import annotations
 

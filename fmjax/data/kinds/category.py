@@ -1,4 +1,4 @@
-"""Categories: each column has a set of names, those of the training data; every name has an id of its own."""
+"""Categories: each column has the set of names found in the training data, and each name has an id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`columns.json`: what kinds of numbers and names store of each column, as JSON."""
+"""`columns.json`: the state that number and category kinds store per column, as JSON."""
 
 from __future__ import annotations
 

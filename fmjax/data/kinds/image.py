@@ -1,6 +1,6 @@
 """Images: decoded, brought to one size and number of channels, and normalized.
 
-Letters: B batch, H and W height and width that a model reads, h and w those of a file, C channels.
+Dimensions: B batch, H and W height and width that a model reads, h and w those of a file, C channels.
 """
 
 from __future__ import annotations

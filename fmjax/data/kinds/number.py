@@ -1,4 +1,4 @@
-"""Numbers: each column is scaled to mean 0 and deviation 1 of the training data."""
+"""Numbers: each column is scaled to mean 0 and standard deviation 1 on the training data."""
 
 from __future__ import annotations
 

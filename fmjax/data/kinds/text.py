@@ -1,4 +1,4 @@
-"""Texts: a tokenizer makes token ids of them."""
+"""Texts: a tokenizer turns them into token ids."""
 
 from __future__ import annotations
 

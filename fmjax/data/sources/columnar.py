@@ -23,8 +23,8 @@ from fmjax.errors import RecordError, UserError, nearest, one_line
 
 
 class Columnar(RecordSource):
-    """Records of Arrow or Parquet files: texts, numbers, truth values, lists and structures of
-    them, class labels by name.
+    """Records of Arrow or Parquet files: texts, numbers, truth values, bytes, lists and structures
+    of them, class labels by name; files embedded by `datasets` as their bytes, or else their path.
 
     Args:
       paths: the files.
@@ -54,6 +54,11 @@ class Columnar(RecordSource):
             arrow_files.check_same(path, schema, paths[0], schemas[0], self.columns)
         self.features = features_of(schemas[0].metadata) if features is None else features
         self.labels = tuple(name for name in self.columns if has_labels(self.features.get(name)))
+        self.embedded = tuple(
+            name
+            for name in self.columns
+            if arrow_files.is_embedded_file(schemas[0].field(name).type)
+        )
         self.files = [arrow_files.opened(path, self.columns, kind == "parquet") for path in paths]
         for file in self.files:
             if not len(file):
@@ -75,6 +80,9 @@ class Columnar(RecordSource):
             except (ValueError, TypeError, KeyError) as error:
                 problem = f'column "{name}": {error}; correct the record'
                 raise RecordError(self.where(index), problem, index) from error
+        for name in self.embedded:
+            file = record[name] or {}
+            record[name] = file.get("path") if file.get("bytes") is None else file["bytes"]
         return record
 
     def where(self, index: int) -> str:

@@ -1,8 +1,8 @@
 """A task whose labels come from the text itself: which preposition was replaced by [MASK] in a
 window of the corpus.
 
-It measures what pretraining gives where labels are few; the scarcity is made, since every
-preposition is a label.
+It measures what pretraining gains when labels are few. The low-label setting is artificial, since
+every preposition is a label.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tagged words without any file: the names of Python's own manual, by BIO tags.
 
-The words of a paragraph of the embedded corpus, names taken apart at their dots, brackets left out:
-which are calls, names of several parts, or constants? The tags follow from how the names were
-written, so that they cost nobody's work.
+The words of a paragraph of the embedded corpus, with names split at their dots and brackets removed:
+which are calls, dotted names or constants? The tags follow from how the names are written, so nobody
+has to annotate them.
 """
 
 from __future__ import annotations

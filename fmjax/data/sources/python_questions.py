@@ -1,9 +1,9 @@
 """Questions about paragraphs without any file: which words were taken out of a sentence of Python's
 own manual?
 
-The context is a paragraph of the embedded corpus; the question is one of its sentences, "what" in
-the place of a few of its words; these are the answer. So the task is to find the sentence and to
-compare, and costs nobody's work.
+The context is a paragraph of the embedded corpus. The question is one of its sentences in which
+"what" replaces a few words, which are the answer. So the task is to find the sentence and compare;
+nobody has to annotate it.
 """
 
 from __future__ import annotations

@@ -200,16 +200,16 @@ def readable_columns(path: Path, schema: pa.Schema, named: tuple[str, ...]) -> t
             raise UserError(f'{path}: two columns have the name "{name}"; rename one')
         if name not in fine:
             raise UserError(
-                f'{path}: column "{name}" holds {schema.field(name).type}, not text, numbers or '
-                "lists of them; name the columns "
+                f'{path}: column "{name}" holds {schema.field(name).type}, not text, numbers, '
+                "bytes, or lists of them; name the columns "
                 f"that are to be read with --config.data.columns={','.join(fine) or 'NAMES'}"
             )
     return wanted
 
 
 def is_readable(kind: pa.DataType) -> bool:
-    """Returns whether values of a type are text, numbers, truth values, or lists or structures of
-    them."""
+    """Returns whether values of a type are text, numbers, truth values, bytes, or lists or
+    structures of them."""
     if types.is_dictionary(kind):
         return is_readable(kind.value_type)
     if types.is_struct(kind):
@@ -218,7 +218,27 @@ def is_readable(kind: pa.DataType) -> bool:
         return is_readable(kind.value_type)
     text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
-    return bool(text or number or types.is_null(kind))
+    return bool(text or number or is_bytes(kind) or types.is_null(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Returns whether values of a type are bytes, such as the content of an image file."""
+    return bool(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+        or types.is_fixed_size_binary(kind)
+    )
+
+
+def is_embedded_file(kind: pa.DataType) -> bool:
+    """Returns whether values of a type are files as `datasets` stores images and sounds: the
+    bytes, or else a path."""
+    return (
+        types.is_struct(kind)
+        and {field.name for field in kind} == {"bytes", "path"}
+        and is_bytes(kind.field("bytes").type)
+    )
 
 
 def decoded(kind: pa.DataType) -> pa.DataType:

@@ -51,7 +51,7 @@ def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
     except OSError as error:
         raise UserError(
             f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); "
-            "make room, or name another folder "
+            "free disk space, or name another folder "
             "in the environment: FMJAX_CACHE=DIR"
         ) from error
     return file

@@ -86,8 +86,8 @@ def decompressed(path: Path, most: int | None = None) -> Path:
                 stream.write(block)
                 if most is not None and stream.tell() > most:
                     raise UserError(
-                        f"{path}: unpacks to more than {most:,} bytes; "
-                        "if you trust it, unpack it yourself"
+                        f"{path}: decompresses to more than {most:,} bytes; "
+                        "if you trust it, decompress it yourself"
                     )
 
     return cache.get_or_make(
@@ -107,7 +107,7 @@ def read_compressed(path: Path, compressed: Readable) -> bytes:
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read as {COMPRESSIONS[path.suffix]} ({one_line(error)}); "
-            "fetch it again, or correct its ending"
+            "fetch it again, or correct its file extension"
         ) from error
 
 

@@ -68,8 +68,8 @@ def members(file: File) -> Iterator[tarfile.TarInfo]:
     for begin in range(end, len(file.data), MEGABYTE):
         if file.data[begin : begin + MEGABYTE].strip(b"\0"):
             raise UserError(
-                f"{file.path}: has more behind its end; "
-                "were archives put into one file? Give them as several"
+                f"{file.path}: has data after its end; "
+                "if archives were concatenated, give them as separate files"
             )
 
 

@@ -134,7 +134,7 @@ def test_no_archive_that_is_cut_off_is_read(tmp_path):
             open_source("tar", str(tmp_path / "a.tar"), "train")
         assert "\n" not in str(caught.value)
     (tmp_path / "a.tar").write_bytes(whole + whole)
-    with pytest.raises(UserError, match="a.tar: has more behind its end; were archives put into one file"):
+    with pytest.raises(UserError, match="a.tar: has data after its end; if archives were concatenated"):
         opened(tmp_path / "a.tar")
     damaged = bytearray(whole)
     damaged[512 * 4 + 10] ^= 1  # a head

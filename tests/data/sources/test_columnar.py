@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
+from fmjax.contracts import Column, Processors
+from fmjax.data.kinds import image as image_kind
 from fmjax.data.sources.open import check_columns, open_source
 from fmjax.data.storage import arrow_files
 from fmjax.errors import UserError
+from fmjax.tasks import image_classify
 from fmjax.tasks.classify import Task
 
 ROWS = [
@@ -253,11 +258,42 @@ def test_numbers_that_are_none_are_named_where_they_are_read(tmp_path):
 
 
 def test_columns_that_cannot_be_read_are_refused_unless_left_out(tmp_path):
-    image = pa.array([{"bytes": b"\x89PNG", "path": None}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-    path = write_parquet(tmp_path / "a.parquet", pa.table({"image": image, "text": ["x"], "label": [1]}))
-    with pytest.raises(UserError, match=r'column "image" holds struct<.*with --config.data.columns=text,label$'):
+    dates = pa.array([0], pa.date32())
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"day": dates, "text": ["x"], "label": [1]}))
+    with pytest.raises(UserError, match=r'column "day" holds date32.*with --config.data.columns=text,label$'):
         opened(path)
     assert opened(path, ("text",))[0] == {"text": "x"}
     twice = pa.table([pa.array(["x"]), pa.array(["y"])], names=["text", "text"])
     with pytest.raises(UserError, match='two columns have the name "text"'):
         opened(write_arrow(tmp_path / "b.arrow", twice))
+
+
+@pytest.mark.parametrize("binary", [pa.binary(), pa.large_binary()], ids=str)
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_embedded_files_are_their_bytes_or_else_their_path(tmp_path, name, binary):
+    kind = pa.struct({"bytes": binary, "path": pa.string()})
+    files = [{"bytes": b"\x89PNG\0", "path": "a.png"}, {"bytes": None, "path": "b.png"}, None, {"bytes": b"", "path": None}]
+    content = pa.table({"image": pa.array(files, kind), "raw": pa.array([b"\xff", None, b"", b"a"], binary)})
+    path = (write_parquet if name.endswith("parquet") else write_arrow)(tmp_path / name, content)
+    expected = [(b"\x89PNG\0", b"\xff"), ("b.png", None), (None, b""), (b"", b"a")]
+    assert [(record["image"], record["raw"]) for record in records(opened(path))] == expected
+
+
+def test_images_of_parquet_reach_their_task(tmp_path):
+    drawn = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
+    files = []
+    for image in drawn:
+        Image.fromarray(image).save(stream := io.BytesIO(), "PNG")
+        files.append({"bytes": stream.getvalue(), "path": None})
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    names = {"info": {"features": {"image": {"_type": "Image"}, "label": FEATURES["label"]}}}
+    content = pa.table({"image": pa.array(files, kind), "label": [0, 1, 1, 0]})
+    source = opened(write_parquet(tmp_path / "a.parquet", content.replace_schema_metadata({"huggingface": json.dumps(names)})))
+    task = image_classify.Task()
+    task = image_classify.Task(**task.resolve(source))
+    assert task.labels == ("bad", "good")
+    processors = Processors(image_kind.Processor.fit([Column(source, "image")], task.processing["image"]))
+    examples = task.examples(source, processors, 0, train=False)
+    for number, image in enumerate(drawn):
+        np.testing.assert_array_equal(processors["image"].load(source[number]["image"], ""), image)
+        np.testing.assert_array_equal(examples[number]["images"], image)

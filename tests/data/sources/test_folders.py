@@ -228,7 +228,8 @@ def test_what_would_fill_the_memory_or_the_disk_is_refused(tmp_path, monkeypatch
     monkeypatch.setattr(folders, "MOST_FILE", 499)
     refused("auto", path, "train", match="a.tar: cat/2.txt: takes more than 499 bytes; take it out")
     monkeypatch.setattr(folders, "MOST_BYTES", 9999)
-    refused("auto", packed, "train", match="b.tar.gz: unpacks to more than 9,999 bytes; if you trust it, unpack it yourself")
+    message = "b.tar.gz: decompresses to more than 9,999 bytes; if you trust it, decompress it yourself"
+    refused("auto", packed, "train", match=message)
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     monkeypatch.setattr(pixels, "MOST_PIXELS", 19)
     refused("auto", folder, "train", match="train: cat/10.png: 5 x 4 pixels are more than 19; scale it down")
@@ -237,7 +238,7 @@ def test_what_would_fill_the_memory_or_the_disk_is_refused(tmp_path, monkeypatch
 def test_an_archive_with_more_behind_its_end_or_another_ending(tmp_path):
     path = Path(write_tar(tmp_path / "a.tar", [("cat/1.png", GOOD)]))
     path.write_bytes(path.read_bytes() * 2)
-    refused("auto", str(path), "train", match="a.tar: has more behind its end; were archives put into one file")
+    refused("auto", str(path), "train", match="a.tar: has data after its end; if archives were concatenated")
     path = write_tar(tmp_path / "b.tar", [("cat/1.png", GOOD)], "w:gz")
     refused("class_folders", path, "train", match=r"b.tar: is not a whole tar archive .*; it seems to be packed, .* lack .gz$")
 

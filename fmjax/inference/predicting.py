@@ -1,0 +1,192 @@
+"""Predicting: a task's answers to examples, and the settings of generation as a person gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from fmjax.contracts import Config, HostBatch, Processors, PyTree, Record, Task, Value, Where
+from fmjax.decoding.settings import Generation, merge
+from fmjax.errors import UserError
+
+CHUNK = 32  # examples predicted at once
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+SEEDS = 2**32  # a random key has 32 bits of a seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """What answers examples.
+
+    Attributes:
+      task: reads the examples and describes the model's outputs.
+      processors: those of the model.
+      longest: how many tokens an example may have.
+      compute: called with the task's batch and the number of its first example, returns what the
+        task describes.
+      room: raises UserError for a prompt of so many tokens that leaves no room for an answer; None
+        where nothing is generated behind a prompt.
+    """
+
+    task: Task
+    processors: Processors
+    longest: int
+    compute: Callable[[Mapping[str, PyTree], int], dict[str, np.ndarray]]
+    room: Callable[[int], object] | None = None
+
+    def read(self, examples: Sequence[Value], where: Where) -> Mapping[str, PyTree]:
+        """Returns the task's batch of examples.
+
+        Raises UserError, naming the example by `where(index)`, for one that cannot be read.
+        """
+        batch = self.task.inputs(examples, self.processors, self.longest, where)
+        if self.room is not None:
+            for index, size in enumerate(np.asarray(batch["attention_mask"]).sum(axis=1).tolist()):
+                try:
+                    self.room(size)
+                except UserError as error:
+                    raise UserError(f"{where(index)}: {error}") from None
+        return batch
+
+    def answers(self, examples: Sequence[Value], where: Where, first: int = 0) -> list[Record]:
+        """Returns the answer to each example; `first` is the number of the first one in all.
+
+        Raises UserError as `read` does.
+        """
+        batch = self.read(examples, where)
+        return self.task.describe(self.compute(batch, first), batch, self.processors)
+
+    def answers_or_errors(
+        self, examples: Sequence[Value], where: Where, first: int = 0
+    ) -> list[Record | UserError]:
+        """Returns the answer to each example, or why there is none, which an example may be itself."""
+        errors = [example if isinstance(example, UserError) else None for example in examples]
+        if not any(errors):
+            try:
+                return [*self.answers(examples, where, first)]
+            except UserError as error:
+                if len(examples) == 1:
+                    return [error]
+        for index, example in enumerate(examples):
+            errors[index] = errors[index] or self.error(example, where(index))
+        good = [example for example, error in zip(examples, errors, strict=True) if error is None]
+        if not good:
+            return [error for error in errors if error is not None]
+        # A good example takes the place of a bad one, so that the rows, and what is drawn for each,
+        # stay the same.
+        filled = [
+            good[0] if error else example for example, error in zip(examples, errors, strict=True)
+        ]
+        try:
+            found = self.answers(filled, where, first)
+        except UserError:  # they do not fit each other: choices with different numbers of endings
+            return [
+                self.answers_or_errors([example], [where(index)].__getitem__, first + index)[0]
+                for index, example in enumerate(examples)
+            ]
+        return [error or answer for answer, error in zip(found, errors, strict=True)]
+
+    def error(self, example: Value, place: str) -> UserError | None:
+        """Returns why an example cannot be read, None if it can."""
+        try:
+            self.read([example], [place].__getitem__)
+        except UserError as error:
+            return error
+        return None
+
+
+def chosen(given: Mapping[str, Value], own: Mapping[str, Value]) -> Config:
+    """Returns settings of generation with what a person means by them.
+
+    A temperature, `top_k`, `top_p` or `min_p` means sampling, of all tokens unless they or the
+    model's `own` settings say otherwise; temperature 0 takes the likeliest token each time;
+    `num_beams` means beam search. With `do_sample`, nothing is added.
+
+    Raises UserError if settings of sampling are given with temperature 0.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if "do_sample" in given:
+        return given
+    drawn = [name for name in SAMPLING if name in given]
+    if given.get("temperature") == 0:
+        if len(drawn) > 1:
+            raise UserError(
+                f"temperature=0 takes the likeliest token each time, so {drawn[1]} has no effect; "
+                "leave one of them out"
+            )
+        return {name: value for name, value in given.items() if name != "temperature"} | {
+            "do_sample": False
+        }
+    if drawn:
+        return {"top_k": own.get("top_k", 0), "num_beams": 1, "do_sample": True} | given
+    return {"do_sample": False} | given if given.get("num_beams", 1) != 1 else given
+
+
+def generation_settings(
+    layers: Sequence[Mapping[str, Value]], given: Mapping[str, Value], seed: int | None
+) -> Generation:
+    """Returns the settings of generation of a model, in layers of which later ones win, and those
+    that a person gives.
+
+    Raises UserError for settings that are unknown, do not fit, or would have no effect.
+    """
+    own = {name: value for layer in layers for name, value in layer.items() if value is not None}
+    settings = merge(*layers, chosen(given, own))
+    if settings.num_return_sequences != 1:
+        raise UserError(
+            f"num_return_sequences={settings.num_return_sequences}: each example has one answer; "
+            "repeat the example instead, or use .generate with input_ids"
+        )
+    if seed is not None:
+        if not 0 <= seed < SEEDS:
+            raise UserError(f"seed={seed}: must be a whole number from 0 to {SEEDS - 1}")
+        if not settings.do_sample:
+            raise UserError(
+                f"seed={seed} has no effect, as nothing is drawn at random; give a temperature too"
+            )
+    return settings
+
+
+def check_prompts(prompts: object, arrays: Sequence[str], scored: bool) -> None:
+    """Raises UserError unless prompts are a text or texts, with nothing beside them that arrays need."""
+    if not isinstance(prompts, str):
+        listed = prompts if isinstance(prompts, list | tuple) else [prompts]
+        for number, prompt in enumerate(listed):
+            if not isinstance(prompt, str):
+                raise UserError(
+                    f"prompt {number}: is {type(prompt).__name__}, not a text; give texts, or "
+                    "token ids as input_ids=..."
+                )
+    if arrays:
+        raise UserError(f"prompts and {arrays[0]} were both given; leave one of them out")
+    if scored:
+        raise UserError("return_scores=True is for token ids; give input_ids, or leave it out")
+
+
+def head_outputs(
+    features: Callable[[HostBatch], Mapping[str, PyTree]],
+    heads: Iterable[str],
+    processors: Processors,
+    sized: Sequence[str],
+    positions: int,
+    batch: Mapping[str, PyTree],
+    first: int,
+) -> dict[str, np.ndarray]:
+    """Returns each head's output for a task's batch, without what stays on the host.
+
+    Arrays whose last axis is a length, `sized`, may be padded up to `positions` (0: any length).
+    """
+    arrays = {name: array for name, array in batch.items() if not name.startswith("_")}
+    for processor in processors.values():
+        arrays = processor.pad(arrays, sized, positions)
+    # An example may have many rows, as a question about a long text has.
+    count = len(next(iter(arrays.values())))
+    parts = []
+    for begin in range(0, count, CHUNK):
+        rows = np.minimum(np.arange(begin, begin + min(count, CHUNK)), count - 1)
+        outputs = features({name: array[rows] for name, array in arrays.items()})
+        parts.append(jax.device_get({kind: outputs[kind] for kind in heads}))
+    return {kind: np.concatenate([part[kind] for part in parts])[:count] for kind in heads}

@@ -1,0 +1,112 @@
+"""What weights mean for a run that starts from them: which rows of a classifier are which labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from fmjax import pytree, tasks
+from fmjax.contracts import PyTree, Task
+from fmjax.hub.reference import class_names
+from fmjax.inference.pretrained import Pretrained, abstract_params
+
+Labels: TypeAlias = tuple[str, ...]
+
+PLACEHOLDER = "label_"  # LABEL_0, LABEL_1, ...: Hugging Face's names of classes that have none
+NUMBER: Labels = ("(a number)",)  # in place of labels
+IN_PLACE: tuple[int, ...] = ()  # no row moves
+SHOWN = 10  # labels that a message lists
+
+
+def fit_heads(params: PyTree, source: Pretrained, model: PyTree, task: Task) -> tuple[PyTree, list[str]]:
+    """Returns parameters whose classifiers have their rows in the order of a task's labels.
+
+    Names decide. A head whose labels are not those of the weights is left out, so that it starts
+    fresh; only its last layer depends on the labels.
+
+    Args:
+      params: those of `source`, fitted to the model otherwise.
+      source: the model that they come from.
+      model: the run's, with the heads of all parts of a mixture.
+      task: the run's, with its labels.
+
+    Returns the parameters, and a line about each head whose labels have another order or set.
+    """
+    flat, lines = pytree.names(params), []
+    theirs = dict(labels_by_head(source))
+    for head, ours in labels_of(task):
+        held = any(name.startswith(f"head/{head}/") for name in flat)
+        order = rows(ours, theirs[head]) if held else IN_PLACE
+        if order == IN_PLACE or order == tuple(range(len(order or ()))):
+            continue
+        axes = class_axes(model, head)
+        both = f"the run has {listed(ours)}, the weights {listed(theirs[head])}"
+        if order is None:
+            flat = {name: leaf for name, leaf in flat.items() if name not in axes}
+            lines.append(f"head/{head} starts fresh: {both}{unnamed(theirs[head])}")
+        else:
+            flat |= {name: np.take(flat[name], order, axis) for name, axis in axes.items()}
+            lines.append(f"head/{head} has its rows by the labels' names: {both}")
+    return pytree.unnames(flat), lines
+
+
+def labels_of(task: Task) -> Iterator[tuple[str, Labels]]:
+    """Yields each head of classes and its labels, NUMBER where it gives a number instead."""
+    for part in task.tasks.values():
+        for head, numbers in part.heads.items():
+            if "classes" in numbers:
+                yield head, NUMBER if part.kind == "regression" else tuple(map(str, part.labels))
+
+
+def labels_by_head(source: Pretrained) -> Iterator[tuple[str, Labels]]:
+    """Yields what `labels_of` does of a run, or of each head that a Hugging Face folder holds."""
+    if source.task is not None:
+        yield from labels_of(tasks.make(source.config["task"]))
+        return
+    labels = class_names(source.config)
+    problem = source.config.get("problem_type") or ("regression" if len(labels) == 1 else "")
+    for head in source.params.get("head", {}):
+        yield head, NUMBER if problem == "regression" and head == "classify" else labels
+
+
+def rows(ours: Labels, theirs: Labels) -> tuple[int, ...] | None:
+    """Returns the row of each of our labels among others; None if they are not the same labels.
+
+    Labels are the same if they differ in capitals alone, or are numbers that the others have as
+    LABEL_0, LABEL_1.
+    """
+    if NUMBER in (ours, theirs):
+        return IN_PLACE if ours == theirs else None
+    for spell in (str, str.casefold, lambda label: label.casefold().removeprefix(PLACEHOLDER)):
+        own, others = [list(map(spell, labels)) for labels in (ours, theirs)]
+        if len(set(own)) == len(own) and sorted(own) == sorted(others):
+            return tuple(map(others.index, own))
+    return None
+
+
+def class_axes(model: PyTree, head: str) -> dict[str, int]:
+    """Returns the parameters of a head that have a row for each class, and that axis of each."""
+    numbers = model.heads[head]
+    more = numbers | {"classes": numbers["classes"] + 1}
+    one, other = (
+        pytree.names(abstract_params(model.clone(heads={head: it}))) for it in (numbers, more)
+    )
+    return {
+        name: next(axis for axis, size in enumerate(leaf.shape) if size != other[name].shape[axis])
+        for name, leaf in one.items()
+        if leaf.shape != other[name].shape
+    }
+
+
+def listed(labels: Sequence[str]) -> str:
+    """Returns labels in order, as messages have them."""
+    return ", ".join(labels[:SHOWN]) + (", ..." if len(labels) > SHOWN else "")
+
+
+def unnamed(labels: Labels) -> str:
+    """Returns what to do about weights whose classes have no names."""
+    if not all(label.casefold().startswith(PLACEHOLDER) for label in labels):
+        return ""
+    return "; to keep it, write its labels into id2label in config.json"
