@@ -60,7 +60,7 @@ def machine(options: Options) -> Result:
 def processor() -> str:
     """Returns the processor's name as Linux names it, or as Python does."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

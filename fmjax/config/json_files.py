@@ -15,18 +15,52 @@ from fmjax.errors import UserError
 MISSING = "no such file; a Hugging Face model folder has one"
 
 
+class DuplicateKey(ValueError):
+    """A JSON object has a key twice, so that it is not clear which value is meant."""
+
+    def __init__(self, key: str):
+        super().__init__(f'the key "{key:.60}" occurs twice in a JSON object')
+        self.key = key
+
+
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """Returns what a text holds in strict JSON.
+
+    Raises DuplicateKey, a ValueError, if an object has a key twice; ValueError for anything else that
+    is not JSON, such as NaN and Infinity, which Python would read.
+    """
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of a list of keys and values. Raises DuplicateKey if a key occurs twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DuplicateKey(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def refuse_constant(name: str) -> Any:
+    """Raises ValueError: JSON has no NaN and no Infinity."""
+    raise ValueError(f"{name} is not JSON")
+
+
 def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
     """Returns a JSON object.
 
     Raises UserError if the file is missing, saying so, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        # Not `parse_json`: a file of others may have NaN where nobody reads it.
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise UserError(f"{path}: {missing}") from None
     except PermissionError:
         raise UserError(f"{path}: cannot be read; fix its permissions") from None
-    except (OSError, ValueError) as error:
+    except DuplicateKey as error:
+        raise UserError(f"{path}: {error}; take one out") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}); get the file again") from None
     if not isinstance(content, dict):
         raise UserError(

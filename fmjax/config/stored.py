@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fmjax import __version__
 from fmjax.config.files import Config, Keys, leaves, message_of, renamed, to_dict
-from fmjax.config.json_files import write_json
+from fmjax.config.json_files import parse_json, write_json
 from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
@@ -62,7 +62,7 @@ def read_config(workdir: Path) -> dict[str, Value]:
     """
     path = workdir / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         runs = {found.parent.name for found in workdir.parent.glob(f"*/{CONFIG}")} - {workdir.name}
         reason = f"cannot be read, {(error.strerror or 'unknown error').lower()}"

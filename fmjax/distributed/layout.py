@@ -16,6 +16,7 @@ from fmjax.contracts import Config
 from fmjax.distributed import sharding
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.hardware import explained
 
 DEFAULT_AXES = {"data": -1}  # of `defaults.py`
 
@@ -45,6 +46,8 @@ def lay_out(config: Config, devices: Sequence[Any] | None = None) -> Layout:
     Raises UserError if it is none, or a batch does not divide over it.
     """
     section, size = config["mesh"], config["data"]["batch_size"]
+    with explained():
+        jax.devices()  # so that a device that is not there is said first
     rules = sharding.resolve_rules(section["rules"], section.get("table"))
     mesh = sharding.make_mesh(chosen_axes(section, rules), devices)
     sharding.check_used(rules, mesh, own=bool(section.get("table")))

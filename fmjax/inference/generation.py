@@ -16,6 +16,7 @@ from fmjax.decoding.loop import continuations
 from fmjax.decoding.prompts import DECODER_PROMPT, PROMPT, prompt_names, start_id
 from fmjax.decoding.settings import Generation
 from fmjax.errors import UserError
+from fmjax.randomness import seeded_key
 
 
 class Generated(NamedTuple):
@@ -64,7 +65,7 @@ def generated(
     checked = checked_batch(complete)
     # Decoding puts a start token itself where there is no prompt.
     inputs = {name: array for name, array in checked.items() if name in arrays}
-    key = jax.random.key(seed)
+    key = seeded_key(seed, "seed")
     with jax.default_matmul_precision("float32"):
         found = continuations(model, params, inputs, settings, key, first_row, return_scores)
     tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)

@@ -23,6 +23,7 @@ from fmjax.decoding.loop import as_generator
 from fmjax.decoding.settings import GENERATION, Generation, from_config, merge, special_tokens
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.hardware import explained
 from fmjax.hub import families, folders, llama2c
 from fmjax.hub.reference import Outputs, Reference, plain_outputs
 from fmjax.hub.tensors import check_finite
@@ -326,12 +327,13 @@ def load(path: str | Path) -> Pretrained:
 
     Raises UserError if it is none of these, is not whole, or holds a model that is not handled.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file() and path.suffix == ".bin":
         return load_llama2c(path)
     if path.is_file():
         raise UserError(f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c")
-    return load_run(path) if is_run(path) else load_reference(path)
+    with explained():
+        return load_run(path) if is_run(path) else load_reference(path)
 
 
 def load_llama2c(path: Path) -> Pretrained:

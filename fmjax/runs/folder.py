@@ -67,7 +67,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises UserError if another one is training in it.
     """
-    with open(workdir / LOCK, "w") as lock:
+    with open(workdir / LOCK, "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -157,7 +157,7 @@ def git(folder: Path, *words: str) -> str:
     surroundings = {key: value for key, value in os.environ.items() if key not in own}
     try:
         run = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, env=surroundings
+            ["git", "-C", str(folder), *words], capture_output=True, encoding="utf-8", timeout=10, env=surroundings
         )
         return run.stdout.strip() if run.returncode == 0 else ""
     except (OSError, subprocess.TimeoutExpired):

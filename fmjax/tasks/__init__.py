@@ -25,6 +25,7 @@ from fmjax import contracts
 from fmjax.config import names
 from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
+from fmjax.tasks.settings import check_ranges, typed
 
 
 def task(name: str) -> ModuleType:
@@ -35,14 +36,14 @@ def task(name: str) -> ModuleType:
 def make(settings: Mapping[str, Value]) -> contracts.Task:
     """Returns the task described by a config's `task` section.
 
-    Raises UserError for an unknown task or setting.
+    Raises UserError for an unknown task or setting, and for a value that is out of range.
     """
-    # JSON has no tuples, and settings are hashable.
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    settings = dict(settings)
     module = task(settings.pop("name"))
     known = list(module.Task.__dataclass_fields__)
     for name in settings:
         if name not in known:
             raise UserError(f"task.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}")
-    made: contracts.Task = module.Task(**settings)
+    made: contracts.Task = module.Task(**typed(module.Task, settings))
+    check_ranges(made)
     return made

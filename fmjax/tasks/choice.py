@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
+from fmjax.config.numbers import is_count
 from fmjax.contracts import (
     Arrays,
     Batch,
@@ -101,7 +102,7 @@ class Task(contracts.Task):
     def target(self, record: Mapping[str, Value], where: str) -> np.int32:
         """Returns the number of the right ending. Raises UserError, naming the record, if there is none of that number."""
         value = record[self.label]
-        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+        number = int(value) if isinstance(value, str) and is_count(value.strip()) else value
         if type(number) is not int or not 0 <= number < self.choices:
             wanted = f"not the number of an ending, 0 to {self.choices - 1}"
             raise RecordError(where, f'column "{self.label}" holds {value!r}, {wanted}; correct the record')

@@ -4,7 +4,6 @@ the training data, focal loss)."""
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
+from fmjax.config.numbers import number_of
 from fmjax.contracts import Arrays, Batch, Config, Fact, Heads, HostBatch, Measures, Processors, Record, Source, Value
 from fmjax.data.kinds import label as label_kind
 from fmjax.data.kinds import separators
@@ -47,7 +47,7 @@ class Balance:
         if self.focal_gamma and self.label_smoothing:
             raise UserError("task.focal_gamma and task.label_smoothing work against each other; set one of them to 0")
         try:
-            above = all(float(weight) > 0 for weight in self.class_weights)
+            above = all(number_of(weight) > 0 for weight in self.class_weights)
         except ValueError:
             above = False
         if not above:
@@ -232,13 +232,10 @@ class LabelTask(Balance, contracts.Task):
             value = source.value(index, self.label)
             value = value.number if isinstance(value, label_kind.ClassName) else value
             try:
-                number = math.nan if isinstance(value, bool) else float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
+                return np.float32(number_of(value))
+            except ValueError:
                 problem = f'column "{self.label}" holds {value!r}, not a number; correct the record'
-                raise RecordError(source.where(index), problem, index)
-            return np.float32(number)
+                raise RecordError(source.where(index), problem, index) from None
         names = self.label_names(source, index)
         for name in names:
             if name not in self.labels:

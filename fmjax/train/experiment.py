@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from fmjax import pytree
+from fmjax import limits, pytree
 from fmjax.config import continued
 from fmjax.contracts import Config, HostBatch, PyTree
 from fmjax.data.stream.batches import eval_batches
@@ -19,6 +19,7 @@ from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import lay_out
 from fmjax.runs import folder as run_folder
+from fmjax.train.budget import check_memory
 from fmjax.train.length import steps_before
 from fmjax.train.stages import Abstract, Built, Data, batch_shapes, build, describe, open_data
 from fmjax.train.state import TrainState, create_state, with_params
@@ -90,12 +91,14 @@ def prepare(given: Config, workdir: Path, overridden: Collection[str] = ()) -> E
     given up for that of `init.weights`. Nothing is written but the empty run directory. Raises
     UserError for whatever does not fit.
     """
+    limits.check_config(given)
     resumed = run_folder.check_workdir(workdir)
     config = continued(workdir, given) if resumed else given
     layout = lay_out(config)
     data = open_data(config, workdir, resumed, overridden)
     built = build(data, resumed)
     spec = batch_shapes(built.config, built.examples["train"])
+    check_memory(built.config, built.model, built.task, spec, layout)
     abstract = describe(built.config, built.model, spec, built.steps, layout)
     weights = starting_weights(data, built, abstract)
     before = steps_before(workdir, built.examples["train"]) if resumed else built.steps

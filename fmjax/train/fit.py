@@ -46,4 +46,4 @@ def fit(
     described = load_config(os.fspath(config))
     texts = override_texts(overrides or {})
     apply_overrides(described, texts)
-    return train(to_dict(described), Path(workdir), overridden=overridden_keys(texts))
+    return train(to_dict(described), Path(workdir).expanduser(), overridden=overridden_keys(texts))

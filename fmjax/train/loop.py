@@ -14,6 +14,7 @@ from fmjax.data.stream.batches import TrainBatches
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.hardware import explained
 from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
 from fmjax.runs.best import best_step
@@ -45,7 +46,7 @@ def train(
     Interrupted if a signal ended the run after its state was saved.
     """
     run_folder.check_workdir(workdir)
-    with run_folder.locked(workdir) if hosts.first() else nullcontext():
+    with explained(), run_folder.locked(workdir) if hosts.first() else nullcontext():
         experiment = prepare(given, workdir, overridden)
         start.record(experiment, given)
         with experiment.abstract.layout.active():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fmjax.config.numbers import is_count
 from fmjax.contracts import Value, Where
 from fmjax.data.kinds import separators
 from fmjax.errors import RecordError
@@ -73,7 +74,7 @@ def ordered(first: Mapping[str, int], where: Where) -> tuple[str, ...]:
 
     Raises RecordError if whole numbers are mixed with others, negative, or have gaps.
     """
-    numbers = {name for name in first if name.lstrip("-").isdigit()}
+    numbers = {name for name in first if is_count(name.removeprefix("-"))}
     if not numbers:
         return tuple(sorted(map(str, first)))
     for name, index in first.items():

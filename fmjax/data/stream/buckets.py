@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fmjax.config.numbers import is_count
 from fmjax.contracts import Example, Examples, HostBatch, Undrawn
 from fmjax.errors import UserError
 
@@ -254,9 +255,9 @@ def read_borders(
     Raises UserError for a malformed length, or one longer than `data.max_length`.
     """
     kind, _, count = words[0].partition(":")
-    if len(words) == 1 and kind == AUTO and count.isdecimal() and int(count):
+    if len(words) == 1 and kind == AUTO and is_count(count) and int(count):
         return best_borders(lengths, int(count), max_length, multiple)
-    if not all(word.isdecimal() for word in words):
+    if not all(is_count(word) for word in words):
         raise UserError(
             f"data.buckets={','.join(words)}: write auto, auto:N for N lengths, lengths such as "
             "32,64,128, or none"

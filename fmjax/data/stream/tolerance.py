@@ -53,7 +53,7 @@ class Tolerance:
         known: tuple[str, ...] = (),
         tell: Callable[[str], None] = lambda text: None,
     ):
-        match = re.fullmatch(r"fail|skip:(\d+)", str(on_error))
+        match = re.fullmatch(r"fail|skip:([0-9]+)", str(on_error))
         if not match:
             raise UserError(
                 f'data.on_error="{on_error}": write fail, or skip:N to leave out up to N bad '
