@@ -69,7 +69,7 @@ def choose(setting: str, name: str, choices: Mapping[str, T]) -> T:
     if name not in choices:
         hint = nearest(str(name), choices)
         raise UserError(
-            f'optim.{setting}: "{name}" is not known{hint}; choose from {", ".join(choices)}'
+            f'optim.{setting}: there is no "{name}"{hint}; choose from {", ".join(choices)}'
         )
     return choices[name]
 
