@@ -135,6 +135,7 @@ def predict_file(
     target: Path,
     kind: str = AUTO,
     column: str = "",
+    header: Sequence[str] = (),
     seed: int | None = None,
     settings: Mapping[str, Value] | None = None,
 ) -> None:
@@ -147,6 +148,7 @@ def predict_file(
       target: the file to write, "-" being standard output; it appears when it is whole.
       kind: of the file; by default its extension says it.
       column: the file's name of what the task reads; see `column_names`.
+      header: the names of the columns of a CSV or TSV file without a header.
       seed: of sampling.
       settings: of generation, as `Pretrained.predict` takes them.
 
@@ -154,7 +156,7 @@ def predict_file(
     written, if an example has no answer.
     """
     output = Output(target)
-    opened = open_inputs(source, kind)
+    opened = open_inputs(source, kind, header)
     model = load(folder)
     settings = {name: value for name, value in (settings or {}).items() if value is not None}
     plain = model.predictor((), seed, settings)
@@ -165,7 +167,7 @@ def predict_file(
     about: Config = {
         "input": digest(inputs.path)["sha256"],
         "model": identity(folder, model),
-        "columns": names,
+        "columns": [names, *header],
         "settings": {"seed": seed, **settings},
     }
     output.find_done(about)

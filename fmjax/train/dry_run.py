@@ -13,7 +13,7 @@ import numpy as np
 
 from fmjax import pytree
 from fmjax.config import is_run
-from fmjax.contracts import Config, HostBatch, Task
+from fmjax.contracts import Config, HostBatch, Task, Value
 from fmjax.data.kinds import text
 from fmjax.data.stream.batches import Reading, TrainBatches
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def show(experiment: Experiment) -> None:
     print("\nDry run: nothing was trained, and nothing was written.")
 
 
-def settings(config: Config, path: str = "") -> Iterator[str]:
+def settings(config: Mapping[str, Value], path: str = "") -> Iterator[str]:
     """Yields a line per key that is set."""
     for key, value in config.items():
         if isinstance(value, Mapping):

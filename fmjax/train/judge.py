@@ -108,7 +108,8 @@ class Judge:
         collected = collect(self.predict, params, batches, examples, place, hosts.gather)
         if split == "validation":
             self.collected = collected
-        return self.task.metrics(*collected)
+        metrics: dict[str, float] = self.task.metrics(*collected)
+        return metrics
 
     def _history(self, chosen: Best) -> list[float]:
         """Returns a metric at each evaluation so far, those before a restart included.
