@@ -163,8 +163,8 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
         or math.prod(sizes.values()) != devices
     ):
         raise UserError(
-            f"mesh.axes={dict(axes)}: the product of the sizes must be {devices}, the number of devices; "
-            "give sizes that are, at most one of them -1"
+            f"mesh.axes={dict(axes)}: the sizes must multiply to the {devices} devices here; "
+            "change them, at most one may be -1 (what is left)"
         )
     return sizes
 
