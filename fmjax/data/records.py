@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from fmjax.config.json_files import DuplicateKey, parse_json
 from fmjax.contracts import Record as Record
 from fmjax.contracts import Source as Source
 from fmjax.contracts import Value
@@ -74,13 +75,15 @@ def json_object(text: str) -> Record:
     Raises ValueError, with the reason, if it is none or has half a surrogate pair.
     """
     try:
-        record = json.loads(text)
+        record = parse_json(text)
         if "\\u" in text:
             json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"is not JSON ({error})") from error
     except UnicodeEncodeError as error:
         raise ValueError("has half of a surrogate pair") from error
+    except DuplicateKey as error:
+        raise ValueError(f"is not clear: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({error})") from error
     if not isinstance(record, dict):
         raise ValueError("is not a JSON object {...}")
     return record

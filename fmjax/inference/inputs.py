@@ -154,19 +154,23 @@ def check_names(file: str, there: Sequence[str], columns: Sequence[str]) -> None
         if there and column not in there:
             raise UserError(
                 f'{file}: has no column "{column}"{nearest(column, there)}; it has '
-                f"{', '.join(there)}; name the one to read with --column"
+                f"{', '.join(there)}; name the one to read with --column, or, if the file has no "
+                "header, all of them with --header"
             )
 
 
-def open_inputs(path: Path, kind: str = AUTO) -> Inputs | ColumnarFile:
+def open_inputs(path: Path, kind: str = AUTO, header: Sequence[str] = ()) -> Inputs | ColumnarFile:
     """Returns the examples of a file, or of standard input ("-").
 
     `kind` is one of KINDS; by default it follows from the file extension, and is JSON lines if that
-    does not tell. Raises UserError if the file cannot be read or has no example.
+    does not tell. `header` names the columns of a CSV or TSV file that does not itself. Raises
+    UserError if the file cannot be read or has no example.
     """
     one_of("--source", kind, (AUTO, *KINDS))
     known = {extension: name for extension, name in extensions().items() if name in KINDS}
     kind = kind_of(path, known) or "jsonl" if kind == AUTO else kind
+    if header and kind not in ("csv", "tsv"):
+        raise UserError(f"--header={','.join(header)}: names columns of csv and tsv, not of {kind}; leave it out")
     name = "standard input" if str(path) == STANDARD else str(path)
     path = local(path)
     if kind in ("jsonl", "text"):
@@ -175,7 +179,7 @@ def open_inputs(path: Path, kind: str = AUTO) -> Inputs | ColumnarFile:
         return ColumnarFile(name, path, kind)
     else:
         with Tolerance(UNLIMITED).active():
-            found = TableInputs(name, path, open_source(kind, [str(path)], "prediction"))
+            found = TableInputs(name, path, open_source(kind, [str(path)], "prediction", columns=tuple(header)))
     if not len(found):
         raise UserError(f"--input={name}: has no examples; give one per line")
     return found

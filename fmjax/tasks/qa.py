@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Record, Source, Value, Where
 from fmjax.data.characters import is_mark
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -109,8 +109,9 @@ class Task(contracts.Task):
         return (*self.reads, self.answers)
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return ("loss", *answer_metrics.ANSWERS, *(answer_metrics.PARTS if self.unanswerable else ()))
+    def measures(self) -> Measures:
+        parts = answer_metrics.PARTS if self.unanswerable else {}
+        return {**class_metrics.LOSS, **answer_metrics.ANSWERS, **parts}
 
     def resolve(self, source: Source) -> Config:
         """Returns whether questions of the training data have no answer."""

@@ -20,7 +20,21 @@ import numpy as np
 from seqeval import metrics as seqeval
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    Fact,
+    Heads,
+    HostBatch,
+    Measures,
+    Processors,
+    Record,
+    Source,
+    Value,
+    Where,
+)
 from fmjax.data.augment.texts import drop_tokens
 from fmjax.data.characters import split_fields
 from fmjax.data.kinds.label import known_name
@@ -31,6 +45,7 @@ from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import entities as entity_metrics
 from fmjax.metrics.entities import OUTSIDE
+from fmjax.tasks.facts import class_fact, length_fact
 from fmjax.tasks.labels import Balance
 from fmjax.tasks.token_rows import PADDED, pad_rows, tokenizer_of, widest_context, windows
 from fmjax.tasks.words import SPLITS, check_split, join, word_spans
@@ -116,8 +131,9 @@ class Task(Balance, contracts.Task):
         return (self.scheme or entity_metrics.usual_scheme(self.labels)) if self.mode == "strict" else ""
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return ("loss", "accuracy", *(class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED))
+    def measures(self) -> Measures:
+        own = class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED
+        return {**class_metrics.LOSS, **class_metrics.ACCURACY, **own}
 
     def resolve(self, source: Source) -> Config:
         """Returns the tags found in the training data, unless they are given, that for outside first; and the class weights,
@@ -185,6 +201,15 @@ class Task(Balance, contracts.Task):
         sentences = [Sentence(*pair, tags) for pair, tags in zip(encoded, targets, strict=True)]
         rows = self.rows(sentences, tokenizer, max_length, source.where)
         return TaggedTexts(self, sentences, rows, tokenizer, max_length, self.token_dropout if train else 0.0)
+
+    def facts(
+        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+    ) -> list[Fact]:
+        """Returns the tags with their counts, and how many texts have more tokens than a row."""
+        sentences = [sentence for one in examples if isinstance(one, TaggedTexts) for sentence in one.sentences]
+        lengths = np.array([sentence.ids.size for sentence in sentences]) + tokenizer_of(processors).special_count()
+        tags = np.concatenate([sentence.tags for sentence in sentences])
+        return [class_fact(self.labels, tags, "tags"), length_fact(lengths, max_length)]
 
     def rows(self, sentences: Sequence[Sentence], tokenizer: Tokenizer, most: int, where: Where) -> list[Row]:
         """Returns the rows of at most `most` tokens in which sentences are read. Raises UserError for one that is too long."""

@@ -215,6 +215,16 @@ def test_the_column_may_have_another_name(model, target, tmp_path):
     assert [answer.get("shout") for answer in answers(tmp_path / "other.jsonl")] == ["ONE", "TWO", None]
 
 
+def test_a_table_without_a_header(model, target, tmp_path):
+    source = written(tmp_path, "one\t1\ntwo\t0\n", "in.tsv")
+    with pytest.raises(UserError, match="it has one, 1; .* or, if the file has no header, all of them with --header"):
+        predict_file(tmp_path, source, target)
+    predict_file(tmp_path, source, target, header=("text", "label"))
+    assert [(answer["line"], answer["shout"]) for answer in answers(target)] == [(1, "ONE"), (2, "TWO")]
+    with pytest.raises(UserError, match="--header=text: names columns of csv and tsv, not of jsonl"):
+        open_inputs(written(tmp_path, '"a"\n'), header=("text",))
+
+
 def test_names_of_several_columns():
     both = ("question", "context")
     assert column_names("context=passage, question=q", both) == {"question": "q", "context": "passage"}

@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from fmjax.config.json_files import unique
 from fmjax.contracts import Value
 from fmjax.data.tokenizers import marian, tiktokens
 from fmjax.data.tokenizers.marian import MarianPieces
@@ -257,7 +258,7 @@ def read_json(path: Path) -> Settings:
     Raises UserError if it is malformed.
     """
     try:
-        values = json.loads(read_text(path)) if path.exists() else {}
+        values = json.loads(read_text(path), object_pairs_hook=unique) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}); fetch it again") from error
     if not isinstance(values, dict):

@@ -17,6 +17,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
+from fmjax.config.numbers import whole
 from fmjax.contracts import Value
 from fmjax.errors import UserError, one_line
 
@@ -74,7 +75,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         try:
             token, rank = line.split()
             # OpenAI's multilingual file has one token of no bytes at all, written "=".
-            ranks[b"" if token == b"=" else base64.b64decode(token, validate=True)] = int(rank)
+            ranks[b"" if token == b"=" else base64.b64decode(token, validate=True)] = whole(rank.decode("ascii"))
         except ValueError as error:
             raise UserError(
                 f'{path} line {number}: is not "base64 rank" ({one_line(error)}); '

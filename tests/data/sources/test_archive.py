@@ -98,7 +98,7 @@ def test_json_lines(tmp_path):
         ([("1.txt", "x"), ("2.npy", "x")], "a.tar: 2.npy: ends in .npy.* put files of .txt"),
         ([("1.txt", "x"), ("2.txt", None)], "a.tar: 2.txt: is a link"),
         ([("1.txt", "x"), ("1.json", "{}"), ("2.txt", "x")], "a.tar: 2 has .txt, but the first record has .json, .txt"),
-        ([("1.txt", "x"), ("2.txt", "x"), ("2.txt", "x")], "a.tar: 2 has .txt, .txt, but the first"),
+        ([("1.txt", "x"), ("2.txt", "x"), ("2.txt", "x")], 'a.tar: has two files of the name "2.txt"; take one out'),
         ([("1.txt", "x"), ("2.jsonl", "{}")], "a.tar: 2 has .jsonl, but the first"),
         ([("1.txt", "x"), ("1.json", '{"text": "y"}')], 'a.tar: 1: has "text" in its .json and in a file of its own'),
     ],
