@@ -32,7 +32,7 @@ BORDERS = {
 class Span(NamedTuple):
     """A part of a record's text: the record's number, its first and one-past-last character."""
 
-    record: int
+    number: int
     begin: int
     end: int
 
@@ -72,10 +72,8 @@ def needs_sections(source: Source, share: float) -> bool:
 
 def hold_out_sections(source: Source, share: float) -> tuple[Spans, Spans, str] | None:
     """Returns the texts of a source without a share of them, that share, and a line that says how
-    they were cut; None if the text is too short, below 40 characters, or a record has none."""
+    they were cut; None if the text is too short to be cut, below 40 characters."""
     texts = [source[index]["text"] for index in range(len(source))]
-    if not all(isinstance(text, str) for text in texts):
-        return None  # the task names the record
     ends = np.cumsum([len(text) for text in texts])
     total = int(ends[-1])
     held = max(1, min(MOST_HELD, int(share * total / SECTION)))

@@ -358,8 +358,9 @@ def byte_level(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     merges.txt."""
     vocabulary, lines = read_json(path), read_lines(path.with_name("merges.txt"))
     try:
-        pairs = (line.split(" ") for line in lines if line and line[:8] != "#version")
-        model = models.BPE(vocabulary, [(left, right) for left, right in pairs])
+        pairs = [line.split(" ") for line in lines if line and line[:8] != "#version"]
+        merges = [(first, second) for first, second in pairs]
+        model = models.BPE(vocabulary, merges)
     except Exception as error:  # the library raises plain Exceptions
         raise UserError(
             f"{path}: with merges.txt beside it, is not a BPE vocabulary ({error}); "
