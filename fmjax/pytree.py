@@ -103,3 +103,9 @@ def grouped(problems: Mapping[str, list[str]], most: int = 10) -> str:
         for group, found in problems.items()
         if found
     )
+
+
+def union(first: Mapping[str, PyTree], second: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """Returns the nested dictionary of what is in either, that of the first where it is in both."""
+    shared = [name for name in first if isinstance(first[name], dict) and name in second]
+    return {**second, **first, **{name: union(first[name], second[name]) for name in shared}}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,7 +53,7 @@ def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
     """
     try:
         # Not `parse_json`: a file of others may have NaN where nobody reads it.
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise UserError(f"{path}: {missing}") from None
     except PermissionError:
@@ -94,7 +95,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
-    """Writes JSON atomically. Raises OSError if the file cannot be written."""
-    text = json.dumps(content, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n"
+    """Writes JSON atomically. Raises OSError if the file cannot be written.
+
+    JSON has no NaN and no infinity: raises ValueError for them.
+    """
+    text = (
+        json.dumps(
+            content, indent=indent, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False
+        )
+        + "\n"
+    )
     # A lone surrogate, as in an undecodable argument of a command, becomes its escape sequence.
     write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def to_line(content: Any) -> str:
+    """Returns JSON in one line, with null for NaN and infinity, which JSON does not have."""
+    return json.dumps(without_nan(content), allow_nan=False)
+
+
+def without_nan(content: Any) -> Any:
+    """Returns content in which NaN and infinity are None."""
+    if isinstance(content, Mapping):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-from fmjax.config.files import RENAMED, OpenDict, leaves, open_dict
+from fmjax.config.files import RENAMED, OpenDict, leaves, load_config, open_dict, to_dict
 from fmjax.config.json_files import DuplicateKey, parse_json
 from fmjax.config.numbers import real, whole
-from fmjax.contracts import Value
+from fmjax.contracts import Record, Value
 from fmjax.errors import UserError, nearest
 
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -36,6 +38,53 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[tuple[str, str]]) ->
     """
     for key, text in overrides:
         _override(config, "config", key.split("."), text, config)
+
+
+def overridden_keys(overrides: Sequence[tuple[str, str]]) -> frozenset[str]:
+    """Returns the dotted keys that overrides set, those of a JSON object each by itself."""
+    keys: set[str] = set()
+    for key, text in overrides:
+        values = _literal(text)
+        keys |= {f"{key}.{name}" for name in values} if isinstance(values, dict) else {key}
+    return frozenset(keys)
+
+
+def describe_config(config: str | os.PathLike[str], overrides: Mapping[str, Value] | None = None) -> Record:
+    """Returns what a config file describes, with overrides as Python values, as JSON holds it; None unsets a key.
+
+    Raises UserError as `load_config` and `apply_overrides` do, and for a value that is no text, path, number, list or group.
+    """
+    described = load_config(os.fspath(config))
+    apply_overrides(described, override_texts(overrides or {}))
+    return to_dict(described)
+
+
+def override_texts(overrides: Mapping[str, Value]) -> list[tuple[str, str]]:
+    """Returns overrides with Python values as `apply_overrides` takes them. Raises UserError as `text_of` does."""
+    return [(key, text_of(key, value)) for key, value in overrides.items()]
+
+
+def text_of(key: str, value: Value) -> str:
+    """Returns the text that stands for a Python value in an override. Raises UserError if there is none."""
+    if value is None:
+        return "none"
+    try:
+        plain = _plain(value)
+        return plain if isinstance(plain, str) else json.dumps(plain)
+    except (TypeError, ValueError):
+        form = "give text, a path, a number, a list of these, or a dictionary"
+        raise UserError(f"overrides: {key} is a {type(value).__name__}, which no config holds; {form}") from None
+
+
+def _plain(value: Value) -> Value:
+    """Returns a value with paths as text, and arrays and their scalars as numbers."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic | np.ndarray) or hasattr(value, "__array__"):
+        return np.asarray(value).tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _override(node: ConfigDict, path: str, keys: Sequence[str], text: str, root: ConfigDict) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fmjax.contracts import Source, Value
+from fmjax.data.characters import is_blank
 from fmjax.data.sources.columnar import Columnar
 from fmjax.data.sources.kinds import extensions
 from fmjax.data.sources.lines import RecordFiles
@@ -81,7 +82,7 @@ class LineInputs(Inputs):
         found = array("q")
         with Tolerance(UNLIMITED).active():
             for line in lines(self.file):
-                if line.text.strip():
+                if line.text.strip() if plain else not is_blank(line.text):
                     found.extend((line.begin, line.end, line.number))
         self.places = np.array(found, np.int64).reshape(-1, 3)
 
@@ -153,19 +154,23 @@ def check_names(file: str, there: Sequence[str], columns: Sequence[str]) -> None
         if there and column not in there:
             raise UserError(
                 f'{file}: has no column "{column}"{nearest(column, there)}; it has '
-                f"{', '.join(there)}; name the one to read with --column"
+                f"{', '.join(there)}; name the one to read with --column, or, if the file has no "
+                "header, all of them with --header"
             )
 
 
-def open_inputs(path: Path, kind: str = AUTO) -> Inputs | ColumnarFile:
+def open_inputs(path: Path, kind: str = AUTO, header: Sequence[str] = ()) -> Inputs | ColumnarFile:
     """Returns the examples of a file, or of standard input ("-").
 
     `kind` is one of KINDS; by default it follows from the file extension, and is JSON lines if that
-    does not tell. Raises UserError if the file cannot be read or has no example.
+    does not tell. `header` names the columns of a CSV or TSV file that does not itself. Raises
+    UserError if the file cannot be read or has no example.
     """
     one_of("--source", kind, (AUTO, *KINDS))
     known = {extension: name for extension, name in extensions().items() if name in KINDS}
     kind = kind_of(path, known) or "jsonl" if kind == AUTO else kind
+    if header and kind not in ("csv", "tsv"):
+        raise UserError(f"--header={','.join(header)}: names columns of csv and tsv, not of {kind}; leave it out")
     name = "standard input" if str(path) == STANDARD else str(path)
     path = local(path)
     if kind in ("jsonl", "text"):
@@ -174,7 +179,7 @@ def open_inputs(path: Path, kind: str = AUTO) -> Inputs | ColumnarFile:
         return ColumnarFile(name, path, kind)
     else:
         with Tolerance(UNLIMITED).active():
-            found = TableInputs(name, path, open_source(kind, [str(path)], "prediction"))
+            found = TableInputs(name, path, open_source(kind, [str(path)], "prediction", columns=tuple(header)))
     if not len(found):
         raise UserError(f"--input={name}: has no examples; give one per line")
     return found

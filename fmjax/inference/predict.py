@@ -29,7 +29,7 @@ from fmjax.inference.inputs import (
     open_inputs,
     with_names,
 )
-from fmjax.inference.predicting import CHUNK, Predictor
+from fmjax.inference.predicting import Predictor
 from fmjax.inference.pretrained import Pretrained, load
 from fmjax.runs.logs import Bar
 
@@ -135,6 +135,7 @@ def predict_file(
     target: Path,
     kind: str = AUTO,
     column: str = "",
+    header: Sequence[str] = (),
     seed: int | None = None,
     settings: Mapping[str, Value] | None = None,
 ) -> None:
@@ -147,6 +148,7 @@ def predict_file(
       target: the file to write, "-" being standard output; it appears when it is whole.
       kind: of the file; by default its extension says it.
       column: the file's name of what the task reads; see `column_names`.
+      header: the names of the columns of a CSV or TSV file without a header.
       seed: of sampling.
       settings: of generation, as `Pretrained.predict` takes them.
 
@@ -154,7 +156,7 @@ def predict_file(
     written, if an example has no answer.
     """
     output = Output(target)
-    opened = open_inputs(source, kind)
+    opened = open_inputs(source, kind, header)
     model = load(folder)
     settings = {name: value for name, value in (settings or {}).items() if value is not None}
     plain = model.predictor((), seed, settings)
@@ -165,14 +167,14 @@ def predict_file(
     about: Config = {
         "input": digest(inputs.path)["sha256"],
         "model": identity(folder, model),
-        "columns": names,
+        "columns": [names, *header],
         "settings": {"seed": seed, **settings},
     }
     output.find_done(about)
     try:
         with output.opened(about) as file, Bar("predict", len(inputs), output.done) as bar:
-            for begin in range(output.done, len(inputs), CHUNK):
-                rows = range(begin, min(begin + CHUNK, len(inputs)))
+            for begin in range(output.done, len(inputs), predictor.chunk):
+                rows = range(begin, min(begin + predictor.chunk, len(inputs)))
                 for answer in answered(predictor, [inputs[row] for row in rows], names, begin):
                     file.write(json_line(answer))
                     output.count(answer)

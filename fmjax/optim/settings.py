@@ -78,7 +78,7 @@ def choose(setting: str, name: str, choices: Mapping[str, T]) -> T:
     if not isinstance(name, str) or name not in choices:
         hint = nearest(str(name), choices)
         raise UserError(
-            f'optim.{setting}: "{name}" is not known{hint}; choose from {", ".join(choices)}'
+            f'optim.{setting}: there is no "{name}"{hint}; choose from {", ".join(choices)}'
         )
     return choices[name]
 

@@ -20,8 +20,9 @@ import numpy as np
 from jax.experimental import topologies
 
 from fmjax import models, tasks
+from fmjax.config import describe_config
 from fmjax.config.numbers import is_count
-from fmjax.contracts import Config, PyTree
+from fmjax.contracts import Config, PyTree, Value
 from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle, ConcatenatedSources, Source, Subset
 from fmjax.data.splits import open_sources
@@ -33,13 +34,13 @@ from fmjax.limits import check_config
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
 from fmjax.train.budget import device_bytes, saved_bytes
+from fmjax.train.length import total_steps
 from fmjax.train.stages import (
     Abstract,
     Built,
     batch_shapes,
     build_model,
     describe,
-    total_steps,
     training_step,
 )
 
@@ -183,6 +184,24 @@ def compile_step(step: Step) -> PyTree:
     with layout.active():
         jitted = jax.jit(function, donate_argnums=0, out_shardings=(places, None))
         return jitted.lower(state, batch, key).compile()
+
+
+def plan_config(
+    config: str | os.PathLike[str], topology: str, overrides: Mapping[str, Value] | None = None, analytic: bool = False
+) -> Config:
+    """Returns what a training step needs on hardware that is not here; nothing is trained.
+
+    Args:
+      config: "path/to/file.py" or "path/to/file.py:argument".
+      topology: "v5e:4x4", "v5p:4x4x8", "gpu:h200", "gpu:h200:8", "cpu" or "cpu:8".
+      overrides: values by key, such as {"data.batch_size": 64}.
+      analytic: whether to compile nothing for a TPU, and calculate by formula as for a GPU.
+
+    Returns bytes per device, FLOPs, traffic, seconds per step, and whether it fits, as JSON holds them.
+
+    Raises UserError for a config or topology that does not fit together.
+    """
+    return plan(describe_config(config, overrides), read_topology(topology), compiled=not analytic)
 
 
 def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:

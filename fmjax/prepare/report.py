@@ -47,7 +47,8 @@ class Shards:
 
     def write(self, record: Counts) -> None:
         place = self.written % len(self.names)
-        self.writers[place].write(json.dumps(record, ensure_ascii=False).encode())
+        line = json.dumps(json_files.without_nan(record), ensure_ascii=False, allow_nan=False)
+        self.writers[place].write(line.encode())
         self.counts[place] += 1
         self.written += 1
 

@@ -7,12 +7,13 @@ A task module has a class `Task`, a frozen dataclass that derives from `contract
 2. `resolve(source)` returns settings that follow from the training data, such as label names, for the stored config;
 3. `data/kinds/lifecycle.py` makes the processors of the kinds: named, that of the weights, or fitted to the training data;
 4. `examples(source, processors, max_length, train)` gives random access to fixed-shape examples;
+   and `facts(sample, examples, ...)` what a person should know of them before training;
 5. `weights(batch)` and `loss(outputs, batch)`: the loss is the sum over terms of sum / weight;
 6. `predictions(outputs, batch)`, on devices, and `metrics(arrays, valid, examples)`, on the host: evaluation;
 7. `inputs(examples, processors, max_length, where)` and `describe(outputs, batch, processors)`: prediction.
 
-`labels.py`, `token_rows.py` and `images.py` hold what tasks share. A name with a dot is a module outside of fmjax, whose
-package FMJAX_EXTENSIONS has to permit.
+`labels.py`, `token_rows.py`, `images.py` and `facts.py` hold what tasks share. A name with a dot is a module outside of fmjax,
+whose package FMJAX_EXTENSIONS has to permit.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from fmjax import contracts, pytree, tasks
-from fmjax.contracts import Arrays, Batch, Config, Example, Examples, Heads, Processors, Undrawn, Value
+from fmjax.contracts import Arrays, Batch, Config, Example, Examples, Heads, Measures, Processors, Undrawn, Value
 from fmjax.errors import RecordError, UserError, in_range
 
 OWN = ("factor", "split")  # settings of a part that are not its task's
@@ -83,7 +83,7 @@ class Task(contracts.Task):
         return heads
 
     @property
-    def measures(self) -> tuple[str, ...]:
+    def measures(self) -> Measures:
         return self.main.measures
 
     def resolve(self, source: Value) -> Config:

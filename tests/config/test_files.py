@@ -552,7 +552,7 @@ STORED = {
     "train": {"steps": 10, "epochs": 1.5, "log_every": 10, "seed": 0},
     "checkpoint": {"keep": 2},
     "mesh": {"axes": {"data": -1}},
-    "data": {"batch_size": 8, "files": {}},
+    "data": {"batch_size": 8, "files": {"train": "a"}, "tokenizer": "t", "mixture": {"x": {"files": "x", "weight": 1}}},
 }
 
 
@@ -564,6 +564,9 @@ STORED = {
         {"train": {"steps": 10, "epochs": 1.5, "log_every": 10, "eval_every": 5, "seed": 0}},
         {"checkpoint": {"every": 5, "best": "accuracy"}, "mesh": {"axes": {"model": 2}, "rules": "fsdp"}},
         {"checkpoint": {}},
+        {"data": STORED["data"] | {"files": {"train": "moved/a"}, "tokenizer": "moved/t"}},
+        {"data": STORED["data"] | {"mixture": {"x": {"files": "moved/x", "weight": 1}}}},
+        {"train": STORED["train"] | {"early_stopping": {"metric": "loss", "patience": 5}}},
     ],
 )
 def test_what_a_continued_run_may_change(change):
@@ -577,8 +580,10 @@ def test_what_a_continued_run_may_change(change):
         ({"train": STORED["train"] | {"epochs": 1.0}}, "train.epochs: 1.5 -> 1.0; "),
         ({"train": STORED["train"] | {"steps": None}}, "train.steps: 10 -> (absent); "),
         ({"train": STORED["train"] | {"seed": 1}}, "train.seed: 0 -> 1; "),
-        ({"data": {"batch_size": 16, "files": {}}}, "data.batch_size: 8 -> 16; "),
-        ({"data": {"batch_size": 8, "files": {"train": "a"}}}, 'data.files.train: (absent) -> "a"; '),
+        ({"optim": {"learning_rate": 0.1}}, "optim.learning_rate: (absent) -> 0.1; "),
+        ({"data": STORED["data"] | {"batch_size": 16}}, "data.batch_size: 8 -> 16; "),
+        ({"data": STORED["data"] | {"files": {}}}, 'data.files.train: "a" -> (absent); '),
+        ({"data": STORED["data"] | {"mixture": {"x": {"files": "y", "weight": 2}}}}, "data.mixture.x.weight: 1 -> 2; "),
         ({"a": {"steps": 9, "checkpoint": 1}}, "a.steps: (absent) -> 9; a.checkpoint: (absent) -> 1; "),
     ],
 )
@@ -586,7 +591,8 @@ def test_what_a_continued_run_may_not_change(change, message):
     # What may change is not listed with what may not.
     said = refusal(check_resumable, STORED, STORED | {"checkpoint": {"keep": 3}} | change)
     assert said == (
-        f"the run was begun with another config: {message}drop what has changed, or start a new run in another --workdir"
+        f"the run was begun with another config: {message}drop what has changed, or start a new run in another --workdir, "
+        "from these weights with --config.init.weights=RUN"
     )
 
 

@@ -215,6 +215,16 @@ def test_the_column_may_have_another_name(model, target, tmp_path):
     assert [answer.get("shout") for answer in answers(tmp_path / "other.jsonl")] == ["ONE", "TWO", None]
 
 
+def test_a_table_without_a_header(model, target, tmp_path):
+    source = written(tmp_path, "one\t1\ntwo\t0\n", "in.tsv")
+    with pytest.raises(UserError, match="it has one, 1; .* or, if the file has no header, all of them with --header"):
+        predict_file(tmp_path, source, target)
+    predict_file(tmp_path, source, target, header=("text", "label"))
+    assert [(answer["line"], answer["shout"]) for answer in answers(target)] == [(1, "ONE"), (2, "TWO")]
+    with pytest.raises(UserError, match="--header=text: names columns of csv and tsv, not of jsonl"):
+        open_inputs(written(tmp_path, '"a"\n'), header=("text",))
+
+
 def test_names_of_several_columns():
     both = ("question", "context")
     assert column_names("context=passage, question=q", both) == {"question": "q", "context": "passage"}
@@ -283,3 +293,10 @@ def test_a_file_of_an_unknown_extension_has_json_lines(tmp_path):
     for name in ("prompts", "prompts.json"):
         found = open_inputs(written(tmp_path, '"a"\n"b"', name))
         assert [found[index].value for index in range(len(found))] == ["a", "b"]
+
+
+def test_byte_order_marks_and_line_breaks_of_the_input(tmp_path):
+    for line_break in (b"\n", b"\r\n", b"\r"):
+        (tmp_path / "in.jsonl").write_bytes(line_break.join([b'\xef\xbb\xbf{"text": "a"}', b"", b'"b"']))
+        found = open_inputs(tmp_path / "in.jsonl")
+        assert [found[index].value for index in range(len(found))] == [{"text": "a"}, "b"] and found[1].place == {"line": 3}

@@ -145,7 +145,7 @@ def read(folder: Path, settings: Mapping[str, Value]) -> MarianPieces:
             "use a model that shares one"
         )
     try:
-        vocabulary = parse_json((folder / VOCABULARY).read_text(encoding="utf-8"))
+        vocabulary = parse_json((folder / VOCABULARY).read_text(encoding="utf-8-sig"))
         pieces = {
             token: number
             for token, number in vocabulary.items()
