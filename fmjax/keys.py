@@ -16,9 +16,11 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 
+from ml_collections import ConfigDict
+
 from fmjax import defaults, models, tasks
 from fmjax.config import load_config
-from fmjax.config.files import Keys, leaves
+from fmjax.config.files import Config, Keys
 from fmjax.config.meanings import COMMON, MODEL, TASK
 from fmjax.contracts import Value
 
@@ -50,12 +52,21 @@ def meanings(section: str, settings: type, others: Mapping[str, str]) -> dict[st
     return {f"{section}.{name}": text for name, text in known.items()}
 
 
-def lines(config: Mapping[str, Value], known: Mapping[str, str]) -> Iterator[str]:
+def lines(config: Config, known: Mapping[str, str]) -> Iterator[str]:
     """Yields a line for each key of a config."""
-    for path, value in leaves(config):
+    for path, value in values(config):
         written = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
         entry = f"{'.'.join(path)}={written}"
         yield f"  {entry:<44}  {meaning(path, known)}".rstrip()
+
+
+def values(config: Config, path: Keys = ()) -> Iterator[tuple[Keys, Value]]:
+    """Yields the path and the value of every key, of a group of keys only if it has none."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | Mapping) and value:
+            yield from values(value, (*path, str(name)))
+        else:
+            yield (*path, str(name)), {} if isinstance(value, ConfigDict) else value
 
 
 def meaning(path: Keys, known: Mapping[str, str]) -> str:
