@@ -127,7 +127,7 @@ def comments_of(module: ModuleType) -> dict[str, str]:
 def keys_of(node: ast.Dict, prefix: str = "") -> Iterator[tuple[str, int]]:
     """Yields the keys of a dictionary, and of those in it, each with its line."""
     for key, value in zip(node.keys, node.values, strict=True):
-        if isinstance(key, ast.Constant):
+        if isinstance(key, ast.Constant) and isinstance(key.value, str):
             yield f"{prefix}{key.value}", key.lineno
             if isinstance(value, ast.Dict):
                 yield from keys_of(value, f"{prefix}{key.value}.")

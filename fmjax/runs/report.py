@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from fmjax.config import read_config
 from fmjax.config.json_files import write_atomically
-from fmjax.contracts import Value
+from fmjax.contracts import Record, Value
 from fmjax.data.stream import packing
 from fmjax.runs import evaluation as evaluations
 from fmjax.runs import folder as run_folder
@@ -81,7 +81,7 @@ def write_report(workdir: Path) -> None:
 def render(
     config: Facts,
     provenance: Facts,
-    records: Sequence[Facts],
+    records: Sequence[Record],
     name: str,
     evaluation: Evaluation | None = None,
 ) -> str:
@@ -119,7 +119,7 @@ def leaves(node: Facts, path: str = "") -> Iterator[tuple[str, Value]]:
             yield f"{path}{key}", value
 
 
-def progress(records: Sequence[Facts]) -> str:
+def progress(records: Sequence[Record]) -> str:
     """Returns how many steps were taken, and how many of them had no finite loss."""
     steps = [record["step"] for record in records]
     skipped = max((record.get("nonfinite_steps", 0) for record in records), default=0)
@@ -142,7 +142,7 @@ def data_section(provenance: Facts) -> str:
     return "<h2>Data</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines) if lines else ""
 
 
-def curves(records: Sequence[Facts], evaluation: Evaluation | None) -> list[str]:
+def curves(records: Sequence[Record], evaluation: Evaluation | None) -> list[str]:
     """Returns the curves of the loss, the leading metrics and the learning rate, and the others
     folded.
     """
@@ -156,7 +156,7 @@ def gallery(drawings: Sequence[str]) -> str:
     return f'<div class="figures">{"".join(drawings)}</div>'
 
 
-def history(records: Sequence[Facts]) -> str:
+def history(records: Sequence[Record]) -> str:
     """Returns a table of the evaluations on the validation split: of many, the first, the last and
     some between.
     """
