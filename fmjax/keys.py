@@ -1,7 +1,7 @@
 """The keys of a config in lines for a reader: `--help` of the commands that take a config.
 
-What a line says of a key is the comment beside its default, in `defaults.py`, in the `Settings` of
-the model's family or in the task's `Task`; of keys without a comment, what `config/meanings.py` says.
+What a line says of a key is what `config/meanings.py` says, else the comment beside its default, in
+`defaults.py`, in the `Settings` of the model's family or in the task's `Task`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def describe(spec: str) -> str:
     known |= meanings("model", models.family(config.model.name).Settings, MODEL)
     for part in config.task.get("parts", {"": config.task}).values():
         known |= meanings("task", tasks.task(part.name).Task, TASK)
-    return "\n".join([f"keys, with the values of {spec}:", *lines(config, known)])
+    return "\n".join([f"keys, with the values of {spec} (none: not set; of a model, as its size says):", *lines(config, known)])
 
 
 def meanings(section: str, settings: type, others: Mapping[str, str]) -> dict[str, str]:
     """Returns what is known of the keys of a section whose keys are a dataclass's fields."""
-    known = {**others, **field_comments(settings)}
+    known = {**field_comments(settings), **others}
     return {f"{section}.{name}": text for name, text in known.items()}
 
 

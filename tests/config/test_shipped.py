@@ -68,7 +68,7 @@ def test_help_shows_the_keys(capsys):
     assert "  data.files={} " in text and "  data.batch_size=32" in text and "examples per training step" in text
     assert not any(line.startswith(("  model.", "  task.")) for line in text.splitlines())
     text = said(capsys, "--help", "--config", "bert_mlm:tiny")
-    assert "keys, with the values of bert_mlm:tiny:" in text
+    assert "keys, with the values of bert_mlm:tiny " in text
     assert "  task.mask_rate=0.15" in text and "share of the tokens that is masked" in text
     assert "  model.width=" in text and "width of hidden states" in text
 
