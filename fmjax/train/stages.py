@@ -25,9 +25,10 @@ from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
 from fmjax.data.stream.batches import eval_batches
 from fmjax.data.stream.buckets import Bucketed
-from fmjax.data.stream.examples import find_overlap, make_examples
+from fmjax.data.stream.examples import check_positions, find_overlap, make_examples
 from fmjax.data.stream.packing import fill_of
 from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance
+from fmjax.decoding.settings import check_generation
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
 from fmjax.errors import UserError
@@ -36,7 +37,7 @@ from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
 from fmjax.train.length import checked_steps
-from fmjax.train.resolve import check_generation, resolve_model
+from fmjax.train.resolve import resolve_model
 from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_state
 from fmjax.train.step import TrainStep, make_step
 from fmjax.train.wrappers import mix
@@ -163,12 +164,3 @@ def training_step(config: Config, model: TrainedModel, task: Task, abstract: Abs
     """Returns the step, to be compiled."""
     trained = optim.trainable(abstract.state.params, config["optim"].get("freeze", ()))
     return make_step(model, task, abstract.optimizer.transform, trained, accumulation(config))
-
-
-def check_positions(config: Config) -> None:
-    """Raises UserError if rows are longer than the position table; 0 is no limit."""
-    length, positions = config["data"]["max_length"], config["model"].get("positions", 0)
-    if 0 < positions < length:
-        table = f"the position table, model.positions={positions}"
-        how = "lower the one or raise the other"
-        raise UserError(f"data.max_length={length} is longer than {table}; {how}")
