@@ -1,1 +1,1 @@
-"""Experiments, one a file: <model>_<task>.py."""
+"""Experiments, one per file: <model>_<task>.py."""

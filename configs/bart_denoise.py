@@ -1,11 +1,11 @@
-"""Pretrains a small BART by denoising on any text: masked spans, and the sentences of each document in another order.
+"""Pretrains a small BART on any text by denoising: masked spans and shuffled sentences.
 
     python scripts/train.py --config configs/bart_denoise.py --workdir runs/bart --config.data.files.train='books/*.txt'
     python scripts/convert.py --from runs/bart --to exported     # a folder that BartForConditionalGeneration loads
 
 Without files it reads the embedded corpus: the manual that ships with Python. Where no tokenizer is named, a byte-level BPE with
 RoBERTa's special tokens, which are BART's, is trained on the training files into the run directory. A fiftieth of the records
-validates. Predicting writes the whole text of one in which `<mask>` stands for what is missing.
+validates. Prediction restores a text in which `<mask>` stands for the missing words.
 
 After 1,500 of its 3,000 steps on the embedded corpus (`--config.train.steps=1500`): validation loss 3.53 nats a token, perplexity
 34.0, accuracy .365 (seed 0), in 18 CPU minutes on two shared cores.

@@ -3,12 +3,14 @@
     python scripts/train.py --config configs/bert_classify.py --workdir runs/sst2 \
         --config.init.weights=DIR_OF_BERT --config.data.download=true
 
-On your own files, with one label a line:
+On your own files, with one label per line:
 
     python scripts/train.py --config configs/bert_classify.py:files --workdir runs/mine --config.init.weights=DIR_OF_BERT \
         --config.data.files.train=train.csv --config.data.files.validation=dev.csv
 
-`task.text`, `task.text_pair` and `task.label` name the columns; `task.kind` is single, multi or regression. Without
+`task.text`, `task.text_pair` and `task.label` name the columns; `task.kind` is single, multi or regression. With `multi` a
+label column holds several labels, as in "red,blue", whose separator is found (or given: `task.separator`), or
+`task.label_columns=toxic,rude` names columns of 0 and 1. Without
 `init.weights` the model starts from random weights, of size `model.size`, with a tokenizer trained on the training texts.
 
 `:multi` is any number of labels per text, from the columns `text` and `labels` of your files; in a csv file the labels of a
@@ -20,21 +22,20 @@ STS-B: from the columns `sentence1`, `sentence2` and `score`.
     python scripts/train.py --config configs/bert_classify.py:regression --workdir runs/sts --config.init.weights=DIR_OF_BERT \
         --config.data.files.train=train.csv --config.data.files.validation=dev.csv
 
-`:imbalanced` is the SMS spam collection, 13 % of it spam, from random weights; a fifth is held out. One key each weighs the
-classes, looks at hard examples, or resamples:
+`:imbalanced` is the SMS Spam Collection, 13 % of it spam, from random weights; a fifth is held out. A single key weights the
+classes, focuses on hard examples, or resamples:
 
     D=DATA/SMSSpamCollection     # UCI's SMS Spam Collection: label<TAB>text
     python scripts/train.py --config configs/bert_classify.py:imbalanced --workdir runs/sms --config.data.files.train=$D
         [--config.task.weighting=balanced | --config.task.focal_gamma=2 | --config.data.balance=oversample]
 
-Of 1,115 held out, F1 and AUC of spam (2.6 CPU minutes each; oversampled, whose epochs are longer, 5.3): plain .974 and .997,
-weighted .971 and .996, focal .974 and .998, oversampled .954 and .993.
+On 1,115 held-out messages, F1 and AUC of spam: plain .974 and .997, weighted .971 and .996, focal .974 and .998, oversampled
+.954 and .993 (2.6 CPU minutes each; oversampled, with longer epochs, 5.3).
 
-`:zh` is the sentiment of Chinese hotel reviews (ChnSentiCorp: label,review), by characters, from random weights; a fifth is
-held out, and the one review without text left out (`task.blank`). With `:zh,pretrain` the same encoder learns characters
-first, from reviews of other things, whose labels it does not see; the run is then named in `init.weights`. `:zh,mixed` does
-both at once, reading them from `data.files.unlabelled`. The hotels among those reviews are left out: more than half of them
-are those of ChnSentiCorp.
+`:zh` is the sentiment of Chinese hotel reviews (ChnSentiCorp: label,review), by characters, from random weights. A fifth is
+held out, and the only review without text is dropped (`task.blank`). `:zh,pretrain` first pretrains the same encoder on
+unlabeled reviews of other products; name that run in `init.weights`. `:zh,mixed` does both at once and reads the unlabeled
+reviews from `data.files.unlabelled`. Their hotel reviews are removed, since more than half of them are also in ChnSentiCorp.
 
     D=DATA     # a copy of SophonPlus/ChineseNlpCorpus on GitHub
     unzip -p $D/online_shopping_10_cats.zip | grep -av ^酒店 > goods.csv     # cat,label,review
@@ -45,9 +46,9 @@ are those of ChnSentiCorp.
     python scripts/train.py --config configs/bert_classify.py:zh,mixed --workdir runs/zh-mixed \
         --config.data.files.train=$D/ChnSentiCorp_htl_all.csv.gz --config.data.files.unlabelled=goods.csv
 
-On 1,552 held out: accuracy .871 from random weights (15 CPU minutes), .875 after an epoch of MLM on the goods
-(--config.train.epochs=1, 9 CPU minutes, packed as an earlier version did); TF-IDF + logistic regression has .8925, so
-neither reaches that floor.
+On 1,552 held-out reviews: accuracy .871 from random weights (15 CPU minutes), .875 after one epoch of MLM on the other products
+(--config.train.epochs=1, 9 CPU minutes, with an earlier version's packing). TF-IDF + logistic regression has .8925, so
+neither beats that baseline.
 
 Arguments: `:files` (your files instead of TFDS), `:multi`, `:regression`, `:imbalanced`, `:zh`, `:pretrain` (masked
 language modeling instead), `:mixed` (that beside classification), `:tiny` (seconds on one core, on sentences of Python's

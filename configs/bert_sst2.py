@@ -1,16 +1,16 @@
-"""SST-2 sentences from random weights: a one-layer BERT over words, strongly regularized.
+"""Trains SST-2 from random weights: a one-layer BERT over words, strongly regularized.
 
     D=DATA     # clairett/pytorch-sentiment-classification's data/SST2 on GitHub: train.tsv, dev.tsv, test.tsv
     python scripts/train.py --config configs/bert_sst2.py --workdir runs/sst2-0 --config.train.seed=0 \
         --config.data.files.train=$D/train.tsv --config.data.files.validation=$D/dev.tsv
     python scripts/evaluate.py --workdir runs/sst2-0 --split test --files $D/test.tsv
 
-The epoch is chosen on the validation split (`checkpoint.best`), the test split is read once. Test accuracy of seeds 0, 1
+The epoch is chosen on the validation split (`checkpoint.best`); the test split is used once. Test accuracy of seeds 0, 1
 and 2: .807, .808, .812, mean .809; 70 to 74 s each on two cores (104 to 108 CPU seconds). On the same files TF-IDF +
 logistic regression has .813, the CNN from random vectors of Kim 2014 .827.
 
-Arguments: `:pretrain` gives the same encoder and vocabulary a start by masked language modeling on the training sentences,
-or on the text that `data.files.train` names; fine-tune with `--config.init.weights=RUN`. It does not pay off here: test
+Arguments: `:pretrain` first trains the same encoder and vocabulary by masked language modeling on the training sentences,
+or on the text in `data.files.train`; fine-tune with `--config.init.weights=RUN`. It does not pay off here: test
 accuracy .805, .789, .802 (mean .799) after ten epochs over the training sentences (84 s); .785, .751, .792 (.776) after
 five over 6.4 MB of books, encyclopedia, captions and those sentences (405 s). `:tiny` runs in seconds on one core, on the
 embedded corpus.

@@ -1,16 +1,15 @@
-"""Named entities in Chinese: a small BERT tags every character of the MSRA corpus, from random weights.
+"""Trains a small BERT to tag named entities: every character of the Chinese MSRA corpus, from random weights.
 
     unzip DATA/dh_msra.zip -d data   # of SophonPlus/ChineseNlpCorpus on GitHub: lines of a character, a tab and its BIO tag
     python scripts/train.py --config configs/bert_tag.py --workdir runs/tag --config.data.files.train=data/dh_msra.txt
     echo '"他在北京大学教书。"' > in.jsonl
     python scripts/predict.py --workdir runs/tag --input in.jsonl --output out.jsonl
 
-The file has 55,289 sentences and no split: a tenth of them, drawn by a hash, validates. They stand in the order of their
-articles, so a name may occur on both sides. Entity F1 by seqeval after one epoch alone
-(--config.train.epochs=1, 16 CPU minutes): 42.3. A pretrained BERT has 95 on the
-official split.
+The file has 55,289 sentences and no split; a tenth of them, chosen by a hash, validates. Sentences of one article may be on
+both sides, and so may a name. Entity F1 (seqeval) after a single epoch (--config.train.epochs=1, 16 CPU minutes): 42.3. A
+pretrained BERT reaches 95 on the official split.
 
-Arguments: `:words` reads words instead of characters, as CoNLL 2003 has them (`data.files.train` and `.validation`), by
+Arguments: `:words` tags words instead of characters, as in CoNLL 2003 (`data.files.train` and `.validation`), with
 WordPiece. `:tiny` runs in seconds on one core: names in the embedded corpus.
 """
 

@@ -1,4 +1,4 @@
-"""Characters of tiny Shakespeare: nanoGPT's setting for a CPU, a GPT of 4 layers that sees 64 characters.
+"""Trains a GPT on the characters of tiny Shakespeare: nanoGPT's CPU setting, 4 layers and 64 characters of context.
 
     F=DATA/input.txt     # tinyshakespeare of karpathy/char-rnn on GitHub, 1,115,394 characters; or any text
     python scripts/train.py --config configs/gpt_char.py --workdir runs/char-0 --config.train.seed=0 \
@@ -6,8 +6,8 @@
     echo '{"text": "ROMEO:"}' > prompts.jsonl
     python scripts/predict.py --workdir runs/char-0 --input prompts.jsonl --output continued.jsonl
 
-As in nanoGPT, rows start anywhere in the text, there is no dropout, and there are no biases: they are frozen at 0. The
-validation loss is that of all 111,540 characters in blocks that do not overlap, in nats a character; nanoGPT reports 1.88.
+As in nanoGPT, rows start anywhere in the text, and there is no dropout and no bias (biases are frozen at 0). The validation
+loss is over all 111,540 characters in blocks that do not overlap, in nats per character; nanoGPT reports 1.88.
 Seeds 0, 1 and 2: 1.705, 1.717, 1.704, mean 1.708; 4 CPU minutes each.
 
 Arguments: `:tiny` (seconds on one core, on the embedded corpus).

@@ -4,11 +4,11 @@
     echo '{"text": "The function returns"}' > prompts.jsonl
     python scripts/predict.py --workdir runs/clm --input prompts.jsonl --output continued.jsonl
 
-Without files it reads the embedded corpus: the manual that ships with Python. Where no tokenizer is named, a byte-level BPE
-is trained on the training files, capitals kept. A twentieth of the records validates: bits per byte of text are comparable
-between vocabularies, the loss of a token is not.
+Without files it reads the embedded corpus, the manual that ships with Python. Without `data.tokenizer`, a cased byte-level BPE
+is trained on the training files. A twentieth of the records validates. Bits per byte can be compared between vocabularies;
+the loss per token cannot.
 
-Arguments: `:llama` (RoPE, RMS norms and SwiGLU instead of GPT-2's parts), `:tiny` (seconds on one core).
+Arguments: `:llama` (RoPE, RMSNorm and SwiGLU instead of GPT-2's layers), `:tiny` (seconds on one core).
 """
 
 from fmjax.config import arguments

@@ -1,4 +1,4 @@
-"""The quickstart: a small BERT on the English that ships with Python, on two CPU cores in minutes.
+"""The two stages of the quickstart: a small BERT on the English that ships with Python, in minutes on two CPU cores.
 
     bash scripts/quickstart.sh
 

@@ -1,10 +1,10 @@
-"""Large models: what `scripts/plan.py` is asked about before chips are paid for, and what then trains on them.
+"""Large models for `scripts/plan.py`, to know their cost before paying for chips, and then to train.
 
     python scripts/plan.py --config configs/scale.py:bert_large --topology v5e:4x4
     python scripts/train.py --config configs/scale.py:bert_large --workdir /mnt/bucket/run --distributed \
         --config.data.files.train='corpus/*.txt'
 
-| argument | model | slice that it is laid out for |
+| argument | model | slice |
 |---|---|---|
 | `:bert_large` (the default) | BERT-large, MLM on 512 tokens | v5e:4x4 |
 | `:t5_xxl` | T5 1.1 XXL, span corruption on 512 | v5p:4x4x4 |
@@ -12,8 +12,8 @@
 | `:gpt_7b` | GPT, 32 layers of 4,096, 2,048 tokens | v5p:8x8x4 |
 | `:gpt_175b` | GPT-3's sizes, 2,048 tokens | v5p:8x8x16 |
 
-Parameters are in fp32 and sharded from the first, computing is in bf16, layers are scanned and computed again in the backward
-pass. What each needs stands in the README. Without files the embedded corpus is read, or scikit-learn's digits. `:tiny` is a
+Parameters are fp32 and created already sharded; compute is bf16; layers are scanned and rematerialized in the backward pass.
+`scripts/README.md` has the cost of each. Without files they read the embedded corpus, or scikit-learn's digits. `:tiny` is a
 BERT that trains in seconds on one core.
 """
 

@@ -2,11 +2,11 @@
 
     python scripts/train.py --config configs/t5_span.py --workdir runs/t5 --config.data.files.train='books/*.txt'
 
-Without files it reads the embedded corpus: the manual that ships with Python. Where no tokenizer is named, SentencePiece with
-T5's special tokens is trained on the training files into the run directory. A fiftieth of the records validates.
+Without files it reads the embedded corpus, the manual that ships with Python. Without `data.tokenizer`, a SentencePiece model
+with T5's special tokens is trained on the training files and stored in the run directory. A fiftieth of the records validates.
 
-`t5_translate.py` fine-tunes it on English-Chinese pairs, for which it has to know both scripts: it reads books, and the
-sentences of those pairs that are trained on, a line each.
+`t5_translate.py` fine-tunes it on English-Chinese pairs, so it has to know both scripts: it reads books, and one line per
+sentence of the training pairs.
 
     D=DATA     # books/*.txt of any English, and Tatoeba's en<TAB>zh<TAB>attribution, with an English sentence twice at times
     mkdir -p runs && zcat $D/cmn.txt.gz | awk -F'\t' 'NF > 2 {n += $1 != last; last = $1
@@ -15,11 +15,11 @@ sentences of those pairs that are trained on, a line each.
     python scripts/train.py --config configs/t5_span.py:zh --workdir runs/t5-zh \
         --config.data.files.train="$D/books/*.txt,runs/sentences.txt"
 
-Loss 5.00 a token of the target after its 1,000 steps, 10 CPU minutes. There the texts, which are short, run on into one another
-as in T5 itself (`task.rows=joined`); by default several share a row and none sees another.
+Loss per target token after 1,000 steps: 5.00 (10 CPU minutes). Since these texts are short, they are concatenated as in T5
+(`task.rows=joined`); by default several texts share a row and cannot see each other.
 
-Arguments: `:zh` (a line a record, a vocabulary for two scripts), `:ul2` (UL2's seven denoisers, with a letter for the kind
-before each input), `:tiny` (seconds on one core).
+Arguments: `:zh` (one record per line, a vocabulary for two scripts), `:ul2` (UL2's seven denoisers, with a mode letter before
+each input), `:tiny` (seconds on one core).
 """
 
 from fmjax.config import arguments

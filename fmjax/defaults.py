@@ -77,7 +77,8 @@ def data() -> ConfigDict:
             "vocab_size": 8000,
             "batch_size": 32,
             "max_length": 128,
-            "buckets": (),  # lengths of batches, as (32, 64, 128), where a row is one text; "auto" or "auto:6": found in the data
+            # Lengths of batches where a row is one text: found in the data ("auto", "auto:6"), given (32, 64, 128), or none.
+            "buckets": ("auto",),
             "on_error": "fail",  # at a bad record; or skip:N, to leave out up to N of them, each counted and reported
             "workers": 0,  # processes that prepare batches; 0: a thread
             "prefetch": 4,  # batches that are prepared ahead

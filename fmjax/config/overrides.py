@@ -1,6 +1,6 @@
 """Overrides of single keys of a config: `--config.KEY=TEXT` reads TEXT by the type of the value, or placeholder, that KEY has.
 
-- bool: true, false, yes, no, 1, 0; int: 20, 1_000, 1e3; float: 3e-4; str: the text as it stands;
+- bool: true, false, yes, no, 1, 0; int: 20, 1e3; float: 3e-4; str: the text as it stands;
 - tuple: `a,b`, or a list in JSON or Python where an element has a comma; empty text is the empty tuple;
 - what `placeholder(type)` made: `none` unsets it;
 - a group of keys: a JSON object, which sets the keys it names, and replaces an open group as a whole.
@@ -23,6 +23,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from fmjax.config.files import RENAMED, OpenDict, leaves, load_config, open_dict, to_dict
+from fmjax.config.json_files import DuplicateKey, parse_json
+from fmjax.config.numbers import real, whole
 from fmjax.contracts import Record, Value
 from fmjax.errors import UserError, nearest
 
@@ -36,6 +38,15 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[tuple[str, str]]) ->
     """
     for key, text in overrides:
         _override(config, "config", key.split("."), text, config)
+
+
+def overridden_keys(overrides: Sequence[tuple[str, str]]) -> frozenset[str]:
+    """Returns the dotted keys that overrides set, those of a JSON object each by itself."""
+    keys: set[str] = set()
+    for key, text in overrides:
+        values = _literal(text)
+        keys |= {f"{key}.{name}" for name in values} if isinstance(values, dict) else {key}
+    return frozenset(keys)
 
 
 def describe_config(config: str | os.PathLike[str], overrides: Mapping[str, Value] | None = None) -> Record:
@@ -150,9 +161,9 @@ def _parse(name: str, text: str, kind: Value, present: Value = None) -> Value:
 
 def _read_int(text: str) -> int:
     try:
-        return int(text)
+        return whole(text.strip())
     except ValueError:
-        number = float(text)
+        number = real(text.strip())
     # Beyond 2**53 a float does not tell one whole number from the next.
     if not number.is_integer() or abs(number) > 2**53:
         raise ValueError(text)
@@ -162,7 +173,7 @@ def _read_int(text: str) -> int:
 READERS: dict[Value, tuple[Callable[[str], Value], str]] = {
     bool: (lambda text: TRUTH[text.strip().lower()], "true or false"),
     int: (_read_int, "a whole number such as 100 or 1e3"),
-    float: (float, "a number such as 0.1 or 3e-4"),
+    float: (lambda text: real(text.strip()), "a number such as 0.1 or 3e-4"),
 }
 
 
@@ -196,16 +207,30 @@ def _parse_free(name: str, text: str, beside: Sequence[Value]) -> Value:
 
 
 def _literal(text: str) -> Value:
-    """Returns the value that the text spells in JSON or Python, without running anything; else the text."""
-    for read in (json.loads, ast.literal_eval):
+    """Returns the value that the text spells in JSON or Python, without running anything; else the text.
+
+    Raises UserError for a JSON object that has a key twice.
+    """
+    for read in (parse_json, _python_literal):
         try:
             with warnings.catch_warnings(action="ignore"):  # about the backslashes of regular expressions
                 value = read(text)
+        except DuplicateKey as error:
+            raise UserError(f"{text:.200}: {error}; take one out") from None
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        if isinstance(value, bool | int | float | str | tuple | list | (dict if read is json.loads else str)):
+        if isinstance(value, bool | int | float | str | tuple | list | (dict if read is parse_json else str)):
             return value
     return text
+
+
+def _python_literal(text: str) -> Value:
+    """Returns what a Python literal spells. Raises ValueError for a number that JSON would not read, as 1_000."""
+    tree = ast.parse(text.strip(" \t"), mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float, complex):
+            real(ast.get_source_segment(text.strip(" \t"), node) or "")
+    return ast.literal_eval(tree)
 
 
 def _free(value: Value) -> Value:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fmjax import __version__
 from fmjax.config.files import Config, Keys, leaves, message_of, renamed, to_dict
-from fmjax.config.json_files import write_json
+from fmjax.config.json_files import parse_json, write_json
 from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
@@ -18,6 +18,7 @@ STOPPING = "early_stopping"  # of `train`: when a run ends changes no step
 READING = ("on_error", "workers", "prefetch", "stall_seconds")  # keys of `data` on which no batch depends
 PLACES = ("files", "data_dir", "tokenizer")  # keys of `data` that say where it is
 LENGTH = ("steps", "epochs")  # keys of `train` that may grow
+BUCKETS = ("data", "buckets")
 LISTED = 10  # differences that an error lists
 
 
@@ -47,7 +48,7 @@ def is_run(folder: Path) -> bool:
     """
     path = folder / CONFIG
     try:
-        return "fmjax" in json.loads(path.read_text(encoding="utf-8"))
+        return "fmjax" in json.loads(path.read_text(encoding="utf-8-sig"))
     except PermissionError:
         raise UserError(f"{path}: cannot be read; fix its permissions") from None
     except (OSError, ValueError, TypeError):
@@ -61,7 +62,7 @@ def read_config(workdir: Path) -> dict[str, Value]:
     """
     path = workdir / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         runs = {found.parent.name for found in workdir.parent.glob(f"*/{CONFIG}")} - {workdir.name}
         reason = f"cannot be read, {(error.strerror or 'unknown error').lower()}"
@@ -85,8 +86,8 @@ def check_resumable(stored: Mapping[str, Value], new: Mapping[str, Value], run: 
     """Raises UserError with the differences, unless a run may be continued with them.
 
     These may differ: `checkpoint`, `mesh`, keys ending in `_every`, how data are read (`READING`), `train.early_stopping`,
-    and where the data are (`is_place`), which are known by their content; `train.steps` or `train.epochs` may grow. `run` is
-    the run's folder.
+    where the data are (`is_place`), which are known by their content, and keys that the run did not have and that are empty;
+    `train.steps` or `train.epochs` may grow. `data.buckets=auto` keeps the lengths of the run. `run` is the run's folder.
     """
     lines = [_line(*change) for change in _changes(stored, new) if not _may_change(*change)]
     if lines:
@@ -119,6 +120,10 @@ def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
 
 def _may_change(path: Keys, before: Value, after: Value) -> bool:
     if path[0] in ("checkpoint", "mesh") or path[-1].endswith("_every") or (path[0] == "data" and path[-1] in READING):
+        return True
+    if path == BUCKETS and after == ["auto"]:  # the lengths that were chosen when the run began
+        return True
+    if before is None and after in ("", []):  # a key that is newer than the run, and unused
         return True
     if path[:2] == ("train", STOPPING) or (is_place(path) and None not in (before, after)):
         return True

@@ -7,6 +7,7 @@ Dimensions: B batch, L length, T target length, D width, V vocabulary.
 """
 
 from fmjax.contracts.data import Examples, Order, Source
+from fmjax.contracts.facts import Fact
 from fmjax.contracts.models import Encodes, Generates, Model, PacksPairs
 from fmjax.contracts.processors import Column, Processor, Processors
 from fmjax.contracts.tasks import Task
@@ -33,6 +34,7 @@ __all__ = [
     "Encodes",
     "Example",
     "Examples",
+    "Fact",
     "Generates",
     "Heads",
     "HostBatch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from fmjax.contracts import Config
 from fmjax.distributed import sharding
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.hardware import explained
 
 DEFAULT_AXES = {"data": -1}  # of `defaults.py`
 
@@ -44,6 +46,8 @@ def lay_out(config: Config, devices: Sequence[Any] | None = None) -> Layout:
     Raises UserError if it is none, or a batch does not divide over it.
     """
     section, size = config["mesh"], config["data"]["batch_size"]
+    with explained():
+        jax.devices()  # so that a device that is not there is said first
     rules = sharding.resolve_rules(section["rules"], section.get("table"))
     mesh = sharding.make_mesh(chosen_axes(section, rules), devices)
     sharding.check_used(rules, mesh, own=bool(section.get("table")))
@@ -85,3 +89,11 @@ def say_unsharded(section: Config, rules: sharding.Rules, mesh: Mesh) -> None:
 def accumulation(config: Config) -> int:
     """Returns the number of parts of a batch over which gradients are accumulated."""
     return int(config.get("train", {}).get("accumulate", 1))
+
+
+def length_parts(config: Config) -> int:
+    """Returns the number of parts into which the mesh divides the length of a batch's rows."""
+    section = config["mesh"]
+    mesh = sharding.make_mesh(section["axes"])
+    rules = sharding.resolve_rules(section["rules"], section.get("table"))
+    return math.prod(mesh.shape[axis] for axis in sharding.mesh_axes("act_length", rules, mesh))

@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from fmjax import pytree
 from fmjax.contracts import PyTree
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError, nearest, one_line
 
 Rules: TypeAlias = Mapping[str, str | tuple[str, ...]]
 Shaped: TypeAlias = np.ndarray | jax.Array | jax.ShapeDtypeStruct
@@ -135,11 +135,17 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     sizes = mesh_sizes(axes, count)
     # Linen's logical constraints need Auto axes; the default of jax.make_mesh is Explicit.
     kinds = (AxisType.Auto,) * len(sizes)
-    if devices is None:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
-    grid = mesh_utils.create_device_mesh(
-        tuple(sizes.values()), devices, allow_split_physical_axes=True
-    )
+    try:
+        if devices is None:
+            return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+        grid = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
+    except (NotImplementedError, ValueError) as error:
+        reason = one_line(error, 200)
+        raise UserError(
+            f"mesh.axes={sizes}: the devices here cannot be laid out so ({reason}); give other sizes"
+        ) from error
     return Mesh(grid, tuple(sizes), axis_types=kinds)
 
 
@@ -157,8 +163,8 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
         or math.prod(sizes.values()) != devices
     ):
         raise UserError(
-            f"mesh.axes={dict(axes)}: the product of the sizes must be {devices}, the number of devices; "
-            "give sizes that are, at most one of them -1"
+            f"mesh.axes={dict(axes)}: the sizes must multiply to the {devices} devices here; "
+            "change them, at most one may be -1 (what is left)"
         )
     return sizes
 

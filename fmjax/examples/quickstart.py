@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,6 +124,7 @@ def cell(values: list[float]) -> str:
 def ending(workdir: Path, seconds: float, full: bool) -> str:
     """Returns what to know of the table, where everything is, and what to do next."""
     more = "" if full else " One seed, short pretraining; --full pretrains longer and averages three seeds."
+    train_command = "fmjax-train" if Path(sys.argv[0]).name == "fmjax-quickstart" else "python scripts/train.py"
     return f"""{seconds / 60:.1f} minutes.{more}
 
 Caveats: the labels come from the text itself, so the low-label setting is artificial. Some windows of
@@ -131,9 +133,9 @@ documentation is not English in general.
 
 The runs are in {workdir}/: pretrain/, scratch-*/ and pretrained-*/, each with checkpoints and a report.
 Next, on your own text:
-  python scripts/train.py --config configs/bert_mlm.py --workdir runs/mine --config.data.files.train='MY_TEXTS/*.txt'
+  {train_command} --config bert_mlm --workdir runs/mine --config.data.files.train='MY_TEXTS/*.txt'
 and on your own labels (a csv with the columns text and label):
-  python scripts/train.py --config configs/bert_classify.py:files --workdir runs/labels \\
+  {train_command} --config bert_classify:files --workdir runs/labels \\
       --config.init.weights=runs/mine --config.data.files.train=MY_TRAIN.csv --config.data.files.validation=MY_DEV.csv
 
 The report of the pretrained model, fine-tuned:"""

@@ -15,6 +15,7 @@ from fmjax.data.kinds import lifecycle
 from fmjax.defaults import experiment
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.inference.export import special_type
 from fmjax.inference.folder_task import folder_task
 from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, load, position_count
 from fmjax.runs import folder as run_folder
@@ -49,6 +50,8 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
     settings = pretrained.model.settings
     config["model"] = {"name": family} | dataclasses.asdict(settings)
     config["task"] |= vars(task)
+    if special := special_type(pretrained.config, family):
+        config["init"] = config.get("init", {}) | {"model_type": special}
     config["data"]["max_length"] = min(UNLIMITED, position_count(settings) or UNLIMITED)
     with run_folder.locked(target):
         needed = {key: pretrained.processors[key] for key in lifecycle.groups(task)}

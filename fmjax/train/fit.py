@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from fmjax.config import apply_overrides, load_config, override_texts, to_dict
+from fmjax.config import apply_overrides, load_config, overridden_keys, override_texts, to_dict
 from fmjax.contracts import Value
 from fmjax.data.stream.watch import starts_as_worker
 from fmjax.memory import keep_freed
@@ -44,5 +44,6 @@ def fit(
         )
     keep_freed()
     described = load_config(os.fspath(config))
-    apply_overrides(described, override_texts(overrides or {}))
-    return train(to_dict(described), Path(workdir))
+    texts = override_texts(overrides or {})
+    apply_overrides(described, texts)
+    return train(to_dict(described), Path(workdir).expanduser(), overridden=overridden_keys(texts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fmjax.data.stream.batches import TrainBatches
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.hardware import explained
 from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
 from fmjax.runs.best import best_step
@@ -31,16 +33,21 @@ from fmjax.train.throughput import Costs
 
 
 def train(
-    given: Config, workdir: Path, title: str = "train", profile: Path | None = None
+    given: Config,
+    workdir: Path,
+    title: str = "train",
+    profile: Path | None = None,
+    overridden: Collection[str] = (),
 ) -> dict[str, float]:
     """Runs a config in a run directory, or continues it; returns the last evaluation's metrics.
 
-    Traces a few steps into the folder `profile`, if there is one. Raises UserError if the config or
-    the data do not fit, Interrupted if a signal ended the run after its state was saved.
+    Traces a few steps into the folder `profile`, if there is one. `overridden` are the keys of the
+    config that do not come from its file. Raises UserError if the config or the data do not fit,
+    Interrupted if a signal ended the run after its state was saved.
     """
     run_folder.check_workdir(workdir)
-    with run_folder.locked(workdir) if hosts.first() else nullcontext():
-        experiment = prepare(given, workdir)
+    with explained(), run_folder.locked(workdir) if hosts.first() else nullcontext():
+        experiment = prepare(given, workdir, overridden)
         start.record(experiment, given)
         with experiment.abstract.layout.active():
             return run(experiment, title, profile)

@@ -10,7 +10,7 @@ All is checked here, on the host, before anything is compiled.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -40,6 +40,7 @@ from fmjax.train.length import checked_steps
 from fmjax.train.resolve import resolve_model
 from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_state
 from fmjax.train.step import TrainStep, make_step
+from fmjax.train.warm_start import start_from
 from fmjax.train.wrappers import mix
 
 TrainedModel: TypeAlias = Any  # a Linen module that is a contracts.Model, or a MixtureModel
@@ -79,10 +80,13 @@ class Abstract:
     state: TrainState
 
 
-def open_data(config: Config, workdir: Path, resumed: bool) -> Data:
+def open_data(
+    config: Config, workdir: Path, resumed: bool, overridden: Collection[str] = ()
+) -> Data:
     """Opens the data, and finds the processors and the task's settings that follow from them.
 
-    Raises UserError for data that cannot be read, or that have changed since the run began.
+    `overridden` are the config's keys that do not come from its file. Raises UserError for data
+    that cannot be read, or that have changed since the run began.
     """
     task = tasks.make(config["task"])
     for key in ("workers", "prefetch", "stall_seconds"):
@@ -96,6 +100,8 @@ def open_data(config: Config, workdir: Path, resumed: bool) -> Data:
     origin = config.get("init", {}).get("weights")
     # A run that was stopped before its first checkpoint starts from the same weights again.
     pretrained = load(origin) if origin and not (resumed and checkpoints.steps()) else None
+    if pretrained is not None:
+        config = start_from(config, pretrained, overridden)
     sources["train"], settings = tolerance.apply(sources["train"], task.resolve)
     config = config | {"task": config["task"] | settings}
     task = tasks.make(config["task"])

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fmjax.contracts import HostBatch, PyTree
 from fmjax.distributed.sharding import Rules, kept_axes, parameter_shardings, with_sharding
 from fmjax.optim import map_params
+from fmjax.randomness import seeded_key
 
 BatchSpec: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
 Transform: TypeAlias = optax.GradientTransformation
@@ -85,7 +86,7 @@ def create_state(
         return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state: TrainState = jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+    state: TrainState = jax.jit(create, out_shardings=shardings)(seeded_key(seed, "train.seed"))
     return state
 
 

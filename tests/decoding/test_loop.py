@@ -678,7 +678,7 @@ def test_models_that_do_not_generate_and_tokens_that_they_lack():
         load(GOLDEN / "bert_classify").generate(input_ids=[[1]])
     with pytest.raises(UserError, match="bad_words_ids: 11 is out of range; the vocabulary has 11 entries, 0 to 10"):
         continued(batch_of(PROMPTS), merge({"bad_words_ids": [[3, 11]]}))
-    with pytest.raises(UserError, match="nothing says what the decoder begins with; give decoder_start_token_id"):
+    with pytest.raises(UserError, match="the decoder's start token is unknown; give decoder_start_token_id"):
         prompts.start_id(Listener(), GREEDY)
     with pytest.raises(UserError, match="Bert has no decoder, so it generates no text"):
         loop.as_generator(load(GOLDEN / "bert_classify").model)
