@@ -31,7 +31,6 @@ from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance
 from fmjax.decoding.settings import check_generation
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
-from fmjax.errors import UserError
 from fmjax.inference.pretrained import Pretrained, load
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
@@ -89,9 +88,6 @@ def open_data(
     that cannot be read, or that have changed since the run began.
     """
     task = tasks.make(config["task"])
-    for key in ("workers", "prefetch", "stall_seconds"):
-        if config["data"].get(key, 0) < 0:
-            raise UserError(f"data.{key}={config['data'][key]}: must not be negative; 0 is none")
     tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
     with tolerance.active():
         sources = open_sources(config["data"], task.splits)
@@ -117,8 +113,7 @@ def open_data(
 def build(data: Data, resumed: bool) -> Built:
     """Returns the task, the model and the examples. Raises UserError where they do not fit."""
     task = tasks.make(data.config["task"])
-    best.best_step(data.config, task)
-    best.stopped_by(data.config, task)
+    best.check_metrics(data.config, task)
     config, model = build_model(data.config, data.pretrained, data.processors, task)
     check_generation(task, model, data.processors, config["data"]["max_length"])
     check_positions(config)
