@@ -24,7 +24,6 @@ from fmjax.data.stream.packing import fill_of
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.distributed.sharding import PARAMETERS, mesh_axes
 from fmjax.errors import RecordError, UserError
-from fmjax.inference.export import written_config
 from fmjax.inference.pretrained import Pretrained
 from fmjax.tasks.facts import percent
 from fmjax.train.experiment import Experiment
@@ -228,9 +227,8 @@ def export(experiment: Experiment) -> Fact:
     name = experiment.config["model"]["name"]
     trained = Pretrained(experiment.config, models.family(name), own, {}, experiment.data.processors, task)
     try:
-        _, written = written_config(trained.counterpart(), own, task, trained.tokenizer, trained.config)
+        architecture = trained.exported()[1]["architectures"][0]
     except UserError as error:
         return Fact("export", f"no: {error}", {"possible": False, "why": str(error)})
-    architecture = written["architectures"][0]
     text = f"yes, as {architecture} (scripts/convert.py)"
     return Fact("export", text, {"possible": True, "architecture": architecture})
