@@ -128,9 +128,10 @@ def progress(records: Sequence[Record]) -> str:
 
 
 def data_section(provenance: Facts) -> str:
-    """Returns what is known of the data beside their fingerprints; nothing where nothing is."""
-    lines = []
-    if provenance.get("fill"):
+    """Returns the facts of the start, and what else is known of the data; nothing where nothing is."""
+    facts: Facts = provenance.get("facts", {})
+    lines = [fact["warning"] for fact in facts.values() if "warning" in fact]
+    if provenance.get("fill") and not facts:
         lines.append(f"Training batches: {packing.describe(provenance['fill'])}.")
     shared = provenance.get("overlap", {})
     if shared.get("records"):
@@ -139,7 +140,10 @@ def data_section(provenance: Facts) -> str:
     if bad := provenance.get("left_out", []):
         listed = "; ".join(bad[:SHOWN_RECORDS]) + ("; ..." if len(bad) > SHOWN_RECORDS else "")
         lines.append(f"{len(bad):,} bad records were left out: {listed}")
-    return "<h2>Data</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines) if lines else ""
+    known = [(escape(name), escape(fact["text"])) for name, fact in facts.items()]
+    parts = [table(("fact", "what was found at the start"), known, kind="settings stacked")] if known else []
+    parts += [f"<p>{escape(line)}</p>" for line in lines]
+    return "<h2>Data and model</h2>" + "".join(parts) if parts else ""
 
 
 def curves(records: Sequence[Record], evaluation: Evaluation | None) -> list[str]:
