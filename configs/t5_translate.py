@@ -44,7 +44,7 @@ def get_config(arg: str = ""):
     config.train.dropout_rng = "rbg"
     config.checkpoint.every = 500
     config.checkpoint.keep = 1
-    config.checkpoint.best, config.checkpoint.mode = "loss", "min"
+    config.checkpoint.best = "loss"
     if "scratch" in chosen or "tiny" in chosen:
         config.model.size = "tiny"
         config.model.width, config.model.mlp_width = 128, 384

@@ -45,7 +45,7 @@ def get_config(arg: str = ""):
     config.train.dropout_rng = "rbg"
     config.train.eval_every = 1000
     config.checkpoint.every = 1000
-    config.checkpoint.best, config.checkpoint.mode = "loss", "min"
+    config.checkpoint.best = "loss"
     if "short" in chosen:
         short(config)
     return tiny(config) if "tiny" in chosen else config

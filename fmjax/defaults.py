@@ -35,12 +35,13 @@ def experiment(model: str, task: str, *more: str) -> ConfigDict:
             "accumulate": 1,  # parts that a batch is split into, their gradients added up
             "max_nonfinite": 10,  # steps in a row without a finite loss that end the run
             "dropout_rng": "threefry2x32",  # "hash" is faster on CPUs; "rbg" on TPUs, and not the same on every kind of device
-            # Ends the run when the metric has not improved in `patience` evaluations; 0: never.
-            "early_stopping": {"metric": "loss", "mode": "min", "patience": 0},
+            # Ends the run when the metric has not improved in `patience` evaluations; 0: never. `mode`: as below.
+            "early_stopping": {"metric": "loss", "mode": placeholder(str), "patience": 0},
         }
     )
-    # `best`: a metric of the task; its best step is kept besides the last `keep`, and preferred by evaluation.
-    config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "best": placeholder(str), "mode": "max"})
+    # `best`: a metric of the task; its best step is kept besides the last `keep`, and preferred by evaluation. `mode`, max or
+    # min, follows from the metric unless that is unknown, as of a task of your own.
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "best": placeholder(str), "mode": placeholder(str)})
     # The rules are dp, fsdp, fsdp_tp or fsdp_context; or one's own `table` of logical axes, {"mlp": "tensor", ...}.
     config.mesh = ConfigDict({"axes": open_dict(data=-1), "rules": "dp", "table": open_dict()})
     # A run directory or a Hugging Face folder; `from` is the old name of `weights`.
@@ -76,7 +77,8 @@ def data() -> ConfigDict:
             "vocab_size": 8000,
             "batch_size": 32,
             "max_length": 128,
-            "buckets": (),  # lengths of batches, as (32, 64, 128), where a row is one text; "auto" or "auto:6": found in the data
+            # Lengths of batches where a row is one text: found in the data ("auto", "auto:6"), given (32, 64, 128), or none.
+            "buckets": ("auto",),
             "on_error": "fail",  # at a bad record; or skip:N, to leave out up to N of them, each counted and reported
             "workers": 0,  # processes that prepare batches; 0: a thread
             "prefetch": 4,  # batches that are prepared ahead

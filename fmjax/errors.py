@@ -68,6 +68,7 @@ def in_range(
     most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    whole: bool = False,
     hint: str = "",
 ) -> None:
     """Raises UserError, naming the config key or flag, unless its value is a number within bounds.
@@ -79,13 +80,13 @@ def in_range(
       most: the largest number allowed.
       above: the number that it must be larger than.
       below: the number that it must be smaller than.
+      whole: whether it must be a whole number (of type int).
       hint: what the bounds mean: "0 is none".
     """
-    number = (
-        float(value)
-        if isinstance(value, int | float) and not isinstance(value, bool)
-        else math.nan
-    )
+    number = math.nan
+    if isinstance(value, int if whole else int | float) and not isinstance(value, bool):
+        # An int of hundreds of digits is no float; it is out of any range that has a bound.
+        number = float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)
     fits = (
         math.isfinite(number)
         and (least is None or number >= least)
@@ -96,20 +97,34 @@ def in_range(
     if not fits:
         raise UserError(
             f"{key}={value}: must "
-            f"{bounds(least, most, above, below)}{f'; {hint}' if hint else ''}"
+            f"{bounds(least, most, above, below, whole)}{f'; {hint}' if hint else ''}"
         )
 
 
 def bounds(
-    least: float | None, most: float | None, above: float | None, below: float | None
+    least: float | None,
+    most: float | None,
+    above: float | None,
+    below: float | None,
+    whole: bool = False,
 ) -> str:
     """Returns the allowed range of a number in words."""
+    if whole:
+        words = bounds(least, most, above, below).removeprefix("be ")
+        words = "" if words in ("a number", "not be negative") else words
+        words = "0 or more" if (least, most) == (0, None) else words
+        return "be a whole number" + (" " if words.startswith("from") else ", ") * bool(words) + words
     if (least, most, above, below) == (0, None, None, None):
         return "not be negative"
     if least is not None and most is not None:
-        return f"be from {least:g} to {most:g}"
+        return f"be from {shown(least)} to {shown(most)}"
     words = {"at least": least, "above": above, "at most": most, "less than": below}
     return "be " + (
         " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
         or "a number"
     )
+
+
+def shown(bound: float) -> str:
+    """Returns a bound as a person writes it: large whole numbers with all digits."""
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"

@@ -1,8 +1,22 @@
-"""What chips can do, from their makers' data sheets: Google Cloud's pages of each TPU, NVIDIA's of each GPU."""
+"""Devices: what chips can do, how much memory there is here, and what JAX says when it has none.
+
+The figures of chips are from their makers' data sheets: Google Cloud's pages of each TPU, NVIDIA's of
+each GPU.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from fmjax.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -31,3 +45,111 @@ CHIPS: dict[str, Chip] = {
 def chip_of(kind: str) -> Chip | None:
     """Returns the chip of a `device_kind`, None if it is not listed."""
     return next((chip for chip in CHIPS.values() if any(name.lower() in kind.lower() for name in chip.kinds)), None)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much memory there is for the arrays of a program."""
+
+    per_device: float  # bytes
+    what: str  # in words
+
+
+def memory_of_devices() -> Room | None:
+    """Returns the memory of the devices that are here, None if it is not known.
+
+    The CPU devices of a process share the machine's memory.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        machine = memory_of_machine()
+        return machine and Room(machine / len(devices), what_has(len(devices)))
+    try:
+        limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
+    except jax.errors.JaxRuntimeError:
+        return None
+    return Room(limit, f"one {devices[0].device_kind}") if limit else None
+
+
+def what_has(devices: int) -> str:
+    return "this machine" if devices == 1 else f"each of the {devices} devices of this machine"
+
+
+def memory_of_machine() -> float | None:
+    """Returns the bytes that this machine, or the container, has, with swap; None if not known."""
+    try:
+        sizes = {
+            name: int(value.split()[0]) * 1024
+            for name, _, value in (
+                line.partition(":")
+                for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+            )
+        }
+        whole = float(sizes["MemTotal"] + sizes.get("SwapTotal", 0))
+    except (OSError, ValueError, KeyError, IndexError):
+        try:
+            whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        except (OSError, ValueError, AttributeError):
+            return None
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            whole = min(whole, float(int(Path(file).read_text(encoding="ascii"))))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return whole
+
+
+# JAX's platforms -> what an installation lacks where there is no such device.
+EXTRAS = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}
+NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|failed to allocate", re.IGNORECASE)
+NO_BACKEND = re.compile(r"[Uu]nable to initialize backend|[Nn]o (?:visible )?\w* ?devices? found")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns what JAX says of devices and memory in the block into a UserError of one line.
+
+    Every other error passes through.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError, MemoryError) as error:
+        if (message := explanation(error)) is None:
+            raise
+        raise UserError(message) from error
+
+
+def explanation(error: Exception) -> str | None:
+    """Returns an error of JAX, or of Python, about devices and memory in one line with a remedy.
+
+    Returns None for any other error.
+    """
+    said = one_line(error, 300)
+    if isinstance(error, MemoryError) or NO_MEMORY.search(said):
+        found = re.search(r"allocat\w* (?:of )?([\d.]+ ?(?:bytes|[KMGT]i?B))", said)
+        asked = f" for {found[1]}" if found else ""
+        return (
+            f"there is no memory left{asked}; lower data.batch_size or data.max_length, raise "
+            "train.accumulate, set model.remat=everything, or choose a smaller model"
+        )
+    # JAX asserts that there are GPUs, without a word.
+    asserted = isinstance(error, AssertionError) and any(
+        frame.name in ("_init_backend", "backends", "make_gpu_client")
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+    if asserted or NO_BACKEND.search(said):
+        return no_device(said)
+    return None
+
+
+def no_device(said: str) -> str:
+    """Returns the message that JAX does not find the device that it was told to use."""
+    platforms = jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS", "")
+    reason = said.partition("(set JAX_PLATFORMS")[0].rpartition("INTERNAL: ")[2].strip(" :")
+    extra = next((EXTRAS[name] for name in platforms.split(",") if name in EXTRAS), "")
+    how = f", or install JAX for it: pip install 'fmjax[{extra}]'" if extra else ""
+    detail = f" ({reason})" if reason else ""
+    return (
+        f"JAX_PLATFORMS={platforms}: JAX finds no such device{detail}; "
+        f"unset JAX_PLATFORMS to use the devices that are here{how}"
+    )

@@ -52,14 +52,20 @@ def mask(tree: PyTree, patterns: Iterable[str], setting: str) -> PyTree:
     known = list(names(tree))
     found: set[str] = set()
     for pattern in patterns:
-        try:
-            hits = [name for name in known if re.search(pattern, name)]
-        except re.error as error:
-            raise UserError(f'{setting}: "{pattern}" is not a regular expression ({error}); correct it') from None
+        check_pattern(setting, pattern)
+        hits = [name for name in known if re.search(pattern, name)]
         if not hits:
             raise UserError(f'{setting}: "{pattern}" matches no parameter; names look like "{known[0]}", "{known[-1]}"')
         found.update(hits)
     return map_named(lambda name, _: name in found, tree)
+
+
+def check_pattern(setting: str, pattern: str) -> None:
+    """Raises UserError, naming the config key, for text that is not a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f'{setting}: "{pattern}" is not a regular expression ({error}); correct it') from None
 
 
 def merge(fresh: PyTree, loaded: PyTree, optional: Iterable[str], origin: str) -> tuple[PyTree, list[str], list[str]]:
@@ -97,3 +103,9 @@ def grouped(problems: Mapping[str, list[str]], most: int = 10) -> str:
         for group, found in problems.items()
         if found
     )
+
+
+def union(first: Mapping[str, PyTree], second: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """Returns the nested dictionary of what is in either, that of the first where it is in both."""
+    shared = [name for name in first if isinstance(first[name], dict) and name in second]
+    return {**second, **first, **{name: union(first[name], second[name]) for name in shared}}

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
 
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError, in_range, nearest
 
+MOST_SEED = 2**32 - 1
 WORDS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32}
 
 
@@ -71,4 +72,18 @@ def dropout_key(seed: int, generator: str) -> jax.Array:
         known = ", ".join(GENERATORS)
         hint = nearest(generator, GENERATORS)
         raise UserError(f'train.dropout_rng="{generator}": no such generator{hint}; choose from {known}')
+    return seeded_key(seed, "train.seed", generator)
+
+
+def check_seed(seed: object, setting: str) -> None:
+    """Raises UserError, naming the setting, unless the seed is a whole number that a key can hold.
+
+    A key has 32 bits for it: a larger seed would give the same numbers as a smaller one.
+    """
+    in_range(setting, seed, least=0, most=MOST_SEED, whole=True)
+
+
+def seeded_key(seed: int, setting: str, generator: str = "threefry2x32") -> jax.Array:
+    """Returns the key of a seed. Raises UserError, naming the setting, for a seed out of range."""
+    check_seed(seed, setting)
     return jax.random.key(seed, impl=GENERATORS[generator])

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmjax.config import commandline
+from fmjax.config.json_files import to_line
 from fmjax.distributed import hosts
 from fmjax.inference.evaluate import evaluate_run
 
@@ -30,7 +30,7 @@ def show(args: argparse.Namespace) -> None:
     hosts.join_if_asked(args)
     result = evaluate_run(args.workdir, args.split, args.files)
     if hosts.first():
-        print(json.dumps(result))
+        print(to_line(result))
 
 
 if __name__ == "__main__":

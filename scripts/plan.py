@@ -10,7 +10,6 @@ and CPUs, and with --analytic, the figures come from formulas. With --json the l
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import jax
 
 from fmjax import keys
 from fmjax.config import commandline
+from fmjax.config.json_files import to_line
 from fmjax.planning.plan import plan, read_topology
 from fmjax.planning.report import sharding_table, table
 
@@ -42,7 +42,7 @@ def show(args: argparse.Namespace) -> None:
         print(sharding_table(config, topology, as_json=args.json))
         return
     result = plan(config, topology, compiled=not args.analytic)
-    print(json.dumps(result) if args.json else table(result))
+    print(to_line(result) if args.json else table(result))
 
 
 if __name__ == "__main__":

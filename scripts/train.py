@@ -13,7 +13,7 @@ if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmjax import keys
-from fmjax.config import commandline
+from fmjax.config import commandline, overridden_keys
 from fmjax.distributed import hosts
 from fmjax.train.dry_run import dry_run
 from fmjax.train.loop import train
@@ -31,10 +31,11 @@ def main(argv: list[str] | None = None) -> int:
 def start(args: argparse.Namespace) -> None:
     """Joins the other hosts, if there are any, and trains."""
     hosts.join_if_asked(args)
+    given, overridden = commandline.load(args), overridden_keys(args.overrides)
     if args.dry_run:
-        dry_run(commandline.load(args), args.workdir)
+        dry_run(given, args.workdir, overridden)
     else:
-        train(commandline.load(args), args.workdir, profile=args.profile)
+        train(given, args.workdir, profile=args.profile, overridden=overridden)
 
 
 if __name__ == "__main__":

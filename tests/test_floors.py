@@ -14,9 +14,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmjax"
 ORDER = [
     "contracts", "errors", "pytree", "randomness", "memory", "hardware", "losses",
     "config", "distributed", "optim", "layers",
+    "data/characters",
     "data/records", "data/tokenizers", "data/stream", "data/storage", "data/kinds", "data/augment", "data/sources", "data/splits",
-    "metrics", "models", "hub", "tasks", "decoding", "defaults", "keys", "runs", "inference", "train", "planning", "prepare",
-    "examples", "bench",
+    "metrics", "models", "hub", "tasks", "decoding", "defaults", "limits", "keys", "runs", "inference", "train", "planning",
+    "prepare", "examples", "bench",
 ]  # fmt: skip
 FLOORS = {name: floor for floor, name in enumerate(ORDER)}
 # Neither may know the other.

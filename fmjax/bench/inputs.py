@@ -61,7 +61,8 @@ def measure(options: Options) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     source = open_source("python_docs", None, "train")
     texts = [source[index]["text"] for index in range(200 if options.tiny else len(source))]
-    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "texts.jsonl").write_text(lines, encoding="utf-8")
     train_tokenizer(texts, "wordpiece", 500 if options.tiny else VOCABULARY).save(folder / "tokenizer")
     job = {"folder": str(folder), "rows": ROWS, "length": 64 if options.tiny else LENGTH, "count": 4 if options.tiny else BATCHES}
     runs: dict[str, list[Result]] = {"fmjax": []}
@@ -94,7 +95,7 @@ def train(folder: Path, options: Options) -> dict[str, float]:
     called = [str(script)] if script.is_file() else ["-m", "fmjax.scripts.train"]
     command = [sys.executable, *called, "--config", str(shipped_configs()["bert_mlm"]), "--workdir", str(workdir)]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise timing.SideError(f"training from {folder} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
     lines = read_metrics(workdir)

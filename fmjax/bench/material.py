@@ -17,6 +17,7 @@ import numpy as np
 from fmjax import models, pytree, tasks
 from fmjax.bench.workloads import SST2_LENGTHS, Result, Size, Workload
 from fmjax.config.json_files import write_json
+from fmjax.data.stream.buckets import Plan, fewest_borders
 from fmjax.hub import families, folders
 from fmjax.hub.reference import Reference
 from fmjax.inference.pretrained import abstract_params
@@ -24,7 +25,6 @@ from fmjax.inference.pretrained import abstract_params
 Arrays = dict[str, np.ndarray]
 BATCHES, SST2_BATCHES = 2, 16  # in one pass
 OPTIMIZER = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "weight_decay": 0.01}
-MULTIPLE = 8  # of which ours makes lengths
 
 
 def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int = 0, devices: int = 1) -> Result:
@@ -159,21 +159,22 @@ def pictures(rng: np.random.Generator, size: Size, settings: Any) -> tuple[Array
 
 
 def sst2(rng: np.random.Generator, size: Size, vocabulary: int) -> tuple[list[Arrays], list[Arrays]]:
-    """Sentences of SST-2's lengths, as many in each batch: the reference's in random order, padded to the longest of a batch;
-    ours in order of length within the window of these batches, padded to a multiple of MULTIPLE."""
+    """Sentences of SST-2's lengths: ours as `data.buckets=auto`, the default, batches the whole data set, of which these are the
+    first batches; the reference's the same sentences in random order, padded to the longest of a batch."""
     counts = np.array(SST2_LENGTHS[: size.length])
-    lengths = 1 + rng.choice(counts.size, SST2_BATCHES * size.rows, p=counts / counts.sum())
-    ids = [text(rng, 1, length, vocabulary)["input_ids"][0] for length in lengths]
+    lengths = rng.permutation(np.repeat(1 + np.arange(counts.size), counts))
+    plan = Plan(lengths, fewest_borders(lengths, size.length, size.rows), size.rows)
+    grouped = np.array([[plan.example(batch, row, 0) for row in range(size.rows)] for batch in range(SST2_BATCHES)])
+    ids = {row: text(rng, 1, int(lengths[row]), vocabulary)["input_ids"][0] for row in grouped.flat}
     labels = rng.integers(0, 2, lengths.size).astype(np.int32)
 
-    def padded(rows: np.ndarray, multiple: int) -> Arrays:
-        width = -(-int(lengths[rows].max()) // multiple) * multiple
+    def padded(rows: np.ndarray, width: int) -> Arrays:
         batch = {name: np.zeros((rows.size, width), np.int32) for name in ("input_ids", "attention_mask")}
         for place, row in enumerate(rows):
             batch["input_ids"][place, : lengths[row]] = ids[row]
             batch["attention_mask"][place, : lengths[row]] = 1
         return batch | {"labels": labels[rows]}
 
-    every = np.arange(lengths.size).reshape(SST2_BATCHES, size.rows)
-    grouped = np.argsort(lengths, kind="stable").reshape(SST2_BATCHES, size.rows)[rng.permutation(SST2_BATCHES)]
-    return [padded(rows, MULTIPLE) for rows in grouped], [padded(rows, 1) for rows in every]
+    every = rng.permutation(grouped.flat).reshape(grouped.shape)
+    ours = [padded(rows, plan.length(batch, 0)) for batch, rows in enumerate(grouped)]
+    return ours, [padded(rows, int(lengths[rows].max())) for rows in every]

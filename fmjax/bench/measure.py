@@ -15,7 +15,7 @@ from pathlib import Path
 from fmjax.bench import timing
 from fmjax.bench.material import prepare
 from fmjax.bench.workloads import WORKLOADS, Facts, Result
-from fmjax.config.json_files import write_json
+from fmjax.config.json_files import without_nan, write_json
 from fmjax.runs.folder import commit, version
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -60,7 +60,7 @@ def machine(options: Options) -> Result:
 def processor() -> str:
     """Returns the processor's name as Linux names it, or as Python does."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -151,5 +151,5 @@ def write(name: str, result: Facts, options: Options) -> Path:
     """Writes a result to WORKDIR/bench/NAME.json."""
     path = options.workdir / "bench" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, dict(result))
+    write_json(path, without_nan(result))
     return path

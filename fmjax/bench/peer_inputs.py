@@ -18,7 +18,7 @@ from fmjax.bench.workloads import Result
 def feed(folder: Path, rows: int, length: int, count: int) -> Result:
     """Returns the seconds and tokens of preparing the texts in a folder and of feeding `count` batches of them."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]
+    texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
     held = importlib.util.find_spec("datasets") is not None
 
     def tokenized(batch: Any) -> Any:

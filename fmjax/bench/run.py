@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ import time
 from fmjax.bench import cold, growth, inputs, table, timing
 from fmjax.bench.measure import Options, side_by_side, write
 from fmjax.bench.workloads import WORKLOADS, Result, chosen
+from fmjax.config.json_files import to_line
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 
@@ -68,7 +68,7 @@ def bench(args: argparse.Namespace) -> None:
         if name == "growth":
             say(f"growth: {growth.write_plot(result, asked.workdir)}")
     if args.json:
-        print(json.dumps(results))
+        print(to_line(results))
         return
     if rows := [result for name, result in results.items() if name in WORKLOADS]:
         print(table.side_by_side(rows))

@@ -36,10 +36,10 @@ class Side:
     def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str]):
         self.name, self.log = name, log
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.errors = open(log, "w")  # noqa: SIM115
+        self.errors = open(log, "w", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-            env={**os.environ, "PYTHONPATH": paths, **env},
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            encoding="utf-8", env={**os.environ, "PYTHONPATH": paths, **env},
         )  # fmt: skip
 
     def ask(self, do: str, **arguments: Any) -> Result:
@@ -101,7 +101,7 @@ def peer_versions(python: str) -> dict[str, str]:
         "print(json.dumps({n: m.version(n) for n in names} if all(map(u.find_spec, names)) else {}))"
     )
     try:
-        found = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60)
+        found = subprocess.run([python, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
         versions: dict[str, str] = json.loads(found.stdout)
         return versions
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:

@@ -61,7 +61,7 @@ COMMON: dict[str, Callable[..., Result]] = {"losses": losses, "run": run}
 
 def serve(make: Callable[[], Any]) -> None:
     """Answers calls until the pipe is closed. Whatever libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker: Any = None
     for line in sys.stdin:

@@ -25,12 +25,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NoReturn
 
 import fmjax
 from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.config.numbers import real, whole
 from fmjax.config.shipped import listing
 from fmjax.errors import Interrupted, UserError, nearest, one_line
+from fmjax.hardware import explained
 from fmjax.memory import keep_freed
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
@@ -63,6 +66,8 @@ class Flags(argparse.ArgumentParser):
 
     def add(self, *names: str, choices: Sequence[str] = (), **options: Any) -> None:
         """Adds a flag as `argparse.ArgumentParser.add_argument` does; errors list and suggest `choices`."""
+        if (kind := options.get("type")) in READERS:
+            options["type"] = READERS[kind]
         if choices:
             options = {"type": one_of(choices), "metavar": "{" + ",".join(choices) + "}"} | options
         self.add_argument(*names, **options)
@@ -155,6 +160,34 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     return read
 
 
+def read_path(text: str) -> Path:
+    """Returns a path; "~" in front is the home folder, also where the shell leaves it as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~nobody
+        raise argparse.ArgumentTypeError(f'"{text}": there is no such home folder') from None
+
+
+def read_whole(text: str) -> int:
+    """Returns a whole number."""
+    try:
+        return whole(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number') from None
+
+
+def read_real(text: str) -> float:
+    """Returns a finite number."""
+    try:
+        return real(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number') from None
+
+
+# What a flag of a type is read by.
+READERS: dict[Any, Callable[[str], Any]] = {Path: read_path, int: read_whole, float: read_real}
+
+
 def load(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the config that the flags name, with its overrides, as JSON holds it. Raises UserError."""
     config = load_config(args.config)
@@ -167,10 +200,13 @@ def run(flags: Flags, main: Callable[[argparse.Namespace], object], argv: Sequen
 
     Writes one line to stderr if the input is at fault or the run was interrupted; a bug passes through.
     """
+    if argv is None:
+        use_utf8()
     words = sys.argv[1:] if argv is None else list(argv)
     keep_freed()
     try:
-        main(flags.parse(words))
+        with explained():
+            main(flags.parse(words))
         sys.stdout.flush()
         return DONE
     except UserError as error:
@@ -188,6 +224,17 @@ def run(flags: Flags, main: Callable[[argparse.Namespace], object], argv: Sequen
         if not close_broken_output():
             raise  # another pipe, such as a worker's
         return INTERRUPTED
+
+
+def use_utf8() -> None:
+    """Starts this command anew in Python's UTF-8 mode, unless names of files are UTF-8 already.
+
+    In the locale "C" with PYTHONUTF8=0 Python can neither open `数据.csv` nor print what is in it.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def close_broken_output() -> bool:

@@ -75,7 +75,7 @@ def load_config(spec: str) -> ConfigDict:
         config = get_config(arg) if arg else get_config()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = f"{type(error).__name__}: {message_of(error)}"
         raise UserError(f"{_where(error, path)}: {cause}; fix the config file") from error
     if not isinstance(config, ConfigDict):
@@ -87,7 +87,10 @@ def load_config(spec: str) -> ConfigDict:
 def find_config(spec: str) -> tuple[Path, str]:
     """Returns the file that a config is meant to be in, which may be missing, and its arguments."""
     head, separator, arg = spec.partition(".py:")
-    path = Path(head + ".py" if separator else spec)
+    try:
+        path = Path(head + ".py" if separator else spec).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"--config={spec}: {error}; name the file by its whole path") from None
     if path.is_file():
         return path, arg
     name, _, own = (str(path), "", arg) if path.suffix == ".py" else spec.partition(":")
@@ -107,7 +110,7 @@ def _files_like(path: Path) -> str:
     return "; name a Python file that defines get_config"
 
 
-def _where(error: Exception, path: Path) -> str:
+def _where(error: BaseException, path: Path) -> str:
     """Returns file:line of the last line in the config file that led to the error."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{path}:{error.lineno}"
@@ -116,7 +119,7 @@ def _where(error: Exception, path: Path) -> str:
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def message_of(error: Exception) -> str:
+def message_of(error: BaseException) -> str:
     """Returns the message of an exception in one line."""
     return " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
 

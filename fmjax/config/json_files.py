@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,18 +15,52 @@ from fmjax.errors import UserError
 MISSING = "no such file; a Hugging Face model folder has one"
 
 
+class DuplicateKey(ValueError):
+    """A JSON object has a key twice, so that it is not clear which value is meant."""
+
+    def __init__(self, key: str):
+        super().__init__(f'the key "{key:.60}" occurs twice in a JSON object')
+        self.key = key
+
+
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """Returns what a text holds in strict JSON.
+
+    Raises DuplicateKey, a ValueError, if an object has a key twice; ValueError for anything else that
+    is not JSON, such as NaN and Infinity, which Python would read.
+    """
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of a list of keys and values. Raises DuplicateKey if a key occurs twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DuplicateKey(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def refuse_constant(name: str) -> Any:
+    """Raises ValueError: JSON has no NaN and no Infinity."""
+    raise ValueError(f"{name} is not JSON")
+
+
 def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
     """Returns a JSON object.
 
     Raises UserError if the file is missing, saying so, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # Not `parse_json`: a file of others may have NaN where nobody reads it.
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise UserError(f"{path}: {missing}") from None
     except PermissionError:
         raise UserError(f"{path}: cannot be read; fix its permissions") from None
-    except (OSError, ValueError) as error:
+    except DuplicateKey as error:
+        raise UserError(f"{path}: {error}; take one out") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}); get the file again") from None
     if not isinstance(content, dict):
         raise UserError(
@@ -60,7 +95,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
-    """Writes JSON atomically. Raises OSError if the file cannot be written."""
-    text = json.dumps(content, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n"
+    """Writes JSON atomically. Raises OSError if the file cannot be written.
+
+    JSON has no NaN and no infinity: raises ValueError for them.
+    """
+    text = (
+        json.dumps(
+            content, indent=indent, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False
+        )
+        + "\n"
+    )
     # A lone surrogate, as in an undecodable argument of a command, becomes its escape sequence.
     write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def to_line(content: Any) -> str:
+    """Returns JSON in one line, with null for NaN and infinity, which JSON does not have."""
+    return json.dumps(without_nan(content), allow_nan=False)
+
+
+def without_nan(content: Any) -> Any:
+    """Returns content in which NaN and infinity are None."""
+    if isinstance(content, Mapping):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,6 +1,6 @@
 """Overrides of single keys of a config: `--config.KEY=TEXT` reads TEXT by the type of the value, or placeholder, that KEY has.
 
-- bool: true, false, yes, no, 1, 0; int: 20, 1_000, 1e3; float: 3e-4; str: the text as it stands;
+- bool: true, false, yes, no, 1, 0; int: 20, 1e3; float: 3e-4; str: the text as it stands;
 - tuple: `a,b`, or a list in JSON or Python where an element has a comma; empty text is the empty tuple;
 - what `placeholder(type)` made: `none` unsets it;
 - a group of keys: a JSON object, which sets the keys it names, and replaces an open group as a whole.
@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-from fmjax.config.files import RENAMED, OpenDict, leaves, open_dict
-from fmjax.contracts import Value
+from fmjax.config.files import RENAMED, OpenDict, leaves, load_config, open_dict, to_dict
+from fmjax.config.json_files import DuplicateKey, parse_json
+from fmjax.config.numbers import real, whole
+from fmjax.contracts import Record, Value
 from fmjax.errors import UserError, nearest
 
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -34,6 +38,53 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[tuple[str, str]]) ->
     """
     for key, text in overrides:
         _override(config, "config", key.split("."), text, config)
+
+
+def overridden_keys(overrides: Sequence[tuple[str, str]]) -> frozenset[str]:
+    """Returns the dotted keys that overrides set, those of a JSON object each by itself."""
+    keys: set[str] = set()
+    for key, text in overrides:
+        values = _literal(text)
+        keys |= {f"{key}.{name}" for name in values} if isinstance(values, dict) else {key}
+    return frozenset(keys)
+
+
+def describe_config(config: str | os.PathLike[str], overrides: Mapping[str, Value] | None = None) -> Record:
+    """Returns what a config file describes, with overrides as Python values, as JSON holds it; None unsets a key.
+
+    Raises UserError as `load_config` and `apply_overrides` do, and for a value that is no text, path, number, list or group.
+    """
+    described = load_config(os.fspath(config))
+    apply_overrides(described, override_texts(overrides or {}))
+    return to_dict(described)
+
+
+def override_texts(overrides: Mapping[str, Value]) -> list[tuple[str, str]]:
+    """Returns overrides with Python values as `apply_overrides` takes them. Raises UserError as `text_of` does."""
+    return [(key, text_of(key, value)) for key, value in overrides.items()]
+
+
+def text_of(key: str, value: Value) -> str:
+    """Returns the text that stands for a Python value in an override. Raises UserError if there is none."""
+    if value is None:
+        return "none"
+    try:
+        plain = _plain(value)
+        return plain if isinstance(plain, str) else json.dumps(plain)
+    except (TypeError, ValueError):
+        form = "give text, a path, a number, a list of these, or a dictionary"
+        raise UserError(f"overrides: {key} is a {type(value).__name__}, which no config holds; {form}") from None
+
+
+def _plain(value: Value) -> Value:
+    """Returns a value with paths as text, and arrays and their scalars as numbers."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic | np.ndarray) or hasattr(value, "__array__"):
+        return np.asarray(value).tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _override(node: ConfigDict, path: str, keys: Sequence[str], text: str, root: ConfigDict) -> None:
@@ -110,9 +161,9 @@ def _parse(name: str, text: str, kind: Value, present: Value = None) -> Value:
 
 def _read_int(text: str) -> int:
     try:
-        return int(text)
+        return whole(text.strip())
     except ValueError:
-        number = float(text)
+        number = real(text.strip())
     # Beyond 2**53 a float does not tell one whole number from the next.
     if not number.is_integer() or abs(number) > 2**53:
         raise ValueError(text)
@@ -122,7 +173,7 @@ def _read_int(text: str) -> int:
 READERS: dict[Value, tuple[Callable[[str], Value], str]] = {
     bool: (lambda text: TRUTH[text.strip().lower()], "true or false"),
     int: (_read_int, "a whole number such as 100 or 1e3"),
-    float: (float, "a number such as 0.1 or 3e-4"),
+    float: (lambda text: real(text.strip()), "a number such as 0.1 or 3e-4"),
 }
 
 
@@ -156,16 +207,30 @@ def _parse_free(name: str, text: str, beside: Sequence[Value]) -> Value:
 
 
 def _literal(text: str) -> Value:
-    """Returns the value that the text spells in JSON or Python, without running anything; else the text."""
-    for read in (json.loads, ast.literal_eval):
+    """Returns the value that the text spells in JSON or Python, without running anything; else the text.
+
+    Raises UserError for a JSON object that has a key twice.
+    """
+    for read in (parse_json, _python_literal):
         try:
             with warnings.catch_warnings(action="ignore"):  # about the backslashes of regular expressions
                 value = read(text)
+        except DuplicateKey as error:
+            raise UserError(f"{text:.200}: {error}; take one out") from None
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        if isinstance(value, bool | int | float | str | tuple | list | (dict if read is json.loads else str)):
+        if isinstance(value, bool | int | float | str | tuple | list | (dict if read is parse_json else str)):
             return value
     return text
+
+
+def _python_literal(text: str) -> Value:
+    """Returns what a Python literal spells. Raises ValueError for a number that JSON would not read, as 1_000."""
+    tree = ast.parse(text.strip(" \t"), mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float, complex):
+            real(ast.get_source_segment(text.strip(" \t"), node) or "")
+    return ast.literal_eval(tree)
 
 
 def _free(value: Value) -> Value:

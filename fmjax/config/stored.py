@@ -8,14 +8,17 @@ from pathlib import Path
 
 from fmjax import __version__
 from fmjax.config.files import Config, Keys, leaves, message_of, renamed, to_dict
-from fmjax.config.json_files import write_json
+from fmjax.config.json_files import parse_json, write_json
 from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
 CONFIG = "config.json"
 SCHEMA = 1  # of config.json; raised when an older reader would misread it
+STOPPING = "early_stopping"  # of `train`: when a run ends changes no step
 READING = ("on_error", "workers", "prefetch", "stall_seconds")  # keys of `data` on which no batch depends
+PLACES = ("files", "data_dir", "tokenizer")  # keys of `data` that say where it is
 LENGTH = ("steps", "epochs")  # keys of `train` that may grow
+BUCKETS = ("data", "buckets")
 LISTED = 10  # differences that an error lists
 
 
@@ -45,7 +48,7 @@ def is_run(folder: Path) -> bool:
     """
     path = folder / CONFIG
     try:
-        return "fmjax" in json.loads(path.read_text(encoding="utf-8"))
+        return "fmjax" in json.loads(path.read_text(encoding="utf-8-sig"))
     except PermissionError:
         raise UserError(f"{path}: cannot be read; fix its permissions") from None
     except (OSError, ValueError, TypeError):
@@ -59,7 +62,7 @@ def read_config(workdir: Path) -> dict[str, Value]:
     """
     path = workdir / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         runs = {found.parent.name for found in workdir.parent.glob(f"*/{CONFIG}")} - {workdir.name}
         reason = f"cannot be read, {(error.strerror or 'unknown error').lower()}"
@@ -79,18 +82,20 @@ def read_config(workdir: Path) -> dict[str, Value]:
     raise UserError(f'{path}: has no valid key "fmjax", so it is not a run\'s; name the folder of a run')
 
 
-def check_resumable(stored: Mapping[str, Value], new: Mapping[str, Value]) -> None:
+def check_resumable(stored: Mapping[str, Value], new: Mapping[str, Value], run: str | Path = "RUN") -> None:
     """Raises UserError with the differences, unless a run may be continued with them.
 
-    These may differ: `checkpoint`, `mesh`, keys ending in `_every`, how data are read (`READING`); `train.steps` or
-    `train.epochs` may grow.
+    These may differ: `checkpoint`, `mesh`, keys ending in `_every`, how data are read (`READING`), `train.early_stopping`,
+    where the data are (`is_place`), which are known by their content, and keys that the run did not have and that are empty;
+    `train.steps` or `train.epochs` may grow. `data.buckets=auto` keeps the lengths of the run. `run` is the run's folder.
     """
     lines = [_line(*change) for change in _changes(stored, new) if not _may_change(*change)]
     if lines:
         more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
         raise UserError(
             f"the run was begun with another config: {'; '.join(lines[:LISTED])}{more}; "
-            "drop what has changed, or start a new run in another --workdir"
+            "drop what has changed, or start a new run in another --workdir, from these weights with "
+            f"--config.init.weights={run}"
         )
 
 
@@ -100,11 +105,13 @@ def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
     Raises UserError with the differences if anything else has changed.
     """
     stored = read_config(workdir)
-    check_resumable(stored["fmjax"]["given"], given)
+    check_resumable(stored["fmjax"]["given"], given, workdir)
     config = {key: value for key, value in stored.items() if key != "fmjax"}
-    every = {key: value for key, value in given["train"].items() if key.endswith("_every") or key in LENGTH}
+    every = {key: value for key, value in given["train"].items() if key.endswith("_every") or key in (*LENGTH, STOPPING)}
+    # Where the data are, as given now: what has been checked is all that may differ there.
+    read = {key: given["data"][key] for key in (*READING, *PLACES, "mixture") if key in given["data"]}
     return config | {
-        "data": config["data"] | {key: given["data"][key] for key in READING if key in given["data"]},
+        "data": config["data"] | read,
         "checkpoint": given["checkpoint"],
         "mesh": given["mesh"],
         "train": config["train"] | every,
@@ -114,8 +121,20 @@ def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
 def _may_change(path: Keys, before: Value, after: Value) -> bool:
     if path[0] in ("checkpoint", "mesh") or path[-1].endswith("_every") or (path[0] == "data" and path[-1] in READING):
         return True
+    if path == BUCKETS and after == ["auto"]:  # the lengths that were chosen when the run began
+        return True
+    if before is None and after in ("", []):  # a key that is newer than the run, and unused
+        return True
+    if path[:2] == ("train", STOPPING) or (is_place(path) and None not in (before, after)):
+        return True
     length = path[0] == "train" and path[1:] in [(key,) for key in LENGTH]
     return length and None not in (before, after) and after > before
+
+
+def is_place(path: Keys) -> bool:
+    """Returns whether a key says where data are; `check_same_data` tells whether what is there has changed."""
+    mixed = path[:2] == ("data", "mixture") and len(path) > 3 and path[3] in ("files", "data_dir")
+    return mixed or (path[0] == "data" and len(path) > 1 and path[1] in PLACES)
 
 
 def _changes(old: Mapping[str, Value], new: Mapping[str, Value]) -> list[tuple[Keys, Value, Value]]:

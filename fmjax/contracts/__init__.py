@@ -7,10 +7,24 @@ Dimensions: B batch, L length, T target length, D width, V vocabulary.
 """
 
 from fmjax.contracts.data import Examples, Order, Source
+from fmjax.contracts.facts import Fact
 from fmjax.contracts.models import Encodes, Generates, Model, PacksPairs
 from fmjax.contracts.processors import Column, Processor, Processors
 from fmjax.contracts.tasks import Task
-from fmjax.contracts.types import Arrays, Batch, Config, Example, Heads, HostBatch, PyTree, Record, Undrawn, Value, Where
+from fmjax.contracts.types import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    Heads,
+    HostBatch,
+    Measures,
+    PyTree,
+    Record,
+    Undrawn,
+    Value,
+    Where,
+)
 
 __all__ = [
     "Arrays",
@@ -20,9 +34,11 @@ __all__ = [
     "Encodes",
     "Example",
     "Examples",
+    "Fact",
     "Generates",
     "Heads",
     "HostBatch",
+    "Measures",
     "Model",
     "Order",
     "PacksPairs",

@@ -50,9 +50,13 @@ class Examples:
 
     lengths: np.ndarray | None = None  # [N], the number of tokens of each
     filled: np.ndarray | None = None  # [N], the tokens of a row on average, where an example has several rows; else lengths
+    # Where an example has several arrays of tokens, as a source and a target: the tokens of each example [N], and the length of
+    # a row, by array; `lengths` are then those of the longest.
+    sides: Mapping[str, tuple[np.ndarray, int]] = MappingProxyType({})
     max_length: int = 0  # of each
     sized: tuple[str, ...] = ()  # the arrays whose last axis is the length
     classes: np.ndarray | None = None  # [N]
+    targets: np.ndarray | None = None  # [N, ...], the labels of each where these are one array
     fill: Mapping[str, float] | None = None  # the share of each array that is no padding
     parts: Mapping[str, Examples] = MappingProxyType({})  # of a mixture, by source or task
 
@@ -70,6 +74,10 @@ class Examples:
     def where(self, index: int) -> str:
         """Returns where an example comes from, for messages: its record's place, if it is of one."""
         return f"training example {index:,}"
+
+    def stand_in(self, index: int) -> int:
+        """Returns the number of the example to try where example `index` cannot be read; repeated calls go through several."""
+        return (index + 1) % len(self)
 
     def text(self, index: int) -> str:
         """Returns what a person reads of an example, in a report; empty where it is not text."""

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fmjax.contracts.data import Examples
+from fmjax.contracts.data import Examples, Source
+from fmjax.contracts.facts import Fact
 from fmjax.contracts.processors import Processors
-from fmjax.contracts.types import Arrays, Batch, Config, Heads, HostBatch, Record, Value, Where
+from fmjax.contracts.types import Arrays, Batch, Config, Heads, HostBatch, Measures, Record, Value, Where
 
 
 class Task:
@@ -54,8 +55,8 @@ class Task:
         raise NotImplementedError
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        """The names of its metrics, of which one may be undefined on some data."""
+    def measures(self) -> Measures:
+        """Its metrics, and whether the largest or the smallest value is the best. One may be undefined on some data."""
         raise NotImplementedError
 
     @property
@@ -113,6 +114,17 @@ class Task:
     def examples(self, source: Any, processors: Processors, max_length: int, train: bool) -> Examples:
         """Returns the examples of a split."""
         raise NotImplementedError
+
+    def facts(self, sample: Source, examples: Sequence[Examples], processors: Processors, max_length: int) -> list[Fact]:
+        """Returns what a person should know of the training data before training: labels and their counts, texts that are cut.
+
+        Args:
+          sample: a few thousand records of the training data.
+          examples: what `examples` returned for all of them, of each source.
+          processors: by kind.
+          max_length: `data.max_length`.
+        """
+        return []
 
     def weights(self, batch: Batch) -> Arrays:
         """Returns one weight per term of the loss, of the whole global batch: so splitting a batch does not change the loss."""

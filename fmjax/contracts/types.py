@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -20,4 +20,6 @@ HostBatch: TypeAlias = Mapping[str, np.ndarray]
 Batch: TypeAlias = "Mapping[str, jax.Array]"
 Arrays: TypeAlias = "dict[str, jax.Array]"
 Where: TypeAlias = Callable[[int], str]  # the name of a record or example by its index: "reviews.tsv line 12"
+# The names of metrics, and which value of each is better: the largest, the smallest; None: it depends.
+Measures: TypeAlias = Mapping[str, Literal["max", "min"] | None]
 Heads: TypeAlias = Mapping[str, Mapping[str, Any]]  # the kinds of head, and the numbers of each: {"classify": {"classes": 2}}

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import bisect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from fmjax.config.json_files import DuplicateKey, parse_json
 from fmjax.contracts import Record as Record
 from fmjax.contracts import Source as Source
 from fmjax.contracts import Value
-from fmjax.errors import RecordError, UserError, nearest
+from fmjax.errors import UserError, nearest
 
 
 class RecordSource:
@@ -74,28 +75,28 @@ def json_object(text: str) -> Record:
     Raises ValueError, with the reason, if it is none or has half a surrogate pair.
     """
     try:
-        record = json.loads(text)
+        record = parse_json(text)
         if "\\u" in text:
             json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"is not JSON ({error})") from error
     except UnicodeEncodeError as error:
         raise ValueError("has half of a surrogate pair") from error
+    except DuplicateKey as error:
+        raise ValueError(f"is not clear: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({error})") from error
     if not isinstance(record, dict):
         raise ValueError("is not a JSON object {...}")
     return record
 
 
-def select_columns(
-    record: Record, columns: Iterable[str], where: Callable[[int], str], index: int
-) -> Record:
-    """Returns some columns of a record. Raises RecordError if it lacks one."""
-    for name in columns:
-        if name not in record:
-            raise RecordError(
-                where(index), f'lacks "{name}", which the first record has; correct it', index
-            )
-    return {name: record[name] for name in columns}
+def fill_columns(record: Record, columns: Iterable[str]) -> Record:
+    """Returns the columns of a record; one that it lacks is None, as in a table."""
+    return {name: record.get(name) for name in columns}
+
+
+def columns_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """Returns the keys of records, in the order in which they are met first."""
+    return tuple(dict.fromkeys(name for record in records for name in record))
 
 
 def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source]:
@@ -117,13 +118,14 @@ def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source
             ]
         )
     total = int(groups.max(initial=-1)) + 1
-    count = round(share * total) if 0 < share < 1 else 0
-    if not 0 < count < total:
+    count = held_count(total, share)
+    if count is None:
+        what = ("values of " + by) if by else "record" if total == 1 else "records"
+        fix = "choose a share between 0 and 1 that leaves records on both, or give "
+        fix = "give more data, or " if total < 2 and 0 < share < 1 else fix
         raise UserError(
-            f"data.hold_out={share} of {total} {'values of ' + by if by else 'records'} leaves "
-            "nothing on one side; "
-            "choose a share between 0 and 1 that leaves records on both, or give "
-            "data.files.validation"
+            f"data.hold_out={share} of {total} {what} leaves nothing on one side; "
+            f"{fix}data.files.validation"
         )
     held = np.isin(groups, np.argsort(scrambled(total), kind="stable")[:count])
     mark = {"hold_out": share} | ({"hold_out_by": by} if by else {})
@@ -131,6 +133,12 @@ def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source
         Subset(source, np.flatnonzero(~held), mark | {"part": "rest"}),
         Subset(source, np.flatnonzero(held), mark | {"part": "held"}),
     )
+
+
+def held_count(total: int, share: float) -> int | None:
+    """Returns how many of `total` are held out; None if that leaves nothing on one side."""
+    count = round(share * total) if 0 < share < 1 else 0
+    return count if 0 < count < total else None
 
 
 def scrambled(count: int) -> np.ndarray:

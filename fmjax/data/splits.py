@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from fmjax.contracts import Config, Source
 from fmjax.data.records import Bundle, ConcatenatedSources, hold_out
 from fmjax.data.sources.open import open_source
+from fmjax.data.sources.sections import hold_out_sections, needs_sections
 from fmjax.data.stream.mixing import parts_of
+from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 
 SOURCE_OPTIONS = ("record", "columns", "name", "data_dir", "download")
@@ -29,13 +31,27 @@ def open_split(data: Config, split: str) -> Source:
     options = {name: data[name] for name in SOURCE_OPTIONS if name in data}
     if share and split in ("train", "validation") and "train" in files:
         whole = open_source(data["source"], files["train"], split="train", **options)
-        return hold_out(whole, share, data.get("hold_out_by") or "")[split == "validation"]
+        return hold_out_part(whole, share, data.get("hold_out_by") or "", split)
     if files and split not in files:
         raise UserError(
             f'data.files has no "{split}", only {", ".join(files)}; '
             f"give --config.data.files.{split}=FILE"
         )
     return open_source(data["source"], files.get(split), split=split, **options)
+
+
+def hold_out_part(source: Source, share: float, by: str, split: str) -> Source:
+    """Returns the training or the validation part of a source: of its records, or of their text
+    where these are too few, as a book without blank lines is.
+
+    A line says how the text was cut when the training part is opened.
+    """
+    if not by and needs_sections(source, share) and (cut := hold_out_sections(source, share)):
+        rest, held, note = cut
+        if split == "train":
+            say(note)
+        return held if split == "validation" else rest
+    return hold_out(source, share, by)[split == "validation"]
 
 
 def open_mixture(data: Config, split: str) -> ConcatenatedSources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from fmjax.contracts import Config
 from fmjax.distributed import sharding
+from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.hardware import explained
+
+DEFAULT_AXES = {"data": -1}  # of `defaults.py`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +46,10 @@ def lay_out(config: Config, devices: Sequence[Any] | None = None) -> Layout:
     Raises UserError if it is none, or a batch does not divide over it.
     """
     section, size = config["mesh"], config["data"]["batch_size"]
+    with explained():
+        jax.devices()  # so that a device that is not there is said first
     rules = sharding.resolve_rules(section["rules"], section.get("table"))
-    mesh = sharding.make_mesh(section["axes"], devices)
+    mesh = sharding.make_mesh(chosen_axes(section, rules), devices)
     sharding.check_used(rules, mesh, own=bool(section.get("table")))
     parts = accumulation(config)
     if parts < 1 or size % parts:
@@ -50,9 +57,43 @@ def lay_out(config: Config, devices: Sequence[Any] | None = None) -> Layout:
         raise UserError(f"data.batch_size={size} {within}; change one of them")
     setting = f"data.batch_size={size} / train.accumulate={parts}"
     sharding.check_batch_size(setting, size // parts, rules, mesh)
+    say_unsharded(section, rules, mesh)
     return Layout(mesh, rules)
+
+
+def chosen_axes(section: Config, rules: sharding.Rules) -> Mapping[str, int]:
+    """Returns the axes of the mesh: those of the config, or where these are the default ones and a
+    named table of rules divides parameters, the one axis that does most of that.
+    """
+    axes: Mapping[str, int] = dict(section["axes"])
+    own, divided = bool(section.get("table")), sharding.parameter_axes(rules)
+    return {divided[0]: -1} if axes == DEFAULT_AXES and divided and not own else axes
+
+
+def say_unsharded(section: Config, rules: sharding.Rules, mesh: Mesh) -> None:
+    """Says in one line which axes were chosen, and that rules which divide parameters divide none."""
+    divided = sharding.parameter_axes(rules)
+    lacking = [axis for axis in divided if axis not in mesh.shape]
+    if mesh.size == 1 or not divided:
+        return
+    rest = f"; add {' and '.join(lacking)} to mesh.axes to divide more" if lacking else ""
+    if dict(section["axes"]) == DEFAULT_AXES and not section.get("table"):
+        say(f"mesh.rules={section['rules']}: mesh.axes is {dict(mesh.shape)}{rest}")
+    elif lacking == divided:
+        say(
+            f"warning: mesh.rules={section['rules']} divides parameters over {' and '.join(divided)}, which "
+            f"mesh.axes={dict(section['axes'])} has not: each of {mesh.size} devices holds all of them"
+        )
 
 
 def accumulation(config: Config) -> int:
     """Returns the number of parts of a batch over which gradients are accumulated."""
     return int(config.get("train", {}).get("accumulate", 1))
+
+
+def length_parts(config: Config) -> int:
+    """Returns the number of parts into which the mesh divides the length of a batch's rows."""
+    section = config["mesh"]
+    mesh = sharding.make_mesh(section["axes"])
+    rules = sharding.resolve_rules(section["rules"], section.get("table"))
+    return math.prod(mesh.shape[axis] for axis in sharding.mesh_axes("act_length", rules, mesh))

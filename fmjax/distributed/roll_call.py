@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 
+from fmjax.config.numbers import is_count
 from fmjax.errors import UserError
 
 ALL, ABSENT, TWICE = "all", "absent", "twice"
@@ -30,7 +31,7 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
     it is malformed, in use, or does not answer; or the number that two hosts have.
     """
     name, _, port = coordinator.rpartition(":")
-    if not name or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not name or not is_count(port) or not 0 < int(port) < 65536:
         raise UserError(
             f"--coordinator={coordinator}: is not HOST:PORT, such as 10.0.0.1:8476; correct it"
         )
@@ -105,7 +106,7 @@ def read_number(caller: socket.socket, deadline: float) -> int | None:
         said = caller.makefile("rb").readline(32).strip()
     except OSError:
         return None
-    return int(said) if said.isdigit() else None
+    return int(said) if said.isdigit() else None  # bytes: the digits of ASCII
 
 
 def ask(

@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from fmjax import pytree
 from fmjax.contracts import PyTree
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError, nearest, one_line
 
 Rules: TypeAlias = Mapping[str, str | tuple[str, ...]]
 Shaped: TypeAlias = np.ndarray | jax.Array | jax.ShapeDtypeStruct
@@ -113,6 +113,12 @@ def check_used(rules: Rules, mesh: Mesh, own: bool) -> None:
             )
 
 
+def parameter_axes(rules: Rules) -> list[str]:
+    """Returns the mesh axes that rules divide parameters over, in the order of the rules."""
+    named = [axis for logical, axes in rules.items() if logical in PARAMETERS for axis in written(axes)]
+    return [*dict.fromkeys(named)]
+
+
 def written(axes: str | tuple[str, ...]) -> tuple[str, ...]:
     """Returns the mesh axes of a rule, which has one or several."""
     return (axes,) if isinstance(axes, str) else axes
@@ -129,11 +135,17 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     sizes = mesh_sizes(axes, count)
     # Linen's logical constraints need Auto axes; the default of jax.make_mesh is Explicit.
     kinds = (AxisType.Auto,) * len(sizes)
-    if devices is None:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
-    grid = mesh_utils.create_device_mesh(
-        tuple(sizes.values()), devices, allow_split_physical_axes=True
-    )
+    try:
+        if devices is None:
+            return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+        grid = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
+    except (NotImplementedError, ValueError) as error:
+        reason = one_line(error, 200)
+        raise UserError(
+            f"mesh.axes={sizes}: the devices here cannot be laid out so ({reason}); give other sizes"
+        ) from error
     return Mesh(grid, tuple(sizes), axis_types=kinds)
 
 
@@ -290,3 +302,15 @@ def check_batch_size(setting: str, size: int, rules: Rules, mesh: Mesh) -> None:
             f"{setting}={size}: is not divisible by {ways} devices; "
             f"use a multiple of {ways}, or fewer devices"
         )
+
+
+def with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def kept_axes(param: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> NamedSharding:
+    """Returns a parameter's sharding for an array of its axes, of which some may have become 1."""
+    spec = [*param.sharding.spec, *[None] * (len(shape) - len(param.sharding.spec))]
+    sizes = zip(spec, shape, param.shape, strict=True)
+    kept = [axes if size == whole else None for axes, size, whole in sizes]
+    return NamedSharding(param.sharding.mesh, PartitionSpec(*kept))

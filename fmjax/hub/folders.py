@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,11 @@ from fmjax import pytree
 from fmjax.config import is_run
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config, PyTree
-from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
 from fmjax.hub import rules
 from fmjax.hub.reference import Reference
 from fmjax.hub.rules import Binding, Shape, bind
-from fmjax.hub.tensors import INDEX, WEIGHTS, Tensor, open_tensors
+from fmjax.hub.tensors import INDEX, WEIGHTS, Tensor, check_finite, finite, open_tensors
 
 CONFIG = "config.json"
 TYPES = (
@@ -32,8 +33,19 @@ TYPES = (
 
 # Parts of a model that may be missing from a file (they start fresh), or be there without use.
 HEADS = ("head/", "encoder/pooler/")
-# A buffer that older files of every family hold.
-POSITION_IDS = "embeddings.position_ids"
+# Endings of the names of buffers that older files hold: what a model computes itself.
+BUFFERS = (
+    *("embeddings.position_ids", "embeddings.token_type_ids"),
+    *("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"),
+    *(".attn.masked_bias", "encoder.version", "decoder.version"),  # of GPT-2 and of fairseq
+)
+# Names of files of a model beside its weights and config, which a loader would take for its own.
+BESIDE = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("vocab.*", "merges.txt", "*.model", "*.spm", "*.tiktoken"),
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    "processors",
+)
 
 
 def model_type(config: Config) -> str | None:
@@ -92,7 +104,7 @@ def fit_weights(
     that is missing, unexpected or misshapen; only whole heads and the pooler may be missing, or be
     left over.
     """
-    tensors = canonical(stored, reference)
+    tensors = canonical(finite(origin, stored), reference)
     ours: dict[str, Shape] = {
         name: tuple(leaf.shape) for name, leaf in pytree.names(abstract).items()
     }
@@ -143,7 +155,7 @@ def canonical(tensors: Mapping[str, Tensor], reference: Reference) -> dict[str, 
         ending = next((ending for ending in reference.buffers if name.endswith(ending)), None)
         if ending is not None:
             reference.buffers[ending](name, tensor)
-        elif not name.endswith(POSITION_IDS):
+        elif not name.endswith(BUFFERS):
             named[reference.prefix + name if bare else name] = tensor
     return named
 
@@ -210,21 +222,29 @@ def check_names(origin: Path, problems: Mapping[str, list[str]]) -> None:
         )
 
 
+def nothing_beside(folder: Path) -> None:
+    """Writes nothing."""
+
+
 def write_folder(
     folder: str | Path,
     reference: Reference,
     config: Config,
     params: PyTree,
-    tokenizer: Tokenizer | None = None,
+    save_beside: Callable[[Path], None] = nothing_beside,
 ) -> None:
-    """Writes a folder that the reference loads: config, weights, and the tokenizer's files.
+    """Writes a folder that the reference loads: config, weights, and what `save_beside` writes into
+    the folder that it is given.
 
-    Raises UserError if the folder holds anything but a Hugging Face model, or a parameter has no
-    counterpart there.
+    Raises UserError if the folder holds anything but a Hugging Face model, or files of a model that
+    this one would not replace; or if a parameter holds NaN or infinity, or has no counterpart
+    there.
     """
     folder = Path(folder)
     check_target(folder)
     arrays = {name: np.asarray(leaf, np.float32) for name, leaf in pytree.names(params).items()}
+    for name, array in arrays.items():
+        check_finite(folder, name, array, "such weights cannot be used; take an earlier checkpoint")
     bindings = bind(reference.weights, {name: array.shape for name, array in arrays.items()})
     covered = {name for one in bindings for name in one.rule.params}
     if foreign := [name for name in arrays if name not in covered]:
@@ -237,16 +257,58 @@ def write_folder(
     if set(reference.architectures[reference.architecture(config)]) <= {"pooled"}:
         tensors = {name.removeprefix(reference.prefix): value for name, value in tensors.items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if tokenizer is not None:
-            tokenizer.save(folder)
-        save_file(tensors, folder / f"{WEIGHTS}.new", metadata={"format": "pt"})
-        os.replace(folder / f"{WEIGHTS}.new", folder / WEIGHTS)
-        write_json(folder / CONFIG, config, indent=2, sort_keys=True)
-    except (OSError, SafetensorError) as error:
+        with staged(folder) as staging:
+            save_beside(staging)
+            save_weights(staging / WEIGHTS, tensors)
+            write_json(staging / CONFIG, config, indent=2, sort_keys=True)
+    except (OSError, SafetensorError, ValueError) as error:  # the last of numbers that JSON lacks
         raise UserError(
             f"{folder}: cannot be written ({error}); name another folder or free disk space"
         ) from None
+
+
+def save_weights(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file that those may read who may read other new files."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})  # readable by its owner alone
+    path.chmod(mode)
+
+
+@contextlib.contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write to, whose files are moved to `folder` when the block ends well.
+
+    Raises UserError if `folder` then still held another model's files.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
+            yield Path(temporary)
+            paths = [path for path in Path(temporary).rglob("*") if path.is_file()]
+            names = [path.relative_to(temporary) for path in paths]
+            check_leftovers(folder, names)
+            for name in sorted(names, key=lambda name: (name.name == CONFIG, name)):  # config last
+                (folder / name).parent.mkdir(exist_ok=True)
+                os.replace(Path(temporary) / name, folder / name)
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def check_leftovers(folder: Path, written: Sequence[Path]) -> None:
+    """Raises UserError if files of a model would be left in a folder beside those written."""
+    found = {path for pattern in BESIDE for path in folder.glob(pattern)}
+    files = {inner for path in found for inner in (path.rglob("*") if path.is_dir() else [path])}
+    names = {path.relative_to(folder) for path in files if path.is_file()}
+    if left := sorted(names - set(written)):
+        raise UserError(
+            f"{folder}: holds a model with {left[0]}, which this model lacks and would be read with; "
+            "name another folder"
+        )
 
 
 def check_target(folder: Path) -> None:

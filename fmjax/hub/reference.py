@@ -52,6 +52,8 @@ NEUTRAL = (
         "eos_token_id",
         "eos_token_ids",
         "finetuning_task",
+        "fmjax_family",
+        "fmjax_rows",
         "gradient_checkpointing",
     ),
     *(
@@ -141,6 +143,8 @@ class Reference:
     batch: Callable[[HostBatch, Value], dict[str, np.ndarray]] = (
         same_batch  # (inputs, our settings) -> the model's inputs
     )
+    # Whether generation puts the start token before decoder prompts that do not begin with it.
+    starts_prompts: bool = True
     variants: tuple[Reference, ...] = ()  # other configs of the same family
     type_key: str = "model_type"  # the key of config.json that names the type
 
@@ -177,12 +181,13 @@ class Reference:
         known = (outputs for outputs in self.classes().values() if set(outputs) == set(heads))
         return next(known, plain_outputs(heads))
 
-    def exported(self, heads: Heads) -> tuple[Reference, str]:
-        """Returns which config and class a model with these heads has.
+    def exported(self, heads: Heads, model_type: str = "") -> tuple[Reference, str]:
+        """Returns which config and class a model with these heads has, that of `model_type` if it
+        has one.
 
         Raises UserError if the reference has none.
         """
-        for one in self.all():
+        for one in sorted(self.all(), key=lambda one: model_type not in one.model_types):
             for name, outputs in one.architectures.items():
                 if set(outputs) == set(heads):
                     return one, name

@@ -8,7 +8,7 @@ and the order of axes that the same weights have in safetensors. Pickles are nev
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -52,9 +52,37 @@ def stored(file: PyTree, name: str) -> Tensor:
                 "quantized weights are not handled"
             )
         array: np.ndarray = file.get_tensor(name)
-        return array.astype(np.float32)
+        return in_fp32(array)
 
     return Tensor(tuple(file.get_slice(name).get_shape()), read)
+
+
+def in_fp32(array: np.ndarray) -> np.ndarray:
+    """Returns an array in fp32; what is too large becomes infinite, which `finite` finds."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def check_finite(origin: str | Path, name: str, array: np.ndarray, how: str) -> None:
+    """Raises UserError, naming the array, if it holds NaN or infinity; `how` says what to do."""
+    # NaN is the least and the greatest of what holds it; looking for them takes no memory.
+    with np.errstate(invalid="ignore"):
+        if array.size and not np.isfinite((array.min(), array.max())).all():
+            raise UserError(f"{origin}: {name} holds NaN or infinity; {how}")
+
+
+def finite(origin: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors, of which reading one that holds NaN or infinity raises UserError."""
+
+    def checked(name: str, tensor: Tensor) -> Tensor:
+        def read() -> np.ndarray:
+            array = tensor.read()
+            check_finite(origin, name, array, "get the weights again")
+            return array
+
+        return Tensor(tensor.shape, read)
+
+    return {name: checked(name, tensor) for name, tensor in tensors.items()}
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
@@ -173,7 +201,7 @@ def ordered(name: str, array: np.ndarray) -> Tensor:
     """Returns a leaf of Flax with the axes that torch has."""
     axes = ORDERS.get(array.ndim) if name == "kernel" else None
     array = array if axes is None else array.transpose(axes)
-    return Tensor(array.shape, lambda: array.astype(np.float32))
+    return Tensor(array.shape, lambda: in_fp32(array))
 
 
 def no_weights(folder: Path) -> str:

@@ -15,18 +15,20 @@ from fmjax.data.kinds import lifecycle
 from fmjax.defaults import experiment
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.inference.export import special_type
 from fmjax.inference.folder_task import folder_task
 from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, load, position_count
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 
 
-def convert(source: Path, target: Path) -> None:
+def convert(source: str | Path, target: str | Path) -> None:
     """Writes the model of a run directory, or of a checkpoint of llama2.c, as a Hugging Face folder, or a Hugging Face folder
     as a run at step 0.
 
     Raises UserError if the source cannot be read, the target holds something else, or the other side has no such model.
     """
+    source, target = Path(source), Path(target)
     exported = is_run(source) or source.is_file()
     pretrained = load(source)
     if exported:
@@ -48,6 +50,8 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
     settings = pretrained.model.settings
     config["model"] = {"name": family} | dataclasses.asdict(settings)
     config["task"] |= vars(task)
+    if special := special_type(pretrained.config, family):
+        config["init"] = config.get("init", {}) | {"model_type": special}
     config["data"]["max_length"] = min(UNLIMITED, position_count(settings) or UNLIMITED)
     with run_folder.locked(target):
         needed = {key: pretrained.processors[key] for key in lifecycle.groups(task)}

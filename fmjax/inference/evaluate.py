@@ -23,6 +23,7 @@ from fmjax.decoding.settings import settings_for
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.inference.pretrained import load_run
+from fmjax.metrics.classes import defined
 from fmjax.runs.logs import Bar
 
 
@@ -32,6 +33,10 @@ class Collected(NamedTuple):
     arrays: dict[str, np.ndarray]
     valid: np.ndarray  # [N]
     examples: Examples
+
+    def metrics(self, task: Task) -> dict[str, float]:
+        """Returns the task's metrics of them, without those that are undefined."""
+        return defined(task.metrics(*self))
 
 
 Predict = Callable[[PyTree, Mapping[str, jax.Array]], dict[str, jax.Array]]
@@ -67,13 +72,14 @@ def evaluate(
     place: Callable[[dict[str, np.ndarray]], Mapping[str, PyTree]] = dict,
     gather: Callable[[PyTree], PyTree] = jax.device_get,
 ) -> dict[str, float]:
-    """Returns the task's metrics over all examples of the batches, which are those of `examples`, each counted once.
+    """Returns the task's metrics over all examples of the batches, which are those of `examples`, each counted once. Metrics
+    that are undefined on them are left out.
 
     AUC, F1 and rank correlations are not sums, so predictions are gathered per example; `valid` marks rows that only
     fill up the last batch. On several hosts `place` makes global arrays of what each has read, and `gather` brings what is
     computed of them to all.
     """
-    return task.metrics(*collect(predict, params, batches, examples, place, gather))
+    return collect(predict, params, batches, examples, place, gather).metrics(task)
 
 
 def collect(
@@ -108,18 +114,21 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[str, PyTree]:
+def evaluate_run(
+    workdir: str | Path, split: str = "validation", files: str | Path | None = None
+) -> dict[str, PyTree]:
     """Evaluates a run on a split, or on `files` in its place; returns where and at which step, the metrics, of a mixture also
-    those of each source ("books/loss"), and how those of texts are computed.
+    those of each source ("books/loss"), which are `undefined` if any are, and how those of texts are computed.
 
     The parameters are those of the best step if the run keeps one, else of the newest, averaged if the run averages them.
 
     Raises UserError if the run or the data are not there.
     """
+    workdir = Path(workdir)
     loaded = load_run(workdir)
     config, task = loaded.config, loaded.task
     assert task is not None  # a run has one
-    data = config["data"] | ({"files": {split: files}} if files else {})
+    data = config["data"] | ({"files": {split: str(files)}} if files else {})
     tolerance = Tolerance(data.get("on_error", "fail"), tell=say)
     with tolerance.active():
         source = open_split(data, split)
@@ -146,4 +155,6 @@ def evaluate_run(workdir: Path, split: str, files: str | None = None) -> dict[st
     signatures = {f"{name}_signature": text for name, text in task.signatures.items()}
     about = {"workdir": str(workdir), "split": split, "examples": len(built[""]), "step": loaded.step}
     about |= {"left_out": len(tolerance.found)} if tolerance.found else {}
+    undefined = [name for name in task.measures if name not in metrics]
+    about |= {"undefined": undefined} if undefined else {}
     return about | metrics | signatures

@@ -10,6 +10,7 @@ from fmjax.data.kinds import image
 from fmjax.errors import UserError
 from fmjax.hub.reference import class_names
 
+ROWS = "fmjax_rows"  # the key of config.json for a language model's `task.rows`
 KINDS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
 
 
@@ -34,7 +35,7 @@ def folder_task(
         return tasks.make({"name": "choice", "overlong": "truncate"})
     if "lm" in kinds:
         if not isinstance(model, Encodes):
-            return tasks.make({"name": "clm", "rows": "offset"})
+            return tasks.make({"name": "clm", "rows": config.get(ROWS, "offset")})
         most = min(model.settings.positions or 128, 128)
         return tasks.make({"name": "seq2seq", "source": "text", "scores": (), "max_new_tokens": most})
     if "classify" not in kinds:

@@ -16,6 +16,7 @@ from fmjax.decoding.loop import continuations
 from fmjax.decoding.prompts import DECODER_PROMPT, PROMPT, prompt_names, start_id
 from fmjax.decoding.settings import Generation
 from fmjax.errors import UserError
+from fmjax.randomness import seeded_key
 
 
 class Generated(NamedTuple):
@@ -47,22 +48,24 @@ def generated(
     seed: int = 0,
     first_row: int = 0,
     return_scores: bool = False,
+    starts_prompts: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Returns the sequences, as long as the longest and, if asked for, the scores of `Generated`.
 
     `checked_batch` makes the model's batch of the reference's inputs. `first_row` is the number of
-    the first row among all those that share a seed. Raises UserError for inputs that
+    the first row among all those that share a seed. `starts_prompts` says whether an
+    encoder-decoder's prompts get a start token where none begins with it. Raises UserError for inputs that
     `checked_batch` refuses, a prompt without a token, and settings that do not fit the model or the
     prompt.
     """
     prompt, _ = prompt_names(model)
     complete = arrays
     if isinstance(model, Encodes):
-        complete = with_start(arrays, start_id(model, settings))
+        complete = with_start(arrays, start_id(model, settings), starts_prompts)
     checked = checked_batch(complete)
     # Decoding puts a start token itself where there is no prompt.
     inputs = {name: array for name, array in checked.items() if name in arrays}
-    key = jax.random.key(seed)
+    key = seeded_key(seed, "seed")
     with jax.default_matmul_precision("float32"):
         found = continuations(model, params, inputs, settings, key, first_row, return_scores)
     tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
@@ -87,6 +90,7 @@ def continued(
     seed: int,
     batch: HostBatch,
     first_row: int,
+    starts_prompts: bool = True,
 ) -> dict[str, np.ndarray]:
     """Returns what a task describes of its batch: `generated [B,T]`, as `generated` has it.
 
@@ -98,7 +102,16 @@ def continued(
         settings.min_new_tokens is None and settings.min_length is not None
     )
     if isinstance(model, Encodes) or not counts_prompt:
-        found, _, _ = generated(checked_batch, model, params, inputs, settings, seed, first_row)
+        found, _, _ = generated(
+            checked_batch,
+            model,
+            params,
+            inputs,
+            settings,
+            seed,
+            first_row,
+            starts_prompts=starts_prompts,
+        )
         return {"generated": found}
     ids, mask = PROMPT
     rows = []
@@ -113,11 +126,14 @@ def continued(
     return {"generated": np.stack(padded)}
 
 
-def with_start(arrays: Mapping[str, np.ndarray], start: int) -> dict[str, np.ndarray]:
-    """Returns an encoder-decoder's inputs, whose prompts begin with the start token.
+def with_start(
+    arrays: Mapping[str, np.ndarray], start: int, before_prompts: bool
+) -> dict[str, np.ndarray]:
+    """Returns an encoder-decoder's inputs, whose prompts are the start token where there are none.
 
-    It is put before all prompts if none begins with it, as in the reference. Raises UserError if a
-    row's mask leaves nothing of its prompt.
+    With `before_prompts` it is put before all prompts if none begins with it, as in the reference.
+    A Whisper, whose prompts say the language and the task, begins with what it is given. Raises
+    UserError if a row's mask leaves nothing of its prompt.
     """
     ids, mask = DECODER_PROMPT
     if ids not in arrays:
@@ -128,7 +144,7 @@ def with_start(arrays: Mapping[str, np.ndarray], start: int) -> dict[str, np.nda
     if empty.size:
         raise UserError(f"{mask}: row {empty[0]} has no token left; keep one at least")
     first = np.take_along_axis(arrays[ids], real.argmax(axis=1)[:, None], axis=1)
-    if (first == start).any():
+    if (first == start).any() or not before_prompts:
         return dict(arrays)
     before = ((0, 0), (1, 0))
     longer = {ids: np.pad(arrays[ids], before, constant_values=start)}

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fmjax.contracts import Source, Value
+from fmjax.data.characters import is_blank
 from fmjax.data.sources.columnar import Columnar
 from fmjax.data.sources.kinds import extensions
 from fmjax.data.sources.lines import RecordFiles
@@ -81,7 +82,7 @@ class LineInputs(Inputs):
         found = array("q")
         with Tolerance(UNLIMITED).active():
             for line in lines(self.file):
-                if line.text.strip():
+                if line.text.strip() if plain else not is_blank(line.text):
                     found.extend((line.begin, line.end, line.number))
         self.places = np.array(found, np.int64).reshape(-1, 3)
 

@@ -29,7 +29,7 @@ from fmjax.inference.inputs import (
     open_inputs,
     with_names,
 )
-from fmjax.inference.predicting import CHUNK, Predictor
+from fmjax.inference.predicting import Predictor
 from fmjax.inference.pretrained import Pretrained, load
 from fmjax.runs.logs import Bar
 
@@ -173,8 +173,8 @@ def predict_file(
     output.find_done(about)
     try:
         with output.opened(about) as file, Bar("predict", len(inputs), output.done) as bar:
-            for begin in range(output.done, len(inputs), CHUNK):
-                rows = range(begin, min(begin + CHUNK, len(inputs)))
+            for begin in range(output.done, len(inputs), predictor.chunk):
+                rows = range(begin, min(begin + predictor.chunk, len(inputs)))
                 for answer in answered(predictor, [inputs[row] for row in rows], names, begin):
                     file.write(json_line(answer))
                     output.count(answer)

@@ -13,6 +13,8 @@ from fmjax.decoding.settings import Generation, merge
 from fmjax.errors import UserError
 
 CHUNK = 32  # examples predicted at once
+WINDOW = 256  # examples read at once, of which those of similar length are predicted together
+PER_TOKEN = ("lm", "mlm")  # heads whose outputs are large: they are computed a CHUNK at a time
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 SEEDS = 2**32  # a random key has 32 bits of a seed
 
@@ -29,6 +31,7 @@ class Predictor:
         task describes.
       room: raises UserError for a prompt of so many tokens that leaves no room for an answer; None
         where nothing is generated behind a prompt.
+      chunk: how many examples to give to `answers` at once.
     """
 
     task: Task
@@ -36,6 +39,7 @@ class Predictor:
     longest: int
     compute: Callable[[Mapping[str, PyTree], int], dict[str, np.ndarray]]
     room: Callable[[int], object] | None = None
+    chunk: int = CHUNK
 
     def read(self, examples: Sequence[Value], where: Where) -> Mapping[str, PyTree]:
         """Returns the task's batch of examples.
@@ -166,27 +170,62 @@ def check_prompts(prompts: object, arrays: Sequence[str], scored: bool) -> None:
         raise UserError("return_scores=True is for token ids; give input_ids, or leave it out")
 
 
+def chunk_of(heads: Iterable[str], sized: Sequence[str]) -> int:
+    """Returns how many examples to read at once where each head's output is computed."""
+    return WINDOW if sized and not set(heads) & set(PER_TOKEN) else CHUNK
+
+
 def head_outputs(
     features: Callable[[HostBatch], Mapping[str, PyTree]],
     heads: Iterable[str],
     processors: Processors,
     sized: Sequence[str],
     positions: int,
+    borders: Sequence[int],
     batch: Mapping[str, PyTree],
     first: int,
 ) -> dict[str, np.ndarray]:
     """Returns each head's output for a task's batch, without what stays on the host.
 
-    Arrays whose last axis is a length, `sized`, may be padded up to `positions` (0: any length).
+    Rows of similar length are computed together. Arrays whose last axis is a length, `sized`, are
+    padded to the next of `borders`, the lengths of the run's batches, or as the processors do, up
+    to `positions` (0: any length). Outputs per token are followed by zeros.
     """
     arrays = {name: array for name, array in batch.items() if not name.startswith("_")}
-    for processor in processors.values():
-        arrays = processor.pad(arrays, sized, positions)
     # An example may have many rows, as a question about a long text has.
     count = len(next(iter(arrays.values())))
+    lengths = row_lengths(arrays, sized, count)
+    order = np.argsort(lengths, kind="stable")
     parts = []
     for begin in range(0, count, CHUNK):
-        rows = np.minimum(np.arange(begin, begin + min(count, CHUNK)), count - 1)
-        outputs = features({name: array[rows] for name, array in arrays.items()})
+        rows = order[np.minimum(np.arange(begin, begin + min(count, CHUNK)), count - 1)]
+        longest = int(lengths[rows].max())
+        part = {
+            name: array[rows][..., :longest] if name in sized and longest else array[rows]
+            for name, array in arrays.items()
+        }
+        most = next((border for border in borders if border >= longest), positions)
+        for processor in processors.values():
+            part = processor.pad(part, sized, most)
+        outputs = features(part)
         parts.append(jax.device_get({kind: outputs[kind] for kind in heads}))
-    return {kind: np.concatenate([part[kind] for part in parts])[:count] for kind in heads}
+    place = np.argsort(order)
+    return {kind: joined([part[kind] for part in parts])[:count][place] for kind in heads}
+
+
+def row_lengths(arrays: HostBatch, sized: Sequence[str], count: int) -> np.ndarray:
+    """Returns the length of each of `count` rows [count], up to its last token; 0 if rows have none."""
+    mask = arrays.get("attention_mask")
+    if mask is None or "attention_mask" not in sized:
+        return np.zeros(count, np.int64)
+    ends = np.where(np.asarray(mask) > 0, 1 + np.arange(mask.shape[-1]), 0)
+    return ends.reshape(count, -1).max(axis=1, initial=0)
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the rows of all parts; those of shorter parts are followed by zeros on the second axis."""
+    if parts[0].ndim > 1:
+        width = max(part.shape[1] for part in parts)
+        others = ((0, 0),) * (parts[0].ndim - 2)
+        parts = [np.pad(part, ((0, 0), (0, width - part.shape[1]), *others)) for part in parts]
+    return np.concatenate(parts)

@@ -23,14 +23,19 @@ from fmjax.decoding.loop import as_generator
 from fmjax.decoding.settings import GENERATION, Generation, from_config, merge, special_tokens
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.hardware import explained
 from fmjax.hub import families, folders, llama2c
-from fmjax.hub.reference import CLASSED, Outputs, Reference, plain_outputs
-from fmjax.inference.folder_task import KINDS, folder_task
+from fmjax.hub.reference import Outputs, Reference, plain_outputs
+from fmjax.hub.tensors import check_finite
+from fmjax.inference.answers import check_answers
+from fmjax.inference.export import save_prompts, special_ids, written_config
+from fmjax.inference.folder_task import folder_task
 from fmjax.inference.generation import Generated, continued, generated, input_names
-from fmjax.inference.predicting import CHUNK, Predictor, check_prompts, generation_settings, head_outputs
+from fmjax.inference.predicting import Predictor, check_prompts, chunk_of, generation_settings, head_outputs
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
-from fmjax.runs.checkpoint import Best, CheckpointReader
+from fmjax.runs.best import stored_best
+from fmjax.runs.checkpoint import CheckpointReader
 from fmjax.runs.folder import CHECKPOINTS
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -38,9 +43,12 @@ UNLIMITED = 512  # tokens of an example, where neither a run nor a position tabl
 FEATURES = {"hidden": "last_hidden_state", "encoder_hidden": "encoder_last_hidden_state", "pooled": "pooler_output"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A model that can be applied, used for predictions, and saved in Hugging Face's layout."""
+    """A model that can be applied, used for predictions, and saved in Hugging Face's layout.
+
+    It is equal to itself alone, and can be copied and pickled.
+    """
 
     config: Config  # the folder's config.json
     family: Family
@@ -51,6 +59,15 @@ class Pretrained:
     step: int = 0  # a run's
     generation: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)  # the folder's settings of text generation
 
+    def __repr__(self) -> str:
+        count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(self.params))
+        step = f", step {self.step:,}" if self.task else ""
+        return f"Pretrained({self.family.name}, {count:,} parameters, heads {', '.join(self.model.heads) or 'none'}{step})"
+
+    def __getstate__(self) -> dict[str, PyTree]:
+        # Without what is cached: compiled functions, and copies of the parameters on devices.
+        return {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
+
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, where there is one."""
@@ -60,7 +77,7 @@ class Pretrained:
     def reference(self) -> Reference | None:
         """The model's counterpart in Hugging Face, None if it has none: of a folder, by its config; else its family's."""
         if self.task is None and (kind := folders.model_type(self.config)) is not None:
-            return families.reference_of(kind)[1]
+            return families.reference_for(self.config, kind)[1]
         return families.reference(self.family.name)
 
     @property
@@ -103,16 +120,18 @@ class Pretrained:
             likeliest token each time), `top_k`, `top_p`, `num_beams`, and others of `decoding.settings.Generation`.
 
         Raises UserError if there is no tokenizer or no task for this model, the settings do not fit, or the task cannot read
-        an example, which `where(index)` names.
+        an example or answers it with NaN or infinity, which `where(index)` names.
         """
         if isinstance(examples, str | Mapping):
             raise UserError("predict takes a list of examples, not a single one; write predict([example])")
         predictor = self.predictor(examples, seed, settings)
         found: list[dict[str, PyTree]] = []
-        for begin in range(0, len(examples), CHUNK):
-            chunk = examples[begin : begin + CHUNK]
+        for begin in range(0, len(examples), predictor.chunk):
+            chunk = examples[begin : begin + predictor.chunk]
             named = [where(index) for index in range(begin, begin + len(chunk))]
-            found += predictor.answers(chunk, named.__getitem__, first + begin)
+            answers = predictor.answers(chunk, named.__getitem__, first + begin)
+            check_answers(answers, named.__getitem__)
+            found += answers
         return found
 
     def predictor(self, examples: Iterable[PyTree], seed: int | None, settings: Mapping[str, Value]) -> Predictor:
@@ -126,12 +145,17 @@ class Pretrained:
         if task.generation is None:
             if given := [name for name, value in {**settings, "seed": seed}.items() if value is not None]:
                 raise UserError(f"{given[0]} has no effect, as this model generates no text; leave it out")
-            heads = functools.partial(head_outputs, self._features, self.model.heads, self.processors, task.sized, positions)
-            return Predictor(task, self.processors, self._longest(), heads)
+            own, sized = self.model.heads, task.sized
+            buckets = self.config.get("data", {}).get("buckets") or () if self.task else ()
+            borders = [border for border in buckets if isinstance(border, int)]
+            heads = functools.partial(head_outputs, self._features, own, self.processors, sized, positions, borders)
+            return Predictor(task, self.processors, self._longest(), heads, chunk=chunk_of(own, sized))
         special = special_tokens(self.tokenizer, self.model) if self.tokenizer else {}
         chosen = generation_settings((special, task.generation, self.generation), settings, seed)
         model = self._generator
-        compute = functools.partial(continued, self.checked_batch, model, self._placed, chosen, seed or 0)
+        compute = functools.partial(
+            continued, self.checked_batch, model, self._placed, chosen, seed or 0, starts_prompts=self._starts_prompts
+        )
         room = None if isinstance(model, Encodes) else functools.partial(chosen.limits, positions=positions)
         return Predictor(task, self.processors, self._longest(), compute, room)
 
@@ -182,7 +206,14 @@ class Pretrained:
         inputs = checked_inputs({name: given.pop(name) for name in names if name in given}, names)
         settings = self._generation(given)
         sequences, log_probs, scores = generated(
-            self.checked_batch, model, self._placed, inputs, settings, seed or 0, return_scores=return_scores
+            self.checked_batch,
+            model,
+            self._placed,
+            inputs,
+            settings,
+            seed or 0,
+            return_scores=return_scores,
+            starts_prompts=self._starts_prompts,
         )
         if log_probs is None or scores is None:
             return sequences
@@ -195,14 +226,19 @@ class Pretrained:
         """
         reference, config = self.counterpart(), dict(self.config)
         if self.task is not None:
-            reference, config = reference_config(self)
+            reference, config = written_config(reference, self.model, self.task, self.tokenizer, self.config)
         wanted = pytree.names(abstract_params(self.model))
         params = {name: leaf for name, leaf in pytree.names(self.params).items() if name in wanted}
         config.pop("torch_dtype", None)
-        folders.write_folder(folder, reference, config | {"dtype": "float32"}, pytree.unnames(params), self.tokenizer)
-        if generation := self._saved_generation():
-            write_json(Path(folder) / GENERATION, generation, indent=2, sort_keys=True)
-        lifecycle.save(Path(folder), self.processors)
+
+        def save_beside(folder: Path) -> None:
+            if generation := self._saved_generation():
+                write_json(folder / GENERATION, generation, indent=2, sort_keys=True)
+            lifecycle.save(folder, self.processors)
+            if self.task is not None and self.tokenizer is not None:
+                save_prompts(folder, self.task, self.tokenizer)
+
+        folders.write_folder(folder, reference, config | {"dtype": "float32"}, pytree.unnames(params), save_beside)
 
     def counterpart(self) -> Reference:
         """Returns the counterpart in Hugging Face. Raises UserError if there is none."""
@@ -226,6 +262,11 @@ class Pretrained:
         return self.family.checked_batch(arrays, settings)
 
     @property
+    def _starts_prompts(self) -> bool:
+        """Whether a decoder's prompts get a start token where they have none."""
+        return self.reference is None or self.reference.starts_prompts
+
+    @property
     def _generator(self) -> Generates:
         """The model. Raises UserError if it has no language-model head."""
         if "lm" not in self.model.heads:
@@ -242,8 +283,10 @@ class Pretrained:
         """Returns the reference's settings of generation: the folder's, or those of a run that generates."""
         if self.task is None or self.task.generation is None:
             return dict(self.generation)
-        special = special_tokens(self.tokenizer, self.model) if self.tokenizer else {}
-        return special | {name: value for name, value in self.task.generation.items() if value is not None}
+        special: dict[str, PyTree] = {}
+        if self.tokenizer:
+            special = special_ids(self.tokenizer, self.model) | special_tokens(self.tokenizer, self.model)
+        return {name: value for name, value in (special | dict(self.task.generation)).items() if value is not None}
 
     def _longest(self) -> int:
         """Returns how many tokens an example may have: as in training, or as many as there are positions."""
@@ -284,12 +327,13 @@ def load(path: str | Path) -> Pretrained:
 
     Raises UserError if it is none of these, is not whole, or holds a model that is not handled.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file() and path.suffix == ".bin":
         return load_llama2c(path)
     if path.is_file():
         raise UserError(f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c")
-    return load_run(path) if is_run(path) else load_reference(path)
+    with explained():
+        return load_run(path) if is_run(path) else load_reference(path)
 
 
 def load_llama2c(path: Path) -> Pretrained:
@@ -305,7 +349,7 @@ def load_llama2c(path: Path) -> Pretrained:
 def load_reference(folder: Path) -> Pretrained:
     """Returns the model of a Hugging Face folder; `architectures` in its config says which."""
     config = folders.read_config(folder)
-    name, reference = families.reference_of(folders.model_type(config) or "")
+    name, reference = families.reference_for(config, folders.model_type(config) or "")
     family = models.family(name)
     model = family.build(heads=reference.heads(config), **reference.read_settings(config))
     loaded = folders.read_weights(folder, reference, abstract_params(model))
@@ -338,15 +382,15 @@ def load_run(folder: Path) -> Pretrained:
     settings = dict(config["model"])
     family = models.family(settings.pop("name"))
     model = family.build(heads=task.heads, **settings)
-    chosen = config["checkpoint"].get("best")
-    best = Best(chosen, config["checkpoint"]["mode"]) if chosen else None
-    checkpoints = CheckpointReader(folder / CHECKPOINTS, best=best)
+    checkpoints = CheckpointReader(folder / CHECKPOINTS, best=stored_best(config, task))
     step = checkpoints.best()
     step = checkpoints.latest() if step is None else step
     if step is None:
         raise UserError(f"{folder}: has no checkpoint yet; train it first, with the same --workdir")
     item = "ema" if "ema" in checkpoints.items(step) else "params"
     params = checkpoints.restore(step, {item: abstract_params(model)})[item]
+    for name, leaf in pytree.names(params).items():
+        check_finite(f"{folder} at step {step}", name, np.asarray(leaf), "take an earlier checkpoint, or train anew")
     task = task.main  # of a mixture, which was trained with the heads of all its parts
     model = model.clone(heads=task.heads)
     return Pretrained(config, family, model, params, lifecycle.restore(folder, task), task, step)
@@ -360,18 +404,3 @@ def position_count(settings: PyTree) -> int:
 def abstract_params(model: nn.Module) -> PyTree:
     """Returns the shapes of a model's parameters, with no array made."""
     return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), model.one_row_batch())["params"])
-
-
-def reference_config(pretrained: Pretrained) -> tuple[Reference, Config]:
-    """Returns the counterpart of a run and its config there. Raises UserError if the reference has no such model."""
-    model, task, tokenizer = pretrained.model, pretrained.task, pretrained.tokenizer
-    reference, name = pretrained.counterpart().exported(model.heads)
-    pad_id = tokenizer.pad_id if tokenizer and "pad" in tokenizer.roles else None
-    config = reference.write_config(model.settings, pad_id) | {"architectures": [name]}
-    if task is not None and set(CLASSED) & set(model.heads):
-        labels = task.labels or ("LABEL_0",)
-        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
-        config["label2id"] = {label: index for index, label in enumerate(labels)}
-    if task is not None and "classify" in model.heads:
-        config["problem_type"] = next(theirs for theirs, ours in KINDS.items() if ours == task.kind)
-    return reference, config

@@ -15,13 +15,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fmjax.contracts import Measures
 from fmjax.errors import UserError
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-ANSWERS = ("exact_match", "f1")
+ANSWERS: Measures = {"exact_match": "max", "f1": "max"}
 # Where some questions have no answer.
-PARTS = ("has_answer_exact_match", "has_answer_f1", "no_answer_exact_match")
+HAS_ANSWER: Measures = {f"has_answer_{name}": best for name, best in ANSWERS.items()}
+NO_ANSWER = "no_answer_exact_match"
+PARTS: Measures = {**HAS_ANSWER, NO_ANSWER: "max"}
 
 
 def normalised(answer: str) -> str:
@@ -75,7 +78,7 @@ def answers(given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
     values = dict(zip(ANSWERS, 100 * scores.mean(axis=0), strict=True))
     answered = np.array([bool(texts) for texts in kept])
     if unanswerable and answered.any():
-        values |= dict(zip(PARTS, 100 * scores[answered].mean(axis=0), strict=False))
+        values |= dict(zip(HAS_ANSWER, 100 * scores[answered].mean(axis=0), strict=True))
     if unanswerable:
-        values[PARTS[2]] = 100 * scores[~answered, 0].mean()
+        values[NO_ANSWER] = 100 * scores[~answered, 0].mean()
     return {name: float(value) for name, value in values.items()}

@@ -22,19 +22,24 @@ from scipy.special import log_softmax
 from scipy.stats import rankdata
 from sklearn import metrics as sk
 
+from fmjax.contracts import Measures
 from fmjax.errors import UserError
 
-# The names of what the functions below return.
-AREAS = ("roc_auc", "pr_auc")
-TWO_CLASSES = ("precision", "recall", "f1")
-AVERAGED = tuple(
-    f"{name}_{average}" for average in ("macro", "micro", "weighted") for name in TWO_CLASSES
-)
-CLASSIFICATION = ("accuracy", "mcc", *AVERAGED, *AREAS)
-MULTILABEL = ("accuracy", *AVERAGED, *AREAS)
-REGRESSION = ("mse", "mae", "pearson", "spearman")
-TOKEN_LEVEL = ("loss", "perplexity", "accuracy")
-BITS = ("bits_per_byte", "bits_per_character")
+# What the functions below return, and which value is better.
+LOSS: Measures = {"loss": "min"}
+ACCURACY: Measures = {"accuracy": "max"}
+AREAS: Measures = {"roc_auc": "max", "pr_auc": "max"}
+TWO_CLASSES: Measures = {"precision": "max", "recall": "max", "f1": "max"}
+AVERAGED: Measures = {
+    f"{name}_{average}": best
+    for average in ("macro", "micro", "weighted")
+    for name, best in TWO_CLASSES.items()
+}
+CLASSIFICATION: Measures = {**ACCURACY, "mcc": "max", **AVERAGED, **AREAS}
+MULTILABEL: Measures = {**ACCURACY, **AVERAGED, **AREAS}
+REGRESSION: Measures = {"mse": "min", "mae": "min", "pearson": "max", "spearman": "max"}
+TOKEN_LEVEL: Measures = {**LOSS, "perplexity": "min", **ACCURACY}
+BITS: Measures = {"bits_per_byte": "min", "bits_per_character": "min"}
 
 
 def classification(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> dict[str, float]:

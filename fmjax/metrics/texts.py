@@ -15,10 +15,11 @@ import numpy as np
 import sacrebleu
 from rouge_score import rouge_scorer
 
+from fmjax.contracts import Measures
 from fmjax.errors import UserError, nearest
 
 Texts = Sequence[str]
-ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+ROUGE: Measures = dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "max")
 # Of BLEU: 13a is the WMT's, zh splits Chinese into characters.
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 
@@ -70,17 +71,17 @@ def exact_match(hypotheses: Texts, references: Texts) -> dict[str, float]:
     return {"exact_match": float(np.mean([text.strip() == truth.strip() for text, truth in pairs]))}
 
 
-# The name of a score -> the metrics that it gives, and the function.
-SCORES: dict[str, tuple[tuple[str, ...], Callable[..., dict[str, float]]]] = {
-    "bleu": (("bleu",), bleu),
-    "chrf": (("chrf",), chrf),
+# The name of a score -> the metrics that it gives, which value is better, and the function.
+SCORES: dict[str, tuple[Measures, Callable[..., dict[str, float]]]] = {
+    "bleu": ({"bleu": "max"}, bleu),
+    "chrf": ({"chrf": "max"}, chrf),
     "rouge": (ROUGE, rouge),
-    "error_rates": (("wer", "cer"), error_rates),
-    "exact_match": (("exact_match",), exact_match),
+    "error_rates": ({"wer": "min", "cer": "min"}, error_rates),
+    "exact_match": ({"exact_match": "max"}, exact_match),
 }
 
 
-def measures(names: Iterable[str]) -> tuple[str, ...]:
+def measures(names: Iterable[str]) -> Measures:
     """Returns the metrics that scores give. Raises UserError for a score that there is not."""
     names = tuple(names)
     for name in names:
@@ -89,7 +90,7 @@ def measures(names: Iterable[str]) -> tuple[str, ...]:
                 f'task.scores: "{name}" is not known{nearest(name, SCORES)}; '
                 f"choose from {', '.join(SCORES)}"
             )
-    return tuple(metric for name in names for metric in SCORES[name][0])
+    return {metric: best for name in names for metric, best in SCORES[name][0].items()}
 
 
 def texts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ OPTIONAL = {
     "checked_batch": "checked_batch",
     "settings_from_tokenizer": "settings_from_tokenizer",
     "fit_params": "fit_params",
+    "SIZES": "sizes",
 }
 
 
@@ -55,6 +56,8 @@ class Family:
     settings_from_tokenizer: Callable[[Tokenizer], Config] = no_settings
     # (parameters, settings) -> parameters for these settings, such as another image size.
     fit_params: Callable[[PyTree, Any], PyTree] = same_params
+    # What `model.size` may be, and the settings that each stands for.
+    sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def family(name: str) -> Family:

@@ -199,6 +199,11 @@ def checked_model(model: Llama) -> Llama:
             f'model.rotary_scaling="{s.rotary_scaling}" is not known{hint}; '
             f"choose one of {', '.join(SCALINGS)}"
         )
+    if s.rotary_scaling == "llama3" and s.rotary_low >= s.rotary_high:
+        raise UserError(
+            f"model.rotary_low={s.rotary_low}, model.rotary_high={s.rotary_high}: the first must be "
+            "less than the second; change one"
+        )
     return model
 
 

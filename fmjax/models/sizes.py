@@ -6,12 +6,71 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
+from fmjax.config import limits
 from fmjax.contracts import Model, Value
 from fmjax.errors import UserError, nearest
 from fmjax.layers.heads import HeadTable
-from fmjax.layers.stack import Layers
+from fmjax.layers.mlp import ACTIVATIONS
+from fmjax.layers.stack import REMAT, Layers
 
 DTYPES = ("float32", "bfloat16")
+
+WIDTH, HEADS, TOKENS = 2**20, 2**16, 2**27  # the most of each that a setting may ask for
+RATE = limits.number(least=0, below=1)
+# What a setting may be, by its name in any family.
+LIMITS: dict[str, limits.Limit] = {
+    "width": limits.count(1, WIDTH),
+    "layers": limits.count(1, 1000),
+    "attention_heads": limits.count(1, HEADS),
+    "mlp_width": limits.count(1, WIDTH),
+    "vocab_size": limits.count(1, TOKENS),
+    "kv_heads": limits.count(0, HEADS),
+    "head_width": limits.count(0, WIDTH),
+    "embedding_width": limits.count(0, WIDTH),
+    "positions": limits.count(0, TOKENS),
+    "position_offset": limits.count(0, TOKENS),
+    "token_types": limits.count(0, HEADS),
+    "context": limits.count(1, TOKENS),
+    "window": limits.count(0, TOKENS, hint="0 is no window"),
+    "buckets": limits.count(1, HEADS),
+    "max_distance": limits.count(1, TOKENS),
+    "decoder_layers": limits.count(0, 1000),
+    "decoder_attention_heads": limits.count(0, HEADS),
+    "decoder_heads": limits.count(1, HEADS),
+    "decoder_width": limits.count(1, WIDTH),
+    "decoder_mlp_width": limits.count(0, WIDTH),
+    "target_vocab_size": limits.count(0, TOKENS),
+    "start_id": limits.count(0, TOKENS),
+    "end_id": limits.count(0, TOKENS),
+    "pad_id": limits.count(-1, TOKENS, hint="-1 is none"),
+    "image_size": limits.count(1, 2**14),
+    "patch_size": limits.count(1, 2**14),
+    "channels": limits.count(1, 2**10),
+    "class_tokens": limits.count(0, HEADS),
+    "pooler_width": limits.count(0, WIDTH),
+    "epsilon": limits.number(above=0, most=1),
+    "initializer_range": limits.number(least=0, most=1000),
+    "initializer_factor": limits.number(least=0, most=1000),
+    "rotary_base": limits.number(above=0),
+    "rotary_factor": limits.number(least=1, most=1e6),
+    "rotary_low": limits.number(above=0, most=1e6),
+    "rotary_high": limits.number(above=0, most=1e6),
+    "rotary_context": limits.count(1, TOKENS),
+    "activation": limits.choice(ACTIVATIONS),
+    "pooler_activation": limits.choice(ACTIVATIONS),
+    "dtype": limits.choice(DTYPES),
+    "remat": limits.choice(REMAT),
+    "stochastic_depth": RATE,
+    "dropout": RATE,
+    "embedding_dropout": RATE,
+    "attention_dropout": RATE,
+    "activation_dropout": RATE,
+    "classifier_dropout": RATE,
+    "span_dropout": RATE,
+    "choice_dropout": RATE,
+}
+# Settings of which 0 means "none", or "as another one", in the families whose default it is.
+MAY_BE_ZERO = ("positions", "head_width", "decoder_mlp_width")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +106,7 @@ def resolve(
 ) -> SettingsT:
     """Returns `settings(**sizes[size], **given)`; given values override those of the named size.
 
-    Raises UserError for an unknown size or setting.
+    Raises UserError for an unknown size or setting, and for a value that is out of range.
     """
     if size not in sizes:
         hint, choices = nearest(size, sizes), ", ".join(sizes)
@@ -58,7 +117,21 @@ def resolve(
             raise UserError(
                 f"model.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}"
             )
+    check_section(settings, {**sizes[size], **given})
     return settings(**{**sizes[size], **given})
+
+
+def check_section(settings: type, given: Mapping[str, Value]) -> None:
+    """Raises UserError, naming the key, if a value is not of its field's type or out of range.
+
+    Keys that are no fields of `settings` pass.
+    """
+    limits.check("model", given, limits.of_fields(settings))
+    limits.check("model", given, LIMITS)
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    for name in MAY_BE_ZERO:
+        if given.get(name) == 0 and defaults.get(name) != 0:
+            raise UserError(f"model.{name}=0: must be at least 1")
 
 
 def check_divides(width_name: str, width: int, heads_name: str, heads: int) -> None:
@@ -70,16 +143,7 @@ def check_divides(width_name: str, width: int, heads_name: str, heads: int) -> N
 
 
 def checked(model: ModelT) -> ModelT:
-    """Returns the model. Raises UserError if its compute type is unknown, stochastic depth leaves
-    no layer, or it lacks a head that the task needs."""
-    settings: Compute = model.settings
-    if settings.dtype not in DTYPES:
-        raise UserError(
-            f'model.dtype="{settings.dtype}" is not supported; choose one of {", ".join(DTYPES)}'
-        )
-    if not 0 <= settings.stochastic_depth < 1:
-        rate = f"model.stochastic_depth={settings.stochastic_depth}"
-        raise UserError(f"{rate}: must be at least 0 and less than 1")
+    """Returns the model. Raises UserError if it lacks a head that the task needs."""
     makers = model.head_makers()
     for kind in model.heads:
         if kind not in makers:

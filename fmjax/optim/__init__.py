@@ -1,7 +1,16 @@
 """Optimizers and learning-rate schedules, built of optax stages that know the parameters by name."""
 
-from fmjax.optim.chain import Optimizer, build, map_params, trainable
-from fmjax.optim.schedules import schedule
+from fmjax.optim.chain import Optimizer, build, check_section, map_params, trainable
+from fmjax.optim.schedules import schedule, warmup_count
 from fmjax.optim.settings import Settings
 
-__all__ = ["Optimizer", "Settings", "build", "map_params", "schedule", "trainable"]
+__all__ = [
+    "Optimizer",
+    "Settings",
+    "build",
+    "check_section",
+    "map_params",
+    "schedule",
+    "trainable",
+    "warmup_count",
+]

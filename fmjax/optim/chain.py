@@ -30,11 +30,12 @@ import numpy as np
 import optax
 
 from fmjax import pytree
+from fmjax.config import limits
 from fmjax.contracts import PyTree
 from fmjax.errors import UserError, nearest
 from fmjax.optim.algorithms import ALGORITHMS, BACKBONE, Leaf
-from fmjax.optim.schedules import schedule, warmup_count
-from fmjax.optim.settings import LIMITS, POSITIVE, Settings, check, choose
+from fmjax.optim.schedules import SHAPES, schedule, warmup_count
+from fmjax.optim.settings import LIMITS, OTHERS, POSITIVE, Settings, check, choose
 
 Transform: TypeAlias = optax.GradientTransformation
 Factor: TypeAlias = float | np.ndarray
@@ -92,10 +93,26 @@ def read(config: Mapping[str, PyTree], params: PyTree) -> tuple[Settings, str, T
 
     None is unset.
     """
+    check_section(config)
+    given = {key: value for key, value in config.items() if value is not None}
+    algorithm = ALGORITHMS[given.pop("name", "adamw")]
+    special = {key: given.pop(key) for key in own_settings(algorithm) if key in given}
+    return Settings(**given), algorithm.__name__, algorithm(params, **special)
+
+
+def own_settings(algorithm: Callable[..., Transform]) -> list[str]:
+    """Returns the names of an algorithm's own settings."""
+    return list(inspect.signature(algorithm).parameters)[1:]  # without the parameters
+
+
+def check_section(config: Mapping[str, PyTree]) -> None:
+    """Raises UserError for an unknown setting or choice, and a value out of range.
+
+    It reads the config's section `optim` alone. None is unset.
+    """
     given = {key: value for key, value in config.items() if value is not None}
     name = given.pop("name", "adamw")
-    algorithm = choose("name", name, ALGORITHMS)
-    own = list(inspect.signature(algorithm).parameters)[1:]  # without the parameters
+    own = own_settings(choose("name", name, ALGORITHMS))
     known = [field.name for field in dataclasses.fields(Settings)] + own
     for key, value in given.items():
         if key not in known:
@@ -103,10 +120,13 @@ def read(config: Mapping[str, PyTree], params: PyTree) -> tuple[Settings, str, T
             raise UserError(f"optim.{key} is not a setting of {name}{hint}; choose from {', '.join(known)}")
         if key in LIMITS:
             check(key, value, LIMITS[key])
+    limits.check("optim", given, OTHERS)
+    choose("schedule", given.get("schedule", Settings.schedule), SHAPES)
     for expression, value in given.get("multipliers", {}).items():
         check(f"multipliers.{expression}", value, POSITIVE)
-    special = {key: given.pop(key) for key in own if key in given}
-    return Settings(**given), algorithm.__name__, algorithm(params, **special)
+    for key in ("no_decay", "freeze", "multipliers"):
+        for expression in given.get(key, ()):
+            pytree.check_pattern(f"optim.{key}", expression)
 
 
 def trainable(params: PyTree, freeze: Sequence[str]) -> PyTree:

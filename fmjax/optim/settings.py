@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from fmjax.config import limits
 from fmjax.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "a number from 0 to below 1")
 POSITIVE: Limit = (lambda value: value > 0, "a number above 0")
 NOT_NEGATIVE: Limit = (lambda value: value >= 0, "a number that is 0 or more")
 COUNT: Limit = (
-    lambda value: value >= 0 and value == int(value),
+    lambda value: isinstance(value, int) and 0 <= value <= limits.MOST,
     "a whole number that is 0 or more",
 )
 LIMITS: dict[str, Limit] = {
@@ -62,11 +63,19 @@ LIMITS: dict[str, Limit] = {
     "layer_decay": (lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
     "ema": BELOW_ONE,
 }
+# The settings that are no numbers.
+OTHERS: dict[str, limits.Limit] = {
+    "schedule": limits.text,
+    "no_decay": limits.texts,
+    "freeze": limits.texts,
+    "multipliers": limits.group,
+    "multiply_by_parameter_scale": limits.truth,
+}
 
 
 def choose(setting: str, name: str, choices: Mapping[str, T]) -> T:
     """Returns the choice of that name. Raises UserError if there is none."""
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         hint = nearest(str(name), choices)
         raise UserError(
             f'optim.{setting}: there is no "{name}"{hint}; choose from {", ".join(choices)}'

@@ -16,29 +16,31 @@ import time
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
 from fmjax import models, tasks
-from fmjax.contracts import Batch, Config, PyTree
+from fmjax.config import describe_config
+from fmjax.config.numbers import is_count
+from fmjax.contracts import Config, PyTree, Value
 from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle, ConcatenatedSources, Source, Subset
 from fmjax.data.splits import open_sources
-from fmjax.distributed import sharding
 from fmjax.distributed.layout import accumulation, lay_out
 from fmjax.distributed.sharding import batch_shardings
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
+from fmjax.limits import check_config
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
+from fmjax.train.budget import device_bytes, saved_bytes
+from fmjax.train.length import total_steps
 from fmjax.train.stages import (
     Abstract,
     Built,
     batch_shapes,
     build_model,
     describe,
-    total_steps,
     training_step,
 )
 
@@ -97,11 +99,11 @@ def read_topology(text: str) -> Topology:
     gpus = [name for name in CHIPS if not name.startswith("v")]
     tpus = [name for name in CHIPS if name.startswith("v")]
     form = "give v5e:4x4, v5p:4x4x8, gpu:h200, gpu:h200:8, cpu or cpu:8"
-    if kind == "gpu" and rest and rest[0] in gpus and len(rest) <= 2 and all(part.isdigit() for part in rest[1:]):
+    if kind == "gpu" and rest and rest[0] in gpus and len(rest) <= 2 and all(map(is_count, rest[1:])):
         return Topology(text, CHIPS[rest[0]], int(rest[1]) if rest[1:] else 1, False)
-    if kind == "cpu" and len(rest) <= 1 and all(part.isdigit() for part in rest):
+    if kind == "cpu" and len(rest) <= 1 and all(map(is_count, rest)):
         return Topology(text, None, int(rest[0]) if rest else 1, False)
-    if kind in tpus and len(rest) == 1 and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", rest[0]):
+    if kind in tpus and len(rest) == 1 and re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*){1,2}", rest[0]):
         return Topology(text, CHIPS[kind], math.prod(map(int, rest[0].split("x"))), True)
     known = gpus if kind == "gpu" else [*tpus, "gpu", "cpu"]
     asked = rest[0] if kind == "gpu" and rest else kind
@@ -132,6 +134,7 @@ def describe_step(config: Config, devices: Sequence[PyTree] | None = None) -> St
 
     Raises UserError for whatever does not fit.
     """
+    check_config(config)
     layout = lay_out(config, devices)
     if origin := config.get("init", {}).get("weights"):
         why = "a plan reads no weights; leave it out, and name the model's sizes"
@@ -165,40 +168,6 @@ def first_records(source: Source | Bundle) -> PyTree:
     return Subset(source, np.arange(min(RECORDS, len(source))), {"first": RECORDS})
 
 
-def device_bytes(tree: PyTree) -> int:
-    """Returns the bytes that each device holds of a tree of abstract arrays with shardings."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def saved_bytes(step: Step) -> int:
-    """Returns the bytes per device of what the forward pass keeps for the backward pass, by formula.
-
-    They are the residuals of the loss's vjp at its whole shape, over the devices that share the batch and its length: heads
-    and widths that are sharded as well make it less.
-    """
-    spec, layout, built = step.abstract.spec, step.abstract.layout, step.built
-    batch = {
-        name: jax.ShapeDtypeStruct((array.shape[0] // step.parts, *array.shape[1:]), array.dtype)
-        for name, array in spec.items()
-    }
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), step.abstract.state.params)
-
-    def residuals(params: PyTree, batch: Batch, key: jax.Array) -> list[jax.Array]:
-        def loss(params: PyTree) -> jax.Array:
-            outputs = built.model.apply({"params": params}, batch, rngs={"dropout": key})
-            return sum(built.task.loss(outputs, batch).values(), jnp.float32(0))
-
-        return jax.tree.leaves(jax.vjp(loss, params)[1])
-
-    jaxpr = jax.make_jaxpr(residuals)(params, batch, step.key).jaxpr
-    # JAX's own types: tokens have no shape, and keys no item size.
-    kept = {id(var): var.aval for var in jaxpr.outvars if var not in jaxpr.invars and hasattr(var.aval, "shape")}
-    whole = sum(math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8) for aval in kept.values())
-    logical = ("act_batch", "act_length")
-    shared = {axis for name in logical for axis in sharding.mesh_axes(name, layout.rules, layout.mesh)}
-    return int(whole // math.prod(layout.mesh.shape[axis] for axis in shared))
-
-
 def compile_step(step: Step) -> PyTree:
     """Returns the compiled step, of abstract arrays. Raises UserError if the compiler says that it does not fit."""
     abstract, built = step.abstract, step.built
@@ -217,6 +186,24 @@ def compile_step(step: Step) -> PyTree:
         return jitted.lower(state, batch, key).compile()
 
 
+def plan_config(
+    config: str | os.PathLike[str], topology: str, overrides: Mapping[str, Value] | None = None, analytic: bool = False
+) -> Config:
+    """Returns what a training step needs on hardware that is not here; nothing is trained.
+
+    Args:
+      config: "path/to/file.py" or "path/to/file.py:argument".
+      topology: "v5e:4x4", "v5p:4x4x8", "gpu:h200", "gpu:h200:8", "cpu" or "cpu:8".
+      overrides: values by key, such as {"data.batch_size": 64}.
+      analytic: whether to compile nothing for a TPU, and calculate by formula as for a GPU.
+
+    Returns bytes per device, FLOPs, traffic, seconds per step, and whether it fits, as JSON holds them.
+
+    Raises UserError for a config or topology that does not fit together.
+    """
+    return plan(describe_config(config, overrides), read_topology(topology), compiled=not analytic)
+
+
 def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
     """Returns the plan of a config on a topology: bytes per device, FLOPs, traffic, seconds per step, and whether it fits.
 
@@ -231,7 +218,9 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
         "parameters": device_bytes(state.params),
         "optimizer": device_bytes(state.opt_state),
         "gradients": device_bytes(state.params),
-        "activations": saved_bytes(step),
+        "activations": saved_bytes(
+            step.built.model, step.built.task, state.params, step.abstract.spec, step.abstract.layout, step.built.config
+        ),
     }
     result: Config = {
         "topology": topology.written,

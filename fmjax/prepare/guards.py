@@ -28,7 +28,7 @@ def stoppable() -> Iterator[None]:
 @contextlib.contextmanager
 def only_one(output: Path, work: Path) -> Iterator[None]:
     """Locks the output folder. Raises UserError if another process has."""
-    with (work / "lock").open("w") as lock:
+    with (work / "lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from fmjax.config import json_files
+from fmjax.config.json_files import parse_json
 from fmjax.contracts import Config, Value
 from fmjax.errors import UserError, nearest
 
@@ -46,7 +47,8 @@ class Shards:
 
     def write(self, record: Counts) -> None:
         place = self.written % len(self.names)
-        self.writers[place].write(json.dumps(record, ensure_ascii=False).encode())
+        line = json.dumps(json_files.without_nan(record), ensure_ascii=False, allow_nan=False)
+        self.writers[place].write(line.encode())
         self.counts[place] += 1
         self.written += 1
 
@@ -102,7 +104,7 @@ def parse_steps(flag: str, text: str, known: Mapping[str, Sequence[str]]) -> dic
     steps: dict[str, Counts] = {}
     if text.lstrip().startswith("{"):
         try:
-            steps = json.loads(text)
+            steps = parse_json(text)
         except ValueError as error:
             raise UserError(
                 f'{flag}={text}: is not JSON ({error}); write a,b or {{"a": {{"option": 1}}}}'

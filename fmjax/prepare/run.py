@@ -50,6 +50,7 @@ from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils import logging
 
+from fmjax.config.json_files import parse_json
 from fmjax.data.sources.kinds import AUTO, find_kind
 from fmjax.data.sources.lines import RECORDS
 from fmjax.data.sources.open import kind_of_files, named_files
@@ -238,7 +239,7 @@ def slurm_options(text: str) -> Settings:
     Raises UserError for an unknown one, or if partition or time is missing.
     """
     try:
-        options = json.loads(text)
+        options = parse_json(text)
     except ValueError as error:
         raise UserError(f"--slurm={text}: is not JSON ({error})") from error
     known = [
@@ -378,7 +379,7 @@ def console(path: Path) -> Iterator[None]:
     sys.stderr.flush()
     before = os.dup(2)
     try:
-        with path.open("a") as stream, contextlib.redirect_stderr(stream):
+        with path.open("a", encoding="utf-8") as stream, contextlib.redirect_stderr(stream):
             os.dup2(stream.fileno(), 2)
             logging.setup_default_logger()
             yield

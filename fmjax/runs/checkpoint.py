@@ -249,9 +249,10 @@ class Checkpoints(CheckpointReader):
             "step": step,
             "items": {item: {name: describe(leaf) for name, leaf in tree.items()} for item, tree in trees.items()},
             "data": data,
-            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+            # One that is not finite chooses no step.
+            "metrics": {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)},
         }
-        content = json.loads(json.dumps(content))  # As it is now, and as it will be read.
+        content = json.loads(json.dumps(content, allow_nan=False))  # As it is now, and as it will be read.
         # Orbax refuses an item without arrays, such as the state of plain SGD: the manifest alone remembers it.
         arguments = {item: ocp.args.StandardSave(unnames(owned(tree))) for item, tree in trees.items() if tree}
         try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import datetime
 import fcntl
 import importlib.metadata
+import json
+import os
 import platform
 import re
 import subprocess
@@ -66,7 +68,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises UserError if another one is training in it.
     """
-    with open(workdir / LOCK, "w") as lock:
+    with open(workdir / LOCK, "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -124,7 +126,7 @@ def check_same_data(workdir: Path, data: Config) -> None:
     if changed := data_differences(stored, data):
         raise UserError(
             f"--workdir={workdir}: the data have changed since the run began ({'; '.join(changed)}); "
-            "restore them, or start a new run in another folder"
+            "restore them (a moved or renamed file is no change), or start a new run in another folder"
         )
 
 
@@ -137,9 +139,27 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """Returns the commit of the checkout that this file stands in, '' if there is none."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Returns the commit of fmjax: of the checkout that it runs from, or that pip installed it from; '' if neither is known."""
+    checkout = Path(__file__).parents[2]
+    # A project that has fmjax installed in a folder of its own is another repository.
+    if git(checkout, "rev-parse", "--show-toplevel") == str(checkout.resolve()):
+        return git(checkout, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+        origin = importlib.metadata.distribution("fmjax").read_text("direct_url.json")
+        return str(json.loads(origin or "{}").get("vcs_info", {}).get("commit_id", ""))
+    except (importlib.metadata.PackageNotFoundError, ValueError, AttributeError):
+        return ""
+
+
+def git(folder: Path, *words: str) -> str:
+    """Returns what git says of the repository that a folder is in, '' if it says nothing."""
+    # Under a hook of git these name the repository that the hook belongs to.
+    own = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE")
+    surroundings = {key: value for key, value in os.environ.items() if key not in own}
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, encoding="utf-8", timeout=10, env=surroundings
+        )
+        return run.stdout.strip() if run.returncode == 0 else ""
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from fmjax.config.json_files import write_atomically
+from fmjax.config.json_files import to_line, write_atomically
 from fmjax.contracts import Record
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import console, say
@@ -50,15 +50,15 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, step: int):
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
-        write_atomically(workdir / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(workdir / METRICS, "".join(to_line(record) + "\n" for record in kept))
         # Closed by close().
         self._file = open(workdir / METRICS, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         # TensorBoard itself drops what an earlier events file says past purge_step.
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends {"step": step, **values} as one line."""
-        self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+        """Appends {"step": step, **values} as one line, NaN and infinity as null."""
+        self._file.write(to_line({"step": step} | dict(values)) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 

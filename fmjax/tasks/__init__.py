@@ -7,12 +7,13 @@ A task module has a class `Task`, a frozen dataclass that derives from `contract
 2. `resolve(source)` returns settings that follow from the training data, such as label names, for the stored config;
 3. `data/kinds/lifecycle.py` makes the processors of the kinds: named, that of the weights, or fitted to the training data;
 4. `examples(source, processors, max_length, train)` gives random access to fixed-shape examples;
+   and `facts(sample, examples, ...)` what a person should know of them before training;
 5. `weights(batch)` and `loss(outputs, batch)`: the loss is the sum over terms of sum / weight;
 6. `predictions(outputs, batch)`, on devices, and `metrics(arrays, valid, examples)`, on the host: evaluation;
 7. `inputs(examples, processors, max_length, where)` and `describe(outputs, batch, processors)`: prediction.
 
-`labels.py`, `token_rows.py` and `images.py` hold what tasks share. A name with a dot is a module outside of fmjax, whose
-package FMJAX_EXTENSIONS has to permit.
+`labels.py`, `token_rows.py`, `images.py` and `facts.py` hold what tasks share. A name with a dot is a module outside of fmjax,
+whose package FMJAX_EXTENSIONS has to permit.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fmjax import contracts
 from fmjax.config import names
 from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
+from fmjax.tasks.settings import check_ranges, typed
 
 
 def task(name: str) -> ModuleType:
@@ -34,14 +36,14 @@ def task(name: str) -> ModuleType:
 def make(settings: Mapping[str, Value]) -> contracts.Task:
     """Returns the task described by a config's `task` section.
 
-    Raises UserError for an unknown task or setting.
+    Raises UserError for an unknown task or setting, and for a value that is out of range.
     """
-    # JSON has no tuples, and settings are hashable.
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    settings = dict(settings)
     module = task(settings.pop("name"))
     known = list(module.Task.__dataclass_fields__)
     for name in settings:
         if name not in known:
             raise UserError(f"task.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}")
-    made: contracts.Task = module.Task(**settings)
+    made: contracts.Task = module.Task(**typed(module.Task, settings))
+    check_ranges(made)
     return made

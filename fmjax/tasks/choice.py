@@ -14,12 +14,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.config.numbers import is_count
+from fmjax.contracts import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    Fact,
+    Heads,
+    HostBatch,
+    Measures,
+    Processors,
+    Record,
+    Source,
+    Value,
+    Where,
+)
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
+from fmjax.tasks.facts import class_fact, length_fact
 from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, pad_rows, readable, tokenizer_of
 
 OVERLONG = ("error", "truncate")
@@ -48,8 +64,8 @@ class Task(contracts.Task):
         in_range("task.label_smoothing", self.label_smoothing, least=0, below=1)
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return ("loss", "accuracy")
+    def measures(self) -> Measures:
+        return {**class_metrics.LOSS, **class_metrics.ACCURACY}
 
     @property
     def heads(self) -> Heads:
@@ -86,7 +102,7 @@ class Task(contracts.Task):
     def target(self, record: Mapping[str, Value], where: str) -> np.int32:
         """Returns the number of the right ending. Raises UserError, naming the record, if there is none of that number."""
         value = record[self.label]
-        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+        number = int(value) if isinstance(value, str) and is_count(value.strip()) else value
         if type(number) is not int or not 0 <= number < self.choices:
             wanted = f"not the number of an ending, 0 to {self.choices - 1}"
             raise RecordError(where, f'column "{self.label}" holds {value!r}, {wanted}; correct the record')
@@ -100,6 +116,19 @@ class Task(contracts.Task):
         targets = [self.target(record, source.where(index)) for index, record in enumerate(records)]
         read = [self.read(record, source.where(index)) for index, record in enumerate(records)]
         return Choices(self.rows(read, tokenizer, max_length, source.where), targets, tokenizer, max_length)
+
+    def facts(
+        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+    ) -> list[Fact]:
+        """Returns how often each ending is the right one, and how many examples are cut."""
+        tokenizer = tokenizer_of(processors)
+        read = [self.read(sample[index], sample.where(index)) for index in range(len(sample))]
+        contexts = tokenizer.encode_batch([context for context, _ in read])
+        endings = [max(ids.size for ids in tokenizer.encode_batch(texts)) for _, texts in read]
+        lengths = np.array([ids.size for ids in contexts]) + endings + tokenizer.special_count(pair=True)
+        right = np.concatenate([one.targets for one in examples if one.targets is not None])
+        names = [str(number) for number in range(self.choices)]
+        return [class_fact(names, right, "endings"), length_fact(lengths, max_length)]
 
     def rows(
         self, read: Sequence[tuple[str, list[str]]], tokenizer: Tokenizer, most: int, where: Where

@@ -15,11 +15,12 @@ from typing import ClassVar
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Config, Example, Fact, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
+from fmjax.tasks.facts import length_fact
 from fmjax.tasks.labels import LabelTask
 from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, pad_rows, readable, tokenizer_of
 
@@ -56,6 +57,7 @@ class Task(LabelTask):
         if self.span_mask and self.pool == "mask":
             raise UserError("task.span_mask would put masks beside the one that task.pool=mask reads; set it to 0")
         self.check_balance(self.labels)
+        self.check_layout()
         if self.kind == "regression" and (self.weighting != "none" or self.class_weights or self.focal_gamma):
             raise UserError("task.kind=regression has no classes; leave task.weighting, class_weights and focal_gamma out")
 
@@ -73,13 +75,14 @@ class Task(LabelTask):
         return dict.fromkeys(self.texts, "text")
 
     def resolve(self, source: Source) -> Config:
-        """Returns the label names found in the training data, unless they are given or the task is regression; and the
-        class weights, if they are to follow from the data.
+        """Returns the label names found in the training data, unless they are given or the task is regression; what separates
+        several in a string, unless that is given or "|"; and the class weights, if they are to follow from the data.
 
-        Raises UserError, naming the record, if whole-number labels are mixed with others, negative, or have gaps.
+        Raises UserError, naming the record, if whole-number labels are mixed with others, negative, or have gaps, and if what
+        separates labels cannot be told.
         """
         check_columns(source, self.columns)
-        needed = self.kind != "regression" and (self.weighs or not self.labels)
+        needed = self.kind == "multi" or (self.kind == "single" and (self.weighs or not self.labels))
         return self.find_labels(source, self.kept(source)) if needed else {}
 
     def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> LabeledTexts:
@@ -91,6 +94,16 @@ class Task(LabelTask):
         records = [source[index] for index in kept]
         rows = self.rows(records, tokenizer, max_length, lambda index: source.where(kept[index]))
         return LabeledTexts(self, rows, targets, tokenizer, max_length, self.augmentations(tokenizer) if train else ())
+
+    def facts(
+        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+    ) -> list[Fact]:
+        """Returns the labels with their counts, and how many texts are cut."""
+        tokenizer = tokenizer_of(processors)
+        read = [sample[index] for index in self.kept(sample)]
+        parts = [tokenizer.encode_batch([record[column] for record in read]) for column in self.texts]
+        lengths = np.sum([[ids.size for ids in part] for part in parts], axis=0) + tokenizer.special_count(len(parts) == 2)
+        return [*super().facts(sample, examples, processors, max_length), length_fact(lengths, max_length)]
 
     def augmentations(self, tokenizer: Tokenizer) -> tuple[Augmentation, ...]:
         """Returns the augmentations of training texts, applied each time one is drawn."""

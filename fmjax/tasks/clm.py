@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Config, Example, HostBatch, Measures, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -47,8 +47,8 @@ class Task(TokenTask):
         return {self.column: "text"}
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return (*class_metrics.TOKEN_LEVEL, *class_metrics.BITS)
+    def measures(self) -> Measures:
+        return {**class_metrics.TOKEN_LEVEL, **class_metrics.BITS}
 
     @property
     def generation(self) -> Config:

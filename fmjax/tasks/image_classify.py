@@ -38,6 +38,7 @@ class Task(LabelTask, ImageTask):
     def __post_init__(self) -> None:
         self.check_images()
         self.check_balance(self.labels)
+        self.check_layout()
         in_range("task.rand_augment", self.rand_augment, least=0, hint="a number of operations")
         in_range("task.rand_magnitude", self.rand_magnitude, least=0, most=10)
         in_range("task.erase", self.erase, least=0, most=1, hint="a probability")

@@ -4,7 +4,6 @@ the training data, focal loss)."""
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -13,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Heads, HostBatch, Record, Source, Value
+from fmjax.config.numbers import number_of
+from fmjax.contracts import Arrays, Batch, Config, Fact, Heads, HostBatch, Measures, Processors, Record, Source, Value
 from fmjax.data.kinds import label as label_kind
+from fmjax.data.kinds import separators
 from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
+from fmjax.tasks import facts
 
 WEIGHTINGS = ("none", *losses.WEIGHTINGS)
 
@@ -45,7 +47,7 @@ class Balance:
         if self.focal_gamma and self.label_smoothing:
             raise UserError("task.focal_gamma and task.label_smoothing work against each other; set one of them to 0")
         try:
-            above = all(float(weight) > 0 for weight in self.class_weights)
+            above = all(number_of(weight) > 0 for weight in self.class_weights)
         except ValueError:
             above = False
         if not above:
@@ -113,10 +115,16 @@ class Balance:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelTask(Balance, contracts.Task):
     """A task of examples with one label each, from the column `label`; `labels` are found in the training data where they are
-    not given. Of the kind "multi" an example has any number of labels, of the kind "regression" a number."""
+    not given. Of the kind "multi" an example has any number of labels, of the kind "regression" a number.
+
+    Several labels are a list, a string, or 0 and 1 in columns of their own, `label_columns`. What stands between the labels in
+    a string, `separator`, is found in the training data where it is not given; "none": each string is one label.
+    """
 
     label: str = "label"
     labels: tuple[str, ...] = ()
+    separator: str = ""
+    label_columns: tuple[str, ...] = ()
 
     @property
     def head(self) -> str:
@@ -125,17 +133,34 @@ class LabelTask(Balance, contracts.Task):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.reads, self.label)
+        return (*self.reads, *(self.label_columns or (self.label,)))
+
+    def check_layout(self) -> None:
+        """Raises UserError for a layout of labels that does not fit the kind of labels, or the labels."""
+        for name in ("separator", "label_columns"):
+            if vars(self)[name] and self.kind != "multi":
+                raise UserError(f"task.{name} is for several labels per record; set task.kind=multi, or leave it out")
+        if self.separator and self.label_columns:
+            raise UserError("task.separator and task.label_columns are two layouts of labels; leave one of them out")
+        for name in self.label_columns:
+            if self.label_columns.count(name) > 1:
+                raise UserError(f'task.label_columns: "{name}" is there twice; name each column once')
+        if self.labels and self.label_columns and self.labels != self.label_columns:
+            raise UserError(
+                f"task.labels={','.join(self.labels)} are not task.label_columns={','.join(self.label_columns)}, which name the "
+                "labels; leave task.labels out"
+            )
 
     @property
     def heads(self) -> Heads:
         return {self.head: {"classes": 1 if self.kind == "regression" else len(self.labels)}}
 
     @property
-    def measures(self) -> tuple[str, ...]:
+    def measures(self) -> Measures:
         if self.kind == "single":
-            return ("loss", *class_metrics.CLASSIFICATION, *(class_metrics.TWO_CLASSES if len(self.labels) == 2 else ()))
-        return ("loss", *(class_metrics.MULTILABEL if self.kind == "multi" else class_metrics.REGRESSION))
+            two = class_metrics.TWO_CLASSES if len(self.labels) == 2 else {}
+            return {**class_metrics.LOSS, **class_metrics.CLASSIFICATION, **two}
+        return {**class_metrics.LOSS, **(class_metrics.MULTILABEL if self.kind == "multi" else class_metrics.REGRESSION)}
 
     @property
     def leading(self) -> tuple[str, ...]:
@@ -144,31 +169,55 @@ class LabelTask(Balance, contracts.Task):
         return ("f1_micro", "f1_macro") if self.kind == "multi" else ("pearson", "mae")
 
     def find_labels(self, source: Source, indices: Sequence[int]) -> Config:
-        """Returns the setting `labels`, unless they are given or the task is regression, and `class_weights`, if they are to
-        follow from the data: those of the records `indices`.
+        """Returns the settings `labels`, unless they are given or the task is regression; `separator`, if labels stand in
+        strings with another one than "|" between them; and `class_weights`, if they are to follow from the data: those of the
+        records `indices`.
 
-        Raises UserError, naming the record, if whole-number labels are mixed with others, negative, or have gaps.
+        Raises UserError, naming the record, if whole-number labels are mixed with others, negative, or have gaps, and if what
+        separates labels cannot be told.
         """
-        if self.kind == "regression" or (self.labels and not self.weighs):
+        if self.kind == "regression":
             return {}
+        found: Config = {}
+        if self.label_columns:
+            found |= {} if self.labels else {"labels": self.label_columns}
+        elif self.kind == "multi" and not self.separator:
+            found |= self.find_separator(source, indices)
+        task = dataclasses.replace(self, **found)
+        if task.labels and not task.weighs:
+            return found
         first: dict[str, int] = {}
         counts: Counter[str] = Counter()
         for index in indices:
-            names = self.label_names(source, index)
+            names = task.label_names(source, index)
             counts.update(set(names))
             for name in names:
                 first.setdefault(name, index)
-        labels = self.labels or label_kind.ordered(first, source.where)
-        found: Config = {} if self.labels else {"labels": labels}
+        labels = task.labels or label_kind.ordered(first, source.where)
+        found |= {} if task.labels else {"labels": labels}
         if self.weighs:
             total = len(indices) if self.kind == "multi" else None
             found |= self.find_weights(labels, np.array([counts[label] for label in labels]), total)
         return found
 
+    def find_separator(self, source: Source, indices: Sequence[int]) -> Config:
+        """Returns the setting `separator`, if it is another one than "|"."""
+        first: dict[str, int] = {}
+        for index in indices:
+            value = source.value(index, self.label)
+            if isinstance(value, str) and not isinstance(value, label_kind.ClassName):
+                first.setdefault(value, index)
+        found = separators.find(first, source.where, self.label, self.labels)
+        return {} if found == separators.DEFAULT else {"separator": found}
+
     def label_names(self, source: Source, index: int) -> list[str]:
         """Returns the label names of a record. Raises UserError, naming it, if there is none or it is not a name."""
-        value = source.value(index, self.label)
-        names = label_kind.names_of(value, source.where(index), self.label, several=self.kind == "multi")
+        if self.label_columns:
+            record, where = source[index], source.where(index)
+            return [name for name in self.label_columns if label_kind.flag(record[name], where, name)]
+        value, separator = source.value(index, self.label), self.separator or separators.DEFAULT
+        several = self.kind == "multi"
+        names = label_kind.names_of(value, source.where(index), self.label, several, separator)
         return [label_kind.known_name(name, self.labels) for name in names]
 
     def targets(self, source: Source, indices: Iterable[int]) -> np.ndarray:
@@ -184,13 +233,10 @@ class LabelTask(Balance, contracts.Task):
             value = source.value(index, self.label)
             value = value.number if isinstance(value, label_kind.ClassName) else value
             try:
-                number = math.nan if isinstance(value, bool) else float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
+                return np.float32(number_of(value))
+            except ValueError:
                 problem = f'column "{self.label}" holds {value!r}, not a number; correct the record'
-                raise RecordError(source.where(index), problem, index)
-            return np.float32(number)
+                raise RecordError(source.where(index), problem, index) from None
         names = self.label_names(source, index)
         for name in names:
             if name not in self.labels:
@@ -203,6 +249,21 @@ class LabelTask(Balance, contracts.Task):
         if self.kind == "single":
             return np.int32(self.labels.index(names[0]))
         return np.isin(self.labels, names).astype(np.float32)
+
+    def facts(
+        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+    ) -> list[Fact]:
+        """Returns the labels with their counts, and what a constant answer scores."""
+        targets = [one.targets for one in examples if one.targets is not None]
+        if not targets:
+            return []
+        joined = np.concatenate(targets)
+        if self.kind == "regression":
+            return [facts.number_fact(joined)]
+        if self.kind == "single":
+            return [facts.class_fact(self.labels, joined)]
+        layout = "columns of 0 and 1" if self.label_columns else f'separated by "{self.separator or separators.DEFAULT}"'
+        return [facts.several_fact(self.labels, joined, layout)]
 
     def weights(self, batch: Batch) -> Arrays:
         """Returns the number of examples, or the sum of their class weights."""

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Record, Source, Value, Where
 from fmjax.data.kinds import image as image_kind
 from fmjax.data.sources.open import check_columns
 from fmjax.errors import UserError, in_range, one_of
+from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.images import ImageTask, processor_of
 
 
@@ -49,8 +50,8 @@ class Task(ImageTask):
         return {"pixels": {}}
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return ("loss",)
+    def measures(self) -> Measures:
+        return class_metrics.LOSS
 
     @property
     def model_settings(self) -> Mapping[str, Value]:

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from fmjax import contracts, pytree, tasks
-from fmjax.contracts import Arrays, Batch, Config, Example, Examples, Heads, Processors, Undrawn, Value
-from fmjax.errors import RecordError, UserError
+from fmjax.contracts import Arrays, Batch, Config, Example, Examples, Heads, Measures, Processors, Undrawn, Value
+from fmjax.errors import RecordError, UserError, in_range
 
 OWN = ("factor", "split")  # settings of a part that are not its task's
 
@@ -31,9 +31,8 @@ class Task(contracts.Task):
         if len(self.parts) < 2:
             raise UserError("task.parts: a mixture has two parts or more, the main one first; name them, or choose another task")
         for part, settings in self.parts.items():
-            factor = settings.get("factor", 1.0)
-            if not factor > 0:
-                raise UserError(f"task.parts.{part}.factor={factor}: must be above 0; leave the part out instead")
+            key, factor = f"task.parts.{part}.factor", settings.get("factor", 1.0)
+            in_range(key, factor, above=0, most=1e6, hint="leave a part out instead of 0")
         reads = {part: list(dict.fromkeys(task.reads.values())) for part, task in self.tasks.items()}
         if any(kinds != reads[next(iter(reads))] for kinds in reads.values()):
             listed = ", ".join(f"{part} reads {' and '.join(kinds)}" for part, kinds in reads.items())
@@ -84,7 +83,7 @@ class Task(contracts.Task):
         return heads
 
     @property
-    def measures(self) -> tuple[str, ...]:
+    def measures(self) -> Measures:
         return self.main.measures
 
     def resolve(self, source: Value) -> Config:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -58,8 +58,9 @@ class Task(contracts.Task):
         return {"mlm": {}, "nsp": {}} if self.nsp else {"mlm": {}}
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return (*class_metrics.TOKEN_LEVEL, *(("nsp_accuracy",) if self.nsp else ()))
+    def measures(self) -> Measures:
+        own: Measures = {"nsp_accuracy": "max"} if self.nsp else {}
+        return {**class_metrics.TOKEN_LEVEL, **own}
 
     def resolve(self, source: Source) -> Config:
         """Returns no settings: none follow from the data. Raises UserError if the text column is missing."""

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Record, Source, Value, Where
+from fmjax.data.characters import is_mark
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range
@@ -35,14 +36,20 @@ class Context(NamedTuple):
     ids: np.ndarray
     offsets: np.ndarray
 
-    def tokens(self, begin: int, end: int) -> tuple[int, int]:
-        """Returns the first and the last token of the characters from `begin` to before `end`."""
+    def tokens(self, begin: int, end: int) -> tuple[int, int] | None:
+        """Returns the first and the last token of the characters from `begin` to before `end`; None if they have none."""
         touched = np.flatnonzero((self.offsets[:, 1] > begin) & (self.offsets[:, 0] < end))
-        return int(touched[0]), int(touched[-1])
+        return (int(touched[0]), int(touched[-1])) if touched.size else None
 
     def characters(self, first: int, last: int) -> tuple[int, int]:
-        """Returns the begin and end, in characters, of the tokens from `first` to `last`, without white space around."""
+        """Returns the begin and end, in characters, of the tokens from `first` to `last`, without white space around.
+
+        Combining marks that a tokenizer drops, as a lower-cased WordPiece does, belong to the token before them.
+        """
         begin, end = int(self.offsets[first, 0]), int(self.offsets[last, 1])
+        following = int(self.offsets[last + 1, 0]) if last + 1 < len(self.offsets) else len(self.text)
+        while end < following and is_mark(self.text[end]):
+            end += 1
         inside = self.text[begin:end]
         begin += len(inside) - len(inside.lstrip())
         return begin, max(begin, end - (len(inside) - len(inside.rstrip())))
@@ -102,8 +109,9 @@ class Task(contracts.Task):
         return (*self.reads, self.answers)
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return ("loss", *answer_metrics.ANSWERS, *(answer_metrics.PARTS if self.unanswerable else ()))
+    def measures(self) -> Measures:
+        parts = answer_metrics.PARTS if self.unanswerable else {}
+        return {**class_metrics.LOSS, **answer_metrics.ANSWERS, **parts}
 
     def resolve(self, source: Source) -> Config:
         """Returns whether questions of the training data have no answer."""
@@ -139,6 +147,9 @@ class Task(contracts.Task):
             texts, starts = self.read_answers(record, source.where(index))
             found = contexts[question.context]
             span = found.tokens(starts[0], starts[0] + len(texts[0])) if texts else None
+            if texts and span is None:
+                problem = f"the answer {texts[0]!r:.60} has no token of this tokenizer; correct the record"
+                raise RecordError(source.where(index), problem, index)
             answered.append(question._replace(answers=tuple(texts), span=span))
         rows = self.rows(contexts, answered, tokenizer, max_length, source.where)
         return Windows(contexts, answered, rows, tokenizer, max_length)

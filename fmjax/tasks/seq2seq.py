@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Fact, HostBatch, Measures, Processors, Record, Source, Value, Where
 from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
@@ -23,6 +23,7 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import texts as text_metrics
+from fmjax.tasks.facts import length_fact
 from fmjax.tasks.token_rows import BOTH_SIDES, TokenTask, enclosed, given_texts, packed_pairs, pad_rows, pair, tokenizer_of
 
 OVERLONG = ("error", "truncate")
@@ -92,8 +93,8 @@ class Task(TokenTask):
         return {"max_new_tokens": self.max_new_tokens or self.target_length} | beams
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return (*class_metrics.TOKEN_LEVEL, *text_metrics.measures(self.scores))
+    def measures(self) -> Measures:
+        return {**class_metrics.TOKEN_LEVEL, **text_metrics.measures(self.scores)}
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -110,10 +111,23 @@ class Task(TokenTask):
         references = list(texts(source, self.target))
         sources = self.cut([f"{self.prefix}{text}" for text in texts(source, self.source)], tokenizer, max_length, source.where)
         targets = self.cut(references, tokenizer, self.target_length, source.where, target=True)
-        means = [float(np.mean([ids.size for ids in side])) for side in (sources, targets)]
-        fill = (means[0] / max_length, means[1] / self.target_length)
-        pairs = Pairs(sources, targets, references, tokenizer, (max_length, self.target_length), fill)
+        pairs = Pairs(sources, targets, references, tokenizer, (max_length, self.target_length))
         return PackedPairs(pairs, max_length, self.packed_target_length) if self.pack and train else pairs
+
+    def facts(
+        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+    ) -> list[Fact]:
+        """Returns how many sources and targets are cut."""
+        tokenizer = tokenizer_of(processors)
+        sources = tokenizer.encode_batch([f"{self.prefix}{text}" for text in texts(sample, self.source)])
+        targets = tokenizer.encode_targets(list(texts(sample, self.target)))
+        special = tokenizer.special_count()
+        sizes = [np.array([ids.size for ids in side]) + special for side in (sources, targets)]
+        sizes[1] += len(end(tokenizer))
+        return [
+            length_fact(sizes[0], max_length, name="sources"),
+            length_fact(sizes[1], self.target_length, "task.target_length", "targets"),
+        ]
 
     def cut(self, read: Sequence[str], tokenizer: Tokenizer, most: int, where: Where, target: bool = False) -> list[np.ndarray]:
         """Returns the ids of each source, or target, between special tokens, in at most `most` tokens; a target has an end."""
@@ -154,6 +168,8 @@ class Pairs(contracts.Examples):
     """Tokenized sources and targets, a pair an example; nothing in them is random. `references` are the targets' texts, and
     `row_lengths` (S, T) those of an example."""
 
+    sized = ("input_ids", *BOTH_SIDES, "labels")
+
     def __init__(
         self,
         sources: list[np.ndarray],
@@ -161,11 +177,13 @@ class Pairs(contracts.Examples):
         references: list[str],
         tokenizer: Tokenizer,
         row_lengths: tuple[int, int],
-        fill: Sequence[float],
     ):
         self.sources, self.targets, self.references = sources, targets, references
         self.tokenizer, self.row_lengths = tokenizer, row_lengths
-        self.fill = {"input_ids": float(fill[0]), "labels": float(fill[1])}
+        sizes = [np.array([ids.size for ids in side]) for side in (sources, targets)]
+        self.sides = dict(zip(("input_ids", "labels"), zip(sizes, row_lengths, strict=True), strict=True))
+        self.lengths = np.maximum(*sizes)
+        self.fill = {name: float(np.mean(own)) / most for name, (own, most) in self.sides.items()}
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -184,8 +202,9 @@ class PackedPairs(Pairs):
             self.plan = pack(sizes, (max_length, target_length))
         else:
             self.plan, target_length = pack_matched(sizes, max_length)
-        lengths = (max_length, target_length)
-        super().__init__(pairs.sources, pairs.targets, pairs.references, pairs.tokenizer, lengths, self.plan.fill)
+        super().__init__(pairs.sources, pairs.targets, pairs.references, pairs.tokenizer, (max_length, target_length))
+        self.fill = dict(zip(self.sides, self.plan.fill, strict=True))
+        self.sides, self.lengths = {}, None  # rows are packed, and of one length
 
     @property
     def target_length(self) -> int:

@@ -23,6 +23,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from fmjax import contracts
+from fmjax.config.numbers import number_of
 from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
@@ -87,7 +88,7 @@ def denoiser(written: str) -> Denoiser:
     """Returns the denoiser of "MODE:MEAN_SPAN:DENSITY", or of "S:DENSITY". Raises UserError if that is neither."""
     mode, *numbers = written.split(":")
     try:
-        values = [float(number) for number in numbers]
+        values = [number_of(number) for number in numbers]
     except ValueError:
         values = []
     found = Denoiser(mode, values[0] if len(values) == 2 else 0.0, values[-1]) if values else Denoiser("", 0.0, 0.0)

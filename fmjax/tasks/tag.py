@@ -2,13 +2,14 @@
 
 A word's tag is read at its first token, wherever the tokenizer cuts it (Devlin et al. 2019, section 5.3). Entities are
 found and judged by seqeval: leniently, as conlleval does (an I- that follows no B- begins an entity), or strictly (it is
-none). Tags that are no BIO tags, such as parts of speech, are judged one by one.
+none). Tags may also be of the schemes BIOES, BILOU and their kin (`metrics/entities.py`); those of no scheme, such as parts
+of speech, are judged one by one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
@@ -17,28 +18,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from seqeval import metrics as seqeval
-from seqeval.metrics.sequence_labeling import get_entities
-from seqeval.scheme import IOB2, Entities
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    Fact,
+    Heads,
+    HostBatch,
+    Measures,
+    Processors,
+    Record,
+    Source,
+    Value,
+    Where,
+)
 from fmjax.data.augment.texts import drop_tokens
+from fmjax.data.characters import split_fields
 from fmjax.data.kinds.label import known_name
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.distributed.hosts import say
 from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
 from fmjax.metrics import classes as class_metrics
+from fmjax.metrics import entities as entity_metrics
+from fmjax.metrics.entities import OUTSIDE
+from fmjax.tasks.facts import class_fact, length_fact
 from fmjax.tasks.labels import Balance
 from fmjax.tasks.token_rows import PADDED, pad_rows, tokenizer_of, widest_context, windows
+from fmjax.tasks.words import SPLITS, check_split, join, word_spans
 
-OUTSIDE = "O"
-BIO = re.compile(r"O|[BI]-.+")
-CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-# How a text becomes words: runs of letters and digits, and every other sign and Chinese character; characters; or as it is.
-SPLITS = {"words": rf"[{CHINESE}]|[^\W{CHINESE}]+|[^\w\s]", "characters": r"\S", "spaces": r"\S+"}
-SCORES = {"precision": seqeval.precision_score, "recall": seqeval.recall_score, "f1": seqeval.f1_score}
 CHOICES = {
-    "split": tuple(SPLITS),
+    "split": SPLITS,
     "pieces": ("first", "all"),
     "mode": ("default", "strict"),
     "overlong": ("error", "truncate", "split"),
@@ -66,7 +79,8 @@ class Row(NamedTuple):
 class Task(Balance, contracts.Task):
     """Settings of token classification. `labels` are found in the training data where they are not given.
 
-    `pieces` says which tokens of a word are trained on; `split`, how a text becomes words when predicting. A text of too
+    `pieces` says which tokens of a word are trained on; `split`, how a text becomes words when predicting; `scheme`, how
+    strict tags are read, found in the training data where the labels alone do not tell. A text of too
     many tokens is an error, is cut, or is read in windows that begin every `stride` tokens, each word where it has the most
     context. Words that were cut off count as outside.
     """
@@ -78,6 +92,7 @@ class Task(Balance, contracts.Task):
     labels: tuple[str, ...] = ()
     pieces: str = "first"
     mode: str = "default"
+    scheme: str | None = None
     split: str = "words"
     overlong: str = "error"
     stride: int = 0  # 0: half of what has room
@@ -86,6 +101,8 @@ class Task(Balance, contracts.Task):
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             one_of(f"task.{name}", vars(self)[name], choices)
+        if self.scheme is not None:
+            one_of("task.scheme", self.scheme, entity_metrics.SCHEMES)
         in_range("task.token_dropout", self.token_dropout, least=0, below=1)
         self.check_balance(self.labels)
         if self.mode == "strict" and self.labels and not self.bio:
@@ -106,23 +123,36 @@ class Task(Balance, contracts.Task):
     @property
     def bio(self) -> bool:
         """Whether the tags mark entities."""
-        return all(BIO.fullmatch(label) for label in self.labels)
+        return entity_metrics.mark_entities(self.labels)
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return ("loss", "accuracy", *(class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED))
+    def strict_scheme(self) -> str:
+        """The scheme by which tags are read strictly; "" where they are read leniently."""
+        return (self.scheme or entity_metrics.usual_scheme(self.labels)) if self.mode == "strict" else ""
+
+    @property
+    def measures(self) -> Measures:
+        own = class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED
+        return {**class_metrics.LOSS, **class_metrics.ACCURACY, **own}
 
     def resolve(self, source: Source) -> Config:
         """Returns the tags found in the training data, unless they are given, that for outside first; and the class weights,
         if they are to follow from the data. Raises UserError, naming the record, for tags that are no names."""
         check_columns(source, self.columns)
-        if self.labels and not self.weighs:
+        read = (self.read(source[index], source.where(index)) for index in range(len(source)))
+        # A run that is continued has its labels; it is not refused.
+        note = check_split(self.split, (words for words, _ in read), refuse=not self.labels)
+        if note:
+            say(f"warning: {note}")
+        if self.labels and not self.weighs and (self.mode != "strict" or self.scheme):
             return {}
-        counts: Counter[str] = Counter()
-        for index in range(len(source)):
-            counts.update(self.read(source[index], source.where(index))[1])
+        sentences = [self.read(source[index], source.where(index))[1] for index in range(len(source))]
+        counts = Counter(itertools.chain.from_iterable(sentences))
         labels = self.labels or tuple(sorted(counts, key=lambda label: (label != OUTSIDE, label)))
         found: Config = {} if self.labels else {"labels": labels}
+        if self.mode == "strict" and not self.scheme and entity_metrics.mark_entities(labels):
+            scheme = entity_metrics.find_scheme(labels, sentences)
+            found |= {"scheme": scheme} if scheme != entity_metrics.usual_scheme(labels) else {}
         if self.weighs:
             found |= self.find_weights(labels, np.array([counts[label] for label in labels]))
         return found
@@ -132,7 +162,8 @@ class Task(Balance, contracts.Task):
 
         Raises UserError, naming the record, if they are not as many, or not strings; numbers stand for the given labels.
         """
-        words, tags = (value.split() if isinstance(value := record[name], str) else value for name in (self.tokens, self.tags))
+        given = (record[self.tokens], record[self.tags])
+        words, tags = (split_fields(value) if isinstance(value, str) else value for value in given)
         for name, values in ((self.tokens, words), (self.tags, tags)):
             if not isinstance(values, list) or not values:
                 raise RecordError(where, f'column "{name}" holds {values!r:.60}, not one word or more; correct the record')
@@ -170,6 +201,15 @@ class Task(Balance, contracts.Task):
         sentences = [Sentence(*pair, tags) for pair, tags in zip(encoded, targets, strict=True)]
         rows = self.rows(sentences, tokenizer, max_length, source.where)
         return TaggedTexts(self, sentences, rows, tokenizer, max_length, self.token_dropout if train else 0.0)
+
+    def facts(
+        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+    ) -> list[Fact]:
+        """Returns the tags with their counts, and how many texts have more tokens than a row."""
+        sentences = [sentence for one in examples if isinstance(one, TaggedTexts) for sentence in one.sentences]
+        lengths = np.array([sentence.ids.size for sentence in sentences]) + tokenizer_of(processors).special_count()
+        tags = np.concatenate([sentence.tags for sentence in sentences])
+        return [class_fact(self.labels, tags, "tags"), length_fact(lengths, max_length)]
 
     def rows(self, sentences: Sequence[Sentence], tokenizer: Tokenizer, most: int, where: Where) -> list[Row]:
         """Returns the rows of at most `most` tokens in which sentences are read. Raises UserError for one that is too long."""
@@ -215,18 +255,13 @@ class Task(Balance, contracts.Task):
         if not self.bio:
             true, said = (np.concatenate([list(tags) for tags in both]) for both in (truth, guess))
             return class_metrics.defined(values | class_metrics.averaged(true, said, np.union1d(true, said)))
-        scheme = {"mode": "strict", "scheme": IOB2} if self.mode == "strict" else {}
-        for name, score in SCORES.items():
-            values[name] = score(truth, guess, zero_division=0, **scheme)
-        return class_metrics.defined(values)
+        return class_metrics.defined(values | entity_metrics.scores(truth, guess, self.strict_scheme))
 
     def entities(self, tags: Sequence[str]) -> list[tuple[str, int, int]]:
         """Returns the kind, first and one-past-last word of each entity; of tags that mark none, of each word."""
         if not self.bio:
             return [(tag, place, place + 1) for place, tag in enumerate(tags)]
-        if self.mode == "strict":
-            return [(entity.tag, entity.start, entity.end) for entity in Entities([list(tags)], IOB2).entities[0]]
-        return [(kind, first, last + 1) for kind, first, last in get_entities(list(tags))]
+        return entity_metrics.entities(tags, self.strict_scheme)
 
     def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from texts, lists of words, or records with the task's column of words.
@@ -238,12 +273,12 @@ class Task(Balance, contracts.Task):
         for number, example in enumerate(examples):
             value = example.get(self.tokens, example.get("text")) if isinstance(example, Mapping) else example
             if isinstance(value, list) and all(isinstance(word, str) for word in value):
-                joint = "" if self.split == "characters" else " "
-                ends = np.cumsum([len(word) + len(joint) for word in value]) - len(joint)
-                spans.append([(int(end) - len(word), int(end)) for word, end in zip(value, ends, strict=True)])
-                value = joint.join(value)
+                value, own = join(value, self.split)
+                spans.append(own)
             elif isinstance(value, str):
-                spans.append([found.span() for found in re.finditer(SPLITS[self.split], value)])
+                # A column of words is read as in training, where blanks separate them.
+                column = isinstance(example, Mapping) and self.tokens in example and self.tokens != "text"
+                spans.append(word_spans(value, "spaces" if column and self.split == "words" else self.split))
             if not isinstance(value, str) or not spans[-1]:
                 raise UserError(f'{where(number)}: has no word; give a text, a list of words, or an object with "{self.tokens}"')
             texts.append(value)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Processors, Source, Value, Where
+from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Source, Value, Where
 from fmjax.data.kinds.text import Processor as TextProcessor
 from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns
@@ -41,7 +41,7 @@ class TokenTask(contracts.Task):
         return {"lm": {}}
 
     @property
-    def measures(self) -> tuple[str, ...]:
+    def measures(self) -> Measures:
         return class_metrics.TOKEN_LEVEL
 
     def resolve(self, source: Source) -> Config:

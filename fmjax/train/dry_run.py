@@ -5,7 +5,7 @@ written.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,18 @@ TARGETS = {"labels": "label_weights", "masked_labels": "masked_weights"}  # and 
 TOKENS = ("input_ids", "decoder_input_ids")  # arrays of token ids
 
 
-def dry_run(given: Config, workdir: Path) -> None:
+def dry_run(given: Config, workdir: Path, overridden: Collection[str] = ()) -> None:
     """Prints what a config would train, on stdout, and the first batch of step 1, or of the data
     where a run continues.
 
-    A folder that is not there is not made. Raises UserError if the config or the data do not fit.
+    A folder that is not there is not made. `overridden` are the keys that do not come from the
+    config's file. Raises UserError if the config or the data do not fit.
     """
     if is_run(workdir):
-        show(prepare(given, workdir))
+        show(prepare(given, workdir, overridden))
         return
     with tempfile.TemporaryDirectory() as empty:
-        show(prepare(given, Path(empty)))
+        show(prepare(given, Path(empty), overridden))
 
 
 def show(experiment: Experiment) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from fmjax import pytree
+from fmjax import limits, pytree
 from fmjax.config import continued
 from fmjax.contracts import Config, HostBatch, PyTree
 from fmjax.data.stream.batches import eval_batches
@@ -19,13 +19,12 @@ from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import lay_out
 from fmjax.runs import folder as run_folder
+from fmjax.train.budget import check_memory
+from fmjax.train.length import steps_before
 from fmjax.train.stages import Abstract, Built, Data, batch_shapes, build, describe, open_data
 from fmjax.train.state import TrainState, create_state, with_params
-from fmjax.train.warm_start import fit_heads
+from fmjax.train.warm_start import FRESH, fit_heads, origin_of
 from fmjax.train.wrappers import main_part, unmixed
-
-# Where a model is initialized from other weights, these alone may start fresh.
-FRESH = ("^head/", "^encoder/pooler/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Experiment:
 
     workdir: Path
     resumed: bool
+    steps_before: int  # that it had when it was last stopped; a new run: that it has
     data: Data
     built: Built
     abstract: Abstract
@@ -84,20 +84,25 @@ class Experiment:
         return self.abstract.layout.of_batch({**evaluated, **spec, "valid": valid})
 
 
-def prepare(given: Config, workdir: Path) -> Experiment:
+def prepare(given: Config, workdir: Path, overridden: Collection[str] = ()) -> Experiment:
     """Returns the experiment that a config describes, or continues, in its run directory.
 
-    Nothing is written but the empty run directory. Raises UserError for whatever does not fit.
+    `overridden` are the keys that do not come from the config's file: a size among them is not
+    given up for that of `init.weights`. Nothing is written but the empty run directory. Raises
+    UserError for whatever does not fit.
     """
+    limits.check_config(given)
     resumed = run_folder.check_workdir(workdir)
     config = continued(workdir, given) if resumed else given
     layout = lay_out(config)
-    data = open_data(config, workdir, resumed)
+    data = open_data(config, workdir, resumed, overridden)
     built = build(data, resumed)
     spec = batch_shapes(built.config, built.examples["train"])
+    check_memory(built.config, built.model, built.task, spec, layout)
     abstract = describe(built.config, built.model, spec, built.steps, layout)
     weights = starting_weights(data, built, abstract)
-    return Experiment(workdir, resumed, data, built, abstract, weights)
+    before = steps_before(workdir, built.examples["train"]) if resumed else built.steps
+    return Experiment(workdir, resumed, before, data, built, abstract, weights)
 
 
 def starting_weights(data: Data, built: Built, abstract: Abstract) -> PyTree | None:
@@ -111,7 +116,3 @@ def starting_weights(data: Data, built: Built, abstract: Abstract) -> PyTree | N
     for line in lines:
         say(f"{origin_of(built.config)}: {line}")
     return params
-
-
-def origin_of(config: Config) -> str:
-    return f"init.weights={config['init']['weights']}"

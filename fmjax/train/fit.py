@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.config import apply_overrides, load_config, overridden_keys, override_texts, to_dict
 from fmjax.contracts import Value
+from fmjax.data.stream.watch import starts_as_worker
 from fmjax.memory import keep_freed
 from fmjax.train.loop import train
 
 
 def fit(
-    config: str | Path, workdir: str | Path, overrides: Mapping[str, Value] | None = None
+    config: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
+    overrides: Mapping[str, Value] | None = None,
 ) -> dict[str, float]:
     """Trains what a config file describes into a run directory, or continues it.
 
     Args:
       config: "path/to/file.py" or "path/to/file.py:argument".
       workdir: the run directory.
-      overrides: values by key, such as {"optim.learning_rate": 1e-4}; None unsets a key.
+      overrides: values by key, such as {"optim.learning_rate": 1e-4}; None unsets a key. A value may
+        be text, a path, a number, a list, a group of keys, or a NumPy scalar or array.
 
-    Returns the last evaluation's metrics. Memory that this process frees from now on stays with it
+    Returns the metrics of the last evaluation on the validation data, by name; those of a finished
+    run are read from its log. Empty if there are no validation data. Outside of the main thread,
+    signals are left to the program. Memory that this process frees from now on stays with it
     (`memory.py`).
 
-    Raises UserError and Interrupted as `train.loop.train` does.
+    With `data.workers`, a script has to call this under `if __name__ == "__main__":`, since the
+    worker processes import the script.
+
+    Raises UserError for a config, data or settings that do not fit, and Interrupted if SIGTERM or
+    SIGINT ended the run after its state was saved.
     """
+    if starts_as_worker():
+        raise SystemExit(
+            "error: a worker process of data.workers imports this script, which calls fmjax.fit again; "
+            'put the call under if __name__ == "__main__":'
+        )
     keep_freed()
-    described = load_config(str(config))
-    texts = {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in (overrides or {}).items()
-    }
-    apply_overrides(
-        described, [(key, "none" if text == "null" else text) for key, text in texts.items()]
-    )
-    return train(to_dict(described), Path(workdir))
+    described = load_config(os.fspath(config))
+    texts = override_texts(overrides or {})
+    apply_overrides(described, texts)
+    return train(to_dict(described), Path(workdir).expanduser(), overridden=overridden_keys(texts))

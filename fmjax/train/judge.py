@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from fmjax.contracts import PyTree
+from fmjax.contracts import PyTree, Record
 from fmjax.data.stream.examples import PARTS
 from fmjax.distributed import hosts
-from fmjax.errors import UserError
 from fmjax.inference.evaluate import Collected, collect, make_predict
+from fmjax.runs.best import best_step, stopped_by
 from fmjax.runs.checkpoint import Best
 from fmjax.runs.evaluation import Evaluation, listed
 from fmjax.runs.logs import EVALUATION
@@ -16,29 +17,34 @@ from fmjax.train.experiment import Experiment
 from fmjax.train.recorder import Recorder
 from fmjax.train.wrappers import main_part
 
+UNDEFINED = -math.inf  # no better than any value
 
-def best_of(experiment: Experiment) -> Best | None:
-    """Returns the metric that chooses the best step, if one does."""
-    section = experiment.config["checkpoint"]
-    return Best(section["best"], section["mode"]) if section.get("best") else None
+
+def last_evaluation(records: Sequence[Record]) -> tuple[dict[str, float], int]:
+    """Returns the metrics of the last evaluation of all, without those of single sources, and its step; or none and -1."""
+    for record in reversed(records):
+        found = {
+            name.removeprefix(EVALUATION): value for name, value in record.items() if name.startswith(EVALUATION)
+        }
+        if whole := {name: value for name, value in found.items() if "/" not in name}:
+            return whole, record["step"]
+    return {}, -1
 
 
 class Judge:
     """Evaluates on the validation split, where there is one."""
 
     def __init__(self, experiment: Experiment, recorder: Recorder):
-        stopping = experiment.config["train"]["early_stopping"]
+        config, built = experiment.config, experiment.built
         self.experiment, self.recorder = experiment, recorder
-        self.patience, self.stopping = (
-            int(stopping["patience"]),
-            Best(stopping["metric"], stopping["mode"]),
-        )
-        self.best = best_of(experiment)
-        built = experiment.built
+        self.patience = int(config["train"]["early_stopping"]["patience"])
+        self.stopping = stopped_by(config, built.task)
+        self.best = best_step(config, built.task)
         model, self.task, _ = main_part(built.model, built.task, experiment.abstract.spec)
         self.predict = make_predict(model, self.task, experiment.data.processors)
-        self.metrics: dict[str, float] = {}  # of the last evaluation
-        self.evaluated = -1  # its step
+        # Of the last evaluation, that before a restart included, and its step.
+        self.metrics, self.evaluated = last_evaluation(recorder.records)
+        self.undefined: list[str] = []  # metrics that the user was last told of
         self.collected: Collected | None = None  # its predictions
 
     def evaluate(self, params: PyTree, step: int) -> bool:
@@ -58,6 +64,7 @@ class Judge:
                 }
         self.recorder.write(step, {EVALUATION + name: value for name, value in found.items()})
         self.recorder.bar.note(f"step {step:,} validation: {listed(self.metrics, self.leading)}")
+        self._note_undefined(step)
         improved = self._improved()
         if improved or self.best is None:
             self.recorder.keep(self._evaluation(step))
@@ -90,14 +97,25 @@ class Judge:
         """Returns whether the last `patience` evaluations were all no better than the best before
         them; says so.
         """
-        values = self._history(self.stopping) if self.patience else []
-        ended = len(values) > self.patience and max(values[-self.patience :]) <= max(
-            values[: -self.patience]
-        )
+        if self.stopping is None:
+            return False
+        values = self._history(self.stopping)
+        before, last = values[: -self.patience], values[-self.patience :]
+        best = max(before, default=UNDEFINED)
+        ended = best > UNDEFINED and max(last) <= best
         if ended:
             better = f"no better {self.stopping.metric} in {self.patience}"
             self.recorder.bar.note(f"early stopping at step {step}: {better}")
         return ended
+
+    def _note_undefined(self, step: int) -> None:
+        """Says which metrics the last evaluation leaves undefined, if others than the one before."""
+        undefined = [name for name in self.task.measures if name not in self.metrics]
+        if undefined != self.undefined:
+            names = ", ".join(undefined) or "none"
+            why = ": one class or value alone occurs, or the number is infinite" if undefined else ""
+            self.recorder.bar.note(f"step {step}: undefined metrics: {names}{why}")
+        self.undefined = undefined
 
     def _metrics_of(self, params: PyTree, split: str) -> dict[str, float]:
         batches, examples = (
@@ -108,20 +126,16 @@ class Judge:
         collected = collect(self.predict, params, batches, examples, place, hosts.gather)
         if split == "validation":
             self.collected = collected
-        metrics: dict[str, float] = self.task.metrics(*collected)
-        return metrics
+        return collected.metrics(self.task)
 
     def _history(self, chosen: Best) -> list[float]:
         """Returns a metric at each evaluation so far, those before a restart included.
 
-        Negated if less is better.
-
-        Raises UserError if the metric is undefined in the newest evaluation.
+        Negated if less is better; below every number where the metric is undefined.
         """
-        if self.metrics and chosen.metric not in self.metrics:
-            raise UserError(
-                f'"{chosen.metric}" is not defined on the validation data, as where one class alone '
-                f"occurs; choose one of {', '.join(self.metrics)}"
-            )
         name, sign = EVALUATION + chosen.metric, 1 if chosen.mode == "max" else -1
-        return [sign * record[name] for record in self.recorder.records if name in record]
+        return [
+            sign * record[name] if name in record else UNDEFINED
+            for record in self.recorder.records
+            if any(key.startswith(EVALUATION) for key in record)
+        ]

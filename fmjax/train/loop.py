@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -12,12 +13,16 @@ from fmjax.contracts import Config
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
+from fmjax.errors import UserError
+from fmjax.hardware import explained
 from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
+from fmjax.runs.best import best_step
 from fmjax.runs.logs import Bar
 from fmjax.train import ending, start
 from fmjax.train.experiment import Experiment, prepare
-from fmjax.train.judge import Judge, best_of
+from fmjax.train.judge import Judge
+from fmjax.train.length import schedule_change
 from fmjax.train.profile import Profile
 from fmjax.train.recorder import Recorder
 from fmjax.train.saver import Saver, evaluated_params
@@ -28,16 +33,21 @@ from fmjax.train.throughput import Costs
 
 
 def train(
-    given: Config, workdir: Path, title: str = "train", profile: Path | None = None
+    given: Config,
+    workdir: Path,
+    title: str = "train",
+    profile: Path | None = None,
+    overridden: Collection[str] = (),
 ) -> dict[str, float]:
     """Runs a config in a run directory, or continues it; returns the last evaluation's metrics.
 
-    Traces a few steps into the folder `profile`, if there is one. Raises UserError if the config or
-    the data do not fit, Interrupted if a signal ended the run after its state was saved.
+    Traces a few steps into the folder `profile`, if there is one. `overridden` are the keys of the
+    config that do not come from its file. Raises UserError if the config or the data do not fit,
+    Interrupted if a signal ended the run after its state was saved.
     """
     run_folder.check_workdir(workdir)
-    with run_folder.locked(workdir) if hosts.first() else nullcontext():
-        experiment = prepare(given, workdir)
+    with explained(), run_folder.locked(workdir) if hosts.first() else nullcontext():
+        experiment = prepare(given, workdir, overridden)
         start.record(experiment, given)
         with experiment.abstract.layout.active():
             return run(experiment, title, profile)
@@ -51,11 +61,14 @@ def run(experiment: Experiment, title: str, profile: Path | None) -> dict[str, f
     with ExitStack() as stack:
         batches = start.training_batches(experiment)
         stack.callback(batches.close)
-        saver = Saver(experiment, batches, best_of(experiment))
+        best = best_step(experiment.config, experiment.built.task)
+        saver = Saver(experiment, batches, best)
         stack.callback(saver.close)
         state, nonfinite = saver.restore()
         begun = int(state.step)
         start.announce(experiment, begun)
+        if begun:
+            announce_length(experiment, begun)
         bar = Bar(title, experiment.built.steps, begun)
         recorder = Recorder(experiment, begun, bar, nonfinite)
         stack.callback(recorder.close)
@@ -66,6 +79,14 @@ def run(experiment: Experiment, title: str, profile: Path | None) -> dict[str, f
     if hosts.first():
         say(ending.done(experiment, sys.argv[0]))
     return judge.metrics
+
+
+def announce_length(experiment: Experiment, begun: int) -> None:
+    """Says what another length than before changes in the learning rate of a run that goes on."""
+    params, steps = experiment.abstract.state.params, experiment.built.steps
+    before, workdir = experiment.steps_before, experiment.workdir
+    if changed := schedule_change(experiment.config, params, before, steps, begun, workdir):
+        say(changed)
 
 
 class Loop:
@@ -137,11 +158,19 @@ class Loop:
         with self.recorder.clock.paused():
             # After a signal as well: once this step is saved, nothing would make up for it.
             if final or self.due("eval", step):
-                improved = self.judge.evaluate(evaluated_params(state), step)
+                improved = self.evaluate(state, step)
             saves = bool(caught) or final or improved or self.due("save", step)
             if saves:
                 self.save(state, step)
         return saves
+
+    def evaluate(self, state: TrainState, step: int) -> bool:
+        """Returns whether the step is the best so far; saves it first where it cannot be told."""
+        try:
+            return self.judge.evaluate(evaluated_params(state), step)
+        except UserError:
+            self.save(state, step)
+            raise
 
     def save(self, state: TrainState, step: int) -> None:
         self.saver.save(state, step, self.recorder.nonfinite, self.judge.metrics_at(step))

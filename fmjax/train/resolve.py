@@ -1,70 +1,19 @@
-"""What a run's config leaves open: the processors and the model, from the data, the weights or the run itself."""
+"""What a run's config leaves open of the model: its sizes, from the weights that it starts from, the processors or a name."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 
-from fmjax import contracts, models
+from fmjax import models
 from fmjax.contracts import Config, Encodes, Generates, Model, PacksPairs, Processors, Task
 from fmjax.data import kinds
-from fmjax.data.kinds import lifecycle, text
+from fmjax.data.kinds import text
 from fmjax.decoding.settings import settings_for
-from fmjax.distributed.hosts import say
-from fmjax.errors import UserError, nearest
+from fmjax.errors import UserError
 from fmjax.inference.pretrained import Pretrained
 from fmjax.models import Family
-
-
-def resolve_processors(config: Config, task: Task, workdir: Path | None, source: Pretrained | None, train: Any) -> Processors:
-    """Returns the run's processors of the columns that its task reads.
-
-    Each is that stored in the run, if it is resumed; or the named one; or that which follows from the task's settings; or
-    that of the weights; or one fitted here to the training data.
-
-    Args:
-      config: the run's.
-      task: with the settings that follow from the data.
-      workdir: of a run that is resumed, else None.
-      source: what the parameters start from.
-      train: the training data, of a mixture of tasks a `Bundle`.
-
-    Raises UserError if a named processor is not the one that the weights were trained with, or the weights have none.
-    """
-    if workdir is not None:
-        return lifecycle.restore(workdir, task)
-    found = {
-        key: resolve_processor(group, key, config, source) for key, group in lifecycle.groups(task, train).items()
-    }
-    return Processors(named=found)
-
-
-def resolve_processor(group: lifecycle.Group, key: str, config: Config, source: Pretrained | None) -> contracts.Processor:
-    """Returns the processor of a new run for a group of columns."""
-    processor, data = group.processor, config["data"]
-    theirs = source.processors.get(key) if source else None
-    named = processor.named(data)
-    if named is not None:
-        if theirs is not None and theirs.sha256 != named.sha256:
-            setting = f"data.{processor.what}"
-            raise UserError(
-                f"{setting}={data[processor.what]} is not the {processor.what} of init.weights={config['init']['weights']}; "
-                f"leave {setting} out to use that of the weights"
-            )
-        return named
-    if group.settings is not None:
-        return lifecycle.fit(group, data)
-    if theirs is not None:
-        return theirs
-    if source is not None:
-        name = f"; name one with --config.data.{processor.what}=DIR" if processor.what in data else "; start from other weights"
-        raise UserError(f"init.weights={config['init']['weights']} has no {processor.what}{name}")
-    if line := processor.announcement(data):
-        say(line)
-    return lifecycle.fit(group, data)
 
 
 def resolve_model(config: Config, source: Pretrained | None, processors: Processors, task: Task) -> nn.Module:
@@ -133,14 +82,3 @@ def check_generation(task: Task, model: Model, processors: Processors, length: i
         settings = settings_for(processors.of(text.Processor).tokenizer, task.generation, model)
         if task.needs_generation:
             settings.limits(1 if isinstance(model, Encodes) else length, model.settings.positions)
-
-
-def check_measures(config: Config, task: Task) -> None:
-    """Raises UserError if the metric that chooses the best step, or ends the run, is not one of the task's."""
-    stopping = config["train"]["early_stopping"]
-    chosen = {"checkpoint.best": config["checkpoint"].get("best")}
-    chosen |= {"train.early_stopping.metric": stopping["metric"]} if stopping["patience"] else {}
-    for key, metric in chosen.items():
-        if metric and metric not in task.measures:
-            hint = nearest(metric, task.measures)
-            raise UserError(f'{key}="{metric}" is not a metric of this task{hint}; it has {", ".join(task.measures)}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,7 +22,10 @@ class Signals:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Handles the signals in the block."""
+        """Handles the signals in the block, in the main thread; Python permits no other to."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         previous = {
             number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
         }

@@ -10,8 +10,7 @@ All is checked here, on the host, before anything is compiled.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +20,7 @@ import jax
 from fmjax import optim, tasks
 from fmjax.contracts import Config, Examples, Processors, Source, Task
 from fmjax.data.kinds import lifecycle
+from fmjax.data.kinds.choose import choose_processors
 from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
 from fmjax.data.stream.batches import eval_batches
@@ -32,11 +32,14 @@ from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
 from fmjax.errors import UserError
 from fmjax.inference.pretrained import Pretrained, load
+from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
-from fmjax.train.resolve import check_generation, check_measures, resolve_model, resolve_processors
+from fmjax.train.length import checked_steps
+from fmjax.train.resolve import check_generation, resolve_model
 from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_state
 from fmjax.train.step import TrainStep, make_step
+from fmjax.train.warm_start import start_from
 from fmjax.train.wrappers import mix
 
 TrainedModel: TypeAlias = Any  # a Linen module that is a contracts.Model, or a MixtureModel
@@ -76,10 +79,13 @@ class Abstract:
     state: TrainState
 
 
-def open_data(config: Config, workdir: Path, resumed: bool) -> Data:
+def open_data(
+    config: Config, workdir: Path, resumed: bool, overridden: Collection[str] = ()
+) -> Data:
     """Opens the data, and finds the processors and the task's settings that follow from them.
 
-    Raises UserError for data that cannot be read, or that have changed since the run began.
+    `overridden` are the config's keys that do not come from its file. Raises UserError for data
+    that cannot be read, or that have changed since the run began.
     """
     task = tasks.make(config["task"])
     for key in ("workers", "prefetch", "stall_seconds"):
@@ -93,10 +99,13 @@ def open_data(config: Config, workdir: Path, resumed: bool) -> Data:
     origin = config.get("init", {}).get("weights")
     # A run that was stopped before its first checkpoint starts from the same weights again.
     pretrained = load(origin) if origin and not (resumed and checkpoints.steps()) else None
+    if pretrained is not None:
+        config = start_from(config, pretrained, overridden)
     sources["train"], settings = tolerance.apply(sources["train"], task.resolve)
     config = config | {"task": config["task"] | settings}
     task = tasks.make(config["task"])
-    find = partial(resolve_processors, config, task, workdir if resumed else None, pretrained)
+    weights = None if pretrained is None else pretrained.processors
+    find = partial(choose_processors, config, task, workdir if resumed else None, weights)
     sources["train"], processors = tolerance.apply(sources["train"], find)
     facts |= lifecycle.hashes(processors)
     if resumed:
@@ -107,12 +116,14 @@ def open_data(config: Config, workdir: Path, resumed: bool) -> Data:
 def build(data: Data, resumed: bool) -> Built:
     """Returns the task, the model and the examples. Raises UserError where they do not fit."""
     task = tasks.make(data.config["task"])
-    check_measures(data.config, task)
+    best.best_step(data.config, task)
+    best.stopped_by(data.config, task)
     config, model = build_model(data.config, data.pretrained, data.processors, task)
     check_generation(task, model, data.processors, config["data"]["max_length"])
     check_positions(config)
     sources = dict(data.sources)  # without bad records, once examples are made
     examples = make_examples(task, sources, data.processors, config, data.tolerance)
+    best.check_evaluated(config, examples)
     train = examples["train"]
     if isinstance(train, Bucketed):
         config = config | {"data": config["data"] | {"buckets": train.borders}}
@@ -167,31 +178,3 @@ def check_positions(config: Config) -> None:
         table = f"the position table, model.positions={positions}"
         how = "lower the one or raise the other"
         raise UserError(f"data.max_length={length} is longer than {table}; {how}")
-
-
-def checked_steps(config: Config, train: Examples) -> int:
-    """Returns the number of steps. Raises UserError if the training data have too few examples."""
-    size = config["data"]["batch_size"]
-    if len(train) < size:
-        few = f"the training data has {len(train)} examples, fewer than data.batch_size={size}"
-        raise UserError(f"{few}; lower the batch size or give more data")
-    steps = total_steps(config, len(train))
-    train.check_steps(steps, size)
-    return steps
-
-
-def total_steps(config: Config, examples: int) -> int:
-    """Returns the number of steps: as given, or of as many epochs, the last one rounded up.
-
-    Raises UserError unless exactly one of train.steps and train.epochs is given and positive.
-    """
-    steps, epochs = config["train"].get("steps"), config["train"].get("epochs")
-    if (steps is None) == (epochs is None):
-        how = "--config.train.steps=none unsets the first"
-        raise UserError(f"give one of train.steps and train.epochs, not both; {how}")
-    size = config["data"]["batch_size"]
-    count = int(steps) if epochs is None else math.ceil(epochs * examples / size)
-    if count < 1:
-        given = f"steps={steps}" if epochs is None else f"epochs={epochs}"
-        raise UserError(f"train.{given}: must be positive; raise it")
-    return count

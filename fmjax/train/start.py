@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-
-import jax
 
 from fmjax.config import write_config
 from fmjax.contracts import Config
 from fmjax.data.kinds import lifecycle
-from fmjax.data.stream import packing
 from fmjax.data.stream.batches import Reading, TrainBatches
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.runs import folder as run_folder
+from fmjax.train import facts as run_facts
 from fmjax.train.experiment import Experiment
 
 
@@ -32,7 +29,8 @@ def record(experiment: Experiment, given: Config) -> None:
         return
     if not experiment.resumed:
         lifecycle.store(workdir, data.processors)
-    run_folder.record(workdir, data.fingerprints, experiment.built.notes)
+    notes = experiment.built.notes | {run_facts.KEY: run_facts.gather(experiment)}
+    run_folder.record(workdir, data.fingerprints, notes)
     run_folder.record_left_out(workdir, data.tolerance.found)
     # Last, as the config makes the folder a run; at a restart it takes up what may change.
     write_config(workdir, experiment.config, given)
@@ -63,14 +61,12 @@ def training_batches(experiment: Experiment) -> TrainBatches:
 
 
 def announce(experiment: Experiment, start: int) -> None:
-    """Prints one line about the run that is about to go on, and one about packed batches."""
-    built, pieces = experiment.built, experiment.data.processors.sizes().get("vocab_size")
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract.state.params))
-    sizes = ", ".join(f"{len(examples):,} {split}" for split, examples in built.examples.items())
-    vocabulary = f"vocabulary {pieces:,}, " if pieces else ""
-    say(
-        f"{built.config['model']['name']} {count:,} parameters, {sizes} examples, {vocabulary}"
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}, steps {start} to {built.steps}"
-    )
-    if fill := packing.fill_of(built.examples["train"]):
-        say(f"batches: {packing.describe(fill)}")
+    """Prints the facts about the run that is about to go on, and its steps."""
+    if not hosts.first():
+        return
+    stored = run_folder.read_provenance(experiment.workdir).get(run_facts.KEY)  # none in a dry run
+    facts = stored or run_facts.gather(experiment)
+    rows = experiment.batch_size
+    steps = {"text": f"{start:,} to {experiment.built.steps:,}, of {rows:,} examples each"}
+    for line in run_facts.lines(facts | {"steps": steps}):
+        say(line)

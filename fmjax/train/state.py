@@ -14,8 +14,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.contracts import HostBatch, PyTree
-from fmjax.distributed.sharding import Rules, parameter_shardings
+from fmjax.distributed.sharding import Rules, kept_axes, parameter_shardings, with_sharding
 from fmjax.optim import map_params
+from fmjax.randomness import seeded_key
 
 BatchSpec: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
 Transform: TypeAlias = optax.GradientTransformation
@@ -75,18 +76,6 @@ def abstract_state(params: PyTree, transform: Transform, mesh: Mesh) -> TrainSta
     return TrainState(step=step, params=params, opt_state=opt_state)
 
 
-def with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def kept_axes(param: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> NamedSharding:
-    """Returns a parameter's sharding for an array of its axes, of which some may have become 1."""
-    spec = [*param.sharding.spec, *[None] * (len(shape) - len(param.sharding.spec))]
-    sizes = zip(spec, shape, param.shape, strict=True)
-    kept = [axes if size == whole else None for axes, size, whole in sizes]
-    return NamedSharding(param.sharding.mesh, PartitionSpec(*kept))
-
-
 def create_state(
     model: nn.Module, transform: Transform, spec: BatchSpec, abstract: TrainState, seed: int
 ) -> TrainState:
@@ -97,7 +86,7 @@ def create_state(
         return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state: TrainState = jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+    state: TrainState = jax.jit(create, out_shardings=shardings)(seeded_key(seed, "train.seed"))
     return state
 
 

@@ -1,23 +1,100 @@
-"""What weights mean for a run that starts from them: which rows of a classifier are which labels."""
+"""What weights mean for a run that starts from them: its model's sizes, and which rows of a
+classifier are which labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from fmjax import pytree, tasks
-from fmjax.contracts import PyTree, Task
+from fmjax.contracts import Config, PyTree, Task
+from fmjax.distributed.hosts import say
+from fmjax.errors import UserError, one_of
 from fmjax.hub.reference import class_names
+from fmjax.inference.export import special_type
 from fmjax.inference.pretrained import Pretrained, abstract_params
 
 Labels: TypeAlias = tuple[str, ...]
 
+# Where a model is initialized from other weights, these alone may start fresh.
+FRESH = ("^head/", "^encoder/pooler/")
 PLACEHOLDER = "label_"  # LABEL_0, LABEL_1, ...: Hugging Face's names of classes that have none
 NUMBER: Labels = ("(a number)",)  # in place of labels
 IN_PLACE: tuple[int, ...] = ()  # no row moves
 SHOWN = 10  # labels that a message lists
+
+
+def origin_of(config: Config) -> str:
+    return f"init.weights={config['init']['weights']}"
+
+
+def start_from(config: Config, source: Pretrained, overridden: Collection[str]) -> Config:
+    """Returns the config of a run that starts from weights, in which no size contradicts theirs.
+
+    What a config's file says of sizes is for a model from random weights, and yields. It says too
+    what kind of model of Hugging Face the weights are, where a family has several.
+
+    Raises UserError, with both values, for a size among the `overridden` keys that is another.
+    """
+    section = dict(config["model"])
+    if section["name"] == source.family.name:
+        check_sizes(origin_of(config), section, source, overridden)
+    if source.task is None:
+        kind = special_type(source.config, source.family.name)
+    else:
+        kind = source.config.get("init", {}).get("model_type", "")
+    noted = {"model_type": kind} if kind else {}
+    return config | {"model": section, "init": config["init"] | noted}
+
+
+def check_sizes(
+    origin: str, section: Config, source: Pretrained, overridden: Collection[str]
+) -> None:
+    """Takes out of the section `model` the sizes that are not those of the weights, and says so."""
+    theirs = dataclasses.asdict(source.model.settings)
+    given = {name: (value, f"model.{name}") for name, value in section.items() if name in theirs}
+    if (size := section.pop("size", None)) is not None:
+        known = source.family.sizes  # of a family outside of fmjax there may be none
+        if known:
+            one_of("model.size", size, known)
+        named = known.get(size, {})
+        given = {name: (value, "model.size") for name, value in named.items()} | given
+    # Other types than whole numbers and truth values do not shape parameters.
+    other = {
+        name: value
+        for name, (value, _) in given.items()
+        if isinstance(value, int) and value != theirs[name]
+    }
+    if not other or fits(source, other):
+        return
+    # Together they do not fit: it is those that do not fit alone, if there are any.
+    sizes = [name for name, value in other.items() if not fits(source, {name: value})] or [*other]
+    for name in sizes:
+        key = given[name][1]
+        if key in overridden:
+            value = f"{size}, which is {name}={other[name]}" if key == "model.size" else other[name]
+            raise UserError(
+                f"{key}={value}, but {origin} has {name}={theirs[name]}; "
+                f"leave {key} out to take the size of the weights"
+            )
+        section.pop(name, None)
+    listed = ", ".join(f"{name}={theirs[name]} (not {other[name]})" for name in sizes)
+    say(f"{origin}: the weights' sizes are taken, not the config's: {listed}")
+
+
+def fits(source: Pretrained, changes: Config) -> bool:
+    """Returns whether the parameters of weights are those of a model with other settings."""
+    settings = dataclasses.asdict(source.model.settings) | changes
+    try:
+        model = source.family.build(heads=source.model.heads, **settings)
+        params = source.family.fit_params(source.params, model.settings)
+        pytree.merge(abstract_params(model), params, FRESH, "")
+    except UserError:
+        return False
+    return True
 
 
 def fit_heads(params: PyTree, source: Pretrained, model: PyTree, task: Task) -> tuple[PyTree, list[str]]:

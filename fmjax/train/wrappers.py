@@ -31,7 +31,7 @@ class MixtureModel:
         nested = pytree.unnames(batch)
         params: dict[str, PyTree] = {}
         for part, model in self.parts.items():
-            params = union(params, model.init(key, nested[part])["params"])
+            params = pytree.union(params, model.init(key, nested[part])["params"])
         return {"params": params}
 
     def apply(
@@ -70,9 +70,3 @@ def main_part(model: PyTree, task: PyTree, spec: Mapping[str, PyTree]) -> tuple[
         return model, task, spec
     part, own = next(iter(model.parts.items()))
     return own, task.main, pytree.unnames(spec)[part]
-
-
-def union(first: Mapping[str, PyTree], second: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Returns the nested dictionary of what is in either, that of the first where it is in both."""
-    shared = [name for name in first if isinstance(first[name], dict) and name in second]
-    return {**second, **first, **{name: union(first[name], second[name]) for name in shared}}

@@ -72,6 +72,16 @@ def test_flags():
     }
 
 
+def test_a_path_may_begin_with_the_home_folder(capsys):
+    assert parsed("--workdir=~/r", config=False).workdir == Path.home() / "r"
+    assert "there is no such home folder" in refusal(capsys, "--workdir=~nobody_at_all/r", config=False)
+
+
+def test_numbers_of_flags_are_digits(capsys):
+    for text in ("1_0", "١", "0x1", " 1"):
+        assert "is not a whole number" in refusal(capsys, "--workdir=w", f"--count={text}", config=False)
+
+
 def test_overrides_are_collected_in_order():
     args = parsed(
         "--config.a.b=1", "--config", "x.py:tiny", "--config.mesh.axes", '{"data": -1}', "--workdir=w",
@@ -105,7 +115,7 @@ def test_load(tmp_path):
         (["-x"], "-x: no such flag; choose from "),
         ([], "the following arguments are required: --config, --workdir; see "),
         (["--config=c", "--workdir"], "argument --workdir: expected one argument; see "),
-        (["--config=c", "--workdir=w", "--count=x"], "argument --count: invalid int value: 'x'; see "),
+        (["--config=c", "--workdir=w", "--count=x"], 'argument --count: "x" is not a whole number; see '),
         (["--config=c", "--workdir=w", "--verbose=1"], "--verbose: ignored explicit argument '1'; see "),
         (["--config=c", "--workdir=w", "stray"], '"stray" belongs to no flag; quote spaces, or see '),
         (["--config=c", "--workdir=w", "--config.a"], "--config.a: has no value; write --config.a=VALUE"),

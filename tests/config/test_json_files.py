@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from fmjax.config.json_files import open_atomically, read_json, write_atomically, write_json
+from fmjax.config.json_files import open_atomically, parse_json, read_json, write_atomically, write_json
 from fmjax.errors import UserError
 
 
@@ -67,3 +67,15 @@ def test_what_is_no_json_object_is_named(content, message, tmp_path):
     with pytest.raises(UserError, match=message) as raised:
         read_json(path, missing="no such file; here")
     assert str(raised.value).startswith(f"{path}: ")
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": {"b": 1, "c": 2, "b": 3}}', encoding="utf-8")
+    with pytest.raises(UserError, match=r'a\.json: the key "b" occurs twice in a JSON object; take one out$'):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(ValueError, match='the key "a" occurs twice'):
+        parse_json('[{"a": 1, "a": 1}]')
+    assert parse_json('[{"a": 1}, {"a": 2}]') == [{"a": 1}, {"a": 2}]
+    for text in ("NaN", "[Infinity]", "-Infinity", "{'a': 1}"):
+        with pytest.raises(ValueError, match="."):
+            parse_json(text)

@@ -43,3 +43,41 @@ def test_a_batch_has_to_divide(settings, message):
     with pytest.raises(UserError) as raised:
         lay_out(config(**settings))
     assert message in str(raised.value)
+
+
+def mesh(rules: str, axes: dict[str, int], **more) -> dict:
+    return {"mesh": {"axes": axes, "rules": rules} | more, "data": {"batch_size": 8}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "axes", "shape", "said"),
+    [
+        ("dp", {"data": -1}, {"data": 8}, ""),
+        ("fsdp", {"data": -1}, {"fsdp": 8}, "mesh.rules=fsdp: mesh.axes is {'fsdp': 8}"),
+        (
+            "fsdp_tp",
+            {"data": -1},
+            {"fsdp": 8},
+            "mesh.rules=fsdp_tp: mesh.axes is {'fsdp': 8}; add tensor to mesh.axes to divide more",
+        ),
+        ("fsdp_context", {"data": -1}, {"fsdp": 8}, "mesh.rules=fsdp_context: mesh.axes is {'fsdp': 8}"),
+        (
+            "fsdp",
+            {"data": 8},
+            {"data": 8},
+            "warning: mesh.rules=fsdp divides parameters over fsdp, which mesh.axes={'data': 8} has not: "
+            "each of 8 devices holds all of them",
+        ),
+        ("fsdp", {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 4}, ""),
+    ],
+)
+def test_rules_that_divide_parameters_find_their_axis_or_say_that_they_do_not(rules, axes, shape, said, capsys):
+    assert dict(lay_out(mesh(rules, axes)).mesh.shape) == shape
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_a_table_of_ones_own_and_one_device_are_left_as_they_are(capsys):
+    own = mesh("dp", {"data": -1}, table={"embed": "data", "act_batch": "data"})
+    assert dict(lay_out(own).mesh.shape) == {"data": 8}
+    assert dict(lay_out(mesh("fsdp", {"data": -1}), jax.devices()[:1]).mesh.shape) == {"fsdp": 1}
+    assert capsys.readouterr().err == ""

@@ -114,3 +114,34 @@ def test_a_table_of_its_own_makes_it_exportable(package, run, tmp_path):
     del sys.modules["toy_models.toy"]
     load(run).save(tmp_path / "folder")
     assert load(tmp_path / "folder").config["architectures"] == ["BertForSequenceClassification"]
+
+
+OWN = """
+import dataclasses
+from fmjax.hub.families import bert as table
+
+REFERENCE = dataclasses.replace(table.REFERENCE, model_types=("toy",))
+"""
+
+
+def test_an_export_with_a_model_type_of_its_own_is_loaded_where_its_package_is_permitted(
+    package, run, tmp_path, monkeypatch
+):
+    (package / "toy.py").write_text(TOY + OWN)
+    del sys.modules["toy_models.toy"]
+    model = load(run)
+    model.save(tmp_path / "folder")
+    again = load(tmp_path / "folder")
+    assert again.config["model_type"] == "toy" and again.family.name == "toy_models.toy"
+    assert again.model.settings == model.model.settings and again.reference == model.reference
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, model.params))
+    again.save(tmp_path / "again")
+    assert load(tmp_path / "again").config == again.config
+
+    monkeypatch.delenv(EXTENSIONS)
+    with pytest.raises(
+        UserError,
+        match='config.json: fmjax_family="toy_models.toy" names a module outside of fmjax; '
+        "if you trust it, permit its package: export FMJAX_EXTENSIONS=toy_models",
+    ):
+        load(tmp_path / "folder")

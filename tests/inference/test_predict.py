@@ -293,3 +293,10 @@ def test_a_file_of_an_unknown_extension_has_json_lines(tmp_path):
     for name in ("prompts", "prompts.json"):
         found = open_inputs(written(tmp_path, '"a"\n"b"', name))
         assert [found[index].value for index in range(len(found))] == ["a", "b"]
+
+
+def test_byte_order_marks_and_line_breaks_of_the_input(tmp_path):
+    for line_break in (b"\n", b"\r\n", b"\r"):
+        (tmp_path / "in.jsonl").write_bytes(line_break.join([b'\xef\xbb\xbf{"text": "a"}', b"", b'"b"']))
+        found = open_inputs(tmp_path / "in.jsonl")
+        assert [found[index].value for index in range(len(found))] == [{"text": "a"}, "b"] and found[1].place == {"line": 3}

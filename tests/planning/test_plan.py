@@ -119,7 +119,7 @@ def test_the_command_prints_a_table_or_an_object(capsys):
         ({"mesh.axes": '{"data": 3}'}, "multiply to the 8 devices"),
         ({"model.width": "36", **FSDP}, 'embed" of size 36 is not divisible by the 8 devices'),
         ({"init.from": "somewhere"}, "a plan reads no weights"),
-        ({"model.remat": "dot"}, 'model.remat="dot": no such policy (did you mean "dots"?)'),
+        ({"model.remat": "dot"}, 'model.remat="dot" (did you mean "dots"?): choose one of none, dots'),
     ],
 )
 def test_mistakes_are_one_line(changes, message, capsys):

@@ -110,11 +110,27 @@ def test_a_run_in_length_buckets(data, run, tmp_path):
     assert 0.85 < json.loads((tmp_path / "whole" / "provenance.json").read_text())["fill"]["input_ids"] < 1
     still = (*files, "optim.learning_rate=0.0", "train.steps=3")
     judged = []
-    for name, words in (("plain", still), ("buckets", (*still, "data.buckets=auto"))):
+    for name, words in (("plain", (*still, "data.buckets=none")), ("buckets", still)):
         assert run(tmp_path / name, *words, arg="classify") == 0
         last = records(tmp_path / name)[-1]
         judged.append({key: value for key, value in last.items() if key.startswith("eval/")})
     assert judged[0] == pytest.approx(judged[1], abs=1e-6) and "eval/validation/accuracy" in judged[0]
+
+
+def test_a_run_from_before_buckets_were_the_default_goes_on_without(data, run, refused, tmp_path):
+    assert run(tmp_path / "whole", "data.buckets=none", "train.steps=4", arg="classify") == 0
+    assert run(tmp_path / "older", "data.buckets=none", "train.steps=2", arg="classify") == 0
+    stored = json.loads((tmp_path / "older" / "config.json").read_text())
+    for data_section in (stored["data"], stored["fmjax"]["given"]["data"]):
+        data_section["buckets"] = []  # as it was
+    for task in (stored["task"], stored["fmjax"]["given"]["task"]):
+        del task["separator"], task["label_columns"]  # which were not there
+    (tmp_path / "older" / "config.json").write_text(json.dumps(stored))
+    assert run(tmp_path / "older", "train.steps=4", arg="classify") == 0
+    equal(tmp_path / "older", tmp_path / "whole")
+    assert json.loads((tmp_path / "older" / "config.json").read_text())["data"]["buckets"] == []
+    message = refused(tmp_path / "older", "train.steps=6", "data.buckets=8,16", arg="classify")
+    assert "data.buckets: " in message and "begun with another config" in message
 
 
 def test_bad_records_end_a_run_or_are_left_out_and_counted(data, run, refused, capsys, tmp_path):

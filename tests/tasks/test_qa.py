@@ -164,6 +164,21 @@ def test_perfect_predictions_score_100(tokenizer):
     assert wrong["f1"] == pytest.approx(100 * (2 / 3 + 1 + 2 / 3) / 3)
 
 
+def test_marks_that_a_tokenizer_drops_belong_to_the_answer(tokenizer):
+    """In lower-cased WordPiece an accent has no token; perfect predictions score 100 all the same."""
+    answers = ["Cafe\u0301", "Re\u0301sume\u0301 noir", "हिन्दू", "cafe\u0301\u0323"]
+    lowercased = train_tokenizer([f"who ? in {' '.join(answers)}"] * 9, "wordpiece", 200)
+    source = Records([asked(f"in {text} in", text) for text in answers] + [asked(f"in {text}", text) for text in answers])
+    examples = Task().examples(source, using(lowercased), 24, train=False)
+    values = judged(Task(), examples, [question.span for question in examples.questions])
+    assert values["exact_match"] == values["f1"] == 100.0
+
+
+def test_an_answer_without_a_token_is_named(tokenizer):
+    with pytest.raises(UserError, match=r"the answer '\\u200b' has no token of this tokenizer; correct the record"):
+        Task().examples(Records([asked("w1 \u200b w2", "\u200b")]), using(tokenizer), 24, train=False)
+
+
 def test_a_question_may_have_no_answer(tokenizer):
     source = Records([asked("w1 w2 w3", "w2"), asked("w4 w5 w6")])
     assert Task().resolve(source) == {"unanswerable": True} and Task().resolve(Records(source[:1])) == {}
@@ -211,6 +226,7 @@ def test_loss_is_over_the_context_and_none():
         ({"answers": {"text": ["w2"], "answer_start": []}}, r'question 1: column "answers" holds .*, not \{"text"'),
         ({"answers": "w2"}, "question 1: column \"answers\" holds 'w2', not"),
         ({"answers": {"text": [""], "answer_start": [0]}}, 'question 1: the answer "" does not stand'),
+        (asked("w1 \u200b w2", "\u200b"), r"question 1: the answer '\\u200b' has no token; correct the record"),
         ({"question": " "}, "question 1: column \"question\" holds ' ', not text"),
         ({"context": None, "answers": {"text": [], "answer_start": []}}, 'question 1: column "context" holds None, not text'),
     ],

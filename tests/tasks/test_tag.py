@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 from seqeval import metrics as seqeval
 from seqeval.scheme import IOB2
 from support.processors import using
 from support.sources import MemoryRecords
 
 from fmjax import load
+from fmjax.config.overrides import apply_overrides
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from fmjax.defaults import fields
 from fmjax.errors import UserError
 from fmjax.metrics import classes as class_metrics
 from fmjax.models import bert
@@ -61,8 +64,8 @@ def test_labels_are_found_outside_first():
     found = Task(weighting="balanced").resolve(source)
     assert found["class_weights"] == (0.625, 1.25, 1.25, 1.25)
     assert Task(labels=LABELS).heads == {"tag": {"classes": 5}}
-    assert Task(labels=LABELS).measures == ("loss", "accuracy", "precision", "recall", "f1")
-    assert Task(labels=("NN", "VB")).measures == ("loss", "accuracy", *class_metrics.AVERAGED)
+    assert [*Task(labels=LABELS).measures] == ["loss", "accuracy", "precision", "recall", "f1"]
+    assert [*Task(labels=("NN", "VB")).measures] == ["loss", "accuracy", *class_metrics.AVERAGED]
 
 
 def test_words_and_tokens_are_aligned(tokenizer):
@@ -173,6 +176,50 @@ def test_an_entity_that_does_not_begin(tokenizer):
     assert Task(labels=("NN", "VB")).entities(["VB", "NN"]) == [("VB", 0, 1), ("NN", 1, 2)]
 
 
+@pytest.mark.parametrize("mode", ["default", "strict"])
+@pytest.mark.parametrize(
+    "tags", ["I-PER I-PER O I-LOC", "B-PER E-PER O S-LOC", "B-PER L-PER O U-LOC", "B_PER E_PER O S_LOC", "I-PER E-PER O E-LOC"]
+)
+def test_other_schemes_than_bio(tokenizer, mode, tags):
+    """Recognized in the training data: perfect predictions score all, and what is outside is no entity."""
+    tags = tags.split()
+    source = Records([{"tokens": ["ann", "lee", "in", "paris"], "tags": tags}, {"tokens": ["lee"], "tags": tags[3:]}])
+    task = Task(mode=mode, **Task(mode=mode).resolve(source))
+    examples = task.examples(source, using(tokenizer), 8, train=False)
+    values = judged(task, examples, np.stack([examples[index]["labels"] for index in range(2)]))
+    assert values == {"loss": 0.5, **dict.fromkeys(("accuracy", "precision", "recall", "f1"), 1.0)}
+    assert set(values) == set(task.measures)
+    assert task.entities(tags) == [("PER", 0, 2), ("LOC", 3, 4)]
+
+
+def test_a_scheme_is_stored_where_labels_do_not_tell(tokenizer):
+    source = tagged("Ann/I-PER Lee/I-PER is/O", "Paris/I-LOC Ann/I-PER Lee/B-PER")
+    assert Task(mode="strict").resolve(source)["scheme"] == "IOB1" and "scheme" not in Task().resolve(source)
+    assert Task(mode="strict", labels=LABELS).resolve(source) == {"scheme": "IOB1"}
+    assert "scheme" not in Task(mode="strict").resolve(tagged("Ann/B-PER Lee/I-PER is/O"))
+    with pytest.raises(UserError, match=r'task.scheme="IOB" .*choose one of IOB2, IOB1'):
+        Task(scheme="IOB")
+
+
+def test_the_scheme_is_set_on_the_command_line_and_new_to_old_runs():
+    config = ConfigDict({"task": fields(Task)})
+    assert config.task.scheme is None  # as in a run that was stored before the setting was there
+    apply_overrides(config, [("task.scheme", "IOB1")])
+    assert config.task.scheme == "IOB1"
+
+
+def test_words_that_predictions_would_cut_are_refused():
+    source = tagged(*["Angela/B-PER Merkel/I-PER visited/O Paris/B-LOC"] * 5)
+    with pytest.raises(UserError, match=r'task.split=characters: 100.0% .* as "Angela"; set task.split=words'):
+        Task(split="characters").resolve(source)
+    assert Task().resolve(source)["labels"]
+    assert Task(split="characters", labels=LABELS).resolve(source) == {}  # as in a run that is continued
+
+
+def test_a_no_break_space_is_part_of_a_word():
+    assert Task().read({"tokens": "10\u00a0000 is", "tags": "B-NUM\tO"}, "here") == (["10\u00a0000", "is"], ["B-NUM", "O"])
+
+
 def test_tags_that_mark_no_entities(tokenizer):
     source = tagged("ann/NN is/VB", "in/IN paris/NN")
     task = Task(labels=("IN", "NN", "VB"))
@@ -261,6 +308,12 @@ def test_entities_are_described(tokenizer):
     ]
     assert [(e["text"], e["start"], e["end"]) for e in second["entities"]] == [("paris", 0, 5), ("ann", 6, 9)]
     assert third == {"entities": []}
+
+
+def test_a_column_of_words_is_read_as_in_training(tokenizer):
+    task = Task(labels=LABELS)
+    for example, count in (({"tokens": "U.S. is\u00a0in"}, 2), ({"text": "U.S. is\u00a0in"}, 6), ("U.S. is", 5)):
+        assert len(task.inputs([example], using(tokenizer), 12, str)["_spans"][0]) == count
 
 
 def test_chinese_characters_are_words(tokenizer):

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fmjax.errors import UserError
 from fmjax.train.judge import Judge
 
 
@@ -30,7 +29,7 @@ def judge(
     )
     recorder.keep = recorder.kept.append
     recorder.write = lambda step, values: recorder.records.append({"step": step, **values})
-    task = SimpleNamespace(needs_generation=False, leading=("f1",))
+    task = SimpleNamespace(needs_generation=False, leading=("f1",), measures={"accuracy": None})
     built = SimpleNamespace(model=None, task=task, examples={"validation": (), "train": ()})
     experiment: Any = SimpleNamespace(
         config=config,
@@ -95,8 +94,19 @@ def test_less_may_be_better():
     assert not judge([0.3, 0.2, 0.1], 2, mode="min").out_of_patience(7)
 
 
-def test_a_metric_that_is_undefined_is_named(monkeypatch):
-    with pytest.raises(
-        UserError, match='"accuracy" is not defined on the validation data.*choose one of f1, loss'
-    ):
-        evaluated(judge([]), monkeypatch, f1=0.1, loss=1.0)
+def test_a_metric_that_is_undefined_is_reported_once_and_the_run_goes_on(monkeypatch):
+    made = judge([0.5, 0.4], patience=2)
+    notes = made.recorder.bar.note.__self__
+    assert not evaluated(made, monkeypatch, loss=1.0)
+    assert not evaluated(made, monkeypatch, loss=1.0)
+    said = [note for note in notes if "undefined" in note]
+    assert len(said) == 1 and said[0].startswith("step 9: undefined metrics: accuracy: ")
+    assert made.out_of_patience(9)  # an undefined value is no progress
+    assert evaluated(made, monkeypatch, loss=1.0, accuracy=0.6) and not made.out_of_patience(9)
+    assert notes[-1] == "step 9: undefined metrics: none"
+
+
+def test_a_metric_that_was_never_defined_ends_no_run(monkeypatch):
+    made = judge([], patience=1)
+    for _ in range(3):
+        assert not evaluated(made, monkeypatch, loss=1.0) and not made.out_of_patience(9)

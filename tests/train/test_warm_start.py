@@ -1,4 +1,5 @@
-"""Starting from other weights: which rows of a classifier are which labels."""
+"""Starting from other weights: whose sizes a model has, and which rows of a classifier are which
+labels."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from fmjax import pytree, tasks
+from fmjax.errors import UserError
 from fmjax.inference.pretrained import Pretrained, load
-from fmjax.train.warm_start import fit_heads, rows
+from fmjax.train.warm_start import fit_heads, rows, start_from
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # A head of each kind, and the parameters that have a row for each class, with its axis.
@@ -119,3 +121,58 @@ def fitted_mixture(source: Pretrained, parts: dict) -> tuple[dict, list[str]]:
     task = tasks.make({"name": "mixture", "parts": parts})
     params, lines = fit_heads(source.params, source, source.model.clone(heads=task.heads), task)
     return pytree.names(params), lines
+
+
+# As configs/gpt_clm.py has them; the weights are 24 wide and have 2 layers of 4 heads.
+FILE = {"width": 256, "layers": 6, "attention_heads": 8, "mlp_width": 688, "dropout": 0.3}
+FAMILIES = {
+    "llama": ("decoders/llama_lm", FILE | {"kv_heads": 8}),
+    "gpt": ("decoders/gpt2_lm", FILE | {"positions": 7}),
+}
+
+
+def begun(case: str, section: dict, *overridden: str) -> dict:
+    """Returns the section `model` of a run that starts from a golden folder."""
+    config = {"model": section, "init": {"weights": "DIR"}}
+    return start_from(config, load(GOLDEN / case), overridden)["model"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_of_a_config_file_yield_to_the_weights(family, capsys):
+    case, section = FAMILIES[family]
+    found = begun(case, {"name": family} | section)
+    assert found == {"name": family, "dropout": 0.3}
+    said = capsys.readouterr().err
+    assert said.startswith("init.weights=DIR: the weights' sizes are taken, not the config's: width=")
+    assert "(not 256)" in said and "layers=2 (not 6)" in said
+    # Nothing is said, and nothing tried, where all agree.
+    settings = dataclasses.asdict(load(GOLDEN / case).model.settings)
+    same = {"name": family} | {name: settings[name] for name in section}
+    assert begun(case, same) == same and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "section", "message"),
+    [
+        ("model.layers", {"layers": 6}, "model.layers=6, but init.weights=DIR has layers=2; leave"),
+        ("model.positions", {"positions": 7}, "model.positions=7, but init.weights=DIR has "),
+        ("model.size", {"size": "base"}, "model.size=base, which is width=768, but init.weights="),
+    ],
+)
+def test_a_size_that_the_user_sets_is_not_given_up(key, section, message):
+    case = "decoders/gpt2_lm"
+    with pytest.raises(UserError, match=message):
+        begun(case, {"name": "gpt"} | section, key)
+    assert begun(case, {"name": "gpt"} | section) == {"name": "gpt"}
+
+
+def test_settings_that_shape_no_parameter_stay():
+    section = {"name": "llama", "context": 99, "scan_layers": True, "rotary_base": 5.0}
+    assert begun("decoders/llama_lm", section) == section
+
+
+def test_images_of_another_size_are_no_contradiction():
+    section = {"name": "vit", "image_size": 25}
+    settings = load(GOLDEN / "vision/vit_classify").model.settings
+    assert settings.image_size != 25 and 25 % settings.patch_size == 0
+    assert begun("vision/vit_classify", section, "model.image_size") == section

@@ -19,7 +19,7 @@ def write(folder: Path, state: State) -> None:
     """Writes the state of columns. Raises UserError if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(json.dumps(state, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
         raise UserError(f"{folder / FILE}: {reason}; fix its permissions or free disk space") from None

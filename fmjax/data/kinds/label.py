@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fmjax.config.numbers import is_count
 from fmjax.contracts import Value, Where
+from fmjax.data.kinds import separators
 from fmjax.errors import RecordError
 
-SEPARATOR = "|"  # between the labels of a multi-label record in a csv or tsv file
+FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True}
 
 
 class ClassName(str):
@@ -27,14 +29,16 @@ class ClassName(str):
         return str(self), self.number
 
 
-def names_of(value: Value, where: str, column: str, several: bool = False) -> list[str]:
-    """Returns the label names of a value: one, or of several any number, a list or a string with "|" between them.
+def names_of(
+    value: Value, where: str, column: str, several: bool = False, separator: str = separators.DEFAULT
+) -> list[str]:
+    """Returns the label names of a value: one, or of several any number, a list or a string with a separator between them.
 
     Raises RecordError if one is not a name or a whole number.
     """
     items: list[Value] = [value]
     if several and isinstance(value, str | list):
-        items = value.split(SEPARATOR) if isinstance(value, str) else value
+        items = separators.split(value, separator) if isinstance(value, str) else value
     found = []
     for item in items:
         if several and item == "":
@@ -43,6 +47,15 @@ def names_of(value: Value, where: str, column: str, several: bool = False) -> li
             raise RecordError(where, f'column "{column}" holds {item!r}, not a label; correct the record')
         found.append(item if isinstance(item, ClassName) else str(item).strip())
     return found
+
+
+def flag(value: Value, where: str, column: str) -> bool:
+    """Returns whether a value marks a label as present: 1, and 0 as absent. Raises RecordError for another value."""
+    if isinstance(value, int | float) and value in (0, 1):  # True and False as well
+        return bool(value)
+    if isinstance(value, str) and value.strip() in FLAGS:
+        return FLAGS[value.strip()]
+    raise RecordError(where, f'column "{column}" holds {value!r}, not 0 or 1; correct the record')
 
 
 def known_name(name: str, labels: tuple[str, ...]) -> str:
@@ -61,7 +74,7 @@ def ordered(first: Mapping[str, int], where: Where) -> tuple[str, ...]:
 
     Raises RecordError if whole numbers are mixed with others, negative, or have gaps.
     """
-    numbers = {name for name in first if name.lstrip("-").isdigit()}
+    numbers = {name for name in first if is_count(name.removeprefix("-"))}
     if not numbers:
         return tuple(sorted(map(str, first)))
     for name, index in first.items():

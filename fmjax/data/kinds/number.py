@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
@@ -11,6 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from fmjax import contracts
+from fmjax.config.numbers import number_of
 from fmjax.contracts import Column, Config, Value, Where
 from fmjax.data.kinds import columns as stored
 from fmjax.errors import RecordError
@@ -74,10 +74,8 @@ class Processor(contracts.Processor):
 def number(value: Value, where: str, column: str = "") -> float:
     """Returns a finite number. Raises RecordError for anything else."""
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
+        return number_of(value)
+    except ValueError:
         of_column = f'column "{column}" ' if column else ""
-        raise RecordError(where, f"{of_column}holds {value!r:.60}, not a number; correct the record")
-    return found
+        problem = f"{of_column}holds {value!r:.60}, not a number; correct the record"
+        raise RecordError(where, problem) from None

@@ -137,7 +137,8 @@ def write(folder: Path, settings: Config) -> None:
         content |= {"size": {"max_height": height, "max_width": width}, "do_pad": True, "pad_size": canvas}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PROCESSOR).write_text(json.dumps(content, indent=2) + "\n")
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        (folder / PROCESSOR).write_text(text, encoding="utf-8")
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
         raise UserError(f"{folder / PROCESSOR}: {reason}; fix its permissions or free disk space") from None

@@ -8,6 +8,7 @@ random access.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import tarfile
@@ -19,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fmjax.contracts import Record
-from fmjax.data.records import RecordSource, json_object, locate, select_columns
+from fmjax.data.characters import BLANKS
+from fmjax.data.records import RecordSource, columns_of, fill_columns, json_object, locate
 from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind, first_path
 from fmjax.data.storage.mapped import File
 from fmjax.data.storage.paths import find_files, is_image
@@ -31,7 +33,7 @@ from fmjax.errors import RecordError, UserError, nearest
 PARTS = {"txt": "text", "text": "text", "json": "json", "cls": "label"}
 LINES = ("jsonl", "ndjson")
 ENDINGS = (*PARTS, *LINES)
-PEEK = 100  # files of an archive that decide what it is
+PEEK = 100  # files of an archive that decide what it is, and records whose keys become columns
 
 
 class Part(NamedTuple):
@@ -75,8 +77,16 @@ class Tar(RecordSource):
         # [records]: where the header of a record's first file begins.
         self.heads = np.array(heads, np.int64)
         self.columns: tuple[str, ...] = ()
-        self.columns = tuple(self.read(0))
+        self.columns = columns_of([self.read(0), *self.more_records()])
         self.fingerprint()  # before anything can change
+
+    def more_records(self) -> Iterator[Record]:
+        """Yields the first records, where objects of JSON have the columns; one that is bad is an
+        error once it is read."""
+        objects = any(PARTS.get(ending, "json") == "json" for ending in self.endings)
+        for index in range(1, min(len(self), PEEK) if objects else 0):
+            with contextlib.suppress(RecordError):
+                yield self.read(index)
 
     def scan(self, file: File) -> Iterator[list[Part]]:
         """Yields the files of each record of an archive."""
@@ -95,10 +105,12 @@ class Tar(RecordSource):
     def lines(self, part: Part, file: File) -> Iterator[Part]:
         """Yields the lines of JSON in a file of an archive."""
         self.checked([part], file)
+        # A file without a line feed may have carriage returns in its place (old Macs).
+        line_break = b"\n" if file.data.find(b"\n", part.begin, part.end) >= 0 else b"\r"
         begin = part.begin
         while begin < part.end:
-            end = file.data.find(b"\n", begin, part.end) + 1 or part.end
-            if file.data[begin:end].strip():
+            end = file.data.find(line_break, begin, part.end) + 1 or part.end
+            if file.data[begin:end].strip(BLANKS.encode()):
                 yield part._replace(begin=begin, end=end)
             begin = end
 
@@ -125,7 +137,7 @@ class Tar(RecordSource):
         return len(self.spans)
 
     def __getitem__(self, index: int) -> Record:
-        return select_columns(self.read(index), self.columns, self.where, index)
+        return fill_columns(self.read(index), self.columns)
 
     def read(self, index: int) -> Record:
         """Returns all that the files of a record hold.
@@ -136,13 +148,13 @@ class Tar(RecordSource):
         record: Record = {}
         for ending, (begin, end) in zip(self.endings, self.spans[index].tolist(), strict=True):
             try:
-                text = file.data[begin:end].decode("utf-8")
+                text = file.data[begin:end].decode("utf-8").removeprefix("\ufeff")
             except UnicodeDecodeError as error:
                 what = f"is not UTF-8 (byte 0x{error.object[error.start]:02x})"
                 problem = f"its .{ending} {what}; convert it, for example with iconv"
                 raise RecordError(self.where(index), problem, index) from error
             try:
-                found = columns_of(text, PARTS.get(ending, "json"))
+                found = values_of(text, PARTS.get(ending, "json"))
             except ValueError as error:
                 raise RecordError(
                     self.where(index), f"its .{ending} {error}; correct it", index
@@ -178,14 +190,14 @@ class Tar(RecordSource):
         }
 
 
-def columns_of(text: str, kind: str) -> Record:
+def values_of(text: str, kind: str) -> Record:
     """Returns the columns that a file of a record holds.
 
     Raises ValueError if it should be a JSON object and is none.
     """
     if kind == "json":
         return json_object(text)
-    return {kind: text.strip() if kind == "label" else text.replace("\r\n", "\n")}
+    return {kind: text.strip(BLANKS) if kind == "label" else text.replace("\r\n", "\n")}
 
 
 def parts(file: File) -> Iterator[Part]:
@@ -211,6 +223,7 @@ def as_part(member: tarfile.TarInfo, where: str) -> Part:
         )
     folder, _, base = member.name.rpartition("/")
     stem, _, ending = base.rpartition(".")
+    ending = ending.lower()
     if ending not in ENDINGS:
         if is_image(base):
             hint = (
@@ -239,7 +252,7 @@ def holds_texts(path: Path) -> bool:
             for name in itertools.islice(names, PEEK):
                 if is_image(name.name) and not hidden(name):
                     return False
-                found = found or (name.suffix[1:] in ENDINGS and not hidden(name))
+                found = found or (name.suffix[1:].lower() in ENDINGS and not hidden(name))
     except BROKEN:
         pass
     return found

@@ -7,18 +7,20 @@ in such files are read by `data.source=tfds`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fmjax.contracts import Record
-from fmjax.data.records import RecordSource, json_object, locate, select_columns
+from fmjax.data.records import RecordSource, columns_of, fill_columns, json_object, locate
 from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage import cache
 from fmjax.data.storage.mapped import decompressed
 from fmjax.errors import RecordError, UserError, one_line
 
+PEEK = 100  # records whose keys become columns
 # Characters that do not occur in text.
 CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")
 
@@ -74,8 +76,8 @@ class ArrayRecordFile:
 
 
 class ArrayRecords(RecordSource):
-    """JSON objects, whose columns are the keys of the first, or texts as `{"text": ...}`: all are
-    what the first record is.
+    """JSON objects, whose columns are the keys of the first `PEEK` records (a value that a record
+    lacks is None), or texts as `{"text": ...}`: all are what the first record is.
 
     Raises UserError, naming the file, if one is damaged or empty, and RecordError for a record that
     cannot be read.
@@ -91,7 +93,8 @@ class ArrayRecords(RecordSource):
                 )
         self.bounds = np.concatenate([[0], np.cumsum([len(file) for file in self.files])])
         first = self.files[0].text(0)
-        self.holds, self.columns = contents(first)
+        self.holds = "json" if is_json(first) else "text"
+        self.columns = columns_of(self.first_objects()) if self.holds == "json" else ("text",)
         if self.holds == "text" and CONTROL & set(map(ord, first)):
             raise UserError(
                 f"{self.files[0].path} record 0: is neither a JSON object nor text (a "
@@ -99,6 +102,13 @@ class ArrayRecords(RecordSource):
                 "TFDS are read with --config.data.source=tfds"
             )
         self.fingerprint()  # before anything can change
+
+    def first_objects(self) -> Iterator[Record]:
+        """Yields the first objects; a record that is none is an error once it is read."""
+        for index in range(min(len(self), PEEK)):
+            number, row = locate(self.bounds, index)
+            with contextlib.suppress(ValueError, RecordError):
+                yield json_object(self.files[number].text(row))
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
@@ -109,7 +119,7 @@ class ArrayRecords(RecordSource):
         if self.holds == "text":
             return {"text": text}
         try:
-            return select_columns(json_object(text), self.columns, self.where, index)
+            return fill_columns(json_object(text), self.columns)
         except ValueError as error:
             place = f"{self.files[number].path} record {row}"
             raise RecordError(
@@ -125,12 +135,13 @@ class ArrayRecords(RecordSource):
         return {"source": "array_record", "split": self.split, "files": files}
 
 
-def contents(text: str) -> tuple[str, tuple[str, ...]]:
-    """Returns whether a record is "json" or "text", and its columns."""
+def is_json(text: str) -> bool:
+    """Returns whether a record is a JSON object."""
     try:
-        return "json", tuple(json_object(text))
+        json_object(text)
     except ValueError:
-        return "text", ("text",)
+        return False
+    return True
 
 
 SOURCES = (SourceKind("array_record", ArrayRecords, extensions=(".array_record",)),)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fmjax.contracts import Record
+from fmjax.data.characters import BLANKS, is_blank, split_fields
 from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.sources.lines import RecordFiles
 from fmjax.data.storage.mapped import File, lines
@@ -13,6 +14,7 @@ from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError
 
 DOCUMENT = "-DOCSTART-"
+BROKEN = "has a carriage return inside; end each line with a line feed"
 UNTAGGED = "has one field, not a token and its tag; correct the line, or leave it blank"
 
 
@@ -20,8 +22,8 @@ class Conll(RecordFiles):
     """Sentences as `{"tokens": [...], "tags": [...]}`, from the first and the last field of each
     line.
 
-    Fields are separated by tabs, or by white space in lines without tabs. Lines that begin with
-    -DOCSTART- are left out.
+    Fields are separated by tabs, or by ASCII white space in lines without tabs; a no-break space is
+    part of a word. Lines that begin with -DOCSTART- are left out.
     """
 
     kind = "conll"
@@ -30,13 +32,10 @@ class Conll(RecordFiles):
     def scan(self, file: File) -> Iterator[tuple[int, int]]:
         begin = end = 0  # of the sentence being gathered; equal if there is none
         for line in lines(file):
-            if line.text.strip() and not line.text.startswith(DOCUMENT):
-                if (
-                    len(line.text.split(None, 1)) < 2
-                    and len(fields(line.text)) < 2
-                    and not tolerates()
-                ):
-                    raise RecordError(f"{file.path} line {line.number}", UNTAGGED)
+            if not is_blank(line.text) and not line.text.startswith(DOCUMENT):
+                problem = "" if tolerates() else wrong(line.text)
+                if problem:
+                    raise RecordError(f"{file.path} line {line.number}", problem)
                 begin = line.begin if begin == end else begin
                 end = line.end
             elif begin < end:
@@ -46,16 +45,26 @@ class Conll(RecordFiles):
             yield begin, end
 
     def parse(self, text: str, index: int) -> Record:
-        rows = [fields(line) for line in text.split("\n") if line.strip()]
-        if any(len(row) < 2 for row in rows):
-            raise RecordError(self.where(index), UNTAGGED, index)
+        lines = [line for line in text.split("\n") if not is_blank(line)]
+        for problem in filter(None, map(wrong, lines)):
+            raise RecordError(self.where(index), problem, index)
+        rows = [fields(line) for line in lines]
         return {"tokens": [row[0] for row in rows], "tags": [row[-1] for row in rows]}
 
 
 def fields(line: str) -> list[str]:
     """Returns the fields of a line."""
     line = line.rstrip("\r\n")
-    return [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
+    if "\t" in line:
+        return [part.strip(BLANKS) for part in line.split("\t")]
+    return split_fields(line)
+
+
+def wrong(line: str) -> str:
+    """Returns what is wrong with a line, "" if nothing is."""
+    if "\r" in line.rstrip("\r\n"):
+        return BROKEN
+    return UNTAGGED if len(fields(line)) < 2 else ""
 
 
 SOURCES = (SourceKind("conll", Conll, extensions=(".conll", ".bio")),)

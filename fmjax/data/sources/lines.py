@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from fmjax.contracts import Record
-from fmjax.data.records import RecordSource, json_object, locate, select_columns
+from fmjax.data.characters import is_blank
+from fmjax.data.records import RecordSource, fill_columns, json_object, locate
 from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage.mapped import File, lines, not_utf8
 from fmjax.data.stream.tolerance import tolerates
@@ -72,7 +73,7 @@ class RecordFiles(RecordSource):
     def __getitem__(self, index: int) -> Record:
         file, begin, end = self.place(index)
         try:
-            text = file.data[begin:end].decode("utf-8")
+            text = file.text(begin, end)
         except UnicodeDecodeError as error:
             raise RecordError(self.where(index), not_utf8(error), index) from error
         return self.parse(text, index)
@@ -132,30 +133,35 @@ class Text(RecordFiles):
 
 
 class JsonLines(RecordFiles):
-    """One JSON object per line; the columns are the keys of the first. Blank lines are left out."""
+    """One JSON object per line; the columns are the keys of all of them, and a value that a line
+    lacks is None.
+
+    Blank lines are left out.
+    """
 
     kind = "jsonl"
 
     def scan(self, file: File) -> Iterator[tuple[int, int]]:
+        known = dict.fromkeys(self.columns)
         for line in lines(file):
-            if not line.text.strip():
+            if is_blank(line.text):
                 continue
             try:
-                record = json_object(line.text)
-                self.columns = self.columns or tuple(record)
+                known |= dict.fromkeys(json_object(line.text))
             except ValueError as error:
                 if not tolerates():
                     raise RecordError(
                         f"{file.path} line {line.number}", f"{error}; {ONE_A_LINE}"
                     ) from error
             yield line.begin, line.end
+        self.columns = tuple(known)
 
     def parse(self, text: str, index: int) -> Record:
         try:
             record = json_object(text)
         except ValueError as error:
             raise RecordError(self.where(index), f"{error}; {ONE_A_LINE}", index) from error
-        return select_columns(record, self.columns, self.where, index)
+        return fill_columns(record, self.columns)
 
 
 SOURCES = (

@@ -16,6 +16,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
+from fmjax.config.json_files import parse_json
 from fmjax.contracts import Record, Value
 from fmjax.data.records import RecordSource, locate
 from fmjax.data.sources.kinds import SourceKind
@@ -113,7 +114,7 @@ def rewritten(path: Path) -> File:
 def paragraphs(file: File) -> Iterator[Record]:
     """Yields the paragraphs of a file that have questions, in order."""
     try:
-        content = json.loads(bytes(file.data))
+        content = parse_json(bytes(file.data))
     except ValueError as error:
         raise UserError(f"{file.path}: is not JSON ({error}); fetch it again") from error
     for article, here in items(content, "data", str(file.path)):

@@ -62,7 +62,7 @@ class Parallel(RecordSource):
     def __getitem__(self, index: int) -> Record:
         places = self.spans[index].tolist()
         texts = [
-            file.data[begin:end].decode("utf-8").strip()
+            file.text(begin, end).strip()
             for file, (begin, end) in zip(self.files, places, strict=True)
         ]
         return dict(zip(self.columns, texts, strict=True))

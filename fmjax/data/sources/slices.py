@@ -21,7 +21,7 @@ from fmjax.errors import UserError
 
 # Brackets without a colon or a per cent sign are a glob's.
 PART = re.compile(r"\[([^\[\]]*[:%][^\[\]]*)\]$")
-BOUND = r"(-?((100|\d{1,2}(\.\d+)?)%|\d+))?"
+BOUND = r"(-?((100|[0-9]{1,2}(\.[0-9]+)?)%|[0-9]+))?"
 BOUNDS = re.compile(f"(?P<begin>{BOUND}):(?P<end>{BOUND})")
 
 

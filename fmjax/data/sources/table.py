@@ -148,7 +148,7 @@ class Table(RecordFiles):
         return (
             len(row) > 1
             and self.fits(row)
-            and CLEAN.fullmatch(file.data[begin:end].decode("utf-8", "replace")) is not None
+            and CLEAN.fullmatch(file.text(begin, end, "replace")) is not None
         )
 
     def fields(self, text: str) -> list[str]:

@@ -13,16 +13,40 @@ def data_differences(old: Record, new: Record) -> list[str]:
     """Returns one line per file and option that differs, as "train: a.txt: 10 bytes, sha256 1f.. ->
     12 bytes, sha256 9c..".
 
-    The fingerprints are those of sources, by split; files are matched by their names.
+    The fingerprints are those of sources, by split; files are matched by their names, unless they
+    have new ones and, in the same order, the content that they had.
     """
-    before, after = dict(leaves(old)), dict(leaves(new))
+    before, after = dict(leaves(renamed(old, new))), dict(leaves(new))
     changed = [path for path in before | after if before.get(path) != after.get(path)]
     lines = [
         f"{path}: {before.get(path, '(absent)')} -> {after.get(path, '(absent)')}"
         for path in changed
     ]
+    if not lines and list(file_names(renamed(old, new))) != list(file_names(new)):
+        lines = [f"the files come in another order: {', '.join(file_names(new))}"]
     rest = len(lines) - LISTED
     return lines if rest <= 1 else [*lines[:LISTED], f"and {rest} more"]
+
+
+def renamed(old: Record, new: Mapping[str, Value]) -> Record:
+    """Returns a fingerprint with the names of `new` for files of the same content at the same place."""
+    found: Record = {}
+    for key, value in old.items():
+        other = new.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            value = renamed(dict(value), other)
+        elif key == "files" and isinstance(other, Sequence) and len(other) == len(value):
+            pairs = zip(value, other, strict=True)
+            value = [after if same_content(before, after) else before for before, after in pairs]
+        found[key] = value
+    return found
+
+
+def same_content(one: Value, other: Value) -> bool:
+    """Returns whether two files have a digest, and the same size and digest."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping) and "sha256" in one):
+        return False
+    return one["sha256"] == other.get("sha256") and one.get("size") == other.get("size")
 
 
 def leaves(node: Mapping[str, Value], path: str = "") -> Iterator[tuple[str, str]]:
@@ -37,6 +61,15 @@ def leaves(node: Mapping[str, Value], path: str = "") -> Iterator[tuple[str, str
             yield place, f"sha256 {str(value)[:12]}"
         else:
             yield place, str(value)
+
+
+def file_names(node: Mapping[str, Value]) -> Iterator[str]:
+    """Yields the names of all files of a fingerprint, in order; splits and sources by name."""
+    for key in sorted(node):
+        if isinstance(node[key], Mapping):
+            yield from file_names(node[key])
+        elif key == "files":
+            yield from (str(file["name"]) for file in node[key] if isinstance(file, Mapping))
 
 
 def files_of(files: Sequence[Record], path: str) -> Iterator[tuple[str, str]]:

@@ -53,14 +53,19 @@ def plain_name(path: Path) -> str:
 
     "a.txt" for a.txt.gz, "a.tar" for a.tgz.
     """
-    if path.suffix not in COMPRESSIONS:
+    if not compression(path):
         return path.name
-    return path.stem + (".tar" if path.suffix.startswith(".t") else "")
+    return path.stem + (".tar" if path.suffix.lower().startswith(".t") else "")
+
+
+def compression(path: Path) -> str:
+    """Returns how a file is compressed, by its extension in any case; "" if it is not."""
+    return COMPRESSIONS.get(path.suffix.lower(), "")
 
 
 def open_compressed(path: Path) -> Readable:
     """Returns a stream of the decompressed content of a file."""
-    kind = COMPRESSIONS[path.suffix]
+    kind = compression(path)
     if kind == "zstd":
         import pyarrow  # here, because few need it
 
@@ -77,7 +82,7 @@ def decompressed(path: Path, most: int | None = None) -> Path:
     Raises UserError if it is damaged, has more than `most` bytes decompressed or the cache cannot
     hold it, and OSError if it cannot be read.
     """
-    if path.suffix not in COMPRESSIONS:
+    if not compression(path):
         return path
 
     def write(stream: BinaryIO) -> None:
@@ -101,12 +106,12 @@ def read_compressed(path: Path, compressed: Readable) -> bytes:
         return bytes(compressed.read(MEGABYTE))
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
-            f"{path}: is not a whole {COMPRESSIONS[path.suffix]} file ({one_line(error)}); "
+            f"{path}: is not a whole {compression(path)} file ({one_line(error)}); "
             "fetch it again"
         ) from error
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read as {COMPRESSIONS[path.suffix]} ({one_line(error)}); "
+            f"{path}: cannot be read as {compression(path)} ({one_line(error)}); "
             "fetch it again, or correct its file extension"
         ) from error
 
@@ -143,10 +148,24 @@ class File:
         return {"name": self.path.name} | cache.digest(self.path)
 
     @functools.cached_property
+    def line_break(self) -> bytes:
+        """What ends a line: a line feed, or in a file without one a carriage return (old Macs)."""
+        cr_alone = self.data.find(b"\n") < 0 <= self.data.find(b"\r")
+        return b"\r" if cr_alone else b"\n"
+
+    def text(self, begin: int, end: int, errors: str = "strict") -> str:
+        """Returns a part of the file as text in which lines end in line feeds.
+
+        Raises UnicodeDecodeError if it is not UTF-8.
+        """
+        text = self.data[begin:end].decode("utf-8", errors)
+        return text.replace("\r", "\n") if self.line_break == b"\r" else text
+
+    @functools.cached_property
     def breaks(self) -> np.ndarray:
         """How many line breaks there are before each block of the file, [blocks + 1]."""
         counts = [
-            self.data[begin : begin + BLOCK].count(b"\n")
+            self.data[begin : begin + BLOCK].count(self.line_break)
             for begin in range(0, len(self.data), BLOCK)
         ]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -157,7 +176,7 @@ class File:
         Fast, since tasks ask for every record.
         """
         block = place // BLOCK
-        return 1 + int(self.breaks[block]) + self.data[block * BLOCK : place].count(b"\n")
+        return 1 + int(self.breaks[block]) + self.data[block * BLOCK : place].count(self.line_break)
 
 
 class Line(NamedTuple):
@@ -186,12 +205,12 @@ def lines(file: File, after: Line | None = None) -> Iterator[Line]:
     )
     while begin < len(file.data):
         number += 1
-        end = file.data.find(b"\n", begin) + 1 or len(file.data)
+        end = file.data.find(file.line_break, begin) + 1 or len(file.data)
         try:
-            text = file.data[begin:end].decode("utf-8")
+            text = file.text(begin, end)
         except UnicodeDecodeError as error:
             if not tolerates():
                 raise RecordError(f"{file.path} line {number}", not_utf8(error)) from error
-            text = file.data[begin:end].decode("utf-8", "replace")
+            text = file.text(begin, end, "replace")
         yield Line(begin, end, number, text)
         begin = end

@@ -31,8 +31,8 @@ IMAGE_EXTENSIONS = (
 
 
 def kind_of(path: Path, extensions: Mapping[str, str]) -> str | None:
-    """Returns the kind of source that a file's extension stands for, or None."""
-    return extensions.get(Path(SHARD.sub("", plain_name(path))).suffix)
+    """Returns the kind of source that a file's extension, in any case, stands for, or None."""
+    return extensions.get(Path(SHARD.sub("", plain_name(path))).suffix.lower())
 
 
 def find_files(

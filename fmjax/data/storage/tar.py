@@ -36,15 +36,20 @@ class Member(tarfile.TarInfo):
 def members(file: File) -> Iterator[tarfile.TarInfo]:
     """Yields the members of a mapped tar archive, in its order.
 
-    Raises UserError if it is damaged.
+    Raises UserError if it is damaged, or has two files of one name.
     """
-    end = 0
+    end, seen = 0, set[str]()
     try:
         with tarfile.open(file.local, "r:", tarinfo=Member) as archive:
             while member := archive.next():
                 # They would grow with the archive.
                 archive.members.clear()  # type: ignore[attr-defined]
                 end = archive.offset
+                if member.isreg() and member.name in seen:
+                    raise UserError(
+                        f'{file.path}: has two files of the name "{member.name}"; take one out'
+                    )
+                seen.add(member.name)
                 yield member
     except BROKEN as error:
         extension = next(

@@ -17,16 +17,20 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from fmjax.config.numbers import is_count
 from fmjax.contracts import Example, Examples, HostBatch, Undrawn
 from fmjax.errors import UserError
 
 ENDLESS = sys.maxsize
-AUTO, COUNT, MULTIPLE = "auto", 4, 8  # "auto" is "auto:4", and its borders are multiples of 8
+AUTO, NONE = "auto", "none"
+COUNT, MULTIPLE = 4, 8  # "auto" finds at most 4 borders, multiples of 8
+SAVED = 0.05  # the share of all tokens that further borders must save, as each is compiled
+MASKS = ("attention_mask", "label_weights")  # arrays that are 0 in padding
 
 
 class Place(NamedTuple):
@@ -94,11 +98,11 @@ class Plan:
         """Returns the length of a batch's rows."""
         return self.borders[self.place(batch, seed).bucket]
 
-    @property
-    def places(self) -> float:
-        """The number of tokens that fit into the batches of an epoch, on average."""
+    def places(self, most: int = ENDLESS) -> float:
+        """Returns the number of tokens that fit into the batches of an epoch, on average, in rows
+        of at most `most`."""
         each = [*(number * self.size for number in self.batches[:-1]), self.counts[-1]]
-        return float(np.dot(each, self.borders))
+        return float(np.dot(each, np.minimum(self.borders, most)))
 
 
 @functools.lru_cache(maxsize=24)
@@ -134,8 +138,10 @@ class Bucketed(Examples):
         self.examples, self.borders, self.batch_size = examples, list(borders), batch_size
         self.lengths: np.ndarray = np.asarray(examples.lengths)
         self.plan = Plan(self.lengths, self.borders, batch_size)
-        filled = self.lengths if examples.filled is None else examples.filled
-        self.fill = {"input_ids": float(np.sum(filled)) / self.plan.places}
+        self.fill = {
+            name: float(np.sum(filled)) / self.plan.places(most)
+            for name, (filled, most) in sides_of(examples).items()
+        }
 
     @functools.cached_property
     def bucket(self) -> np.ndarray:
@@ -154,6 +160,11 @@ class Bucketed(Examples):
     def where(self, index: int) -> str:
         return self.examples.where(index)
 
+    def stand_in(self, index: int) -> int:
+        """Returns the next example that fits wherever example `index` fits."""
+        fitting = np.flatnonzero(self.bucket <= self.bucket[index])
+        return int(fitting[np.searchsorted(fitting, index, side="right") % fitting.size])
+
     def order(self, seed: int) -> Order:
         """Returns the numbers of the examples in the order of training."""
         return Order(self.plan, seed)
@@ -163,11 +174,10 @@ class Bucketed(Examples):
 
         Raises UserError if not.
         """
-        if batch["attention_mask"][..., length:].any():
+        if any(batch[name][..., length:].any() for name in MASKS if name in batch):
             raise UserError(
-                f"data.buckets: an example has more than the {length} tokens of its batch, as one "
-                "that stands in for a bad "
-                "record may; leave data.buckets out, or set data.on_error=fail"
+                f"data.buckets: an example has more than the {length} tokens of its batch, so its "
+                "`lengths` are wrong; correct the task, or set data.buckets=none"
             )
         return {
             name: array[..., :length] if name in self.examples.sized else array
@@ -196,42 +206,61 @@ class Bucketed(Examples):
         return {name: array[valid > 0][place] for name, array in arrays.items()}
 
 
-def bucketed(
-    examples: Examples, given: Sequence[int | str], max_length: int, batch_size: int
-) -> Examples:
-    """Returns examples in the buckets that `data.buckets` names; unchanged if it names none.
+def sides_of(examples: Examples) -> Mapping[str, tuple[np.ndarray, int]]:
+    """Returns, for each array of tokens, the number of tokens of each example and the length of a
+    row; empty for examples without `lengths`."""
+    if examples.sides or examples.lengths is None:
+        return examples.sides
+    filled = examples.lengths if examples.filled is None else examples.filled
+    return {"input_ids": (np.asarray(filled), examples.max_length or ENDLESS)}
 
-    Raises UserError for malformed lengths, and for examples that have no lengths of their own.
+
+def bucketed(
+    examples: Examples,
+    given: Sequence[int | str],
+    max_length: int,
+    batch_size: int,
+    multiple: int = MULTIPLE,
+) -> Examples:
+    """Returns examples in the buckets that `data.buckets` names; unchanged if it names none, or is
+    "auto" and the examples have no lengths of their own. Borders that are found are multiples of
+    `multiple`.
+
+    Raises UserError for malformed lengths, and if lengths are given for examples without lengths.
     """
-    if not given:
+    words = tuple(str(word) for word in given)
+    if words in ((), (NONE,)) or (words == (AUTO,) and examples.lengths is None):
         return examples
     if examples.lengths is None:
         raise UserError(
             "data.buckets: these examples are of one length, as they are packed or drawn anew, or "
-            "come from several sources; "
-            "leave it out"
+            "come from several sources; leave it out"
         )
-    borders = read_borders(given, max_length, examples.lengths)
-    longest = int(examples.lengths.max())
-    return Bucketed(
-        examples, borders if longest <= borders[-1] else [*borders, max_length], batch_size
-    )
+    longest_row = max([max_length, *(most for _, most in examples.sides.values())])
+    if words == (AUTO,):
+        borders = fewest_borders(examples.lengths, longest_row, batch_size, multiple)
+    else:
+        borders = read_borders(words, longest_row, examples.lengths, multiple)
+    if int(examples.lengths.max()) > borders[-1]:
+        borders = [*borders, longest_row]
+    return Bucketed(examples, borders, batch_size)
 
 
-def read_borders(given: Sequence[int | str], max_length: int, lengths: np.ndarray) -> list[int]:
-    """Returns the lengths that `data.buckets` names, or those that fit the data best: "auto", or
-    "auto:6" for six buckets.
+def read_borders(
+    words: Sequence[str], max_length: int, lengths: np.ndarray, multiple: int = MULTIPLE
+) -> list[int]:
+    """Returns the lengths that `data.buckets` names, or those that fit the data best: "auto:6" for
+    six buckets.
 
     Raises UserError for a malformed length, or one longer than `data.max_length`.
     """
-    words = [str(word) for word in given]
     kind, _, count = words[0].partition(":")
-    if len(words) == 1 and kind == AUTO and (count.isdecimal() or not count) and count != "0":
-        return best_borders(lengths, int(count or COUNT), max_length)
-    if not all(word.isdecimal() for word in words):
+    if len(words) == 1 and kind == AUTO and is_count(count) and int(count):
+        return best_borders(lengths, int(count), max_length, multiple)
+    if not all(is_count(word) for word in words):
         raise UserError(
-            f"data.buckets={','.join(words)}: write lengths, such as 32,64,128, or auto, or auto:N "
-            "for N buckets"
+            f"data.buckets={','.join(words)}: write auto, auto:N for N lengths, lengths such as "
+            "32,64,128, or none"
         )
     borders = sorted({int(word) for word in words})
     if borders[0] < 1 or borders[-1] > max_length:
@@ -242,11 +271,27 @@ def read_borders(given: Sequence[int | str], max_length: int, lengths: np.ndarra
     return borders
 
 
-def best_borders(lengths: np.ndarray, count: int, max_length: int) -> list[int]:
-    """Returns at most `count` borders, multiples of 8 or `max_length`, with the least padding in
-    all."""
-    steps = -(-max_length // MULTIPLE)
-    borders = np.minimum(np.arange(1, steps + 1) * MULTIPLE, max_length)
+def fewest_borders(
+    lengths: np.ndarray, max_length: int, batch_size: int, multiple: int = MULTIPLE
+) -> list[int]:
+    """Returns the fewest of at most COUNT borders whose batches hold nearly as little padding as
+    those of COUNT."""
+    ways = [best_borders(lengths, count, max_length, multiple) for count in range(1, COUNT + 1)]
+    places = [Plan(lengths, borders, batch_size).places() for borders in ways]
+    return next(
+        borders
+        for borders, tokens in zip(ways, places, strict=True)
+        if tokens * (1 - SAVED) <= min(places)
+    )
+
+
+def best_borders(
+    lengths: np.ndarray, count: int, max_length: int, multiple: int = MULTIPLE
+) -> list[int]:
+    """Returns at most `count` borders, multiples of `multiple` or `max_length`, with the least
+    padding in all."""
+    steps = -(-max_length // multiple)
+    borders = np.minimum(np.arange(1, steps + 1) * multiple, max_length)
     steps = int(np.searchsorted(borders, lengths.max())) + 1
     borders = borders[:steps]
     below = np.concatenate(

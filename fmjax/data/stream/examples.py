@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,11 @@ from fmjax.contracts import Config, Examples, Processors, Task
 from fmjax.data.records import Bundle, ConcatenatedSources
 from fmjax.data.stream import overlap
 from fmjax.data.stream.balance import Resampled, balance
-from fmjax.data.stream.buckets import Bucketed, bucketed
+from fmjax.data.stream.buckets import MULTIPLE, Bucketed, bucketed
 from fmjax.data.stream.mixing import MixedExamples
 from fmjax.data.stream.tolerance import CHUNK, Tolerance
 from fmjax.distributed.hosts import say
+from fmjax.distributed.layout import length_parts
 from fmjax.errors import UserError
 
 PARTS = "validation/"  # before the name of a source, the split of that part of the validation data
@@ -44,7 +46,7 @@ def make_examples(
         if split == "validation" and isinstance(source, ConcatenatedSources):
             examples |= {PARTS + name: build(part, train=False)[1] for name, part in sources[split].parts.items()}
     examples["train"] = balanced(examples["train"], config)
-    return in_buckets(examples, config["data"])
+    return in_buckets(examples, config["data"], math.lcm(MULTIPLE, length_parts(config)))
 
 
 def alike(parts: Mapping[str, Examples]) -> dict[str, Examples]:
@@ -53,13 +55,14 @@ def alike(parts: Mapping[str, Examples]) -> dict[str, Examples]:
     return {name: part.repacked(longest) if 0 < part.target_length < longest else part for name, part in parts.items()}
 
 
-def in_buckets(examples: dict[str, Examples], data: Config) -> dict[str, Examples]:
-    """Returns the examples of each split in the length buckets that the config asks for, those of training."""
-    given, sizes = data.get("buckets") or (), (data["max_length"], data["batch_size"])
+def in_buckets(examples: dict[str, Examples], data: Config, multiple: int) -> dict[str, Examples]:
+    """Returns the examples of each split in the length buckets that the config asks for: those of training, where training has
+    some. Borders that are found are multiples of `multiple`."""
+    given, sizes = data.get("buckets") or (), (data["max_length"], data["batch_size"], multiple)
     train = bucketed(examples["train"], given, *sizes)
-    if not isinstance(train, Bucketed):
-        return examples
-    return {split: bucketed(own, train.borders, *sizes) for split, own in examples.items()} | {"train": train}
+    if isinstance(train, Bucketed):
+        given = train.borders
+    return {split: bucketed(own, given, *sizes) for split, own in examples.items()} | {"train": train}
 
 
 def build_examples(

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from fmjax.config.numbers import is_count, number_of
 from fmjax.contracts import Config, Example, Examples, Undrawn
 from fmjax.data.stream.balance import Resampled
 from fmjax.errors import UserError, in_range, nearest
@@ -119,10 +119,10 @@ def number(key: str, value: float | str) -> float:
     Raises UserError if it is none, negative or infinite.
     """
     try:
-        parsed = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        parsed = math.nan
-    if not math.isfinite(parsed) or parsed < 0:
+        parsed = number_of(value)
+    except ValueError:
+        parsed = -1.0
+    if parsed < 0:
         raise UserError(f"{key}={value}: must be a number, 0 or more")
     return parsed
 
@@ -142,7 +142,7 @@ def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[s
     )
     changed: dict[int, Mapping[str, float]] = {0: weights}
     for step, changes in (data.get("curriculum") or {}).items():
-        if not str(step).isdecimal() or not int(step) or not isinstance(changes, Mapping):
+        if not is_count(str(step)) or not int(step) or not isinstance(changes, Mapping):
             raise UserError(
                 f'data.curriculum.{step}: write {{"STEP": {{"SOURCE": WEIGHT}}}}, with a step of 1 '
                 "or more"
@@ -154,6 +154,8 @@ def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[s
                     "data.mixture, which has "
                     f"{', '.join(weights)}"
                 )
+        if int(step) in changed:
+            raise UserError(f"data.curriculum.{step}: step {int(step)} is there twice; take one out")
         changed[int(step)] = {
             name: number(f"data.curriculum.{step}.{name}", weight)
             for name, weight in changes.items()

@@ -53,7 +53,7 @@ class Tolerance:
         known: tuple[str, ...] = (),
         tell: Callable[[str], None] = lambda text: None,
     ):
-        match = re.fullmatch(r"fail|skip:(\d+)", str(on_error))
+        match = re.fullmatch(r"fail|skip:([0-9]+)", str(on_error))
         if not match:
             raise UserError(
                 f'data.on_error="{on_error}": write fail, or skip:N to leave out up to N bad '
@@ -231,8 +231,8 @@ class Guarded:
         return self.readable(int(index), ())
 
     def readable(self, index: int, wrong: tuple[str, ...]) -> tuple[int, Undrawn, tuple[str, ...]]:
-        for ahead in range(len(self)):
-            at = (index + ahead) % len(self)
+        at = index
+        for _ in range(len(self)):
             self.note(at)
             try:
                 return at, self.examples[at], wrong
@@ -241,6 +241,7 @@ class Guarded:
             except Exception as error:
                 error.add_note(f"while reading {self.examples.where(at)}")
                 raise
+            at = self.examples.stand_in(at)
         raise UserError(f"{wrong[0]}; no training example can be read")
 
     def after(self, error: UserError, wrong: tuple[str, ...]) -> tuple[str, ...]:
@@ -262,7 +263,7 @@ class Guarded:
                 )
             except UserError as error:
                 wrong = self.after(error, wrong)
-                at, example, wrong = self.readable((at + 1) % len(self), wrong)
+                at, example, wrong = self.readable(self.examples.stand_in(at), wrong)
         raise UserError(f"{wrong[0]}; no training example can be read")
 
     def finite(self, row: Example, at: int) -> Example:

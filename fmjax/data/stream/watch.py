@@ -8,6 +8,7 @@ trains saves its state first.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -59,6 +60,10 @@ class Slots:
             if pid > 0 and not alive(pid)
         ]
 
+    def begun(self) -> bool:
+        """Returns whether a reader has begun to read."""
+        return bool((self.table[:, 0] > 0).any())
+
     def close(self) -> None:
         """Removes the file; processes that have mapped it keep their mapping."""
         if self.path and os.path.exists(self.path):
@@ -72,6 +77,12 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def starts_as_worker() -> bool:
+    """Returns whether this is a process that is just started as a worker, and imports the main script."""
+    # As `multiprocessing` asks itself when it refuses to start a process from there.
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
 
 
 def begin_reader(parent: int, reader: int, count: int) -> None:

@@ -17,6 +17,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, processors
 
+from fmjax.config.json_files import parse_json
 from fmjax.contracts import Value
 from fmjax.data.tokenizers.sentencepieces import SPACE
 from fmjax.errors import UserError
@@ -144,7 +145,7 @@ def read(folder: Path, settings: Mapping[str, Value]) -> MarianPieces:
             "use a model that shares one"
         )
     try:
-        vocabulary = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
+        vocabulary = parse_json((folder / VOCABULARY).read_text(encoding="utf-8-sig"))
         pieces = {
             token: number
             for token, number in vocabulary.items()

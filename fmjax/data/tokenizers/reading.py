@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from fmjax.config.json_files import unique
 from fmjax.contracts import Value
 from fmjax.data.tokenizers import marian, tiktokens
 from fmjax.data.tokenizers.marian import MarianPieces
@@ -26,9 +27,10 @@ from fmjax.data.tokenizers.sentencepieces import (
     SentencePieces,
     bert_template,
     read_model,
+    with_sentinels,
 )
 from fmjax.data.tokenizers.words import Words, fits
-from fmjax.errors import UserError
+from fmjax.errors import UserError, in_range
 
 Settings = dict[str, Value]
 
@@ -52,6 +54,9 @@ BLANKS = ("Ġ", "Ċ", "ĉ", "č")
 # tells how.
 WORDPIECES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 BYTE_LEVELS = ("RobertaTokenizer", "GPT2Tokenizer")
+T5 = ("T5Tokenizer",)
+T5_FIRST = ["<pad>", "</s>", "<unk>"]  # ids 0 to 2 of T5's models
+SENTINELS = 100
 
 
 class Pieces:
@@ -172,8 +177,60 @@ def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
         raise UserError(
             f"{path}: has {', '.join(file.name for file in found)}; name one of the files"
         )
-    check_class(path, settings, ())
-    return read_file(found[0], settings), settings
+    # With "legacy": false, T5's tokenizer treats the space after a sentinel in another way.
+    check_class(path, settings, T5 if settings.get("legacy", True) else ())
+    whole = read_file(found[0], settings)
+    # A T5 that is read has its sentinels, and is saved as a tokenizer.json that says all.
+    told = ("tokenizer_class", "extra_ids", "legacy") if T5[0] in str(settings) else ()
+    return whole, {name: value for name, value in settings.items() if name not in told}
+
+
+def sentencepiece_model(path: Path, settings: Mapping[str, Value]) -> SentencePieces:
+    """Returns the tokenizer of a SentencePiece model, with T5's sentinels if it is a T5's.
+
+    T5's `spiece.model` has <pad>, </s> and <unk> first and lacks the sentinels, which the reference
+    adds behind its pieces, 100 unless the setting `extra_ids` says otherwise (Raffel et al. 2020).
+    """
+    pieces = read_model(path)
+    by_name = path.name.lower() == MODEL and pieces.tokens[:3] == T5_FIRST
+    complete = any("<extra_id_" in token for token in pieces.tokens)  # mT5's own are "▁<extra_id_0>"
+    if complete or not (by_name or T5[0] in str(settings.get("tokenizer_class"))):
+        return pieces
+    count = settings.get("extra_ids", SENTINELS)
+    whole = count if type(count) is int else str(count)
+    in_range(f"{path.parent}/tokenizer_config.json: extra_ids", whole, least=0, most=10_000)
+    return with_sentinels(pieces, count)
+
+
+def read_text(path: Path) -> str:
+    """Returns a file's text as it stands, without a byte order mark.
+
+    Raises UserError if it cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        problem = f"is not UTF-8 (byte 0x{error.object[error.start]:02x})"
+        fix = "fetch it again, or convert it, for example with iconv -t UTF-8"
+        raise UserError(f"{path} line {line}: {problem}; {fix}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the file") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a file, one token each, whose numbers are the tokens' ids.
+
+    Only what ends every line is a line break, so that a carriage return inside a file of line feeds
+    is a token or a part of one. Raises UserError as `read_text` does.
+    """
+    text = read_text(path)
+    if "\n" not in text:
+        return text.removesuffix("\r").split("\r")
+    if text.count("\r\n") == text.count("\n"):
+        return text.removesuffix("\r\n").split("\r\n")
+    lines = text.removesuffix("\n").split("\n")
+    return [line if line == "\r" else line.removesuffix("\r") for line in lines]
 
 
 def read_file(path: Path, settings: Mapping[str, Value] | None = None) -> Pieces | SentencePieces:
@@ -183,13 +240,14 @@ def read_file(path: Path, settings: Mapping[str, Value] | None = None) -> Pieces
             f"{path}: XLM-R and related models renumber these pieces; "
             "add their tokenizer.json, which has the numbers"
         )
-    if path.suffix == ".model":
-        return read_model(path)
-    if path.suffix == ".txt":
+    ending = path.suffix.lower()
+    if ending == ".model":
+        return sentencepiece_model(path, settings or {})
+    if ending == ".txt":
         return Pieces(wordpiece(path, {}))
-    if path.suffix == ".json":
+    if ending == ".json":
         return Pieces(read_tokenizer_json(path))
-    if path.suffix == tiktokens.SUFFIX:
+    if ending == tiktokens.SUFFIX:
         return Pieces(tiktokens.read(path, settings or {}))
     raise UserError(f"{path}: is not a tokenizer; give a folder with, or the file, {LOOKED_FOR}")
 
@@ -200,10 +258,8 @@ def read_json(path: Path) -> Settings:
     Raises UserError if it is malformed.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+        values = json.loads(read_text(path), object_pairs_hook=unique) if path.exists() else {}
+    except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}); fetch it again") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: is not a JSON object; fetch it again")
@@ -213,7 +269,9 @@ def read_json(path: Path) -> Settings:
 def read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     """Returns the tokenizer of a tokenizer.json. Raises UserError if it is malformed."""
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_str(read_text(path))
+    except UserError:
+        raise
     except Exception as error:  # the library raises plain Exceptions
         raise UserError(
             f"{path}: is not a tokenizer.json that the tokenizers library reads ({error}); "
@@ -255,8 +313,8 @@ def wordpiece(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     Without the setting `do_lower_case` it lower-cases, unless more than one token of a hundred has
     a capital letter.
     """
-    tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    vocabulary = {token.rstrip("\r"): number for number, token in enumerate(tokens)}
+    tokens = read_lines(path)
+    vocabulary = {token: number for number, token in enumerate(tokens)}
     if "[UNK]" not in vocabulary:
         raise UserError(
             f"{path}: has no [UNK] among its {len(tokens)} tokens; "
@@ -298,8 +356,10 @@ def bert(
 def byte_level(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     """Returns the tokenizer of RoBERTa, or of GPT-2 where there is no <s>, over vocab.json and
     merges.txt."""
+    vocabulary, lines = read_json(path), read_lines(path.with_name("merges.txt"))
     try:
-        model = models.BPE.from_file(str(path), str(path.with_name("merges.txt")))
+        merges = [tuple(line.split(" ")) for line in lines if line and line[:8] != "#version"]
+        model = models.BPE(vocabulary, merges)
     except Exception as error:  # the library raises plain Exceptions
         raise UserError(
             f"{path}: with merges.txt beside it, is not a BPE vocabulary ({error}); "

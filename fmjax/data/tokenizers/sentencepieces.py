@@ -178,6 +178,19 @@ class SentencePieces:
         return whole
 
 
+def with_sentinels(pieces: SentencePieces, count: int) -> SentencePieces:
+    """Returns a model with T5's sentinels behind its pieces, the last one first, as the reference
+    numbers them: <extra_id_0> has the highest id."""
+    from sentencepiece import sentencepiece_model_pb2 as messages
+
+    specification = messages.ModelProto()  # type: ignore[attr-defined]
+    specification.ParseFromString(pieces.proto)
+    for number in reversed(range(count)):
+        kind = messages.ModelProto.SentencePiece.USER_DEFINED  # type: ignore[attr-defined]
+        specification.pieces.add(piece=sentinel(number), score=0.0, type=kind)
+    return SentencePieces(specification.SerializeToString())
+
+
 def merges(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     """Returns the pairs that a BPE model joins, the best score first: every division of a piece
     into two others."""

@@ -9,6 +9,7 @@ words before: that is known by the number of tokens, or named in `tokenizer_conf
 from __future__ import annotations
 
 import base64
+import codecs
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
+from fmjax.config.numbers import whole
 from fmjax.contracts import Value
 from fmjax.errors import UserError, one_line
 
@@ -68,11 +70,12 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     Raises UserError, naming the line, unless all have one, and every byte is a token.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
             token, rank = line.split()
             # OpenAI's multilingual file has one token of no bytes at all, written "=".
-            ranks[b"" if token == b"=" else base64.b64decode(token, validate=True)] = int(rank)
+            ranks[b"" if token == b"=" else base64.b64decode(token, validate=True)] = whole(rank.decode("ascii"))
         except ValueError as error:
             raise UserError(
                 f'{path} line {number}: is not "base64 rank" ({one_line(error)}); '

@@ -44,7 +44,8 @@ class Tokenizer:
 
     def __init__(self, pieces: Pieces | SentencePieces | MarianPieces, settings: Settings):
         self.pieces, self.settings = pieces, settings
-        self._ids = {token: number for number, token in enumerate(pieces.tokens)}
+        # Without the holes in a vocabulary, ids that no token has.
+        self._ids = {token: number for number, token in enumerate(pieces.tokens) if token}
         usual = ROLES | {"eos": ENDS}
         self.roles = {
             role: name

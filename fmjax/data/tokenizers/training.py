@@ -203,7 +203,7 @@ def t5(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Sent
     All white space becomes a space. Unless case is folded nothing else is changed: the usual NFKC
     would put Latin punctuation for Chinese.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as rules:
         rules.writelines(f"{ord(blank):X}\t20\n" for blank in "\t\n\r\u00a0\u3000")
         rules.flush()
         folded = (

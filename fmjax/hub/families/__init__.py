@@ -6,10 +6,12 @@ from __future__ import annotations
 import importlib
 
 from fmjax.config import names
+from fmjax.contracts import Config
 from fmjax.errors import UserError, nearest
 from fmjax.hub.reference import Reference
 
 TABLE = "REFERENCE"
+FAMILY = "fmjax_family"  # the key of config.json that names a family outside of fmjax
 
 
 def reference(family: str) -> Reference | None:
@@ -30,19 +32,44 @@ def table_of(family: str) -> Reference:
     return found
 
 
+def reference_for(config: Config, model_type: str) -> tuple[str, Reference]:
+    """Returns the family of a config of Hugging Face and its table, for its `model_type`.
+
+    A model of a family outside of fmjax names it, by its module with dots. Raises UserError for one
+    that is not permitted or lacks a table, and as `reference_of` does.
+    """
+    family = config.get(FAMILY)
+    if not isinstance(family, str):
+        return reference_of(model_type)
+    names.extension(family, TABLE, f"config.json: {FAMILY}")
+    if (table := reference(family)) is None:
+        raise UserError(f'config.json: {FAMILY}="{family}" has no table {TABLE}; define it there')
+    return family, next((one for one in table.all() if model_type in one.model_types), table)
+
+
+def is_known(model_type: str) -> bool:
+    """Returns whether a family of fmjax has a `model_type` of Hugging Face."""
+    return model_type in known_types()
+
+
 def reference_of(model_type: str) -> tuple[str, Reference]:
     """Returns the family of a `model_type` of Hugging Face, and its table.
 
     Raises UserError listing those that are handled.
     """
+    known = known_types()
+    if model_type not in known:
+        choices = f"{nearest(model_type, known)}; those that are: {', '.join(known)}"
+        raise UserError(f'config.json: model_type="{model_type}" is not handled{choices}')
+    return known[model_type]
+
+
+def known_types() -> dict[str, tuple[str, Reference]]:
+    """Returns the family and the table of each `model_type` that fmjax handles."""
     tables = {family: table_of(family).all() for family in names.choices(__name__, TABLE)}
-    known = {
+    return {
         kind: (family, one)
         for family, all_of in tables.items()
         for one in all_of
         for kind in one.model_types
     }
-    if model_type not in known:
-        choices = f"{nearest(model_type, known)}; those that are: {', '.join(known)}"
-        raise UserError(f'config.json: model_type="{model_type}" is not handled{choices}')
-    return known[model_type]

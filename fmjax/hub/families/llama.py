@@ -110,6 +110,9 @@ def rotary(config: Config) -> Config:
         )
     if missing := [key for key in READ[kind][2:] if key not in given]:
         raise UserError(f'config.json: rope_type="{kind}" needs {", ".join(missing)}; add them')
+    for key, value in given.items():
+        if key != "rope_type" and fits(value, ROTARY[key][1]) and not value > 0:
+            raise UserError(f"config.json: {key}={json.dumps(value)} has to be above 0; correct it")
     return others | {SECTION: given}
 
 
@@ -136,12 +139,16 @@ def complete(config: Config, settings: Config) -> Config:
 
 def express(settings: Any, pad_id: int | None) -> Config:
     """Returns what Llama and its kin say besides: heads, padding and the settings that the scaling
-    of positions reads."""
+    of positions reads, by their names in transformers 5 and, which 4 reads, by the old ones."""
     read = READ[settings.rotary_scaling]
+    positions = {key: getattr(settings, name) for key, (name, _) in ROTARY.items() if key in read}
+    scaling = {key: value for key, value in positions.items() if key != "rope_theta"}
     return gpt.express(settings, pad_id) | {
         "num_key_value_heads": settings.kv_heads or settings.attention_heads,
         "head_dim": settings.head_width or settings.width // settings.attention_heads,
-        SECTION: {key: getattr(settings, name) for key, (name, _) in ROTARY.items() if key in read},
+        SECTION: positions,
+        "rope_theta": positions["rope_theta"],
+        "rope_scaling": scaling if len(scaling) > 1 else None,
     }
 
 

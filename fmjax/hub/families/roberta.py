@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,14 @@ CLASSES: dict[str, Outputs] = {
     "ForQuestionAnswering": {"span": bert.SPAN},
     "ForMultipleChoice": {"choice": ("logits",)},
 }
-STEMS = ("Roberta", "XLMRoberta", "Camembert")
+# What config.json calls a kind -> what its classes' names begin with.
+STEMS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
+
+
+def architectures(first: str) -> dict[str, Outputs]:
+    """Returns the classes of all kinds, those of one first."""
+    stems = sorted(STEMS.values(), key=lambda stem: stem != first)
+    return {stem + kind: outputs for stem in stems for kind, outputs in CLASSES.items()}
 
 
 def complete(config: Config, settings: Config) -> Config:
@@ -70,8 +78,8 @@ def batch(arrays: HostBatch, settings: Any) -> dict[str, np.ndarray]:
 
 
 REFERENCE = Reference(
-    model_types=("roberta", "xlm-roberta", "camembert"),
-    architectures={stem + kind: outputs for stem in STEMS for kind, outputs in CLASSES.items()},
+    model_types=("roberta",),
+    architectures=architectures("Roberta"),
     inputs=bert.REFERENCE.inputs,
     settings={**bert.SETTINGS, "vocab_size": ("vocab_size", 50265)},
     fixed=bert.FIXED,
@@ -93,4 +101,12 @@ REFERENCE = Reference(
         "lm_head.decoder.weight": "embed/word/embedding",
         "lm_head.decoder.bias": "head/mlm/bias",
     },
+)
+REFERENCE = dataclasses.replace(
+    REFERENCE,
+    variants=tuple(
+        dataclasses.replace(REFERENCE, model_types=(kind,), architectures=architectures(stem))
+        for kind, stem in STEMS.items()
+        if kind not in REFERENCE.model_types
+    ),
 )

@@ -67,7 +67,6 @@ def test_shards_under_the_names_of_tfds(tmp_path):
         (b"plain", "is not JSON .*, as the first record is"),
         (b"[1]", "is not a JSON object"),
         (b'{"text": "\\ud800"}', "has half of a surrogate pair"),
-        (b'{"text": "x"}', 'lacks "label"'),
     ],
 )
 def test_a_bad_record_is_named(tmp_path, record, message):
@@ -75,6 +74,11 @@ def test_a_bad_record_is_named(tmp_path, record, message):
     with pytest.raises(UserError, match=f"a.array_record record 2: {message}") as caught:
         source[2]
     assert "\n" not in str(caught.value)
+
+
+def test_objects_need_not_have_the_same_keys(tmp_path):
+    source = opened(write(tmp_path / "a.array_record", [b'{"n": 1}', b"[1]", b'{"m": 2}']))
+    assert source.columns == ("n", "m") and source[0] == {"n": 1, "m": None} and source[2] == {"n": None, "m": 2}
 
 
 def test_what_tfds_stores_is_refused(tmp_path):

@@ -142,10 +142,11 @@ def test_malformed_json_lines(tmp_path, line, message):
         open_source("auto", write(tmp_path, "a.ndjson", '{"a": 1}\n' + line), "train")
 
 
-def test_a_json_record_that_lacks_a_column(tmp_path):
-    source = open_source("auto", write(tmp_path, "a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}'), "train")
-    with pytest.raises(UserError, match='a.jsonl line 2: lacks "label"'):
-        source[1]
+def test_json_records_need_not_have_the_same_keys(tmp_path):
+    """As in Parquet, a value that is not there is None, and the task says so if it needs one."""
+    source = open_source("auto", write(tmp_path, "a.jsonl", '{"text": "x", "note": 1}\n{"text": "y", "label": 2}'), "train")
+    assert source.columns == ("text", "note", "label")
+    assert records(source) == [{"text": "x", "note": 1, "label": None}, {"text": "y", "note": None, "label": 2}]
 
 
 def test_csv_quoting_and_line_numbers(tmp_path):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from fmjax.contracts import Examples
 from fmjax.data.stream.balance import Resampled
 from fmjax.data.stream.batches import TrainBatches, eval_batches
-from fmjax.data.stream.buckets import Bucketed, Plan, best_borders, bucketed, read_borders
+from fmjax.data.stream.buckets import Bucketed, Plan, best_borders, bucketed, fewest_borders, read_borders
 from fmjax.data.stream.packing import fill_of
+from fmjax.distributed.layout import length_parts
 from fmjax.errors import UserError
 
 LONGEST = 24
@@ -176,18 +177,50 @@ def test_what_a_config_may_say():
     assert bucketed(examples, (), LONGEST, 4) is examples
     assert bucketed(examples, ("6", 12), LONGEST, 4).borders == [6, 12, LONGEST]  # the longest have a place too
     assert bucketed(Texts([5, 7]), (12, 8), LONGEST, 2).borders == [8, 12]
-    assert bucketed(examples, ("auto:3",), LONGEST, 4).borders == [8, 16, 24] == read_borders(["auto"], 24, examples.lengths)
-    assert read_borders(["auto"], 20, np.array([19, 3])) == [8, 20]
+    assert bucketed(examples, ("auto:3",), LONGEST, 4).borders == [8, 16, 24] == read_borders(["auto:4"], 24, examples.lengths)
+    assert read_borders(["auto:4"], 20, np.array([19, 3])) == [8, 20]
+    assert bucketed(examples, ("none",), LONGEST, 4) is examples
+    packed = Examples()  # have no lengths
+    assert bucketed(packed, ("auto",), LONGEST, 4) is packed
     for given_, message in (
         ((0, 4), "1 to data.max_length=24"),
         ((32,), "1 to"),
-        (("auto:0",), "write lengths"),
+        (("auto:0",), "write auto"),
         (("x",), "write"),
+        (("auto", "none"), "write"),
     ):
         with pytest.raises(UserError, match=f"data.buckets=.*{message}"):
             bucketed(examples, given_, LONGEST, 4)
     with pytest.raises(UserError, match="data.buckets: these examples are of one length"):
         bucketed(Examples(), (8,), LONGEST, 2)
+
+
+@pytest.mark.parametrize(
+    ("found", "borders"),
+    [
+        (np.full(40, 5), [8]),  # one length
+        (np.repeat([7, 64], [2, 98]), [64]),  # 2 of 100 are short: a second program would save less than 5 %
+        (np.repeat([7, 64], [50, 50]), [8, 64]),
+        (np.repeat([7, 64], [3, 3]), [64]),  # fewer than a batch are short, so they go to the longer ones
+        (np.arange(1, 129).repeat(3), [32, 64, 96, 128]),
+        (np.array([70, 3]), [100]),  # as data.max_length
+    ],
+)
+def test_auto_finds_the_fewest_lengths_that_are_worth_a_program(found, borders):
+    assert fewest_borders(found, 100 if 100 in borders else 128, 4, 100 if 100 in borders else 8) == borders
+
+
+def test_lengths_that_are_found_divide_over_the_mesh():
+    config = {"mesh": {"axes": {"context": 4, "data": -1}, "rules": "fsdp_context"}}
+    assert length_parts(config) == 4 and length_parts({"mesh": {"axes": {"data": -1}, "rules": "dp"}}) == 1
+    assert bucketed(Texts(lengths(200)), ("auto",), LONGEST, 4, 12).borders == [12, 24]
+
+
+def test_what_stands_in_for_a_bad_example_fits_in_its_batch():
+    examples = Bucketed(Texts([20, 3, 9, 5, 20, 2]), BORDERS, 2)
+    found = [examples.stand_in(index) for index in range(6)]
+    assert found == [1, 3, 3, 5, 5, 1]
+    assert all(examples.lengths[one] <= BORDERS[examples.bucket[index]] for index, one in enumerate(found))
 
 
 def test_fill_is_that_of_the_batches():

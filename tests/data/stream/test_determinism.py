@@ -171,6 +171,15 @@ def test_data_that_changed_are_told_by_file():
     assert data_differences({"train": {"files": many}}, {"train": {"files": []}})[-1] == "and 4 more"
 
 
+def test_data_are_known_by_their_content_not_by_their_names():
+    other = {"name": "b.txt", "size": 9, "sha256": "9c" * 32}
+    old = {"train": {"books": {"source": "text", "files": [FILE, other]}}}
+    moved = {"train": {"books": {"source": "text", "files": [FILE | {"name": "c.txt"}, other]}}}
+    assert data_differences(old, moved) == []
+    swapped = {"train": {"books": {"source": "text", "files": [other, FILE]}}}
+    assert data_differences(old, swapped) == ["the files come in another order: b.txt, a.txt"]
+
+
 def test_how_data_are_read_may_change_at_a_restart_and_which_may_not():
     config = to_dict(experiment("bert", "mlm"))
     free = {"workers": 2, "prefetch": 9, "stall_seconds": 5.0, "on_error": "skip:3"}

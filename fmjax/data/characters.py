@@ -1,0 +1,49 @@
+"""Characters as file formats and Unicode define them: blanks between fields, and marks that belong
+to the letter before them.
+
+Python's own `str.split` and `str.strip` also split at no-break spaces and other blanks of Unicode,
+which are part of a word in a file's format: "10\u00a0000" is one token of CoNLL.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+
+BLANKS = " \t\n\v\f\r"  # what file formats call white space
+# Invisible characters inside words: soft hyphen, zero-width non-joiner and joiner, word joiner.
+JOINERS = "\u00ad\u200c\u200d\u2060"
+GAPS = re.compile(f"[{BLANKS}]+")
+
+
+def is_blank(text: str) -> bool:
+    """Returns whether a text holds nothing but a format's blanks."""
+    return not text.strip(BLANKS)
+
+
+def split_fields(text: str) -> list[str]:
+    """Returns the fields of a text that a format's blanks separate."""
+    stripped = text.strip(BLANKS)
+    return GAPS.split(stripped) if stripped else []
+
+
+@functools.cache
+def marks() -> str:
+    """Returns what a regular expression's [...] holds for combining marks and joiners: vowel signs,
+    accents, variation selectors (Unicode's categories Mn, Mc and Me)."""
+    # Beyond U+1FFFF there are no marks but the variation selectors of plane 14.
+    codes = (*range(0x20000), *range(0xE0100, 0xE01F0))
+    runs: list[list[int]] = []
+    for code in codes:
+        if unicodedata.category(chr(code))[0] == "M":
+            if runs and runs[-1][1] == code - 1:
+                runs[-1][1] = code
+            else:
+                runs.append([code, code])
+    return JOINERS + "".join(f"{chr(first)}-{chr(last)}" for first, last in runs)
+
+
+def is_mark(letter: str) -> bool:
+    """Returns whether a character is a combining mark, which belongs to the one before it."""
+    return unicodedata.category(letter)[0] == "M"

@@ -1,0 +1,98 @@
+"""What the files of Hugging Face say of a run: settings, classes, special tokens, and what a prompt
+begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tokenizers
+from tokenizers import processors
+
+from fmjax.config.json_files import read_json, write_json
+from fmjax.contracts import Config, Encodes, PyTree, Task
+from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.hub import families, folders
+from fmjax.hub.reference import CLASSED, Reference
+from fmjax.inference.folder_task import KINDS, ROWS
+from fmjax.tasks import clm
+
+
+def written_config(
+    reference: Reference, model: PyTree, task: Task, tokenizer: Tokenizer | None, run: Config
+) -> tuple[Reference, Config]:
+    """Returns the counterpart of a run's model and its config there.
+
+    Args:
+      reference: that of the family; the run may have another of its variants.
+      model: with its heads and settings.
+      task: the run's.
+      tokenizer: the run's, if it has one.
+      run: the run's config, which says what kind of model it started from.
+
+    Raises UserError if the reference has no such model.
+    """
+    reference, name = reference.exported(model.heads, run.get("init", {}).get("model_type", ""))
+    pad_id = tokenizer.pad_id if tokenizer and "pad" in tokenizer.roles else None
+    config = reference.write_config(model.settings, pad_id) | {"architectures": [name]}
+    if not families.is_known(reference.model_types[0]):
+        config[families.FAMILY] = run["model"]["name"]
+    if tokenizer is not None:
+        config = special_ids(tokenizer, model) | config
+    if isinstance(task, clm.Task):
+        config[ROWS] = task.rows
+    if set(CLASSED) & set(model.heads):
+        labels = task.labels or ("LABEL_0",)
+        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        config["label2id"] = {label: index for index, label in enumerate(labels)}
+    if "classify" in model.heads:
+        config["problem_type"] = next(
+            theirs for theirs, ours in KINDS.items() if ours == task.kind
+        )
+    return reference, config
+
+
+def special_ids(tokenizer: Tokenizer, model: PyTree) -> Config:
+    """Returns the ids of the tokens that a text begins and ends with, None where there is none.
+
+    The reference's defaults, such as 50256 of GPT-2, are those of another vocabulary.
+    """
+    ids = {name: number for number, name in enumerate(tokenizer.pieces.tokens)}
+    named = tokenizer.settings.get("bos_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    # A decoder that has no other begins behind what ends a document.
+    usual = None if isinstance(model, Encodes) else tokenizer.end_id
+    opening = tokenizer.roles.get("cls") if named not in ids else named
+    begin = usual if opening is None else ids[opening]
+    return {"bos_token_id": begin, "eos_token_id": tokenizer.end_id}
+
+
+def special_type(config: Config, family: str) -> str:
+    """Returns the `model_type` of a folder's config, empty where that follows from its family.
+
+    A run keeps it as `init.model_type`, so that an XLM-RoBERTa is exported as one.
+    """
+    kind, usual = folders.model_type(config), families.reference(family)
+    return "" if kind is None or usual is None or kind in usual.model_types else kind
+
+
+def save_prompts(folder: Path, task: Task, tokenizer: Tokenizer) -> None:
+    """Lets the reference's tokenizer in a folder put before a text what a language model's prompts
+    begin with, and nothing behind it: a prompt that ended would not be continued."""
+    if not isinstance(task, clm.Task) or not (folder / "tokenizer.json").is_file():
+        return
+    before = task.before(tokenizer).tolist()
+    if before == tokenizer.opening.tolist() and not tokenizer.closing.size:
+        return
+    whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    names = [tokenizer.token(number) for number in before]
+    whole.post_processor = processors.TemplateProcessing(
+        single=[*names, "$A"],
+        pair=[*names, "$A", "$B"],
+        special_tokens=list(zip(names, before, strict=True)),
+    )
+    whole.save(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer_config.json"
+    # Other classes put texts together in a way of their own.
+    own = ("add_bos_token", "add_eos_token", "tokenizer_class")
+    settings = {name: value for name, value in read_json(path).items() if name not in own}
+    write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)

@@ -1,0 +1,139 @@
+"""What every key of a config may be: one table per section, checked before anything slow.
+
+The tables of `model`, `task` and `optim` stand where those settings are defined: in
+`models/sizes.py`, `tasks/settings.py` and `optim/settings.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from fmjax import models, optim, tasks
+from fmjax.config.limits import (
+    Limit,
+    check,
+    choice,
+    count,
+    each,
+    either,
+    group,
+    number,
+    text,
+    texts,
+    truth,
+    unique_texts,
+)
+from fmjax.contracts import Config, Value
+from fmjax.data.sources.lines import RECORDS
+from fmjax.data.stream import balance
+from fmjax.errors import UserError
+from fmjax.models import sizes
+from fmjax.randomness import GENERATORS, MOST_SEED
+
+TOKENS = 2**20  # of a row, at most
+ROWS = 2**24  # of a batch, at most
+
+
+def on_error(key: str, value: Value) -> None:
+    """Raises UserError unless the value says what happens at a bad record."""
+    if not re.fullmatch("fail|skip:[0-9]+", str(value)):
+        raise UserError(f'{key}="{value}": write fail, or skip:N to leave out up to N bad records')
+
+
+FILES = either(text, texts, each(either(text, texts, words="")), words="a file, or a list of files")
+AXIS = either(count(1), count(-1, -1), words="a whole number of devices, or -1 for all that are left")
+
+TRAIN: dict[str, Limit] = {
+    "steps": count(1, hint="a positive number"),
+    "epochs": number(above=0, most=1e6, hint="a positive number"),
+    "log_every": count(),
+    "eval_every": count(),
+    "seed": count(0, MOST_SEED),
+    "accumulate": count(1, ROWS),
+    "max_nonfinite": count(1),
+    "dropout_rng": choice(GENERATORS),
+    "early_stopping": group,
+}
+EARLY_STOPPING: dict[str, Limit] = {
+    "metric": text,
+    "mode": text,
+    "patience": count(0, hint="0 is never"),
+}
+CHECKPOINT: dict[str, Limit] = {
+    "every": count(0, hint="0 saves at the end alone"),
+    "keep": count(1, hint="the newest checkpoint must be kept to continue from; give 1 or more"),
+    "best": text,
+    "mode": text,
+}
+MESH: dict[str, Limit] = {"axes": each(AXIS), "rules": text, "table": group}
+INIT: dict[str, Limit] = {"weights": text, "from": text}
+DATA: dict[str, Limit] = {
+    "source": text,
+    "files": FILES,
+    "mixture": group,
+    "temperature": number(above=0, most=1e6, hint="1 leaves weights as they are"),
+    "curriculum": group,
+    "name": text,
+    "data_dir": text,
+    "download": truth,
+    "record": choice(RECORDS),
+    "columns": unique_texts,
+    "hold_out": number(above=0, below=1, hint="a share of the training data"),
+    "hold_out_by": text,
+    "balance": choice(balance.KINDS),
+    "balance_power": number(
+        least=0, most=1, hint="0 leaves the classes as they are, 1 makes them equal"
+    ),
+    "tokenizer": text,
+    "tokenizer_kind": text,
+    "lowercase": truth,
+    "vocab_size": count(1, 2**24),
+    "batch_size": count(1, ROWS),
+    "max_length": count(1, TOKENS, hint="in tokens"),
+    "buckets": either(
+        text, each(either(text, count(1, TOKENS), words="")), words="lengths, such as 32,64, or auto"
+    ),
+    "on_error": on_error,
+    "workers": count(0, 1024, hint="0 is a thread"),
+    "prefetch": count(0, 2**16),
+    "stall_seconds": number(least=0, hint="0 is never"),
+}
+SECTIONS: dict[str, dict[str, Limit]] = {
+    "train": TRAIN,
+    "checkpoint": CHECKPOINT,
+    "mesh": MESH,
+    "init": INIT,
+    "data": DATA,
+}
+
+
+def check_config(config: Config) -> None:
+    """Raises UserError, naming the key, if a section is missing or a value is out of range.
+
+    It reads the config alone, so that a mistake is found before data are opened.
+    """
+    for section in ("model", "task", "data", "optim", "train", "checkpoint", "mesh"):
+        if not isinstance(config.get(section), Mapping):
+            raise UserError(
+                f"config.{section}: is missing, or no group of keys; start from "
+                "fmjax.defaults.experiment(MODEL, TASK)"
+            )
+    for section, limits in SECTIONS.items():
+        check(section, config.get(section) or {}, limits)
+    stopping = config["train"].get("early_stopping") or {}
+    check("train.early_stopping", stopping, EARLY_STOPPING)
+    optim.check_section(config["optim"])
+    for section in ("model", "task"):
+        text(f"{section}.name", config[section].get("name"))
+    tasks.make(config["task"])
+    check_model(config["model"])
+
+
+def check_model(section: Config) -> None:
+    """Raises UserError for an unknown family, size or setting, and for a value out of range."""
+    family = models.family(section["name"])
+    sizes.check_section(family.Settings, section)
+    if "size" in section:
+        text("model.size", section["size"])
+

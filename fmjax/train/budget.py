@@ -1,0 +1,157 @@
+"""Whether a training step has room in the memory of this machine, from shapes alone.
+
+Nothing is allocated to find out. Layers are traced once, scanned, however many there are, so that
+the answer takes a second also for a model that would take minutes to trace and then not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from fmjax import optim
+from fmjax.config.limits import MOST
+from fmjax.contracts import Batch, Config, PyTree, Task
+from fmjax.distributed import sharding
+from fmjax.distributed.layout import Layout, accumulation
+from fmjax.errors import UserError
+from fmjax.hardware import memory_of_devices
+from fmjax.randomness import dropout_key
+from fmjax.train.state import BatchSpec, abstract_params, abstract_state
+from fmjax.train.wrappers import MixtureModel
+
+GIB = 2**30
+FEW = 1e9  # floating-point operations
+TABLES = ("vocab_size", "target_vocab_size", "positions")
+
+
+def device_bytes(tree: PyTree) -> int:
+    """Returns the bytes that each device holds of a tree of abstract arrays with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def saved_bytes(
+    model: PyTree, task: Task, params: PyTree, spec: BatchSpec, layout: Layout, config: Config
+) -> int:
+    """Returns the bytes per device of what the forward pass keeps for the backward pass, by formula.
+
+    They are the residuals of the loss's vjp at its whole shape, over the devices that share the batch
+    and its length: heads and widths that are sharded as well make it less.
+    """
+    parts = accumulation(config)
+    batch = {
+        name: jax.ShapeDtypeStruct((array.shape[0] // parts, *array.shape[1:]), array.dtype)
+        for name, array in spec.items()
+    }
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    generator = config["train"].get("dropout_rng", "threefry2x32")
+    key = jax.eval_shape(lambda: dropout_key(0, generator))
+
+    def residuals(params: PyTree, batch: Batch, key: jax.Array) -> list[jax.Array]:
+        def loss(params: PyTree) -> jax.Array:
+            outputs = model.apply({"params": params}, batch, rngs={"dropout": key})
+            return sum(task.loss(outputs, batch).values(), jnp.float32(0))
+
+        return jax.tree.leaves(jax.vjp(loss, params)[1])
+
+    jaxpr = jax.make_jaxpr(residuals)(shapes, batch, key).jaxpr
+    # JAX's own types: tokens have no shape, and keys no item size.
+    kept = {
+        id(var): var.aval
+        for var in jaxpr.outvars
+        if var not in jaxpr.invars and hasattr(var.aval, "shape")
+    }
+    whole = sum(
+        math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8) for aval in kept.values()
+    )
+    logical = ("act_batch", "act_length")
+    shared = {
+        axis for name in logical for axis in sharding.mesh_axes(name, layout.rules, layout.mesh)
+    }
+    return int(whole // math.prod(layout.mesh.shape[axis] for axis in shared))
+
+
+def scanned(model: PyTree) -> PyTree:
+    """Returns a model with the same parameters whose layers are traced once."""
+    if isinstance(model, MixtureModel):
+        parts = {name: scanned(part) for name, part in model.parts.items()}
+        return MixtureModel(scanned(model.model), parts)
+    settings = model.settings
+    if not dataclasses.is_dataclass(settings) or "scan_layers" not in vars(settings):
+        return model  # an extension's, which may not have stacks
+    return model.clone(settings=dataclasses.replace(settings, scan_layers=True))
+
+
+def needed_bytes(
+    config: Config, model: PyTree, task: Task, spec: BatchSpec, layout: Layout
+) -> dict[str, int]:
+    """Returns the bytes per device of parameters, their gradients, optimizer and activations."""
+    model = scanned(model)
+    params = abstract_params(model, spec, layout.mesh, layout.rules)
+    # The number of steps is for the schedule alone, which has no state.
+    optimizer = optim.build(config["optim"], params, steps=MOST)
+    state = abstract_state(params, optimizer.transform, layout.mesh)
+    trained = optim.trainable(params, config["optim"].get("freeze", ()))
+    updated = jax.tree.map(lambda leaf, chosen: leaf if chosen else None, params, trained)
+    return {
+        "parameters": device_bytes(params),
+        "gradients": device_bytes(updated),
+        "optimizer": device_bytes(state.opt_state),
+        "activations": saved_bytes(model, task, params, spec, layout, config),
+    }
+
+
+def is_small(model: PyTree, spec: BatchSpec) -> bool:
+    """Returns whether a step fits any machine, by formulas that cost nothing to evaluate.
+
+    A floating-point operation of a layer, at the narrowest, leaves 5 bytes to keep. Tables are read
+    without any.
+    """
+    settings = vars(model.settings)
+    rows = max(int(settings.get(name, 0)) for name in TABLES)
+    return model.forward_flops(spec) < FEW and rows * int(settings.get("width", 1)) < FEW / 100
+
+
+def check_memory(
+    config: Config, model: PyTree, task: Task, spec: BatchSpec, layout: Layout
+) -> None:
+    """Raises UserError, in one line with the sizes, if a step needs more memory than there is.
+
+    What this machine has is asked of its devices, of CPUs of the operating system. Where it is not
+    known, nothing is refused. Of the activations half is counted: the compiler may keep less than
+    the formula says, and a step that would fit must not be refused.
+    """
+    room = None if is_small(model, spec) else memory_of_devices()
+    if room is None:
+        return
+    need = needed_bytes(config, model, task, spec, layout)
+    total = need["parameters"] + need["gradients"] + need["optimizer"] + need["activations"] // 2
+    if total > room.per_device:
+        raise UserError(too_large(config, need, total, room.per_device, room.what))
+
+
+def too_large(
+    config: Config, need: Mapping[str, int], total: int, room: float, what: str
+) -> str:
+    """Returns the message that a step does not fit, with the settings that would help the most."""
+    state = total - need["activations"] // 2
+    sizes = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in need.items())
+    if state > room:
+        how = "choose a smaller model.size, model.layers or model.width, or shard it over more devices"
+    else:
+        how = (
+            f"lower data.batch_size={config['data']['batch_size']} or "
+            f"data.max_length={config['data']['max_length']}, raise train.accumulate, "
+            "or set model.remat=everything"
+        )
+    return (
+        f"a training step needs about {total / GIB:,.1f} GiB per device ({sizes}), but {what} has "
+        f"{room / GIB:,.1f}; {how}"
+    )

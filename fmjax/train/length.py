@@ -1,0 +1,80 @@
+"""How long a run is: its number of steps, and what a longer run changes in the learning rate of one that goes on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from fmjax import optim
+from fmjax.config import read_config
+from fmjax.contracts import Config, Examples, PyTree
+from fmjax.errors import UserError
+
+
+def total_steps(config: Config, examples: int) -> int:
+    """Returns the number of steps: as given, or of as many epochs, the last one rounded up.
+
+    Raises UserError unless exactly one of train.steps and train.epochs is given and positive.
+    """
+    steps, epochs = config["train"].get("steps"), config["train"].get("epochs")
+    if (steps is None) == (epochs is None):
+        how = "--config.train.steps=none unsets the first"
+        raise UserError(f"give one of train.steps and train.epochs, not both; {how}")
+    size = config["data"]["batch_size"]
+    count = int(steps) if epochs is None else math.ceil(epochs * examples / size)
+    if count < 1:
+        given = f"steps={steps}" if epochs is None else f"epochs={epochs}"
+        raise UserError(f"train.{given}: must be positive; raise it")
+    return count
+
+
+def checked_steps(config: Config, train: Examples) -> int:
+    """Returns the number of steps. Raises UserError if the training data have too few examples."""
+    size = config["data"]["batch_size"]
+    if len(train) < size:
+        few = f"the training data has {len(train)} examples, fewer than data.batch_size={size}"
+        raise UserError(f"{few}; lower the batch size or give more data")
+    steps = total_steps(config, len(train))
+    train.check_steps(steps, size)
+    return steps
+
+
+def steps_before(workdir: Path, train: Examples) -> int:
+    """Returns the number of steps that the stored config of a run asks for."""
+    return total_steps(read_config(workdir), len(train))
+
+
+def schedule_change(
+    config: Config, params: PyTree, before: int, now: int, begun: int, workdir: Path
+) -> str | None:
+    """Returns what another length changes in the learning rate of a run, None if nothing.
+
+    Args:
+      config: the run's.
+      params: its parameters, or their shapes.
+      before: how many steps it had.
+      now: how many it has.
+      begun: the step that it goes on from.
+      workdir: its folder.
+    """
+    section = config["optim"]
+    old, new = (optim.build(section, params, steps).learning_rate for steps in (before, now))
+    rates = [(float(old(step)), float(new(step))) for step in (begun - 1, begun)]  # last, next
+    warmups = warm_up(section, before), warm_up(section, now)
+    if warmups[0] == warmups[1] and all(math.isclose(*pair, rel_tol=1e-6) for pair in rates):
+        return None
+    longer = f", and warm-up is {warmups[1]:,} steps, not {warmups[0]:,}"
+    return (
+        f"the run now has {now:,} steps, not {before:,}, and so has its schedule: "
+        f"the learning rate is {rates[1][1]:.3g} after step {begun:,}, and was {rates[0][0]:.3g} "
+        f"before it{longer if warmups[0] != warmups[1] else ''}; to choose the schedule of what "
+        f"follows, start a new run with --config.init.weights={workdir}"
+    )
+
+
+def warm_up(section: Config, steps: int) -> int:
+    """Returns how many of a run's steps warm up."""
+    given = optim.Settings(
+        warmup_steps=section.get("warmup_steps"), warmup_ratio=section.get("warmup_ratio")
+    )
+    return optim.warmup_count(given, steps)
