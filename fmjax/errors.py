@@ -118,9 +118,9 @@ def bounds(
         return "not be negative"
     if least is not None and most is not None:
         return f"be from {shown(least)} to {shown(most)}"
-    words = {"at least": least, "above": above, "at most": most, "less than": below}
+    limits = {"at least": least, "above": above, "at most": most, "less than": below}
     return "be " + (
-        " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+        " and ".join(f"{word} {bound:g}" for word, bound in limits.items() if bound is not None)
         or "a number"
     )
 

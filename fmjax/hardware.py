@@ -63,7 +63,7 @@ def memory_of_devices() -> Room | None:
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
         machine = memory_of_machine()
-        return machine and Room(machine / len(devices), what_has(len(devices)))
+        return Room(machine / len(devices), what_has(len(devices))) if machine else None
     try:
         limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
     except jax.errors.JaxRuntimeError:
@@ -144,7 +144,7 @@ def explanation(error: Exception) -> str | None:
 
 def no_device(said: str) -> str:
     """Returns the message that JAX does not find the device that it was told to use."""
-    platforms = jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS", "")
+    platforms = jax.config.read("jax_platforms") or os.environ.get("JAX_PLATFORMS", "")
     reason = said.partition("(set JAX_PLATFORMS")[0].rpartition("INTERNAL: ")[2].strip(" :")
     extra = next((EXTRAS[name] for name in platforms.split(",") if name in EXTRAS), "")
     how = f", or install JAX for it: pip install 'fmjax[{extra}]'" if extra else ""

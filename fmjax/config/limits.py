@@ -143,7 +143,8 @@ def of_type(kind: Value) -> Limit:
     }
     if kind in plain:
         return plain[kind]
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    origin: Value = typing.get_origin(kind)
+    parts = typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         named = " or ".join(part.__name__ for part in parts)
         return either(*map(of_type, parts), words=named)

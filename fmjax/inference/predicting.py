@@ -219,7 +219,7 @@ def row_lengths(arrays: HostBatch, sized: Sequence[str], count: int) -> np.ndarr
     if mask is None or "attention_mask" not in sized:
         return np.zeros(count, np.int64)
     ends = np.where(np.asarray(mask) > 0, 1 + np.arange(mask.shape[-1]), 0)
-    return ends.reshape(count, -1).max(axis=1, initial=0)
+    return np.asarray(ends.reshape(count, -1).max(axis=1, initial=0))
 
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:

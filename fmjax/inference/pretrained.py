@@ -224,12 +224,10 @@ class Pretrained:
 
         Raises UserError if the model has no counterpart in Hugging Face, and as `folders.write_folder` does.
         """
-        reference, config = self.counterpart(), dict(self.config)
-        if self.task is not None:
-            reference, config = written_config(reference, self.model, self.task, self.tokenizer, self.config)
+        reference, config = self.exported()
         wanted = pytree.names(abstract_params(self.model))
         params = {name: leaf for name, leaf in pytree.names(self.params).items() if name in wanted}
-        config.pop("torch_dtype", None)
+        config = {name: value for name, value in config.items() if name != "torch_dtype"}
 
         def save_beside(folder: Path) -> None:
             if generation := self._saved_generation():
@@ -239,6 +237,13 @@ class Pretrained:
                 save_prompts(folder, self.task, self.tokenizer)
 
         folders.write_folder(folder, reference, config | {"dtype": "float32"}, pytree.unnames(params), save_beside)
+
+    def exported(self) -> tuple[Reference, Config]:
+        """Returns the counterpart in Hugging Face and the config there. Raises UserError if there is none."""
+        reference = self.counterpart()
+        if self.task is None:
+            return reference, dict(self.config)
+        return written_config(reference, self.model, self.task, self.tokenizer, self.config)
 
     def counterpart(self) -> Reference:
         """Returns the counterpart in Hugging Face. Raises UserError if there is none."""

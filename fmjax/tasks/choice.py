@@ -219,6 +219,8 @@ def shortened(context: np.ndarray, ending: np.ndarray, most: int) -> tuple[np.nd
 class Choices(contracts.Examples):
     """Contexts with their endings."""
 
+    targets: np.ndarray
+
     sized = PADDED
 
     def __init__(self, rows: list[list[Row]], targets: list[np.int32], tokenizer: Tokenizer, max_length: int):

@@ -197,6 +197,8 @@ class Task(LabelTask):
 class LabeledTexts(contracts.Examples):
     """Tokenized, labeled texts; `draw` applies the augmentations, in order."""
 
+    targets: np.ndarray
+
     sized = Task.sized
 
     def __init__(

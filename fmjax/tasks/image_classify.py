@@ -100,6 +100,8 @@ class Task(LabelTask, ImageTask):
 class LabeledImages(contracts.Examples):
     """Labeled images; in training `draw` changes them at random and mixes them with others."""
 
+    targets: np.ndarray
+
     def __init__(self, task: Task, source: Source, targets: np.ndarray, processor: image_kind.Processor, train: bool):
         self.task, self.source, self.processor, self.train = task, source, processor, train
         self.targets = self.classes = targets

@@ -178,7 +178,7 @@ class Pairs(contracts.Examples):
         tokenizer: Tokenizer,
         row_lengths: tuple[int, int],
     ):
-        self.sources, self.targets, self.references = sources, targets, references
+        self.source_ids, self.target_ids, self.references = sources, targets, references
         self.tokenizer, self.row_lengths = tokenizer, row_lengths
         sizes = [np.array([ids.size for ids in side]) for side in (sources, targets)]
         self.sides = dict(zip(("input_ids", "labels"), zip(sizes, row_lengths, strict=True), strict=True))
@@ -186,23 +186,23 @@ class Pairs(contracts.Examples):
         self.fill = {name: float(np.mean(own)) / most for name, (own, most) in self.sides.items()}
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return len(self.source_ids)
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `attention_mask` [S] and `labels`, `label_weights` [T]."""
-        return pair(self.sources[index], self.targets[index], self.row_lengths, self.tokenizer.fill_id)
+        return pair(self.source_ids[index], self.target_ids[index], self.row_lengths, self.tokenizer.fill_id)
 
 
 class PackedPairs(Pairs):
     """Several pairs an example, by a plan; targets are `target_length` in all, 0 being matched to the data."""
 
     def __init__(self, pairs: Pairs, max_length: int, target_length: int):
-        sizes = np.array([(one.size, other.size) for one, other in zip(pairs.sources, pairs.targets, strict=True)])
+        sizes = np.array([(one.size, other.size) for one, other in zip(pairs.source_ids, pairs.target_ids, strict=True)])
         if target_length:
             self.plan = pack(sizes, (max_length, target_length))
         else:
             self.plan, target_length = pack_matched(sizes, max_length)
-        super().__init__(pairs.sources, pairs.targets, pairs.references, pairs.tokenizer, (max_length, target_length))
+        super().__init__(pairs.source_ids, pairs.target_ids, pairs.references, pairs.tokenizer, (max_length, target_length))
         self.fill = dict(zip(self.sides, self.plan.fill, strict=True))
         self.sides, self.lengths = {}, None  # rows are packed, and of one length
 
@@ -220,7 +220,7 @@ class PackedPairs(Pairs):
     def __getitem__(self, index: int) -> Example:
         """Returns the arrays of one pair, with the segments and positions of both sides."""
         pieces = self.plan.pieces(index)
-        sources, targets = ([side[number] for number in pieces] for side in (self.sources, self.targets))
+        sources, targets = ([side[number] for number in pieces] for side in (self.source_ids, self.target_ids))
         return packed_pairs(sources, targets, self.row_lengths, self.tokenizer.fill_id)
 
 

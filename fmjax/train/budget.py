@@ -83,10 +83,9 @@ def scanned(model: PyTree) -> PyTree:
     if isinstance(model, MixtureModel):
         parts = {name: scanned(part) for name, part in model.parts.items()}
         return MixtureModel(scanned(model.model), parts)
-    settings = model.settings
-    if not dataclasses.is_dataclass(settings) or "scan_layers" not in vars(settings):
+    if "scan_layers" not in {field.name for field in dataclasses.fields(model.settings)}:
         return model  # an extension's, which may not have stacks
-    return model.clone(settings=dataclasses.replace(settings, scan_layers=True))
+    return model.clone(settings=dataclasses.replace(model.settings, scan_layers=True))
 
 
 def needed_bytes(

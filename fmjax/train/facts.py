@@ -24,7 +24,7 @@ from fmjax.data.stream.packing import fill_of
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.distributed.sharding import PARAMETERS, mesh_axes
 from fmjax.errors import RecordError, UserError
-from fmjax.inference.pretrained import Pretrained, reference_config
+from fmjax.inference.pretrained import Pretrained
 from fmjax.tasks.facts import percent
 from fmjax.train.experiment import Experiment
 from fmjax.train.wrappers import main_part
@@ -227,7 +227,7 @@ def export(experiment: Experiment) -> Fact:
     name = experiment.config["model"]["name"]
     trained = Pretrained(experiment.config, models.family(name), own, {}, experiment.data.processors, task)
     try:
-        architecture = reference_config(trained)[1]["architectures"][0]
+        architecture = trained.exported()[1]["architectures"][0]
     except UserError as error:
         return Fact("export", f"no: {error}", {"possible": False, "why": str(error)})
     text = f"yes, as {architecture} (scripts/convert.py)"

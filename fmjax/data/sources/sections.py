@@ -32,7 +32,7 @@ BORDERS = {
 class Span(NamedTuple):
     """A part of a record's text: the record's number, its first and one-past-last character."""
 
-    index: int
+    number: int
     begin: int
     end: int
 

@@ -358,7 +358,8 @@ def byte_level(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     merges.txt."""
     vocabulary, lines = read_json(path), read_lines(path.with_name("merges.txt"))
     try:
-        merges = [tuple(line.split(" ")) for line in lines if line and line[:8] != "#version"]
+        pairs = [line.split(" ") for line in lines if line and line[:8] != "#version"]
+        merges = [(first, second) for first, second in pairs]
         model = models.BPE(vocabulary, merges)
     except Exception as error:  # the library raises plain Exceptions
         raise UserError(
