@@ -133,7 +133,7 @@ class Task(contracts.Task):
             if not isinstance(text, str) or not isinstance(record[self.context], str):
                 raise RecordError(where, "context and answers must be texts; correct the record")
             if not text or type(start) is not int or start < 0 or not record[self.context].startswith(text, start):
-                raise RecordError(where, f'the answer "{text}" does not stand at {start} of the context; correct the record')
+                raise RecordError(where, f'the answer "{text}" is not at character {start} of the context; correct the record')
         return texts, starts
 
     def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Windows:
@@ -250,7 +250,7 @@ class Task(contracts.Task):
                 example = dict(zip((self.question, self.context), example, strict=True))
             if not isinstance(example, Mapping) or not {self.question, self.context} <= set(example):
                 wanted = f'give an object with "{self.question}" and "{self.context}", or a pair of both'
-                raise UserError(f"{where(number)}: is no question about a context; {wanted}")
+                raise UserError(f"{where(number)}: is not a question about a context; {wanted}")
             records.append(example)
         contexts, questions = self.read(records, tokenizer, where)
         rows = self.rows(contexts, questions, tokenizer, max_length, where)

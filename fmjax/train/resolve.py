@@ -21,7 +21,7 @@ def resolve_model(config: Config, source: Pretrained | None, processors: Process
     Raises UserError if family, size, processors or vocabulary do not fit each other.
     """
     if "text" not in processors and config["data"].get("tokenizer"):
-        raise UserError(f"data.tokenizer={config['data']['tokenizer']} is of tasks that read text; leave it out")
+        raise UserError(f"data.tokenizer={config['data']['tokenizer']} is only for tasks that read text; leave it out")
     section = dict(config["model"])
     name = section.pop("name")
     family = models.family(name)

@@ -105,7 +105,7 @@ def test_what_an_image_may_be_given_as(tmp_path):
         (COLOURS[0] / 255, r"line 3: float64 \(4, 5, 3\) is not an image"),
         (COLOURS, r"line 3: uint8 \(6, 4, 5, 3\) is not an image"),
         (COLOURS[:, :0], r"line 3: uint8 \(6, 0, 5, 3\) is not"),
-        (Image.new("F", (2, 2)), r"line 3: has more than 8 bits a channel \(mode F\)"),
+        (Image.new("F", (2, 2)), r"line 3: has more than 8 bits per channel \(mode F\)"),
         (Image.open(io.BytesIO(encoded(COLOURS[0], "JPEG")[:-40])), r"line 3: is not a whole image \(image file is truncated"),
     ],
     ids=["missing", "empty", "nul", "none", "list", "floats", "four axes", "no width", "mode F", "truncated"],
