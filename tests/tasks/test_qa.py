@@ -225,7 +225,7 @@ def test_loss_is_over_the_context_and_none():
         ({"answers": {"text": ["w2"], "answer_start": [4]}}, 'question 1: the answer "w2" is not at character 4 of the context'),
         ({"answers": {"text": ["w2"], "answer_start": []}}, r'question 1: column "answers" holds .*, not \{"text"'),
         ({"answers": "w2"}, "question 1: column \"answers\" holds 'w2', not"),
-        ({"answers": {"text": [""], "answer_start": [0]}}, 'question 1: the answer "" does not stand'),
+        ({"answers": {"text": [""], "answer_start": [0]}}, 'question 1: the answer "" is not at character 0'),
         (asked("w1 \u200b w2", "\u200b"), r"question 1: the answer '\\u200b' has no token; correct the record"),
         ({"question": " "}, "question 1: column \"question\" holds ' ', not text"),
         ({"context": None, "answers": {"text": [], "answer_start": []}}, 'question 1: column "context" holds None, not text'),
