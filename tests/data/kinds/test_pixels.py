@@ -226,8 +226,8 @@ def test_what_a_processor_does_not_say(tmp_path):
         ({"do_rescale": False}, "do_rescale=false is not handled"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.00784.* is not handled, only 0.0039"),
         ({"rescale_factor": "1/255"}, 'rescale_factor="1/255" is not handled'),
-        ({"resample": 9}, "resample=9 is none of 0, 2, 3, 1, 4, 5"),
-        ({"resample": [2]}, r"resample=\[2\] is none of"),
+        ({"resample": 9}, "resample=9 is not one of 0, 2, 3, 1, 4, 5"),
+        ({"resample": [2]}, r"resample=\[2\] is not one of"),
         (
             {"size": {"height": 4, "width": 5}, "do_center_crop": True},
             'size={"height": 4, "width": 5} is not handled, only a square or a shortest_edge',
