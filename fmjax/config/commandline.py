@@ -125,7 +125,9 @@ class Flags(argparse.ArgumentParser):
 class ListConfigs(argparse.Action):
     """A flag that prints the configs that come with fmjax, and ends the command."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option_string: str | None = None
+    ) -> None:
         print(listing())
         parser.exit()
 

@@ -104,7 +104,7 @@ class LabeledImages(contracts.Examples):
 
     def __init__(self, task: Task, source: Source, targets: np.ndarray, processor: image_kind.Processor, train: bool):
         self.task, self.source, self.processor, self.train = task, source, processor, train
-        self.targets = self.classes = targets
+        self.targets = self.classes = self.labels = targets
 
     def __len__(self) -> int:
         return len(self.source)

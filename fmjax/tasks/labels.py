@@ -254,10 +254,10 @@ class LabelTask(Balance, contracts.Task):
         self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
     ) -> list[Fact]:
         """Returns the labels with their counts, and what a constant answer scores."""
-        targets = [one.targets for one in examples if one.targets is not None]
-        if not targets:
+        labels = [one.labels for one in examples if one.labels is not None]
+        if not labels:
             return []
-        joined = np.concatenate(targets)
+        joined = np.concatenate(labels)
         if self.kind == "regression":
             return [facts.number_fact(joined)]
         if self.kind == "single":

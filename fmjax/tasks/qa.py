@@ -148,7 +148,7 @@ class Task(contracts.Task):
             found = contexts[question.context]
             span = found.tokens(starts[0], starts[0] + len(texts[0])) if texts else None
             if texts and span is None:
-                problem = f"the answer {texts[0]!r:.60} has no token of this tokenizer; correct the record"
+                problem = f"the answer {texts[0]!r:.60} has no token; correct the record"
                 raise RecordError(source.where(index), problem, index)
             answered.append(question._replace(answers=tuple(texts), span=span))
         rows = self.rows(contexts, answered, tokenizer, max_length, source.where)

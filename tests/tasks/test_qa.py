@@ -175,7 +175,7 @@ def test_marks_that_a_tokenizer_drops_belong_to_the_answer(tokenizer):
 
 
 def test_an_answer_without_a_token_is_named(tokenizer):
-    with pytest.raises(UserError, match=r"the answer '\\u200b' has no token of this tokenizer; correct the record"):
+    with pytest.raises(UserError, match=r"the answer '\\u200b' has no token; correct the record"):
         Task().examples(Records([asked("w1 \u200b w2", "\u200b")]), using(tokenizer), 24, train=False)
 
 
