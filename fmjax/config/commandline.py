@@ -115,7 +115,7 @@ class Flags(argparse.ArgumentParser):
             hint = ", as this command takes no config"
         elif self.takes_config and "." in name:
             hint = f' (did you mean "{OVERRIDE}{name.lstrip("-")}"?)'
-        raise UserError(f"{name}: no such flag{hint}; there are {', '.join(sorted(names))}")
+        raise UserError(f"{name}: no such flag{hint}; choose from {', '.join(sorted(names))}")
 
     def error(self, message: str) -> NoReturn:
         """Raises what argparse has found as a UserError; it would print its usage and exit."""

@@ -56,7 +56,7 @@ class Examples:
     max_length: int = 0  # of each
     sized: tuple[str, ...] = ()  # the arrays whose last axis is the length
     classes: np.ndarray | None = None  # [N]
-    targets: np.ndarray | None = None  # [N, ...], the labels of each where these are one array
+    labels: np.ndarray | None = None  # [N, ...], of tasks whose examples have labels
     fill: Mapping[str, float] | None = None  # the share of each array that is no padding
     parts: Mapping[str, Examples] = MappingProxyType({})  # of a mixture, by source or task
 

@@ -325,7 +325,7 @@ def load(path: str | Path) -> Pretrained:
     Raises UserError if it is none of these, is not whole, or holds a model that is not handled.
     """
     path = Path(path).expanduser()
-    if path.is_file() and path.suffix == ".bin":
+    if path.is_file() and path.suffix.lower() == ".bin":
         return load_llama2c(path)
     if path.is_file():
         raise UserError(f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c")

@@ -126,7 +126,7 @@ class Task(contracts.Task):
         contexts = tokenizer.encode_batch([context for context, _ in read])
         endings = [max(ids.size for ids in tokenizer.encode_batch(texts)) for _, texts in read]
         lengths = np.array([ids.size for ids in contexts]) + endings + tokenizer.special_count(pair=True)
-        right = np.concatenate([one.targets for one in examples if one.targets is not None])
+        right = np.concatenate([one.labels for one in examples if one.labels is not None])
         names = [str(number) for number in range(self.choices)]
         return [class_fact(names, right, "endings"), length_fact(lengths, max_length)]
 
@@ -189,7 +189,7 @@ class Task(contracts.Task):
                 endings = example[1] if len(self.endings) > 1 else [example[1]]
                 example = {self.start: "", self.context: example[0]} | dict(zip(self.endings, endings, strict=False))
             if not isinstance(example, Mapping) or not set(self.reads) <= set(example):
-                raise UserError(f"{where(number)}: is no choice; give an object with {', '.join(self.reads)}")
+                raise UserError(f"{where(number)}: is not a choice; give an object with {', '.join(self.reads)}")
             read.append(self.read(example, where(number)))
             if len(read[-1][1]) != len(read[0][1]):
                 raise UserError(f"{where(number)}: has {len(read[-1][1])} endings, {where(0)} {len(read[0][1])}; give as many")
@@ -225,6 +225,7 @@ class Choices(contracts.Examples):
 
     def __init__(self, rows: list[list[Row]], targets: list[np.int32], tokenizer: Tokenizer, max_length: int):
         self.rows, self.targets = rows, np.array(targets, np.int32)
+        self.labels = self.targets
         self.tokenizer, self.max_length = tokenizer, max_length
         sizes = [[ids.size for ids, _ in own] for own in rows]
         self.lengths = np.array([max(own) for own in sizes])  # of the longest row, to which shorter ones are padded

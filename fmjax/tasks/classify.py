@@ -212,6 +212,7 @@ class LabeledTexts(contracts.Examples):
         augmentations: Sequence[Augmentation],
     ):
         self.task, self.rows, self.targets = task, rows, targets
+        self.labels = targets
         self.tokenizer, self.max_length, self.augmentations = tokenizer, max_length, augmentations
         self.lengths = np.array([ids.size for ids, _ in rows])
         self.classes = targets if task.kind == "single" else None  # by which data.balance resamples

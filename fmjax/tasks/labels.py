@@ -51,7 +51,8 @@ class Balance:
         except ValueError:
             above = False
         if not above:
-            raise UserError(f"task.class_weights={','.join(map(str, self.class_weights))}: must be numbers above 0, one a label")
+            listed = ",".join(map(str, self.class_weights))
+            raise UserError(f"task.class_weights={listed}: must be numbers above 0, one per label")
         if self.class_weights and labels and len(self.class_weights) != len(labels):
             raise UserError(
                 f"task.class_weights has {len(self.class_weights)} numbers for {len(labels)} labels ({', '.join(labels[:10])}); "
@@ -253,10 +254,10 @@ class LabelTask(Balance, contracts.Task):
         self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
     ) -> list[Fact]:
         """Returns the labels with their counts, and what a constant answer scores."""
-        targets = [one.targets for one in examples if one.targets is not None]
-        if not targets:
+        labels = [one.labels for one in examples if one.labels is not None]
+        if not labels:
             return []
-        joined = np.concatenate(targets)
+        joined = np.concatenate(labels)
         if self.kind == "regression":
             return [facts.number_fact(joined)]
         if self.kind == "single":

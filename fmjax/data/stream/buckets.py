@@ -229,7 +229,8 @@ def bucketed(
     Raises UserError for malformed lengths, and if lengths are given for examples without lengths.
     """
     words = tuple(str(word) for word in given)
-    if words in ((), (NONE,)) or (words == (AUTO,) and examples.lengths is None):
+    known = examples.lengths is not None and len(examples.lengths) > 0
+    if words in ((), (NONE,)) or (words == (AUTO,) and not known):
         return examples
     if examples.lengths is None:
         raise UserError(
