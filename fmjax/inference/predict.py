@@ -181,7 +181,8 @@ def predict_file(
                 file.flush()
                 bar.advance(output.done)
     except KeyboardInterrupt:
-        kept = "" if output.is_pipe else f"; {output.partial} has them, and the same command continues"
+        written = f"; {output.partial} has them" if output.done else ""
+        kept = "" if output.is_pipe else f"{written}; the same command continues"
         raise Interrupted(f"{output.done} of {len(inputs)} examples are answered{kept}") from None
     end(output, len(inputs))
 
@@ -201,9 +202,8 @@ def end(output: Output, count: int) -> None:
         )
     if output.failed:
         raise UserError(
-            f"{output.failed} of {count} examples could not be predicted and have an "
-            f'"error" in {output.name}, beside {count - output.failed} answers; the first: '
-            f"{output.first_error}"
+            f"{output.failed} of {count} examples could not be predicted; {output.name} has their "
+            f'"error" and the other {count - output.failed} answers; the first: {output.first_error}'
         )
     say(f"{count} predictions are in {output.name}")
 

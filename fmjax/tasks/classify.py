@@ -22,7 +22,7 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.tasks.facts import length_fact
 from fmjax.tasks.labels import LabelTask
-from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, pad_rows, readable, tokenizer_of
+from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, keys_of, pad_rows, readable, tokenizer_of
 
 KINDS = ("single", "multi", "regression")
 POOLS = ("first", "mean", "mask")
@@ -183,7 +183,8 @@ class Task(LabelTask):
                     raise UserError(f"{where(number)}: has {len(texts)} texts; the task reads {', '.join(self.texts)}")
                 example = dict(zip(self.texts, texts, strict=False))
             if missing := [column for column in self.texts if column not in example]:
-                raise UserError(f'{where(number)}: lacks "{missing[0]}"; the task reads {", ".join(self.texts)}')
+                has = keys_of(example)
+                raise UserError(f'{where(number)}: lacks "{missing[0]}"; the task reads {", ".join(self.texts)}{has}')
             records.append(example)
         rows = self.rows(records, tokenizer, max_length, where)
         batch: dict[str, Value] = dict(pad_rows(rows, tokenizer.pad_id))

@@ -146,8 +146,16 @@ def given_texts(examples: Sequence[Value], column: str, where: Where) -> list[st
     read: list[Value] = [example.get(column) if isinstance(example, Mapping) else example for example in examples]
     for number, text in enumerate(read):
         if not isinstance(text, str):
-            raise UserError(f'{where(number)}: is not a text; give a string, or an object with a "{column}"')
+            has = keys_of(examples[number])
+            raise UserError(f'{where(number)}: is not a text; give a string, or an object with a "{column}"{has}')
     return read
+
+
+def keys_of(example: Value) -> str:
+    """Returns what a message says of the keys of an example that lacks one."""
+    if not isinstance(example, Mapping) or not example:
+        return ""
+    return f" (it has {', '.join(map(str, example))}; predict.py --column names another)"
 
 
 def check_length(size: int, most: int, place: str) -> None:
