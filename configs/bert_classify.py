@@ -8,14 +8,13 @@ On your own files, with one label per line:
     python scripts/train.py --config configs/bert_classify.py:files --workdir runs/mine --config.init.weights=DIR_OF_BERT \
         --config.data.files.train=train.csv --config.data.files.validation=dev.csv
 
-`task.text`, `task.text_pair` and `task.label` name the columns; `task.kind` is single, multi or regression. With `multi` a
-label column holds several labels, as in "red,blue", whose separator is found (or given: `task.separator`), or
-`task.label_columns=toxic,rude` names columns of 0 and 1. Without
-`init.weights` the model starts from random weights, of size `model.size`, with a tokenizer trained on the training texts.
+`task.text`, `task.text_pair` and `task.label` name the columns. Without `init.weights` the model starts from random weights,
+of size `model.size`, with a tokenizer trained on the training texts.
 
-`:multi` is any number of labels per text, from the columns `text` and `labels` of your files; in a csv file the labels of a
-text are separated by `|`, in jsonl they are a list. `:regression` is a number for a pair of texts, such as the similarity of
-STS-B: from the columns `sentence1`, `sentence2` and `score`.
+`:multi` is any number of labels per text, from the columns `text` and `labels`: a list in jsonl; in csv a string such as
+"red,blue", whose separator is found unless `task.separator` gives it; or columns of 0 and 1, `task.label_columns=toxic,rude`.
+`:regression` is a number for a pair of texts, such as the similarity of STS-B, from the columns `sentence1`, `sentence2` and
+`score`.
 
     python scripts/train.py --config configs/bert_classify.py:multi --workdir runs/topics --config.init.weights=DIR_OF_BERT \
         --config.data.files.train=train.csv --config.data.files.validation=dev.csv

@@ -110,10 +110,11 @@ def bounds(
 ) -> str:
     """Returns the allowed range of a number in words."""
     if whole:
-        words = bounds(least, most, above, below).removeprefix("be ")
-        words = "" if words in ("a number", "not be negative") else words
-        words = "0 or more" if (least, most) == (0, None) else words
-        return "be a whole number" + (" " if words.startswith("from") else ", ") * bool(words) + words
+        within = bounds(least, most, above, below).removeprefix("be ")
+        within = "" if within == "a number" else within
+        within = "0 or more" if within == "not be negative" else within
+        joint = " " if within.startswith("from") else ", "
+        return f"be a whole number{joint}{within}" if within else "be a whole number"
     if (least, most, above, below) == (0, None, None, None):
         return "not be negative"
     if least is not None and most is not None:

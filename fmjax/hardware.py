@@ -144,10 +144,10 @@ def explanation(error: Exception) -> str | None:
 
 def no_device(said: str) -> str:
     """Returns the message that JAX does not find the device that it was told to use."""
-    platforms = jax.config.read("jax_platforms") or os.environ.get("JAX_PLATFORMS", "")
+    platforms = jax.config.values.get("jax_platforms") or os.environ.get("JAX_PLATFORMS", "")
     reason = said.partition("(set JAX_PLATFORMS")[0].rpartition("INTERNAL: ")[2].strip(" :")
     extra = next((EXTRAS[name] for name in platforms.split(",") if name in EXTRAS), "")
-    how = f", or install JAX for it: pip install 'fmjax[{extra}]'" if extra else ""
+    how = f", or install JAX for it: pip install -e '.[{extra}]'" if extra else ""
     detail = f" ({reason})" if reason else ""
     return (
         f"JAX_PLATFORMS={platforms}: JAX finds no such device{detail}; "

@@ -1,7 +1,7 @@
 """The keys of a config in lines for a reader: `--help` of the commands that take a config.
 
-What a line says of a key is the comment beside its default, in `defaults.py`, in the `Settings` of
-the model's family or in the task's `Task`; of keys without a comment, what `config/meanings.py` says.
+What a line says of a key is what `config/meanings.py` says, else the comment beside its default, in
+`defaults.py`, in the `Settings` of the model's family or in the task's `Task`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 
+from ml_collections import ConfigDict
+
 from fmjax import defaults, models, tasks
 from fmjax.config import load_config
-from fmjax.config.files import Keys, leaves
+from fmjax.config.files import Config, Keys
 from fmjax.config.meanings import COMMON, MODEL, TASK
 from fmjax.contracts import Value
 
@@ -41,21 +43,30 @@ def describe(spec: str) -> str:
     known |= meanings("model", models.family(config.model.name).Settings, MODEL)
     for part in config.task.get("parts", {"": config.task}).values():
         known |= meanings("task", tasks.task(part.name).Task, TASK)
-    return "\n".join([f"keys, with the values of {spec}:", *lines(config, known)])
+    return "\n".join([f"keys, with the values of {spec} (none: not set; of a model, as its size says):", *lines(config, known)])
 
 
 def meanings(section: str, settings: type, others: Mapping[str, str]) -> dict[str, str]:
     """Returns what is known of the keys of a section whose keys are a dataclass's fields."""
-    known = {**others, **field_comments(settings)}
+    known = {**field_comments(settings), **others}
     return {f"{section}.{name}": text for name, text in known.items()}
 
 
-def lines(config: Mapping[str, Value], known: Mapping[str, str]) -> Iterator[str]:
+def lines(config: Config, known: Mapping[str, str]) -> Iterator[str]:
     """Yields a line for each key of a config."""
-    for path, value in leaves(config):
+    for path, value in values(config):
         written = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
         entry = f"{'.'.join(path)}={written}"
         yield f"  {entry:<44}  {meaning(path, known)}".rstrip()
+
+
+def values(config: Config, path: Keys = ()) -> Iterator[tuple[Keys, Value]]:
+    """Yields the path and the value of every key, of a group of keys only if it has none."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | Mapping) and value:
+            yield from values(value, (*path, str(name)))
+        else:
+            yield (*path, str(name)), {} if isinstance(value, ConfigDict) else value
 
 
 def meaning(path: Keys, known: Mapping[str, str]) -> str:

@@ -57,14 +57,14 @@ TRAIN: dict[str, Limit] = {
 }
 EARLY_STOPPING: dict[str, Limit] = {
     "metric": text,
-    "mode": text,
+    "mode": choice(("max", "min")),
     "patience": count(0, hint="0 is never"),
 }
 CHECKPOINT: dict[str, Limit] = {
     "every": count(0, hint="0 saves at the end alone"),
     "keep": count(1, hint="the newest checkpoint must be kept to continue from; give 1 or more"),
     "best": text,
-    "mode": text,
+    "mode": choice(("max", "min")),
 }
 MESH: dict[str, Limit] = {"axes": each(AXIS), "rules": text, "table": group}
 INIT: dict[str, Limit] = {"weights": text, "from": text}
@@ -131,7 +131,7 @@ def check_config(config: Config) -> None:
 
 
 def check_model(section: Config) -> None:
-    """Raises UserError for an unknown family, size or setting, and for a value out of range."""
+    """Raises UserError for an unknown family, and for a value that is out of range."""
     family = models.family(section["name"])
     sizes.check_section(family.Settings, section)
     if "size" in section:

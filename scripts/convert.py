@@ -18,7 +18,7 @@ from fmjax.inference.convert import convert
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
     flags.add("--from", dest="source", type=Path, required=True, help="a run, a Hugging Face folder, or a .bin of llama2.c")
-    flags.add("--to", dest="target", type=Path, required=True, help="the folder of the other kind to make")
+    flags.add("--to", dest="target", type=Path, required=True, help="the folder to write, of the other kind")
     return commandline.run(flags, lambda args: convert(args.source, args.target), argv)
 
 

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
     flags.add("--workdir", type=Path, required=True, help="the run directory")
     flags.add("--split", default="validation", help="the split to evaluate on (default: validation)")
-    flags.add("--files", help="files to evaluate on as that split, if not those of the config")
+    flags.add("--files", help="files to evaluate on, instead of those of the config")
     hosts.add_flags(flags)
     return commandline.run(flags, show, argv)
 

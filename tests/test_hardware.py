@@ -19,8 +19,8 @@ ALLOCATION = "RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.\nB
 @pytest.mark.parametrize(
     ("error", "platforms", "parts"),
     [
-        (RuntimeError(TPU), "tpu", ("JAX_PLATFORMS=tpu: JAX finds no such device (Failed to open libtpu.so", "'fmjax[tpu]'")),
-        (RuntimeError(GPU), "cuda", ("JAX_PLATFORMS=cuda", "unset JAX_PLATFORMS", "pip install 'fmjax[cuda]'")),
+        (RuntimeError(TPU), "tpu", ("JAX_PLATFORMS=tpu: JAX finds no such device (Failed to open libtpu.so", "-e '.[tpu]'")),
+        (RuntimeError(GPU), "cuda", ("JAX_PLATFORMS=cuda", "unset JAX_PLATFORMS", "pip install -e '.[cuda]'")),
         (jax.errors.JaxRuntimeError(ALLOCATION), "", ("no memory left for 17179869184 bytes", "lower data.batch_size")),
         (MemoryError("Unable to allocate 3.2 GiB for an array"), "", ("no memory left for 3.2 GiB",)),
         (MemoryError(), "", ("there is no memory left;",)),

@@ -115,7 +115,7 @@ class Flags(argparse.ArgumentParser):
             hint = ", as this command takes no config"
         elif self.takes_config and "." in name:
             hint = f' (did you mean "{OVERRIDE}{name.lstrip("-")}"?)'
-        raise UserError(f"{name}: no such flag{hint}; there are {', '.join(sorted(names))}")
+        raise UserError(f"{name}: no such flag{hint}; choose from {', '.join(sorted(names))}")
 
     def error(self, message: str) -> NoReturn:
         """Raises what argparse has found as a UserError; it would print its usage and exit."""
@@ -125,7 +125,9 @@ class Flags(argparse.ArgumentParser):
 class ListConfigs(argparse.Action):
     """A flag that prints the configs that come with fmjax, and ends the command."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option_string: str | None = None
+    ) -> None:
         print(listing())
         parser.exit()
 

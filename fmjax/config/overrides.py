@@ -121,7 +121,7 @@ def _override_group(node: ConfigDict, key: str, name: str, text: str, root: Conf
         form = f"write --{name}.KEY=VALUE or a JSON object"
         raise UserError(f"{name}={text}: {name} is a group of keys ({_names(group)}); {form}")
     if None in values.values():
-        raise UserError(f"{name}={text}: null is no value; leave that key out, or use --{name}.KEY=none")
+        raise UserError(f"{name}={text}: null is not a value; leave that key out, or use --{name}.KEY=none")
     if isinstance(group, OpenDict):
         old = list(group.values())
         new = {k: _parse_free(f"{name}.{k}", json.dumps(v), old) for k, v in values.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 
 BLANKS = " \t\n\v\f\r"  # what file formats call white space
 # Invisible characters inside words: soft hyphen, zero-width non-joiner and joiner, word joiner.
@@ -26,6 +27,19 @@ def split_fields(text: str) -> list[str]:
     """Returns the fields of a text that a format's blanks separate."""
     stripped = text.strip(BLANKS)
     return GAPS.split(stripped) if stripped else []
+
+
+def numbered_lines(stream: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Yields the number, from 1, and the text of each line of a stream that is read by line feeds.
+
+    In one without line feeds, carriage returns end lines, as on old Macs.
+    """
+    for number, text in enumerate(stream, start=1):
+        if number == 1 and "\r" in text and not text.endswith("\n"):
+            lines = text.removesuffix("\r").split("\r")
+            yield from enumerate((f"{line}\n" for line in lines), start=1)
+        else:
+            yield number, text
 
 
 @functools.cache

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from fmjax.contracts import Config, Encodes, Value
+from fmjax.contracts import Config, Encodes, Generates, Model, Processors, Task, Value
+from fmjax.data.kinds import text
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
 
@@ -278,3 +279,12 @@ def settings_for(tokenizer: Tokenizer, given: Mapping[str, Value], model: object
     Raises UserError as `merge` does.
     """
     return merge(special_tokens(tokenizer, model), given)
+
+
+def check_generation(task: Task, model: Model, processors: Processors, length: int) -> None:
+    """Raises UserError if a task's settings of generation are invalid, or ask for more than the
+    model has positions."""
+    if task.generation is not None and "text" in processors and isinstance(model, Generates):
+        settings = settings_for(processors.of(text.Processor).tokenizer, task.generation, model)
+        if task.needs_generation:
+            settings.limits(1 if isinstance(model, Encodes) else length, model.settings.positions)

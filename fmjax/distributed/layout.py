@@ -94,6 +94,6 @@ def accumulation(config: Config) -> int:
 def length_parts(config: Config) -> int:
     """Returns the number of parts into which the mesh divides the length of a batch's rows."""
     section = config["mesh"]
-    mesh = sharding.make_mesh(section["axes"])
     rules = sharding.resolve_rules(section["rules"], section.get("table"))
+    mesh = sharding.make_mesh(chosen_axes(section, rules))
     return math.prod(mesh.shape[axis] for axis in sharding.mesh_axes("act_length", rules, mesh))

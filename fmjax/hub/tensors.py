@@ -49,7 +49,7 @@ def stored(file: PyTree, name: str) -> Tensor:
         if (dtype := file.get_slice(name).get_dtype()) not in FLOATS:
             raise UserError(
                 f"{name}: holds {dtype}, not one of {', '.join(FLOATS)}; "
-                "quantised weights are not handled"
+                "quantized weights are not handled"
             )
         array: np.ndarray = file.get_tensor(name)
         return in_fp32(array)

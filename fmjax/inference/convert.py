@@ -28,7 +28,7 @@ def convert(source: str | Path, target: str | Path) -> None:
 
     Raises UserError if the source cannot be read, the target holds something else, or the other side has no such model.
     """
-    source, target = Path(source), Path(target)
+    source, target = Path(source).expanduser(), Path(target).expanduser()
     exported = is_run(source) or source.is_file()
     pretrained = load(source)
     if exported:

@@ -124,7 +124,7 @@ def evaluate_run(
 
     Raises UserError if the run or the data are not there.
     """
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     loaded = load_run(workdir)
     config, task = loaded.config, loaded.task
     assert task is not None  # a run has one

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+import flax.linen as nn
+
 from fmjax import tasks
-from fmjax.contracts import Config, Encodes, Model, Processors, Task, Value
+from fmjax.contracts import Config, Encodes, Processors, Task, Value
 from fmjax.data.kinds import image
 from fmjax.errors import UserError
 from fmjax.hub.reference import class_names
@@ -15,7 +17,7 @@ KINDS = {"single_label_classification": "single", "multi_label_classification": 
 
 
 def folder_task(
-    config: Config, model: Model, processors: Processors, class_name: Callable[[], str], examples: Iterable[Value] = ()
+    config: Config, model: nn.Module, processors: Processors, class_name: Callable[[], str], examples: Iterable[Value] = ()
 ) -> Task:
     """Returns the task of a Hugging Face folder, by its model's heads and the examples to be answered.
 

@@ -16,6 +16,7 @@ from fmjax.decoding.loop import continuations
 from fmjax.decoding.prompts import DECODER_PROMPT, PROMPT, prompt_names, start_id
 from fmjax.decoding.settings import Generation
 from fmjax.errors import UserError
+from fmjax.hardware import explained
 from fmjax.randomness import seeded_key
 
 
@@ -66,7 +67,7 @@ def generated(
     # Decoding puts a start token itself where there is no prompt.
     inputs = {name: array for name, array in checked.items() if name in arrays}
     key = seeded_key(seed, "seed")
-    with jax.default_matmul_precision("float32"):
+    with explained(), jax.default_matmul_precision("float32"):
         found = continuations(model, params, inputs, settings, key, first_row, return_scores)
     tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
     filler = settings.pad

@@ -205,16 +205,8 @@ class Pretrained:
             return texts[0] if isinstance(prompts, str) else texts
         inputs = checked_inputs({name: given.pop(name) for name in names if name in given}, names)
         settings = self._generation(given)
-        sequences, log_probs, scores = generated(
-            self.checked_batch,
-            model,
-            self._placed,
-            inputs,
-            settings,
-            seed or 0,
-            return_scores=return_scores,
-            starts_prompts=self._starts_prompts,
-        )
+        call = functools.partial(generated, self.checked_batch, model, self._placed, inputs, settings, seed or 0)
+        sequences, log_probs, scores = call(return_scores=return_scores, starts_prompts=self._starts_prompts)
         if log_probs is None or scores is None:
             return sequences
         return Generated(sequences, log_probs, scores)
@@ -333,7 +325,7 @@ def load(path: str | Path) -> Pretrained:
     Raises UserError if it is none of these, is not whole, or holds a model that is not handled.
     """
     path = Path(path).expanduser()
-    if path.is_file() and path.suffix == ".bin":
+    if path.is_file() and path.suffix.lower() == ".bin":
         return load_llama2c(path)
     if path.is_file():
         raise UserError(f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c")

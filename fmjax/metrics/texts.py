@@ -44,7 +44,7 @@ def rouge(hypotheses: Texts, references: Texts) -> dict[str, float]:
     """
     if not any(letter.isascii() and letter.isalnum() for text in references for letter in text):
         raise UserError(
-            "rouge reads words of the letters a to z alone, of which the references have none; "
+            "rouge reads only words of the letters a to z, and the references have none; "
             "choose chrf"
         )
     scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)

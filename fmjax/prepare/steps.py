@@ -18,6 +18,7 @@ from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.utils.word_tokenizers import WordTokenizer, simple_span_tokenize
 
 from fmjax.contracts import Record
+from fmjax.data.characters import is_blank, numbered_lines
 from fmjax.data.records import json_object
 from fmjax.data.tokenizers import stored_ids
 from fmjax.errors import RecordError, UserError
@@ -116,7 +117,7 @@ class Documents(BaseDiskReader):
         with self.data_folder.open(
             filepath, "rt", compression="infer", encoding="utf-8-sig", newline="\n"
         ) as stream:
-            yield from enumerate(stream, start=1)
+            yield from numbered_lines(stream)
 
     def read_text(self, filepath: str) -> Iterator[tuple[str, str]]:
         """Yields the same records as `data.source=text` reads."""
@@ -141,7 +142,7 @@ class Documents(BaseDiskReader):
 
     def read_jsonl(self, filepath: str) -> Iterator[tuple[str, str]]:
         for number, text in self.lines(filepath):
-            if text.strip():
+            if not is_blank(text):
                 try:
                     yield self.column(json_object(text), f"{filepath} line {number}")
                 except ValueError as error:

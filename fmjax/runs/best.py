@@ -28,6 +28,12 @@ def stopped_by(config: Config, task: Task) -> Best | None:
     return chosen(f"{name}.metric", section["metric"], f"{name}.mode", section.get("mode"), task)
 
 
+def check_metrics(config: Config, task: Task) -> None:
+    """Raises UserError, as `chosen` does, for a metric that the config chooses by or stops by."""
+    best_step(config, task)
+    stopped_by(config, task)
+
+
 def check_evaluated(config: Config, splits: Collection[str]) -> None:
     """Says if no step can be the best, as there is no validation data.
 

@@ -53,16 +53,16 @@ def figure(name: str, training: Points, validation: Points) -> str:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:,.10g}</text>')
     parts += [f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{step:,.10g}</text>' for step in steps]
+    legend = ""
     for kind, label, points in (("first", "training", training), ("second", "validation", validation)):
         if points:
             line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
             parts.append(f'<polyline class="{kind}" points="{line}"/>')
             parts.append(f'<circle class="{kind}" r="2.5" cx="{x(points[-1][0]):.1f}" cy="{y(points[-1][1]):.1f}"/>')
-            place = MARGIN + (12 if kind == "first" else 26)
-            parts.append(f'<text class="{kind}" x="{WIDTH - MARGIN - 4}" y="{place}" text-anchor="end">{label}</text>')
+            legend += f' <span class="{kind}">{label}</span>'
     size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
     image = f'<svg {size} role="img" aria-label="{escape(name)} over steps">{"".join(parts)}</svg>'
-    return f"<figure><figcaption>{escape(name)}</figcaption>{image}</figure>"
+    return f"<figure><figcaption>{escape(name)}{legend}</figcaption>{image}</figure>"
 
 
 def thinned(points: Points) -> Points:

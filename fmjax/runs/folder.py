@@ -40,7 +40,8 @@ def check_workdir(workdir: Path) -> bool:
     """
     if re.match(r"[a-z0-9]+:/", str(workdir)):
         raise UserError(
-            f"--workdir={workdir}: is no folder of this machine; mount the bucket on every host (gcsfuse) and name a folder in it"
+            f"--workdir={workdir}: is not a folder on this machine; "
+            "mount the bucket on every host (gcsfuse) and name a folder in it"
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -52,11 +52,13 @@ td.number, th.number { text-align: right; white-space: nowrap }
   vertical-align: bottom; border: 0; padding: 8px 3px }
 .matrix tbody th { font-weight: normal }
 .settings td, .examples td { overflow-wrap: anywhere }
+.facts td { overflow-wrap: anywhere } .facts td:first-child { white-space: nowrap }
 details { margin-top: 2em } summary { cursor: pointer; font-size: 1.1em; font-weight: 600 }
 svg text { font: 11px system-ui, sans-serif; fill: var(--faint) } .grid { stroke: var(--line) }
 .first, .second { fill: none; stroke-width: 1.8; stroke-linejoin: round }
 .first { stroke: var(--first) } .second { stroke: var(--second) }
-text.first { fill: var(--first); stroke: none } text.second { fill: var(--second); stroke: none }
+figcaption span { font-weight: normal; font-size: 0.85em; margin-left: 8px }
+span.first { color: var(--first) } span.second { color: var(--second) }
 circle.first { fill: var(--first) } circle.second { fill: var(--second) }
 code { font-size: 0.92em; overflow-wrap: anywhere }
 @media (max-width: 640px) {
@@ -128,9 +130,10 @@ def progress(records: Sequence[Record]) -> str:
 
 
 def data_section(provenance: Facts) -> str:
-    """Returns what is known of the data beside their fingerprints; nothing where nothing is."""
-    lines = []
-    if provenance.get("fill"):
+    """Returns the facts of the start, and what else is known of the data; nothing where nothing is."""
+    facts: Facts = provenance.get("facts", {})
+    lines = [fact["warning"] for fact in facts.values() if "warning" in fact]
+    if provenance.get("fill") and not facts:
         lines.append(f"Training batches: {packing.describe(provenance['fill'])}.")
     shared = provenance.get("overlap", {})
     if shared.get("records"):
@@ -139,7 +142,10 @@ def data_section(provenance: Facts) -> str:
     if bad := provenance.get("left_out", []):
         listed = "; ".join(bad[:SHOWN_RECORDS]) + ("; ..." if len(bad) > SHOWN_RECORDS else "")
         lines.append(f"{len(bad):,} bad records were left out: {listed}")
-    return "<h2>Data</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines) if lines else ""
+    known = [(escape(name), escape(fact["text"])) for name, fact in facts.items()]
+    parts = [table(("fact", "what was found at the start"), known, kind="facts")] if known else []
+    parts += [f"<p>{escape(line)}</p>" for line in lines]
+    return "<h2>Data and model</h2>" + "".join(parts) if parts else ""
 
 
 def curves(records: Sequence[Record], evaluation: Evaluation | None) -> list[str]:

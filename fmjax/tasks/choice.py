@@ -189,7 +189,7 @@ class Task(contracts.Task):
                 endings = example[1] if len(self.endings) > 1 else [example[1]]
                 example = {self.start: "", self.context: example[0]} | dict(zip(self.endings, endings, strict=False))
             if not isinstance(example, Mapping) or not set(self.reads) <= set(example):
-                raise UserError(f"{where(number)}: is no choice; give an object with {', '.join(self.reads)}")
+                raise UserError(f"{where(number)}: is not a choice; give an object with {', '.join(self.reads)}")
             read.append(self.read(example, where(number)))
             if len(read[-1][1]) != len(read[0][1]):
                 raise UserError(f"{where(number)}: has {len(read[-1][1])} endings, {where(0)} {len(read[0][1])}; give as many")

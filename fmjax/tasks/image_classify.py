@@ -45,7 +45,7 @@ class Task(LabelTask, ImageTask):
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             in_range(f"task.{name}", alpha, least=0, hint="0 is never, 1 uniform")
         if self.mixes and self.focal_gamma:
-            raise UserError("task.focal_gamma is of one label, which mixup and cutmix mix; set it, or those, to 0")
+            raise UserError("task.focal_gamma needs unmixed labels, and mixup and cutmix mix them; set it or those to 0")
 
     @property
     def mixes(self) -> bool:

@@ -51,7 +51,8 @@ class Balance:
         except ValueError:
             above = False
         if not above:
-            raise UserError(f"task.class_weights={','.join(map(str, self.class_weights))}: must be numbers above 0, one a label")
+            listed = ",".join(map(str, self.class_weights))
+            raise UserError(f"task.class_weights={listed}: must be numbers above 0, one per label")
         if self.class_weights and labels and len(self.class_weights) != len(labels):
             raise UserError(
                 f"task.class_weights has {len(self.class_weights)} numbers for {len(labels)} labels ({', '.join(labels[:10])}); "

@@ -105,7 +105,8 @@ class Task(contracts.Task):
         masked = [np.flatnonzero(ids == tokenizer.mask_id) for ids, _ in rows]
         for number, ((ids, _), places) in enumerate(zip(rows, masked, strict=True)):
             if not places.size:
-                raise UserError(f"{where(number)}: has no {tokenizer.token(tokenizer.mask_id)}; put one where to predict")
+                mask = tokenizer.token(tokenizer.mask_id)
+                raise UserError(f"{where(number)}: has no {mask}; put one where a word is to be predicted")
             check_length(ids.size, max_length, where(number))
         places_BM = np.zeros((len(rows), max(map(len, masked))), np.int32)
         for row, places in zip(places_BM, masked, strict=True):

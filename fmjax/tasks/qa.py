@@ -133,7 +133,7 @@ class Task(contracts.Task):
             if not isinstance(text, str) or not isinstance(record[self.context], str):
                 raise RecordError(where, "context and answers must be texts; correct the record")
             if not text or type(start) is not int or start < 0 or not record[self.context].startswith(text, start):
-                raise RecordError(where, f'the answer "{text}" does not stand at {start} of the context; correct the record')
+                raise RecordError(where, f'the answer "{text}" is not at character {start} of the context; correct the record')
         return texts, starts
 
     def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Windows:
@@ -148,7 +148,7 @@ class Task(contracts.Task):
             found = contexts[question.context]
             span = found.tokens(starts[0], starts[0] + len(texts[0])) if texts else None
             if texts and span is None:
-                problem = f"the answer {texts[0]!r:.60} has no token of this tokenizer; correct the record"
+                problem = f"the answer {texts[0]!r:.60} has no token; correct the record"
                 raise RecordError(source.where(index), problem, index)
             answered.append(question._replace(answers=tuple(texts), span=span))
         rows = self.rows(contexts, answered, tokenizer, max_length, source.where)
@@ -250,7 +250,7 @@ class Task(contracts.Task):
                 example = dict(zip((self.question, self.context), example, strict=True))
             if not isinstance(example, Mapping) or not {self.question, self.context} <= set(example):
                 wanted = f'give an object with "{self.question}" and "{self.context}", or a pair of both'
-                raise UserError(f"{where(number)}: is no question about a context; {wanted}")
+                raise UserError(f"{where(number)}: is not a question about a context; {wanted}")
             records.append(example)
         contexts, questions = self.read(records, tokenizer, where)
         rows = self.rows(contexts, questions, tokenizer, max_length, where)

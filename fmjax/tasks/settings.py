@@ -15,6 +15,7 @@ from fmjax.errors import UserError
 TOKENS, PIXELS, COUNT = 2**20, 2**14, 10_000  # the most of each that a setting may ask for
 LIMITS: dict[str, limits.Limit] = {
     "labels": limits.unique_texts,
+    "label_columns": limits.unique_texts,
     "endings": limits.unique_texts,
     "scores": limits.unique_texts,
     "max_new_tokens": limits.count(0, TOKENS),

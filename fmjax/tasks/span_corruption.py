@@ -95,8 +95,8 @@ def denoiser(written: str) -> Denoiser:
     right = 0 < found.density < 1 and len(values) == (1 if mode == "S" else 2)
     if mode not in ("R", "X", "S") or not right or not (mode == "S" or 1 <= found.mean_span < math.inf):
         raise UserError(
-            f'task.denoisers: "{written}" is no denoiser; write R or X with the mean length of spans and the share of tokens, as '
-            'R:3:0.15, or "S:0.25" for the end of a row'
+            f'task.denoisers: "{written}" is not a denoiser; write R or X with the mean length of spans '
+            'and the share of tokens, such as R:3:0.15, or "S:0.25" for the end of a row'
         )
     return found
 
@@ -120,7 +120,7 @@ class Task(TokenTask):
     def __post_init__(self) -> None:
         one_of("task.rows", self.rows, ROWS)
         if not self.denoisers:
-            raise UserError("task.denoisers is empty; give at least one, as R:3:0.15")
+            raise UserError("task.denoisers is empty; give at least one, such as R:3:0.15")
         for written in self.denoisers:
             denoiser(written)
 

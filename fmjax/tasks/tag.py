@@ -43,6 +43,7 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.hosts import say
 from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
 from fmjax.metrics import classes as class_metrics
+from fmjax.metrics import details
 from fmjax.metrics import entities as entity_metrics
 from fmjax.metrics.entities import OUTSIDE
 from fmjax.tasks.facts import class_fact, length_fact
@@ -134,6 +135,10 @@ class Task(Balance, contracts.Task):
     def measures(self) -> Measures:
         own = class_metrics.TWO_CLASSES if self.bio else class_metrics.AVERAGED
         return {**class_metrics.LOSS, **class_metrics.ACCURACY, **own}
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        return ("f1", "accuracy") if self.bio else ("f1_macro", "accuracy")
 
     def resolve(self, source: Source) -> Config:
         """Returns the tags found in the training data, unless they are given, that for outside first; and the class weights,
@@ -262,6 +267,15 @@ class Task(Balance, contracts.Task):
         if not self.bio:
             return [(tag, place, place + 1) for place, tag in enumerate(tags)]
         return entity_metrics.entities(tags, self.strict_scheme)
+
+    def details(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> Record:
+        """Returns the table of kinds of entities, or of tags where these mark none."""
+        assert isinstance(examples, TaggedTexts)
+        truth, guess = (
+            [(kind, (number, *place)) for number, tags in enumerate(side) for kind, *place in self.entities(tags)]
+            for side in examples.sentence_tags(arrays["tags"], valid)
+        )
+        return {"classes": details.entity_table(truth, guess)}
 
     def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
         """Returns a batch from texts, lists of words, or records with the task's column of words.

@@ -23,7 +23,7 @@ from fmjax.train.budget import check_memory
 from fmjax.train.length import steps_before
 from fmjax.train.stages import Abstract, Built, Data, batch_shapes, build, describe, open_data
 from fmjax.train.state import TrainState, create_state, with_params
-from fmjax.train.warm_start import FRESH, fit_heads, origin_of
+from fmjax.train.warm_start import FRESH, origin_of, starting_weights
 from fmjax.train.wrappers import main_part, unmixed
 
 
@@ -100,19 +100,9 @@ def prepare(given: Config, workdir: Path, overridden: Collection[str] = ()) -> E
     spec = batch_shapes(built.config, built.examples["train"])
     check_memory(built.config, built.model, built.task, spec, layout)
     abstract = describe(built.config, built.model, spec, built.steps, layout)
-    weights = starting_weights(data, built, abstract)
+    weights = None
+    if data.pretrained is not None:
+        model, params = unmixed(built.model), abstract.state.params
+        weights = starting_weights(built.config, data.pretrained, model, built.task, params)
     before = steps_before(workdir, built.examples["train"]) if resumed else built.steps
     return Experiment(workdir, resumed, before, data, built, abstract, weights)
-
-
-def starting_weights(data: Data, built: Built, abstract: Abstract) -> PyTree | None:
-    """Returns the parameters to start from. Raises UserError if they do not fit the model."""
-    if data.pretrained is None:
-        return None
-    params = data.pretrained.family.fit_params(data.pretrained.params, built.model.settings)
-    model = unmixed(built.model)
-    params, lines = fit_heads(params, data.pretrained, model, built.task)
-    pytree.merge(abstract.state.params, params, FRESH, origin_of(built.config))
-    for line in lines:
-        say(f"{origin_of(built.config)}: {line}")
-    return params

@@ -21,7 +21,8 @@ def fit(
     """Trains what a config file describes into a run directory, or continues it.
 
     Args:
-      config: "path/to/file.py" or "path/to/file.py:argument".
+      config: "path/to/file.py", "path/to/file.py:argument", or the name of a config that comes with
+        fmjax, "bert_mlm:tiny".
       workdir: the run directory.
       overrides: values by key, such as {"optim.learning_rate": 1e-4}; None unsets a key. A value may
         be text, a path, a number, a list, a group of keys, or a NumPy scalar or array.

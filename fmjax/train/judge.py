@@ -66,8 +66,10 @@ class Judge:
         self.recorder.bar.note(f"step {step:,} validation: {listed(self.metrics, self.leading)}")
         self._note_undefined(step)
         improved = self._improved()
-        if improved or self.best is None:
-            self.recorder.keep(self._evaluation(step))
+        # Where the metric is undefined at all evaluations, the newest one is shown.
+        chosen_by = self.best.metric if self.best and max(self._history(self.best)) > UNDEFINED else ""
+        if improved or not chosen_by:
+            self.recorder.keep(self._evaluation(step, chosen_by))
         return improved
 
     @property
@@ -82,11 +84,10 @@ class Judge:
         *before, value = self._history(self.best)
         return value > max(before, default=-math.inf)
 
-    def _evaluation(self, step: int) -> Evaluation:
+    def _evaluation(self, step: int, chosen_by: str) -> Evaluation:
         """Returns the last evaluation, with what the report shows of it."""
         details = self.task.details(*self.collected) if self.collected else {}
         self.collected = None
-        chosen_by = self.best.metric if self.best else ""
         return Evaluation(step, self.metrics, self.leading, chosen_by, details)
 
     def metrics_at(self, step: int) -> dict[str, float] | None:

@@ -7,10 +7,9 @@ import dataclasses
 import flax.linen as nn
 
 from fmjax import models
-from fmjax.contracts import Config, Encodes, Generates, Model, PacksPairs, Processors, Task
+from fmjax.contracts import Config, PacksPairs, Processors, Task
 from fmjax.data import kinds
 from fmjax.data.kinds import text
-from fmjax.decoding.settings import settings_for
 from fmjax.errors import UserError
 from fmjax.inference.pretrained import Pretrained
 from fmjax.models import Family
@@ -22,7 +21,7 @@ def resolve_model(config: Config, source: Pretrained | None, processors: Process
     Raises UserError if family, size, processors or vocabulary do not fit each other.
     """
     if "text" not in processors and config["data"].get("tokenizer"):
-        raise UserError(f"data.tokenizer={config['data']['tokenizer']} is of tasks that read text; leave it out")
+        raise UserError(f"data.tokenizer={config['data']['tokenizer']} is only for tasks that read text; leave it out")
     section = dict(config["model"])
     name = section.pop("name")
     family = models.family(name)
@@ -74,11 +73,3 @@ def check_vocabulary(section: Config, processors: Processors) -> None:
             f"the tokenizer has {pieces} pieces, more than model.vocab_size={section['vocab_size']} embeddings; "
             "leave model.vocab_size out to fit it to the tokenizer, or name the weights' own tokenizer"
         )
-
-
-def check_generation(task: Task, model: Model, processors: Processors, length: int) -> None:
-    """Raises UserError if the settings of generation of a task are invalid, or ask for more than the model has positions."""
-    if task.generation is not None and "text" in processors and isinstance(model, Generates):
-        settings = settings_for(processors.of(text.Processor).tokenizer, task.generation, model)
-        if task.needs_generation:
-            settings.limits(1 if isinstance(model, Encodes) else length, model.settings.positions)

@@ -25,18 +25,18 @@ from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
 from fmjax.data.stream.batches import eval_batches
 from fmjax.data.stream.buckets import Bucketed
-from fmjax.data.stream.examples import find_overlap, make_examples
+from fmjax.data.stream.examples import check_positions, find_overlap, make_examples
 from fmjax.data.stream.packing import fill_of
 from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance
+from fmjax.decoding.settings import check_generation
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
-from fmjax.errors import UserError
 from fmjax.inference.pretrained import Pretrained, load
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
 from fmjax.train.length import checked_steps
-from fmjax.train.resolve import check_generation, resolve_model
+from fmjax.train.resolve import resolve_model
 from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_state
 from fmjax.train.step import TrainStep, make_step
 from fmjax.train.warm_start import start_from
@@ -88,9 +88,6 @@ def open_data(
     that cannot be read, or that have changed since the run began.
     """
     task = tasks.make(config["task"])
-    for key in ("workers", "prefetch", "stall_seconds"):
-        if config["data"].get(key, 0) < 0:
-            raise UserError(f"data.{key}={config['data'][key]}: must not be negative; 0 is none")
     tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
     with tolerance.active():
         sources = open_sources(config["data"], task.splits)
@@ -116,8 +113,7 @@ def open_data(
 def build(data: Data, resumed: bool) -> Built:
     """Returns the task, the model and the examples. Raises UserError where they do not fit."""
     task = tasks.make(data.config["task"])
-    best.best_step(data.config, task)
-    best.stopped_by(data.config, task)
+    best.check_metrics(data.config, task)
     config, model = build_model(data.config, data.pretrained, data.processors, task)
     check_generation(task, model, data.processors, config["data"]["max_length"])
     check_positions(config)
@@ -169,12 +165,3 @@ def training_step(config: Config, model: TrainedModel, task: Task, abstract: Abs
     """Returns the step, to be compiled."""
     trained = optim.trainable(abstract.state.params, config["optim"].get("freeze", ()))
     return make_step(model, task, abstract.optimizer.transform, trained, accumulation(config))
-
-
-def check_positions(config: Config) -> None:
-    """Raises UserError if rows are longer than the position table; 0 is no limit."""
-    length, positions = config["data"]["max_length"], config["model"].get("positions", 0)
-    if 0 < positions < length:
-        table = f"the position table, model.positions={positions}"
-        how = "lower the one or raise the other"
-        raise UserError(f"data.max_length={length} is longer than {table}; {how}")

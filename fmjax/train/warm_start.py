@@ -97,6 +97,25 @@ def fits(source: Pretrained, changes: Config) -> bool:
     return True
 
 
+def starting_weights(config: Config, source: Pretrained, model: PyTree, task: Task, abstract: PyTree) -> PyTree:
+    """Returns the parameters to start from, and says which classifiers change.
+
+    Args:
+      config: the run's.
+      source: the model that they come from.
+      model: the run's, with the heads of all parts of a mixture.
+      task: the run's, with its labels.
+      abstract: the run's parameters, or their shapes.
+
+    Raises UserError if they do not fit the model.
+    """
+    params, lines = fit_heads(source.family.fit_params(source.params, model.settings), source, model, task)
+    pytree.merge(abstract, params, FRESH, origin_of(config))
+    for line in lines:
+        say(f"{origin_of(config)}: {line}")
+    return params
+
+
 def fit_heads(params: PyTree, source: Pretrained, model: PyTree, task: Task) -> tuple[PyTree, list[str]]:
     """Returns parameters whose classifiers have their rows in the order of a task's labels.
 

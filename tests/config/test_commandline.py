@@ -106,13 +106,13 @@ def test_load(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--wokdir", "a"], '--wokdir: no such flag (did you mean "--workdir"?); there are --config, '),
+        (["--wokdir", "a"], '--wokdir: no such flag (did you mean "--workdir"?); choose from --config, '),
         (["--wokdir=a"], "--wokdir: no such flag (did you mean"),
         (["-workdir=a"], '-workdir: no such flag (did you mean "--workdir"?)'),
         (["--work", "a"], "--work: no such flag"),
         (["--config:tiny"], '--config:tiny: no such flag (did you mean "--config"?)'),
         (["--train.steps=1"], '--train.steps: no such flag (did you mean "--config.train.steps"?)'),
-        (["-x"], "-x: no such flag; there are "),
+        (["-x"], "-x: no such flag; choose from "),
         ([], "the following arguments are required: --config, --workdir; see "),
         (["--config=c", "--workdir"], "argument --workdir: expected one argument; see "),
         (["--config=c", "--workdir=w", "--count=x"], 'argument --count: "x" is not a whole number; see '),
@@ -132,7 +132,7 @@ def test_mistaken_flags(capsys, argv, message):
 
 def test_overrides_where_there_is_no_config(capsys):
     message = refusal(capsys, "--workdir=w", "--config.a=1", config=False)
-    assert "--config.a: no such flag, as this command takes no config; there are --count, " in message
+    assert "--config.a: no such flag, as this command takes no config; choose from --count, " in message
     assert "--config: no such flag" in refusal(capsys, "--workdir=w", "--config=c", config=False)
 
 

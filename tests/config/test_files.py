@@ -379,7 +379,7 @@ def test_json_sets_the_keys_it_names_in_a_fixed_group():
     assert override(("model", '{"name": "gpt"}')).model.name == "gpt"
     message = refusal(override, ("train", '{"stpes": 5}'))
     assert message.startswith('config.train.stpes=5: no such key (did you mean "steps"?)')
-    assert "null is no value; leave that key out" in refusal(override, ("train", '{"steps": null}'))
+    assert "null is not a value; leave that key out" in refusal(override, ("train", '{"steps": null}'))
 
 
 def test_an_override_runs_nothing(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from multiprocessing import resource_tracker, spawn
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,15 @@ from PIL import Image
 from support.processors import images_of, using
 from support.sources import MemoryRecords, Numbers
 
+import fmjax
 from fmjax.data.records import ConcatenatedSources, Record
 from fmjax.data.sources.open import open_source
 from fmjax.data.stream.batches import Reading, TrainBatches
 from fmjax.data.stream.examples import make_examples
+from fmjax.data.stream.handing import Handed
 from fmjax.data.stream.overlap import find_overlap
 from fmjax.data.stream.tolerance import Tolerance
-from fmjax.data.stream.watch import Watchdog
+from fmjax.data.stream.watch import Watchdog, starts_as_worker
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks.classify import Task as Classify
@@ -386,3 +391,27 @@ def test_validation_that_is_in_the_training_data_is_counted(monkeypatch, tokeniz
     monkeypatch.setattr("fmjax.data.stream.overlap.MOST_TRAINED", 10)
     sampled = find_overlap(train, held, reads, processors)
     assert (sampled.trained, sampled.whole) == (10, False) and "in training (a sample of 10 was compared)" in sampled.warning()
+
+
+def test_a_worker_that_dies_before_it_reads_ends_the_run(monkeypatch):
+    """As one does that imports a script without a main guard: what it is sent must fit into the pipe to it."""
+    large = Numbers(9, classes=np.zeros(100_000))
+    handed = Handed(large)
+    sent = pickle.dumps(handed)
+    assert len(sent) < 1000 and len(pickle.loads(sent)) == 9
+    path = Path(handed.path)
+    assert path.exists()
+    handed.close()
+    assert not path.exists()
+    # A Python that is no Python is a worker that dies at once.
+    resource_tracker.ensure_running()
+    monkeypatch.setattr(spawn, "get_executable", lambda: b"/bin/false")
+    with pytest.raises(UserError, match=r"data.workers=2: a worker process ended with exit code 1 before it read .*__main__"):
+        read(large, 4, workers=2)
+
+
+def test_a_script_that_workers_import_may_not_train(monkeypatch):
+    assert not starts_as_worker()
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(SystemExit, match="put the call under if __name__"):
+        fmjax.fit("no such config", "nowhere")

@@ -133,3 +133,14 @@ def test_the_page_fits_a_phone_and_loads_nothing():
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
     assert "http" not in text and "url(" not in text and "@import" not in text
     assert text.count("<table") == text.count('<div class="wide"><table')  # wide tables scroll on their own
+
+
+def test_the_facts_of_the_start_and_their_warnings():
+    facts = {
+        "labels": {"text": "2: ham, spam", "counts": [5, 1]},
+        "unknown": {"text": "78 % of the tokens", "warning": "another tokenizer <fits>"},
+    }
+    found = page([], {"facts": facts, "fill": {"input_ids": 0.5}})
+    for text in ("labels", "2: ham, spam", "78 % of the tokens", "another tokenizer <fits>"):
+        assert text in found.texts
+    assert not any("no padding" in text for text in found.texts)  # a fact says so

@@ -103,7 +103,7 @@ TRANSLATE = "task.source=en task.target=de"
 # What is wrong -> the config, overrides, and what the message has to say.
 CASES = {
     "no title": (QA, f"{SQUAD}title.json", ("title.json, data[0]", 'has no "title" (str)', "correct the file")),
-    "answer elsewhere": (QA, f"{SQUAD}shifted.json", ('question q0 of "Rain"', '"Rain" does not stand at 1')),
+    "answer elsewhere": (QA, f"{SQUAD}shifted.json", ('question q0 of "Rain"', '"Rain" is not at character 1')),
     "not JSON": (QA, f"{SQUAD}cut.json", ("cut.json: is not JSON", "fetch it again")),
     "no questions": (QA, f"{SQUAD}none.json", ("none.json: no questions for train",)),
     "answers of no form": (QA, f"{FILE}answers.jsonl", ("answers.jsonl line 1", "'Rain', not {\"text\": [...]")),
@@ -138,12 +138,12 @@ CASES = {
     "broken image": (CLASSIFY, f"{IMAGES}broken", ("broken: cat/1.png: is not a whole image",)),
     "unlike sizes": (CLASSIFY, f"{FILE}unlike", ("unlike: cat/2.png: is 9 x 8 pixels", "task.image_size")),
     "unlike channels": (MAE, f"{FILE}grey task.image_size=8", ("grey: cat/2.png: has 1 channels", "task.channels")),
-    "no class folder": (CLASSIFY, f"{IMAGES}flat", ("flat: 1.png: lies in no class folder",)),
+    "no class folder": (CLASSIFY, f"{IMAGES}flat", ("flat: 1.png: is not in a class folder",)),
     "no images": (CLASSIFY, f"{IMAGES}texts", ("texts: no images for train",)),
-    "outside the archive": (CLASSIFY, f"{FILE}outside.tar", ("outside.tar: ../cat/2.png: would lie outside",)),
+    "outside the archive": (CLASSIFY, f"{FILE}outside.tar", ("outside.tar: ../cat/2.png: would be extracted outside",)),
     "cut archive": (CLASSIFY, f"{FILE}cut.tar", ("cut.tar: is not a whole tar archive", "fetch it again")),
     "idx of another type": (CLASSIFY, f"{FILE}magic", ("train-images-idx3-ubyte: begins with 00 00 0d 03",)),
-    "short idx": (CLASSIFY, f"{FILE}few", ("its head says 128 bytes and it has 127",)),
+    "short idx": (CLASSIFY, f"{FILE}few", ("its header says 128 bytes and it has 127",)),
     "images for a model of text": (CLASSIFY, "model.name=bert", ("reads images", 'model.name="bert"')),
     "channels of another model": (CLASSIFY, "model.channels=3", ("1 channels", "model.channels=3")),
     "file of digits": (CLASSIFY, "data.files.train={here}/flat", ("built in and reads no files",)),
@@ -230,7 +230,7 @@ GENERATION = {
 QUESTION, PICTURE = '{"question": "the", "context": "%s"}', '{"image": %s}'
 # A golden folder, a line of input, and the message.
 EXAMPLES = [
-    ("bert_span", '"the cat"', "is no question about a context"),
+    ("bert_span", '"the cat"', "is not a question about a context"),
     ("bert_span", QUESTION % " ", "column \"context\" holds ' ', not text"),
     ("bert_tag", "5", "line 1: has no word"),
     ("bert_choice", '{"context": "a", "endings": ["b"]}', "not a context and two or more endings"),

@@ -155,7 +155,8 @@ def test_bad_records_end_a_run_or_are_left_out_and_counted(data, run, refused, c
     assert "2 of 3 validation records also occur in training" in report
     message = refused(tmp_path / "one", *settings[:2], "data.on_error=skip:1", arg="classify")
     assert "1 bad records were left out already (data.on_error=skip:1)" in message
-    assert "data.workers=-1: must not be negative" in refused(tmp_path / "x", files, "data.workers=-1", arg="classify")
+    message = refused(tmp_path / "x", files, "data.workers=-1", arg="classify")
+    assert "data.workers=-1: must be from 0 to 1024; 0 is a thread" in message
     assert 'data.on_error="skip": write fail, or skip:N' in refused(tmp_path / "x", files, "data.on_error=skip", arg="classify")
 
 

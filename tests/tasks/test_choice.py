@@ -145,7 +145,7 @@ def test_a_folder_predicts(tmp_path):
     assert sum(second["scores"]) == pytest.approx(1, abs=1e-5) and len(second["scores"]) == 3
     with pytest.raises(UserError, match="example 1: has 2 endings, example 0 3; give as many"):
         model.predict([("w1", ["w3", "w4", "w5"]), ("w1", ["w3", "w4"])])
-    with pytest.raises(UserError, match="example 0: is no choice; give an object with context, endings"):
+    with pytest.raises(UserError, match="example 0: is not a choice; give an object with context, endings"):
         model.predict(["w1"])
     ids = np.ones((2, 8), np.int32)
     with pytest.raises(UserError, match=r"input_ids: has shape \(2, 8\); give \[rows, choices, tokens\]"):

@@ -106,7 +106,7 @@ def test_labels_and_class_weights():
         ({"mixup": -1.0}, "task.mixup=-1.0: must not be negative"),
         ({"cutmix": float("inf")}, "task.cutmix=inf"),
         ({"cutmix": float("nan")}, "task.cutmix=nan"),
-        ({"mixup": 1.0, "focal_gamma": 2.0}, "task.focal_gamma is of one label"),
+        ({"mixup": 1.0, "focal_gamma": 2.0}, "task.focal_gamma needs unmixed labels"),
         ({"label_smoothing": 1.0}, "task.label_smoothing=1.0"),
         ({"class_weights": (1.0,)}, "task.class_weights has 1 numbers for 3 labels"),
     ],

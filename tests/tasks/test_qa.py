@@ -175,7 +175,7 @@ def test_marks_that_a_tokenizer_drops_belong_to_the_answer(tokenizer):
 
 
 def test_an_answer_without_a_token_is_named(tokenizer):
-    with pytest.raises(UserError, match=r"the answer '\\u200b' has no token of this tokenizer; correct the record"):
+    with pytest.raises(UserError, match=r"the answer '\\u200b' has no token; correct the record"):
         Task().examples(Records([asked("w1 \u200b w2", "\u200b")]), using(tokenizer), 24, train=False)
 
 
@@ -222,10 +222,10 @@ def test_loss_is_over_the_context_and_none():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answers": {"text": ["w2"], "answer_start": [4]}}, 'question 1: the answer "w2" does not stand at 4 of the context'),
+        ({"answers": {"text": ["w2"], "answer_start": [4]}}, 'question 1: the answer "w2" is not at character 4 of the context'),
         ({"answers": {"text": ["w2"], "answer_start": []}}, r'question 1: column "answers" holds .*, not \{"text"'),
         ({"answers": "w2"}, "question 1: column \"answers\" holds 'w2', not"),
-        ({"answers": {"text": [""], "answer_start": [0]}}, 'question 1: the answer "" does not stand'),
+        ({"answers": {"text": [""], "answer_start": [0]}}, 'question 1: the answer "" is not at character 0'),
         (asked("w1 \u200b w2", "\u200b"), r"question 1: the answer '\\u200b' has no token; correct the record"),
         ({"question": " "}, "question 1: column \"question\" holds ' ', not text"),
         ({"context": None, "answers": {"text": [], "answer_start": []}}, 'question 1: column "context" holds None, not text'),
@@ -252,7 +252,7 @@ def test_lengths_that_do_not_fit_are_refused(tokenizer):
 
 @pytest.mark.parametrize("example", ["who?", {"question": "who?"}, ["a"], 3, None])
 def test_inputs_that_are_no_questions_are_refused(tokenizer, example):
-    with pytest.raises(UserError, match="example 1: is no question about a context; give"):
+    with pytest.raises(UserError, match="example 1: is not a question about a context; give"):
         Task().inputs([("who", "w1"), example], using(tokenizer), 12, "example {}".format)
 
 

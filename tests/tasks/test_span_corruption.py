@@ -257,7 +257,7 @@ def test_texts_that_cannot_be_filled_are_refused(example, message):
     "written", ["", "R", "R:3", "R:3:0.15:1", "R:0:0.15", "R:3:0", "R:3:1", "S:3:0.25", "S", "T:3:0.1", "R:a:b", "R:nan:0.1"]
 )
 def test_denoisers_that_are_none_are_refused(written):
-    with pytest.raises(UserError, match="task.denoisers.*is no denoiser"):
+    with pytest.raises(UserError, match="task.denoisers.*is not a denoiser"):
         make({"name": "span_corruption", "denoisers": [written]})
 
 

@@ -150,6 +150,9 @@ def test_perfect_predictions_score_all(tokenizer):
             assert values.pop("loss") == 0.5
             assert values == dict.fromkeys(("accuracy", "precision", "recall", "f1"), 1.0)
             assert set(values) | {"loss"} == set(task.measures)
+    tags = np.stack([examples[index]["labels"] for index in range(len(examples))])
+    rows = task.details({"tags": tags}, np.ones(len(examples)), examples)["classes"]
+    assert [(row["label"], row["count"], row["f1"]) for row in rows] == [("LOC", 2, 1.0), ("PER", 2, 1.0)]
 
 
 @settings(deadline=None, max_examples=25)

@@ -110,3 +110,4 @@ def test_a_metric_that_was_never_defined_ends_no_run(monkeypatch):
     made = judge([], patience=1)
     for _ in range(3):
         assert not evaluated(made, monkeypatch, loss=1.0) and not made.out_of_patience(9)
+    assert [one.chosen_by for one in made.recorder.kept] == [""] * 3  # the report shows the newest

@@ -38,7 +38,7 @@ def names_of(
     """
     items: list[Value] = [value]
     if several and isinstance(value, str | list):
-        items = separators.split(value, separator) if isinstance(value, str) else value
+        items = separators.pieces(value, separator) if isinstance(value, str) else value
     found = []
     for item in items:
         if several and item == "":

@@ -56,7 +56,7 @@ def pixels(image: Image.Image, where: str) -> np.ndarray:
     if image.width * image.height > MOST_PIXELS:
         raise RecordError(where, f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}; scale it down")
     if image.mode.startswith(("I", "F")):
-        raise RecordError(where, f"has more than 8 bits a channel (mode {image.mode}), which is not read; convert it")
+        raise RecordError(where, f"has more than 8 bits per channel (mode {image.mode}), which is not read; convert it")
     image.load()
     image = upright(image)
     mode = "L" if image.mode in GREY else "RGB"

@@ -43,7 +43,7 @@ def read(folder: Path, image_size: int, channels: int) -> Config:
             raise UserError(f"{path}: {name}={json.dumps(value)} is not handled, only {json.dumps(only)} is; {APART}")
     names = {int(value): name for name, value in RESAMPLINGS.items()}
     if given.get("resample", 2) not in list(names):
-        raise UserError(f"{path}: resample={given['resample']} is none of {', '.join(map(str, names))}; correct it")
+        raise UserError(f"{path}: resample={given['resample']} is not one of {', '.join(map(str, names))}; correct it")
     means = given.get("image_mean")
     channels = channels or (len(means) if isinstance(means, list) else 3)
     settings = read_size(path, given, image_size) | {"resize": names[given.get("resample", 2)], "channels": channels}

@@ -18,8 +18,13 @@ ENOUGH = 0.5  # share of the parts between spaces that makes labels of several w
 
 def split(value: str, separator: str) -> list[str]:
     """Returns the labels in a string, without white space around them; blank ones are left out."""
+    return [part.strip() for part in pieces(value, separator) if part.strip()]
+
+
+def pieces(value: str, separator: str) -> list[str]:
+    """Returns what stands between separators in a string, without a blank end: "a, b, " has two."""
     parts = [value] if separator == NONE else value.split(separator)
-    return [part.strip() for part in parts if part.strip()]
+    return parts if parts[-1].strip() else parts[:-1]
 
 
 def find(first: Mapping[str, int], where: Where, column: str, labels: Collection[str] = ()) -> str:

@@ -84,7 +84,7 @@ class ClassFolders(RecordSource):
             where = f"{path.name}: {name}"
             if len(name.parts) < 2:
                 raise UserError(
-                    f"{where}: lies in no class folder, so it has no label; put it into one"
+                    f"{where}: is not in a class folder, so it has no label; move it into one"
                 )
             outer.setdefault(name.parent.parent, where)
             if len(outer) > 1:
@@ -227,7 +227,7 @@ def archive_items(file: File) -> Iterator[Item]:
         name = PurePosixPath(member.name)
         where = f"{file.path.name}: {member.name}"
         if name.is_absolute() or ".." in name.parts:
-            raise UserError(f"{where}: would lie outside the archive; do not trust it, get another")
+            raise UserError(f"{where}: would be extracted outside the archive; get an archive that you trust")
         if member.size > MOST_FILE:
             raise UserError(f"{where}: takes more than {MOST_FILE:,} bytes; take it out")
         if not is_image(name.name) or hidden(name) or member.isdir():

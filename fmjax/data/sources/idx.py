@@ -145,7 +145,7 @@ def idx_array(file: File, axes: int) -> np.ndarray:
     """Returns the array of an idx file of bytes with that many axes, a view of the mapped file.
 
     Raises UserError if the file does not begin as such a file does, or is longer or shorter than
-    its head says.
+    its header says.
     """
     begin = 4 + 4 * axes
     head = file.data[:begin]
@@ -159,7 +159,7 @@ def idx_array(file: File, axes: int) -> np.ndarray:
     count, found = int(np.prod(shape, dtype=object)), len(file.data) - begin
     if found != count:
         raise UserError(
-            f"{file.path}: its head says {count:,} bytes and it has {found:,}; fetch it again"
+            f"{file.path}: its header says {count:,} bytes and it has {found:,}; fetch it again"
         )
     return np.frombuffer(file.data, np.uint8, offset=begin).reshape(shape)
 

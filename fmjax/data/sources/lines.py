@@ -21,7 +21,7 @@ from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError, one_of
 
 RECORDS = ("paragraph", "line", "file")
-ONE_A_LINE = "write one record a line"
+ONE_A_LINE = "write one record per line"
 
 
 class RecordFiles(RecordSource):

@@ -112,7 +112,7 @@ def named(paths: Sequence[Path], columns: Sequence[str]) -> tuple[str, ...]:
         )
     if len(set(names)) < len(names) or not all(names):
         raise UserError(
-            f"data.source=parallel: the endings of {listed} do not name the columns; "
+            f"data.source=parallel: the file extensions of {listed} do not name the columns; "
             "name them in data.columns"
         )
     return names

@@ -106,7 +106,7 @@ def prepared(name: str, data_dir: str, download: bool) -> Any:
     there."""
     if not name:
         raise UserError(
-            "data.source=tfds needs the name of a data set; give --config.data.name, as glue/sst2"
+            "data.source=tfds needs the name of a data set; give --config.data.name, such as glue/sst2"
         )
     builder = find_builder(name, data_dir)
     if builder.is_prepared():

@@ -22,6 +22,7 @@ from absl import flags
 
 from fmjax.contracts import Example, Examples, Order, Undrawn
 from fmjax.data.stream.buckets import Bucketed
+from fmjax.data.stream.handing import Handed
 from fmjax.data.stream.tolerance import Guarded, Tolerance, take_skipped
 from fmjax.data.stream.watch import Slots, Watchdog, begin_reader, how_it_ended
 from fmjax.errors import UserError
@@ -96,7 +97,9 @@ class TrainBatches:
         self._slots = Slots(reading.workers)
         self._watchdog = Watchdog(reading.stall_seconds, self._stalled)
         guarded = Guarded(examples, self._tolerance.most > 0, self._slots.note)
-        self._stream = stream(guarded, seed)
+        order = examples.order(seed)
+        self._handed = Handed(guarded if order is None else Ordered(guarded, order))
+        self._stream = stream(self._handed, seed, shuffled=order is None)
         if rows is not None:
             self._stream = grain.MapDataset.source(Rows(self._stream, batch_size, rows))
         self._returned = 0  # batches
@@ -153,13 +156,18 @@ class TrainBatches:
         )
 
     def _dead(self, how: str) -> str:
-        reading = self._slots.reading()
+        name, reading = f"data.workers={self._reading.workers}", self._slots.reading()
+        if not self._slots.begun():
+            return (
+                f"{name}: a worker process {how} before it read anything; in a script, call fmjax.fit under "
+                'if __name__ == "__main__": as workers import the script; or set data.workers=0'
+            )
         dead = [reader for reader in self._slots.dead() if reading[reader] >= 0]
         named = [
             f"worker {reader}, reading {self._examples.where(reading[reader])}," for reader in dead
         ]
         return (
-            f"data.workers={self._reading.workers}: {' and '.join(named) or 'one of them'} {how}; "
+            f"{name}: {' and '.join(named) or 'one of them'} {how}; "
             "look at that record and at how much "
             "memory is free, or set data.workers=0"
         )
@@ -184,20 +192,14 @@ class TrainBatches:
         self._watchdog.close()
         self._stop()
         self._slots.close()
+        self._handed.close()
 
 
-def stream(examples: Guarded, seed: int) -> Any:
-    """Returns Grain's endless data set of guarded examples, drawn, with random access."""
-    order = examples.examples.order(seed)
-    if order is None:
-        return (
-            grain.MapDataset.source(examples)
-            .seed(seed)
-            .shuffle()
-            .repeat(None)
-            .random_map(examples.draw)
-        )
-    return grain.MapDataset.source(Ordered(examples, order)).seed(seed).random_map(examples.draw)
+def stream(examples: Handed, seed: int, shuffled: bool) -> Any:
+    """Returns Grain's endless data set of guarded examples, drawn, with random access: shuffled
+    anew in each epoch, or as they come."""
+    source = grain.MapDataset.source(examples).seed(seed)
+    return (source.shuffle().repeat(None) if shuffled else source).random_map(examples.draw)
 
 
 class Ordered:
@@ -211,6 +213,9 @@ class Ordered:
 
     def __getitem__(self, at: int) -> Undrawn:
         return self.examples[self.order[at]]
+
+    def draw(self, example: Undrawn, rng: np.random.Generator) -> Example:
+        return self.examples.draw(example, rng)
 
 
 class Rows:

@@ -108,3 +108,12 @@ def find_overlap(task: Task, sources: Mapping[str, Any], processors: Processors)
     if found.count:
         say(found.warning())
     return {"overlap": {"records": found.count, "validation": found.held, "training": found.trained}}
+
+
+def check_positions(config: Config) -> None:
+    """Raises UserError if rows are longer than the position table; 0 is no limit."""
+    length, positions = config["data"]["max_length"], config["model"].get("positions", 0)
+    if 0 < positions < length:
+        table = f"the position table, model.positions={positions}"
+        how = "lower the one or raise the other"
+        raise UserError(f"data.max_length={length} is longer than {table}; {how}")

@@ -56,7 +56,7 @@ def parts_of(data: Config, keys: Sequence[str]) -> dict[str, Config]:
     for name, settings in (data.get("mixture") or {}).items():
         if not isinstance(settings, Mapping):
             raise UserError(
-                f"data.mixture.{name}={settings}: is no group of keys; "
+                f"data.mixture.{name}={settings}: is not a group of keys; "
                 f'write {{"files": ..., "weight": ...}}'
             )
         for key in settings:

@@ -237,8 +237,8 @@ def read_file(path: Path, settings: Mapping[str, Value] | None = None) -> Pieces
     """Returns the tokenizer in one file, by its name."""
     if path.name == "sentencepiece.bpe.model":
         raise UserError(
-            f"{path}: XLM-R and its kin number these pieces anew; "
-            "add their tokenizer.json, which says how"
+            f"{path}: XLM-R and related models renumber these pieces; "
+            "add their tokenizer.json, which has the numbers"
         )
     ending = path.suffix.lower()
     if ending == ".model":
@@ -318,7 +318,7 @@ def wordpiece(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     if "[UNK]" not in vocabulary:
         raise UserError(
             f"{path}: has no [UNK] among its {len(tokens)} tokens; "
-            "give a WordPiece vocabulary, one token a line"
+            "give a WordPiece vocabulary, one token per line"
         )
     capitals = sum(token != token.lower() for token in tokens if not token.startswith("["))
     return bert(

@@ -62,9 +62,9 @@ BAD_IDX = {
     "axes": (IMAGES, idx(GREYS[0]), f"{IMAGES}: begins with 00 00 08 02"),
     "empty": (IMAGES, b"", f"{IMAGES}: begins with nothing"),
     "head": (IMAGES, idx(GREYS)[:9], f"{IMAGES}: begins with 00 00 08 03"),
-    "short": (IMAGES, idx(GREYS)[:-1], f"{IMAGES}: its head says 120 bytes and it has 119; fetch it again"),
-    "long": (IMAGES, idx(GREYS) + b"\0", f"{IMAGES}: its head says 120 bytes and it has 121"),
-    "huge": (IMAGES, b"\0\0\x08\x03" + b"\xff" * 12, "its head says 79,228,162,458,924,105,385,300,197,375 bytes and it has 0"),
+    "short": (IMAGES, idx(GREYS)[:-1], f"{IMAGES}: its header says 120 bytes and it has 119; fetch it again"),
+    "long": (IMAGES, idx(GREYS) + b"\0", f"{IMAGES}: its header says 120 bytes and it has 121"),
+    "huge": (IMAGES, b"\0\0\x08\x03" + b"\xff" * 12, "its header says 79,228,162,458,924,105,385,300,197,375 bytes and it has 0"),
     "fewer": (IMAGES, idx(GREYS[:5]), f"{LABELS}: has 6 labels for the 5 images of {IMAGES}; fetch both again"),
     "gzip": (f"{IMAGES}.gz", gzip.compress(idx(GREYS))[:-12], f"{IMAGES}.gz: is not a whole gzip file"),
     "page": (f"{IMAGES}.gz", b"<html>", rf"{IMAGES}.gz: cannot be read as gzip \(Not a gzipped file"),
@@ -135,7 +135,7 @@ def test_archives_of_class_folders(tmp_path, ending, mode):
 BAD_CLASSES = {
     "empty": ({}, r"train: no images for train \(.jpg, .jpeg, .png, .bmp, ...\)"),
     "texts": ({"cat/readme.txt": b"no image"}, "train: no images for train"),
-    "no class": ({"1.png": GOOD}, "train: 1.png: lies in no class folder"),
+    "no class": ({"1.png": GOOD}, "train: 1.png: is not in a class folder"),
     "two splits": (
         {"train/cat/1.png": GOOD, "val/cat/1.png": GOOD},
         "train: val/cat/1.png: class folders lie in train/ and val/",
@@ -144,7 +144,7 @@ BAD_CLASSES = {
     "cut JPEG": ({"cat/1.jpg": encoded(COLOURS[0], "JPEG")[:-40]}, r"cat/1.jpg: is not a whole image \(image file is truncated"),
     "no bytes": ({"cat/1.png": b""}, r"train: cat/1.png: is not a whole image \(no known format\); fetch it again"),
     "a page": ({"cat/1.png": b"<html>" * 99}, r"train: cat/1.png: is not a whole image \(no known format\)"),
-    "16 bits": ({"cat/1.png": encoded(GREYS[0].astype(np.uint16))}, r"cat/1.png: has more than 8 bits a channel \(mode I;16\)"),
+    "16 bits": ({"cat/1.png": encoded(GREYS[0].astype(np.uint16))}, r"cat/1.png: has more than 8 bits per channel \(mode I;16\)"),
 }
 
 
@@ -178,9 +178,9 @@ def linked(kind: bytes) -> tarfile.TarInfo:
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        ("../cat/2.png", "a.tar: ../cat/2.png: would lie outside the archive; do not trust it"),
-        ("cat/../../2.txt", "a.tar: cat/../../2.txt: would lie outside"),
-        ("/cat/2.png", "a.tar: /cat/2.png: would lie outside"),
+        ("../cat/2.png", "a.tar: ../cat/2.png: would be extracted outside the archive"),
+        ("cat/../../2.txt", "a.tar: cat/../../2.txt: would be extracted outside"),
+        ("/cat/2.png", "a.tar: /cat/2.png: would be extracted outside"),
         (linked(tarfile.SYMTYPE), "a.tar: cat/2.png: is a link or a device"),
         (linked(tarfile.LNKTYPE), "a.tar: cat/2.png: is a link or a device"),
         (linked(tarfile.CHRTYPE), "a.tar: cat/2.png: is a link or a device"),

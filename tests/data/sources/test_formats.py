@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from fmjax.data.characters import is_blank, is_mark, split_fields
+from fmjax.data.characters import is_blank, is_mark, numbered_lines, split_fields
 from fmjax.data.sources.open import open_source
 from fmjax.errors import UserError
 
@@ -61,6 +61,11 @@ def test_carriage_returns_beside_line_feeds_are_no_blanks_of_conll(tmp_path):
     (tmp_path / "a.conll").write_bytes(b"one B-X\rtwo O\rthree O\n")
     with pytest.raises(UserError, match="a.conll line 1: has a carriage return inside; end each line with a line feed"):
         records(tmp_path / "a.conll")
+
+
+def test_lines_of_streams():
+    assert list(numbered_lines(["a\n", "b\rc\n", "d"])) == [(1, "a\n"), (2, "b\rc\n"), (3, "d")]
+    assert list(numbered_lines(["a\rb\r"])) == [(1, "a\n"), (2, "b\n")] and list(numbered_lines([])) == []
 
 
 def test_folders_take_files_in_upper_case(tmp_path):

@@ -88,7 +88,7 @@ def test_kinds_of_files_are_not_guessed_or_mixed(tmp_path):
     write(tmp_path, "a.txt", "x")
     with pytest.raises(UserError, match=r"different kinds \(a.csv is csv, a.txt is text\)"):
         texts(str(tmp_path))
-    with pytest.raises(UserError, match="a.raw: its ending is none of"):
+    with pytest.raises(UserError, match="a.raw: its file extension is not one of"):
         texts(write(tmp_path, "a.raw", "x"))
     with pytest.raises(UserError, match=r'data.source="tekst" \(did you mean "text"\?\)'):
         open_source("tekst", str(tmp_path), "train")

@@ -182,7 +182,7 @@ def test_mistakes_in_the_sources_of_a_mixture(data, tmp_path):
     for mixture, message in (
         ({"books": books}, "data.mixture has one source, books; name another"),
         ({"a": books, "b": books | {"wieght": 1}}, r'data.mixture.b.wieght \(did you mean "weight"\?\): no such key'),
-        ({"a": books, "b": "books.txt"}, r'data.mixture.b=books.txt: is no group of keys; write {"files"'),
+        ({"a": books, "b": "books.txt"}, r'data.mixture.b=books.txt: is not a group of keys; write {"files"'),
     ):
         with pytest.raises(UserError, match=message):
             parts_of(data | {"mixture": mixture}, PART_KEYS)

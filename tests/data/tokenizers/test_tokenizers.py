@@ -340,7 +340,7 @@ def test_refused_folders(tmp_path):
 
 def test_renumbered_sentencepieces_are_refused(trained, tmp_path):
     (tmp_path / "sentencepiece.bpe.model").write_bytes(trained["unigram"].pieces.content)
-    with pytest.raises(UserError, match="number these pieces anew"):
+    with pytest.raises(UserError, match="renumber these pieces"):
         load_tokenizer(tmp_path)
 
 
