@@ -118,15 +118,16 @@ def test_a_run_in_length_buckets(data, run, tmp_path):
 
 
 def test_a_run_from_before_buckets_were_the_default_goes_on_without(data, run, refused, tmp_path):
-    assert run(tmp_path / "whole", "data.buckets=none", "train.steps=4", arg="classify") == 0
-    assert run(tmp_path / "older", "data.buckets=none", "train.steps=2", arg="classify") == 0
+    none = ("data.buckets=none", "train.eval_every=2")
+    assert run(tmp_path / "whole", *none, "train.steps=4", arg="classify") == 0
+    assert run(tmp_path / "older", *none, "train.steps=2", arg="classify") == 0
     stored = json.loads((tmp_path / "older" / "config.json").read_text())
     for data_section in (stored["data"], stored["fmjax"]["given"]["data"]):
         data_section["buckets"] = []  # as it was
     for task in (stored["task"], stored["fmjax"]["given"]["task"]):
         del task["separator"], task["label_columns"]  # which were not there
     (tmp_path / "older" / "config.json").write_text(json.dumps(stored))
-    assert run(tmp_path / "older", "train.steps=4", arg="classify") == 0
+    assert run(tmp_path / "older", none[1], "train.steps=4", arg="classify") == 0
     equal(tmp_path / "older", tmp_path / "whole")
     assert json.loads((tmp_path / "older" / "config.json").read_text())["data"]["buckets"] == []
     message = refused(tmp_path / "older", "train.steps=6", "data.buckets=8,16", arg="classify")
