@@ -11,6 +11,7 @@ from tokenizers import processors
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config, Encodes, PyTree, Task
 from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.decoding.settings import special_tokens
 from fmjax.hub import families, folders
 from fmjax.hub.reference import CLASSED, Reference
 from fmjax.inference.folder_task import KINDS, ROWS
@@ -73,6 +74,17 @@ def special_type(config: Config, family: str) -> str:
     """
     kind, usual = folders.model_type(config), families.reference(family)
     return "" if kind is None or usual is None or kind in usual.model_types else kind
+
+
+def written_generation(task: Task, model: PyTree, tokenizer: Tokenizer | None) -> Config:
+    """Returns the reference's settings of generation of a run, none if it does not generate."""
+    if task.generation is None:
+        return {}
+    special: Config = {}
+    if tokenizer is not None:
+        special = special_ids(tokenizer, model) | special_tokens(tokenizer, model)
+    settings = special | dict(task.generation)
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def save_prompts(folder: Path, task: Task, tokenizer: Tokenizer) -> None:

@@ -28,7 +28,7 @@ from fmjax.hub import families, folders, llama2c
 from fmjax.hub.reference import Outputs, Reference, plain_outputs
 from fmjax.hub.tensors import check_finite
 from fmjax.inference.answers import check_answers
-from fmjax.inference.export import save_prompts, special_ids, written_config
+from fmjax.inference.export import save_prompts, written_config, written_generation
 from fmjax.inference.folder_task import folder_task
 from fmjax.inference.generation import Generated, continued, generated, input_names
 from fmjax.inference.predicting import Predictor, check_prompts, chunk_of, generation_settings, head_outputs
@@ -222,8 +222,9 @@ class Pretrained:
         config = {name: value for name, value in config.items() if name != "torch_dtype"}
 
         def save_beside(folder: Path) -> None:
-            if generation := self._saved_generation():
-                write_json(folder / GENERATION, generation, indent=2, sort_keys=True)
+            generation = self.generation if self.task is None else written_generation(self.task, self.model, self.tokenizer)
+            if generation:
+                write_json(folder / GENERATION, dict(generation), indent=2, sort_keys=True)
             lifecycle.save(folder, self.processors)
             if self.task is not None and self.tokenizer is not None:
                 save_prompts(folder, self.task, self.tokenizer)
@@ -275,15 +276,6 @@ class Pretrained:
         special = {} if self.tokenizer is None or self.task is None else special_tokens(self.tokenizer, self.model)
         own = (self.task.generation if self.task else None) or {}
         return merge(special, self.generation, own, given)
-
-    def _saved_generation(self) -> dict[str, PyTree]:
-        """Returns the reference's settings of generation: the folder's, or those of a run that generates."""
-        if self.task is None or self.task.generation is None:
-            return dict(self.generation)
-        special: dict[str, PyTree] = {}
-        if self.tokenizer:
-            special = special_ids(self.tokenizer, self.model) | special_tokens(self.tokenizer, self.model)
-        return {name: value for name, value in (special | dict(self.task.generation)).items() if value is not None}
 
     def _longest(self) -> int:
         """Returns how many tokens an example may have: as in training, or as many as there are positions."""

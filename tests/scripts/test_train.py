@@ -10,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from support.run_results import RATES, equal, items, records
 
+from fmjax.config import load_config, to_dict
 from fmjax.runs.checkpoint import CheckpointReader
+from fmjax.train.experiment import prepare
 from scripts import convert, train
 
 FULL = ("optim.ema=0.9", "train.accumulate=2", "train.eval_every=4", "optim.clip_norm=1.0")
@@ -259,3 +263,24 @@ def test_kinds_of_classification(kind, run, data, tmp_path):
     assert run(tmp_path / "run", *files, *settings, arg="classify") == 0
     final = records(tmp_path / "run")[-1]
     assert final["step"] == 2 and f"eval/validation/{metric}" in final, final
+
+
+def test_a_classifier_is_continued_by_the_names_of_its_labels(classifier, data, tmp_path, capsys):
+    folder = tmp_path / "exported"
+    assert convert.main(["--from", str(classifier), "--to", str(folder)]) == 0
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["id2label"] == {"0": "animal", "1": "person"}
+    names = {"id2label": {"0": "PERSON", "1": "ANIMAL"}}  # now the other way round, and in capitals
+    (folder / "config.json").write_text(json.dumps(settings | names))
+    config = load_config(f"{data / 'config.py'}:classify")
+    config.init.weights = str(folder)
+    config.model.width = 64  # of the file, which yields
+    capsys.readouterr()
+    experiment = prepare(to_dict(config), tmp_path / "run")
+    stored = load_file(folder / "model.safetensors")
+    head = experiment.weights["head"]["classify"]
+    np.testing.assert_array_equal(head["bias"], stored["classifier.bias"][::-1])
+    np.testing.assert_array_equal(head["kernel"], stored["classifier.weight"][::-1].T)
+    said = capsys.readouterr().err
+    assert "the run has animal, person, the weights PERSON, ANIMAL" in said
+    assert experiment.config["model"]["width"] == 16 and "width=16 (not 64)" in said
