@@ -39,7 +39,11 @@ from fmjax.tasks.classify import Task as Classify
 from fmjax.tasks.image_classify import Task as ImageClassify
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = {"data": {"max_length": 16, "batch_size": 2}, "train": {"seed": 0}}
+CONFIG = {
+    "data": {"max_length": 16, "batch_size": 2},
+    "train": {"seed": 0},
+    "mesh": {"axes": {"data": -1}, "rules": "dp"},
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
