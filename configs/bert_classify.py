@@ -59,8 +59,16 @@ from fmjax.defaults import experiment
 
 
 def get_config(arg: str = ""):
-    chosen = arguments(arg, "files", "multi", "regression", "imbalanced", "zh", "pretrain", "mixed", "tiny")
-    tasks = ("mlm",) if "pretrain" in chosen else ("classify", "mlm") if "mixed" in chosen else ("classify",)
+    chosen = arguments(
+        arg, "files", "multi", "regression", "imbalanced", "zh", "pretrain", "mixed", "tiny"
+    )
+    tasks = (
+        ("mlm",)
+        if "pretrain" in chosen
+        else ("classify", "mlm")
+        if "mixed" in chosen
+        else ("classify",)
+    )
     config = experiment("bert", *tasks)
     config.data.batch_size = 32
     config.data.max_length = 128
@@ -95,14 +103,18 @@ def classify(config, chosen, column):
     task = config.task.parts.classify if "mixed" in chosen else config.task
     task.text, task.overlong = column, "truncate"
     best = {"imbalanced": "f1", "multi": "f1_micro", "regression": "pearson"}
-    config.checkpoint.best = next((metric for name, metric in best.items() if name in chosen), "accuracy")
+    config.checkpoint.best = next(
+        (metric for name, metric in best.items() if name in chosen), "accuracy"
+    )
     if chosen & {"imbalanced", "zh"}:
         task.pool = "mean"
         config.data.hold_out = 0.2
     if "zh" in chosen:
         task.blank, task.token_dropout = "drop", 0.1
     if "mixed" in chosen:
-        config.task.parts.mlm.update(column=column, factor=0.3, split="train" if "tiny" in chosen else "unlabelled")
+        config.task.parts.mlm.update(
+            column=column, factor=0.3, split="train" if "tiny" in chosen else "unlabelled"
+        )
 
 
 def kinds_of_label(config, chosen):
@@ -130,7 +142,10 @@ def spam(config):
 
 def reviews(config):
     config.data.source = "csv"
-    config.data.vocab_size, config.data.max_length = 5000, 192  # WordPiece takes each Chinese character for a word
+    config.data.vocab_size, config.data.max_length = (
+        5000,
+        192,
+    )  # WordPiece takes each Chinese character for a word
     small(config)
     config.train.epochs = 5.0
     config.train.eval_every = config.checkpoint.every = 195
@@ -138,7 +153,12 @@ def reviews(config):
 
 
 def small(config):
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 128, 2, 4, 512
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 128, 2, 4, 512
     config.model.positions = 256
     config.optim.learning_rate = 1e-3
     config.optim.b2 = 0.98

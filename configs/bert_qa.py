@@ -27,7 +27,12 @@ def get_config(arg: str = ""):
         config.optim.learning_rate = 3e-5
         config.train.epochs = 2.0
     else:
-        config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 128, 3, 4, 512
+        (
+            config.model.width,
+            config.model.layers,
+            config.model.attention_heads,
+            config.model.mlp_width,
+        ) = 128, 3, 4, 512
         config.model.positions = 384
         config.optim.learning_rate = 5e-4
         config.optim.b2 = 0.98
@@ -58,7 +63,12 @@ def get_config(arg: str = ""):
 def tiny(config):
     config.data.source = "python_docs" if config.task.name == "mlm" else "python_questions"
     config.data.hold_out = config.data.hold_out_by = None
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 32, 1, 2, 64
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 32, 1, 2, 64
     config.model.positions = config.data.max_length = 96
     config.data.vocab_size = 500
     config.data.batch_size = 8

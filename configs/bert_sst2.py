@@ -23,9 +23,18 @@ from fmjax.defaults import experiment
 def get_config(arg: str = ""):
     chosen = arguments(arg, "pretrain", "tiny")
     config = experiment("bert", "mlm" if "pretrain" in chosen else "classify")
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 96, 1, 4, 384
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 96, 1, 4, 384
     config.model.positions = 64
-    config.model.dropout, config.model.embedding_dropout, config.model.classifier_dropout = 0.2, 0.6, 0.5
+    config.model.dropout, config.model.embedding_dropout, config.model.classifier_dropout = (
+        0.2,
+        0.6,
+        0.5,
+    )
     config.model.attention_dropout = 0.0
     config.data.source = "tsv"
     config.data.columns = ("sentence", "label")
@@ -62,7 +71,9 @@ def tiny(config):
     config.data.source = "python_docs" if pretraining else "prepositions"
     config.data.columns = None
     # A few windows of the embedded corpus have more than max_length words and marks.
-    config.task.update({"column": "text"} if pretraining else {"text": "text", "overlong": "truncate"})
+    config.task.update(
+        {"column": "text"} if pretraining else {"text": "text", "overlong": "truncate"}
+    )
     config.model.width, config.model.mlp_width = 32, 64
     config.data.vocab_size = 500
     config.data.batch_size = 8

@@ -20,7 +20,12 @@ from fmjax.defaults import experiment
 def get_config(arg: str = ""):
     chosen = arguments(arg, "words", "tiny")
     config = experiment("bert", "tag")
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 128, 3, 4, 512
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 128, 3, 4, 512
     config.model.positions = 128
     config.data.source = "conll"
     config.data.hold_out = 0.1
@@ -46,7 +51,12 @@ def tiny(config):
     config.data.hold_out = None
     config.data.tokenizer_kind = "wordpiece"
     config.task.split = "words"
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 32, 1, 2, 64
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 32, 1, 2, 64
     config.model.positions = config.data.max_length = 64
     config.data.vocab_size = 500
     config.data.batch_size = 8

@@ -20,7 +20,12 @@ from fmjax.defaults import experiment
 def get_config(arg: str = ""):
     chosen = arguments(arg, "tiny")
     config = experiment("gpt", "clm")
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 128, 4, 4, 512
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 128, 4, 4, 512
     config.model.positions = 64
     config.model.initializer_range = 0.06  # 2,000 steps are too few to grow from nanoGPT's 0.02
     config.model.dropout = config.model.embedding_dropout = config.model.attention_dropout = 0.0

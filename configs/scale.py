@@ -85,7 +85,12 @@ def t5_xxl():
 
 def vit_g():
     config = experiment("vit", "image_classify")
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 1408, 40, 16, 6144
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 1408, 40, 16, 6144
     config.model.image_size, config.model.patch_size, config.model.channels = 224, 14, 3
     config.model.class_tokens, config.model.pool = 0, "mean"  # 256 tokens
     config.task.image_size, config.task.channels = 224, 3
@@ -114,7 +119,12 @@ def gpt(name: str):
 
 
 def tiny(config):
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 32, 2, 2, 64
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 32, 2, 2, 64
     config.data.vocab_size = 500
     config.data.batch_size = 8
     config.data.max_length = 32

@@ -50,7 +50,11 @@ def get_config(arg: str = ""):
         config.model.width, config.model.mlp_width = 128, 384
         config.model.attention_heads, config.model.head_width = 4, 32
         config.model.feed_forward = "gated-gelu"
-        config.data.tokenizer_kind, config.data.vocab_size, config.data.lowercase = "t5", 6000, False
+        config.data.tokenizer_kind, config.data.vocab_size, config.data.lowercase = (
+            "t5",
+            6000,
+            False,
+        )
     return tiny(config) if "tiny" in chosen else config
 
 

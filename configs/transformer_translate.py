@@ -64,7 +64,12 @@ def short(config):
 
 def tiny(config):
     config.model.size = None
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 32, 1, 2, 64
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 32, 1, 2, 64
     config.task.source = config.task.target = "text"
     config.task.target_length = config.data.max_length = 16
     config.task.num_beams = 1

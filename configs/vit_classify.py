@@ -30,12 +30,19 @@ from fmjax.defaults import experiment
 def get_config(arg: str = ""):
     chosen = arguments(arg, "cifar10", "tiny")
     config = experiment("vit", "image_classify")
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 96, 4, 4, 384
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 96, 4, 4, 384
     config.model.image_size, config.model.patch_size, config.model.channels = 28, 7, 1
     # A class token would make 17 tokens of 16, which costs a CPU 1.7 times as much a step.
     config.model.class_tokens, config.model.pool = 0, "mean"
     config.model.epsilon = 1e-6
-    config.model.initializer_range = 0.08  # 0.02 is of wider models: at this width it makes the branches too faint
+    config.model.initializer_range = (
+        0.08  # 0.02 is of wider models: at this width it makes the branches too faint
+    )
     config.task.mean, config.task.std = (0.1307,), (0.3081,)
     config.task.shift = 2
     config.task.label_smoothing = 0.05
@@ -59,7 +66,12 @@ def get_config(arg: str = ""):
 
 
 def cifar10(config):
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 128, 6, 4, 256
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 128, 6, 4, 256
     config.model.image_size, config.model.patch_size, config.model.channels = 32, 4, 3
     config.model.stochastic_depth = 0.05
     config.task.mean, config.task.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -78,7 +90,12 @@ def tiny(config):
     config.data.batch_size = 16
     config.task.mean, config.task.std = (0.3,), (0.37,)
     config.task.shift = 1
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 48, 2, 4, 96
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 48, 2, 4, 96
     config.model.image_size, config.model.patch_size, config.model.channels = 8, 2, 1
     config.train.epochs = 3.0
     config.train.eval_every = 80

@@ -23,12 +23,22 @@ def get_config(arg: str = ""):
     chosen = arguments(arg, "finetune", "tiny")
     finetuning = "finetune" in chosen
     config = experiment("vit", "image_classify" if finetuning else "mae")
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 96, 4, 4, 384
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 96, 4, 4, 384
     config.model.image_size, config.model.patch_size, config.model.channels = 32, 4, 3
-    config.model.class_tokens, config.model.pool = 0, "mean"  # 16 and 64 tokens cost a CPU less than 17 and 65
+    config.model.class_tokens, config.model.pool = (
+        0,
+        "mean",
+    )  # 16 and 64 tokens cost a CPU less than 17 and 65
     config.model.position_init = "sinusoids"
     config.model.epsilon = 1e-6
-    config.model.initializer_range = 0.08  # 0.02 is of wider models: at this width it makes the branches too faint
+    config.model.initializer_range = (
+        0.08  # 0.02 is of wider models: at this width it makes the branches too faint
+    )
     config.task.mean, config.task.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     config.task.flip = 0.5
     config.data.hold_out = 0.02
@@ -74,7 +84,12 @@ def tiny(config, finetuning: bool):
     config.data.hold_out = None
     config.data.batch_size = 16
     config.task.mean, config.task.std = (0.3,), (0.37,)
-    config.model.width, config.model.layers, config.model.attention_heads, config.model.mlp_width = 48, 2, 4, 96
+    (
+        config.model.width,
+        config.model.layers,
+        config.model.attention_heads,
+        config.model.mlp_width,
+    ) = 48, 2, 4, 96
     config.model.image_size, config.model.patch_size, config.model.channels = 8, 2, 1
     config.task.flip = 0.0  # a mirrored digit is none
     config.train.steps = 100

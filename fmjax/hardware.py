@@ -1,8 +1,7 @@
 """Devices: what chips can do, how much memory there is here, and what JAX says when it has none.
 
-The figures of chips are from their makers' data sheets: Google Cloud's pages of each TPU, NVIDIA's of
-each GPU.
-"""
+The figures of chips are from their makers' data sheets: Google Cloud's pages of each TPU, NVIDIA's
+of each GPU."""
 
 from __future__ import annotations
 
@@ -44,7 +43,14 @@ CHIPS: dict[str, Chip] = {
 
 def chip_of(kind: str) -> Chip | None:
     """Returns the chip of a `device_kind`, None if it is not listed."""
-    return next((chip for chip in CHIPS.values() if any(name.lower() in kind.lower() for name in chip.kinds)), None)
+    return next(
+        (
+            chip
+            for chip in CHIPS.values()
+            if any(name.lower() in kind.lower() for name in chip.kinds)
+        ),
+        None,
+    )
 
 
 @dataclass(frozen=True)

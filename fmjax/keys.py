@@ -43,7 +43,12 @@ def describe(spec: str) -> str:
     known |= meanings("model", models.family(config.model.name).Settings, MODEL)
     for part in config.task.get("parts", {"": config.task}).values():
         known |= meanings("task", tasks.task(part.name).Task, TASK)
-    return "\n".join([f"keys, with the values of {spec} (none: not set; of a model, as its size says):", *lines(config, known)])
+    return "\n".join(
+        [
+            f"keys, with the values of {spec} (none: not set; of a model, as its size says):",
+            *lines(config, known),
+        ]
+    )
 
 
 def meanings(section: str, settings: type, others: Mapping[str, str]) -> dict[str, str]:
@@ -55,7 +60,9 @@ def meanings(section: str, settings: type, others: Mapping[str, str]) -> dict[st
 def lines(config: Config, known: Mapping[str, str]) -> Iterator[str]:
     """Yields a line for each key of a config."""
     for path, value in values(config):
-        written = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+        written = (
+            "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+        )
         entry = f"{'.'.join(path)}={written}"
         yield f"  {entry:<44}  {meaning(path, known)}".rstrip()
 
@@ -114,7 +121,9 @@ def comments_of(module: ModuleType) -> dict[str, str]:
             section = ""
             if isinstance(statement, ast.Return):
                 section = function.name
-            elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Attribute):
+            elif isinstance(statement, ast.Assign) and isinstance(
+                statement.targets[0], ast.Attribute
+            ):
                 section = statement.targets[0].attr
             for node in ast.walk(statement) if section else ():
                 if isinstance(node, ast.Dict):
@@ -145,6 +154,10 @@ def field_comments(settings: type) -> dict[str, str]:
         tree = ast.parse(inspect.getsource(module))
         classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
         for node in classes.get(own.__name__, ()):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.lineno in comments:
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.target, ast.Name)
+                and node.lineno in comments
+            ):
                 found[node.target.id] = comments[node.lineno]
     return found

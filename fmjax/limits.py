@@ -42,7 +42,9 @@ def on_error(key: str, value: Value) -> None:
 
 
 FILES = either(text, texts, each(either(text, texts, words="")), words="a file, or a list of files")
-AXIS = either(count(1), count(-1, -1), words="a whole number of devices, or -1 for all that are left")
+AXIS = either(
+    count(1), count(-1, -1), words="a whole number of devices, or -1 for all that are left"
+)
 
 TRAIN: dict[str, Limit] = {
     "steps": count(1, hint="a positive number"),
@@ -92,7 +94,9 @@ DATA: dict[str, Limit] = {
     "batch_size": count(1, ROWS),
     "max_length": count(1, TOKENS, hint="in tokens"),
     "buckets": either(
-        text, each(either(text, count(1, TOKENS), words="")), words="lengths, such as 32,64, or auto"
+        text,
+        each(either(text, count(1, TOKENS), words="")),
+        words="lengths, such as 32,64, or auto",
     ),
     "on_error": on_error,
     "workers": count(0, 1024, hint="0 is a thread"),
@@ -136,4 +140,3 @@ def check_model(section: Config) -> None:
     sizes.check_section(family.Settings, section)
     if "size" in section:
         text("model.size", section["size"])
-

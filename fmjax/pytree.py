@@ -1,8 +1,8 @@
 """Names of tree paths: parameters are chosen by name, never by rank.
 
-Stacked layers give biases and norm scales a leading axis, so "rank 2 and more decays" is wrong here; a regular
-expression on the slash-joined path says what is meant (the habit of t5x and big_vision).
-"""
+Stacked layers give biases and norm scales a leading axis, so "rank 2 and more decays" is wrong
+here; a regular expression on the slash-joined path says what is meant (the habit of t5x and
+big_vision)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def path_name(path: tuple[PyTree, ...]) -> str:
 
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Maps `function(name, leaf, *other_leaves)` over a tree (and trees of the same structure)."""
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
+    )
 
 
 def names(tree: PyTree) -> dict[str, PyTree]:
@@ -32,7 +34,9 @@ def names(tree: PyTree) -> dict[str, PyTree]:
 
 
 def unnames(flat: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Returns the nested dictionary of a flat one: the inverse of `names` on nested dictionaries."""
+    """Returns the nested dictionary of a flat one: the inverse of `names` on nested
+    dictionaries.
+    """
     tree: dict[str, PyTree] = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
@@ -46,16 +50,18 @@ def unnames(flat: Mapping[str, PyTree]) -> dict[str, PyTree]:
 def mask(tree: PyTree, patterns: Iterable[str], setting: str) -> PyTree:
     """Returns a tree of bool: whether any of the regular expressions is found in the leaf's name.
 
-    Raises UserError, naming the config key `setting`, if a pattern is malformed or matches no leaf: a rule that does
-    nothing is a mistake.
-    """
+    Raises UserError, naming the config key `setting`, if a pattern is malformed or matches no leaf:
+    a rule that does nothing is a mistake."""
     known = list(names(tree))
     found: set[str] = set()
     for pattern in patterns:
         check_pattern(setting, pattern)
         hits = [name for name in known if re.search(pattern, name)]
         if not hits:
-            raise UserError(f'{setting}: "{pattern}" matches no parameter; names look like "{known[0]}", "{known[-1]}"')
+            raise UserError(
+                f'{setting}: "{pattern}" matches no parameter; names look like "{known[0]}", '
+                f'"{known[-1]}"'
+            )
         found.update(hits)
     return map_named(lambda name, _: name in found, tree)
 
@@ -65,15 +71,20 @@ def check_pattern(setting: str, pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise UserError(f'{setting}: "{pattern}" is not a regular expression ({error}); correct it') from None
+        raise UserError(
+            f'{setting}: "{pattern}" is not a regular expression ({error}); correct it'
+        ) from None
 
 
-def merge(fresh: PyTree, loaded: PyTree, optional: Iterable[str], origin: str) -> tuple[PyTree, list[str], list[str]]:
-    """Returns a tree like `fresh` with the leaves that `loaded` has, the names left fresh, and the loaded names not used.
+def merge(
+    fresh: PyTree, loaded: PyTree, optional: Iterable[str], origin: str
+) -> tuple[PyTree, list[str], list[str]]:
+    """Returns a tree like `fresh` with the leaves that `loaded` has, the names left fresh, and the
+    loaded names not used.
 
-    Only names that match one of the regular expressions `optional` may be left fresh or unused (a head of another shape,
-    say); any other name that is missing, unexpected or misshapen is a UserError that lists them all, grouped.
-    """
+    Only names that match one of the regular expressions `optional` may be left fresh or unused (a
+    head of another shape, say); any other name that is missing, unexpected or misshapen is a
+    UserError that lists them all, grouped."""
     ours, theirs = names(fresh), names(loaded)
 
     def free(name: str) -> bool:
@@ -92,12 +103,17 @@ def merge(fresh: PyTree, loaded: PyTree, optional: Iterable[str], origin: str) -
         ],
     }
     if any(problems.values()):
-        raise UserError(f"{origin}: these weights do not fit the model; {grouped(problems)}; set the model's sizes to theirs")
+        raise UserError(
+            f"{origin}: these weights do not fit the model; {grouped(problems)}; set the model's "
+            "sizes to theirs"
+        )
     return map_named(lambda name, leaf: theirs[name] if name in fits else leaf, fresh), left, unused
 
 
 def grouped(problems: Mapping[str, list[str]], most: int = 10) -> str:
-    """Returns 'missing: a, b; misshapen: c' of the groups that are not empty, the first `most` names of each."""
+    """Returns 'missing: a, b; misshapen: c' of the groups that are not empty, the first `most`
+    names of each.
+    """
     return "; ".join(
         f"{group} ({len(found)}): {', '.join(found[:most])}{', ...' if len(found) > most else ''}"
         for group, found in problems.items()

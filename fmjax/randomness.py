@@ -1,13 +1,14 @@
 """The keys of dropout, by the name of their generator (`train.dropout_rng`).
 
-"threefry2x32" and "rbg" are JAX's. "hash" is for masks alone: each number is a hash of its place in the array and of the key,
-which XLA fuses into the multiplication by the mask. On two CPU cores a jitted multiplication by a mask of 2048 x 256 took 0.6 ms
-with it, 5.0 ms with threefry and 7.0 ms with rbg (0.3 ms without a mask; medians of 55). It is the same on every kind of device
-and however arrays are sharded.
+"threefry2x32" and "rbg" are JAX's. "hash" is for masks alone: each number is a hash of its place in
+the array and of the key, which XLA fuses into the multiplication by the mask. On two CPU cores a
+jitted multiplication by a mask of 2048 x 256 took 0.6 ms with it, 5.0 ms with threefry and 7.0 ms
+with rbg (0.3 ms without a mask; medians of 55). It is the same on every kind of device and however
+arrays are sharded.
 
-The hash is two rounds of Chris Wellons' lowbias32 (https://github.com/skeeto/hash-prospector), whose every output bit depends on
-every input bit; it is no cryptographic one, and neither initialisation nor sampling uses it.
-"""
+The hash is two rounds of Chris Wellons' lowbias32 (https://github.com/skeeto/hash-prospector),
+whose every output bit depends on every input bit; it is no cryptographic one, and neither
+initialisation nor sampling uses it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def mixed(x: jax.Array) -> jax.Array:
 
 def random_bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
     """Returns random unsigned numbers of `width` bits, of a key uint32 [2]."""
-    # The number of a place is a sum over axes: each device makes those of its own part of the array.
+    # The number of a place is a sum over axes: each device makes those of its own part of the
+    # array.
     place = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
@@ -45,7 +47,9 @@ def random_bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array
 def seeded(seed: jax.Array) -> jax.Array:
     """Returns the key of a seed."""
     number = seed.astype(jnp.uint32)
-    return jnp.stack([mixed(number + jnp.uint32(0x9E3779B9)), mixed(number ^ jnp.uint32(0x85EBCA6B))])
+    return jnp.stack(
+        [mixed(number + jnp.uint32(0x9E3779B9)), mixed(number ^ jnp.uint32(0x85EBCA6B))]
+    )
 
 
 def folded(key: jax.Array, given: jax.Array | int) -> jax.Array:
@@ -61,7 +65,13 @@ def split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 HASH = define_prng_impl(
-    key_shape=(2,), seed=seeded, split=split, random_bits=random_bits, fold_in=folded, name="fmjax_hash", tag="fmh"
+    key_shape=(2,),
+    seed=seeded,
+    split=split,
+    random_bits=random_bits,
+    fold_in=folded,
+    name="fmjax_hash",
+    tag="fmh",
 )
 GENERATORS: dict[str, Any] = {"threefry2x32": "threefry2x32", "rbg": "rbg", "hash": HASH}
 
@@ -71,7 +81,9 @@ def dropout_key(seed: int, generator: str) -> jax.Array:
     if generator not in GENERATORS:
         known = ", ".join(GENERATORS)
         hint = nearest(generator, GENERATORS)
-        raise UserError(f'train.dropout_rng="{generator}": no such generator{hint}; choose from {known}')
+        raise UserError(
+            f'train.dropout_rng="{generator}": no such generator{hint}; choose from {known}'
+        )
     return seeded_key(seed, "train.seed", generator)
 
 

@@ -23,18 +23,41 @@ from fmjax.config import commandline
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
-    flags.add("names", nargs="*", metavar="WORKLOAD", help="what to measure (default: the whole table)")
+    flags.add(
+        "names", nargs="*", metavar="WORKLOAD", help="what to measure (default: the whole table)"
+    )
     flags.add("--list", action="store_true", help="name the workloads")
-    flags.add("--workdir", type=Path, default=Path("runs/bench"), help="where results, jobs and logs go (default: runs/bench)")
+    flags.add(
+        "--workdir",
+        type=Path,
+        default=Path("runs/bench"),
+        help="where results, jobs and logs go (default: runs/bench)",
+    )
     flags.add("--json", action="store_true", help="print one JSON object instead of tables")
-    flags.add("--profile", type=Path, help="a folder for traces of fmjax's steps, for TensorBoard or Perfetto")
+    flags.add(
+        "--profile",
+        type=Path,
+        help="a folder for traces of fmjax's steps, for TensorBoard or Perfetto",
+    )
     flags.add("--threads", type=int, default=0, help="cores for each side (default: 0, all)")
-    flags.add("--rounds", type=int, default=1, help="rounds of A B B A; more rounds narrow the range")
+    flags.add(
+        "--rounds", type=int, default=1, help="rounds of A B B A; more rounds narrow the range"
+    )
     flags.add("--seconds", type=float, default=1.0, help="approximate seconds per run")
-    flags.add("--device", choices=("cpu", "gpu"), help="the device to measure on (default: what JAX finds)")
-    flags.add("--peer_python", help="the Python that has torch and transformers (default: this one)")
+    flags.add(
+        "--device",
+        choices=("cpu", "gpu"),
+        help="the device to measure on (default: what JAX finds)",
+    )
+    flags.add(
+        "--peer_python", help="the Python that has torch and transformers (default: this one)"
+    )
     flags.add("--no_peer", action="store_true", help="measure fmjax alone")
-    flags.add("--no_compile", action="store_true", help="do not measure torch.compile, often the peer's best")
+    flags.add(
+        "--no_compile",
+        action="store_true",
+        help="do not measure torch.compile, often the peer's best",
+    )
     flags.add("--tiny", action="store_true", help="tiny models: shows that it runs, not how fast")
     return commandline.run(flags, lambda args: print(listing()) if args.list else bench(args), argv)
 

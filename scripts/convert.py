@@ -1,8 +1,8 @@
 """Converts between a Hugging Face folder and a run directory, and from a checkpoint of llama2.c to the former.
 
-    python scripts/convert.py --from runs/mine --to exported         # transformers loads the result
-    python scripts/convert.py --from BERT_DIR --to runs/converted    # a run at step 0, to evaluate or predict with
-    python scripts/convert.py --from stories260K.bin --to exported   # a checkpoint of llama2.c, and the tokenizer beside it
+python scripts/convert.py --from runs/mine --to exported         # transformers loads the result
+python scripts/convert.py --from BERT_DIR --to runs/converted    # a run at step 0, to evaluate or predict with
+python scripts/convert.py --from stories260K.bin --to exported   # a checkpoint of llama2.c, and the tokenizer beside it
 """
 
 import sys
@@ -17,8 +17,20 @@ from fmjax.inference.convert import convert
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
-    flags.add("--from", dest="source", type=Path, required=True, help="a run, a Hugging Face folder, or a .bin of llama2.c")
-    flags.add("--to", dest="target", type=Path, required=True, help="the folder to write, of the other kind")
+    flags.add(
+        "--from",
+        dest="source",
+        type=Path,
+        required=True,
+        help="a run, a Hugging Face folder, or a .bin of llama2.c",
+    )
+    flags.add(
+        "--to",
+        dest="target",
+        type=Path,
+        required=True,
+        help="the folder to write, of the other kind",
+    )
     return commandline.run(flags, lambda args: convert(args.source, args.target), argv)
 
 

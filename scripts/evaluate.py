@@ -1,6 +1,6 @@
 """Evaluates a run at its best step (its newest, if none was chosen); the last line of stdout is one JSON object.
 
-    python scripts/evaluate.py --workdir runs/mine --split test --files test.csv
+python scripts/evaluate.py --workdir runs/mine --split test --files test.csv
 """
 
 import argparse
@@ -19,7 +19,9 @@ from fmjax.inference.evaluate import evaluate_run
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
     flags.add("--workdir", type=Path, required=True, help="the run directory")
-    flags.add("--split", default="validation", help="the split to evaluate on (default: validation)")
+    flags.add(
+        "--split", default="validation", help="the split to evaluate on (default: validation)"
+    )
     flags.add("--files", help="files to evaluate on, instead of those of the config")
     hosts.add_flags(flags)
     return commandline.run(flags, show, argv)

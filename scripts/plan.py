@@ -28,7 +28,11 @@ from fmjax.planning.report import sharding_table, table
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__, config=True, keys=keys.describe)
     flags.add("--topology", required=True, help="v5e:4x4, v5p:4x4x8, v6e:4x4, gpu:h200:8, cpu:8")
-    flags.add("--sharding", action="store_true", help="every parameter: shape, axes, where they go, bytes per device")
+    flags.add(
+        "--sharding",
+        action="store_true",
+        help="every parameter: shape, axes, where they go, bytes per device",
+    )
     flags.add("--analytic", action="store_true", help="compile nothing")
     flags.add("--json", action="store_true", help="print one JSON object")
     return commandline.run(flags, show, argv)

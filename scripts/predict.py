@@ -31,16 +31,45 @@ SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "num_beams")
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
-    flags.add("--workdir", type=Path, required=True, help="a run, a Hugging Face folder or a .bin of llama2.c")
+    flags.add(
+        "--workdir",
+        type=Path,
+        required=True,
+        help="a run, a Hugging Face folder or a .bin of llama2.c",
+    )
     flags.add("--input", type=Path, required=True, help="the file of examples; - is standard input")
-    flags.add("--output", type=Path, required=True, help="the .jsonl file to write, a new one; - is standard output")
-    flags.add("--source", choices=(AUTO, *KINDS), default=AUTO, help="what the input is (default: by file extension)")
-    flags.add("--column", default="", help="the column to read; of several: question=COLUMN,context=COLUMN")
-    flags.add("--header", default="", help="the names of the columns, text,label, of a csv or tsv file without a header")
+    flags.add(
+        "--output",
+        type=Path,
+        required=True,
+        help="the .jsonl file to write, a new one; - is standard output",
+    )
+    flags.add(
+        "--source",
+        choices=(AUTO, *KINDS),
+        default=AUTO,
+        help="what the input is (default: by file extension)",
+    )
+    flags.add(
+        "--column",
+        default="",
+        help="the column to read; of several: question=COLUMN,context=COLUMN",
+    )
+    flags.add(
+        "--header",
+        default="",
+        help="the names of the columns, text,label, of a csv or tsv file without a header",
+    )
     flags.add("--max_new_tokens", type=int, help="how many tokens to generate at most")
-    flags.add("--temperature", type=float, help="0: the likeliest token each time; above 0: sampling")
+    flags.add(
+        "--temperature", type=float, help="0: the likeliest token each time; above 0: sampling"
+    )
     flags.add("--top_k", type=int, help="sample from the k likeliest tokens")
-    flags.add("--top_p", type=float, help="sample from the likeliest tokens that have this probability together")
+    flags.add(
+        "--top_p",
+        type=float,
+        help="sample from the likeliest tokens that have this probability together",
+    )
     flags.add("--num_beams", type=int, help="search with so many beams")
     flags.add("--seed", type=int, help="of sampling (default: 0)")
     return commandline.run(flags, predict, argv)
@@ -49,7 +78,9 @@ def main(argv: list[str] | None = None) -> int:
 def predict(args: argparse.Namespace) -> None:
     settings = {name: value for name, value in vars(args).items() if name in SETTINGS}
     header = tuple(name.strip() for name in args.header.split(",") if name.strip())
-    predict_file(args.workdir, args.input, args.output, args.source, args.column, header, args.seed, settings)
+    predict_file(
+        args.workdir, args.input, args.output, args.source, args.column, header, args.seed, settings
+    )
 
 
 if __name__ == "__main__":

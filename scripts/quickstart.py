@@ -18,10 +18,27 @@ from fmjax.examples.quickstart import quickstart
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
-    flags.add("--workdir", type=Path, help="where the runs go (default: runs/quickstart, or runs/quickstart-full with --full)")
-    flags.add("--full", action="store_true", help="pretrain for 2,800 steps and fine-tune with three seeds: the README's table")
-    flags.add("--seeds", type=int, default=0, help="fine-tuning runs from each start (default: 1; 3 with --full)")
-    flags.add("--tiny", action="store_true", help="a few steps of a tiny model, to see that everything works")
+    flags.add(
+        "--workdir",
+        type=Path,
+        help="where the runs go (default: runs/quickstart, or runs/quickstart-full with --full)",
+    )
+    flags.add(
+        "--full",
+        action="store_true",
+        help="pretrain for 2,800 steps and fine-tune with three seeds: the README's table",
+    )
+    flags.add(
+        "--seeds",
+        type=int,
+        default=0,
+        help="fine-tuning runs from each start (default: 1; 3 with --full)",
+    )
+    flags.add(
+        "--tiny",
+        action="store_true",
+        help="a few steps of a tiny model, to see that everything works",
+    )
     return commandline.run(flags, start, argv)
 
 

@@ -21,9 +21,23 @@ from fmjax.train.loop import train
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__, config=True, keys=keys.describe)
-    flags.add("--workdir", type=Path, required=True, help="the run directory: new, or that of a run to continue")
-    flags.add("--profile", type=Path, help="a folder for a trace of steps 6 to 10, for TensorBoard or Perfetto")
-    flags.add("--dry-run", "--dry_run", action="store_true", help="show the settings and one batch; train and write nothing")
+    flags.add(
+        "--workdir",
+        type=Path,
+        required=True,
+        help="the run directory: new, or that of a run to continue",
+    )
+    flags.add(
+        "--profile",
+        type=Path,
+        help="a folder for a trace of steps 6 to 10, for TensorBoard or Perfetto",
+    )
+    flags.add(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="show the settings and one batch; train and write nothing",
+    )
     hosts.add_flags(flags)
     return commandline.run(flags, start, argv)
 

@@ -1,6 +1,6 @@
 """Trains a tokenizer on text files and writes it in Hugging Face's layout.
 
-    python scripts/train_tokenizer.py --files 'books/*.txt' --kind wordpiece --vocab_size 8000 --output tokenizer
+python scripts/train_tokenizer.py --files 'books/*.txt' --kind wordpiece --vocab_size 8000 --output tokenizer
 """
 
 import sys
@@ -27,17 +27,35 @@ def train(args: Any) -> None:
         raise UserError(f"--output={args.output}: is not empty; name a new folder")
     source = open_source("auto", args.files, split="train")
     check_columns(source, (args.column,))
-    tokenizer = train_tokenizer(texts(source, args.column), args.kind, args.vocab_size, lowercase=not args.keep_case)
+    tokenizer = train_tokenizer(
+        texts(source, args.column), args.kind, args.vocab_size, lowercase=not args.keep_case
+    )
     tokenizer.save(args.output)
-    say(f"{args.kind} with {tokenizer.vocab_size} pieces from {len(source):,} records is in {args.output}")
+    say(
+        f"{args.kind} with {tokenizer.vocab_size} pieces from {len(source):,} records is in {args.output}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
     flags.add("--files", required=True, help="a file, several joined by commas, a glob or a folder")
-    flags.add("--column", default="text", help="the column of the text, in files that have columns (default: text)")
-    flags.add("--kind", choices=KINDS, default="wordpiece", help="the kind of tokenizer (default: wordpiece)")
-    flags.add("--vocab_size", type=int, default=8000, help="the number of pieces, special ones included (default: 8000)")
+    flags.add(
+        "--column",
+        default="text",
+        help="the column of the text, in files that have columns (default: text)",
+    )
+    flags.add(
+        "--kind",
+        choices=KINDS,
+        default="wordpiece",
+        help="the kind of tokenizer (default: wordpiece)",
+    )
+    flags.add(
+        "--vocab_size",
+        type=int,
+        default=8000,
+        help="the number of pieces, special ones included (default: 8000)",
+    )
     flags.add("--keep_case", action="store_true", help="distinguish upper and lower case")
     flags.add("--output", type=Path, required=True, help="the folder to write: new or empty")
     return commandline.run(flags, train, argv)

@@ -1,4 +1,6 @@
-"""Time from the start of a process to the end of its first step, without and with JAX's persistent compilation cache."""
+"""Time from the start of a process to the end of its first step, without and with JAX's persistent
+compilation cache.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,21 @@ BARS = {"first_step": 1 / 2, "backend_compile": 1 / 4}  # cached over cold
 
 
 def measure(options: Options) -> Result:
-    """Returns for each workload the seconds of a cold start, which fills an empty cache, and of one that finds it filled."""
+    """Returns for each workload the seconds of a cold start, which fills an empty cache, and of one
+    that finds it filled.
+    """
     found = {}
     for name in WORKLOADS:
         if name.endswith("_base") or (options.tiny and name not in ("bert_train", "gpt_greedy")):
             continue
         folder = options.workdir / "jobs" / name
         folder.mkdir(parents=True, exist_ok=True)
-        prepare(folder, WORKLOADS[name], WORKLOADS[name].size(options.device, options.tiny), options.device)
+        prepare(
+            folder,
+            WORKLOADS[name],
+            WORKLOADS[name].size(options.device, options.tiny),
+            options.device,
+        )
         cache = folder / "compiled"
         shutil.rmtree(cache, ignore_errors=True)
         env = {
@@ -47,10 +56,16 @@ def start(folder: Any, threads: int, env: Mapping[str, str]) -> dict[str, float]
 def table(result: Facts) -> str:
     """Returns the table: cold, cached, and the one over the other against the bars."""
     columns = ("start_to_first_step", "first_step", "tracing", "backend_compile")
-    head = ("workload", *(f"{name.replace('_', ' ')}, cold / cached (s)" for name in columns), "met")
+    head = (
+        "workload",
+        *(f"{name.replace('_', ' ')}, cold / cached (s)" for name in columns),
+        "met",
+    )
     rows: list[Sequence[str]] = []
     for name, pair in result["starts"].items():
         cold, cached = pair["cold"], pair["cached"]
         met = all(cached[what] <= bar * cold[what] for what, bar in BARS.items())
-        rows.append((name, *(f"{cold[c]:.2f} / {cached[c]:.2f}" for c in columns), "yes" if met else "no"))
+        rows.append(
+            (name, *(f"{cold[c]:.2f} / {cached[c]:.2f}" for c in columns), "yes" if met else "no")
+        )
     return markdown(head, rows) + "\nbars: first step <= 1/2 of cold, backend compile <= 1/4"

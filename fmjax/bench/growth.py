@@ -1,4 +1,6 @@
-"""How a training step's time and memory grow with batch, length, width and depth, each over a factor of 8, and with devices."""
+"""How a training step's time and memory grow with batch, length, width and depth, each over a
+factor of 8, and with devices.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +26,49 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 420, 300, 60, 40
 
 def size(axis: str, factor: int, tiny: bool = False) -> Size:
     """Returns the sizes of BERT in which one axis is multiplied."""
-    chosen = {name: number * (factor if name == axis else 1) // (2 if tiny else 1) for name, number in BASE.items()}
+    chosen = {
+        name: number * (factor if name == axis else 1) // (2 if tiny else 1)
+        for name, number in BASE.items()
+    }
     width = max(chosen["width"], HEAD_WIDTH)
-    model = {"width": width, "layers": chosen["depth"], "attention_heads": width // HEAD_WIDTH, "mlp_width": 4 * width}
+    model = {
+        "width": width,
+        "layers": chosen["depth"],
+        "attention_heads": width // HEAD_WIDTH,
+        "mlp_width": 4 * width,
+    }
     return Size({**model, "vocab_size": 8192}, chosen["batch"], chosen["length"])
 
 
 def measure(options: Options) -> Result:
-    """Returns, for each axis and factor, the median seconds of a step and the compiler's bytes of it."""
+    """Returns, for each axis and factor, the median seconds of a step and the compiler's bytes of
+    it.
+    """
     found: Result = {}
     one = {"factor": 1, **point(size("batch", 1, options.tiny), options)}  # where all axes begin
     for axis in BASE:
         more = FACTORS[1 : 2 if options.tiny else None]
-        found[axis] = [one, *({"factor": factor, **point(size(axis, factor, options.tiny), options)} for factor in more)]
+        found[axis] = [
+            one,
+            *(
+                {"factor": factor, **point(size(axis, factor, options.tiny), options)}
+                for factor in more
+            ),
+        ]
     count = options.described["count"]
-    found |= {"devices": [scaled(number, options) for number in FACTORS if number <= count]} if count > 1 else {}
+    found |= (
+        {"devices": [scaled(number, options) for number in FACTORS if number <= count]}
+        if count > 1
+        else {}
+    )
     exponents = {axis: bends(points) for axis, points in found.items()}
     return {"base": BASE, "axes": found, "bends": exponents, "machine": machine(options)}
 
 
 def scaled(number: int, options: Options) -> Result:
-    """Returns the cost of a step on that many devices, each with the rows of BASE; ideally the same time as on one."""
+    """Returns the cost of a step on that many devices, each with the rows of BASE; ideally the same
+    time as on one.
+    """
     chosen = size("batch", number, options.tiny)
     return {"factor": number, **point(chosen, options, number)}
 
@@ -70,9 +94,12 @@ def point(chosen: Size, options: Options, devices: int = 1) -> Result:
 
 
 def bends(points: Sequence[Facts]) -> list[float]:
-    """Returns the exponent of time between neighboring points: 1 is linear, 2 quadratic, below 1 a fixed cost being shared."""
+    """Returns the exponent of time between neighboring points: 1 is linear, 2 quadratic, below 1 a
+    fixed cost being shared.
+    """
     return [
-        math.log(after["seconds"] / before["seconds"]) / math.log(after["factor"] / before["factor"])
+        math.log(after["seconds"] / before["seconds"])
+        / math.log(after["factor"] / before["factor"])
         for before, after in itertools.pairwise(points)
     ]
 
@@ -94,15 +121,24 @@ def table(result: Facts) -> str:
                 )
             )
     head = ("axis", "size", "step (ms)", "memory (MiB)", "tokens/s", "GFLOP/s", "exponent of time")
-    return markdown(head, rows) + ("" if "devices" in result["axes"] else "\ndevices: not measured, there is one here")
+    return markdown(head, rows) + (
+        "" if "devices" in result["axes"] else "\ndevices: not measured, there is one here"
+    )
 
 
 def plot(result: Facts) -> str:
     """Returns an SVG: step time and memory over the factor, both axes logarithmic."""
-    panels = [panel(result, what, label, WIDTH * index) for index, (what, label) in enumerate(PANELS)]
-    size = f'width="{WIDTH * len(PANELS)}" height="{HEIGHT}" viewBox="0 0 {WIDTH * len(PANELS)} {HEIGHT}"'
-    style = "text{font:12px system-ui,sans-serif;fill:#57606a}.grid{stroke:#d6d9de}polyline{fill:none;stroke-width:2}"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style>{"".join(panels)}</svg>\n'
+    panels = [
+        panel(result, what, label, WIDTH * index) for index, (what, label) in enumerate(PANELS)
+    ]
+    width = WIDTH * len(PANELS)
+    size = f'width="{width}" height="{HEIGHT}" viewBox="0 0 {width} {HEIGHT}"'
+    style = (
+        "text{font:12px system-ui,sans-serif;fill:#57606a}"
+        ".grid{stroke:#d6d9de}polyline{fill:none;stroke-width:2}"
+    )
+    space = 'xmlns="http://www.w3.org/2000/svg"'
+    return f"<svg {space} {size}><style>{style}</style>{''.join(panels)}</svg>\n"
 
 
 PANELS = (("seconds", "seconds per step"), ("bytes", "bytes"))
@@ -122,14 +158,24 @@ def panel(result: Facts, what: str, label: str, left: int) -> str:
 
     parts = [f'<text x="{left + LEFT}" y="14">{label}</text>']
     for power in range(low, high + 1):
-        parts.append(f'<line class="grid" x1="{x(1)}" x2="{x(FACTORS[-1])}" y1="{y(10**power)}" y2="{y(10**power)}"/>')
-        parts.append(f'<text x="{x(1) - 8}" y="{y(10**power) + 4}" text-anchor="end">1e{power}</text>')
-    parts += [f'<text x="{x(f)}" y="{HEIGHT - 16}" text-anchor="middle">x {f}</text>' for f in FACTORS]
+        parts.append(
+            f'<line class="grid" x1="{x(1)}" x2="{x(FACTORS[-1])}" y1="{y(10**power)}" '
+            f'y2="{y(10**power)}"/>'
+        )
+        parts.append(
+            f'<text x="{x(1) - 8}" y="{y(10**power) + 4}" text-anchor="end">1e{power}</text>'
+        )
+    parts += [
+        f'<text x="{x(f)}" y="{HEIGHT - 16}" text-anchor="middle">x {f}</text>' for f in FACTORS
+    ]
     for color, (axis, points) in zip(COLORS, result["axes"].items(), strict=False):
         line = " ".join(f"{x(point['factor']):.1f},{y(point[what]):.1f}" for point in points)
         end = points[-1]
         parts.append(f'<polyline points="{line}" stroke="{color}"/>')
-        parts.append(f'<text x="{x(end["factor"]) + 6}" y="{y(end[what]) + 4}" style="fill:{color}">{axis}</text>')
+        parts.append(
+            f'<text x="{x(end["factor"]) + 6}" y="{y(end[what]) + 4}" '
+            f'style="fill:{color}">{axis}</text>'
+        )
     return "".join(parts)
 
 

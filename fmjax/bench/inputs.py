@@ -1,10 +1,11 @@
-"""The input of BERT pretraining, from texts to masked batches: fmjax's pipeline against that of transformers' own example.
+"""The input of BERT pretraining, from texts to masked batches: fmjax's pipeline against that of
+transformers' own example.
 
-The peer (`peer_inputs.py`) does what run_mlm.py does: a fast tokenizer on batches of texts, texts joined and cut into rows of
-512, DataCollatorForLanguageModeling. Rows are kept in `datasets` if it is installed, otherwise in lists; the result says which.
-Both sides read the same file with the same tokenizer; preparing (tokenizing, cutting) and feeding (batches) are timed separately.
-Then BERT is trained from the file as a user would, and the run's time spent waiting for data is shown.
-"""
+The peer (`peer_inputs.py`) does what run_mlm.py does: a fast tokenizer on batches of texts, texts
+joined and cut into rows of 512, DataCollatorForLanguageModeling. Rows are kept in `datasets` if it
+is installed, otherwise in lists; the result says which. Both sides read the same file with the same
+tokenizer; preparing (tokenizing, cutting) and feeding (batches) are timed separately. Then BERT is
+trained from the file as a user would, and the run's time spent waiting for data is shown."""
 
 from __future__ import annotations
 
@@ -31,12 +32,17 @@ from fmjax.runs.folder import read_provenance
 from fmjax.runs.logs import read_metrics
 
 ROWS, LENGTH, BATCHES, BAR = 8, 512, 200, 1.5
-STEPS, WAITING = 12, 0.02  # of training, and the greatest share of their time that may be waited for data
+STEPS, WAITING = (
+    12,
+    0.02,
+)  # of training, and the greatest share of their time that may be waited for data
 VOCABULARY = 8000
 
 
 def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
-    """Returns fmjax's seconds and tokens of preparing the texts in a folder and of feeding `count` batches of them."""
+    """Returns fmjax's seconds and tokens of preparing the texts in a folder and of feeding `count`
+    batches of them.
+    """
     from fmjax import tasks
 
     task, tokenizer = tasks.make({"name": "mlm"}), load_tokenizer(folder / "tokenizer")
@@ -63,8 +69,15 @@ def measure(options: Options) -> Result:
     texts = [source[index]["text"] for index in range(200 if options.tiny else len(source))]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (folder / "texts.jsonl").write_text(lines, encoding="utf-8")
-    train_tokenizer(texts, "wordpiece", 500 if options.tiny else VOCABULARY).save(folder / "tokenizer")
-    job = {"folder": str(folder), "rows": ROWS, "length": 64 if options.tiny else LENGTH, "count": 4 if options.tiny else BATCHES}
+    train_tokenizer(texts, "wordpiece", 500 if options.tiny else VOCABULARY).save(
+        folder / "tokenizer"
+    )
+    job = {
+        "folder": str(folder),
+        "rows": ROWS,
+        "length": 64 if options.tiny else LENGTH,
+        "count": 4 if options.tiny else BATCHES,
+    }
     runs: dict[str, list[Result]] = {"fmjax": []}
     with timing.ours(folder, options.threads) as own:
         if not options.peer:
@@ -77,37 +90,62 @@ def measure(options: Options) -> Result:
                     for side in (own, other, other, own):
                         answer = side.ask("inputs", **job)
                         runs.setdefault(answer.pop("name", side.name), []).append(answer)
-    result = {"sides": {name: rates(own) for name, own in runs.items()}, "runs": runs, "length": job["length"], "bar": BAR}
+    result = {
+        "sides": {name: rates(own) for name, own in runs.items()},
+        "runs": runs,
+        "length": job["length"],
+        "bar": BAR,
+    }
     return result | {"training": train(folder, options), "machine": machine(options)}
 
 
 def train(folder: Path, options: Options) -> dict[str, float]:
-    """Trains BERT (4 layers, 256 wide) from the texts in a folder, by scripts/train.py; returns what the last step's record says:
-    the seconds of a step, and the share of them spent waiting for data."""
+    """Trains BERT (4 layers, 256 wide) from the texts in a folder, by scripts/train.py; returns
+    what the last step's record says: the seconds of a step, and the share of them spent waiting for
+    data."""
     workdir, length = folder / "run", 64 if options.tiny else LENGTH
     shutil.rmtree(workdir, ignore_errors=True)
     settings = {
-        "data.files.train": folder / "texts.jsonl", "data.tokenizer": folder / "tokenizer", "data.batch_size": ROWS,
-        "data.max_length": length, "train.steps": STEPS, "train.log_every": STEPS, "train.eval_every": 0,
-        "model.size": "tiny" if options.tiny else "mini", "train.dropout_rng": "hash",
-    }  # fmt: skip
+        "data.files.train": folder / "texts.jsonl",
+        "data.tokenizer": folder / "tokenizer",
+        "data.batch_size": ROWS,
+        "data.max_length": length,
+        "train.steps": STEPS,
+        "train.log_every": STEPS,
+        "train.eval_every": 0,
+        "model.size": "tiny" if options.tiny else "mini",
+        "train.dropout_rng": "hash",
+    }
     script = timing.ROOT / "scripts" / "train.py"  # of a checkout, which need not be installed
     called = [str(script)] if script.is_file() else ["-m", "fmjax.scripts.train"]
-    command = [sys.executable, *called, "--config", str(shipped_configs()["bert_mlm"]), "--workdir", str(workdir)]
+    command = [
+        sys.executable,
+        *called,
+        "--config",
+        str(shipped_configs()["bert_mlm"]),
+        "--workdir",
+        str(workdir),
+    ]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
-        raise timing.SideError(f"training from {folder} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise timing.SideError(
+            f"training from {folder} ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+        )
     lines = read_metrics(workdir)
     last = [line for line in lines if "data_wait" in line][-1]
     filled = read_provenance(workdir)["fill"]["input_ids"]
-    return {"step_seconds": filled * ROWS * length / last["tokens_per_second"], "data_wait": last["data_wait"]}
+    return {
+        "step_seconds": filled * ROWS * length / last["tokens_per_second"],
+        "data_wait": last["data_wait"],
+    }
 
 
 def rates(runs: list[Result]) -> dict[str, float]:
     """Returns median tokens per second: of preparing, of feeding, and of both for one epoch."""
     each = [
-        {part: run[f"{part}_tokens"] / run[f"{part}_seconds"] for part in ("prepare", "feed")} for run in runs
+        {part: run[f"{part}_tokens"] / run[f"{part}_seconds"] for part in ("prepare", "feed")}
+        for run in runs
     ]
     middle = {part: statistics.median(rate[part] for rate in each) for part in ("prepare", "feed")}
     return middle | {"epoch": 1 / (1 / middle["prepare"] + 1 / middle["feed"])}
@@ -119,17 +157,29 @@ def table(result: Facts) -> str:
     others = [name for name in sides if name != "fmjax"]
     head = ("tokens per second", *sides, *(["times faster"] if others else []))
     rows = []
-    for part, label in (("prepare", "tokenize and cut"), ("feed", "mask and batch"), ("epoch", "both, first epoch")):
+    for part, label in (
+        ("prepare", "tokenize and cut"),
+        ("feed", "mask and batch"),
+        ("epoch", "both, first epoch"),
+    ):
         cells = [f"{sides[name][part]:,.0f}" for name in sides]
-        rows.append((label, *cells, *(f"{sides['fmjax'][part] / sides[name][part]:.2f}" for name in others)))
+        rows.append(
+            (label, *cells, *(f"{sides['fmjax'][part] / sides[name][part]:.2f}" for name in others))
+        )
     each = [f"{sides[name]['feed'] / result['length']:,.0f}" for name in sides]
     rows.append(("rows per second", *each, *("" for _ in others)))
-    said = f"bar: >= {result['bar']} of `datasets` + fast tokenizer + DataCollatorForLanguageModeling"
+    said = (
+        f"bar: >= {result['bar']} of `datasets` + fast tokenizer + DataCollatorForLanguageModeling"
+    )
     if not any("datasets" in name and "without" not in name for name in others):
-        said += "; `datasets` is not installed here, so there is no comparison with it (pip install datasets)"
+        said += (
+            "; `datasets` is not installed here, so there is no comparison with it "
+            "(pip install datasets)"
+        )
     run = result["training"]
     said += (
-        f"\ntraining BERT of 4 layers, 256 wide, a step of {1e3 * run['step_seconds']:.0f} ms: {run['data_wait']:.2%} of the "
+        f"\ntraining BERT of 4 layers, 256 wide, a step of {1e3 * run['step_seconds']:.0f} ms: "
+        f"{run['data_wait']:.2%} of the "
         f"time waited for data (bar, of steps over 100 ms: < {WAITING:.0%})"
     )
     return markdown(head, rows) + f"\n{said}"

@@ -1,8 +1,9 @@
-"""The inputs of both sides: a folder with the model's weights, batches in each side's form, and the job's description.
+"""The inputs of both sides: a folder with the model's weights, batches in each side's form, and the
+job's description.
 
-    JOB/model/        Hugging Face's layout, random weights
-    JOB/batches.npz   arrays "ours/3/input_ids", "peer/3/input_ids": a side's batch 3
-    JOB/job.json
+JOB/model/        Hugging Face's layout, random weights
+JOB/batches.npz   arrays "ours/3/input_ids", "peer/3/input_ids": a side's batch 3
+JOB/job.json
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ BATCHES, SST2_BATCHES = 2, 16  # in one pass
 OPTIMIZER = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "weight_decay": 0.01}
 
 
-def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int = 0, devices: int = 1) -> Result:
-    """Writes the job of a workload to a folder; returns its description. `devices` are those of fmjax's training."""
+def prepare(
+    folder: Path, workload: Workload, size: Size, device: str, seed: int = 0, devices: int = 1
+) -> Result:
+    """Writes the job of a workload to a folder; returns its description. `devices` are those of
+    fmjax's training.
+    """
     family = models.family(workload.family)
     positions = {"positions": max(size.length, 512)} if workload.family == "bert" else {}
     if workload.family == "gpt":
@@ -38,9 +43,13 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
     heads = tasks.make(workload.task).heads if workload.task else {kind: {} for kind in kinds}
     model = family.build(heads=heads, **(positions | dict(size.model)))
     rng = np.random.default_rng(seed)
-    params = pytree.map_named(lambda name, leaf: weights(rng, name, leaf.shape), abstract_params(model))
+    params = pytree.map_named(
+        lambda name, leaf: weights(rng, name, leaf.shape), abstract_params(model)
+    )
     config = reference.write_config(model.settings, 0) | {"architectures": [workload.architecture]}
-    if classes := next((numbers["classes"] for numbers in heads.values() if "classes" in numbers), 0):
+    if classes := next(
+        (numbers["classes"] for numbers in heads.values() if "classes" in numbers), 0
+    ):
         config["id2label"] = {str(index): str(index) for index in range(classes)}
         config["label2id"] = {str(index): index for index in range(classes)}
     folders.write_folder(folder / "model", reference, config, params)
@@ -48,9 +57,16 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
     ours, peer = batches(workload, size, model.settings, seed)
     arrays: Result = {}
     for side, own in (("ours", ours), ("peer", peer)):
-        arrays |= {f"{side}/{index}/{name}": array for index, batch in enumerate(own) for name, array in batch.items()}
+        arrays |= {
+            f"{side}/{index}/{name}": array
+            for index, batch in enumerate(own)
+            for name, array in batch.items()
+        }
     np.savez(folder / "batches.npz", allow_pickle=False, **arrays)
-    spec = [{name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()} for batch in ours]
+    spec = [
+        {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
+        for batch in ours
+    ]
     flops = sum(model.forward_flops(one) for one in spec) * (3 if workload.kind == "train" else 1)
     off = dict.fromkeys(workload.dropout, 0.0)
     job = {
@@ -58,10 +74,14 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
         "devices": devices,
         "architecture": workload.architecture,
         "task": dict(workload.task),
-        "optimizer": OPTIMIZER | {"no_decay": ["norm/scale$"] if workload.family == "t5" else ["bias$", "norm/scale$"]},
+        "optimizer": OPTIMIZER
+        | {"no_decay": ["norm/scale$"] if workload.family == "t5" else ["bias$", "norm/scale$"]},
         "dtype": "bfloat16" if device == "gpu" else "float32",
         "dropout": {"parity": off, "timing": dict(workload.dropout)},
-        "peer_dropout": {phase: theirs(reference, rates) for phase, rates in (("parity", off), ("timing", workload.dropout))},
+        "peer_dropout": {
+            phase: theirs(reference, rates)
+            for phase, rates in (("parity", off), ("timing", workload.dropout))
+        },
         "new_tokens": size.target if workload.kind == "generate" else 0,
         "beams": workload.beams,
         "dynamic": bool(workload.lengths),
@@ -69,14 +89,21 @@ def prepare(folder: Path, workload: Workload, size: Size, device: str, seed: int
         "useful_per_pass": useful(workload, size, ours),
         "flops_per_pass": flops if workload.kind != "generate" else None,
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)),
-        "sizes": {"model": dict(size.model), "rows": size.rows, "length": size.length, "target": size.target},
+        "sizes": {
+            "model": dict(size.model),
+            "rows": size.rows,
+            "length": size.length,
+            "target": size.target,
+        },
     }
     write_json(folder / "job.json", job)
     return job
 
 
 def weights(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns random values of a parameter, fp32: both sides are given the same, and no program is compiled to draw them."""
+    """Returns random values of a parameter, fp32: both sides are given the same, and no program is
+    compiled to draw them.
+    """
     if name.endswith(("scale", "bias")):
         return np.full(shape, float(name.endswith("scale")), np.float32)
     return rng.standard_normal(shape, np.float32) * np.float32(0.02)
@@ -88,16 +115,25 @@ def theirs(reference: Reference, rates: Mapping[str, float]) -> dict[str, float]
 
 
 def useful(workload: Workload, size: Size, batches: list[Arrays]) -> int:
-    """Returns the number of tokens without padding, images, or new tokens in a pass over the batches."""
+    """Returns the number of tokens without padding, images, or new tokens in a pass over the
+    batches.
+    """
     if workload.kind == "generate":
         return len(batches) * size.rows * size.target
     if workload.unit == "images":
         return sum(len(batch["images"]) for batch in batches)
-    counted = sum(int(batch.get("attention_mask", np.ones_like(batch["input_ids"])).sum()) for batch in batches)
-    return counted + (sum(batch["labels"].size for batch in batches) if workload.family == "t5" else 0)
+    counted = sum(
+        int(batch.get("attention_mask", np.ones_like(batch["input_ids"])).sum())
+        for batch in batches
+    )
+    return counted + (
+        sum(batch["labels"].size for batch in batches) if workload.family == "t5" else 0
+    )
 
 
-def batches(workload: Workload, size: Size, settings: Any, seed: int) -> tuple[list[Arrays], list[Arrays]]:
+def batches(
+    workload: Workload, size: Size, settings: Any, seed: int
+) -> tuple[list[Arrays], list[Arrays]]:
     """Returns the batches of a pass in our form, and in the reference's."""
     rng = np.random.default_rng(seed)
     if workload.lengths == "sst2":
@@ -105,7 +141,9 @@ def batches(workload: Workload, size: Size, settings: Any, seed: int) -> tuple[l
     if workload.family == "vit":
         pairs = [pictures(rng, size, settings) for _ in range(BATCHES)]
     elif workload.kind == "train":
-        make = {"mlm": masked, "clm": causal, "seq2seq": translated, "classify": labelled}[workload.task["name"]]
+        make = {"mlm": masked, "clm": causal, "seq2seq": translated, "classify": labelled}[
+            workload.task["name"]
+        ]
         pairs = [make(rng, size, settings.vocab_size) for _ in range(BATCHES)]
     else:
         texts = [text(rng, size.rows, size.length, settings.vocab_size) for _ in range(BATCHES)]
@@ -114,27 +152,37 @@ def batches(workload: Workload, size: Size, settings: Any, seed: int) -> tuple[l
 
 
 def text(rng: np.random.Generator, rows: int, length: int, vocabulary: int) -> Arrays:
-    """Returns random tokens [rows,length] without padding; the first few of a vocabulary may be special."""
+    """Returns random tokens [rows,length] without padding; the first few of a vocabulary may be
+    special.
+    """
     ids = rng.integers(min(1000, vocabulary // 2), vocabulary, (rows, length), dtype=np.int64)
     return {"input_ids": ids.astype(np.int32), "attention_mask": np.ones((rows, length), np.int32)}
 
 
 def labelled(rng: np.random.Generator, size: Size, vocabulary: int) -> tuple[Arrays, Arrays]:
-    batch = text(rng, size.rows, size.length, vocabulary) | {"labels": rng.integers(0, 2, size.rows).astype(np.int32)}
+    batch = text(rng, size.rows, size.length, vocabulary) | {
+        "labels": rng.integers(0, 2, size.rows).astype(np.int32)
+    }
     return batch, batch
 
 
 def masked(rng: np.random.Generator, size: Size, vocabulary: int) -> tuple[Arrays, Arrays]:
-    """15 % of each row: ours by their positions, the reference's as labels that are -100 elsewhere."""
+    """15 % of each row: ours by their positions, the reference's as labels that are -100
+    elsewhere.
+    """
     batch = text(rng, size.rows, size.length, vocabulary)
     count = round(0.15 * size.length)
-    places = np.sort(np.stack([rng.choice(size.length, count, replace=False) for _ in range(size.rows)]), axis=1)
+    places = np.sort(
+        np.stack([rng.choice(size.length, count, replace=False) for _ in range(size.rows)]), axis=1
+    )
     labels = np.take_along_axis(batch["input_ids"], places, axis=1)
     np.put_along_axis(batch["input_ids"], places, min(103, vocabulary - 1), axis=1)
     all_labels = np.full((size.rows, size.length), -100, np.int32)
     np.put_along_axis(all_labels, places, labels, axis=1)
     own = {"masked_positions": places.astype(np.int32), "masked_labels": labels}
-    return batch | own | {"masked_weights": np.ones(labels.shape, np.float32)}, batch | {"labels": all_labels}
+    return batch | own | {"masked_weights": np.ones(labels.shape, np.float32)}, batch | {
+        "labels": all_labels
+    }
 
 
 def causal(rng: np.random.Generator, size: Size, vocabulary: int) -> tuple[Arrays, Arrays]:
@@ -158,18 +206,25 @@ def pictures(rng: np.random.Generator, size: Size, settings: Any) -> tuple[Array
     return {"images": images, "labels": labels}, {"pixel_values": pixels, "labels": labels}
 
 
-def sst2(rng: np.random.Generator, size: Size, vocabulary: int) -> tuple[list[Arrays], list[Arrays]]:
-    """Sentences of SST-2's lengths: ours as `data.buckets=auto`, the default, batches the whole data set, of which these are the
-    first batches; the reference's the same sentences in random order, padded to the longest of a batch."""
+def sst2(
+    rng: np.random.Generator, size: Size, vocabulary: int
+) -> tuple[list[Arrays], list[Arrays]]:
+    """Sentences of SST-2's lengths: ours as `data.buckets=auto`, the default, batches the whole
+    data set, of which these are the first batches; the reference's the same sentences in random
+    order, padded to the longest of a batch."""
     counts = np.array(SST2_LENGTHS[: size.length])
     lengths = rng.permutation(np.repeat(1 + np.arange(counts.size), counts))
     plan = Plan(lengths, fewest_borders(lengths, size.length, size.rows), size.rows)
-    grouped = np.array([[plan.example(batch, row, 0) for row in range(size.rows)] for batch in range(SST2_BATCHES)])
+    grouped = np.array(
+        [[plan.example(batch, row, 0) for row in range(size.rows)] for batch in range(SST2_BATCHES)]
+    )
     ids = {row: text(rng, 1, int(lengths[row]), vocabulary)["input_ids"][0] for row in grouped.flat}
     labels = rng.integers(0, 2, lengths.size).astype(np.int32)
 
     def padded(rows: np.ndarray, width: int) -> Arrays:
-        batch = {name: np.zeros((rows.size, width), np.int32) for name in ("input_ids", "attention_mask")}
+        batch = {
+            name: np.zeros((rows.size, width), np.int32) for name in ("input_ids", "attention_mask")
+        }
         for place, row in enumerate(rows):
             batch["input_ids"][place, : lengths[row]] = ids[row]
             batch["attention_mask"][place, : lengths[row]] = 1

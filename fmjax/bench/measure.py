@@ -60,23 +60,38 @@ def machine(options: Options) -> Result:
 def processor() -> str:
     """Returns the processor's name as Linux names it, or as Python does."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
 def side_by_side(name: str, options: Options) -> Result:
-    """Returns the result of one of WORKLOADS: parity first, then the runs in turn. A side that fails is left out and reported."""
+    """Returns the result of one of WORKLOADS: parity first, then the runs in turn. A side that
+    fails is left out and reported.
+    """
     workload = WORKLOADS[name]
     folder = options.workdir / "jobs" / name
     folder.mkdir(parents=True, exist_ok=True)
     job = prepare(folder, workload, workload.size(options.device, options.tiny), options.device)
-    result: Result = {"workload": name, "title": workload.title, "unit": workload.unit, "job": job, "failed": {}}
-    wanted = timing.variants(workload.kind, options.device, options.compiled) if options.peer else []
+    result: Result = {
+        "workload": name,
+        "title": workload.title,
+        "unit": workload.unit,
+        "job": job,
+        "failed": {},
+    }
+    wanted = (
+        timing.variants(workload.kind, options.device, options.compiled) if options.peer else []
+    )
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(timing.ours(folder, options.threads))
-        started = (timing.peer(folder, options.threads, variant, options.python, options.device) for variant in wanted)
+        started = (
+            timing.peer(folder, options.threads, variant, options.python, options.device)
+            for variant in wanted
+        )
         others = [stack.enter_context(side) for side in started]
         result["parity"] = parity(own, others, folder, job, result["failed"]) if others else {}
         sides = opened([own, *others], folder, job, result["failed"])
@@ -94,14 +109,25 @@ def side_by_side(name: str, options: Options) -> Result:
 def parity(
     own: timing.Side, others: list[timing.Side], folder: Path, job: Facts, failed: dict[str, str]
 ) -> Result:
-    """Returns, for each of the peer's variants, how far its results are from ours without dropout: in training, the losses of
-    20 steps. A compiled module whose dropout is not 0 while timed is not compiled twice: the eager one stands for it.
-    """
-    count = timing.STEPS if job["kind"] == "train" else 1 if job["kind"] == "generate" else job["batches"]
+    """Returns, for each of the peer's variants, how far its results are from ours without dropout:
+    in training, the losses of 20 steps. A compiled module whose dropout is not 0 while timed is not
+    compiled twice: the eager one stands for it."""
+    count = (
+        timing.STEPS
+        if job["kind"] == "train"
+        else 1
+        if job["kind"] == "generate"
+        else job["batches"]
+    )
     own.ask("open", folder=str(folder), phase="parity")
     # Grouped batches are the same sentences in another order: compared are the reference's own.
     ours = own.ask("compare" if job["dynamic"] else "losses", steps=count)["results"]
-    found: Result = {"steps": count, "tolerance": timing.TOLERANCE[job["dtype"]], "ours": ours, "difference": {}}
+    found: Result = {
+        "steps": count,
+        "tolerance": timing.TOLERANCE[job["dtype"]],
+        "ours": ours,
+        "difference": {},
+    }
     for side in others:
         if side.name != "eager" and any(job["dropout"]["timing"].values()):
             continue
@@ -112,13 +138,17 @@ def parity(
             failed[side.name] = str(error)
             continue
         found["difference"][side.name] = timing.difference(ours, theirs, job["kind"])
-    found["holds"] = all(value <= found["tolerance"] for value in found["difference"].values()) and bool(found["difference"])
+    found["holds"] = all(
+        value <= found["tolerance"] for value in found["difference"].values()
+    ) and bool(found["difference"])
     if job["kind"] == "generate":
         del found["ours"]
     return found
 
 
-def opened(sides: list[timing.Side], folder: Path, job: Facts, failed: dict[str, str]) -> list[timing.Side]:
+def opened(
+    sides: list[timing.Side], folder: Path, job: Facts, failed: dict[str, str]
+) -> list[timing.Side]:
     """Returns the sides that have opened the job for timing, and taken a pass; ours has to."""
     ready = []
     for side in sides:
@@ -134,7 +164,9 @@ def opened(sides: list[timing.Side], folder: Path, job: Facts, failed: dict[str,
 
 
 def compared(sides: Facts, runs: Facts, parity: Facts) -> Result:
-    """Returns the peer's best side, and how many times faster ours was: the median and range over neighboring runs."""
+    """Returns the peer's best side, and how many times faster ours was: the median and range over
+    neighboring runs.
+    """
     others = [name for name in sides if name != "fmjax"]
     if not others:
         return {"peer": None, "ratio": None}
@@ -142,9 +174,18 @@ def compared(sides: Facts, runs: Facts, parity: Facts) -> Result:
     found = timing.ratios(runs["fmjax"], runs[best])
     cpu = timing.ratios(runs["fmjax"], runs[best], "cpu")
     if not parity.get("holds"):
-        return {"peer": best, "ratio": None, "why": "the two sides' results differ, so their times are not compared"}
+        return {
+            "peer": best,
+            "ratio": None,
+            "why": "the two sides' results differ, so their times are not compared",
+        }
     spread = [min(found), max(found)]
-    return {"peer": best, "ratio": statistics.median(found), "ratio_range": spread, "cpu_ratio": statistics.median(cpu)}
+    return {
+        "peer": best,
+        "ratio": statistics.median(found),
+        "ratio_range": spread,
+        "cpu_ratio": statistics.median(cpu),
+    }
 
 
 def write(name: str, result: Facts, options: Options) -> Path:

@@ -1,6 +1,7 @@
-"""fmjax's side of a benchmark: its own training step, `.apply` and `.generate`, as a user would call them.
+"""fmjax's side of a benchmark: its own training step, `.apply` and `.generate`, as a user would
+call them.
 
-    python -m fmjax.bench.ours THREADS
+python -m fmjax.bench.ours THREADS
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from fmjax.bench.workloads import Result
 from fmjax.contracts import PyTree
 
 BACKEND = "/jax/core/compile/backend_compile_duration"
-TRACING = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration")
+TRACING = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+)
 RNG = {"cpu": "hash"}  # train.dropout_rng by platform
 
 
@@ -38,20 +42,33 @@ class Ours:
     def describe(self) -> Result:
         device = self.jax.devices()[0]
         count = self.jax.device_count()
-        return {"platform": device.platform, "kind": device.device_kind, "count": count, "jax": self.jax.__version__}
+        return {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": count,
+            "jax": self.jax.__version__,
+        }
 
     def open(self, folder: str, phase: str) -> Result:
-        """Builds the model of a job, with the dropout of a phase, and what takes a step. Compiles nothing yet."""
+        """Builds the model of a job, with the dropout of a phase, and what takes a step. Compiles
+        nothing yet.
+        """
         from fmjax.inference.pretrained import abstract_params, load
         from fmjax.pytree import names, unnames
 
         self.folder = folder
         self.job, self.batches = worker.read_job(Path(folder), "ours")
         loaded = load(Path(folder) / "model")
-        settings = dataclasses.replace(loaded.model.settings, **self.job["dropout"][phase], dtype=self.job["dtype"])
+        settings = dataclasses.replace(
+            loaded.model.settings, **self.job["dropout"][phase], dtype=self.job["dtype"]
+        )
         wanted = names(abstract_params(loaded.model))
-        params = unnames({name: leaf for name, leaf in names(loaded.params).items() if name in wanted})
-        self.pretrained = dataclasses.replace(loaded, model=loaded.model.clone(settings=settings), params=params)
+        params = unnames(
+            {name: leaf for name, leaf in names(loaded.params).items() if name in wanted}
+        )
+        self.pretrained = dataclasses.replace(
+            loaded, model=loaded.model.clone(settings=settings), params=params
+        )
         self.step = getattr(self, self.job["kind"])
         if self.job["kind"] == "train":
             self.build()
@@ -68,17 +85,24 @@ class Ours:
 
         model, task = self.pretrained.model, tasks.make(self.job["task"])
         devices = self.jax.devices()[: self.job["devices"]]
-        self.layout = Layout(sharding.make_mesh({"data": -1}, devices), sharding.resolve_rules("dp"))
+        self.layout = Layout(
+            sharding.make_mesh({"data": -1}, devices), sharding.resolve_rules("dp")
+        )
         config, spec = {"optim": self.job["optimizer"]}, batch_spec(self.batches[0])
         abstract = describe(config, model, spec, 1000, self.layout)
-        self.state = with_params(self.pretrained.params, abstract.optimizer.transform, abstract.state)
+        self.state = with_params(
+            self.pretrained.params, abstract.optimizer.transform, abstract.state
+        )
         self.key = dropout_key(0, RNG.get(devices[0].platform, "rbg"))
         step = training_step(config, model, task, abstract)
         self.jitted = self.jax.jit(step, donate_argnums=0)
         self.shardings = self.layout.of_batch(spec)
 
     def train(self, index: int) -> PyTree:
-        batch = {name: self.jax.device_put(array, self.shardings[name]) for name, array in self.next(index).items()}
+        batch = {
+            name: self.jax.device_put(array, self.shardings[name])
+            for name, array in self.next(index).items()
+        }
         with self.layout.active():
             self.state, metrics = self.jitted(self.state, batch, self.key)
         return metrics["loss"]
@@ -88,23 +112,32 @@ class Ours:
         return self.jax.block_until_ready(outputs["last_hidden_state"])
 
     def generate(self, index: int) -> PyTree:
-        settings = {"max_new_tokens": self.job["new_tokens"], "min_new_tokens": self.job["new_tokens"]}
+        settings = {
+            "max_new_tokens": self.job["new_tokens"],
+            "min_new_tokens": self.job["new_tokens"],
+        }
         return self.pretrained.generate(**self.next(index), **settings, num_beams=self.job["beams"])
 
     def next(self, index: int) -> PyTree:
         return self.batches[index % len(self.batches)]
 
     def wait(self, result: PyTree) -> PyTree:
-        """Returns a step's result as JSON: a loss, the sum of magnitudes of hidden states, or the tokens."""
+        """Returns a step's result as JSON: a loss, the sum of magnitudes of hidden states, or the
+        tokens.
+        """
         if self.job["kind"] == "generate":
             return result.tolist()
         return float(abs(result).sum()) if self.job["kind"] == "forward" else float(result)
 
     def compare(self, steps: int) -> Result:
-        """Takes steps over the reference's own batches, padded to one length; returns the result of each."""
+        """Takes steps over the reference's own batches, padded to one length; returns the result of
+        each.
+        """
         batches, (_, theirs) = self.batches, worker.read_job(Path(self.folder), "peer")
         most = max(batch["input_ids"].shape[1] for batch in theirs)
-        self.batches = [{name: filled(array, most) for name, array in batch.items()} for batch in theirs]
+        self.batches = [
+            {name: filled(array, most) for name, array in batch.items()} for batch in theirs
+        ]
         try:
             return worker.losses(self, steps)
         finally:
@@ -116,7 +149,9 @@ class Ours:
         return feed(Path(folder), **sizes)
 
     def first(self, folder: str) -> dict[str, float]:
-        """Opens a job and takes one step; returns seconds of building, of the first step and of compiling in it."""
+        """Opens a job and takes one step; returns seconds of building, of the first step and of
+        compiling in it.
+        """
         begun = time.perf_counter()
         self.open(folder, "timing")
         built = time.perf_counter()
@@ -125,10 +160,17 @@ class Ours:
         done = time.perf_counter()
         spent = {name: self.spent[name] - before[name] for name in self.spent}
         tracing = sum(spent[name] for name in TRACING)
-        return {"build": built - begun, "first_step": done - built, "tracing": tracing, "backend_compile": spent[BACKEND]}
+        return {
+            "build": built - begun,
+            "first_step": done - built,
+            "tracing": tracing,
+            "backend_compile": spent[BACKEND],
+        }
 
     def trace(self, folder: str, steps: int) -> Result:
-        """Takes steps under JAX's profiler, whose files for TensorBoard (xplane) and Perfetto go to a folder."""
+        """Takes steps under JAX's profiler, whose files for TensorBoard (xplane) and Perfetto go to
+        a folder.
+        """
         with self.jax.profiler.trace(folder, create_perfetto_trace=True):
             for index in range(steps):
                 self.wait(self.step(index))

@@ -1,10 +1,11 @@
-"""The peer's side of a benchmark: transformers and torch, eager or compiled. The only file here that imports them.
+"""The peer's side of a benchmark: transformers and torch, eager or compiled. The only file here
+that imports them.
 
     python -m fmjax.bench.peer THREADS VARIANT DEVICE
 
-A variant is "eager" or "compiled" (`torch.compile`), on a GPU followed by the kernel of attention: "compiled/flash".
-AdamW is torch's fused one; on a GPU, matrix products run in bf16 by autocast over fp32 parameters, as in fmjax.
-"""
+A variant is "eager" or "compiled" (`torch.compile`), on a GPU followed by the kernel of attention:
+"compiled/flash". AdamW is torch's fused one; on a GPU, matrix products run in bf16 by autocast over
+fp32 parameters, as in fmjax."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ KERNELS = {
 
 
 class Block(nn.Module):
-    """A layer of GPT-2 as nanoGPT writes it: one projection to queries, keys and values, and torch's fused attention."""
+    """A layer of GPT-2 as nanoGPT writes it: one projection to queries, keys and values, and
+    torch's fused attention.
+    """
 
     def __init__(self, width: int, heads: int, inner: int, dropout: float, epsilon: float):
         super().__init__()
@@ -50,16 +53,23 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, length, width = x.shape
         q, k, v = (
-            part.view(rows, length, self.heads, -1).transpose(1, 2) for part in self.c_attn(self.ln_1(x)).split(width, dim=2)
+            part.view(rows, length, self.heads, -1).transpose(1, 2)
+            for part in self.c_attn(self.ln_1(x)).split(width, dim=2)
         )
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + F.dropout(self.c_proj(seen.transpose(1, 2).reshape(rows, length, width)), self.dropout, self.training)
+        x = x + F.dropout(
+            self.c_proj(seen.transpose(1, 2).reshape(rows, length, width)),
+            self.dropout,
+            self.training,
+        )
         inner = F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh")
         return x + F.dropout(self.mlp_proj(inner), self.dropout, self.training)
 
 
 class Gpt(nn.Module):
-    """GPT-2 in plain torch, with the weights of a Hugging Face folder and a head tied to the word table."""
+    """GPT-2 in plain torch, with the weights of a Hugging Face folder and a head tied to the word
+    table.
+    """
 
     def __init__(self, reference: Any):
         super().__init__()
@@ -67,13 +77,18 @@ class Gpt(nn.Module):
         self.wte, self.wpe, self.ln_f = body.wte, body.wpe, body.ln_f
         self.dropout = c.embd_pdrop
         self.h = nn.ModuleList(
-            Block(c.n_embd, c.n_head, c.n_inner, c.resid_pdrop, c.layer_norm_epsilon) for _ in range(c.n_layer)
+            Block(c.n_embd, c.n_head, c.n_inner, c.resid_pdrop, c.layer_norm_epsilon)
+            for _ in range(c.n_layer)
         )
         for own, their in zip(self.h, body.h, strict=True):
             own.ln_1.load_state_dict(their.ln_1.state_dict())
             own.ln_2.load_state_dict(their.ln_2.state_dict())
             pairs = [(own.c_attn, their.attn.c_attn), (own.c_proj, their.attn.c_proj)]
-            for linear, conv in [*pairs, (own.c_fc, their.mlp.c_fc), (own.mlp_proj, their.mlp.c_proj)]:
+            for linear, conv in [
+                *pairs,
+                (own.c_fc, their.mlp.c_fc),
+                (own.mlp_proj, their.mlp.c_proj),
+            ]:
                 linear.load_state_dict({"weight": conv.weight.T, "bias": conv.bias})
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -99,7 +114,11 @@ class Peer:
         self.kernel = KERNELS[rest[0]] if rest else None
 
     def describe(self) -> Result:
-        return {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
+        return {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "threads": torch.get_num_threads(),
+        }
 
     def open(self, folder: str, phase: str) -> Result:
         """Loads the model of a job, with the dropout of a phase."""
@@ -107,12 +126,17 @@ class Peer:
         self.job, batches = worker.read_job(Path(folder), "peer")
         # Losses take int64, and conversion is not part of a step.
         self.batches = [
-            {name: array.astype("int64") if array.dtype.kind == "i" else array for name, array in batch.items()}
+            {
+                name: array.astype("int64") if array.dtype.kind == "i" else array
+                for name, array in batch.items()
+            }
             for batch in batches
         ]
         architecture = getattr(transformers, self.job["architecture"])
         options = dict(self.job["peer_dropout"][phase])
-        model = architecture.from_pretrained(Path(folder) / "model", attn_implementation="sdpa", dtype=torch.float32, **options)
+        model = architecture.from_pretrained(
+            Path(folder) / "model", attn_implementation="sdpa", dtype=torch.float32, **options
+        )
         self.kind = self.job["kind"]
         if self.kind == "train" and self.job["architecture"] == "GPT2LMHeadModel":
             model = Gpt(model)
@@ -128,11 +152,19 @@ class Peer:
     def adamw(self) -> Any:
         """Weights decay, except biases and norms, as in ours."""
         given = self.job["optimizer"]
-        norms = {id(p) for m in self.model.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
+        norms = {
+            id(p)
+            for m in self.model.modules()
+            if "Norm" in type(m).__name__
+            for p in m.parameters(recurse=False)
+        }
         named = list(self.model.named_parameters())
         kept = [p for name, p in named if name.endswith("bias") or id(p) in norms]
         decayed = [p for name, p in named if not name.endswith("bias") and id(p) not in norms]
-        groups = [{"params": decayed, "weight_decay": given["weight_decay"]}, {"params": kept, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": given["weight_decay"]},
+            {"params": kept, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=given["learning_rate"], fused=True)
 
     def loss(self, batch: Any) -> torch.Tensor:
@@ -173,7 +205,12 @@ class Peer:
     def generate(self, index: int) -> torch.Tensor:
         half, kernel = self.settings()
         count = self.job["new_tokens"]
-        options = {"max_new_tokens": count, "min_new_tokens": count, "num_beams": self.job["beams"], "do_sample": False}
+        options = {
+            "max_new_tokens": count,
+            "min_new_tokens": count,
+            "num_beams": self.job["beams"],
+            "do_sample": False,
+        }
         if self.compiled:
             options["cache_implementation"] = "static"  # which transformers compiles by itself
         with half, kernel:
@@ -189,7 +226,9 @@ class Peer:
         return {name: torch.from_numpy(array).to(self.device) for name, array in batch.items()}
 
     def wait(self, result: torch.Tensor) -> Any:
-        """Returns a step's result as JSON: a loss, the sum of magnitudes of hidden states, or the tokens."""
+        """Returns a step's result as JSON: a loss, the sum of magnitudes of hidden states, or the
+        tokens.
+        """
         if self.kind == "generate":
             return result.tolist()
         return float(result.abs().sum()) if self.kind == "forward" else float(result)

@@ -1,4 +1,6 @@
-"""The peer's input of BERT pretraining, as transformers' run_mlm.py builds it. Runs only in the peer's process."""
+"""The peer's input of BERT pretraining, as transformers' run_mlm.py builds it. Runs only in the
+peer's process.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,14 @@ from fmjax.bench.workloads import Result
 
 
 def feed(folder: Path, rows: int, length: int, count: int) -> Result:
-    """Returns the seconds and tokens of preparing the texts in a folder and of feeding `count` batches of them."""
+    """Returns the seconds and tokens of preparing the texts in a folder and of feeding `count`
+    batches of them.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = [
+        json.loads(line)["text"]
+        for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     held = importlib.util.find_spec("datasets") is not None
 
     def tokenized(batch: Any) -> Any:
@@ -27,23 +34,34 @@ def feed(folder: Path, rows: int, length: int, count: int) -> Result:
     def cut(batch: Any) -> Any:
         joined = {name: list(chain.from_iterable(batch[name])) for name in batch}
         whole = len(joined["input_ids"]) // length * length
-        return {name: [values[at : at + length] for at in range(0, whole, length)] for name, values in joined.items()}
+        return {
+            name: [values[at : at + length] for at in range(0, whole, length)]
+            for name, values in joined.items()
+        }
 
     begun = time.perf_counter()
     if held:
         from datasets import Dataset
 
         options = {"batched": True, "load_from_cache_file": False}
-        data: Any = Dataset.from_dict({"text": texts}).map(tokenized, remove_columns=["text"], **options)
+        data: Any = Dataset.from_dict({"text": texts}).map(
+            tokenized, remove_columns=["text"], **options
+        )
         data = data.map(cut, **options)
     else:
-        chunks = [cut(tokenized({"text": texts[at : at + 1000]})) for at in range(0, len(texts), 1000)]
+        chunks = [
+            cut(tokenized({"text": texts[at : at + 1000]})) for at in range(0, len(texts), 1000)
+        ]
         data = [
-            {name: chunk[name][index] for name in chunk} for chunk in chunks for index in range(len(chunk["input_ids"]))
+            {name: chunk[name][index] for name in chunk}
+            for chunk in chunks
+            for index in range(len(chunk["input_ids"]))
         ]
     prepared = time.perf_counter()
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
-    loader = torch.utils.data.DataLoader(data, batch_size=rows, shuffle=True, collate_fn=collate, drop_last=True)
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=rows, shuffle=True, collate_fn=collate, drop_last=True
+    )
     tokens, fed = 0, 0
     while fed < count:
         for batch in loader:

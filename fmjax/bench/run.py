@@ -1,4 +1,6 @@
-"""What `scripts/bench.py` does: inspects the machine, measures the chosen workloads, prints and stores the results."""
+"""What `scripts/bench.py` does: inspects the machine, measures the chosen workloads, prints and
+stores the results.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,24 @@ def options(args: argparse.Namespace) -> Options:
     cores = len(os.sched_getaffinity(0))
     threads = args.threads or cores
     if not 1 <= threads <= cores:
-        raise UserError(f"--threads={threads}: this process may use {cores} cores; give 1 to {cores}")
+        raise UserError(
+            f"--threads={threads}: this process may use {cores} cores; give 1 to {cores}"
+        )
     for name, value in (("rounds", args.rounds), ("seconds", args.seconds)):
         if value <= 0:
             raise UserError(f"--{name}={value}: must be above 0")
     python = args.peer_python or sys.executable
     found = {} if args.no_peer else timing.peer_versions(python)
     args.workdir.mkdir(parents=True, exist_ok=True)
-    with timing.ours(args.workdir, 1, {"JAX_PLATFORMS": args.device} if args.device == "cpu" else None) as side:
+    with timing.ours(
+        args.workdir, 1, {"JAX_PLATFORMS": args.device} if args.device == "cpu" else None
+    ) as side:
         described = side.ask("describe")
     device = "cpu" if described["platform"] == "cpu" else "gpu"
     if args.device == "gpu" and device == "cpu":
-        raise UserError("--device=gpu: JAX finds no GPU here; pip install -e '.[cuda]', or leave --device out")
+        raise UserError(
+            "--device=gpu: JAX finds no GPU here; pip install -e '.[cuda]', or leave --device out"
+        )
     if not found and not args.no_peer:
         say(timing.PEER_ABSENT)
     return Options(

@@ -13,8 +13,15 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a table with aligned columns."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    shown = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
-    return "\n".join([shown[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *shown[1:]])
+    shown = [
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    ]
+    return "\n".join(
+        [shown[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *shown[1:]]
+    )
 
 
 def milliseconds(side: Facts) -> str:
@@ -45,21 +52,35 @@ def side_by_side(results: Sequence[Facts]) -> str:
     for result in results:
         for difference in [result["parity"].get("difference", {})]:
             if difference:
-                what = "share of tokens that differ" if result["job"]["kind"] == "generate" else "greatest relative difference"
+                what = (
+                    "share of tokens that differ"
+                    if result["job"]["kind"] == "generate"
+                    else "greatest relative difference"
+                )
                 said = ", ".join(f"{name} {value:.1e}" for name, value in difference.items())
-                lines.append(f"parity of {result['workload']} over {result['parity']['steps']} steps, {what}: {said}")
-        lines += [f"failed in {result['workload']}: {message}" for message in result["failed"].values()]
+                lines.append(
+                    f"parity of {result['workload']} over {result['parity']['steps']} steps, "
+                    f"{what}: {said}"
+                )
+        lines += [
+            f"failed in {result['workload']}: {message}" for message in result["failed"].values()
+        ]
     return "\n".join(lines)
 
 
 def where(machine: Facts) -> str:
     """Returns one line about the machine, the versions and the command."""
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
+    versions = ", ".join(
+        f"{name} {number}" for name, number in machine["versions"].items() if number
+    )
     notes = ["TINY SIZES: these figures mean nothing"] * machine["tiny"]
-    notes += ["torch.compile left out: the peer is not at its best"] * (not machine["torch.compile"])
+    notes += ["torch.compile left out: the peer is not at its best"] * (
+        not machine["torch.compile"]
+    )
     return "; ".join(
         (
-            f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores, {machine['devices']}",
+            f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores, "
+            f"{machine['devices']}",
             f"Python {machine['python']}, {versions}",
             f"commit {machine['commit'][:12]}",
             f"load {machine['load']:.1f}",

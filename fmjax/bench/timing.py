@@ -18,10 +18,12 @@ from fmjax.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20  # whose losses are compared
-# Greatest relative difference of losses after STEPS steps, or of the hidden states' sum of magnitudes.
+# Greatest relative difference of losses after STEPS steps, or of the hidden states' sum of
+# magnitudes.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 PEER_ABSENT = (
-    "peer: torch and transformers are not installed here, so fmjax is measured alone; pip install torch transformers, or name a "
+    "peer: torch and transformers are not installed here, so fmjax is measured alone; pip install "
+    "torch transformers, or name a "
     "Python that has them with --peer_python"
 )
 
@@ -80,14 +82,21 @@ class Side:
 def ours(folder: Path, threads: int, env: Mapping[str, str] | None = None) -> Side:
     """Starts fmjax's side."""
     quiet = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **(env or {})}
-    return Side("fmjax", [sys.executable, "-m", "fmjax.bench.ours", str(threads)], folder / "ours.log", quiet)
+    return Side(
+        "fmjax",
+        [sys.executable, "-m", "fmjax.bench.ours", str(threads)],
+        folder / "ours.log",
+        quiet,
+    )
 
 
 def peer(folder: Path, threads: int, variant: str, python: str, device: str) -> Side:
     """Starts the peer in one of its variants."""
     env = {"TORCHINDUCTOR_CACHE_DIR": str(folder.parent.resolve() / "inductor")}
     log = folder / f"peer_{variant.replace('/', '_')}.log"
-    return Side(variant, [python, "-m", "fmjax.bench.peer", str(threads), variant, device], log, env)
+    return Side(
+        variant, [python, "-m", "fmjax.bench.peer", str(threads), variant, device], log, env
+    )
 
 
 def peer_versions(python: str) -> dict[str, str]:
@@ -98,14 +107,20 @@ def peer_versions(python: str) -> dict[str, str]:
     code = (
         "import importlib.metadata as m, importlib.util as u, json\n"
         "names = ('torch', 'transformers')\n"
-        "print(json.dumps({n: m.version(n) for n in names} if all(map(u.find_spec, names)) else {}))"
+        "print(json.dumps({n: m.version(n) for n in names} if all(map(u.find_spec, names)) else "
+        "{}))"
     )
     try:
-        found = subprocess.run([python, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
+        found = subprocess.run(
+            [python, "-c", code], capture_output=True, encoding="utf-8", timeout=60
+        )
         versions: dict[str, str] = json.loads(found.stdout)
         return versions
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"--peer_python={python}: cannot be run as Python ({one_line(error, 100)}); name another") from None
+        raise UserError(
+            f"--peer_python={python}: cannot be run as Python ({one_line(error, 100)}); name "
+            "another"
+        ) from None
 
 
 def variants(kind: str, device: str, compiled: bool) -> list[str]:
@@ -113,12 +128,17 @@ def variants(kind: str, device: str, compiled: bool) -> list[str]:
     if not compiled:
         return ["eager"]
     if device == "gpu":
-        return ["eager", *(f"compiled/{kernel}" for kernel in ("flash", "efficient", "cudnn", "math"))]
+        return [
+            "eager",
+            *(f"compiled/{kernel}" for kernel in ("flash", "efficient", "cudnn", "math")),
+        ]
     return ["eager"] if kind == "generate" else ["eager", "compiled"]
 
 
 def difference(own: Sequence[Any], other: Sequence[Any], kind: str) -> float:
-    """Returns the greatest relative difference of two sides' results, or of tokens the share that differs."""
+    """Returns the greatest relative difference of two sides' results, or of tokens the share that
+    differs.
+    """
     a, b = np.asarray(own, np.float64), np.asarray(other, np.float64)
     if a.shape != b.shape:
         return float("inf")
@@ -127,8 +147,12 @@ def difference(own: Sequence[Any], other: Sequence[Any], kind: str) -> float:
     return float(np.max(np.abs(a - b) / np.maximum(np.abs(b), 1e-6)))
 
 
-def in_turn(sides: Sequence[Side], job: Facts, rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
-    """Runs the sides, warm, A B B A, `rounds` times, each about `seconds` long and of whole passes; returns each one's runs."""
+def in_turn(
+    sides: Sequence[Side], job: Facts, rounds: int, seconds: float
+) -> dict[str, list[dict[str, float]]]:
+    """Runs the sides, warm, A B B A, `rounds` times, each about `seconds` long and of whole passes;
+    returns each one's runs.
+    """
     count = job["batches"]
     passes = {}
     for side in sides:
@@ -144,7 +168,9 @@ def in_turn(sides: Sequence[Side], job: Facts, rounds: int, seconds: float) -> d
 
 
 def summary(runs: Sequence[Mapping[str, float]], job: Facts) -> Result:
-    """Returns the median and range of a side's seconds per step, its CPU seconds, and its throughput."""
+    """Returns the median and range of a side's seconds per step, its CPU seconds, and its
+    throughput.
+    """
     seconds, count = [run["seconds"] for run in runs], job["batches"]
     middle = statistics.median(seconds)
     flops = job["flops_per_pass"]
@@ -158,6 +184,8 @@ def summary(runs: Sequence[Mapping[str, float]], job: Facts) -> Result:
     }
 
 
-def ratios(own: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]], what: str = "seconds") -> list[float]:
+def ratios(
+    own: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]], what: str = "seconds"
+) -> list[float]:
     """Returns the speedup of fmjax for each pair of neighboring runs."""
     return [b[what] / a[what] for a, b in zip(own, other, strict=True)]

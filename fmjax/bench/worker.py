@@ -1,7 +1,8 @@
-"""A side's process: reads one JSON request per line and answers with one JSON object. Imports no array library.
+"""A side's process: reads one JSON request per line and answers with one JSON object. Imports no
+array library.
 
-A pass is every batch of the job once. Both sides pass NumPy arrays at each step and wait for the last result.
-"""
+A pass is every batch of the job once. Both sides pass NumPy arrays at each step and wait for the
+last result."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ from fmjax.memory import keep_freed
 
 
 def pin(threads: int) -> None:
-    """Keeps this process on so many of the cores it may use, and the memory it frees with it, as fmjax's scripts do: either side
-    is faster so. To be called before an array library starts its threads."""
+    """Keeps this process on so many of the cores it may use, and the memory it frees with it, as
+    fmjax's scripts do: either side is faster so. To be called before an array library starts its
+    threads."""
     keep_freed()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -42,7 +44,9 @@ def read_job(folder: Path, side: str) -> tuple[Result, list[dict[str, np.ndarray
 
 
 def losses(worker: Any, steps: int) -> Result:
-    """Takes steps; returns what each gave: a loss, or of inference and generation the arrays' sums and the tokens."""
+    """Takes steps; returns what each gave: a loss, or of inference and generation the arrays' sums
+    and the tokens.
+    """
     return {"results": [worker.wait(worker.step(index)) for index in range(steps)]}
 
 

@@ -1,4 +1,6 @@
-"""The workloads: models, sizes, batches, and targets. There are sizes for a CPU (fp32) and for a GPU (bf16)."""
+"""The workloads: models, sizes, batches, and targets. There are sizes for a CPU (fp32) and for a
+GPU (bf16).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,67 @@ from typing import Any, TypeAlias
 
 from fmjax.errors import UserError, nearest
 
-# Numbers of examples of SST-2's training split (6,920 sentences) by their length in BERT's uncased word pieces, from 1 on, with
-# [CLS] and [SEP]: the mean is 23, the greatest 67.
+# Numbers of examples of SST-2's training split (6,920 sentences) by their length in BERT's uncased
+# word pieces, from 1 on, with [CLS] and [SEP]: the mean is 23, the greatest 67.
 SST2_LENGTHS = (
-    *(0, 0, 12, 43, 66, 86, 128, 135, 157, 173, 193, 210, 202, 205, 206, 235, 237, 259, 248, 220, 233, 245, 241, 222, 242, 230),
-    *(205, 198, 191, 163, 187, 155, 150, 143, 132, 113, 103, 82, 86, 94, 79, 62, 50, 46, 51, 19, 28, 22, 22, 18, 19, 21, 14, 11),
+    *(
+        0,
+        0,
+        12,
+        43,
+        66,
+        86,
+        128,
+        135,
+        157,
+        173,
+        193,
+        210,
+        202,
+        205,
+        206,
+        235,
+        237,
+        259,
+        248,
+        220,
+        233,
+        245,
+        241,
+        222,
+        242,
+        230,
+    ),
+    *(
+        205,
+        198,
+        191,
+        163,
+        187,
+        155,
+        150,
+        143,
+        132,
+        113,
+        103,
+        82,
+        86,
+        94,
+        79,
+        62,
+        50,
+        46,
+        51,
+        19,
+        28,
+        22,
+        22,
+        18,
+        19,
+        21,
+        14,
+        11,
+    ),
     *(9, 3, 2, 2, 5, 0, 2, 0, 0, 1, 1, 2, 1),
 )
 
@@ -28,7 +86,9 @@ class Size:
     model: Facts
     rows: int
     length: int
-    target: int = 0  # length of what is to be predicted, of an encoder-decoder; new tokens, of generation
+    target: int = (
+        0  # length of what is to be predicted, of an encoder-decoder; new tokens, of generation
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +122,12 @@ class Workload:
 
 
 NO_DROPOUT = {"dropout": 0.0, "embedding_dropout": 0.0, "attention_dropout": 0.0}
-HIDDEN_DROPOUT = {"dropout": 0.1, "embedding_dropout": 0.1, "attention_dropout": 0.0, "classifier_dropout": 0.1}
+HIDDEN_DROPOUT = {
+    "dropout": 0.1,
+    "embedding_dropout": 0.1,
+    "attention_dropout": 0.0,
+    "classifier_dropout": 0.1,
+}
 LABELS = {"name": "classify", "labels": ("no", "yes")}
 BERT_MINI = {"size": "mini", "vocab_size": 30522}
 BERT_BASE = {"size": "base", "vocab_size": 30522}
@@ -109,7 +174,13 @@ def generating(title: str, family: str, architecture: str, model: Facts, beams: 
     """Returns a workload of decoding."""
     size = Size(model, 8, 16, 64)
     return dataclasses.replace(
-        GENERATE, title=title, family=family, architecture=architecture, cpu=size, gpu=size, beams=beams
+        GENERATE,
+        title=title,
+        family=family,
+        architecture=architecture,
+        cpu=size,
+        gpu=size,
+        beams=beams,
     )
 
 
@@ -138,7 +209,9 @@ WORKLOADS: dict[str, Workload] = {
         bar={"cpu": 1.3, "gpu": 1.3},
         mfu=0.55,
         task={"name": "mlm"},
-        dropout={name: rate for name, rate in HIDDEN_DROPOUT.items() if name != "classifier_dropout"},
+        dropout={
+            name: rate for name, rate in HIDDEN_DROPOUT.items() if name != "classifier_dropout"
+        },
     ),
     "gpt_train": Workload(
         title="GPT training (nanoGPT's CPU setting)",
@@ -179,8 +252,12 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "gpt_greedy": generating("GPT greedy decoding", "gpt", "GPT2LMHeadModel", GPT_4, 1),
     "gpt_beam": generating("GPT beam-4 decoding", "gpt", "GPT2LMHeadModel", GPT_4, 4),
-    "t5_greedy": generating("T5-small greedy decoding", "t5", "T5ForConditionalGeneration", T5_SMALL, 1),
-    "t5_beam": generating("T5-small beam-4 decoding", "t5", "T5ForConditionalGeneration", T5_SMALL, 4),
+    "t5_greedy": generating(
+        "T5-small greedy decoding", "t5", "T5ForConditionalGeneration", T5_SMALL, 1
+    ),
+    "t5_beam": generating(
+        "T5-small beam-4 decoding", "t5", "T5ForConditionalGeneration", T5_SMALL, 4
+    ),
 }
 # Measured otherwise than side by side: their modules say how.
 OTHERS = {
@@ -193,11 +270,15 @@ DEFAULT = tuple(name for name in (*WORKLOADS, *OTHERS) if name not in ON_DEMAND)
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """Returns the names, all of DEFAULT if there are none. Raises UserError for one that is not known."""
+    """Returns the names, all of DEFAULT if there are none. Raises UserError for one that is not
+    known.
+    """
     known = (*WORKLOADS, *OTHERS)
     for name in names:
         if name not in known:
-            raise UserError(f'"{name}": no such workload{nearest(name, known)}; choose from {", ".join(known)}')
+            raise UserError(
+                f'"{name}": no such workload{nearest(name, known)}; choose from {", ".join(known)}'
+            )
     return list(dict.fromkeys(names)) or list(DEFAULT)
 
 

@@ -10,9 +10,8 @@ A script names its flags and makes one call; its docstring, with an example, is 
     if __name__ == "__main__":
         sys.exit(main())
 
-Exit codes: 0 done; 2 the user's input is at fault, said in one line; 75 interrupted, to be continued by the
-same command. Any other end is a bug of fmjax, and shows its traceback.
-"""
+Exit codes: 0 done; 2 the user's input is at fault, said in one line; 75 interrupted, to be
+continued by the same command. Any other end is a bug of fmjax, and shows its traceback."""
 
 from __future__ import annotations
 
@@ -38,17 +37,22 @@ from fmjax.memory import keep_freed
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
 OVERRIDE = "--config."
-EPILOG = "exit codes: 0 done; 2 something in the input is wrong; 75 interrupted, the same command continues"
+EPILOG = (
+    "exit codes: 0 done; 2 something in the input is wrong; "
+    "75 interrupted, the same command continues"
+)
 
 
 class Flags(argparse.ArgumentParser):
     """The flags of a script. Every mistake is a UserError; flags cannot be abbreviated.
 
-    With `config=True` there are `--config FILE[:ARG,ARG]` and `--config.KEY=VALUE`; `load` reads both. `keys` returns what
-    the help says of the keys of a config, "" being that none is named.
+    With `config=True` there are `--config FILE[:ARG,ARG]` and `--config.KEY=VALUE`; `load` reads
+    both. `keys` returns what the help says of the keys of a config, "" being that none is named.
     """
 
-    def __init__(self, doc: str | None, config: bool = False, keys: Callable[[str], str] | None = None):
+    def __init__(
+        self, doc: str | None, config: bool = False, keys: Callable[[str], str] | None = None
+    ):
         super().__init__(
             description=(doc or "").strip(),
             epilog=EPILOG,
@@ -58,14 +62,26 @@ class Flags(argparse.ArgumentParser):
         self.names = ["-h", "--help"]
         self.takes_config, self.keys = config, keys
         self.add("--debug", action="store_true", help="show the traceback of an error in the input")
-        self.add("--version", action="version", version=version(), help="print the version and exit")
+        self.add(
+            "--version", action="version", version=version(), help="print the version and exit"
+        )
         if config:
-            form = "a config file, or the name of one of --list, with arguments; --config.KEY=VALUE overrides a key"
+            form = (
+                "a config file, or the name of one of --list, with arguments; "
+                "--config.KEY=VALUE overrides a key"
+            )
             self.add("--config", required=True, metavar="FILE[:ARG,ARG]", help=form)
-            self.add("--list", action=ListConfigs, nargs=0, help="list the configs that come with fmjax and exit")
+            self.add(
+                "--list",
+                action=ListConfigs,
+                nargs=0,
+                help="list the configs that come with fmjax and exit",
+            )
 
     def add(self, *names: str, choices: Sequence[str] = (), **options: Any) -> None:
-        """Adds a flag as `argparse.ArgumentParser.add_argument` does; errors list and suggest `choices`."""
+        """Adds a flag as `argparse.ArgumentParser.add_argument` does; errors list and suggest
+        `choices`.
+        """
         if (kind := options.get("type")) in READERS:
             options["type"] = READERS[kind]
         if choices:
@@ -74,10 +90,11 @@ class Flags(argparse.ArgumentParser):
         self.names += names
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Returns the values of the flags; with a config also `overrides`, (key, text) pairs in order.
+        """Returns the values of the flags; with a config also `overrides`, (key, text) pairs in
+        order.
 
-        Raises UserError for an unknown, missing or wrong flag; prints the help and exits if asked for it.
-        """
+        Raises UserError for an unknown, missing or wrong flag; prints the help and exits if asked
+        for it."""
         rest, overrides = self.split_overrides(argv) if self.takes_config else (list(argv), [])
         for word in rest:
             name = word.partition("=")[0]
@@ -87,13 +104,17 @@ class Flags(argparse.ArgumentParser):
             self.epilog = f"{EPILOG}\n\n{self.keys(value_of('--config', rest))}"
         args, strays = self.parse_known_args(rest)
         if strays:
-            raise UserError(f'"{strays[0]}" belongs to no flag; quote spaces, or see {self.prog} --help')
+            raise UserError(
+                f'"{strays[0]}" belongs to no flag; quote spaces, or see {self.prog} --help'
+            )
         if self.takes_config:
             args.overrides = overrides
         return args
 
     def split_overrides(self, argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-        """Returns the other words, and the overrides: `--config.KEY=VALUE` or `--config.KEY VALUE`."""
+        """Returns the other words, and the overrides: `--config.KEY=VALUE` or `--config.KEY
+        VALUE`.
+        """
         rest, overrides = [], []
         words = iter(argv)
         for word in words:
@@ -126,7 +147,11 @@ class ListConfigs(argparse.Action):
     """A flag that prints the configs that come with fmjax, and ends the command."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option_string: str | None = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
     ) -> None:
         print(listing())
         parser.exit()
@@ -134,7 +159,8 @@ class ListConfigs(argparse.Action):
 
 def version() -> str:
     """Returns the versions of fmjax, JAX and Python."""
-    return f"fmjax {fmjax.__version__} (jax {metadata.version('jax')}, Python {platform.python_version()})"
+    jax_version, python_version = metadata.version("jax"), platform.python_version()
+    return f"fmjax {fmjax.__version__} (jax {jax_version}, Python {python_version})"
 
 
 def value_of(name: str, words: Sequence[str]) -> str:
@@ -146,7 +172,9 @@ def value_of(name: str, words: Sequence[str]) -> str:
 
 
 def looks_like_flag(word: str) -> bool:
-    """Returns whether a word is meant as a flag: it begins with a dash and is no number and no sentence."""
+    """Returns whether a word is meant as a flag: it begins with a dash and is no number and no
+    sentence.
+    """
     return bool(re.match(r"--?[A-Za-z][^\s]*$", word))
 
 
@@ -156,7 +184,9 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
             offer = f"choose one of {', '.join(choices)}"
-            raise argparse.ArgumentTypeError(f'"{text}" is not known{nearest(text, choices)}; {offer}')
+            raise argparse.ArgumentTypeError(
+                f'"{text}" is not known{nearest(text, choices)}; {offer}'
+            )
         return text
 
     return read
@@ -191,17 +221,22 @@ READERS: dict[Any, Callable[[str], Any]] = {Path: read_path, int: read_whole, fl
 
 
 def load(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the config that the flags name, with its overrides, as JSON holds it. Raises UserError."""
+    """Returns the config that the flags name, with its overrides, as JSON holds it. Raises
+    UserError.
+    """
     config = load_config(args.config)
     apply_overrides(config, args.overrides)
     return to_dict(config)
 
 
-def run(flags: Flags, main: Callable[[argparse.Namespace], object], argv: Sequence[str] | None = None) -> int:
-    """Reads the flags (`argv`, else those of the process), calls `main` with them and returns the exit code.
+def run(
+    flags: Flags, main: Callable[[argparse.Namespace], object], argv: Sequence[str] | None = None
+) -> int:
+    """Reads the flags (`argv`, else those of the process), calls `main` with them and returns the
+    exit code.
 
-    Writes one line to stderr if the input is at fault or the run was interrupted; a bug passes through.
-    """
+    Writes one line to stderr if the input is at fault or the run was interrupted; a bug passes
+    through."""
     if argv is None:
         use_utf8()
     words = sys.argv[1:] if argv is None else list(argv)
@@ -240,7 +275,9 @@ def use_utf8() -> None:
 
 
 def close_broken_output() -> bool:
-    """Returns whether the reader of our output (`| head`) has gone; the rest of it then goes nowhere."""
+    """Returns whether the reader of our output (`| head`) has gone; the rest of it then goes
+    nowhere.
+    """
     poll = select.poll()
     for stream in (1, 2):
         poll.register(stream, 0)

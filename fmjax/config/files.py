@@ -1,7 +1,8 @@
-"""Config files: Python with a function `get_config(arg: str = "") -> ml_collections.ConfigDict`, as in big_vision.
+"""Config files: Python with a function `get_config(arg: str = "") -> ml_collections.ConfigDict`, as
+in big_vision.
 
-A config file is the user's own code and is executed. What a run stores is JSON and is only ever parsed (`stored.py`).
-"""
+A config file is the user's own code and is executed. What a run stores is JSON and is only ever
+parsed (`stored.py`)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ class OpenDict(ConfigDict):
     """A group whose keys are free, may contain dots, and keep the order they were given in."""
 
     def lock(self) -> OpenDict:
-        """Does nothing: locking a config keeps misspelt keys out of the groups whose keys are fixed."""
+        """Does nothing: locking a config keeps misspelt keys out of the groups whose keys are
+        fixed.
+        """
         return self
 
 
@@ -42,18 +45,22 @@ def open_dict(**values: Value) -> OpenDict:
 
 
 def arguments(arg: str, *choices: str) -> set[str]:
-    """Returns the arguments of a config, "tiny,nsp", as a set. Raises UserError for one not among them."""
+    """Returns the arguments of a config, "tiny,nsp", as a set. Raises UserError for one not among
+    them.
+    """
     chosen = {word.strip() for word in arg.split(",")} - {""}
     for word in sorted(chosen):
         if word not in choices:
             offer = f"choose from {', '.join(choices)}" if choices else "this config takes none"
-            raise UserError(f'config argument "{word}" is not known{nearest(word, choices)}; {offer}')
+            raise UserError(
+                f'config argument "{word}" is not known{nearest(word, choices)}; {offer}'
+            )
     return chosen
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Returns the config of "path/to/file.py" or "path/to/file.py:arg,arg"; where there is no such file, that of a config
-    that comes with fmjax, "bert_mlm:arg" or "configs/bert_mlm.py:arg".
+    """Returns the config of "path/to/file.py" or "path/to/file.py:arg,arg"; where there is no such
+    file, that of a config that comes with fmjax, "bert_mlm:arg" or "configs/bert_mlm.py:arg".
 
     Raises UserError if the file is missing, fails (naming the line) or makes no config.
     """
@@ -69,7 +76,9 @@ def load_config(spec: str) -> ConfigDict:
         exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
-            raise UserError(f'{path}: has no get_config; define `def get_config(arg: str = "")` in it')
+            raise UserError(
+                f'{path}: has no get_config; define `def get_config(arg: str = "")` in it'
+            )
         if arg and not inspect.signature(get_config).parameters:
             raise UserError(f'{path}: takes no arguments; drop ":{arg}"')
         config = get_config(arg) if arg else get_config()
@@ -103,7 +112,10 @@ def _files_like(path: Path) -> str:
     if str(path) == path.name and (path.stem in shipped_configs()):
         return f"; write --config {path.stem} for the one that comes with fmjax"
     folders = (path.parent, Path("configs"), shipped_folder())
-    found = [(at, sorted(file.name for file in at.glob("*.py") if file.stem != "__init__")) for at in folders]
+    found = [
+        (at, sorted(file.name for file in at.glob("*.py") if file.stem != "__init__"))
+        for at in folders
+    ]
     for folder, names in sorted(found, key=lambda pair: not nearest(path.name, pair[1])):
         if names:
             return f"{nearest(path.name, names)}; {folder} has {', '.join(names)}"
@@ -125,7 +137,8 @@ def message_of(error: BaseException) -> str:
 
 
 def to_dict(config: Config) -> dict[str, Value]:
-    """Returns the config as JSON holds it: tuples as lists, unset keys left out, keys by their present names.
+    """Returns the config as JSON holds it: tuples as lists, unset keys left out, keys by their
+    present names.
 
     Raises UserError for a value that JSON cannot hold.
     """
@@ -133,7 +146,9 @@ def to_dict(config: Config) -> dict[str, Value]:
 
 
 def renamed(config: dict[str, Value]) -> dict[str, Value]:
-    """Returns a config whose keys have their present names. If both names are set, the present one wins."""
+    """Returns a config whose keys have their present names. If both names are set, the present one
+    wins.
+    """
     for (section, old), (_, new) in RENAMED.items():
         values = config.get(section)
         if isinstance(values, dict) and old in values:
@@ -144,7 +159,11 @@ def renamed(config: dict[str, Value]) -> dict[str, Value]:
 
 def _plain(value: Value, name: str) -> Value:
     if isinstance(value, ConfigDict | Mapping):
-        return {str(key): _plain(part, f"{name}.{key}") for key, part in value.items() if part is not None}
+        return {
+            str(key): _plain(part, f"{name}.{key}")
+            for key, part in value.items()
+            if part is not None
+        }
     if isinstance(value, list | tuple):
         return [_plain(element, f"{name}[{index}]") for index, element in enumerate(value)]
     finite = not isinstance(value, float) or math.isfinite(value)

@@ -26,14 +26,15 @@ class DuplicateKey(ValueError):
 def parse_json(text: str | bytes | bytearray) -> Any:
     """Returns what a text holds in strict JSON.
 
-    Raises DuplicateKey, a ValueError, if an object has a key twice; ValueError for anything else that
-    is not JSON, such as NaN and Infinity, which Python would read.
-    """
+    Raises DuplicateKey, a ValueError, if an object has a key twice; ValueError for anything else
+    that is not JSON, such as NaN and Infinity, which Python would read."""
     return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object of a list of keys and values. Raises DuplicateKey if a key occurs twice."""
+    """Returns the object of a list of keys and values. Raises DuplicateKey if a key occurs
+    twice.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -100,9 +101,7 @@ def write_json(path: Path, content: Any, *, indent: int = 1, sort_keys: bool = F
     JSON has no NaN and no infinity: raises ValueError for them.
     """
     text = (
-        json.dumps(
-            content, indent=indent, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False
-        )
+        json.dumps(content, indent=indent, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
         + "\n"
     )
     # A lone surrogate, as in an undecodable argument of a command, becomes its escape sequence.

@@ -1,9 +1,8 @@
 """Modules by the names that a config gives them: a family, a task, a source, a kind of column.
 
-A plain name is a file of fmjax's own folder. A name with a dot is a module outside of fmjax, such as "my_models.toy": its
-package must be listed in the environment variable FMJAX_EXTENSIONS. Otherwise a stored config, which may come from a
-stranger, could import any module.
-"""
+A plain name is a file of fmjax's own folder. A name with a dot is a module outside of fmjax, such
+as "my_models.toy": its package must be listed in the environment variable FMJAX_EXTENSIONS.
+Otherwise a stored config, which may come from a stranger, could import any module."""
 
 from __future__ import annotations
 
@@ -20,37 +19,51 @@ EXTENSIONS = "FMJAX_EXTENSIONS"
 
 @functools.cache
 def choices(package: str, attribute: str) -> tuple[str, ...]:
-    """Returns the modules of a package of fmjax that have the attribute, sorted; others hold what those share."""
+    """Returns the modules of a package of fmjax that have the attribute, sorted; others hold what
+    those share.
+    """
     path = importlib.import_module(package).__path__
     names = sorted(module.name for module in pkgutil.iter_modules(path))
-    return tuple(name for name in names if hasattr(importlib.import_module(f"{package}.{name}"), attribute))
+    return tuple(
+        name for name in names if hasattr(importlib.import_module(f"{package}.{name}"), attribute)
+    )
 
 
 def find(package: str, name: str, attribute: str, key: str, what: str) -> ModuleType:
-    """Returns the module that the config key `key` names, which has the attribute; `what` is what it is in words.
+    """Returns the module that the config key `key` names, which has the attribute; `what` is what
+    it is in words.
 
-    Raises UserError if there is none, listing those there are, and for a module outside of fmjax that is not permitted.
-    """
+    Raises UserError if there is none, listing those there are, and for a module outside of fmjax
+    that is not permitted."""
     if "." in name:
         return extension(name, attribute, key)
     known = choices(package, attribute)
     if name not in known:
-        raise UserError(f'{key}="{name}": no such {what}{nearest(name, known)}; choose one of {", ".join(known)}')
+        raise UserError(
+            f'{key}="{name}": no such {what}{nearest(name, known)}; choose one of '
+            f"{', '.join(known)}"
+        )
     return importlib.import_module(f"{package}.{name}")
 
 
 def extension(name: str, attribute: str, key: str) -> ModuleType:
-    """Returns a module outside of fmjax. Raises UserError if it is not permitted, not there, or lacks the attribute."""
+    """Returns a module outside of fmjax. Raises UserError if it is not permitted, not there, or
+    lacks the attribute.
+    """
     top = name.partition(".")[0]
     permitted = {word.strip() for word in os.environ.get(EXTENSIONS, "").split(",")} - {""}
     if top not in permitted:
         raise UserError(
-            f'{key}="{name}" names a module outside of fmjax; if you trust it, permit its package: export {EXTENSIONS}={top}'
+            f'{key}="{name}" names a module outside of fmjax; if you trust it, permit its package: '
+            f"export {EXTENSIONS}={top}"
         )
     try:
         module = importlib.import_module(name)
     except Exception as error:
-        raise UserError(f'{key}="{name}": cannot be imported ({type(error).__name__}: {one_line(error)}); fix it') from error
+        raise UserError(
+            f'{key}="{name}": cannot be imported ({type(error).__name__}: {one_line(error)}); fix '
+            "it"
+        ) from error
     if not hasattr(module, attribute):
         raise UserError(f'{key}="{name}": the module has no `{attribute}`; define it there')
     return module

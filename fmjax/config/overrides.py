@@ -1,13 +1,15 @@
-"""Overrides of single keys of a config: `--config.KEY=TEXT` reads TEXT by the type of the value, or placeholder, that KEY has.
+"""Overrides of single keys of a config: `--config.KEY=TEXT` reads TEXT by the type of the value, or
+placeholder, that KEY has.
 
 - bool: true, false, yes, no, 1, 0; int: 20, 1e3; float: 3e-4; str: the text as it stands;
-- tuple: `a,b`, or a list in JSON or Python where an element has a comma; empty text is the empty tuple;
+- tuple: `a,b`, or a list in JSON or Python where an element has a comma; empty text is the empty
+  tuple;
 - what `placeholder(type)` made: `none` unsets it;
-- a group of keys: a JSON object, which sets the keys it names, and replaces an open group as a whole.
+- a group of keys: a JSON object, which sets the keys it names, and replaces an open group as a
+  whole.
 
-Keys that are not there are refused, except in an open group (`open_dict`): the splits of `data.files`, the
-axes of `mesh.axes`, the expressions of `optim.multipliers`.
-"""
+Keys that are not there are refused, except in an open group (`open_dict`): the splits of
+`data.files`, the axes of `mesh.axes`, the expressions of `optim.multipliers`."""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 def apply_overrides(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
     """Sets dotted keys from text, in place and in order; the head of this file has the grammar.
 
-    Raises UserError for a key that is not there, with its neighbours, and for text that is not of its type.
-    """
+    Raises UserError for a key that is not there, with its neighbours, and for text that is not of
+    its type."""
     for key, text in overrides:
         _override(config, "config", key.split("."), text, config)
 
@@ -49,23 +51,30 @@ def overridden_keys(overrides: Sequence[tuple[str, str]]) -> frozenset[str]:
     return frozenset(keys)
 
 
-def describe_config(config: str | os.PathLike[str], overrides: Mapping[str, Value] | None = None) -> Record:
-    """Returns what a config file describes, with overrides as Python values, as JSON holds it; None unsets a key.
+def describe_config(
+    config: str | os.PathLike[str], overrides: Mapping[str, Value] | None = None
+) -> Record:
+    """Returns what a config file describes, with overrides as Python values, as JSON holds it; None
+    unsets a key.
 
-    Raises UserError as `load_config` and `apply_overrides` do, and for a value that is no text, path, number, list or group.
-    """
+    Raises UserError as `load_config` and `apply_overrides` do, and for a value that is no text,
+    path, number, list or group."""
     described = load_config(os.fspath(config))
     apply_overrides(described, override_texts(overrides or {}))
     return to_dict(described)
 
 
 def override_texts(overrides: Mapping[str, Value]) -> list[tuple[str, str]]:
-    """Returns overrides with Python values as `apply_overrides` takes them. Raises UserError as `text_of` does."""
+    """Returns overrides with Python values as `apply_overrides` takes them. Raises UserError as
+    `text_of` does.
+    """
     return [(key, text_of(key, value)) for key, value in overrides.items()]
 
 
 def text_of(key: str, value: Value) -> str:
-    """Returns the text that stands for a Python value in an override. Raises UserError if there is none."""
+    """Returns the text that stands for a Python value in an override. Raises UserError if there is
+    none.
+    """
     if value is None:
         return "none"
     try:
@@ -73,7 +82,9 @@ def text_of(key: str, value: Value) -> str:
         return plain if isinstance(plain, str) else json.dumps(plain)
     except (TypeError, ValueError):
         form = "give text, a path, a number, a list of these, or a dictionary"
-        raise UserError(f"overrides: {key} is a {type(value).__name__}, which no config holds; {form}") from None
+        raise UserError(
+            f"overrides: {key} is a {type(value).__name__}, which no config holds; {form}"
+        ) from None
 
 
 def _plain(value: Value) -> Value:
@@ -87,7 +98,9 @@ def _plain(value: Value) -> Value:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _override(node: ConfigDict, path: str, keys: Sequence[str], text: str, root: ConfigDict) -> None:
+def _override(
+    node: ConfigDict, path: str, keys: Sequence[str], text: str, root: ConfigDict
+) -> None:
     key, *rest = keys
     _, present = RENAMED.get((path.removeprefix("config."), key), ("", key))
     key = present if present in node else key
@@ -97,10 +110,14 @@ def _override(node: ConfigDict, path: str, keys: Sequence[str], text: str, root:
             hint = _nearest(keys, node, root)
             raise UserError(f"{override}: no such key{hint}; {path} has {_names(node)}")
         if rest:
-            raise UserError(f"{override}: a new key with a dot needs the form --{path}='{{\"KEY\": VALUE}}'")
+            raise UserError(
+                f"{override}: a new key with a dot needs the form --{path}='{{\"KEY\": VALUE}}'"
+            )
     field = dict(node.items(preserve_field_references=True)).get(key)
     if rest and not isinstance(field, ConfigDict):
-        raise UserError(f"{override}: {name} is a value and not a group of keys; write --{name}=VALUE")
+        raise UserError(
+            f"{override}: {name} is a value and not a group of keys; write --{name}=VALUE"
+        )
     if rest:
         _override(node[key], name, rest, text, root)
     elif isinstance(field, ConfigDict):
@@ -121,7 +138,9 @@ def _override_group(node: ConfigDict, key: str, name: str, text: str, root: Conf
         form = f"write --{name}.KEY=VALUE or a JSON object"
         raise UserError(f"{name}={text}: {name} is a group of keys ({_names(group)}); {form}")
     if None in values.values():
-        raise UserError(f"{name}={text}: null is not a value; leave that key out, or use --{name}.KEY=none")
+        raise UserError(
+            f"{name}={text}: null is not a value; leave that key out, or use --{name}.KEY=none"
+        )
     if isinstance(group, OpenDict):
         old = list(group.values())
         new = {k: _parse_free(f"{name}.{k}", json.dumps(v), old) for k, v in values.items()}
@@ -134,7 +153,9 @@ def _override_group(node: ConfigDict, key: str, name: str, text: str, root: Conf
 def _nearest(keys: Sequence[str], node: ConfigDict, root: ConfigDict) -> str:
     """Returns a hint at the neighbour that was meant, or at a key of that name in another group."""
     same = [".".join(path) for path, _ in leaves(root) if path[-1] == keys[-1]]
-    return nearest(keys[0], map(str, node)) or (f' (did you mean "config.{same[0]}"?)' if same else "")
+    return nearest(keys[0], map(str, node)) or (
+        f' (did you mean "config.{same[0]}"?)' if same else ""
+    )
 
 
 def _names(node: ConfigDict) -> str:
@@ -142,7 +163,9 @@ def _names(node: ConfigDict) -> str:
 
 
 def _parse(name: str, text: str, kind: Value, present: Value = None) -> Value:
-    """Returns the text as a `kind`; the elements of a tuple or list are of the type of those present."""
+    """Returns the text as a `kind`; the elements of a tuple or list are of the type of those
+    present.
+    """
     if kind is str:
         return text
     if kind in (tuple, list):
@@ -196,36 +219,47 @@ def _text(value: Value) -> str:
 
 
 def _parse_free(name: str, text: str, beside: Sequence[Value]) -> Value:
-    """Returns a value of an open group: a number beside numbers, text or a list beside those, else either."""
+    """Returns a value of an open group: a number beside numbers, text or a list beside those, else
+    either.
+    """
     kinds = {type(value) for value in beside}
     value = _literal(text)
     if kinds and kinds <= {int, float}:
         if type(value) not in (int, float):
             _refuse(name, text, "a number, as beside it", "one such as 4 or 0.5")
         return value
-    return text if kinds & {str, tuple} and not isinstance(value, str | tuple | list) else _free(value)
+    return (
+        text if kinds & {str, tuple} and not isinstance(value, str | tuple | list) else _free(value)
+    )
 
 
 def _literal(text: str) -> Value:
-    """Returns the value that the text spells in JSON or Python, without running anything; else the text.
+    """Returns the value that the text spells in JSON or Python, without running anything; else the
+    text.
 
     Raises UserError for a JSON object that has a key twice.
     """
     for read in (parse_json, _python_literal):
         try:
-            with warnings.catch_warnings(action="ignore"):  # about the backslashes of regular expressions
+            with warnings.catch_warnings(
+                action="ignore"
+            ):  # about the backslashes of regular expressions
                 value = read(text)
         except DuplicateKey as error:
             raise UserError(f"{text:.200}: {error}; take one out") from None
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        if isinstance(value, bool | int | float | str | tuple | list | (dict if read is parse_json else str)):
+        if isinstance(
+            value, bool | int | float | str | tuple | list | (dict if read is parse_json else str)
+        ):
             return value
     return text
 
 
 def _python_literal(text: str) -> Value:
-    """Returns what a Python literal spells. Raises ValueError for a number that JSON would not read, as 1_000."""
+    """Returns what a Python literal spells. Raises ValueError for a number that JSON would not
+    read, as 1_000.
+    """
     tree = ast.parse(text.strip(" \t"), mode="eval")
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and type(node.value) in (int, float, complex):

@@ -1,4 +1,6 @@
-"""The config that a run stores, `RUN/config.json`: written whole, read back, and compared when the run is continued."""
+"""The config that a run stores, `RUN/config.json`: written whole, read back, and compared when the
+run is continued.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from fmjax.errors import UserError, nearest
 CONFIG = "config.json"
 SCHEMA = 1  # of config.json; raised when an older reader would misread it
 STOPPING = "early_stopping"  # of `train`: when a run ends changes no step
-READING = ("on_error", "workers", "prefetch", "stall_seconds")  # keys of `data` on which no batch depends
+READING = (
+    "on_error",
+    "workers",
+    "prefetch",
+    "stall_seconds",
+)  # keys of `data` on which no batch depends
 PLACES = ("files", "data_dir", "tokenizer")  # keys of `data` that say where it is
 LENGTH = ("steps", "epochs")  # keys of `train` that may grow
 BUCKETS = ("data", "buckets")
@@ -23,10 +30,11 @@ LISTED = 10  # differences that an error lists
 
 
 def write_config(workdir: Path, config: Config, given: Config | None = None) -> None:
-    """Writes RUN/config.json, wholly or not at all: the resolved config, and in "fmjax" the one given for it.
+    """Writes RUN/config.json, wholly or not at all: the resolved config, and in "fmjax" the one
+    given for it.
 
-    Raises UserError if the folder cannot be written to, or holds a `config.json` that is not a run's.
-    """
+    Raises UserError if the folder cannot be written to, or holds a `config.json` that is not a
+    run's."""
     path = workdir / CONFIG
     if path.exists():
         read_config(workdir)
@@ -38,7 +46,9 @@ def write_config(workdir: Path, config: Config, given: Config | None = None) -> 
         write_json(path, {"fmjax": header} | content)
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
-        raise UserError(f"{path}: {reason}; free disk space, fix its permissions, or name another folder") from error
+        raise UserError(
+            f"{path}: {reason}; free disk space, fix its permissions, or name another folder"
+        ) from error
 
 
 def is_run(folder: Path) -> bool:
@@ -56,7 +66,8 @@ def is_run(folder: Path) -> bool:
 
 
 def read_config(workdir: Path) -> dict[str, Value]:
-    """Returns what `write_config` stored, as JSON holds it; its key "fmjax" has `version`, `schema`, `given`.
+    """Returns what `write_config` stored, as JSON holds it; its key "fmjax" has `version`,
+    `schema`, `given`.
 
     Raises UserError if there is none, or it is not a run's.
     """
@@ -66,50 +77,72 @@ def read_config(workdir: Path) -> dict[str, Value]:
     except OSError as error:
         runs = {found.parent.name for found in workdir.parent.glob(f"*/{CONFIG}")} - {workdir.name}
         reason = f"cannot be read, {(error.strerror or 'unknown error').lower()}"
-        raise UserError(f"{path}: {reason}; name the folder of a run{nearest(workdir.name, runs)}") from error
+        raise UserError(
+            f"{path}: {reason}; name the folder of a run{nearest(workdir.name, runs)}"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({message_of(error)}); restore it or start a new run") from error
+        raise UserError(
+            f"{path}: is not JSON ({message_of(error)}); restore it or start a new run"
+        ) from error
     content = content if isinstance(content, dict) else {}
     header: Value = content.get("fmjax")
     if header is None and "model_type" in content:
-        kind = f'belongs to Hugging Face weights (model_type "{content["model_type"]}"), not to a run'
-        raise UserError(f"{path}: {kind}; make one: python scripts/convert.py --from {workdir} --to RUN")
+        kind = (
+            f'belongs to Hugging Face weights (model_type "{content["model_type"]}"), not to a run'
+        )
+        raise UserError(
+            f"{path}: {kind}; make one: python scripts/convert.py --from {workdir} --to RUN"
+        )
     match header:
         case {"schema": int(schema), "given": dict(given), "version": str(version)}:
             if schema > SCHEMA:
-                raise UserError(f"{path}: was written by a newer fmjax, {version}; update fmjax to read it")
+                raise UserError(
+                    f"{path}: was written by a newer fmjax, {version}; update fmjax to read it"
+                )
             return renamed(content) | {"fmjax": {**header, "given": renamed(given)}}
-    raise UserError(f'{path}: has no valid key "fmjax", so it is not a run\'s; name the folder of a run')
+    raise UserError(
+        f'{path}: has no valid key "fmjax", so it is not a run\'s; name the folder of a run'
+    )
 
 
-def check_resumable(stored: Mapping[str, Value], new: Mapping[str, Value], run: str | Path = "RUN") -> None:
+def check_resumable(
+    stored: Mapping[str, Value], new: Mapping[str, Value], run: str | Path = "RUN"
+) -> None:
     """Raises UserError with the differences, unless a run may be continued with them.
 
-    These may differ: `checkpoint`, `mesh`, keys ending in `_every`, how data are read (`READING`), `train.early_stopping`,
-    where the data are (`is_place`), which are known by their content, and keys that the run did not have and that are empty;
-    `train.steps` or `train.epochs` may grow. `data.buckets=auto` keeps the lengths of the run. `run` is the run's folder.
-    """
+    These may differ: `checkpoint`, `mesh`, keys ending in `_every`, how data are read (`READING`),
+    `train.early_stopping`, where the data are (`is_place`), which are known by their content, and
+    keys that the run did not have and that are empty; `train.steps` or `train.epochs` may grow.
+    `data.buckets=auto` keeps the lengths of the run. `run` is the run's folder."""
     lines = [_line(*change) for change in _changes(stored, new) if not _may_change(*change)]
     if lines:
         more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
         raise UserError(
             f"the run was begun with another config: {'; '.join(lines[:LISTED])}{more}; "
-            "drop what has changed, or start a new run in another --workdir, from these weights with "
+            "drop what has changed, or start a new run in another --workdir, from these weights "
+            "with "
             f"--config.init.weights={run}"
         )
 
 
 def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
-    """Returns the resolved config that a run stores, with what may change at a restart taken from the given one.
+    """Returns the resolved config that a run stores, with what may change at a restart taken from
+    the given one.
 
     Raises UserError with the differences if anything else has changed.
     """
     stored = read_config(workdir)
     check_resumable(stored["fmjax"]["given"], given, workdir)
     config = {key: value for key, value in stored.items() if key != "fmjax"}
-    every = {key: value for key, value in given["train"].items() if key.endswith("_every") or key in (*LENGTH, STOPPING)}
+    every = {
+        key: value
+        for key, value in given["train"].items()
+        if key.endswith("_every") or key in (*LENGTH, STOPPING)
+    }
     # Where the data are, as given now: what has been checked is all that may differ there.
-    read = {key: given["data"][key] for key in (*READING, *PLACES, "mixture") if key in given["data"]}
+    read = {
+        key: given["data"][key] for key in (*READING, *PLACES, "mixture") if key in given["data"]
+    }
     return config | {
         "data": config["data"] | read,
         "checkpoint": given["checkpoint"],
@@ -119,7 +152,11 @@ def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _may_change(path: Keys, before: Value, after: Value) -> bool:
-    if path[0] in ("checkpoint", "mesh") or path[-1].endswith("_every") or (path[0] == "data" and path[-1] in READING):
+    if (
+        path[0] in ("checkpoint", "mesh")
+        or path[-1].endswith("_every")
+        or (path[0] == "data" and path[-1] in READING)
+    ):
         return True
     if path == BUCKETS and after == ["auto"]:  # the lengths that were chosen when the run began
         return True
@@ -132,7 +169,9 @@ def _may_change(path: Keys, before: Value, after: Value) -> bool:
 
 
 def is_place(path: Keys) -> bool:
-    """Returns whether a key says where data are; `check_same_data` tells whether what is there has changed."""
+    """Returns whether a key says where data are; `check_same_data` tells whether what is there has
+    changed.
+    """
     mixed = path[:2] == ("data", "mixture") and len(path) > 3 and path[3] in ("files", "data_dir")
     return mixed or (path[0] == "data" and len(path) > 1 and path[1] in PLACES)
 
@@ -141,9 +180,13 @@ def _changes(old: Mapping[str, Value], new: Mapping[str, Value]) -> list[tuple[K
     before, after = dict(leaves(to_dict(old))), dict(leaves(to_dict(new)))
     pairs = ((path, before.get(path), after.get(path)) for path in before | after)
     # Another model or task changes many keys besides its name, which says the most.
-    return sorted((pair for pair in pairs if pair[1] != pair[2]), key=lambda pair: pair[0][-1] != "name")
+    return sorted(
+        (pair for pair in pairs if pair[1] != pair[2]), key=lambda pair: pair[0][-1] != "name"
+    )
 
 
 def _line(path: Keys, before: Value, after: Value) -> str:
-    old, new = ("(absent)" if it is None else json.dumps(it, ensure_ascii=False) for it in (before, after))
+    old, new = (
+        "(absent)" if it is None else json.dumps(it, ensure_ascii=False) for it in (before, after)
+    )
     return f"{'.'.join(path)}: {old} -> {new}"

@@ -1,7 +1,9 @@
-"""What the parts of fmjax promise each other: models, tasks, examples, sources of records, and processors of columns.
+"""What the parts of fmjax promise each other: models, tasks, examples, sources of records, and
+processors of columns.
 
-A protocol is met by any class that has its methods; a base class gives what is optional its default. Nothing asks an object
-whether it has an attribute: what may be absent is None, empty or zero here.
+A protocol is met by any class that has its methods; a base class gives what is optional its
+default. Nothing asks an object whether it has an attribute: what may be absent is None, empty or
+zero here.
 
 Dimensions: B batch, L length, T target length, D width, V vocabulary.
 """

@@ -24,13 +24,17 @@ class Source(Protocol):
         """Returns a record."""
 
     def value(self, index: int, name: str) -> Value:
-        """Returns one value of a record, without reading the others where that saves time: a label without its image."""
+        """Returns one value of a record, without reading the others where that saves time: a label
+        without its image.
+        """
 
     def where(self, index: int) -> str:
         """Returns where a record stands, for messages: "reviews.tsv line 12"."""
 
     def fingerprint(self) -> Record:
-        """Returns an identity of these data, as JSON holds it: names, sizes and hashes, no folders."""
+        """Returns an identity of these data, as JSON holds it: names, sizes and hashes, no
+        folders.
+        """
 
 
 class Order(Protocol):
@@ -42,16 +46,18 @@ class Order(Protocol):
 
 
 class Examples:
-    """Random access to the fixed-shape examples of a split: a base class, whose optional attributes are None or empty.
+    """Random access to the fixed-shape examples of a split: a base class, whose optional attributes
+    are None or empty.
 
-    Examples of texts that are padded at their end have `lengths`, and can be put into length buckets. Those of one label have
-    `classes`, and can be resampled. Packed rows have `fill`.
-    """
+    Examples of texts that are padded at their end have `lengths`, and can be put into length
+    buckets. Those of one label have `classes`, and can be resampled. Packed rows have `fill`."""
 
     lengths: np.ndarray | None = None  # [N], the number of tokens of each
-    filled: np.ndarray | None = None  # [N], the tokens of a row on average, where an example has several rows; else lengths
-    # Where an example has several arrays of tokens, as a source and a target: the tokens of each example [N], and the length of
-    # a row, by array; `lengths` are then those of the longest.
+    filled: np.ndarray | None = (
+        None  # [N], the tokens of a row on average, where an example has several rows; else lengths
+    )
+    # Where an example has several arrays of tokens, as a source and a target: the tokens of each
+    # example [N], and the length of a row, by array; `lengths` are then those of the longest.
     sides: Mapping[str, tuple[np.ndarray, int]] = MappingProxyType({})
     max_length: int = 0  # of each
     sized: tuple[str, ...] = ()  # the arrays whose last axis is the length
@@ -72,11 +78,15 @@ class Examples:
         return drawn
 
     def where(self, index: int) -> str:
-        """Returns where an example comes from, for messages: its record's place, if it is of one."""
+        """Returns where an example comes from, for messages: its record's place, if it is of
+        one.
+        """
         return f"training example {index:,}"
 
     def stand_in(self, index: int) -> int:
-        """Returns the number of the example to try where example `index` cannot be read; repeated calls go through several."""
+        """Returns the number of the example to try where example `index` cannot be read; repeated
+        calls go through several.
+        """
         return (index + 1) % len(self)
 
     def text(self, index: int) -> str:
@@ -93,7 +103,9 @@ class Examples:
         return 0
 
     def repacked(self, target_length: int) -> Examples:
-        """Returns the same texts in rows with another length of targets; only where `target_length` is not 0."""
+        """Returns the same texts in rows with another length of targets; only where `target_length`
+        is not 0.
+        """
         raise NotImplementedError
 
     def check_steps(self, steps: int, batch_size: int) -> None:

@@ -27,11 +27,12 @@ class Column:
 
 
 class Processor:
-    """Turns the values of the columns of one kind into arrays: a base class; `fmjax/data/kinds` has one file per kind.
+    """Turns the values of the columns of one kind into arrays: a base class; `fmjax/data/kinds` has
+    one file per kind.
 
-    It is the named one, or follows from the task's settings, or is that of the weights that a run starts from, or is fitted
-    to the training data. The run stores it, with a hash. Processors are pickled for Grain's workers.
-    """
+    It is the named one, or follows from the task's settings, or is that of the weights that a run
+    starts from, or is fitted to the training data. The run stores it, with a hash. Processors are
+    pickled for Grain's workers."""
 
     kind: ClassVar[str]  # the name of its file
     what: ClassVar[str]  # in words: "tokenizer"
@@ -39,7 +40,9 @@ class Processor:
     file: ClassVar[str]  # the name of (one of) its files
     unit: ClassVar[str] = ""  # what throughput counts: tokens, images, seconds, rows
     model_settings: ClassVar[tuple[str, ...]] = ()  # the names of `sizes`
-    at_root: ClassVar[bool] = False  # whether a folder of Hugging Face has its files beside the weights
+    at_root: ClassVar[bool] = (
+        False  # whether a folder of Hugging Face has its files beside the weights
+    )
 
     @classmethod
     def named(cls, data: Config) -> Self | None:
@@ -48,10 +51,11 @@ class Processor:
 
     @classmethod
     def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
-        """Returns one that fits columns of the training data, and values that the task `added`, such as a prefix.
+        """Returns one that fits columns of the training data, and values that the task `added`,
+        such as a prefix.
 
-        `settings` are those of the task about the kind (`Task.processing`), or else the config's `data` section.
-        """
+        `settings` are those of the task about the kind (`Task.processing`), or else the config's
+        `data` section."""
         raise NotImplementedError
 
     @classmethod
@@ -61,11 +65,15 @@ class Processor:
 
     @classmethod
     def restore(cls, folder: Path) -> Self:
-        """Returns the one that `save` wrote. Raises UserError if its files are missing or damaged."""
+        """Returns the one that `save` wrote. Raises UserError if its files are missing or
+        damaged.
+        """
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        """Writes its files into a folder, which is made if it is missing. Raises UserError if they cannot be written."""
+        """Writes its files into a folder, which is made if it is missing. Raises UserError if they
+        cannot be written.
+        """
         raise NotImplementedError
 
     @property
@@ -74,8 +82,9 @@ class Processor:
         raise NotImplementedError
 
     def load(self, value: Value, where: str) -> Value:
-        """Returns a value of a record (a text, a number, bytes, a path, an array) as this kind has it: str, float, uint8
-        [H,W,C]. Raises RecordError, which names it by `where`, if it cannot be read."""
+        """Returns a value of a record (a text, a number, bytes, a path, an array) as this kind has
+        it: str, float, uint8 [H,W,C]. Raises RecordError, which names it by `where`, if it cannot
+        be read."""
         raise NotImplementedError
 
     def sizes(self) -> dict[str, int]:
@@ -83,15 +92,17 @@ class Processor:
         return {}
 
     def digest(self, value: Value) -> bytes:
-        """Returns what is equal for two values that a person would call the same, for finding validation data that occur in
-        the training data; empty if values of this kind are not compared."""
+        """Returns what is equal for two values that a person would call the same, for finding
+        validation data that occur in the training data; empty if values of this kind are not
+        compared."""
         return b""
 
     def pad(self, batch: HostBatch, sized: Sequence[str], most: int) -> dict[str, np.ndarray]:
-        """Returns a batch for prediction in which arrays are padded so that few shapes are compiled.
+        """Returns a batch for prediction in which arrays are padded so that few shapes are
+        compiled.
 
-        `sized` are the names of those whose last axis is a length, `most` the greatest length (0: no limit).
-        """
+        `sized` are the names of those whose last axis is a length, `most` the greatest length (0:
+        no limit)."""
         return dict(batch)
 
 
@@ -101,12 +112,13 @@ P = TypeVar("P", bound=Processor)
 class Processors(Mapping[str, Processor]):
     """The processors of a run by kind, such as "text" and "image"; read-only.
 
-    In a mixture of tasks, a part whose images are read in another way than those of the main part has its own processor,
-    "PART/image".
-    """
+    In a mixture of tasks, a part whose images are read in another way than those of the main part
+    has its own processor, "PART/image"."""
 
     def __init__(self, *processors: Processor, named: Mapping[str, Processor] | None = None):
-        self._processors = {processor.kind: processor for processor in processors} | dict(named or {})
+        self._processors = {processor.kind: processor for processor in processors} | dict(
+            named or {}
+        )
 
     def __getitem__(self, kind: str) -> Processor:
         return self._processors[kind]
@@ -121,13 +133,19 @@ class Processors(Mapping[str, Processor]):
         """Returns the processor of a class. Raises TypeError if there is none."""
         found = self.get(kind.kind)
         if not isinstance(found, kind):
-            raise TypeError(f"no processor of the kind {kind.kind}, only {', '.join(self) or 'none'}")
+            raise TypeError(
+                f"no processor of the kind {kind.kind}, only {', '.join(self) or 'none'}"
+            )
         return found
 
     def part(self, name: str) -> Processors:
         """Returns the processors of a part of a mixture."""
         shared = {key: processor for key, processor in self.items() if "/" not in key}
-        own = {key.partition("/")[2]: processor for key, processor in self.items() if key.startswith(f"{name}/")}
+        own = {
+            key.partition("/")[2]: processor
+            for key, processor in self.items()
+            if key.startswith(f"{name}/")
+        }
         return Processors(named=shared | own)
 
     @property

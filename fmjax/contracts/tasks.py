@@ -10,19 +10,32 @@ import numpy as np
 from fmjax.contracts.data import Examples, Source
 from fmjax.contracts.facts import Fact
 from fmjax.contracts.processors import Processors
-from fmjax.contracts.types import Arrays, Batch, Config, Heads, HostBatch, Measures, Record, Value, Where
+from fmjax.contracts.types import (
+    Arrays,
+    Batch,
+    Config,
+    Heads,
+    HostBatch,
+    Measures,
+    Record,
+    Value,
+    Where,
+)
 
 
 class Task:
     """What a model learns from a batch and how it is judged: a base class.
 
-    A task is a frozen dataclass made from the config (`Task(**config.task)`). What is optional has its default here.
-    """
+    A task is a frozen dataclass made from the config (`Task(**config.task)`). What is optional has
+    its default here."""
 
-    counted: ClassVar[tuple[str, ...]] = ()  # arrays that are 0 in padding alone; empty: segment_ids or attention_mask
+    counted: ClassVar[
+        tuple[str, ...]
+    ] = ()  # arrays that are 0 in padding alone; empty: segment_ids or attention_mask
     sized: ClassVar[tuple[str, ...]] = ()  # arrays of `inputs` whose last axis is a length
     labels: tuple[str, ...] = ()  # the names of classes
-    kind: str = "single"  # of labels: an example has one (single), several (multi), or a number (regression)
+    # Of labels: an example has one (single), several (multi), or a number (regression).
+    kind: str = "single"
 
     @property
     def reads(self) -> Mapping[str, str]:
@@ -31,12 +44,16 @@ class Task:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns that training and evaluation read: those of `reads`, and labels and other answers."""
+        """All columns that training and evaluation read: those of `reads`, and labels and other
+        answers.
+        """
         return tuple(self.reads)
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        """The columns that predicting reads: those of `reads`, without what the model is to write."""
+        """The columns that predicting reads: those of `reads`, without what the model is to
+        write.
+        """
         return tuple(self.reads)
 
     @property
@@ -56,7 +73,9 @@ class Task:
 
     @property
     def measures(self) -> Measures:
-        """Its metrics, and whether the largest or the smallest value is the best. One may be undefined on some data."""
+        """Its metrics, and whether the largest or the smallest value is the best. One may be
+        undefined on some data.
+        """
         raise NotImplementedError
 
     @property
@@ -71,7 +90,9 @@ class Task:
 
     @property
     def needs_generation(self) -> bool:
-        """Whether evaluation reads what the model generates; `metrics` then gets `generated [N,T]`."""
+        """Whether evaluation reads what the model generates; `metrics` then gets `generated
+        [N,T]`.
+        """
         return False
 
     @property
@@ -81,7 +102,9 @@ class Task:
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """In a mixture, the task of each part, the main one first. Elsewhere the task itself, under an empty name."""
+        """In a mixture, the task of each part, the main one first. Elsewhere the task itself, under
+        an empty name.
+        """
         return {"": self}
 
     @property
@@ -105,18 +128,24 @@ class Task:
         return {}
 
     def resolve(self, source: Any) -> Config:
-        """Returns the settings that follow from the training data, such as label names, for the stored config.
+        """Returns the settings that follow from the training data, such as label names, for the
+        stored config.
 
         Raises UserError if a column is missing, or a record, which it names, does not fit.
         """
         raise NotImplementedError
 
-    def examples(self, source: Any, processors: Processors, max_length: int, train: bool) -> Examples:
+    def examples(
+        self, source: Any, processors: Processors, max_length: int, train: bool
+    ) -> Examples:
         """Returns the examples of a split."""
         raise NotImplementedError
 
-    def facts(self, sample: Source, examples: Sequence[Examples], processors: Processors, max_length: int) -> list[Fact]:
-        """Returns what a person should know of the training data before training: labels and their counts, texts that are cut.
+    def facts(
+        self, sample: Source, examples: Sequence[Examples], processors: Processors, max_length: int
+    ) -> list[Fact]:
+        """Returns what a person should know of the training data before training: labels and their
+        counts, texts that are cut.
 
         Args:
           sample: a few thousand records of the training data.
@@ -127,7 +156,9 @@ class Task:
         return []
 
     def weights(self, batch: Batch) -> Arrays:
-        """Returns one weight per term of the loss, of the whole global batch: so splitting a batch does not change the loss."""
+        """Returns one weight per term of the loss, of the whole global batch: so splitting a batch
+        does not change the loss.
+        """
         raise NotImplementedError
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
@@ -138,24 +169,34 @@ class Task:
         """Returns the per-example arrays [B, ...] that `metrics` reads."""
         raise NotImplementedError
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> dict[str, float]:
-        """Returns the metrics of all examples; row i of the arrays belongs to example i where `valid [N]` is 1."""
+    def metrics(
+        self, arrays: HostBatch, valid: np.ndarray, examples: Any = None
+    ) -> dict[str, float]:
+        """Returns the metrics of all examples; row i of the arrays belongs to example i where
+        `valid [N]` is 1.
+        """
         raise NotImplementedError
 
     def details(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> Record:
         """Returns what a report shows beside the metrics of the same arrays, as JSON holds it.
 
-        Any of `classes`, `confusion` (see `metrics/details.py`) and `worst`, the worst examples. Empty if there is none.
-        """
+        Any of `classes`, `confusion` (see `metrics/details.py`) and `worst`, the worst examples.
+        Empty if there is none."""
         return {}
 
-    def inputs(self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where) -> dict[str, Any]:
+    def inputs(
+        self, examples: Sequence[Any], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Any]:
         """Returns a batch for prediction; names that begin with "_" stay on the host.
 
         Raises UserError, naming the example by `where(index)`, for one that cannot be read.
         """
         raise NotImplementedError
 
-    def describe(self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors) -> list[dict[str, Any]]:
-        """Returns a readable prediction for each example. A task that generates finds `generated [B,T]` in `outputs`."""
+    def describe(
+        self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors
+    ) -> list[dict[str, Any]]:
+        """Returns a readable prediction for each example. A task that generates finds `generated
+        [B,T]` in `outputs`.
+        """
         raise NotImplementedError

@@ -15,11 +15,17 @@ Value: TypeAlias = Any  # what a record holds in a column: text, number, list, b
 Record: TypeAlias = dict[str, Value]
 Config: TypeAlias = dict[str, Any]  # a resolved config, or a section of one, as JSON holds it
 Example: TypeAlias = dict[str, np.ndarray]
-Undrawn: TypeAlias = Any  # an example as it is read, of which `Examples.draw` makes arrays: an Example, but for mixtures
+# An example as it is read, of which `Examples.draw` makes arrays: an Example, but for mixtures.
+Undrawn: TypeAlias = Any
 HostBatch: TypeAlias = Mapping[str, np.ndarray]
 Batch: TypeAlias = "Mapping[str, jax.Array]"
 Arrays: TypeAlias = "dict[str, jax.Array]"
-Where: TypeAlias = Callable[[int], str]  # the name of a record or example by its index: "reviews.tsv line 12"
-# The names of metrics, and which value of each is better: the largest, the smallest; None: it depends.
+Where: TypeAlias = Callable[
+    [int], str
+]  # the name of a record or example by its index: "reviews.tsv line 12"
+# The names of metrics, and which value of each is better: the largest, the smallest; None: it
+# depends.
 Measures: TypeAlias = Mapping[str, Literal["max", "min"] | None]
-Heads: TypeAlias = Mapping[str, Mapping[str, Any]]  # the kinds of head, and the numbers of each: {"classify": {"classes": 2}}
+Heads: TypeAlias = Mapping[
+    str, Mapping[str, Any]
+]  # the kinds of head, and the numbers of each: {"classify": {"classes": 2}}

@@ -232,7 +232,8 @@ def merge(*layers: Mapping[str, Value]) -> Generation:
             if name not in FIXED:
                 hint = nearest(name, fields)
                 raise UserError(
-                    f'"{name}" is not a setting of generation{hint}; choose from {", ".join(fields)}'
+                    f'"{name}" is not a setting of generation{hint}; choose from '
+                    f"{', '.join(fields)}"
                 )
             only = "" if FIXED[name] is None else f" (only {json.dumps(FIXED[name])} is)"
             refused.append(f"{name}={json.dumps(value, default=str)}{only}")

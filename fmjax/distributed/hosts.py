@@ -162,7 +162,9 @@ def join_rows(arrays: PyTree) -> PyTree:
 
 
 def rows_of(sharding: NamedSharding, size: int) -> np.ndarray | None:
-    """Returns the rows of a batch of `size` that this host's devices hold, in order; None if all."""
+    """Returns the rows of a batch of `size` that this host's devices hold, in order; None if
+    all.
+    """
     if not several():
         return None
     held = sharding.addressable_devices_indices_map((size,)).values()

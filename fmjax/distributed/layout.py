@@ -71,7 +71,9 @@ def chosen_axes(section: Config, rules: sharding.Rules) -> Mapping[str, int]:
 
 
 def say_unsharded(section: Config, rules: sharding.Rules, mesh: Mesh) -> None:
-    """Says in one line which axes were chosen, and that rules which divide parameters divide none."""
+    """Says in one line which axes were chosen, and that rules which divide parameters divide
+    none.
+    """
     divided = sharding.parameter_axes(rules)
     lacking = [axis for axis in divided if axis not in mesh.shape]
     if mesh.size == 1 or not divided:
@@ -81,8 +83,10 @@ def say_unsharded(section: Config, rules: sharding.Rules, mesh: Mesh) -> None:
         say(f"mesh.rules={section['rules']}: mesh.axes is {dict(mesh.shape)}{rest}")
     elif lacking == divided:
         say(
-            f"warning: mesh.rules={section['rules']} divides parameters over {' and '.join(divided)}, which "
-            f"mesh.axes={dict(section['axes'])} has not: each of {mesh.size} devices holds all of them"
+            f"warning: mesh.rules={section['rules']} divides parameters over "
+            f"{' and '.join(divided)}, which "
+            f"mesh.axes={dict(section['axes'])} has not: each of {mesh.size} devices holds all of "
+            "them"
         )
 
 

@@ -63,7 +63,8 @@ def resolve_rules(name: str, table: Mapping[str, str | Sequence[str]] | None = N
             isinstance(one, str) for one in axes
         ):
             raise UserError(
-                f"mesh.table.{axis}={axes}: is not an axis of the mesh; give a name, or a list of names"
+                f"mesh.table.{axis}={axes}: is not an axis of the mesh; give a name, or a list of "
+                "names"
             )
     if table:
         return {
@@ -115,7 +116,9 @@ def check_used(rules: Rules, mesh: Mesh, own: bool) -> None:
 
 def parameter_axes(rules: Rules) -> list[str]:
     """Returns the mesh axes that rules divide parameters over, in the order of the rules."""
-    named = [axis for logical, axes in rules.items() if logical in PARAMETERS for axis in written(axes)]
+    named = [
+        axis for logical, axes in rules.items() if logical in PARAMETERS for axis in written(axes)
+    ]
     return [*dict.fromkeys(named)]
 
 
@@ -144,7 +147,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     except (NotImplementedError, ValueError) as error:
         reason = one_line(error, 200)
         raise UserError(
-            f"mesh.axes={sizes}: the devices here cannot be laid out so ({reason}); give other sizes"
+            f"mesh.axes={sizes}: the devices here cannot be laid out so ({reason}); give other "
+            "sizes"
         ) from error
     return Mesh(grid, tuple(sizes), axis_types=kinds)
 

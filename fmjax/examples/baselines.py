@@ -19,7 +19,9 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def around(record: Mapping[str, Any], reach: int = 3, mask: str = "[MASK]") -> dict[str, int]:
-    """Returns features of the words beside the mask: each word with its distance, and the pair that encloses the mask."""
+    """Returns features of the words beside the mask: each word with its distance, and the pair that
+    encloses the mask.
+    """
     words = record["text"].lower().split()
     place = next((index for index, word in enumerate(words) if mask.lower() in word), 0)
     near = {
@@ -39,7 +41,9 @@ def logistic_regression(features: Pipeline, train: Records, test: Records) -> di
 
 
 def majority(train: Records, test: Records) -> dict[str, float]:
-    """Returns the metrics of always saying the most frequent label; its scores are the labels' frequencies."""
+    """Returns the metrics of always saying the most frequent label; its scores are the labels'
+    frequencies.
+    """
     counts = Counter(record["label"] for record in train)
     classes = sorted(counts)
     scores = np.log([[counts[name] / len(train) for name in classes]] * len(test))
@@ -60,4 +64,7 @@ def tfidf() -> Pipeline:
 
 def positions() -> Pipeline:
     """The words beside the mask with their distances."""
-    return make_pipeline(FunctionTransformer(lambda records: [around(record) for record in records]), DictVectorizer())
+    return make_pipeline(
+        FunctionTransformer(lambda records: [around(record) for record in records]),
+        DictVectorizer(),
+    )

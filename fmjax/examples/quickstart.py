@@ -1,4 +1,6 @@
-"""The quickstart: pretraining on the English that ships with Python, then a task with few labels, with and without it."""
+"""The quickstart: pretraining on the English that ships with Python, then a task with few labels,
+with and without it.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +21,34 @@ from fmjax.runs.report import REPORT
 from fmjax.train.loop import train
 
 CONFIG = shipped_folder() / "quickstart.py"
-COLUMNS = {"accuracy": "accuracy", "macro-F1": "f1_macro", "recall": "recall_macro", "AUC": "roc_auc"}
+COLUMNS = {
+    "accuracy": "accuracy",
+    "macro-F1": "f1_macro",
+    "recall": "recall_macro",
+    "AUC": "roc_auc",
+}
 FULL_SEEDS = 3
 SCRATCH, PRETRAINED = "BERT from random weights", "BERT, pretrained"
 Metrics = dict[str, float]
 
 
 def quickstart(workdir: Path, full: bool = False, seeds: int = 0, tiny: bool = False) -> None:
-    """Pretrains, fine-tunes from the pretrained and from random weights, evaluates on held-out files, prints the table.
+    """Pretrains, fine-tunes from the pretrained and from random weights, evaluates on held-out
+    files, prints the table.
 
     Args:
-      workdir: the folder of the runs. Those that are there are continued or, where they have ended, not repeated.
+      workdir: the folder of the runs. Those that are there are continued or, where they have ended,
+        not repeated.
       full: pretrain for longer, and fine-tune with three seeds.
       seeds: fine-tuning runs of each; 0: one, or three if `full`.
       tiny: a few steps of a tiny model.
     """
     begin = time.perf_counter()
     modes = [name for name, chosen in (("full", full), ("tiny", tiny)) if chosen]
-    say("Text: the manual and docstrings of this Python. A fifth of the files is held out for validation and test.")
+    say(
+        "Text: the manual and docstrings of this Python. A fifth of the files is held out for "
+        "validation and test."
+    )
     splits = preposition_splits().examples
     sizes = f"{len(splits['train']):,} labels, {len(splits['test']):,} test examples"
     table = Table(f"Which of ten prepositions fills the blank? {sizes}")
@@ -48,7 +60,11 @@ def quickstart(workdir: Path, full: bool = False, seeds: int = 0, tiny: bool = F
         results: list[Metrics] = []
         for seed in range(seeds or (FULL_SEEDS if full else 1)):
             run = workdir / f"{name}-{seed}"
-            train(config("finetune", *modes, seed=seed, origin=origin, tokenizer=base / "tokenizer"), run, f"{name} {seed}")
+            train(
+                config("finetune", *modes, seed=seed, origin=origin, tokenizer=base / "tokenizer"),
+                run,
+                f"{name} {seed}",
+            )
             results.append(evaluate_run(run, "test"))
         table.add(label, results)
     table.show_all()
@@ -58,8 +74,16 @@ def quickstart(workdir: Path, full: bool = False, seeds: int = 0, tiny: bool = F
     print(workdir / "pretrained-0" / REPORT)
 
 
-def config(stage: str, *modes: str, seed: int = 0, origin: Path | None = None, tokenizer: Path | None = None) -> Config:
-    """Returns a quickstart config; fine-tuning names what it starts from, the control the same tokenizer."""
+def config(
+    stage: str,
+    *modes: str,
+    seed: int = 0,
+    origin: Path | None = None,
+    tokenizer: Path | None = None,
+) -> Config:
+    """Returns a quickstart config; fine-tuning names what it starts from, the control the same
+    tokenizer.
+    """
     loaded = load_config(f"{CONFIG}:{','.join((stage, *modes))}")
     overrides = [("train.seed", str(seed))]
     if origin is not None:
@@ -70,14 +94,19 @@ def config(stage: str, *modes: str, seed: int = 0, origin: Path | None = None, t
     return to_dict(loaded)
 
 
-def simple_models(splits: dict[str, list[dict[str, str]]]) -> Sequence[tuple[str, Callable[[], Metrics]]]:
+def simple_models(
+    splits: dict[str, list[dict[str, str]]],
+) -> Sequence[tuple[str, Callable[[], Metrics]]]:
     """Returns the baselines' names, and what computes their metrics on the same examples."""
     known, test = splits["train"], splits["test"]
     regression = baselines.logistic_regression
     return (
         ("majority label", lambda: baselines.majority(known, test)),
         ("TF-IDF + logistic regression", lambda: regression(baselines.tfidf(), known, test)),
-        ("words beside the blank + logistic regression", lambda: regression(baselines.positions(), known, test)),
+        (
+            "words beside the blank + logistic regression",
+            lambda: regression(baselines.positions(), known, test),
+        ),
     )
 
 
@@ -100,7 +129,10 @@ class Table:
 
     def print_row(self, name: str) -> None:
         results = self.rows[name]
-        print(line(name, [cell([result[key] for result in results]) for key in COLUMNS.values()]), flush=True)
+        print(
+            line(name, [cell([result[key] for result in results]) for key in COLUMNS.values()]),
+            flush=True,
+        )
 
     def show_all(self) -> None:
         self.print_head()
@@ -123,19 +155,27 @@ def cell(values: list[float]) -> str:
 
 def ending(workdir: Path, seconds: float, full: bool) -> str:
     """Returns what to know of the table, where everything is, and what to do next."""
-    more = "" if full else " One seed, short pretraining; --full pretrains longer and averages three seeds."
-    train_command = "fmjax-train" if Path(sys.argv[0]).name == "fmjax-quickstart" else "python scripts/train.py"
+    more = (
+        ""
+        if full
+        else " One seed, short pretraining; --full pretrains longer and averages three seeds."
+    )
+    train_command = (
+        "fmjax-train" if Path(sys.argv[0]).name == "fmjax-quickstart" else "python scripts/train.py"
+    )
     return f"""{seconds / 60:.1f} minutes.{more}
 
-Caveats: the labels come from the text itself, so the low-label setting is artificial. Some windows of
-words resemble each other across files. All pretrained rows share a single pretraining run. Python's
-documentation is not English in general.
+Caveats: the labels come from the text itself, so the low-label setting is artificial. Some windows
+of words resemble each other across files. All pretrained rows share a single pretraining run.
+Python's documentation is not English in general.
 
-The runs are in {workdir}/: pretrain/, scratch-*/ and pretrained-*/, each with checkpoints and a report.
+The runs are in {workdir}/: pretrain/, scratch-*/ and pretrained-*/, each with checkpoints and a
+report.
 Next, on your own text:
   {train_command} --config bert_mlm --workdir runs/mine --config.data.files.train='MY_TEXTS/*.txt'
 and on your own labels (a csv with the columns text and label):
   {train_command} --config bert_classify:files --workdir runs/labels \\
-      --config.init.weights=runs/mine --config.data.files.train=MY_TRAIN.csv --config.data.files.validation=MY_DEV.csv
+      --config.init.weights=runs/mine --config.data.files.train=MY_TRAIN.csv \\
+      --config.data.files.validation=MY_DEV.csv
 
 The report of the pretrained model, fine-tuned:"""

@@ -306,7 +306,8 @@ def check_leftovers(folder: Path, written: Sequence[Path]) -> None:
     names = {path.relative_to(folder) for path in files if path.is_file()}
     if left := sorted(names - set(written)):
         raise UserError(
-            f"{folder}: holds a model with {left[0]}, which this model lacks and would be read with; "
+            f"{folder}: holds a model with {left[0]}, which this model lacks and would be read "
+            "with; "
             "name another folder"
         )
 

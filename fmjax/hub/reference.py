@@ -230,7 +230,7 @@ def class_names(config: Config) -> tuple[str, ...]:
     if not isinstance(names, dict) or set(names) != set(map(str, range(len(names)))):
         raise UserError(
             f'config.json: id2label={json.dumps(names)} does not number the classes "0", "1", '
-            '...; correct it'
+            "...; correct it"
         )
     return tuple(str(names[str(index)]) for index in range(len(names)))
 

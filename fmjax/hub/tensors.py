@@ -24,7 +24,9 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLAX, FLAX_INDEX = "flax_model.msgpack", "flax_model.msgpack.index.json"
 OTHER_FORMATS = ("tf_model.h5", "model.onnx")
 FLOATS = ("F64", "F32", "F16", "BF16")
-FLAX_FLOATS: dict[str, PyTree] = {name: np.dtype(name) for name in ("float64", "float32", "float16")}
+FLAX_FLOATS: dict[str, PyTree] = {
+    name: np.dtype(name) for name in ("float64", "float32", "float16")
+}
 FLAX_FLOATS["bfloat16"] = np.dtype(jnp.bfloat16)
 # What Flax calls a leaf -> what torch does.
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}

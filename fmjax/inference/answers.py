@@ -10,7 +10,9 @@ from fmjax.errors import UserError
 
 
 def check_answers(answers: Sequence[PyTree], where: Where) -> None:
-    """Raises UserError, naming the example by `where(index)`, for an answer with NaN or infinity."""
+    """Raises UserError, naming the example by `where(index)`, for an answer with NaN or
+    infinity.
+    """
     for index, answer in enumerate(answers):
         if not is_finite(answer):
             raise UserError(

@@ -23,11 +23,11 @@ from fmjax.runs.checkpoint import Checkpoints
 
 
 def convert(source: str | Path, target: str | Path) -> None:
-    """Writes the model of a run directory, or of a checkpoint of llama2.c, as a Hugging Face folder, or a Hugging Face folder
-    as a run at step 0.
+    """Writes the model of a run directory, or of a checkpoint of llama2.c, as a Hugging Face
+    folder, or a Hugging Face folder as a run at step 0.
 
-    Raises UserError if the source cannot be read, the target holds something else, or the other side has no such model.
-    """
+    Raises UserError if the source cannot be read, the target holds something else, or the other
+    side has no such model."""
     source, target = Path(source).expanduser(), Path(target).expanduser()
     exported = is_run(source) or source.is_file()
     pretrained = load(source)
@@ -39,10 +39,16 @@ def convert(source: str | Path, target: str | Path) -> None:
 
 
 def write_run(pretrained: Pretrained, target: Path) -> None:
-    """Writes a run at step 0 with a model's parameters. Raises UserError if the folder is not empty or no task fits."""
-    task = folder_task(pretrained.config, pretrained.model, pretrained.processors, pretrained.class_name)
+    """Writes a run at step 0 with a model's parameters. Raises UserError if the folder is not empty
+    or no task fits.
+    """
+    task = folder_task(
+        pretrained.config, pretrained.model, pretrained.processors, pretrained.class_name
+    )
     for kind in lifecycle.missing(task, pretrained.processors):
-        raise UserError(f"the Hugging Face folder has no {kind.what}, which a run needs; add {kind.file} to it")
+        raise UserError(
+            f"the Hugging Face folder has no {kind.what}, which a run needs; add {kind.file} to it"
+        )
     if run_folder.check_workdir(target):
         raise UserError(f"--to={target}: already holds a run; name a new folder")
     family = pretrained.family.name
@@ -57,9 +63,9 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
         needed = {key: pretrained.processors[key] for key in lifecycle.groups(task)}
         lifecycle.store(target, Processors(named=needed))
         held = pytree.names(pretrained.params)
-        params = pytree.map_named(lambda name, _: jnp.asarray(held[name]), abstract_params(pretrained.model))
+        params = pytree.map_named(
+            lambda name, _: jnp.asarray(held[name]), abstract_params(pretrained.model)
+        )
         with closing(Checkpoints(target / run_folder.CHECKPOINTS)) as checkpoints:
             checkpoints.save(0, {"params": params}, {})
         write_config(target, config)
-
-

@@ -1,4 +1,6 @@
-"""Evaluation: a model's predictions on every example, gathered on the host, and the task's metrics of them."""
+"""Evaluation: a model's predictions on every example, gathered on the host, and the task's metrics
+of them.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,8 @@ Predict = Callable[[PyTree, Mapping[str, jax.Array]], dict[str, jax.Array]]
 
 
 def make_predict(model: nn.Module, task: Task, processors: Processors) -> Predict:
-    """Returns the function (params, batch) -> the task's per-example predictions, without dropout; with what the model
-    generates, as `generated`, if the task needs that."""
+    """Returns the function (params, batch) -> the task's per-example predictions, without dropout;
+    with what the model generates, as `generated`, if the task needs that."""
 
     @jax.jit
     def predict(params: PyTree, batch: Batch) -> Arrays:
@@ -72,13 +74,12 @@ def evaluate(
     place: Callable[[dict[str, np.ndarray]], Mapping[str, PyTree]] = dict,
     gather: Callable[[PyTree], PyTree] = jax.device_get,
 ) -> dict[str, float]:
-    """Returns the task's metrics over all examples of the batches, which are those of `examples`, each counted once. Metrics
-    that are undefined on them are left out.
+    """Returns the task's metrics over all examples of the batches, which are those of `examples`,
+    each counted once. Metrics that are undefined on them are left out.
 
-    AUC, F1 and rank correlations are not sums, so predictions are gathered per example; `valid` marks rows that only
-    fill up the last batch. On several hosts `place` makes global arrays of what each has read, and `gather` brings what is
-    computed of them to all.
-    """
+    AUC, F1 and rank correlations are not sums, so predictions are gathered per example; `valid`
+    marks rows that only fill up the last batch. On several hosts `place` makes global arrays of
+    what each has read, and `gather` brings what is computed of them to all."""
     return collect(predict, params, batches, examples, place, gather).metrics(task)
 
 
@@ -102,12 +103,18 @@ def collect(
     gathered = {name: joined([part[name] for part in arrays]) for name in arrays[0]}
     real = np.concatenate(valid)
     if isinstance(examples, Bucketed):
-        gathered, real, examples = examples.restored(gathered, real), np.ones(len(examples), np.float32), examples.examples
+        gathered, real, examples = (
+            examples.restored(gathered, real),
+            np.ones(len(examples), np.float32),
+            examples.examples,
+        )
     return Collected(gathered, real, examples)
 
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the rows of all parts; generated ones, as long as their batch's longest, are filled up with their last token."""
+    """Returns the rows of all parts; generated ones, as long as their batch's longest, are filled
+    up with their last token.
+    """
     if parts[0].ndim == 2:
         width = max(part.shape[1] for part in parts)
         parts = [np.pad(part, ((0, 0), (0, width - part.shape[1])), mode="edge") for part in parts]
@@ -117,10 +124,12 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 def evaluate_run(
     workdir: str | Path, split: str = "validation", files: str | Path | None = None
 ) -> dict[str, PyTree]:
-    """Evaluates a run on a split, or on `files` in its place; returns where and at which step, the metrics, of a mixture also
-    those of each source ("books/loss"), which are `undefined` if any are, and how those of texts are computed.
+    """Evaluates a run on a split, or on `files` in its place; returns where and at which step, the
+    metrics, of a mixture also those of each source ("books/loss"), which are `undefined` if any
+    are, and how those of texts are computed.
 
-    The parameters are those of the best step if the run keeps one, else of the newest, averaged if the run averages them.
+    The parameters are those of the best step if the run keeps one, else of the newest, averaged if
+    the run averages them.
 
     Raises UserError if the run or the data are not there.
     """
@@ -137,23 +146,38 @@ def evaluate_run(
     sources = {"": source} | {f"{name}/": part for name, part in parts.items()}
     length = data["max_length"]
     built = {
-        name: build_examples(task, one, loaded.processors, length, False, tolerance)[1] for name, one in sources.items()
+        name: build_examples(task, one, loaded.processors, length, False, tolerance)[1]
+        for name, one in sources.items()
     }
-    built = {name: bucketed(examples, data.get("buckets") or (), length, size) for name, examples in built.items()}
+    built = {
+        name: bucketed(examples, data.get("buckets") or (), length, size)
+        for name, examples in built.items()
+    }
     rows: np.ndarray | None = None
     gather: Callable[[PyTree], PyTree] = jax.device_get
     if hosts.several():  # each takes its part of every batch
         part = -(-size // jax.process_count())
-        size, rows, gather = part * jax.process_count(), part * jax.process_index() + np.arange(part), hosts.join_rows
+        size, rows, gather = (
+            part * jax.process_count(),
+            part * jax.process_index() + np.arange(part),
+            hosts.join_rows,
+        )
     predict = make_predict(loaded.model, task, loaded.processors)
     metrics: dict[str, float] = {}
     for name, examples in built.items():
         batches = eval_batches(examples, batch_size=size, seed=config["train"]["seed"], rows=rows)
         with Bar(f"evaluate {name}{split}", sum(1 for _ in groups(examples, size))) as bar:
-            found = evaluate(predict, task, loaded.params, bar.track(batches), examples, gather=gather)
+            found = evaluate(
+                predict, task, loaded.params, bar.track(batches), examples, gather=gather
+            )
         metrics |= {name + metric: value for metric, value in found.items()}
     signatures = {f"{name}_signature": text for name, text in task.signatures.items()}
-    about = {"workdir": str(workdir), "split": split, "examples": len(built[""]), "step": loaded.step}
+    about = {
+        "workdir": str(workdir),
+        "split": split,
+        "examples": len(built[""]),
+        "step": loaded.step,
+    }
     about |= {"left_out": len(tolerance.found)} if tolerance.found else {}
     undefined = [name for name in task.measures if name not in metrics]
     about |= {"undefined": undefined} if undefined else {}

@@ -46,9 +46,7 @@ def written_config(
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
     if "classify" in model.heads:
-        config["problem_type"] = next(
-            theirs for theirs, ours in KINDS.items() if ours == task.kind
-        )
+        config["problem_type"] = next(theirs for theirs, ours in KINDS.items() if ours == task.kind)
     return reference, config
 
 

@@ -55,10 +55,9 @@ def generated(
 
     `checked_batch` makes the model's batch of the reference's inputs. `first_row` is the number of
     the first row among all those that share a seed. `starts_prompts` says whether an
-    encoder-decoder's prompts get a start token where none begins with it. Raises UserError for inputs that
-    `checked_batch` refuses, a prompt without a token, and settings that do not fit the model or the
-    prompt.
-    """
+    encoder-decoder's prompts get a start token where none begins with it. Raises UserError for
+    inputs that `checked_batch` refuses, a prompt without a token, and settings that do not fit the
+    model or the prompt."""
     prompt, _ = prompt_names(model)
     complete = arrays
     if isinstance(model, Encodes):

@@ -103,7 +103,12 @@ class LineInputs(Inputs):
         try:
             return Example(place, where, json_value(text))
         except ValueError as error:
-            return Example(place, where, text, f"{error}; write one JSON string or object per line, or give --source text")
+            return Example(
+                place,
+                where,
+                text,
+                f"{error}; write one JSON string or object per line, or give --source text",
+            )
 
 
 class TableInputs(Inputs):
@@ -141,7 +146,9 @@ class ColumnarFile:
         self.columns = tuple(arrow_files.schema_of(path, kind == "parquet").names)
 
     def reading(self, columns: Sequence[str]) -> Inputs:
-        """Returns its rows: these columns, and `id` if there is one. Raises UserError as `Inputs.reading` does."""
+        """Returns its rows: these columns, and `id` if there is one. Raises UserError as
+        `Inputs.reading` does.
+        """
         check_names(self.name, self.columns, columns)
         wanted = [name for name in self.columns if name in columns or name == "id"]
         rows = Columnar([self.path], "prediction", self.kind, wanted)
@@ -149,7 +156,9 @@ class ColumnarFile:
 
 
 def check_names(file: str, there: Sequence[str], columns: Sequence[str]) -> None:
-    """Raises UserError, naming those there are, unless a table has all columns; what is no table passes."""
+    """Raises UserError, naming those there are, unless a table has all columns; what is no table
+    passes.
+    """
     for column in columns:
         if there and column not in there:
             raise UserError(
@@ -170,7 +179,10 @@ def open_inputs(path: Path, kind: str = AUTO, header: Sequence[str] = ()) -> Inp
     known = {extension: name for extension, name in extensions().items() if name in KINDS}
     kind = kind_of(path, known) or "jsonl" if kind == AUTO else kind
     if header and kind not in ("csv", "tsv"):
-        raise UserError(f"--header={','.join(header)}: names columns of csv and tsv, not of {kind}; leave it out")
+        raise UserError(
+            f"--header={','.join(header)}: names columns of csv and tsv, not of {kind}; leave it "
+            "out"
+        )
     name = "standard input" if str(path) == STANDARD else str(path)
     path = local(path)
     if kind in ("jsonl", "text"):
@@ -179,7 +191,9 @@ def open_inputs(path: Path, kind: str = AUTO, header: Sequence[str] = ()) -> Inp
         return ColumnarFile(name, path, kind)
     else:
         with Tolerance(UNLIMITED).active():
-            found = TableInputs(name, path, open_source(kind, [str(path)], "prediction", columns=tuple(header)))
+            found = TableInputs(
+                name, path, open_source(kind, [str(path)], "prediction", columns=tuple(header))
+            )
     if not len(found):
         raise UserError(f"--input={name}: has no examples; give one per line")
     return found
@@ -195,7 +209,9 @@ def local(path: Path) -> Path:
         raise UserError(
             f"--input={path}: cannot be read ({error.strerror}); name a file of examples"
         ) from None
-    with tempfile.NamedTemporaryFile(prefix="fmjax-input-", suffix=path.suffix, delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        prefix="fmjax-input-", suffix=path.suffix, delete=False
+    ) as file:
         file.write(content)
     copy = Path(file.name)
     atexit.register(copy.unlink, missing_ok=True)
@@ -249,12 +265,17 @@ def column_names(written: str, read: Sequence[str]) -> dict[str, str]:
     if "=" not in written:
         if len(read) != 1:
             form = ",".join(f"{column}=NAME" for column in read)
-            raise UserError(f"--column={written}: the model reads {' and '.join(read)}; write --column {form}")
+            raise UserError(
+                f"--column={written}: the model reads {' and '.join(read)}; write --column {form}"
+            )
         return {read[0]: written}
     for part in written.split(","):
         column, _, name = (word.strip() for word in part.partition("="))
         if column not in names or not name:
-            raise UserError(f'--column={written}: "{part}" names none of what the model reads: {", ".join(read)}')
+            raise UserError(
+                f'--column={written}: "{part}" names none of what the model reads: '
+                f"{', '.join(read)}"
+            )
         names[column] = name
     return names
 

@@ -203,7 +203,8 @@ def end(output: Output, count: int) -> None:
     if output.failed:
         raise UserError(
             f"{output.failed} of {count} examples could not be predicted; {output.name} has their "
-            f'"error" and the other {count - output.failed} answers; the first: {output.first_error}'
+            f'"error" and the other {count - output.failed} answers; the first: '
+            f"{output.first_error}"
         )
     say(f"{count} predictions are in {output.name}")
 
@@ -220,7 +221,9 @@ def answered(
             about["id"] = example.value["id"]
         about["input"] = example.value
         if not isinstance(answer, UserError) and finite(answer) != answer:
-            answer = UserError(f"{example.where}: the answer is not a finite number; check the model's weights")
+            answer = UserError(
+                f"{example.where}: the answer is not a finite number; check the model's weights"
+            )
         yield about | ({"error": one_line(answer)} if isinstance(answer, UserError) else answer)
 
 
@@ -241,5 +244,9 @@ def identity(folder: Path, model: Pretrained) -> Config:
     if model.task is not None:
         return {"path": str(folder.resolve()), "step": model.step}
     files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-    stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
+    stats = {
+        path.name: [path.stat().st_size, path.stat().st_mtime_ns]
+        for path in files
+        if path.is_file()
+    }
     return {"path": str(folder.resolve()), "files": stats}

@@ -1,4 +1,6 @@
-"""Predicting: a task's answers to examples, and the settings of generation as a person gives them."""
+"""Predicting: a task's answers to examples, and the settings of generation as a person gives
+them.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ class Predictor:
     def answers_or_errors(
         self, examples: Sequence[Value], where: Where, first: int = 0
     ) -> list[Record | UserError]:
-        """Returns the answer to each example, or why there is none, which an example may be itself."""
+        """Returns the answer to each example, or why there is none, which an example may be
+        itself.
+        """
         errors = [example if isinstance(example, UserError) else None for example in examples]
         if not any(errors):
             try:
@@ -155,7 +159,9 @@ def generation_settings(
 
 
 def check_prompts(prompts: object, arrays: Sequence[str], scored: bool) -> None:
-    """Raises UserError unless prompts are a text or texts, with nothing beside them that arrays need."""
+    """Raises UserError unless prompts are a text or texts, with nothing beside them that arrays
+    need.
+    """
     if not isinstance(prompts, str):
         listed = prompts if isinstance(prompts, list | tuple) else [prompts]
         for number, prompt in enumerate(listed):
@@ -214,7 +220,9 @@ def head_outputs(
 
 
 def row_lengths(arrays: HostBatch, sized: Sequence[str], count: int) -> np.ndarray:
-    """Returns the length of each of `count` rows [count], up to its last token; 0 if rows have none."""
+    """Returns the length of each of `count` rows [count], up to its last token; 0 if rows have
+    none.
+    """
     mask = arrays.get("attention_mask")
     if mask is None or "attention_mask" not in sized:
         return np.zeros(count, np.int64)
@@ -223,7 +231,9 @@ def row_lengths(arrays: HostBatch, sized: Sequence[str], count: int) -> np.ndarr
 
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the rows of all parts; those of shorter parts are followed by zeros on the second axis."""
+    """Returns the rows of all parts; those of shorter parts are followed by zeros on the second
+    axis.
+    """
     if parts[0].ndim > 1:
         width = max(part.shape[1] for part in parts)
         others = ((0, 0),) * (parts[0].ndim - 2)

@@ -31,7 +31,13 @@ from fmjax.inference.answers import check_answers
 from fmjax.inference.export import save_prompts, written_config, written_generation
 from fmjax.inference.folder_task import folder_task
 from fmjax.inference.generation import Generated, continued, generated, input_names
-from fmjax.inference.predicting import Predictor, check_prompts, chunk_of, generation_settings, head_outputs
+from fmjax.inference.predicting import (
+    Predictor,
+    check_prompts,
+    chunk_of,
+    generation_settings,
+    head_outputs,
+)
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
 from fmjax.runs.best import stored_best

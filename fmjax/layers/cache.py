@@ -89,8 +89,8 @@ def encoder_mask(batch: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], 
 def memory_mask(
     batch: Mapping[str, jax.Array], memory: Mapping[str, jax.Array]
 ) -> jax.Array | None:
-    """Returns the positions of the memory that a decoder's tokens may attend to: those of their segment,
-    or all but padding."""
+    """Returns the positions of the memory that a decoder's tokens may attend to: those of their
+    segment, or all but padding."""
     if "segments" in memory:
         return cross_segment_mask(batch["decoder_segment_ids"], memory["segments"])
     return key_mask(memory["mask"]) if "mask" in memory else None

@@ -69,7 +69,9 @@ def entity_table(truth: Collection[Entity], predicted: Collection[Entity]) -> li
         count, said, right = (side[kind] for side in counts)
         precision, recall = right / said if said else 0.0, right / count if count else 0.0
         f1 = 2 * right / (count + said)
-        rows.append({"label": kind, "count": count, "precision": precision, "recall": recall, "f1": f1})
+        rows.append(
+            {"label": kind, "count": count, "precision": precision, "recall": recall, "f1": f1}
+        )
     return rows
 
 

@@ -50,7 +50,9 @@ Entity = tuple[str, int, int]  # its kind, first and one-past-last word
 
 
 def prefixes_of(labels: Iterable[str]) -> set[str] | None:
-    """Returns the prefixes of labels that are `O` or a prefix and a kind; None if one is neither."""
+    """Returns the prefixes of labels that are `O` or a prefix and a kind; None if one is
+    neither.
+    """
     found = [TAG.fullmatch(label) for label in labels if label != OUTSIDE]
     return None if None in found else {match[1] for match in found if match}
 

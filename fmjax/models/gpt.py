@@ -1,9 +1,8 @@
 """GPT-2 (Radford et al. 2019), following Hugging Face's `modeling_gpt2.py`: a decoder with learned
 positions.
 
-Dimensions: B batch, L length, D width, V vocabulary. Llama and related models are this decoder with other
-layers; see `llama.py`.
-"""
+Dimensions: B batch, L length, D width, V vocabulary. Llama and related models are this decoder with
+other layers; see `llama.py`."""
 
 from __future__ import annotations
 

@@ -201,7 +201,8 @@ def checked_model(model: Llama) -> Llama:
         )
     if s.rotary_scaling == "llama3" and s.rotary_low >= s.rotary_high:
         raise UserError(
-            f"model.rotary_low={s.rotary_low}, model.rotary_high={s.rotary_high}: the first must be "
+            f"model.rotary_low={s.rotary_low}, model.rotary_high={s.rotary_high}: the first must "
+            "be "
             "less than the second; change one"
         )
     return model

@@ -1,4 +1,6 @@
-"""Optimizers and learning-rate schedules, built of optax stages that know the parameters by name."""
+"""Optimizers and learning-rate schedules, built of optax stages that know the parameters by
+name.
+"""
 
 from fmjax.optim.chain import Optimizer, build, check_section, map_params, trainable
 from fmjax.optim.schedules import schedule, warmup_count

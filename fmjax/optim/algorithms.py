@@ -50,11 +50,17 @@ def matrix(name: str, leaf: Leaf) -> MuonDimensionNumbers | None:
     if not name.endswith(("kernel", "embedding")) or rank < 2:
         return None
     inputs = rank - 1 if GATHERED.search(name) else 1
-    return MuonDimensionNumbers(tuple(range(first, first + inputs)), tuple(range(first + inputs, leaf.ndim)))
+    return MuonDimensionNumbers(
+        tuple(range(first, first + inputs)), tuple(range(first + inputs, leaf.ndim))
+    )
 
 
-def adam(params: PyTree, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Returns the stage of Adam's direction: bias-corrected mean over root mean square plus `eps`."""
+def adam(
+    params: PyTree, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Returns the stage of Adam's direction: bias-corrected mean over root mean square plus
+    `eps`.
+    """
     return optax.scale_by_adam(b1, b2, eps)
 
 
@@ -84,18 +90,27 @@ def muon(
         def scale(name: str, update: jax.Array) -> jax.Array:
             axes = matrix(name, update)
             assert axes is not None
-            root: float = max(math.prod(update.shape[axis] for axis in side) for side in axes) ** 0.5
+            root: float = (
+                max(math.prod(update.shape[axis] for axis in side) for side in axes) ** 0.5
+            )
             return 0.2 * root * update
 
         return pytree.map_named(scale, updates)
 
-    groups = pytree.map_named(lambda name, leaf: "muon" if BACKBONE.match(name) and matrix(name, leaf) else "adam", params)
+    groups = pytree.map_named(
+        lambda name, leaf: "muon" if BACKBONE.match(name) and matrix(name, leaf) else "adam", params
+    )
     stages = {
-        "muon": optax.chain(scale_by_muon(beta=beta, weight_dimension_numbers=numbers), optax.stateless(to_mean_square)),
+        "muon": optax.chain(
+            scale_by_muon(beta=beta, weight_dimension_numbers=numbers),
+            optax.stateless(to_mean_square),
+        ),
         "adam": optax.scale_by_adam(b1, b2, eps),
     }
     present = set(jax.tree.leaves(groups))
-    return optax.partition({name: stage for name, stage in stages.items() if name in present}, groups)
+    return optax.partition(
+        {name: stage for name, stage in stages.items() if name in present}, groups
+    )
 
 
 class AdafactorState(NamedTuple):
@@ -128,7 +143,9 @@ def adafactor(
     def factored(name: str, leaf: Leaf) -> MuonDimensionNumbers | None:
         return long_sides(name, leaf, min_dim_size_to_factor)
 
-    def zeros(shape: Callable[[Leaf, MuonDimensionNumbers | None], Shape | None], params: PyTree) -> PyTree:
+    def zeros(
+        shape: Callable[[Leaf, MuonDimensionNumbers | None], Shape | None], params: PyTree
+    ) -> PyTree:
         def one(name: str, leaf: Leaf) -> jax.Array | optax.MaskedNode:
             found = shape(leaf, factored(name, leaf))
             return optax.MaskedNode() if found is None else jnp.zeros(found, jnp.float32)
@@ -138,32 +155,54 @@ def adafactor(
     def init(params: PyTree) -> AdafactorState:
         return AdafactorState(
             count=jnp.zeros((), jnp.int32),
-            rows=zeros(lambda leaf, axes: reduced(leaf, axes.output_axis) if axes else None, params),
-            columns=zeros(lambda leaf, axes: reduced(leaf, axes.reduction_axis) if axes else None, params),
+            rows=zeros(
+                lambda leaf, axes: reduced(leaf, axes.output_axis) if axes else None, params
+            ),
+            columns=zeros(
+                lambda leaf, axes: reduced(leaf, axes.reduction_axis) if axes else None, params
+            ),
             full=zeros(lambda leaf, axes: None if axes else leaf.shape, params),
         )
 
-    def update(updates: PyTree, state: AdafactorState, params: PyTree = None) -> tuple[PyTree, AdafactorState]:
+    def update(
+        updates: PyTree, state: AdafactorState, params: PyTree = None
+    ) -> tuple[PyTree, AdafactorState]:
         mean = partial(moving_mean, 1 - (state.count + 1.0) ** -decay_rate)
 
         # Of rows and columns, or full, one is the node of what is absent.
         def one(
-            name: str, update: jax.Array, weights: jax.Array, rows: PyTree, columns: PyTree, full: PyTree
+            name: str,
+            update: jax.Array,
+            weights: jax.Array,
+            rows: PyTree,
+            columns: PyTree,
+            full: PyTree,
         ) -> tuple[PyTree, ...]:
             square, axes = jnp.square(update) + 1e-30, factored(name, update)
             if axes:
-                rows, columns = mean(rows, square, axes.output_axis), mean(columns, square, axes.reduction_axis)
+                rows, columns = (
+                    mean(rows, square, axes.output_axis),
+                    mean(columns, square, axes.reduction_axis),
+                )
                 # Each to the power -1/2 by itself: their product may be too small for fp32.
-                direction = update * (rows / rows.mean(axis=tuple(axes.reduction_axis), keepdims=True)) ** -0.5 * columns**-0.5
+                direction = (
+                    update
+                    * (rows / rows.mean(axis=tuple(axes.reduction_axis), keepdims=True)) ** -0.5
+                    * columns**-0.5
+                )
             else:
                 full = mean(full, square, ())
                 direction = update * full**-0.5
-            direction = direction / jnp.maximum(1.0, root_mean_square(name, direction) / clipping_threshold)
+            direction = direction / jnp.maximum(
+                1.0, root_mean_square(name, direction) / clipping_threshold
+            )
             if multiply_by_parameter_scale:
                 direction = direction * jnp.maximum(root_mean_square(name, weights), 1e-3)
             return direction, rows, columns, full
 
-        directions, rows, columns, full = unzipped(one, updates, params, state.rows, state.columns, state.full)
+        directions, rows, columns, full = unzipped(
+            one, updates, params, state.rows, state.columns, state.full
+        )
         return directions, AdafactorState(optax.safe_increment(state.count), rows, columns, full)
 
     return optax.GradientTransformation(init, update)
@@ -176,20 +215,29 @@ def long_sides(name: str, leaf: Leaf, least: int) -> MuonDimensionNumbers | None
     return axes if min(sides) >= least else None
 
 
-def moving_mean(kept: jax.Array, before: jax.Array, square: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Returns the moving average, of which `kept` is the share of what was before, of the mean over axes."""
+def moving_mean(
+    kept: jax.Array, before: jax.Array, square: jax.Array, axes: Sequence[int]
+) -> jax.Array:
+    """Returns the moving average, of which `kept` is the share of what was before, of the mean over
+    axes.
+    """
     now: jax.Array = square.mean(axis=tuple(axes), keepdims=True) if axes else square
     return kept * before + (1 - kept) * now
 
 
-def unzipped(function: Callable[..., tuple[PyTree, ...]], tree: PyTree, *rest: PyTree) -> list[PyTree]:
+def unzipped(
+    function: Callable[..., tuple[PyTree, ...]], tree: PyTree, *rest: PyTree
+) -> list[PyTree]:
     """Returns a tree for each value that `function(name, leaf, *others)` returns.
 
     Where a tree of `rest` has no array, it has a node there, which is passed as it is.
     """
     structure: PyTree = jax.tree.structure(tree)
     parts = map(structure.flatten_up_to, rest)
-    values = [function(*each) for each in zip(pytree.names(tree), jax.tree.leaves(tree), *parts, strict=True)]
+    values = [
+        function(*each)
+        for each in zip(pytree.names(tree), jax.tree.leaves(tree), *parts, strict=True)
+    ]
     return [structure.unflatten(column) for column in zip(*values, strict=True)]
 
 

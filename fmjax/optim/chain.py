@@ -82,7 +82,9 @@ def build(config: Mapping[str, PyTree], params: PyTree, steps: int) -> Optimizer
         zero = optax.masked(optax.set_to_zero(), inverse(trained))
         # Every stage passes the frozen ones by, so their zeros arrive as constants, which XLA folds
         # away.
-        stages = {"freeze": zero} | {name: optax.masked(stage, trained) for name, stage in stages.items()}
+        stages = {"freeze": zero} | {
+            name: optax.masked(stage, trained) for name, stage in stages.items()
+        }
     if settings.ema is not None:
         stages["ema"] = track_ema(settings.ema)
     return Optimizer(chain(stages), rate)
@@ -117,7 +119,9 @@ def check_section(config: Mapping[str, PyTree]) -> None:
     for key, value in given.items():
         if key not in known:
             hint = nearest(key, known)
-            raise UserError(f"optim.{key} is not a setting of {name}{hint}; choose from {', '.join(known)}")
+            raise UserError(
+                f"optim.{key} is not a setting of {name}{hint}; choose from {', '.join(known)}"
+            )
         if key in LIMITS:
             check(key, value, LIMITS[key])
     limits.check("optim", given, OTHERS)
@@ -137,7 +141,9 @@ def trainable(params: PyTree, freeze: Sequence[str]) -> PyTree:
     """
     mask = inverse(pytree.mask(params, freeze, "optim.freeze"))
     if not any(jax.tree.leaves(mask)):
-        raise UserError(f"optim.freeze={','.join(freeze)} matches every parameter; leave some to train")
+        raise UserError(
+            f"optim.freeze={','.join(freeze)} matches every parameter; leave some to train"
+        )
     return mask
 
 
@@ -145,7 +151,9 @@ def inverse(mask: PyTree) -> PyTree:
     return jax.tree.map(lambda chosen: not chosen, mask)
 
 
-def factors(params: PyTree, multipliers: Mapping[str, float], layer_decay: float) -> dict[str, Factor]:
+def factors(
+    params: PyTree, multipliers: Mapping[str, float], layer_decay: float
+) -> dict[str, Factor]:
     """Returns by name what multiplies the learning rate: a float, or fp32 [layers, 1, ...] of
     stacked layers.
 
@@ -159,7 +167,9 @@ def factors(params: PyTree, multipliers: Mapping[str, float], layer_decay: float
     leaves = pytree.names(params)
     depth = max((leaf.shape[0] for name, leaf in leaves.items() if BACKBONE.match(name)), default=0)
     if layer_decay != 1 and not depth:
-        raise UserError(f"optim.layer_decay={layer_decay}: the model has no stacked layers; leave it at 1")
+        raise UserError(
+            f"optim.layer_decay={layer_decay}: the model has no stacked layers; leave it at 1"
+        )
     found = {
         expression: pytree.names(pytree.mask(params, [expression], "optim.multipliers"))
         for expression in multipliers
@@ -172,7 +182,9 @@ def factors(params: PyTree, multipliers: Mapping[str, float], layer_decay: float
         return depth + 1 if name.startswith("embed/") else 0
 
     def factor(name: str, leaf: Leaf) -> Factor:
-        product = math.prod(multipliers[expression] for expression, mask in found.items() if mask[name])
+        product = math.prod(
+            multipliers[expression] for expression, mask in found.items() if mask[name]
+        )
         return layer_decay ** distance(name, leaf) * product
 
     return {name: factor(name, leaf) for name, leaf in leaves.items()}
@@ -234,7 +246,9 @@ def chain(stages: Mapping[str, Transform]) -> Transform:
     def init(params: PyTree) -> dict[str, PyTree]:
         return dict(inner.init(params))
 
-    def update(updates: PyTree, state: Mapping[str, PyTree], params: PyTree = None) -> tuple[PyTree, dict[str, PyTree]]:
+    def update(
+        updates: PyTree, state: Mapping[str, PyTree], params: PyTree = None
+    ) -> tuple[PyTree, dict[str, PyTree]]:
         updates, state = inner.update(updates, state, params)
         return updates, dict(state)
 
@@ -262,4 +276,6 @@ def map_params(
         return leaf if absent(leaf) else function(leaf, *leaves)
 
     tree_map_params = optax.tree_utils.tree_map_params
-    return tree_map_params(transform, visit, state, *trees, transform_non_params=other, is_leaf=absent)
+    return tree_map_params(
+        transform, visit, state, *trees, transform_non_params=other, is_leaf=absent
+    )

@@ -1,8 +1,8 @@
 """What a compiled program sends between devices, read from its text.
 
-XLA counts the body of a loop once; here each loop's instructions are counted as often as it turns. A CPU's compiler notes that
-beside the loop; a TPU's leaves the number in the condition, with which a scan compares its index. Other loops count once.
-"""
+XLA counts the body of a loop once; here each loop's instructions are counted as often as it turns.
+A CPU's compiler notes that beside the loop; a TPU's leaves the number in the condition, with which
+a scan compares its index. Other loops count once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
 OPERATION = re.compile(rf"\s({'|'.join(KINDS)})(-start)?\(")
 ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c\d+)\[([\d,]*)\]")
-CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%?[\w.\-]+(?:, %[\w.\-]+)*)\}?")
+CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%?[\w.\-]+(?:, %[\w.\-]+)*)\}?"
+)
 TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 LESS = re.compile(r"ROOT .* compare\(.*direction=LT")
 CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-# {{0,1},{2,3}}, [2,4]<=[8], or mesh['x'=4,'y'=2] {'x'}: the members, a group's size, the axes of a group
+# {{0,1},{2,3}}, [2,4]<=[8], or mesh['x'=4,'y'=2] {'x'}: the members, a group's size, the axes of a
+# group
 GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
 
 
@@ -36,13 +39,17 @@ class Traffic(NamedTuple):
 
 class Computation(NamedTuple):
     collectives: list[tuple[str, float]]  # kind, bytes sent
-    called: list[tuple[str, int, str]]  # name, how often, and of what a loop calls, its condition if that alone says how often
+    called: list[
+        tuple[str, int, str]
+    ]  # name, how often, and of what a loop calls, its condition if that alone says how often
     bounds: list[int]  # the integer constants
     compares: list[bool]  # whether it ends in a comparison
 
 
 def collectives(text: str, devices: int) -> dict[str, Traffic]:
-    """Returns by kind what one run of a compiled program (`compiled.as_text()`) sends between `devices`."""
+    """Returns by kind what one run of a compiled program (`compiled.as_text()`) sends between
+    `devices`.
+    """
     parts, entry = computations(text, devices)
     times: dict[str, int] = defaultdict(int)
 
@@ -64,12 +71,20 @@ def collectives(text: str, devices: int) -> dict[str, Traffic]:
 
 
 def turns_of(condition: Computation | None) -> int:
-    """Returns the trip count of a loop that counts from 0 to the one constant in its condition; 1 for any other loop."""
-    return condition.bounds[0] if condition and condition.compares and len(condition.bounds) == 1 else 1
+    """Returns the trip count of a loop that counts from 0 to the one constant in its condition; 1
+    for any other loop.
+    """
+    return (
+        condition.bounds[0]
+        if condition and condition.compares and len(condition.bounds) == 1
+        else 1
+    )
 
 
 def computations(text: str, devices: int) -> tuple[dict[str, Computation], str]:
-    """Returns the own cost and the callees of each computation of a program, by name, and the entry's name."""
+    """Returns the own cost and the callees of each computation of a program, by name, and the
+    entry's name.
+    """
     parts: dict[str, Computation] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -85,15 +100,18 @@ def computations(text: str, devices: int) -> tuple[dict[str, Computation], str]:
             alone = "" if turns or not condition else condition[1]
             for called in CALLED.finditer(instruction[1]):
                 names = [one.strip().lstrip("%") for one in called[1].split(",")]
-                parts[name].called.extend((one, int(turns[1]) if turns else 1, alone) for one in names if one)
+                parts[name].called.extend(
+                    (one, int(turns[1]) if turns else 1, alone) for one in names if one
+                )
     return parts, entry
 
 
 def collective(instruction: str, devices: int) -> Iterator[tuple[str, float]]:
-    """Yields the kind of an instruction and the bytes that a device sends in it, if it is a collective.
+    """Yields the kind of an instruction and the bytes that a device sends in it, if it is a
+    collective.
 
-    Of n devices in a ring each sends (n - 1) / n of what is gathered or exchanged, and twice that of what is reduced for all.
-    """
+    Of n devices in a ring each sends (n - 1) / n of what is gathered or exchanged, and twice that
+    of what is reduced for all."""
     operation = OPERATION.search(instruction)
     if not operation:
         return
@@ -102,7 +120,8 @@ def collective(instruction: str, devices: int) -> Iterator[tuple[str, float]]:
         math.prod(int(size) for size in shape.split(",") if size) * item_size(dtype)
         for dtype, shape in ARRAY.findall(instruction[: operation.start()])
     ]
-    # What is begun asynchronously has its operands and its results, of which the largest is the whole.
+    # What is begun asynchronously has its operands and its results, of which the largest is the
+    # whole.
     size = max(arrays, default=0) if operation[2] else sum(arrays)
     members = group_size(instruction, devices)
     share = (members - 1) / members
@@ -123,7 +142,9 @@ def group_size(instruction: str, devices: int) -> int:
         return devices
     listed, size, axes, chosen = groups.groups()
     if axes is not None:
-        sizes = {axis: int(count) for axis, _, count in (part.partition("=") for part in axes.split(","))}
+        sizes = {
+            axis: int(count) for axis, _, count in (part.partition("=") for part in axes.split(","))
+        }
         return math.prod(sizes[axis] for axis in chosen.split(","))
     return int(size) if size else len(listed.split(","))
 

@@ -1,10 +1,11 @@
-"""What a training step will need on hardware that is not here: memory, time, and what it sends between chips.
+"""What a training step will need on hardware that is not here: memory, time, and what it sends
+between chips.
 
-For a TPU slice the real step is compiled, sharded, by the TPU's own compiler (`jax.experimental.topologies` and the libtpu
-wheel; no TPU is touched and no array is made), its layers scanned whatever the config says. For a GPU or a CPU the figures are
-analytic. Of the data only the first records are read, for the shapes of a batch, and a tokenizer is trained on those alone: the
-vocabulary is as large as the config says.
-"""
+For a TPU slice the real step is compiled, sharded, by the TPU's own compiler
+(`jax.experimental.topologies` and the libtpu wheel; no TPU is touched and no array is made), its
+layers scanned whatever the config says. For a GPU or a CPU the figures are analytic. Of the data
+only the first records are read, for the shapes of a batch, and a tokenizer is trained on those
+alone: the vocabulary is as large as the config says."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ from fmjax.train.stages import (
 
 RECORDS = 200  # of the data that are looked at
 PIECES = 1000  # of the tokenizer that is trained on them
-# What libtpu reads of its surroundings, set where there is no TPU; without the last, two processes could not compile at once.
+# What libtpu reads of its surroundings, set where there is no TPU; without the last, two processes
+# could not compile at once.
 DEVICELESS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -68,19 +70,30 @@ class Topology:
     tpu: bool
 
     def devices(self) -> Sequence[PyTree]:
-        """Returns the devices, which are not here. Raises UserError if libtpu is not installed or knows no such slice."""
+        """Returns the devices, which are not here. Raises UserError if libtpu is not installed or
+        knows no such slice.
+        """
         if not self.tpu:
             return [Absent(index) for index in range(self.count)]
         os.environ.update({name: os.environ.get(name, value) for name, value in DEVICELESS.items()})
         kind, shape = self.written.split(":")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"v5litepod-{self.count}" if kind == "v5e" else f"{kind}-{2 * self.count}")
+        os.environ.setdefault(
+            "TPU_ACCELERATOR_TYPE",
+            f"v5litepod-{self.count}" if kind == "v5e" else f"{kind}-{2 * self.count}",
+        )
         try:
-            return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}").devices
+            return topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{kind}:{shape}"
+            ).devices
         except Exception as error:
             if "libtpu" in str(error) or isinstance(error, ImportError | NotImplementedError):
-                raise UserError(f"--topology={self.written}: needs libtpu to compile; pip install libtpu") from None
+                raise UserError(
+                    f"--topology={self.written}: needs libtpu to compile; pip install libtpu"
+                ) from None
             reason = one_line(error, 200)
-            raise UserError(f"--topology={self.written}: libtpu has no such slice ({reason}); give another") from None
+            raise UserError(
+                f"--topology={self.written}: libtpu has no such slice ({reason}); give another"
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +107,20 @@ class Absent:
 
 
 def read_topology(text: str) -> Topology:
-    """Parses "v5e:4x4", "gpu:h200", "gpu:h200:8", "cpu" or "cpu:8". Raises UserError for anything else."""
+    """Parses "v5e:4x4", "gpu:h200", "gpu:h200:8", "cpu" or "cpu:8". Raises UserError for anything
+    else.
+    """
     kind, *rest = text.split(":")
     gpus = [name for name in CHIPS if not name.startswith("v")]
     tpus = [name for name in CHIPS if name.startswith("v")]
     form = "give v5e:4x4, v5p:4x4x8, gpu:h200, gpu:h200:8, cpu or cpu:8"
-    if kind == "gpu" and rest and rest[0] in gpus and len(rest) <= 2 and all(map(is_count, rest[1:])):
+    if (
+        kind == "gpu"
+        and rest
+        and rest[0] in gpus
+        and len(rest) <= 2
+        and all(map(is_count, rest[1:]))
+    ):
         return Topology(text, CHIPS[rest[0]], int(rest[1]) if rest[1:] else 1, False)
     if kind == "cpu" and len(rest) <= 1 and all(map(is_count, rest)):
         return Topology(text, None, int(rest[0]) if rest else 1, False)
@@ -169,7 +190,9 @@ def first_records(source: Source | Bundle) -> PyTree:
 
 
 def compile_step(step: Step) -> PyTree:
-    """Returns the compiled step, of abstract arrays. Raises UserError if the compiler says that it does not fit."""
+    """Returns the compiled step, of abstract arrays. Raises UserError if the compiler says that it
+    does not fit.
+    """
     abstract, built = step.abstract, step.built
     layout, state = abstract.layout, abstract.state
     shardings = batch_shardings(abstract.spec, layout.rules, layout.mesh)
@@ -187,7 +210,10 @@ def compile_step(step: Step) -> PyTree:
 
 
 def plan_config(
-    config: str | os.PathLike[str], topology: str, overrides: Mapping[str, Value] | None = None, analytic: bool = False
+    config: str | os.PathLike[str],
+    topology: str,
+    overrides: Mapping[str, Value] | None = None,
+    analytic: bool = False,
 ) -> Config:
     """Returns what a training step needs on hardware that is not here; nothing is trained.
 
@@ -197,7 +223,8 @@ def plan_config(
       overrides: values by key, such as {"data.batch_size": 64}.
       analytic: whether to compile nothing for a TPU, and calculate by formula as for a GPU.
 
-    Returns bytes per device, FLOPs, traffic, seconds per step, and whether it fits, as JSON holds them.
+    Returns bytes per device, FLOPs, traffic, seconds per step, and whether it fits, as JSON holds
+    them.
 
     Raises UserError for a config or topology that does not fit together.
     """
@@ -205,12 +232,15 @@ def plan_config(
 
 
 def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
-    """Returns the plan of a config on a topology: bytes per device, FLOPs, traffic, seconds per step, and whether it fits.
+    """Returns the plan of a config on a topology: bytes per device, FLOPs, traffic, seconds per
+    step, and whether it fits.
 
     Raises UserError for a config or topology that does not fit together.
     """
     begun = time.perf_counter()
-    if topology.tpu and compiled:  # an unrolled step says the same, after as many times longer as there are layers
+    if (
+        topology.tpu and compiled
+    ):  # an unrolled step says the same, after as many times longer as there are layers
         config = config | {"model": config["model"] | {"scan_layers": True}}
     step = describe_step(config, topology.devices())
     state = step.abstract.state
@@ -219,7 +249,12 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
         "optimizer": device_bytes(state.opt_state),
         "gradients": device_bytes(state.params),
         "activations": saved_bytes(
-            step.built.model, step.built.task, state.params, step.abstract.spec, step.abstract.layout, step.built.config
+            step.built.model,
+            step.built.task,
+            state.params,
+            step.abstract.spec,
+            step.abstract.layout,
+            step.built.config,
         ),
     }
     result: Config = {
@@ -249,7 +284,9 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
 
 
 def with_compiler(step: Step, result: Config, estimate: int) -> tuple[int, dict[str, Traffic]]:
-    """Compiles the step; returns the bytes that a device needs and its traffic, and adds what the compiler says to the result."""
+    """Compiles the step; returns the bytes that a device needs and its traffic, and adds what the
+    compiler says to the result.
+    """
     try:
         program = compile_step(step)
     except Exception as error:
@@ -277,28 +314,40 @@ def with_compiler(step: Step, result: Config, estimate: int) -> tuple[int, dict[
 
 
 def analytic_traffic(step: Step) -> dict[str, Traffic]:
-    """Returns the bytes that data-parallel and FSDP rules send: sharded parameters are gathered twice, gradients reduced once."""
+    """Returns the bytes that data-parallel and FSDP rules send: sharded parameters are gathered
+    twice, gradients reduced once.
+    """
     gathered = reduced = 0.0
     for leaf in jax.tree.leaves(step.abstract.state.params):
         whole = math.prod(leaf.shape) * leaf.dtype.itemsize
         own = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         gathered += 2 * (whole - own)
-        reduced += whole - own if own < whole else 2 * whole * (1 - 1 / step.abstract.layout.mesh.size)
+        reduced += (
+            whole - own if own < whole else 2 * whole * (1 - 1 / step.abstract.layout.mesh.size)
+        )
     count = len(jax.tree.leaves(step.abstract.state.params))
     found = {"all-gather": Traffic(2 * count, gathered), "all-reduce": Traffic(count, reduced)}
     return {kind: traffic for kind, traffic in found.items() if traffic.sent}
 
 
 def roofline(step: Step, topology: Topology, result: Config) -> Config:
-    """Returns the least seconds a step can take, by its slowest resource, and the share of the peak.
+    """Returns the least seconds a step can take, by its slowest resource, and the share of the
+    peak.
 
-    A step multiplies three times as much as its forward pass, four times where everything is computed again. It reads its
-    parameters in three passes and its optimizer's state in one, writes both, and writes and reads what it keeps.
-    """
+    A step multiplies three times as much as its forward pass, four times where everything is
+    computed again. It reads its parameters in three passes and its optimizer's state in one, writes
+    both, and writes and reads what it keeps."""
     chip, held = topology.chip, result["bytes_per_device"]
     assert chip is not None
-    again = {"none": 0.0, "dots": 0.0, "everything": 1 / 3}[step.built.config["model"].get("remat", "none")]
-    moved = 4 * held["parameters"] + 2 * held["gradients"] + 2 * held["optimizer"] + 2 * step.parts * held["activations"]
+    again = {"none": 0.0, "dots": 0.0, "everything": 1 / 3}[
+        step.built.config["model"].get("remat", "none")
+    ]
+    moved = (
+        4 * held["parameters"]
+        + 2 * held["gradients"]
+        + 2 * held["optimizer"]
+        + 2 * step.parts * held["activations"]
+    )
     seconds = {
         "compute": result["flops_per_step"] * (1 + again) / topology.count / chip.flops,
         "memory": moved / chip.bandwidth,
@@ -323,15 +372,26 @@ def hint(step: Step, topology: Topology, held: Mapping[str, int]) -> str:
         need = math.ceil(state * step.abstract.layout.mesh.size / topology.chip.memory)
         whole = state == sum(
             math.prod(leaf.shape) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves((step.abstract.state.params, step.abstract.state.opt_state, step.abstract.state.params))
+            for leaf in jax.tree.leaves(
+                (
+                    step.abstract.state.params,
+                    step.abstract.state.opt_state,
+                    step.abstract.state.params,
+                )
+            )
         )
         if whole and topology.count > 1:
-            return "the whole state is on every device: --config.mesh.rules=fsdp --config.mesh.axes='{\"fsdp\": -1}'"
-        return f"the state alone needs about {need} such chips: take more, or --config.optim.name=adafactor"
+            return (
+                "the whole state is on every device: --config.mesh.rules=fsdp "
+                "--config.mesh.axes='{\"fsdp\": -1}'"
+            )
+        return (
+            f"the state alone needs about {need} such chips: take more, or "
+            "--config.optim.name=adafactor"
+        )
     if step.built.config["model"].get("remat", "everything") != "everything":
         return "--config.model.remat=everything, which keeps of each layer only what it read"
     rows = step.built.config["data"]["batch_size"]
     if step.parts < rows // step.abstract.layout.mesh.size:
         return f"--config.train.accumulate={2 * step.parts}, which halves what is kept at once"
     return "a mesh with a tensor axis and --config.mesh.rules=fsdp_tp, or more chips"
-

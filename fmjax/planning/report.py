@@ -22,23 +22,35 @@ def table(result: Config) -> str:
     held = result["bytes_per_device"]
     axes = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     lines = [
-        f"{result['model_parameters']:,} parameters on {result['topology']}: {result['devices']} devices ({axes}), "
+        f"{result['model_parameters']:,} parameters on {result['topology']}: {result['devices']} "
+        f"devices ({axes}), "
         f"rules {result['rules']}",
         "per device, GiB",
         *(f"  {name:<12} {size / GIB:10.3f}" for name, size in held.items()),
     ]
     if compiler := result.get("compiler"):
-        lines += ["as compiled, GiB", *(f"  {name:<12} {compiler[name] / GIB:10.3f}" for name in MEMORY)]
+        lines += [
+            "as compiled, GiB",
+            *(f"  {name:<12} {compiler[name] / GIB:10.3f}" for name in MEMORY),
+        ]
     if "refused" in result:
         lines.append(f"the compiler refuses it: {result['refused']}")
     lines.append(f"needs {result['total_bytes'] / GIB:.2f} GiB per device")
-    lines.append(f"{result['flops_per_step']:.4g} FLOPs per step (forward and backward, by formula)")
+    lines.append(
+        f"{result['flops_per_step']:.4g} FLOPs per step (forward and backward, by formula)"
+    )
     for kind, traffic in result["collectives"].items():
-        lines.append(f"  {kind:<18} {traffic['times']:>6} times, {traffic['sent'] / GIB:10.3f} GiB sent per device")
+        lines.append(
+            f"  {kind:<18} {traffic['times']:>6} times, {traffic['sent'] / GIB:10.3f} GiB sent per "
+            "device"
+        )
     if "fits" in result:
         seconds = ", ".join(f"{name} {value:.4g}" for name, value in result["seconds"].items())
         lines.append(f"{result['bytes_moved'] / GIB:.2f} GiB moved between memory and chip")
-        lines.append(f"seconds per step, at least: {seconds}; bound by {result['bound']}, MFU at most {result['mfu']:.1%}")
+        lines.append(
+            f"seconds per step, at least: {seconds}; bound by {result['bound']}, MFU at most "
+            f"{result['mfu']:.1%}"
+        )
         lines.append("fits" if result["fits"] else f"does not fit; try {result['hint']}")
     if result["analytic"]:
         lines.append("by formula alone: nothing was compiled")
@@ -54,16 +66,30 @@ def sharding_rows(config: Config, topology: Topology) -> list[Record]:
     Raises UserError as `plan` does.
     """
     step = describe_step(config, topology.devices())
-    boxed = jax.eval_shape(lambda: init_params(step.built.model, step.abstract.spec, jax.random.key(0)))
+    boxed = jax.eval_shape(
+        lambda: init_params(step.built.model, step.abstract.spec, jax.random.key(0))
+    )
     placed = pytree.names(step.abstract.state.params)
     rows = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+    ):
         name, (value, axes) = pytree.path_name(path), named_axes(leaf)
         found = placed[name].sharding
         spec = [*found.spec, *[None] * (len(value.shape) - len(found.spec))]
         size = math.prod(found.shard_shape(value.shape)) * value.dtype.itemsize
-        written = ["+".join((part,) if isinstance(part, str) else part) if part else None for part in spec]
-        rows.append({"name": name, "shape": list(value.shape), "axes": list(axes), "spec": written, "bytes_per_device": size})
+        written = [
+            "+".join((part,) if isinstance(part, str) else part) if part else None for part in spec
+        ]
+        rows.append(
+            {
+                "name": name,
+                "shape": list(value.shape),
+                "axes": list(axes),
+                "spec": written,
+                "bytes_per_device": size,
+            }
+        )
     return rows
 
 
@@ -72,7 +98,9 @@ def sharding_table(config: Config, topology: Topology, as_json: bool = False) ->
     rows = sharding_rows(config, topology)
     total = sum(row["bytes_per_device"] for row in rows)
     if as_json:
-        return json.dumps({"topology": topology.written, "parameters": rows, "bytes_per_device": total})
+        return json.dumps(
+            {"topology": topology.written, "parameters": rows, "bytes_per_device": total}
+        )
     width = max(len(row["name"]) for row in rows)
     lines = []
     for row in rows:

@@ -145,7 +145,9 @@ def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stag
         more, leave_out = exact_stages(work, kept, tasks)
         found += more
     if "minhash" in dedup:
-        more, without = minhash_stages(work, [JsonlReader(kept), *leave_out], dedup["minhash"], tasks)
+        more, without = minhash_stages(
+            work, [JsonlReader(kept), *leave_out], dedup["minhash"], tasks
+        )
         found, leave_out = [*found, *more], [*leave_out, without]
     tokenizer = settings["tokenizer"].get("path", "")
     found.append(

@@ -1,4 +1,6 @@
-"""Which metric chooses the best step or ends a run, and which of its values are better: that follows from the metric."""
+"""Which metric chooses the best step or ends a run, and which of its values are better: that
+follows from the metric.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,22 @@ MODES = ("max", "min")
 
 
 def best_step(config: Config, task: Task) -> Best | None:
-    """Returns the metric whose best step is kept, None if none is. Raises UserError as `chosen` does."""
+    """Returns the metric whose best step is kept, None if none is. Raises UserError as `chosen`
+    does.
+    """
     section = config["checkpoint"]
     metric = section.get("best")
-    return chosen("checkpoint.best", metric, "checkpoint.mode", section.get("mode"), task) if metric else None
+    return (
+        chosen("checkpoint.best", metric, "checkpoint.mode", section.get("mode"), task)
+        if metric
+        else None
+    )
 
 
 def stopped_by(config: Config, task: Task) -> Best | None:
-    """Returns the metric that ends the run where it no longer improves, None if none does. Raises UserError as `chosen` does."""
+    """Returns the metric that ends the run where it no longer improves, None if none does. Raises
+    UserError as `chosen` does.
+    """
     section = config["train"]["early_stopping"]
     if not section["patience"]:
         return None
@@ -41,38 +51,60 @@ def check_evaluated(config: Config, splits: Collection[str]) -> None:
     """
     best = config["checkpoint"].get("best")
     if best and "validation" not in splits:
-        say(f"checkpoint.best={best}: there is no validation data to choose by; only the newest steps are kept")
+        say(
+            f"checkpoint.best={best}: there is no validation data to choose by; only the newest "
+            "steps are kept"
+        )
     patience = config["train"]["early_stopping"]["patience"]
     if patience and "validation" not in splits:
         how = "give data.files.validation or data.hold_out"
-        raise UserError(f"train.early_stopping.patience={patience}: there is no validation data to stop by; {how}")
+        raise UserError(
+            f"train.early_stopping.patience={patience}: there is no validation data to stop by; "
+            f"{how}"
+        )
     if patience and not config["train"].get("eval_every"):
         how = "set train.eval_every, the steps between two evaluations"
-        raise UserError(f"train.early_stopping.patience={patience}: the run is evaluated at its end alone; {how}")
+        raise UserError(
+            f"train.early_stopping.patience={patience}: the run is evaluated at its end alone; "
+            f"{how}"
+        )
 
 
 def stored_best(config: Config, task: Task) -> Best | None:
-    """Returns the metric whose best step a run has kept. The metric decides, whatever an old config says of it."""
+    """Returns the metric whose best step a run has kept. The metric decides, whatever an old config
+    says of it.
+    """
     metric = config["checkpoint"].get("best")
-    return Best(metric, task.measures.get(metric) or config["checkpoint"].get("mode") or "max") if metric else None
+    return (
+        Best(metric, task.measures.get(metric) or config["checkpoint"].get("mode") or "max")
+        if metric
+        else None
+    )
 
 
 def chosen(key: str, metric: str, mode_key: str, mode: str | None, task: Task) -> Best:
     """Returns a metric of the task, and whether its largest or its smallest value is the best.
 
-    Raises UserError if the task has no such metric, if the config's `mode` contradicts what is known of the metric, or if
-    nothing is known and the config does not say.
-    """
+    Raises UserError if the task has no such metric, if the config's `mode` contradicts what is
+    known of the metric, or if nothing is known and the config does not say."""
     measures = task.measures
     if metric not in measures:
         hint = nearest(metric, measures)
-        raise UserError(f'{key}="{metric}" is not a metric of this task{hint}; it has {", ".join(measures)}')
+        raise UserError(
+            f'{key}="{metric}" is not a metric of this task{hint}; it has {", ".join(measures)}'
+        )
     known = measures[metric]
     if mode is not None:
         one_of(mode_key, mode, MODES)
     if known is None and mode is None:
-        raise UserError(f'{key}="{metric}": whether more or less of it is better is unknown; set {mode_key} to max or min')
+        raise UserError(
+            f'{key}="{metric}": whether more or less of it is better is unknown; set {mode_key} to '
+            "max or min"
+        )
     if known is not None and mode not in (None, known):
         better = "less" if known == "min" else "more"
-        raise UserError(f"{mode_key}={mode}: {better} {metric} is better; leave {mode_key} out, which follows from the metric")
+        raise UserError(
+            f"{mode_key}={mode}: {better} {metric} is better; leave {mode_key} out, which follows "
+            "from the metric"
+        )
     return Best(metric, known or mode or "max")

@@ -10,7 +10,13 @@ from typing import TypeAlias
 from fmjax.contracts import Record
 from fmjax.runs.logs import EVALUATION
 
-WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 376, 210, 58, 24, 10  # of a figure and the room for its labels, in pixels
+WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = (
+    376,
+    210,
+    58,
+    24,
+    10,
+)  # of a figure and the room for its labels, in pixels
 POINTS = 300  # drawn per curve; more are averaged in groups
 Points: TypeAlias = Sequence[tuple[float, float]]  # (step, value)
 
@@ -40,7 +46,10 @@ def figure(name: str, training: Points, validation: Points) -> str:
     """Returns an SVG of a metric over steps."""
     training, validation = thinned(training), thinned(validation)
     both = [*training, *validation]
-    steps, values = ticks(0, max(step for step, _ in both)), ticks(min(v for _, v in both), max(v for _, v in both))
+    steps, values = (
+        ticks(0, max(step for step, _ in both)),
+        ticks(min(v for _, v in both), max(v for _, v in both)),
+    )
 
     def x(step: float) -> float:
         return LEFT + (WIDTH - LEFT - MARGIN) * (step - steps[0]) / (steps[-1] - steps[0])
@@ -50,15 +59,29 @@ def figure(name: str, training: Points, validation: Points) -> str:
 
     parts = []
     for value in values:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:,.10g}</text>')
-    parts += [f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{step:,.10g}</text>' for step in steps]
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{y(value):.1f}" '
+            f'y2="{y(value):.1f}"/>'
+        )
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:,.10g}</text>'
+        )
+    parts += [
+        f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{step:,.10g}</text>'
+        for step in steps
+    ]
     legend = ""
-    for kind, label, points in (("first", "training", training), ("second", "validation", validation)):
+    for kind, label, points in (
+        ("first", "training", training),
+        ("second", "validation", validation),
+    ):
         if points:
             line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
             parts.append(f'<polyline class="{kind}" points="{line}"/>')
-            parts.append(f'<circle class="{kind}" r="2.5" cx="{x(points[-1][0]):.1f}" cy="{y(points[-1][1]):.1f}"/>')
+            parts.append(
+                f'<circle class="{kind}" r="2.5" cx="{x(points[-1][0]):.1f}" '
+                f'cy="{y(points[-1][1]):.1f}"/>'
+            )
             legend += f' <span class="{kind}">{label}</span>'
     size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
     image = f'<svg {size} role="img" aria-label="{escape(name)} over steps">{"".join(parts)}</svg>'
@@ -68,12 +91,16 @@ def figure(name: str, training: Points, validation: Points) -> str:
 def thinned(points: Points) -> Points:
     """Returns at most about POINTS points: averages of groups of neighbors."""
     size = math.ceil(len(points) / POINTS)
-    groups = [points[begin : begin + size] for begin in range(0, len(points), size)] if points else []
+    groups = (
+        [points[begin : begin + size] for begin in range(0, len(points), size)] if points else []
+    )
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Returns two to seven round numbers, evenly spaced, that enclose a range; one without extent lies between two."""
+    """Returns two to seven round numbers, evenly spaced, that enclose a range; one without extent
+    lies between two.
+    """
     span = high - low
     if span <= max(1e-6 * max(abs(low), abs(high)), 1e-300):  # one value, up to rounding
         span = abs(high) if abs(high) > 1e-300 else 1.0

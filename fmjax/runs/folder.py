@@ -27,10 +27,26 @@ from fmjax.contracts import Config
 from fmjax.data.storage.fingerprints import data_differences
 from fmjax.errors import UserError
 
-CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = "config.json", "provenance.json", "tokenizer", "checkpoints"
+CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = (
+    "config.json",
+    "provenance.json",
+    "tokenizer",
+    "checkpoints",
+)
 PROCESSORS = "processors"
 LOCK = ".lock"
-PACKAGES = ("fmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "sentencepiece", "numpy")
+PACKAGES = (
+    "fmjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tokenizers",
+    "sentencepiece",
+    "numpy",
+)
 
 
 def check_workdir(workdir: Path) -> bool:
@@ -57,9 +73,13 @@ def check_workdir(workdir: Path) -> bool:
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--workdir={workdir}: is a file, not a folder; name another") from None
     except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written to ({error.strerror}); name another") from None
+        raise UserError(
+            f"--workdir={workdir}: cannot be written to ({error.strerror}); name another"
+        ) from None
     listed = ", ".join(sorted(found - {LOCK})[:3])
-    raise UserError(f"--workdir={workdir}: is not empty ({listed}) and holds no run of fmjax; name a new folder")
+    raise UserError(
+        f"--workdir={workdir}: is not empty ({listed}) and holds no run of fmjax; name a new folder"
+    )
 
 
 @contextmanager
@@ -72,7 +92,10 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--workdir={workdir}: another process is training in it; wait for it or name another") from None
+            raise UserError(
+                f"--workdir={workdir}: another process is training in it; wait for it or name "
+                "another"
+            ) from None
         yield
 
 
@@ -111,7 +134,9 @@ def record(workdir: Path, data: Config, notes: Config | None = None) -> None:
 
 
 def record_end(workdir: Path, seconds: float, examples: dict[str, int]) -> None:
-    """Notes in `provenance.json` how long the latest start has trained, and on how many examples."""
+    """Notes in `provenance.json` how long the latest start has trained, and on how many
+    examples.
+    """
     content = read_provenance(workdir)
     *before, last = content["starts"]
     starts = [*before, last | {"seconds": round(seconds, 1)}]
@@ -125,13 +150,17 @@ def check_same_data(workdir: Path, data: Config) -> None:
         data = {name: value for name, value in data.items() if name != PROCESSORS}
     if changed := data_differences(stored, data):
         raise UserError(
-            f"--workdir={workdir}: the data have changed since the run began ({'; '.join(changed)}); "
-            "restore them (a moved or renamed file is no change), or start a new run in another folder"
+            f"--workdir={workdir}: the data have changed since the run began "
+            f"({'; '.join(changed)}); "
+            "restore them (a moved or renamed file is no change), or start a new run in another "
+            "folder"
         )
 
 
 def version(package: str) -> str:
-    """Returns the installed version, '' if it is not installed as a package (run from a checkout)."""
+    """Returns the installed version, '' if it is not installed as a package (run from a
+    checkout).
+    """
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -139,7 +168,9 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """Returns the commit of fmjax: of the checkout that it runs from, or that pip installed it from; '' if neither is known."""
+    """Returns the commit of fmjax: of the checkout that it runs from, or that pip installed it
+    from; '' if neither is known.
+    """
     checkout = Path(__file__).parents[2]
     # A project that has fmjax installed in a folder of its own is another repository.
     if git(checkout, "rev-parse", "--show-toplevel") == str(checkout.resolve()):
@@ -158,7 +189,11 @@ def git(folder: Path, *words: str) -> str:
     surroundings = {key: value for key, value in os.environ.items() if key not in own}
     try:
         run = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, encoding="utf-8", timeout=10, env=surroundings
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=10,
+            env=surroundings,
         )
         return run.stdout.strip() if run.returncode == 0 else ""
     except (OSError, subprocess.TimeoutExpired):

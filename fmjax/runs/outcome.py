@@ -1,4 +1,6 @@
-"""The parts of the report about the chosen evaluation: headline, classes, worst examples; as HTML."""
+"""The parts of the report about the chosen evaluation: headline, classes, worst examples; as
+HTML.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ def cards(evaluation: Evaluation | None, provenance: Facts, config: Facts) -> st
         ]
     if seconds := sum(start.get("seconds", 0.0) for start in provenance.get("starts", [])):
         found.append(("training time", duration(seconds)))
-    found += [(f"{split} examples", f"{count:,}") for split, count in provenance.get("examples", {}).items()]
+    found += [
+        (f"{split} examples", f"{count:,}")
+        for split, count in provenance.get("examples", {}).items()
+    ]
     if labels := config["task"].get("labels"):
         found.append(("labels", f"{len(labels):,}"))
     boxes = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in found)
@@ -42,7 +47,9 @@ def duration(seconds: float) -> str:
 
 
 def class_section(evaluation: Evaluation | None) -> str:
-    """Returns the table of classes and what is taken for what; nothing for a task without classes."""
+    """Returns the table of classes and what is taken for what; nothing for a task without
+    classes.
+    """
     details = evaluation.details if evaluation else {}
     classes: Sequence[Facts] = details.get("classes", [])
     if not classes:
@@ -68,7 +75,10 @@ def confusions(details: Facts) -> str:
     if not matrix:
         return ""
     if len(matrix) <= MOST_CELLS:
-        return "<h2>Confusion matrix</h2><p>Rows: true labels. Columns: predicted labels.</p>" + grid(matrix, names)
+        return (
+            "<h2>Confusion matrix</h2><p>Rows: true labels. Columns: predicted labels.</p>"
+            + grid(matrix, names)
+        )
     pairs = [
         (count, names[true], names[predicted])
         for true, row in enumerate(matrix)
@@ -79,11 +89,15 @@ def confusions(details: Facts) -> str:
         (escape(true), escape(predicted), f"{count:,}")
         for count, true, predicted in sorted(pairs, key=lambda pair: -pair[0])[:CONFUSIONS]
     ]
-    return "<h2>Most frequent confusions</h2>" + table(("true label", "predicted", "examples"), rows, numbers=(2,))
+    return "<h2>Most frequent confusions</h2>" + table(
+        ("true label", "predicted", "examples"), rows, numbers=(2,)
+    )
 
 
 def grid(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Returns a confusion matrix, shaded by the share of its row: right ones blue, others orange."""
+    """Returns a confusion matrix, shaded by the share of its row: right ones blue, others
+    orange.
+    """
     top = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = []
     for true, row in enumerate(matrix):
@@ -115,7 +129,9 @@ def worst_section(evaluation: Evaluation | None) -> str:
         for row in worst
     ]
     head = ("example", "text", "label", "predicted", "loss")
-    return "<h2>Worst validation examples</h2>" + table(head, rows, numbers=(0, 4), kind="examples stacked")
+    return "<h2>Worst validation examples</h2>" + table(
+        head, rows, numbers=(0, 4), kind="examples stacked"
+    )
 
 
 def table(

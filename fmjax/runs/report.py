@@ -64,7 +64,8 @@ code { font-size: 0.92em; overflow-wrap: anywhere }
 @media (max-width: 640px) {
   .stacked thead { display: none }
   .stacked tr { display: block; border-bottom: 1px solid var(--line); padding: 6px 0 }
-  .stacked td, .stacked td.number { display: block; border: 0; padding: 0; text-align: left; white-space: normal }
+  .stacked td, .stacked td.number { display: block; border: 0; padding: 0; text-align: left;
+    white-space: normal }
   .examples td, .examples td.number { display: inline-block; margin-right: 14px }
   .examples td:nth-child(2) { display: block; margin: 0 }
   .stacked td::before { content: attr(data-name) " "; color: var(--faint); font-size: 0.85em }
@@ -130,7 +131,9 @@ def progress(records: Sequence[Record]) -> str:
 
 
 def data_section(provenance: Facts) -> str:
-    """Returns the facts of the start, and what else is known of the data; nothing where nothing is."""
+    """Returns the facts of the start, and what else is known of the data; nothing where nothing
+    is.
+    """
     facts: Facts = provenance.get("facts", {})
     lines = [fact["warning"] for fact in facts.values() if "warning" in fact]
     if provenance.get("fill") and not facts:
@@ -179,7 +182,9 @@ def history(records: Sequence[Record]) -> str:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Returns at most `most` indices below `count`, evenly spread, the first and last among them."""
+    """Returns at most `most` indices below `count`, evenly spread, the first and last among
+    them.
+    """
     if count <= most:
         return list(range(count))
     return [round(index * (count - 1) / (most - 1)) for index in range(most)]

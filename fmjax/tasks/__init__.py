@@ -1,20 +1,22 @@
-"""Tasks: what a model learns from a batch and how it is judged. One file per task, found by its name.
+"""Tasks: what a model learns from a batch and how it is judged. One file per task, found by its
+name.
 
-A task module has a class `Task`, a frozen dataclass that derives from `contracts.Task` and is made from the config
-(`Task(**config.task)`). The order of calls:
+A task module has a class `Task`, a frozen dataclass that derives from `contracts.Task` and is made
+from the config (`Task(**config.task)`). The order of calls:
 
-1. `reads` says which columns are read, and of which kind each is; `columns` adds labels and other answers;
-2. `resolve(source)` returns settings that follow from the training data, such as label names, for the stored config;
-3. `data/kinds/lifecycle.py` makes the processors of the kinds: named, that of the weights, or fitted to the training data;
-4. `examples(source, processors, max_length, train)` gives random access to fixed-shape examples;
+1. `reads` says which columns are read, and of which kind each is; `columns` adds labels and other
+answers; 2. `resolve(source)` returns settings that follow from the training data, such as label
+names, for the stored config; 3. `data/kinds/lifecycle.py` makes the processors of the kinds: named,
+that of the weights, or fitted to the training data; 4. `examples(source, processors, max_length,
+train)` gives random access to fixed-shape examples;
    and `facts(sample, examples, ...)` what a person should know of them before training;
 5. `weights(batch)` and `loss(outputs, batch)`: the loss is the sum over terms of sum / weight;
-6. `predictions(outputs, batch)`, on devices, and `metrics(arrays, valid, examples)`, on the host: evaluation;
-7. `inputs(examples, processors, max_length, where)` and `describe(outputs, batch, processors)`: prediction.
+6. `predictions(outputs, batch)`, on devices, and `metrics(arrays, valid, examples)`, on the host:
+evaluation; 7. `inputs(examples, processors, max_length, where)` and `describe(outputs, batch,
+processors)`: prediction.
 
-`labels.py`, `token_rows.py`, `images.py` and `facts.py` hold what tasks share. A name with a dot is a module outside of fmjax,
-whose package FMJAX_EXTENSIONS has to permit.
-"""
+`labels.py`, `token_rows.py`, `images.py` and `facts.py` hold what tasks share. A name with a dot is
+a module outside of fmjax, whose package FMJAX_EXTENSIONS has to permit."""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def make(settings: Mapping[str, Value]) -> contracts.Task:
     known = list(module.Task.__dataclass_fields__)
     for name in settings:
         if name not in known:
-            raise UserError(f"task.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}")
+            raise UserError(
+                f"task.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}"
+            )
     made: contracts.Task = module.Task(**typed(module.Task, settings))
     check_ranges(made)
     return made

@@ -1,7 +1,8 @@
-"""Multiple choice: which of N endings continues a context (SWAG, Zellers et al. 2018), or answers a question about it.
+"""Multiple choice: which of N endings continues a context (SWAG, Zellers et al. 2018), or answers a
+question about it.
 
-Each ending is read together with the context in its own row and gets one score. The softmax is over the endings.
-"""
+Each ending is read together with the context in its own row and gets one score. The softmax is over
+the endings."""
 
 from __future__ import annotations
 
@@ -45,9 +46,9 @@ OVERLONG = ("error", "truncate")
 class Task(contracts.Task):
     """Settings of multiple choice. `endings` names a column for each, or one that holds a list.
 
-    `start` may name a column that stands before every ending, as SWAG's `sent2` or a question; `choices`, the number of
-    endings, is found in the training data. `label` is the right one's number, from 0.
-    """
+    `start` may name a column that stands before every ending, as SWAG's `sent2` or a question;
+    `choices`, the number of endings, is found in the training data. `label` is the right one's
+    number, from 0."""
 
     sized: ClassVar[tuple[str, ...]] = PADDED
 
@@ -73,59 +74,91 @@ class Task(contracts.Task):
 
     @property
     def reads(self) -> Mapping[str, str]:
-        return dict.fromkeys((self.context, *([self.start] if self.start else []), *self.endings), "text")
+        return dict.fromkeys(
+            (self.context, *([self.start] if self.start else []), *self.endings), "text"
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (*self.reads, self.label)
 
     def resolve(self, source: Source) -> Config:
-        """Returns the number of endings, that of the first record. Raises UserError if a column is missing."""
+        """Returns the number of endings, that of the first record. Raises UserError if a column is
+        missing.
+        """
         check_columns(source, self.columns)
         return {} if self.choices else {"choices": len(self.read(source[0], source.where(0))[1])}
 
     def read(self, record: Mapping[str, Value], where: str) -> tuple[str, list[str]]:
         """Returns the context and the endings, each with what stands before it.
 
-        Raises UserError, naming the record, if they are not texts, or not as many as there are to be.
-        """
+        Raises UserError, naming the record, if they are not texts, or not as many as there are to
+        be."""
         start = record[self.start] if self.start else ""
-        endings = record[self.endings[0]] if len(self.endings) == 1 else [record[name] for name in self.endings]
-        texts = [record[self.context], start, *endings] if isinstance(endings, list | tuple) else [endings]
+        endings = (
+            record[self.endings[0]]
+            if len(self.endings) == 1
+            else [record[name] for name in self.endings]
+        )
+        texts = (
+            [record[self.context], start, *endings]
+            if isinstance(endings, list | tuple)
+            else [endings]
+        )
         if len(texts) < 4 or not all(isinstance(text, str) for text in texts):
             named = ", ".join(self.reads)
-            raise RecordError(where, f"{named} are not a context and two or more endings, all texts; correct the record")
+            raise RecordError(
+                where,
+                f"{named} are not a context and two or more endings, all texts; correct the record",
+            )
         if self.choices and len(endings) != self.choices:
-            raise RecordError(where, f"has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record")
+            raise RecordError(
+                where,
+                f"has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record",
+            )
         return texts[0], [f"{start} {ending}".strip() for ending in endings]
 
     def target(self, record: Mapping[str, Value], where: str) -> np.int32:
-        """Returns the number of the right ending. Raises UserError, naming the record, if there is none of that number."""
+        """Returns the number of the right ending. Raises UserError, naming the record, if there is
+        none of that number.
+        """
         value = record[self.label]
         number = int(value) if isinstance(value, str) and is_count(value.strip()) else value
         if type(number) is not int or not 0 <= number < self.choices:
             wanted = f"not the number of an ending, 0 to {self.choices - 1}"
-            raise RecordError(where, f'column "{self.label}" holds {value!r}, {wanted}; correct the record')
+            raise RecordError(
+                where, f'column "{self.label}" holds {value!r}, {wanted}; correct the record'
+            )
         return np.int32(number)
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Choices:
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> Choices:
         """Tokenizes a source into examples of `choices` rows of `max_length` tokens."""
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
         records = [source[index] for index in range(len(source))]
         targets = [self.target(record, source.where(index)) for index, record in enumerate(records)]
         read = [self.read(record, source.where(index)) for index, record in enumerate(records)]
-        return Choices(self.rows(read, tokenizer, max_length, source.where), targets, tokenizer, max_length)
+        return Choices(
+            self.rows(read, tokenizer, max_length, source.where), targets, tokenizer, max_length
+        )
 
     def facts(
-        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+        self,
+        sample: Source,
+        examples: Sequence[contracts.Examples],
+        processors: Processors,
+        max_length: int,
     ) -> list[Fact]:
         """Returns how often each ending is the right one, and how many examples are cut."""
         tokenizer = tokenizer_of(processors)
         read = [self.read(sample[index], sample.where(index)) for index in range(len(sample))]
         contexts = tokenizer.encode_batch([context for context, _ in read])
         endings = [max(ids.size for ids in tokenizer.encode_batch(texts)) for _, texts in read]
-        lengths = np.array([ids.size for ids in contexts]) + endings + tokenizer.special_count(pair=True)
+        lengths = (
+            np.array([ids.size for ids in contexts]) + endings + tokenizer.special_count(pair=True)
+        )
         right = np.concatenate([one.labels for one in examples if one.labels is not None])
         names = [str(number) for number in range(self.choices)]
         return [class_fact(names, right, "endings"), length_fact(lengths, max_length)]
@@ -133,12 +166,15 @@ class Task(contracts.Task):
     def rows(
         self, read: Sequence[tuple[str, list[str]]], tokenizer: Tokenizer, most: int, where: Where
     ) -> list[list[Row]]:
-        """Returns the (ids, token types) of each ending of each example, in at most `most` tokens; of what is longer, the
-        longer part is cut. Raises UserError, naming the example, where it may not be."""
+        """Returns the (ids, token types) of each ending of each example, in at most `most` tokens;
+        of what is longer, the longer part is cut. Raises UserError, naming the example, where it
+        may not be."""
         room = most - tokenizer.special_count(pair=True)
         if room < 2:
             special = f"the {most - room} special ones"
-            raise UserError(f"data.max_length={most} leaves no room for two tokens beside {special}; raise it")
+            raise UserError(
+                f"data.max_length={most} leaves no room for two tokens beside {special}; raise it"
+            )
         contexts = tokenizer.encode_batch([context for context, _ in read])
         rows = []
         for index, (context, (_, texts)) in enumerate(zip(contexts, read, strict=True)):
@@ -147,7 +183,9 @@ class Task(contracts.Task):
             if longest > room and self.overlong == "error":
                 problem = f"{longest + most - room} tokens are more than data.max_length={most}"
                 raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
-            rows.append([tokenizer.assemble(*shortened(context, ending, room)) for ending in endings])
+            rows.append(
+                [tokenizer.assemble(*shortened(context, ending, room)) for ending in endings]
+            )
         return rows
 
     def weights(self, batch: Batch) -> Arrays:
@@ -156,59 +194,104 @@ class Task(contracts.Task):
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the examples' losses."""
-        each = losses.softmax_cross_entropy(outputs["choice"][..., 0], batch["labels"], self.label_smoothing)
+        each = losses.softmax_cross_entropy(
+            outputs["choice"][..., 0], batch["labels"], self.label_smoothing
+        )
         return {"choice": each.sum()}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the scores [B,N], the right ending and the plain loss of each example."""
         scores, labels = outputs["choice"][..., 0], batch["labels"]
-        return {"scores": scores, "labels": labels, "losses": losses.softmax_cross_entropy(scores, labels)}
+        return {
+            "scores": scores,
+            "labels": labels,
+            "losses": losses.softmax_cross_entropy(scores, labels),
+        }
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
+    def metrics(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> dict[str, float]:
         """Returns the loss, and the share of examples with the right ending."""
-        lost, scores, labels = class_metrics.real_rows(valid, arrays["losses"], arrays["scores"], arrays["labels"])
-        return class_metrics.defined({"loss": lost.mean(), "accuracy": np.mean(scores.argmax(axis=1) == labels)})
+        lost, scores, labels = class_metrics.real_rows(
+            valid, arrays["losses"], arrays["scores"], arrays["labels"]
+        )
+        return class_metrics.defined(
+            {"loss": lost.mean(), "accuracy": np.mean(scores.argmax(axis=1) == labels)}
+        )
 
-    def details(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> Record:
-        """Returns the examples with the largest losses: their context and right ending, and the one that was chosen."""
+    def details(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> Record:
+        """Returns the examples with the largest losses: their context and right ending, and the one
+        that was chosen.
+        """
         assert isinstance(examples, Choices)
         best, labels = arrays["scores"].argmax(axis=1), arrays["labels"]
 
         def row(index: int) -> Record:
-            right, chosen = (examples.ending(index, int(numbers[index])) for numbers in (labels, best))
-            return {"example": index + 1, "text": right, "label": str(labels[index]), "predicted": f"{best[index]}: {chosen}"}
+            right, chosen = (
+                examples.ending(index, int(numbers[index])) for numbers in (labels, best)
+            )
+            return {
+                "example": index + 1,
+                "text": right,
+                "label": str(labels[index]),
+                "predicted": f"{best[index]}: {chosen}",
+            }
 
         return {"worst": details.worst(arrays["losses"], valid, row)}
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
-        """Returns a batch [B,N,L] from objects with the task's columns, or pairs of a context and a list of endings."""
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
+        """Returns a batch [B,N,L] from objects with the task's columns, or pairs of a context and a
+        list of endings.
+        """
         tokenizer = tokenizer_of(processors)
         read: list[tuple[str, list[str]]] = []
         for number, example in enumerate(examples):
             if isinstance(example, list | tuple) and len(example) == 2:
                 endings = example[1] if len(self.endings) > 1 else [example[1]]
-                example = {self.start: "", self.context: example[0]} | dict(zip(self.endings, endings, strict=False))
+                example = {self.start: "", self.context: example[0]} | dict(
+                    zip(self.endings, endings, strict=False)
+                )
             if not isinstance(example, Mapping) or not set(self.reads) <= set(example):
-                raise UserError(f"{where(number)}: is not a choice; give an object with {', '.join(self.reads)}")
+                raise UserError(
+                    f"{where(number)}: is not a choice; give an object with {', '.join(self.reads)}"
+                )
             read.append(self.read(example, where(number)))
             if len(read[-1][1]) != len(read[0][1]):
-                raise UserError(f"{where(number)}: has {len(read[-1][1])} endings, {where(0)} {len(read[0][1])}; give as many")
+                raise UserError(
+                    f"{where(number)}: has {len(read[-1][1])} endings, {where(0)} "
+                    f"{len(read[0][1])}; give as many"
+                )
         flat = [row for rows in self.rows(read, tokenizer, max_length, where) for row in rows]
-        batch = {name: array.reshape(len(read), -1, array.shape[-1]) for name, array in pad_rows(flat, tokenizer.pad_id).items()}
+        batch = {
+            name: array.reshape(len(read), -1, array.shape[-1])
+            for name, array in pad_rows(flat, tokenizer.pad_id).items()
+        }
         return {**batch, "_endings": [endings for _, endings in read]}
 
-    def describe(self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors) -> list[Record]:
-        """Returns the number and text of the best ending of each example, its probability, and those of all."""
+    def describe(
+        self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors
+    ) -> list[Record]:
+        """Returns the number and text of the best ending of each example, its probability, and
+        those of all.
+        """
         probabilities = np.asarray(jax.nn.softmax(outputs["choice"][..., 0], axis=-1))
         described = []
         for row, endings in zip(probabilities.tolist(), batch["_endings"], strict=True):
             best = int(np.argmax(row))
-            described.append({"choice": best, "text": endings[best], "score": row[best], "scores": row})
+            described.append(
+                {"choice": best, "text": endings[best], "score": row[best], "scores": row}
+            )
         return described
 
 
 def shortened(context: np.ndarray, ending: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both parts, in at most `most` tokens: the end of the longer one is cut off, of equally long ones both."""
+    """Returns both parts, in at most `most` tokens: the end of the longer one is cut off, of
+    equally long ones both.
+    """
     half = most // 2
     if context.size + ending.size <= most:
         return context, ending
@@ -223,12 +306,16 @@ class Choices(contracts.Examples):
 
     sized = PADDED
 
-    def __init__(self, rows: list[list[Row]], targets: list[np.int32], tokenizer: Tokenizer, max_length: int):
+    def __init__(
+        self, rows: list[list[Row]], targets: list[np.int32], tokenizer: Tokenizer, max_length: int
+    ):
         self.rows, self.targets = rows, np.array(targets, np.int32)
         self.labels = self.targets
         self.tokenizer, self.max_length = tokenizer, max_length
         sizes = [[ids.size for ids, _ in own] for own in rows]
-        self.lengths = np.array([max(own) for own in sizes])  # of the longest row, to which shorter ones are padded
+        self.lengths = np.array(
+            [max(own) for own in sizes]
+        )  # of the longest row, to which shorter ones are padded
         self.filled = np.array([np.mean(own) for own in sizes])
 
     def __len__(self) -> int:
@@ -240,4 +327,6 @@ class Choices(contracts.Examples):
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `token_type_ids`, `attention_mask` [N,L] and `labels`."""
-        return pad_rows(self.rows[index], self.tokenizer.pad_id, self.max_length) | {"labels": self.targets[index]}
+        return pad_rows(self.rows[index], self.tokenizer.pad_id, self.max_length) | {
+            "labels": self.targets[index]
+        }

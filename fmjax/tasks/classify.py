@@ -1,9 +1,8 @@
 """Classification of a text or a pair of texts: one label, several, or a number (regression).
 
-The classifier reads BERT's pooled output (`pool="first"`, Devlin et al. 2019), the mean over the text's tokens
-(`"mean"`), or the hidden state at the text's mask token (`"mask"`: which word stands here?). Classes of unequal size can
-be weighed, and easy examples count for less (`labels.py`).
-"""
+The classifier reads BERT's pooled output (`pool="first"`, Devlin et al. 2019), the mean over the
+text's tokens (`"mean"`), or the hidden state at the text's mask token (`"mask"`: which word stands
+here?). Classes of unequal size can be weighed, and easy examples count for less (`labels.py`)."""
 
 from __future__ import annotations
 
@@ -15,7 +14,17 @@ from typing import ClassVar
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Config, Example, Fact, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import (
+    Config,
+    Example,
+    Fact,
+    HostBatch,
+    Processors,
+    Record,
+    Source,
+    Value,
+    Where,
+)
 from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -55,11 +64,19 @@ class Task(LabelTask):
         in_range("task.token_dropout", self.token_dropout, least=0, below=1)
         in_range("task.span_mask", self.span_mask, least=0, below=1)
         if self.span_mask and self.pool == "mask":
-            raise UserError("task.span_mask would put masks beside the one that task.pool=mask reads; set it to 0")
+            raise UserError(
+                "task.span_mask would put masks beside the one that task.pool=mask reads; set it "
+                "to 0"
+            )
         self.check_balance(self.labels)
         self.check_layout()
-        if self.kind == "regression" and (self.weighting != "none" or self.class_weights or self.focal_gamma):
-            raise UserError("task.kind=regression has no classes; leave task.weighting, class_weights and focal_gamma out")
+        if self.kind == "regression" and (
+            self.weighting != "none" or self.class_weights or self.focal_gamma
+        ):
+            raise UserError(
+                "task.kind=regression has no classes; leave task.weighting, class_weights and "
+                "focal_gamma out"
+            )
 
     @property
     def head(self) -> str:
@@ -75,17 +92,21 @@ class Task(LabelTask):
         return dict.fromkeys(self.texts, "text")
 
     def resolve(self, source: Source) -> Config:
-        """Returns the label names found in the training data, unless they are given or the task is regression; what separates
-        several in a string, unless that is given or "|"; and the class weights, if they are to follow from the data.
+        """Returns the label names found in the training data, unless they are given or the task is
+        regression; what separates several in a string, unless that is given or "|"; and the class
+        weights, if they are to follow from the data.
 
-        Raises UserError, naming the record, if whole-number labels are mixed with others, negative, or have gaps, and if what
-        separates labels cannot be told.
-        """
+        Raises UserError, naming the record, if whole-number labels are mixed with others, negative,
+        or have gaps, and if what separates labels cannot be told."""
         check_columns(source, self.columns)
-        needed = self.kind == "multi" or (self.kind == "single" and (self.weighs or not self.labels))
+        needed = self.kind == "multi" or (
+            self.kind == "single" and (self.weighs or not self.labels)
+        )
         return self.find_labels(source, self.kept(source)) if needed else {}
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> LabeledTexts:
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> LabeledTexts:
         """Tokenizes a source into examples of `max_length` tokens."""
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
@@ -93,52 +114,96 @@ class Task(LabelTask):
         targets = self.targets(source, kept)
         records = [source[index] for index in kept]
         rows = self.rows(records, tokenizer, max_length, lambda index: source.where(kept[index]))
-        return LabeledTexts(self, rows, targets, tokenizer, max_length, self.augmentations(tokenizer) if train else ())
+        return LabeledTexts(
+            self,
+            rows,
+            targets,
+            tokenizer,
+            max_length,
+            self.augmentations(tokenizer) if train else (),
+        )
 
     def facts(
-        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+        self,
+        sample: Source,
+        examples: Sequence[contracts.Examples],
+        processors: Processors,
+        max_length: int,
     ) -> list[Fact]:
         """Returns the labels with their counts, and how many texts are cut."""
         tokenizer = tokenizer_of(processors)
         read = [sample[index] for index in self.kept(sample)]
-        parts = [tokenizer.encode_batch([record[column] for record in read]) for column in self.texts]
-        lengths = np.sum([[ids.size for ids in part] for part in parts], axis=0) + tokenizer.special_count(len(parts) == 2)
-        return [*super().facts(sample, examples, processors, max_length), length_fact(lengths, max_length)]
+        parts = [
+            tokenizer.encode_batch([record[column] for record in read]) for column in self.texts
+        ]
+        lengths = np.sum(
+            [[ids.size for ids in part] for part in parts], axis=0
+        ) + tokenizer.special_count(len(parts) == 2)
+        return [
+            *super().facts(sample, examples, processors, max_length),
+            length_fact(lengths, max_length),
+        ]
 
     def augmentations(self, tokenizer: Tokenizer) -> tuple[Augmentation, ...]:
         """Returns the augmentations of training texts, applied each time one is drawn."""
-        dropped = (partial(drop_tokens, tokenizer=tokenizer, share=self.token_dropout),) if self.token_dropout else ()
-        return dropped + ((partial(mask_span, tokenizer=tokenizer, share=self.span_mask),) if self.span_mask else ())
+        dropped = (
+            (partial(drop_tokens, tokenizer=tokenizer, share=self.token_dropout),)
+            if self.token_dropout
+            else ()
+        )
+        return dropped + (
+            (partial(mask_span, tokenizer=tokenizer, share=self.span_mask),)
+            if self.span_mask
+            else ()
+        )
 
     def kept(self, source: Source) -> list[int]:
         """Returns the numbers of the records that are not left out. Raises UserError if none is."""
-        kept = [index for index in range(len(source)) if self.blank == "error" or not self.is_blank(source[index])]
+        kept = [
+            index
+            for index in range(len(source))
+            if self.blank == "error" or not self.is_blank(source[index])
+        ]
         if not kept:
-            raise UserError(f"{source.where(0)}: this and every other record is blank; give data with text")
+            raise UserError(
+                f"{source.where(0)}: this and every other record is blank; give data with text"
+            )
         return kept
 
     def is_blank(self, record: Mapping[str, Value]) -> bool:
         """Returns whether all of a record's texts are empty or white space."""
-        return all(isinstance(record[column], str) and not record[column].strip() for column in self.texts)
+        return all(
+            isinstance(record[column], str) and not record[column].strip() for column in self.texts
+        )
 
-    def rows(self, records: Sequence[Mapping[str, Value]], tokenizer: Tokenizer, most: int, where: Where) -> list[Row]:
+    def rows(
+        self, records: Sequence[Mapping[str, Value]], tokenizer: Tokenizer, most: int, where: Where
+    ) -> list[Row]:
         """Returns (ids, token types) of each record, in at most `most` tokens.
 
-        Raises UserError, naming the record, where a text is not a string, is too long and may not be truncated, or
-        lacks the mask token at which the classifier is to read.
-        """
+        Raises UserError, naming the record, where a text is not a string, is too long and may not
+        be truncated, or lacks the mask token at which the classifier is to read."""
         for index, record in enumerate(records):
             for column in self.texts:
                 if not isinstance(record[column], str):
-                    problem = f'column "{column}" holds {record[column]!r}, not text; correct the record'
+                    problem = (
+                        f'column "{column}" holds {record[column]!r}, not text; correct the record'
+                    )
                     raise RecordError(where(index), problem, index)
             if self.is_blank(record):
-                problem = f"{' and '.join(self.texts)} is blank; correct it, or choose task.blank=drop"
+                problem = (
+                    f"{' and '.join(self.texts)} is blank; correct it, or choose task.blank=drop"
+                )
                 raise RecordError(where(index), problem, index)
         special = tokenizer.special_count(pair=len(self.texts) == 2)
         if most <= special:
-            raise UserError(f"data.max_length={most} leaves no room for a token beside the {special} special ones; raise it")
-        parts = [tokenizer.encode_batch([record[column] for record in records]) for column in self.texts]
+            raise UserError(
+                f"data.max_length={most} leaves no room for a token beside the {special} special "
+                "ones; raise it"
+            )
+        parts = [
+            tokenizer.encode_batch([record[column] for record in records]) for column in self.texts
+        ]
         rows = []
         for index, ids in enumerate(zip(*parts, strict=True)):
             row = tokenizer.assemble(*ids)
@@ -148,13 +213,18 @@ class Task(LabelTask):
                     raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
                 row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
             if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
-                problem = f"the text has no {tokenizer.token(tokenizer.mask_id)}; task.pool=mask needs one"
+                mask = tokenizer.token(tokenizer.mask_id)
+                problem = f"the text has no {mask}; task.pool=mask needs one"
                 raise RecordError(where(index), problem, index)
             rows.append(row)
         return rows
 
-    def truncate(self, parts: Sequence[np.ndarray], most: int, tokenizer: Tokenizer) -> list[np.ndarray]:
-        """Cuts token by token off the longer text; with `pool="mask"`, keeps a window around the mask."""
+    def truncate(
+        self, parts: Sequence[np.ndarray], most: int, tokenizer: Tokenizer
+    ) -> list[np.ndarray]:
+        """Cuts token by token off the longer text; with `pool="mask"`, keeps a window around the
+        mask.
+        """
         lengths = [len(ids) for ids in parts]
         while sum(lengths) > most:
             lengths[int(np.argmax(lengths))] -= 1
@@ -162,8 +232,13 @@ class Task(LabelTask):
         if self.pool == "mask":
             for part, ids in enumerate(parts):
                 for place in np.flatnonzero(ids == tokenizer.mask_id)[:1]:
-                    begins[part] = int(np.clip(place - lengths[part] // 2, 0, len(ids) - lengths[part]))
-        return [ids[begin : begin + length] for ids, begin, length in zip(parts, begins, lengths, strict=True)]
+                    begins[part] = int(
+                        np.clip(place - lengths[part] // 2, 0, len(ids) - lengths[part])
+                    )
+        return [
+            ids[begin : begin + length]
+            for ids, begin, length in zip(parts, begins, lengths, strict=True)
+        ]
 
     def pool_weights(self, ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
         """Returns float32 weights like `ids`: the first mask token, or all that are not special."""
@@ -172,7 +247,9 @@ class Task(LabelTask):
             return np.asarray(masks & (masks.cumsum(axis=-1) == 1), np.float32)
         return np.asarray(~tokenizer.special_mask[ids] | (ids == tokenizer.unk_id), np.float32)
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
         """Returns a batch from texts, pairs of texts, or records with the task's text columns."""
         tokenizer = tokenizer_of(processors)
         records: list[Mapping[str, Value]] = []
@@ -180,18 +257,32 @@ class Task(LabelTask):
             if not isinstance(example, Mapping):
                 texts = example if isinstance(example, list | tuple) else (example,)
                 if len(texts) > len(self.texts):
-                    raise UserError(f"{where(number)}: has {len(texts)} texts; the task reads {', '.join(self.texts)}")
+                    raise UserError(
+                        f"{where(number)}: has {len(texts)} texts; the task reads "
+                        f"{', '.join(self.texts)}"
+                    )
                 example = dict(zip(self.texts, texts, strict=False))
             if missing := [column for column in self.texts if column not in example]:
                 has = keys_of(example)
-                raise UserError(f'{where(number)}: lacks "{missing[0]}"; the task reads {", ".join(self.texts)}{has}')
+                raise UserError(
+                    f'{where(number)}: lacks "{missing[0]}"; the task reads '
+                    f"{', '.join(self.texts)}{has}"
+                )
             records.append(example)
         rows = self.rows(records, tokenizer, max_length, where)
         batch: dict[str, Value] = dict(pad_rows(rows, tokenizer.pad_id))
-        return batch if self.pool == "first" else batch | {"pool_weights": self.pool_weights(batch["input_ids"], tokenizer)}
+        return (
+            batch
+            if self.pool == "first"
+            else batch | {"pool_weights": self.pool_weights(batch["input_ids"], tokenizer)}
+        )
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
-        """Returns the label and score of each text; all labels above one half if there may be several; or the number."""
+    def describe(
+        self, outputs: HostBatch, batch: HostBatch, processors: Processors
+    ) -> list[Record]:
+        """Returns the label and score of each text; all labels above one half if there may be
+        several; or the number.
+        """
         return self.described(outputs[self.head])
 
 
@@ -221,7 +312,9 @@ class LabeledTexts(contracts.Examples):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns `input_ids`, `token_type_ids`, `attention_mask` [L] and `labels`, and `pool_weights [L]` if pooled."""
+        """Returns `input_ids`, `token_type_ids`, `attention_mask` [L] and `labels`, and
+        `pool_weights [L]` if pooled.
+        """
         row = pad_rows([self.rows[index]], self.tokenizer.pad_id, self.max_length)
         if self.task.pool != "first":
             row["pool_weights"] = self.task.pool_weights(row["input_ids"], self.tokenizer)

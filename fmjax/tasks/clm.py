@@ -1,11 +1,11 @@
 """Causal language modeling: predict each token from those before it (Radford et al. 2019).
 
-`rows="packed"` cuts documents into pieces, several of which share a row (see `data/stream/packing.py`). Tokens attend only to
-their own piece (`segment_ids`) and predict the next token; the last one predicts the end. A document starts after the tokens
-that the tokenizer puts before a text, or else after the token that ends documents.
-`rows="offset"` reads the data as one long text, and each example starts at a random place, as in nanoGPT. In evaluation, rows
-never overlap: every token is predicted once, except a first token with nothing before it.
-"""
+`rows="packed"` cuts documents into pieces, several of which share a row (see
+`data/stream/packing.py`). Tokens attend only to their own piece (`segment_ids`) and predict the
+next token; the last one predicts the end. A document starts after the tokens that the tokenizer
+puts before a text, or else after the token that ends documents. `rows="offset"` reads the data as
+one long text, and each example starts at a random place, as in nanoGPT. In evaluation, rows never
+overlap: every token is predicted once, except a first token with nothing before it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,42 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Config, Example, HostBatch, Measures, Processors, Record, Source, Value, Where
+from fmjax.contracts import (
+    Config,
+    Example,
+    HostBatch,
+    Measures,
+    Processors,
+    Record,
+    Source,
+    Value,
+    Where,
+)
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks.token_rows import NOTHING, Corpus, TokenTask, check_length, cut, given_texts, packed_row, tokenize, tokenizer_of
+from fmjax.tasks.token_rows import (
+    NOTHING,
+    Corpus,
+    TokenTask,
+    check_length,
+    cut,
+    given_texts,
+    packed_row,
+    tokenize,
+    tokenizer_of,
+)
 
 ROWS = ("packed", "offset")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(TokenTask):
-    """Settings of causal language modelling; the last five are those of predicting, which is to continue a text."""
+    """Settings of causal language modelling; the last five are those of predicting, which is to
+    continue a text.
+    """
 
     rows: str = "packed"
     column: str = "text"
@@ -40,7 +62,12 @@ class Task(TokenTask):
 
     def __post_init__(self) -> None:
         one_of("task.rows", self.rows, ROWS)
-        in_range("task.temperature", self.temperature, least=0, hint="0 takes the likeliest token each time")
+        in_range(
+            "task.temperature",
+            self.temperature,
+            least=0,
+            hint="0 takes the likeliest token each time",
+        )
 
     @property
     def reads(self) -> Mapping[str, str]:
@@ -53,15 +80,24 @@ class Task(TokenTask):
     @property
     def generation(self) -> Config:
         """The settings by which a prompt is continued."""
-        drawn = {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams} | (drawn if self.temperature else {})
+        drawn = {
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+        }
+        return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams} | (
+            drawn if self.temperature else {}
+        )
 
     def before(self, tokenizer: Tokenizer) -> np.ndarray:
         """Returns the special tokens that a text begins with."""
         opening = tokenizer.opening
         return opening if opening.size or self.rows == "offset" else after(tokenizer)
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Rows:
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> Rows:
         """Tokenizes a source into rows of `max_length` tokens, each with the token that follows it.
 
         Raises UserError if no document is long enough to predict a token of.
@@ -76,18 +112,31 @@ class Task(TokenTask):
             corpus = dataclasses.replace(corpus, bounds=np.array([whole]))
         pieces = cut(corpus.begins, corpus.bounds - 1, max_length)
         if not len(pieces):
-            raise UserError(f'column "{self.column}": no text of {len(source)} records has two tokens; give longer texts')
+            raise UserError(
+                f'column "{self.column}": no text of {len(source)} records has two tokens; give '
+                "longer texts"
+            )
         kind = Offsets if self.rows == "offset" and train else Rows
         return kind(corpus, pieces, max_length, tokenizer.fill_id)
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
-        """Returns loss (nats per token), perplexity and accuracy; and bits per byte and per character of the whole split."""
+    def metrics(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> dict[str, float]:
+        """Returns loss (nats per token), perplexity and accuracy; and bits per byte and per
+        character of the whole split.
+        """
         assert isinstance(examples, Rows)
         values = super().metrics(arrays, valid, examples)
-        return values | class_metrics.bits(arrays["losses"], valid, examples.corpus.bytes, examples.corpus.characters)
+        return values | class_metrics.bits(
+            arrays["losses"], valid, examples.corpus.bytes, examples.corpus.characters
+        )
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
-        """Returns a batch from the texts (or {"text": ...}) that are to be continued, padded on the left."""
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
+        """Returns a batch from the texts (or {"text": ...}) that are to be continued, padded on the
+        left.
+        """
         tokenizer = tokenizer_of(processors)
         opening = self.before(tokenizer)
         texts = given_texts(examples, self.column, where)
@@ -95,21 +144,30 @@ class Task(TokenTask):
         rows = [row if row.size else after(tokenizer) for row in rows]
         for number, row in enumerate(rows):
             if not row.size:
-                raise UserError(f"{where(number)}: is empty, and the tokenizer has no token that begins a text; give a text")
+                raise UserError(
+                    f"{where(number)}: is empty, and the tokenizer has no token that begins a "
+                    "text; give a text"
+                )
             check_length(row.size, max_length, where(number))
         width = max(row.size for row in rows)
         lefts = [np.arange(width) >= width - row.size for row in rows]
-        batch = {name: np.zeros((len(rows), width), np.int32) for name in ("input_ids", "attention_mask")}
+        batch = {
+            name: np.zeros((len(rows), width), np.int32) for name in ("input_ids", "attention_mask")
+        }
         for index, (row, real) in enumerate(zip(rows, lefts, strict=True)):
             batch["input_ids"][index] = tokenizer.fill_id
             batch["input_ids"][index, real] = row
             batch["attention_mask"][index] = real
         return batch
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
+    def describe(
+        self, outputs: HostBatch, batch: HostBatch, processors: Processors
+    ) -> list[Record]:
         """Returns the continuation of each text, to before the token that ends it."""
         tokenizer, width = tokenizer_of(processors), batch["input_ids"].shape[1]
-        return [{"text": tokenizer.written(row[width:])} for row in np.asarray(outputs["generated"])]
+        return [
+            {"text": tokenizer.written(row[width:])} for row in np.asarray(outputs["generated"])
+        ]
 
 
 def after(tokenizer: Tokenizer) -> np.ndarray:
@@ -121,7 +179,12 @@ class Rows(contracts.Examples):
     """Rows of tokens with the token that follows each; `pieces` [N,2] lie side by side in them."""
 
     def __init__(self, corpus: Corpus, pieces: np.ndarray, max_length: int, fill_id: int):
-        self.corpus, self.pieces, self.max_length, self.fill_id = corpus, pieces, max_length, fill_id
+        self.corpus, self.pieces, self.max_length, self.fill_id = (
+            corpus,
+            pieces,
+            max_length,
+            fill_id,
+        )
         self.plan = pack(pieces[:, 1] - pieces[:, 0], max_length)
         self.fill = {"input_ids": self.plan.fill[0]}
 
@@ -129,16 +192,23 @@ class Rows(contracts.Examples):
         return self.plan.rows
 
     def __getitem__(self, index: int) -> Example:
-        """Returns `input_ids`, `segment_ids`, `position_ids`, `labels` (the next tokens) and `label_weights` [L]."""
+        """Returns `input_ids`, `segment_ids`, `position_ids`, `labels` (the next tokens) and
+        `label_weights` [L].
+        """
         return self.row(self.pieces[self.plan.pieces(index)].tolist())
 
     def row(self, pieces: Sequence[Sequence[int]]) -> Example:
         """Returns the row of some pieces."""
         tokens = self.corpus.tokens
-        row = packed_row([tokens[begin:end] for begin, end in pieces], self.max_length, self.fill_id)
+        row = packed_row(
+            [tokens[begin:end] for begin, end in pieces], self.max_length, self.fill_id
+        )
         following = np.concatenate([tokens[begin + 1 : end + 1] for begin, end in pieces])
         labels = np.pad(following, (0, self.max_length - following.size))
-        return row | {"labels": labels, "label_weights": (row["segment_ids"] > 0).astype(np.float32)}
+        return row | {
+            "labels": labels,
+            "label_weights": (row["segment_ids"] > 0).astype(np.float32),
+        }
 
 
 class Offsets(Rows):

@@ -1,15 +1,14 @@
-"""Denoising (BART; Lewis et al. 2020, arXiv:1910.13461, section 2.2): the decoder restores the text that was
-corrupted for the encoder.
+"""Denoising (BART; Lewis et al. 2020, arXiv:1910.13461, section 2.2): the decoder restores the text
+that was corrupted for the encoder.
 
     text    <s> The dog sleeps. It dreams of a long walk. </s>
     input   <s> It <mask> a long <mask>. The <mask> dog sleeps. </s>
     target  <s> The dog sleeps. It dreams of a long walk. </s>
 
-The sentences of each document are shuffled first. Then spans with Poisson-distributed lengths are drawn, and a single mask
-replaces each span, also an empty one. Several documents, or pieces of long ones, share a row (see `data/stream/packing.py`);
-each is corrupted on its own, has its own special tokens, and is told apart by `segment_ids`. The noise is drawn each time a
-row is seen.
-"""
+The sentences of each document are shuffled first. Then spans with Poisson-distributed lengths are
+drawn, and a single mask replaces each span, also an empty one. Several documents, or pieces of long
+ones, share a row (see `data/stream/packing.py`); each is corrupted on its own, has its own special
+tokens, and is told apart by `segment_ids`. The noise is drawn each time a row is seen."""
 
 from __future__ import annotations
 
@@ -43,8 +42,9 @@ CLOSING = "\"')]»”’」』"  # what may stand behind a stop
 
 @dataclasses.dataclass(frozen=True)
 class Task(TokenTask):
-    """Settings of denoising: how many of the tokens are masked, in spans of which mean length (text infilling), and how many of
-    a document's sentences change places. The last two are those of predicting, which is to write the whole text."""
+    """Settings of denoising: how many of the tokens are masked, in spans of which mean length (text
+    infilling), and how many of a document's sentences change places. The last two are those of
+    predicting, which is to write the whole text."""
 
     counted: ClassVar[tuple[str, ...]] = token_rows.BOTH_SIDES
 
@@ -58,9 +58,17 @@ class Task(TokenTask):
     def __post_init__(self) -> None:
         in_range("task.mask_rate", self.mask_rate, least=0, below=1, hint="BART has 0.3")
         in_range("task.mean_span", self.mean_span, least=1, most=100, hint="in tokens; BART has 3")
-        in_range("task.permute", self.permute, least=0, most=1, hint="the share of sentences that change places")
+        in_range(
+            "task.permute",
+            self.permute,
+            least=0,
+            most=1,
+            hint="the share of sentences that change places",
+        )
         if not self.mask_rate and not self.permute:
-            raise UserError("task.mask_rate=0 and task.permute=0 leave the text as it is; raise one of them")
+            raise UserError(
+                "task.mask_rate=0 and task.permute=0 leave the text as it is; raise one of them"
+            )
 
     @property
     def reads(self) -> Mapping[str, str]:
@@ -71,25 +79,43 @@ class Task(TokenTask):
         """The settings of generation, which predicting needs and evaluation does not."""
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Rows:
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> Rows:
         """Tokenizes a source into rows of `max_length` tokens."""
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
-        return Rows(token_rows.tokenize(source, self.column, tokenizer), Noise(self, tokenizer), tokenizer, max_length)
+        return Rows(
+            token_rows.tokenize(source, self.column, tokenizer),
+            Noise(self, tokenizer),
+            tokenizer,
+            max_length,
+        )
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
-        """Returns a batch from texts (or records with the task's column), in which mask tokens may stand for what is missing."""
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
+        """Returns a batch from texts (or records with the task's column), in which mask tokens may
+        stand for what is missing.
+        """
         tokenizer = tokenizer_of(processors)
-        rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))]
+        rows = [
+            tokenizer.assemble(ids)
+            for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))
+        ]
         for number, (ids, _) in enumerate(rows):
             check_length(ids.size, max_length, where(number))
         batch = pad_rows(rows, tokenizer.pad_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
+    def describe(
+        self, outputs: HostBatch, batch: HostBatch, processors: Processors
+    ) -> list[Record]:
         """Returns the text that was written for each."""
         tokenizer = tokenizer_of(processors)
-        return [{"text": tokenizer.written(row[1:]).strip()} for row in np.asarray(outputs["generated"])]
+        return [
+            {"text": tokenizer.written(row[1:]).strip()} for row in np.asarray(outputs["generated"])
+        ]
 
 
 class Noise:
@@ -98,7 +124,9 @@ class Noise:
     def __init__(self, task: Task, tokenizer: Tokenizer):
         self.task = task
         self.mask_id = tokenizer.mask_id if task.mask_rate else 0
-        self.stops = sentence_ends(tokenizer) if task.permute else np.zeros(tokenizer.vocab_size, bool)
+        self.stops = (
+            sentence_ends(tokenizer) if task.permute else np.zeros(tokenizer.vocab_size, bool)
+        )
 
     def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns the tokens, damaged; never more than there were."""
@@ -110,13 +138,19 @@ class Noise:
 
 
 def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
-    """Returns bool [vocabulary]: the tokens that end a sentence, by punctuation only, as in the paper."""
+    """Returns bool [vocabulary]: the tokens that end a sentence, by punctuation only, as in the
+    paper.
+    """
     texts = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
     return np.array([text.rstrip().rstrip(CLOSING).endswith(STOPS) for text in texts])
 
 
-def permuted(tokens: np.ndarray, ends: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns the tokens [N] with a share of the sentences in one another's places; `ends` [N] says where each ends."""
+def permuted(
+    tokens: np.ndarray, ends: np.ndarray, share: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns the tokens [N] with a share of the sentences in one another's places; `ends` [N] says
+    where each ends.
+    """
     sentences = np.split(tokens, np.flatnonzero(ends[:-1]) + 1)
     order = np.arange(len(sentences))
     chosen = rng.permutation(order)[: round(share * order.size)]
@@ -125,19 +159,26 @@ def permuted(tokens: np.ndarray, ends: np.ndarray, share: float, rng: np.random.
 
 
 def spans(total: int, mean: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns lengths of spans, Poisson-distributed, that add up to `total`; the last that is drawn takes what is left.
+    """Returns lengths of spans, Poisson-distributed, that add up to `total`; the last that is drawn
+    takes what is left.
 
-    Some may be 0, but there are not more than `total`: a mask in place of each makes no text longer.
-    """
+    Some may be 0, but there are not more than `total`: a mask in place of each makes no text
+    longer."""
     ends = np.minimum(np.cumsum(rng.poisson(mean, total)), total)
     ends[-1] = total
     count = int(np.searchsorted(ends, total)) + 1
     return rng.permutation(np.diff(ends[:count], prepend=0))
 
 
-def infilled(tokens: np.ndarray, lengths: np.ndarray, mask_id: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the tokens with one mask in place of each span; spans lie anywhere but over one another, in the given order."""
-    left = np.ones(tokens.size - lengths.sum() + lengths.size, np.int64)  # how many tokens each of the input stands for
+def infilled(
+    tokens: np.ndarray, lengths: np.ndarray, mask_id: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns the tokens with one mask in place of each span; spans lie anywhere but over one
+    another, in the given order.
+    """
+    left = np.ones(
+        tokens.size - lengths.sum() + lengths.size, np.int64
+    )  # how many tokens each of the input stands for
     places = np.sort(rng.choice(left.size, lengths.size, replace=False))
     left[places] = lengths
     begins = np.minimum(np.cumsum(left) - left, tokens.size - 1)
@@ -150,7 +191,12 @@ class Rows(contracts.Examples):
     """Documents cut into pieces, which are packed into rows, and damaged when they are drawn."""
 
     def __init__(self, corpus: Corpus, noise: Noise, tokenizer: Tokenizer, max_length: int):
-        self.corpus, self.noise, self.tokenizer, self.max_length = corpus, noise, tokenizer, max_length
+        self.corpus, self.noise, self.tokenizer, self.max_length = (
+            corpus,
+            noise,
+            tokenizer,
+            max_length,
+        )
         special = tokenizer.special_count()
         self.pieces = corpus.pieces(max_length - special)
         self.plan = pack(self.pieces[:, 1] - self.pieces[:, 0] + special, max_length)
@@ -169,4 +215,6 @@ class Rows(contracts.Examples):
         texts = np.split(example["tokens"], example["begins"])
         sources = [self.tokenizer.assemble(self.noise(ids, rng))[0] for ids in texts]
         targets = [self.tokenizer.assemble(ids)[0] for ids in texts]
-        return packed_pairs(sources, targets, (self.max_length, self.max_length), self.tokenizer.pad_id)
+        return packed_pairs(
+            sources, targets, (self.max_length, self.max_length), self.tokenizer.pad_id
+        )

@@ -1,4 +1,6 @@
-"""Facts about training data that tasks share: labels and their counts, and how many texts are cut."""
+"""Facts about training data that tasks share: labels and their counts, and how many texts are
+cut.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ def class_fact(labels: Sequence[str], classes: np.ndarray, name: str = "labels")
     counts = np.bincount(classes, minlength=len(labels))
     top, total = int(counts.argmax()), int(counts.sum())
     baseline = counts[top] / max(total, 1)
-    values = {"counts": by_label(labels, counts), "majority": labels[top], "majority_accuracy": float(baseline)}
+    values = {
+        "counts": by_label(labels, counts),
+        "majority": labels[top],
+        "majority_accuracy": float(baseline),
+    }
     text = f"{counted(labels, counts, total)}; majority baseline: {percent(baseline)} accuracy"
     return Fact(name, text, values)
 
@@ -55,14 +61,21 @@ def by_label(labels: Sequence[str], counts: np.ndarray) -> dict[str, int]:
 
 
 def number_fact(numbers: np.ndarray) -> Fact:
-    """Returns the range of a regression's targets [N], and what always predicting the mean scores."""
+    """Returns the range of a regression's targets [N], and what always predicting the mean
+    scores.
+    """
     low, high, mean, variance = (float(f(numbers)) for f in (np.min, np.max, np.mean, np.var))
     values = {"min": low, "max": high, "mean": mean, "mean_mse": variance}
-    text = f"numbers from {low:.4g} to {high:.4g}, mean {mean:.4g}; baseline, the mean: mse {variance:.4g}"
+    text = (
+        f"numbers from {low:.4g} to {high:.4g}, mean {mean:.4g}; "
+        f"baseline, the mean: mse {variance:.4g}"
+    )
     return Fact("labels", text, values)
 
 
-def length_fact(lengths: np.ndarray, most: int, setting: str = "data.max_length", name: str = "lengths") -> Fact:
+def length_fact(
+    lengths: np.ndarray, most: int, setting: str = "data.max_length", name: str = "lengths"
+) -> Fact:
     """Returns the share of texts with more than `most` tokens, and the limit that would cut less
     than RARELY of them.
 
@@ -75,7 +88,13 @@ def length_fact(lengths: np.ndarray, most: int, setting: str = "data.max_length"
     cut, longest = float(np.mean(lengths > most)), int(lengths.max())
     fit = int(np.sort(lengths)[::-1][max(-(-lengths.size // round(1 / RARELY)) - 1, 0)])
     fit = -(-fit // MULTIPLE) * MULTIPLE
-    values = {"sampled": int(lengths.size), "cut": cut, "limit": most, "longest": longest, "rarely_cut": fit}
+    values = {
+        "sampled": int(lengths.size),
+        "cut": cut,
+        "limit": most,
+        "longest": longest,
+        "rarely_cut": fit,
+    }
     middle = f"median {int(np.median(lengths))} tokens, longest {longest:,}"
     if not cut:
         return Fact(name, f"{middle}; none is cut at {setting}={most}", values)

@@ -1,5 +1,5 @@
-"""Image classification with one label per image. In training, images are augmented at random each time they are seen, and
-may be mixed with others, labels along with pixels."""
+"""Image classification with one label per image. In training, images are augmented at random each
+time they are seen, and may be mixed with others, labels along with pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, HostBatch, Processors, Record, Source, Value, Where
+from fmjax.contracts import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    HostBatch,
+    Processors,
+    Record,
+    Source,
+    Value,
+    Where,
+)
 from fmjax.data.augment import images
 from fmjax.data.kinds import image as image_kind
 from fmjax.data.sources.open import check_columns
@@ -22,11 +33,12 @@ from fmjax.tasks.labels import LabelTask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(LabelTask, ImageTask):
-    """Settings of image classification; `labels` are found in the training data where they are not given.
+    """Settings of image classification; `labels` are found in the training data where they are not
+    given.
 
-    `rand_augment` operations of RandAugment at `rand_magnitude` of 10; random erasing with probability `erase`; `mixup` and
-    `cutmix` are the parameters of their Beta distributions, 0 for never; of both, one is chosen at random.
-    """
+    `rand_augment` operations of RandAugment at `rand_magnitude` of 10; random erasing with
+    probability `erase`; `mixup` and `cutmix` are the parameters of their Beta distributions, 0 for
+    never; of both, one is chosen at random."""
 
     head: str = "classify"
     rand_augment: int = 0
@@ -45,24 +57,33 @@ class Task(LabelTask, ImageTask):
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             in_range(f"task.{name}", alpha, least=0, hint="0 is never, 1 uniform")
         if self.mixes and self.focal_gamma:
-            raise UserError("task.focal_gamma needs unmixed labels, and mixup and cutmix mix them; set it or those to 0")
+            raise UserError(
+                "task.focal_gamma needs unmixed labels, and mixup and cutmix mix them; set it or "
+                "those to 0"
+            )
 
     @property
     def mixes(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
 
     def resolve(self, source: Source) -> Config:
-        """Returns the image size, channels and label names found in the training data, unless they are given, and the class
-        weights, if they are to follow from the data."""
+        """Returns the image size, channels and label names found in the training data, unless they
+        are given, and the class weights, if they are to follow from the data."""
         return self.find_images(source) | self.find_labels(source, range(len(source)))
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> LabeledImages:
-        """Returns a source's labeled images. Raises UserError, naming the record, for a label that is not known."""
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> LabeledImages:
+        """Returns a source's labeled images. Raises UserError, naming the record, for a label that
+        is not known.
+        """
         check_columns(source, self.columns)
         targets = self.targets(source, range(len(source)))
         return LabeledImages(self, source, targets, processor_of(processors), train)
 
-    def changed(self, image: np.ndarray, processor: image_kind.Processor, rng: np.random.Generator) -> np.ndarray:
+    def changed(
+        self, image: np.ndarray, processor: image_kind.Processor, rng: np.random.Generator
+    ) -> np.ndarray:
         """Returns an image, uint8, as it is seen this time in training, normalized."""
         image = self.augmented(image, rng)
         if self.rand_augment:
@@ -75,24 +96,36 @@ class Task(LabelTask, ImageTask):
         return {"classify": self.label_weights(batch["labels"]).sum()}
 
     def label_weights(self, labels: jax.Array) -> jax.Array:
-        """Returns the weight of each example [B]: its class's, or that of the classes [B,C] it is mixed of."""
+        """Returns the weight of each example [B]: its class's, or that of the classes [B,C] it is
+        mixed of.
+        """
         if labels.ndim == 1:
             return self.weight(labels)
         weights = jnp.asarray(self.class_weights or (1.0,) * labels.shape[-1], jnp.float32)
         return labels @ weights
 
     def losses(self, outputs: Batch, labels: jax.Array) -> jax.Array:
-        """Returns the loss of each example [B], times its weight; `labels` are classes [B], or shares of classes [B,C]."""
+        """Returns the loss of each example [B], times its weight; `labels` are classes [B], or
+        shares of classes [B,C].
+        """
         logits = outputs[self.head]
         if labels.ndim == 1:
             return self.cross_entropy(logits, labels) * self.label_weights(labels)
-        return losses.soft_cross_entropy(logits, labels, self.label_smoothing) * self.label_weights(labels)
+        return losses.soft_cross_entropy(logits, labels, self.label_smoothing) * self.label_weights(
+            labels
+        )
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
-        """Returns a batch from paths of image files, Pillow images, arrays of uint8 [H,W,C], or records with such."""
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
+        """Returns a batch from paths of image files, Pillow images, arrays of uint8 [H,W,C], or
+        records with such.
+        """
         return dict(self.batch(examples, processors, where))
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
+    def describe(
+        self, outputs: HostBatch, batch: HostBatch, processors: Processors
+    ) -> list[Record]:
         """Returns the label and score of each image."""
         return self.described(outputs[self.head])
 
@@ -102,7 +135,14 @@ class LabeledImages(contracts.Examples):
 
     targets: np.ndarray
 
-    def __init__(self, task: Task, source: Source, targets: np.ndarray, processor: image_kind.Processor, train: bool):
+    def __init__(
+        self,
+        task: Task,
+        source: Source,
+        targets: np.ndarray,
+        processor: image_kind.Processor,
+        train: bool,
+    ):
         self.task, self.source, self.processor, self.train = task, source, processor, train
         self.targets = self.classes = self.labels = targets
 
@@ -114,11 +154,15 @@ class LabeledImages(contracts.Examples):
 
     def __getitem__(self, index: int) -> Example:
         """Returns `images`, uint8 [S,S,C], and `labels`, a class."""
-        image = self.processor.resized(self.source[index][self.task.image], self.source.where(index))
+        image = self.processor.resized(
+            self.source[index][self.task.image], self.source.where(index)
+        )
         return {"images": image, "labels": self.targets[index]}
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        """Returns `images`, fp32 [S,S,C], and `labels`: a class or, where training mixes them, shares of classes [C]."""
+        """Returns `images`, fp32 [S,S,C], and `labels`: a class or, where training mixes them,
+        shares of classes [C].
+        """
         task, processor = self.task, self.processor
         if not self.train:
             return {"images": processor.normalized(example["images"]), "labels": example["labels"]}
@@ -127,7 +171,14 @@ class LabeledImages(contracts.Examples):
             return {"images": image, "labels": example["labels"]}
         other = self[int(rng.integers(len(self)))]
         one_hot = np.eye(len(task.labels), dtype=np.float32)
-        pair = (image, one_hot[example["labels"]], task.changed(other["images"], processor, rng), one_hot[other["labels"]])
+        pair = (
+            image,
+            one_hot[example["labels"]],
+            task.changed(other["images"], processor, rng),
+            one_hot[other["labels"]],
+        )
         cut = rng.random() < (0.5 if task.mixup else 1.0) if task.cutmix else False
-        image, label = images.cutmix(*pair, rng, task.cutmix) if cut else images.mixup(*pair, rng, task.mixup)
+        image, label = (
+            images.cutmix(*pair, rng, task.cutmix) if cut else images.mixup(*pair, rng, task.mixup)
+        )
         return {"images": image, "labels": label}

@@ -1,5 +1,5 @@
-"""Shared by image tasks: the settings for reading images, which configure the image processor, and random augmentation in
-training."""
+"""Shared by image tasks: the settings for reading images, which configure the image processor, and
+random augmentation in training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FITS = ("stretch", "shortest")
 class ImageTask(contracts.Task):
     """A task that reads one column of images. Sizes and channels that are 0 are found in the data.
 
-    How an image is resized and normalized is described in `data/kinds/image.py`. In training, images are moved by up to
-    `shift` pixels, mirrored with probability `flip`, and parts of them, of `crop` of the area and more, blown up.
-    """
+    How an image is resized and normalized is described in `data/kinds/image.py`. In training,
+    images are moved by up to `shift` pixels, mirrored with probability `flip`, and parts of them,
+    of `crop` of the area and more, blown up."""
 
     image: str = "image"
     image_size: int | tuple[int, int] = 0  # a side, or (height, width)
@@ -45,19 +45,39 @@ class ImageTask(contracts.Task):
         for name, value, choices in (("resize", self.resize, RESAMPLINGS), ("fit", self.fit, FITS)):
             one_of(f"task.{name}", value, choices)
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
-        for name, number in (("image_size", min(sides)), ("resize_size", self.resize_size), ("shift", self.shift)):
+        for name, number in (
+            ("image_size", min(sides)),
+            ("resize_size", self.resize_size),
+            ("shift", self.shift),
+        ):
             in_range(f"task.{name}", number, least=0)
         if self.channels not in (0, 1, 3):
-            raise UserError(f"task.channels={self.channels}: must be 1 (grey), 3 (colors), or 0 (as the images are)")
+            raise UserError(
+                f"task.channels={self.channels}: must be 1 (grey), 3 (colors), or 0 (as the images "
+                "are)"
+            )
         if self.resize_size and not 0 < min(sides) <= max(sides) <= self.resize_size:
-            raise UserError(f"task.resize_size={self.resize_size} needs a task.image_size that is not larger; give one")
+            raise UserError(
+                f"task.resize_size={self.resize_size} needs a task.image_size that is not larger; "
+                "give one"
+            )
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.channels or len(values)) or not all(map(math.isfinite, values)):
-                raise UserError(f"task.{name}={','.join(map(str, values))}: give one number, or one per channel")
+            if len(values) not in (1, self.channels or len(values)) or not all(
+                map(math.isfinite, values)
+            ):
+                raise UserError(
+                    f"task.{name}={','.join(map(str, values))}: give one number, or one per channel"
+                )
         if min(self.std) <= 0:
             raise UserError(f"task.std={','.join(map(str, self.std))}: must be above 0")
         in_range("task.flip", self.flip, least=0, most=1, hint="a probability")
-        in_range("task.crop", self.crop, above=0, most=1, hint="a share of the area; 1 leaves images whole")
+        in_range(
+            "task.crop",
+            self.crop,
+            above=0,
+            most=1,
+            hint="a share of the area; 1 leaves images whole",
+        )
 
     @property
     def reads(self) -> Mapping[str, str]:
@@ -71,8 +91,8 @@ class ImageTask(contracts.Task):
     def find_images(self, source: Source) -> Config:
         """Returns the settings `image_size` and `channels` that are to be found in the data.
 
-        Raises UserError if a column is missing, or images, which it names, differ from the first or are not square.
-        """
+        Raises UserError if a column is missing, or images, which it names, differ from the first or
+        are not square."""
         check_columns(source, self.columns)
         if self.image_size and self.channels:
             return {}
@@ -86,13 +106,19 @@ class ImageTask(contracts.Task):
             image = images.shift(image, rng, self.shift)
         return images.flip(image, rng, self.flip) if self.flip else image
 
-    def batch(self, examples: Sequence[Value], processors: Processors, where: Where) -> dict[str, np.ndarray]:
-        """Returns the batch `images [B,H,W,C]` of images, or of records that have them in the task's column."""
+    def batch(
+        self, examples: Sequence[Value], processors: Processors, where: Where
+    ) -> dict[str, np.ndarray]:
+        """Returns the batch `images [B,H,W,C]` of images, or of records that have them in the
+        task's column.
+        """
         values: list[Value] = []
         for number, example in enumerate(examples):
             if isinstance(example, Mapping):
                 if self.image not in example:
-                    raise UserError(f'{where(number)}: lacks "{self.image}", which the task reads; add it')
+                    raise UserError(
+                        f'{where(number)}: lacks "{self.image}", which the task reads; add it'
+                    )
                 example = example[self.image]
             values.append(example)
         return processor_of(processors).arrays(values, where)

@@ -13,7 +13,19 @@ import numpy as np
 
 from fmjax import contracts, losses
 from fmjax.config.numbers import number_of
-from fmjax.contracts import Arrays, Batch, Config, Fact, Heads, HostBatch, Measures, Processors, Record, Source, Value
+from fmjax.contracts import (
+    Arrays,
+    Batch,
+    Config,
+    Fact,
+    Heads,
+    HostBatch,
+    Measures,
+    Processors,
+    Record,
+    Source,
+    Value,
+)
 from fmjax.data.kinds import label as label_kind
 from fmjax.data.kinds import separators
 from fmjax.errors import RecordError, UserError, in_range, nearest, one_of

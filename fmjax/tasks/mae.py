@@ -1,8 +1,9 @@
-"""Masked autoencoding of images (MAE, He et al. 2022, arXiv:2111.06377): the encoder sees a random quarter of the patches, a
-light decoder predicts the pixels of the others, each patch normalized by its own mean and variance.
+"""Masked autoencoding of images (MAE, He et al. 2022, arXiv:2111.06377): the encoder sees a random
+quarter of the patches, a light decoder predicts the pixels of the others, each patch normalized by
+its own mean and variance.
 
-Dimensions: B batch, S image size, P patch size, N patches, K patches that are seen, E numbers of a patch.
-"""
+Dimensions: B batch, S image size, P patch size, N patches, K patches that are seen, E numbers of a
+patch."""
 
 from __future__ import annotations
 
@@ -14,7 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Record, Source, Value, Where
+from fmjax.contracts import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    Heads,
+    HostBatch,
+    Measures,
+    Processors,
+    Record,
+    Source,
+    Value,
+    Where,
+)
 from fmjax.data.kinds import image as image_kind
 from fmjax.data.sources.open import check_columns
 from fmjax.errors import UserError, in_range, one_of
@@ -35,14 +49,19 @@ class Task(ImageTask):
         in_range("task.mask_ratio", self.mask_ratio, above=0, below=1, hint="MAE has 0.75")
         one_of("task.target", self.target, ("normalised", "pixels"))
         if not isinstance(self.image_size, int):
-            raise UserError(f"task.image_size={self.image_size}: masked autoencoding reads squares; give their side")
+            raise UserError(
+                f"task.image_size={self.image_size}: masked autoencoding reads squares; give their "
+                "side"
+            )
         if self.patch_size < 1 or self.image_size % self.patch_size:
             raise UserError(
-                f"task.image_size={self.image_size} does not divide into task.patch_size={self.patch_size}; change one of them"
+                f"task.image_size={self.image_size} does not divide into "
+                f"task.patch_size={self.patch_size}; change one of them"
             )
         if self.image_size and not 0 < self.kept < self.patches:
             raise UserError(
-                f"task.mask_ratio={self.mask_ratio} of {self.patches} patches leaves none to see, or to predict; change it"
+                f"task.mask_ratio={self.mask_ratio} of {self.patches} patches leaves none to see, "
+                "or to predict; change it"
             )
 
     @property
@@ -70,7 +89,9 @@ class Task(ImageTask):
         """Returns the image size and channels found in the training data, unless they are given."""
         return self.find_images(source)
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> MaskedImages:
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> MaskedImages:
         """Returns a source's images."""
         check_columns(source, self.columns)
         return MaskedImages(self, source, processor_of(processors), train)
@@ -80,10 +101,14 @@ class Task(ImageTask):
         return np.sort(rng.permutation(self.patches)[: self.kept]).astype(np.int32)
 
     def targets(self, images_BSSC: jax.Array) -> jax.Array:
-        """Returns the targets [B,N,E]: the pixels of each patch, with the channels of a pixel adjacent."""
+        """Returns the targets [B,N,E]: the pixels of each patch, with the channels of a pixel
+        adjacent.
+        """
         rows, size, _, channels = images_BSSC.shape
         side = size // self.patch_size
-        split = images_BSSC.reshape(rows, side, self.patch_size, side, self.patch_size, channels).transpose(0, 1, 3, 2, 4, 5)
+        split = images_BSSC.reshape(
+            rows, side, self.patch_size, side, self.patch_size, channels
+        ).transpose(0, 1, 3, 2, 4, 5)
         pixels = split.reshape(rows, side * side, -1).astype(jnp.float32)
         if self.target == "pixels":
             return pixels
@@ -104,10 +129,14 @@ class Task(ImageTask):
         predicted, targets = outputs["pixels"], self.targets(batch["images"])
         if predicted.shape != targets.shape:
             raise UserError(
-                f"the model predicts {predicted.shape[1]} patches of {predicted.shape[2]} numbers, where task.patch_size="
-                f"{self.patch_size} has {targets.shape[1]} of {targets.shape[2]}; give it the value of model.patch_size"
+                f"the model predicts {predicted.shape[1]} patches of {predicted.shape[2]} numbers, "
+                "where task.patch_size="
+                f"{self.patch_size} has {targets.shape[1]} of {targets.shape[2]}; give it the "
+                "value of model.patch_size"
             )
-        return jnp.square(predicted.astype(jnp.float32) - targets).mean(axis=-1) * self.hidden(batch)
+        return jnp.square(predicted.astype(jnp.float32) - targets).mean(axis=-1) * self.hidden(
+            batch
+        )
 
     def weights(self, batch: Batch) -> Arrays:
         """Returns the number of patches that are not seen."""
@@ -119,22 +148,42 @@ class Task(ImageTask):
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns each image's sum of errors, and of how many patches."""
-        return {"errors": self.errors(outputs, batch).sum(axis=-1), "weights": self.hidden(batch).sum(axis=-1)}
+        return {
+            "errors": self.errors(outputs, batch).sum(axis=-1),
+            "weights": self.hidden(batch).sum(axis=-1),
+        }
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
+    def metrics(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> dict[str, float]:
         """Returns the mean error of a patch that is not seen."""
         real = valid > 0
-        return {"loss": float(arrays["errors"][real].sum(dtype=np.float64) / arrays["weights"][real].sum())}
+        return {
+            "loss": float(
+                arrays["errors"][real].sum(dtype=np.float64) / arrays["weights"][real].sum()
+            )
+        }
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
-        """Returns a batch from images, as those of classification, and patches to see, the same ones each time."""
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
+        """Returns a batch from images, as those of classification, and patches to see, the same
+        ones each time.
+        """
         keep = [self.keep(np.random.default_rng(number)) for number in range(len(examples))]
         return self.batch(examples, processors, where) | {"patch_keep": np.stack(keep)}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
-        """Returns the mean squared error of each image over the patches that were not seen, and those that were."""
+    def describe(
+        self, outputs: HostBatch, batch: HostBatch, processors: Processors
+    ) -> list[Record]:
+        """Returns the mean squared error of each image over the patches that were not seen, and
+        those that were.
+        """
         errors = np.asarray(self.errors(outputs, batch)).sum(axis=-1) / (self.patches - self.kept)
-        return [{"error": float(error), "seen": keep.tolist()} for error, keep in zip(errors, batch["patch_keep"], strict=True)]
+        return [
+            {"error": float(error), "seen": keep.tolist()}
+            for error, keep in zip(errors, batch["patch_keep"], strict=True)
+        ]
 
 
 class MaskedImages(contracts.Examples):
@@ -151,7 +200,11 @@ class MaskedImages(contracts.Examples):
 
     def __getitem__(self, index: int) -> Example:
         """Returns `images`, uint8 [S,S,C]."""
-        return {"images": self.processor.resized(self.source[index][self.task.image], self.source.where(index))}
+        return {
+            "images": self.processor.resized(
+                self.source[index][self.task.image], self.source.where(index)
+            )
+        }
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         """Returns `images`, fp32 [S,S,C], and `patch_keep`, int32 [K]."""

@@ -1,9 +1,10 @@
-"""Several objectives at once, such as classifying labeled texts and masked language modeling of unlabeled ones.
+"""Several objectives at once, such as classifying labeled texts and masked language modeling of
+unlabeled ones.
 
-Each part is a task with its own data: it trains on `split`, a name in `data.files`, and its loss counts `factor` times. The
-first part is the main one: an epoch is a pass over its data, and evaluation and prediction use its task. The other parts
-contribute as many examples, drawn at random. Arrays of a batch have names such as "mlm/input_ids".
-"""
+Each part is a task with its own data: it trains on `split`, a name in `data.files`, and its loss
+counts `factor` times. The first part is the main one: an epoch is a pass over its data, and
+evaluation and prediction use its task. The other parts contribute as many examples, drawn at
+random. Arrays of a batch have names such as "mlm/input_ids"."""
 
 from __future__ import annotations
 
@@ -15,7 +16,18 @@ from contextlib import contextmanager
 import numpy as np
 
 from fmjax import contracts, pytree, tasks
-from fmjax.contracts import Arrays, Batch, Config, Example, Examples, Heads, Measures, Processors, Undrawn, Value
+from fmjax.contracts import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    Examples,
+    Heads,
+    Measures,
+    Processors,
+    Undrawn,
+    Value,
+)
 from fmjax.errors import RecordError, UserError, in_range
 
 OWN = ("factor", "split")  # settings of a part that are not its task's
@@ -23,30 +35,48 @@ OWN = ("factor", "split")  # settings of a part that are not its task's
 
 @dataclasses.dataclass(frozen=True)
 class Task(contracts.Task):
-    """Settings of a mixture: for each part the settings of its task, its name among them, `factor` and `split`."""
+    """Settings of a mixture: for each part the settings of its task, its name among them, `factor`
+    and `split`.
+    """
 
     parts: Mapping[str, Mapping[str, Value]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
-            raise UserError("task.parts: a mixture has two parts or more, the main one first; name them, or choose another task")
+            raise UserError(
+                "task.parts: a mixture has two parts or more, the main one first; name them, or "
+                "choose another task"
+            )
         for part, settings in self.parts.items():
             key, factor = f"task.parts.{part}.factor", settings.get("factor", 1.0)
             in_range(key, factor, above=0, most=1e6, hint="leave a part out instead of 0")
-        reads = {part: list(dict.fromkeys(task.reads.values())) for part, task in self.tasks.items()}
+        reads = {
+            part: list(dict.fromkeys(task.reads.values())) for part, task in self.tasks.items()
+        }
         if any(kinds != reads[next(iter(reads))] for kinds in reads.values()):
-            listed = ", ".join(f"{part} reads {' and '.join(kinds)}" for part, kinds in reads.items())
-            raise UserError(f"task.parts: {listed}; one model reads either, so mix tasks that read the same")
+            listed = ", ".join(
+                f"{part} reads {' and '.join(kinds)}" for part, kinds in reads.items()
+            )
+            raise UserError(
+                f"task.parts: {listed}; one model reads either, so mix tasks that read the same"
+            )
 
     @functools.cached_property
     def tasks(self) -> dict[str, contracts.Task]:
-        """The task of each part. Raises UserError, naming the part, for settings that it does not have."""
+        """The task of each part. Raises UserError, naming the part, for settings that it does not
+        have.
+        """
         built = {}
         for part, settings in self.parts.items():
             if "name" not in settings or settings["name"] == "mixture":
-                raise UserError(f'task.parts.{part}: has no task of its own; give task.parts.{part}.name, such as "mlm"')
+                raise UserError(
+                    f"task.parts.{part}: has no task of its own; give task.parts.{part}.name, such "
+                    'as "mlm"'
+                )
             with naming(part):
-                built[part] = tasks.make({name: value for name, value in settings.items() if name not in OWN})
+                built[part] = tasks.make(
+                    {name: value for name, value in settings.items() if name not in OWN}
+                )
         return built
 
     @property
@@ -67,18 +97,26 @@ class Task(contracts.Task):
 
     @property
     def model_settings(self) -> Mapping[str, Value]:
-        return {name: value for task in self.tasks.values() for name, value in task.model_settings.items()}
+        return {
+            name: value
+            for task in self.tasks.values()
+            for name, value in task.model_settings.items()
+        }
 
     @property
     def heads(self) -> Heads:
-        """The heads of all parts. Raises UserError if two have the same kind of head with other numbers."""
+        """The heads of all parts. Raises UserError if two have the same kind of head with other
+        numbers.
+        """
         heads: dict[str, Mapping[str, Value]] = {}
         for part, task in self.tasks.items():
             for kind, numbers in task.heads.items():
                 if heads.setdefault(kind, numbers) != numbers:
                     raise UserError(
-                        f'task.parts.{part}: its head "{kind}" has {numbers}, but that of a part before it has {heads[kind]}; '
-                        "a model has one head of a kind, so mix other tasks, or give both the same labels"
+                        f'task.parts.{part}: its head "{kind}" has {numbers}, but that of a part '
+                        f"before it has {heads[kind]}; "
+                        "a model has one head of a kind, so mix other tasks, or give both the same "
+                        "labels"
                     )
         return heads
 
@@ -94,14 +132,20 @@ class Task(contracts.Task):
                 found[part] = {**self.parts[part], **task.resolve(source.parts[part])}
         return {"parts": found}
 
-    def examples(self, source: Value, processors: Processors, max_length: int, train: bool) -> Examples:
-        """Returns the examples of all parts side by side, in training, and else those of the main part."""
+    def examples(
+        self, source: Value, processors: Processors, max_length: int, train: bool
+    ) -> Examples:
+        """Returns the examples of all parts side by side, in training, and else those of the main
+        part.
+        """
         if not train:
             return self.main.examples(source, processors, max_length, train=False)
         built = {}
         for part, task in self.tasks.items():
             with naming(part):
-                built[part] = task.examples(source.parts[part], processors.part(part), max_length, train=True)
+                built[part] = task.examples(
+                    source.parts[part], processors.part(part), max_length, train=True
+                )
         return SideBySide(built)
 
     def weights(self, batch: Batch) -> Arrays:
@@ -115,7 +159,12 @@ class Task(contracts.Task):
         parts: Mapping[str, Value] = outputs
         terms = {part: task.loss(parts[part], nested[part]) for part, task in self.tasks.items()}
         factors = {part: settings.get("factor", 1.0) for part, settings in self.parts.items()}
-        return pytree.names({part: {name: factors[part] * total for name, total in own.items()} for part, own in terms.items()})
+        return pytree.names(
+            {
+                part: {name: factors[part] * total for name, total in own.items()}
+                for part, own in terms.items()
+            }
+        )
 
 
 class SideBySide(Examples):
@@ -138,7 +187,9 @@ class SideBySide(Examples):
         drawn = {self.name: self.main.draw(example, rng)}
         for part, examples in self.others.items():
             drawn[part] = examples.draw(examples[int(rng.integers(len(examples)))], rng)
-        return {f"{part}/{name}": array for part, own in drawn.items() for name, array in own.items()}
+        return {
+            f"{part}/{name}": array for part, own in drawn.items() for name, array in own.items()
+        }
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Masked language modeling, optionally with next-sentence prediction (Devlin et al. 2019, section 3.1).
+"""Masked language modeling, optionally with next-sentence prediction (Devlin et al. 2019, section
+3.1).
 
-Masks are drawn each time an example is seen (RoBERTa's dynamic masking), and logits are computed only at the masked
-positions. Without next-sentence prediction, pieces of several documents share a row (see `data/stream/packing.py`), and tokens
-attend only to their own piece (`segment_ids`).
-"""
+Masks are drawn each time an example is seen (RoBERTa's dynamic masking), and logits are computed
+only at the masked positions. Without next-sentence prediction, pieces of several documents share a
+row (see `data/stream/packing.py`), and tokens attend only to their own piece (`segment_ids`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Record, Source, Value, Where
+from fmjax.contracts import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    Heads,
+    HostBatch,
+    Measures,
+    Processors,
+    Record,
+    Source,
+    Value,
+    Where,
+)
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -37,7 +50,9 @@ from fmjax.tasks.token_rows import (
 
 @dataclasses.dataclass(frozen=True)
 class Task(contracts.Task):
-    """Settings of masked language modelling. Of the chosen tokens, 80 % become the mask, 10 % a random token."""
+    """Settings of masked language modelling. Of the chosen tokens, 80 % become the mask, 10 % a
+    random token.
+    """
 
     sized: ClassVar[tuple[str, ...]] = (*PADDED, "masked_positions")
 
@@ -63,11 +78,15 @@ class Task(contracts.Task):
         return {**class_metrics.TOKEN_LEVEL, **own}
 
     def resolve(self, source: Source) -> Config:
-        """Returns no settings: none follow from the data. Raises UserError if the text column is missing."""
+        """Returns no settings: none follow from the data. Raises UserError if the text column is
+        missing.
+        """
         check_columns(source, self.columns)
         return {}
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Rows | Pairs:
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> Rows | Pairs:
         """Tokenizes a source into rows of `max_length` tokens."""
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
@@ -84,36 +103,61 @@ class Task(contracts.Task):
         """Returns the sums of the cross-entropies over masked tokens, and over pairs."""
         tokens = losses.softmax_cross_entropy(outputs["mlm"], batch["masked_labels"])
         terms = {"mlm": (tokens * batch["masked_weights"]).sum()}
-        return terms | ({"nsp": losses.softmax_cross_entropy(outputs["nsp"], batch["nsp_labels"]).sum()} if self.nsp else {})
+        return terms | (
+            {"nsp": losses.softmax_cross_entropy(outputs["nsp"], batch["nsp_labels"]).sum()}
+            if self.nsp
+            else {}
+        )
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns per-row sums over masked tokens, and the pair logits."""
         arrays = token_sums(outputs["mlm"], batch["masked_labels"], batch["masked_weights"])
-        return arrays | ({"nsp": outputs["nsp"], "nsp_labels": batch["nsp_labels"]} if self.nsp else {})
+        return arrays | (
+            {"nsp": outputs["nsp"], "nsp_labels": batch["nsp_labels"]} if self.nsp else {}
+        )
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
-        """Returns loss (nats per masked token), perplexity and accuracy; and the accuracy on pairs."""
-        values = class_metrics.token_level(arrays["losses"], arrays["weights"], arrays["correct"], valid)
+    def metrics(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> dict[str, float]:
+        """Returns loss (nats per masked token), perplexity and accuracy; and the accuracy on
+        pairs.
+        """
+        values = class_metrics.token_level(
+            arrays["losses"], arrays["weights"], arrays["correct"], valid
+        )
         if self.nsp:
-            values["nsp_accuracy"] = class_metrics.classification(arrays["nsp"], arrays["nsp_labels"], valid)["accuracy"]
+            values["nsp_accuracy"] = class_metrics.classification(
+                arrays["nsp"], arrays["nsp_labels"], valid
+            )["accuracy"]
         return values
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
-        """Returns a batch from texts (or {"text": ...}) in which the tokenizer's mask token marks what to predict."""
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
+        """Returns a batch from texts (or {"text": ...}) in which the tokenizer's mask token marks
+        what to predict.
+        """
         tokenizer = tokenizer_of(processors)
-        rows = [tokenizer.assemble(ids) for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))]
+        rows = [
+            tokenizer.assemble(ids)
+            for ids in tokenizer.encode_batch(given_texts(examples, self.column, where))
+        ]
         masked = [np.flatnonzero(ids == tokenizer.mask_id) for ids, _ in rows]
         for number, ((ids, _), places) in enumerate(zip(rows, masked, strict=True)):
             if not places.size:
                 mask = tokenizer.token(tokenizer.mask_id)
-                raise UserError(f"{where(number)}: has no {mask}; put one where a word is to be predicted")
+                raise UserError(
+                    f"{where(number)}: has no {mask}; put one where a word is to be predicted"
+                )
             check_length(ids.size, max_length, where(number))
         places_BM = np.zeros((len(rows), max(map(len, masked))), np.int32)
         for row, places in zip(places_BM, masked, strict=True):
             row[: places.size] = places
         return {**pad_rows(rows, tokenizer.pad_id), "masked_positions": places_BM}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
+    def describe(
+        self, outputs: HostBatch, batch: HostBatch, processors: Processors
+    ) -> list[Record]:
         """Returns, for each text, the five best tokens with their probabilities at each mask."""
         tokenizer = tokenizer_of(processors)
         # A model may have more embeddings than the tokenizer has pieces; those beyond are no words.
@@ -123,7 +167,10 @@ class Task(contracts.Task):
         return [
             {
                 "masks": [
-                    [{"token": tokenizer.token(int(i)), "score": float(scores[row, m, i])} for i in best[row, m]]
+                    [
+                        {"token": tokenizer.token(int(i)), "score": float(scores[row, m, i])}
+                        for i in best[row, m]
+                    ]
                     for m in range(count)
                 ]
             }
@@ -142,7 +189,9 @@ class Masker:
         self.ordinary = np.flatnonzero(~self.special).astype(np.int32)
 
     def choose(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns the positions to mask, in order; special tokens, padding among them, are never masked."""
+        """Returns the positions to mask, in order; special tokens, padding among them, are never
+        masked.
+        """
         maskable = np.flatnonzero(~self.special[ids])
         wanted = min(self.most, max(1, round(self.rate * maskable.size))) if maskable.size else 0
         if self.whole_word:
@@ -151,9 +200,11 @@ class Masker:
         chosen[rng.permutation(maskable)[:wanted]] = True
         return np.flatnonzero(chosen)
 
-    def choose_words(self, ids: np.ndarray, maskable: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
-        """Returns the positions of words drawn until `wanted` are taken; one that would exceed it is passed over, as in
-        BERT's create_pretraining_data.py."""
+    def choose_words(
+        self, ids: np.ndarray, maskable: np.ndarray, wanted: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Returns the positions of words drawn until `wanted` are taken; one that would exceed it
+        is passed over, as in BERT's create_pretraining_data.py."""
         word = np.cumsum(self.tokenizer.word_starts(ids)[maskable])
         words = np.split(maskable, np.flatnonzero(np.diff(word)) + 1)
         chosen: list[int] = []
@@ -163,7 +214,9 @@ class Masker:
         return np.array(sorted(chosen), np.int64)
 
     def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> Example:
-        """Returns `input_ids` with masks, and the positions, labels and weights [M] of what was masked."""
+        """Returns `input_ids` with masks, and the positions, labels and weights [M] of what was
+        masked.
+        """
         places = self.choose(ids, rng)
         count, labels = places.size, ids[places]
         lot = rng.random(count)
@@ -174,7 +227,9 @@ class Masker:
             "masked_labels": np.zeros(self.most, np.int32),
             "masked_weights": np.zeros(self.most, np.float32),
         }
-        masked["input_ids"][places] = np.where(lot < 0.8, self.mask_id, np.where(lot < 0.9, noise, labels))
+        masked["input_ids"][places] = np.where(
+            lot < 0.8, self.mask_id, np.where(lot < 0.9, noise, labels)
+        )
         masked["masked_positions"][:count] = places
         masked["masked_labels"][:count] = labels
         masked["masked_weights"][:count] = 1
@@ -185,7 +240,12 @@ class Rows(contracts.Examples):
     """Documents cut into pieces, which are packed into rows."""
 
     def __init__(self, corpus: Corpus, masker: Masker, tokenizer: Tokenizer, max_length: int):
-        self.corpus, self.masker, self.tokenizer, self.max_length = corpus, masker, tokenizer, max_length
+        self.corpus, self.masker, self.tokenizer, self.max_length = (
+            corpus,
+            masker,
+            tokenizer,
+            max_length,
+        )
         self.before, self.after = tokenizer.opening, tokenizer.closing
         special = self.before.size + self.after.size
         self.pieces = corpus.pieces(max_length - special)
@@ -197,7 +257,10 @@ class Rows(contracts.Examples):
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `segment_ids`, `position_ids` [L], before masking."""
-        pieces = [self.corpus.tokens[begin:end] for begin, end in self.pieces[self.plan.pieces(index)].tolist()]
+        pieces = [
+            self.corpus.tokens[begin:end]
+            for begin, end in self.pieces[self.plan.pieces(index)].tolist()
+        ]
         return packed_row(pieces, self.max_length, self.tokenizer.pad_id, self.before, self.after)
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
@@ -205,19 +268,28 @@ class Rows(contracts.Examples):
 
 
 class Pairs(contracts.Examples):
-    """Pieces of documents split in two, the second half exchanged for that of another document every other time.
+    """Pieces of documents split in two, the second half exchanged for that of another document
+    every other time.
 
-    The split falls on the start of a word, not of a sentence: a corpus need not come with sentences.
-    """
+    The split falls on the start of a word, not of a sentence: a corpus need not come with
+    sentences."""
 
     def __init__(self, corpus: Corpus, masker: Masker, tokenizer: Tokenizer, max_length: int):
-        self.corpus, self.masker, self.tokenizer, self.max_length = corpus, masker, tokenizer, max_length
+        self.corpus, self.masker, self.tokenizer, self.max_length = (
+            corpus,
+            masker,
+            tokenizer,
+            max_length,
+        )
         empty = tokenizer.assemble(np.zeros(0, np.int32), np.zeros(0, np.int32))[0]
         pieces = corpus.pieces(max_length - empty.size)
         self.pieces = pieces[pieces[:, 1] - pieces[:, 0] >= 2]
         self.documents = np.searchsorted(corpus.bounds, self.pieces[:, 0], side="right")
         if len(np.unique(self.documents)) < 2:
-            raise UserError("task.nsp=true needs at least two documents of two tokens; give more text, or task.nsp=false")
+            raise UserError(
+                "task.nsp=true needs at least two documents of two tokens; give more text, or "
+                "task.nsp=false"
+            )
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -227,7 +299,9 @@ class Pairs(contracts.Examples):
         return {"piece": np.asarray(index, np.int32)}
 
     def other(self, index: int, rng: np.random.Generator) -> int:
-        """Returns a piece of another document. A document's pieces are consecutive, so it takes one draw."""
+        """Returns a piece of another document. A document's pieces are consecutive, so it takes one
+        draw.
+        """
         own = self.documents == self.documents[index]
         first, count = int(own.argmax()), int(own.sum())
         lot = int(rng.integers(len(self.pieces) - count))
@@ -249,5 +323,10 @@ class Pairs(contracts.Examples):
             at = int(rng.choice(inside)) if inside.size else 0
             second = other[at : at + second.size]
         ids, types = self.tokenizer.assemble(first, second)
-        row = {k: array[0] for k, array in pad_rows([(ids, types)], self.tokenizer.pad_id, self.max_length).items()}
-        return row | self.masker(row["input_ids"], rng) | {"nsp_labels": np.asarray(random, np.int32)}
+        row = {
+            k: array[0]
+            for k, array in pad_rows([(ids, types)], self.tokenizer.pad_id, self.max_length).items()
+        }
+        return (
+            row | self.masker(row["input_ids"], rng) | {"nsp_labels": np.asarray(random, np.int32)}
+        )

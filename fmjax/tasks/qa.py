@@ -16,7 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Heads, HostBatch, Measures, Processors, Record, Source, Value, Where
+from fmjax.contracts import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    Heads,
+    HostBatch,
+    Measures,
+    Processors,
+    Record,
+    Source,
+    Value,
+    Where,
+)
 from fmjax.data.characters import is_mark
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer

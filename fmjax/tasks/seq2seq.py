@@ -1,10 +1,10 @@
 """Text to text: translation, summarization, and other tasks that read one text and write another.
 
-The encoder reads the source, the decoder predicts each token of the target from those before it. Batches: `input_ids`,
-`attention_mask` [B,S], `labels` [B,T] unshifted, `label_weights` [B,T]; the model puts its start token before them. With
-`pack`, several short pairs share a row in training (see `data/stream/packing.py`): `segment_ids`, `position_ids` [B,S] and
-`decoder_segment_ids`, `decoder_position_ids` [B,T] tell them apart.
-"""
+The encoder reads the source, the decoder predicts each token of the target from those before it.
+Batches: `input_ids`, `attention_mask` [B,S], `labels` [B,T] unshifted, `label_weights` [B,T]; the
+model puts its start token before them. With `pack`, several short pairs share a row in training
+(see `data/stream/packing.py`): `segment_ids`, `position_ids` [B,S] and `decoder_segment_ids`,
+`decoder_position_ids` [B,T] tell them apart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,20 @@ from typing import ClassVar
 import numpy as np
 
 from fmjax import contracts, losses
-from fmjax.contracts import Arrays, Batch, Config, Example, Fact, HostBatch, Measures, Processors, Record, Source, Value, Where
+from fmjax.contracts import (
+    Arrays,
+    Batch,
+    Config,
+    Example,
+    Fact,
+    HostBatch,
+    Measures,
+    Processors,
+    Record,
+    Source,
+    Value,
+    Where,
+)
 from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
@@ -24,17 +37,27 @@ from fmjax.errors import UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import texts as text_metrics
 from fmjax.tasks.facts import length_fact
-from fmjax.tasks.token_rows import BOTH_SIDES, TokenTask, enclosed, given_texts, packed_pairs, pad_rows, pair, tokenizer_of
+from fmjax.tasks.token_rows import (
+    BOTH_SIDES,
+    TokenTask,
+    enclosed,
+    given_texts,
+    packed_pairs,
+    pad_rows,
+    pair,
+    tokenizer_of,
+)
 
 OVERLONG = ("error", "truncate")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(TokenTask):
-    """Settings of text to text. `prefix` goes before every source, as T5's "translate English to German: ".
+    """Settings of text to text. `prefix` goes before every source, as T5's "translate English to
+    German: ".
 
-    `scores` judge what is written by generation (see `text_metrics.SCORES`); without any, evaluation generates nothing.
-    """
+    `scores` judge what is written by generation (see `text_metrics.SCORES`); without any,
+    evaluation generates nothing."""
 
     counted: ClassVar[tuple[str, ...]] = BOTH_SIDES
 
@@ -44,7 +67,9 @@ class Task(TokenTask):
     target_length: int = 128  # tokens of a target at most, as data.max_length of a source
     overlong: str = "error"
     pack: bool = False  # for models that read packed pairs
-    packed_target_length: int = 0  # of a packed row, whose sources are data.max_length; 0: matched to the data
+    packed_target_length: int = (
+        0  # of a packed row, whose sources are data.max_length; 0: matched to the data
+    )
     label_smoothing: float = 0.0
     scores: tuple[str, ...] = ("bleu", "chrf")
     bleu_tokenize: str = "13a"
@@ -58,11 +83,16 @@ class Task(TokenTask):
             one_of(f"task.{name}", vars(self)[name], choices)
         in_range("task.label_smoothing", self.label_smoothing, least=0, below=1)
         if self.target_length < 2:
-            raise UserError(f"task.target_length={self.target_length}: must leave room for a token and the end; raise it")
+            raise UserError(
+                f"task.target_length={self.target_length}: must leave room for a token and the "
+                "end; raise it"
+            )
         if self.packed_target_length and self.packed_target_length < self.target_length:
             raise UserError(
-                f"task.packed_target_length={self.packed_target_length}: a row must have room for one target at least, "
-                f"task.target_length={self.target_length}; raise it, or set it to 0 to match it to the data"
+                f"task.packed_target_length={self.packed_target_length}: a row must have room for "
+                "one target at least, "
+                f"task.target_length={self.target_length}; raise it, or set it to 0 to match it to "
+                "the data"
             )
         text_metrics.measures(self.scores)
 
@@ -89,7 +119,10 @@ class Task(TokenTask):
     @property
     def generation(self) -> Config:
         """Arguments of generation."""
-        beams = {name: vars(self)[name] for name in ("num_beams", "length_penalty", "no_repeat_ngram_size")}
+        beams = {
+            name: vars(self)[name]
+            for name in ("num_beams", "length_penalty", "no_repeat_ngram_size")
+        }
         return {"max_new_tokens": self.max_new_tokens or self.target_length} | beams
 
     @property
@@ -101,25 +134,42 @@ class Task(TokenTask):
         """How each score is computed, to be reported beside it."""
         return text_metrics.signatures(self.scores, self.bleu_tokenize)
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Pairs:
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> Pairs:
         """Tokenizes a source into pairs of `max_length` and `target_length` tokens.
 
-        Raises UserError, naming the record, for what is not text, and for texts that are too long and may not be truncated.
-        """
+        Raises UserError, naming the record, for what is not text, and for texts that are too long
+        and may not be truncated."""
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
         references = list(texts(source, self.target))
-        sources = self.cut([f"{self.prefix}{text}" for text in texts(source, self.source)], tokenizer, max_length, source.where)
+        sources = self.cut(
+            [f"{self.prefix}{text}" for text in texts(source, self.source)],
+            tokenizer,
+            max_length,
+            source.where,
+        )
         targets = self.cut(references, tokenizer, self.target_length, source.where, target=True)
         pairs = Pairs(sources, targets, references, tokenizer, (max_length, self.target_length))
-        return PackedPairs(pairs, max_length, self.packed_target_length) if self.pack and train else pairs
+        return (
+            PackedPairs(pairs, max_length, self.packed_target_length)
+            if self.pack and train
+            else pairs
+        )
 
     def facts(
-        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+        self,
+        sample: Source,
+        examples: Sequence[contracts.Examples],
+        processors: Processors,
+        max_length: int,
     ) -> list[Fact]:
         """Returns how many sources and targets are cut."""
         tokenizer = tokenizer_of(processors)
-        sources = tokenizer.encode_batch([f"{self.prefix}{text}" for text in texts(sample, self.source)])
+        sources = tokenizer.encode_batch(
+            [f"{self.prefix}{text}" for text in texts(sample, self.source)]
+        )
         targets = tokenizer.encode_targets(list(texts(sample, self.target)))
         special = tokenizer.special_count()
         sizes = [np.array([ids.size for ids in side]) + special for side in (sources, targets)]
@@ -129,28 +179,47 @@ class Task(TokenTask):
             length_fact(sizes[1], self.target_length, "task.target_length", "targets"),
         ]
 
-    def cut(self, read: Sequence[str], tokenizer: Tokenizer, most: int, where: Where, target: bool = False) -> list[np.ndarray]:
-        """Returns the ids of each source, or target, between special tokens, in at most `most` tokens; a target has an end."""
+    def cut(
+        self,
+        read: Sequence[str],
+        tokenizer: Tokenizer,
+        most: int,
+        where: Where,
+        target: bool = False,
+    ) -> list[np.ndarray]:
+        """Returns the ids of each source, or target, between special tokens, in at most `most`
+        tokens; a target has an end.
+        """
         encode = tokenizer.encode_targets if target else tokenizer.encode_batch
         limit = "task.target_length" if target else "data.max_length"
         ending = end(tokenizer) if target else ()
-        return enclosed(encode(read), tokenizer, most, self.overlong == "truncate", where, limit, ending)
+        return enclosed(
+            encode(read), tokenizer, most, self.overlong == "truncate", where, limit, ending
+        )
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the smoothed cross-entropies of target tokens."""
         tokens = losses.softmax_cross_entropy(outputs["lm"], batch["labels"], self.label_smoothing)
         return {"lm": (tokens * batch["label_weights"]).sum()}
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
-        """Returns loss (nats a target token), perplexity and accuracy, and the scores of what was generated."""
+    def metrics(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> dict[str, float]:
+        """Returns loss (nats a target token), perplexity and accuracy, and the scores of what was
+        generated.
+        """
         values = super().metrics(arrays, valid, examples)
         if not self.scores:
             return values
         assert isinstance(examples, Pairs)
         hypotheses = [written(row, examples.tokenizer) for row in arrays["generated"][valid > 0]]
-        return values | text_metrics.texts(self.scores, hypotheses, examples.references, self.bleu_tokenize)
+        return values | text_metrics.texts(
+            self.scores, hypotheses, examples.references, self.bleu_tokenize
+        )
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
         """Returns a batch from texts, or records with the task's source column."""
         tokenizer = tokenizer_of(processors)
         sources = [f"{self.prefix}{text}" for text in given_texts(examples, self.source, where)]
@@ -158,15 +227,17 @@ class Task(TokenTask):
         batch = pad_rows([(ids, np.zeros_like(ids)) for ids in rows], tokenizer.fill_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
+    def describe(
+        self, outputs: HostBatch, batch: HostBatch, processors: Processors
+    ) -> list[Record]:
         """Returns the text that was written for each."""
         tokenizer = tokenizer_of(processors)
         return [{"text": written(row, tokenizer)} for row in np.asarray(outputs["generated"])]
 
 
 class Pairs(contracts.Examples):
-    """Tokenized sources and targets, a pair an example; nothing in them is random. `references` are the targets' texts, and
-    `row_lengths` (S, T) those of an example."""
+    """Tokenized sources and targets, a pair an example; nothing in them is random. `references` are
+    the targets' texts, and `row_lengths` (S, T) those of an example."""
 
     sized = ("input_ids", *BOTH_SIDES, "labels")
 
@@ -181,7 +252,9 @@ class Pairs(contracts.Examples):
         self.source_ids, self.target_ids, self.references = sources, targets, references
         self.tokenizer, self.row_lengths = tokenizer, row_lengths
         sizes = [np.array([ids.size for ids in side]) for side in (sources, targets)]
-        self.sides = dict(zip(("input_ids", "labels"), zip(sizes, row_lengths, strict=True), strict=True))
+        self.sides = dict(
+            zip(("input_ids", "labels"), zip(sizes, row_lengths, strict=True), strict=True)
+        )
         self.lengths = np.maximum(*sizes)
         self.fill = {name: float(np.mean(own)) / most for name, (own, most) in self.sides.items()}
 
@@ -190,19 +263,34 @@ class Pairs(contracts.Examples):
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `attention_mask` [S] and `labels`, `label_weights` [T]."""
-        return pair(self.source_ids[index], self.target_ids[index], self.row_lengths, self.tokenizer.fill_id)
+        return pair(
+            self.source_ids[index], self.target_ids[index], self.row_lengths, self.tokenizer.fill_id
+        )
 
 
 class PackedPairs(Pairs):
-    """Several pairs an example, by a plan; targets are `target_length` in all, 0 being matched to the data."""
+    """Several pairs an example, by a plan; targets are `target_length` in all, 0 being matched to
+    the data.
+    """
 
     def __init__(self, pairs: Pairs, max_length: int, target_length: int):
-        sizes = np.array([(one.size, other.size) for one, other in zip(pairs.source_ids, pairs.target_ids, strict=True)])
+        sizes = np.array(
+            [
+                (one.size, other.size)
+                for one, other in zip(pairs.source_ids, pairs.target_ids, strict=True)
+            ]
+        )
         if target_length:
             self.plan = pack(sizes, (max_length, target_length))
         else:
             self.plan, target_length = pack_matched(sizes, max_length)
-        super().__init__(pairs.source_ids, pairs.target_ids, pairs.references, pairs.tokenizer, (max_length, target_length))
+        super().__init__(
+            pairs.source_ids,
+            pairs.target_ids,
+            pairs.references,
+            pairs.tokenizer,
+            (max_length, target_length),
+        )
         self.fill = dict(zip(self.sides, self.plan.fill, strict=True))
         self.sides, self.lengths = {}, None  # rows are packed, and of one length
 
@@ -220,17 +308,23 @@ class PackedPairs(Pairs):
     def __getitem__(self, index: int) -> Example:
         """Returns the arrays of one pair, with the segments and positions of both sides."""
         pieces = self.plan.pieces(index)
-        sources, targets = ([side[number] for number in pieces] for side in (self.source_ids, self.target_ids))
+        sources, targets = (
+            [side[number] for number in pieces] for side in (self.source_ids, self.target_ids)
+        )
         return packed_pairs(sources, targets, self.row_lengths, self.tokenizer.fill_id)
 
 
 def end(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Returns the token to end a text with, if the tokenizer adds none itself. Raises UserError if there is none."""
+    """Returns the token to end a text with, if the tokenizer adds none itself. Raises UserError if
+    there is none.
+    """
     around, _ = tokenizer.assemble(np.zeros(0, np.int32))
     ends = tokenizer.eos_id if tokenizer.end_id is None else tokenizer.end_id
     return () if around[-1:].tolist() == [ends] else (ends,)
 
 
 def written(row: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Returns the text of a generated row: what follows the start token, up to the end token, without special tokens."""
+    """Returns the text of a generated row: what follows the start token, up to the end token,
+    without special tokens.
+    """
     return tokenizer.written(row[1:]).strip()

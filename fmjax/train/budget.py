@@ -40,11 +40,11 @@ def device_bytes(tree: PyTree) -> int:
 def saved_bytes(
     model: PyTree, task: Task, params: PyTree, spec: BatchSpec, layout: Layout, config: Config
 ) -> int:
-    """Returns the bytes per device of what the forward pass keeps for the backward pass, by formula.
+    """Returns the bytes per device of what the forward pass keeps for the backward pass, by
+    formula.
 
-    They are the residuals of the loss's vjp at its whole shape, over the devices that share the batch
-    and its length: heads and widths that are sharded as well make it less.
-    """
+    They are the residuals of the loss's vjp at its whole shape, over the devices that share the
+    batch and its length: heads and widths that are sharded as well make it less."""
     parts = accumulation(config)
     batch = {
         name: jax.ShapeDtypeStruct((array.shape[0] // parts, *array.shape[1:]), array.dtype)
@@ -136,14 +136,15 @@ def check_memory(
         raise UserError(too_large(config, need, total, room.per_device, room.what))
 
 
-def too_large(
-    config: Config, need: Mapping[str, int], total: int, room: float, what: str
-) -> str:
+def too_large(config: Config, need: Mapping[str, int], total: int, room: float, what: str) -> str:
     """Returns the message that a step does not fit, with the settings that would help the most."""
     state = total - need["activations"] // 2
     sizes = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in need.items())
     if state > room:
-        how = "choose a smaller model.size, model.layers or model.width, or shard it over more devices"
+        how = (
+            "choose a smaller model.size, model.layers or model.width, "
+            "or shard it over more devices"
+        )
     else:
         how = (
             f"lower data.batch_size={config['data']['batch_size']} or "

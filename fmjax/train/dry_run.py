@@ -87,9 +87,7 @@ def described(batch: HostBatch, experiment: Experiment) -> Iterator[str]:
                 yield f"{part} row {row + 1}: {line}".strip()
 
 
-def row_lines(
-    batch: HostBatch, row: int, task: Task, tokenizer: Tokenizer | None
-) -> Iterator[str]:
+def row_lines(batch: HostBatch, row: int, task: Task, tokenizer: Tokenizer | None) -> Iterator[str]:
     """Yields what a person reads of a row: its texts, and its labels."""
     if tokenizer is not None:
         for name in TOKENS:
@@ -125,7 +123,9 @@ def named(labels: np.ndarray, batch: HostBatch, row: int, task: Task) -> str:
 
 def decoded(ids: np.ndarray, tokenizer: Tokenizer) -> str:
     """Returns the text of a row; its padding as a count."""
-    padded = int((ids[::-1] != tokenizer.fill_id).argmax()) if (ids != tokenizer.fill_id).any() else 0
+    padded = (
+        int((ids[::-1] != tokenizer.fill_id).argmax()) if (ids != tokenizer.fill_id).any() else 0
+    )
     kept = ids[: ids.size - padded]
     tail = f" + {padded} of padding" if padded else ""
     return tokenizer.decode(kept[kept < tokenizer.vocab_size]) + tail

@@ -57,7 +57,9 @@ class Experiment:
         return hosts.rows_of(self._shardings["valid"], self.batch_size)
 
     def initial_state(self) -> TrainState:
-        """Returns the state of step 0, with the parameters of `init.weights`; says which are fresh."""
+        """Returns the state of step 0, with the parameters of `init.weights`; says which are
+        fresh.
+        """
         transform, abstract = self.abstract.optimizer.transform, self.abstract.state
         state = create_state(self.built.model, transform, self.abstract.spec, abstract, self.seed)
         if self.weights is None:

@@ -40,7 +40,9 @@ def gather(experiment: Experiment) -> Config:
     """Returns the facts of a run by name, as `provenance.json` holds them: the line as `text`, what
     is wrong as `warning`, and the values."""
     return {
-        fact.name: {"text": fact.text} | ({"warning": fact.warning} if fact.warning else {}) | fact.values
+        fact.name: {"text": fact.text}
+        | ({"warning": fact.warning} if fact.warning else {})
+        | fact.values
         for fact in found(experiment)
     }
 
@@ -69,10 +71,14 @@ def records(experiment: Experiment) -> Fact:
     examples = experiment.built.examples
     counts, made = {}, {}
     for split, source in experiment.data.sources.items():
-        counts[split] = len(next(iter(source.parts.values())) if isinstance(source, Bundle) else source)
+        counts[split] = len(
+            next(iter(source.parts.values())) if isinstance(source, Bundle) else source
+        )
         made[split] = len(examples[split]) if split in examples else 0
     listed = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    rows = [f"{count:,} {split}" for split, count in made.items() if count not in (0, counts[split])]
+    rows = [
+        f"{count:,} {split}" for split, count in made.items() if count not in (0, counts[split])
+    ]
     others = {name: len(own) for name, own in examples.items() if name.startswith(PARTS)}
     more = f" ({', '.join(rows)} examples)" if rows else ""
     return Fact("records", listed + more, {"records": counts, "examples": made | others})
@@ -140,15 +146,24 @@ def unknown(sample: Source, columns: Sequence[str], processors: Processors) -> I
     tokenizer = processors.of(text.Processor).tokenizer
     if "unk" not in tokenizer.roles:
         return
-    texts = [one[:LETTERS] for index in range(len(sample)) for one in strings(sample[index], columns)]
+    texts = [
+        one[:LETTERS] for index in range(len(sample)) for one in strings(sample[index], columns)
+    ]
     ids = np.concatenate([np.zeros(0, np.int32), *tokenizer.encode_batch(texts)])
     share = float(np.mean(ids == tokenizer.unk_id)) if ids.size else 0.0
     warning = (
-        f"{percent(share)} of the tokens are unknown to the tokenizer, which was made for other texts; name one "
-        "that fits in data.tokenizer, with the weights that belong to it, or leave both out to train one"
+        f"{percent(share)} of the tokens are unknown to the tokenizer, which was made for other "
+        "texts; name one "
+        "that fits in data.tokenizer, with the weights that belong to it, or leave both out to "
+        "train one"
     )
     values = {"share": share, "tokens": int(ids.size)}
-    yield Fact("unknown", f"{percent(share)} of the tokens", values, warning if share >= MANY_UNKNOWN else "")
+    yield Fact(
+        "unknown",
+        f"{percent(share)} of the tokens",
+        values,
+        warning if share >= MANY_UNKNOWN else "",
+    )
 
 
 def padding(train: Examples, data: Config) -> Iterator[Fact]:
@@ -202,11 +217,14 @@ def devices(experiment: Experiment) -> Fact:
     values = {"count": mesh.size, "kind": kind, "mesh": axes, "rules": rules, "replicated": share}
     if mesh.size == 1:
         return Fact("devices", f"1 x {kind}", values)
-    text = f"{mesh.size} x {kind}, mesh {' x '.join(f'{axis} {size}' for axis, size in axes.items())}, rules {rules}"
+    shape = " x ".join(f"{axis} {size}" for axis, size in axes.items())
+    text = f"{mesh.size} x {kind}, mesh {shape}, rules {rules}"
     if len(whole) < len(leaves):
         largest = sorted(whole, key=lambda name: -sizes[name])[:3]
         named = f", the largest {', '.join(largest)}" if largest else ""
-        divided = f"{percent(1 - share)} of the parameters divided, {percent(share)} replicated{named}"
+        divided = (
+            f"{percent(1 - share)} of the parameters divided, {percent(share)} replicated{named}"
+        )
         return Fact("devices", f"{text}: {divided}", values)
     warning = ""
     wanted = [name for name in PARAMETERS if layout.rules.get(name)]
@@ -214,7 +232,8 @@ def devices(experiment: Experiment) -> Fact:
         axis = layout.rules[wanted[0]]
         axis = axis if isinstance(axis, str) else axis[0]
         warning = (
-            f"rules {rules} divide no parameter over the mesh {axes}, so each device holds all of them; "
+            f"rules {rules} divide no parameter over the mesh {axes}, so each device holds all of "
+            "them; "
             f"give it the axis, mesh.axes='{{\"{axis}\": -1}}'"
         )
     return Fact("devices", f"{text}: batches divided, all parameters replicated", values, warning)
@@ -225,7 +244,9 @@ def export(experiment: Experiment) -> Fact:
     built = experiment.built
     own, task, _ = main_part(built.model, built.task, experiment.abstract.spec)
     name = experiment.config["model"]["name"]
-    trained = Pretrained(experiment.config, models.family(name), own, {}, experiment.data.processors, task)
+    trained = Pretrained(
+        experiment.config, models.family(name), own, {}, experiment.data.processors, task
+    )
     try:
         architecture = trained.exported()[1]["architectures"][0]
     except UserError as error:

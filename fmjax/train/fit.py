@@ -24,8 +24,8 @@ def fit(
       config: "path/to/file.py", "path/to/file.py:argument", or the name of a config that comes with
         fmjax, "bert_mlm:tiny".
       workdir: the run directory.
-      overrides: values by key, such as {"optim.learning_rate": 1e-4}; None unsets a key. A value may
-        be text, a path, a number, a list, a group of keys, or a NumPy scalar or array.
+      overrides: values by key, such as {"optim.learning_rate": 1e-4}; None unsets a key. A value
+        may be text, a path, a number, a list, a group of keys, or a NumPy scalar or array.
 
     Returns the metrics of the last evaluation on the validation data, by name; those of a finished
     run are read from its log. Empty if there are no validation data. Outside of the main thread,
@@ -40,7 +40,8 @@ def fit(
     """
     if starts_as_worker():
         raise SystemExit(
-            "error: a worker process of data.workers imports this script, which calls fmjax.fit again; "
+            "error: a worker process of data.workers imports this script, which calls fmjax.fit "
+            "again; "
             'put the call under if __name__ == "__main__":'
         )
     keep_freed()

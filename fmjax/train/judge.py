@@ -21,10 +21,14 @@ UNDEFINED = -math.inf  # no better than any value
 
 
 def last_evaluation(records: Sequence[Record]) -> tuple[dict[str, float], int]:
-    """Returns the metrics of the last evaluation of all, without those of single sources, and its step; or none and -1."""
+    """Returns the metrics of the last evaluation of all, without those of single sources, and its
+    step; or none and -1.
+    """
     for record in reversed(records):
         found = {
-            name.removeprefix(EVALUATION): value for name, value in record.items() if name.startswith(EVALUATION)
+            name.removeprefix(EVALUATION): value
+            for name, value in record.items()
+            if name.startswith(EVALUATION)
         }
         if whole := {name: value for name, value in found.items() if "/" not in name}:
             return whole, record["step"]
@@ -67,14 +71,18 @@ class Judge:
         self._note_undefined(step)
         improved = self._improved()
         # Where the metric is undefined at all evaluations, the newest one is shown.
-        chosen_by = self.best.metric if self.best and max(self._history(self.best)) > UNDEFINED else ""
+        chosen_by = (
+            self.best.metric if self.best and max(self._history(self.best)) > UNDEFINED else ""
+        )
         if improved or not chosen_by:
             self.recorder.keep(self._evaluation(step, chosen_by))
         return improved
 
     @property
     def leading(self) -> tuple[str, ...]:
-        """The metrics to show beside the loss: the one that chooses the best step, and the task's."""
+        """The metrics to show beside the loss: the one that chooses the best step, and the
+        task's.
+        """
         return (*([self.best.metric] if self.best else []), *self.task.leading)
 
     def _improved(self) -> bool:
@@ -110,11 +118,15 @@ class Judge:
         return ended
 
     def _note_undefined(self, step: int) -> None:
-        """Says which metrics the last evaluation leaves undefined, if others than the one before."""
+        """Says which metrics the last evaluation leaves undefined, if others than the one
+        before.
+        """
         undefined = [name for name in self.task.measures if name not in self.metrics]
         if undefined != self.undefined:
             names = ", ".join(undefined) or "none"
-            why = ": one class or value alone occurs, or the number is infinite" if undefined else ""
+            why = (
+                ": one class or value alone occurs, or the number is infinite" if undefined else ""
+            )
             self.recorder.bar.note(f"step {step}: undefined metrics: {names}{why}")
         self.undefined = undefined
 

@@ -1,4 +1,6 @@
-"""How long a run is: its number of steps, and what a longer run changes in the learning rate of one that goes on."""
+"""How long a run is: its number of steps, and what a longer run changes in the learning rate of one
+that goes on.
+"""
 
 from __future__ import annotations
 

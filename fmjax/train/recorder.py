@@ -134,9 +134,7 @@ class Recorder:
             run_folder.record_left_out(
                 self.experiment.workdir, self.experiment.data.tolerance.found
             )
-            counts = {
-                split: len(part) for split, part in self.experiment.built.examples.items()
-            }
+            counts = {split: len(part) for split, part in self.experiment.built.examples.items()}
             seconds = time.monotonic() - self.opened
             run_folder.record_end(self.experiment.workdir, seconds, counts)
             write_report(self.experiment.workdir)

@@ -1,4 +1,6 @@
-"""What a run's config leaves open of the model: its sizes, from the weights that it starts from, the processors or a name."""
+"""What a run's config leaves open of the model: its sizes, from the weights that it starts from,
+the processors or a name.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,28 @@ from fmjax.inference.pretrained import Pretrained
 from fmjax.models import Family
 
 
-def resolve_model(config: Config, source: Pretrained | None, processors: Processors, task: Task) -> nn.Module:
+def resolve_model(
+    config: Config, source: Pretrained | None, processors: Processors, task: Task
+) -> nn.Module:
     """Returns the model: of the size named in the config, or of that of the weights it starts from.
 
     Raises UserError if family, size, processors or vocabulary do not fit each other.
     """
     if "text" not in processors and config["data"].get("tokenizer"):
-        raise UserError(f"data.tokenizer={config['data']['tokenizer']} is only for tasks that read text; leave it out")
+        raise UserError(
+            f"data.tokenizer={config['data']['tokenizer']} is only for tasks that read text; leave "
+            "it out"
+        )
     section = dict(config["model"])
     name = section.pop("name")
     family = models.family(name)
     check_kinds(config, family, processors)
     if source is not None and "size" not in section:
         if (theirs := source.family.name) != name:
-            raise UserError(f'init.weights holds a "{theirs}" but model.name="{name}"; add --config.model.name={theirs}')
+            raise UserError(
+                f'init.weights holds a "{theirs}" but model.name="{name}"; add '
+                f"--config.model.name={theirs}"
+            )
         section = dataclasses.asdict(source.model.settings) | section
     else:
         section = fresh_settings(family, processors) | section
@@ -38,22 +48,34 @@ def resolve_model(config: Config, source: Pretrained | None, processors: Process
     for setting, value in task.model_settings.items():
         if settings.get(setting) != value:
             raise UserError(
-                f"task.{setting}={value} is not the model's, model.{setting}={settings.get(setting)}; make them agree"
+                f"task.{setting}={value} is not the model's, "
+                f"model.{setting}={settings.get(setting)}; make them agree"
             )
     if task.packs_pairs and not isinstance(model, PacksPairs):
-        raise UserError(f'task.pack=true: model.name="{name}" does not read packed pairs; set it to false')
+        raise UserError(
+            f'task.pack=true: model.name="{name}" does not read packed pairs; set it to false'
+        )
     return model
 
 
 def check_kinds(config: Config, family: Family, processors: Processors) -> None:
-    """Raises UserError if the task reads another kind of data than the family: it has no setting for what follows from it."""
+    """Raises UserError if the task reads another kind of data than the family: it has no setting
+    for what follows from it.
+    """
     name, fields = config["model"]["name"], family.Settings.__dataclass_fields__
     read = {processor.kind: type(processor) for processor in processors.values()}
     foreign = [kind for kind in read.values() if not set(kind.model_settings) <= set(fields)]
-    wanted = [kind for kind in kinds.known() if kind.model_settings and set(kind.model_settings) <= set(fields)]
+    wanted = [
+        kind
+        for kind in kinds.known()
+        if kind.model_settings and set(kind.model_settings) <= set(fields)
+    ]
     if foreign or any(kind.kind not in read for kind in wanted):
         words = " and ".join(kind.reads for kind in read.values())
-        raise UserError(f'task.name="{config["task"]["name"]}" reads {words}, unlike model.name="{name}"; change one of them')
+        raise UserError(
+            f'task.name="{config["task"]["name"]}" reads {words}, unlike model.name="{name}"; '
+            "change one of them"
+        )
 
 
 def fresh_settings(family: Family, processors: Processors) -> Config:
@@ -70,6 +92,8 @@ def check_vocabulary(section: Config, processors: Processors) -> None:
     pieces = processors.sizes().get("vocab_size", 0)
     if section.get("vocab_size", pieces) < pieces:
         raise UserError(
-            f"the tokenizer has {pieces} pieces, more than model.vocab_size={section['vocab_size']} embeddings; "
-            "leave model.vocab_size out to fit it to the tokenizer, or name the weights' own tokenizer"
+            f"the tokenizer has {pieces} pieces, more than "
+            f"model.vocab_size={section['vocab_size']} embeddings; "
+            "leave model.vocab_size out to fit it to the tokenizer, or name the weights' own "
+            "tokenizer"
         )

@@ -141,7 +141,9 @@ def build_model(
 def describe(
     config: Config, model: TrainedModel, spec: BatchSpec, steps: int, layout: Layout
 ) -> Abstract:
-    """Returns a step's abstract inputs. Raises UserError if model, optimizer and layout do not fit."""
+    """Returns a step's abstract inputs. Raises UserError if model, optimizer and layout do not
+    fit.
+    """
     params = abstract_params(model, spec, layout.mesh, layout.rules)
     optimizer = optim.build(config["optim"], params, steps)
     state = abstract_state(params, optimizer.transform, layout.mesh)

@@ -21,7 +21,8 @@ COUNTED = ("segment_ids", "attention_mask")
 
 
 def count_read(batch: HostBatch, task: Task) -> int:
-    """Returns the number of tokens in a batch, padding not counted, or the number of images or rows.
+    """Returns the number of tokens in a batch, padding not counted, or the number of images or
+    rows.
 
     The tokens of both sides of an encoder-decoder count, and those of all parts of a mixture of
     tasks.

@@ -97,7 +97,9 @@ def fits(source: Pretrained, changes: Config) -> bool:
     return True
 
 
-def starting_weights(config: Config, source: Pretrained, model: PyTree, task: Task, abstract: PyTree) -> PyTree:
+def starting_weights(
+    config: Config, source: Pretrained, model: PyTree, task: Task, abstract: PyTree
+) -> PyTree:
     """Returns the parameters to start from, and says which classifiers change.
 
     Args:
@@ -109,14 +111,18 @@ def starting_weights(config: Config, source: Pretrained, model: PyTree, task: Ta
 
     Raises UserError if they do not fit the model.
     """
-    params, lines = fit_heads(source.family.fit_params(source.params, model.settings), source, model, task)
+    params, lines = fit_heads(
+        source.family.fit_params(source.params, model.settings), source, model, task
+    )
     pytree.merge(abstract, params, FRESH, origin_of(config))
     for line in lines:
         say(f"{origin_of(config)}: {line}")
     return params
 
 
-def fit_heads(params: PyTree, source: Pretrained, model: PyTree, task: Task) -> tuple[PyTree, list[str]]:
+def fit_heads(
+    params: PyTree, source: Pretrained, model: PyTree, task: Task
+) -> tuple[PyTree, list[str]]:
     """Returns parameters whose classifiers have their rows in the order of a task's labels.
 
     Names decide. A head whose labels are not those of the weights is left out, so that it starts

@@ -60,11 +60,15 @@ def mix(model: nn.Module, task: Task) -> PyTree:
 
 
 def unmixed(model: PyTree) -> PyTree:
-    """Returns the Linen module that is trained: that of a mixture has the heads of all its parts."""
+    """Returns the Linen module that is trained: that of a mixture has the heads of all its
+    parts.
+    """
     return model.model if isinstance(model, MixtureModel) else model
 
 
-def main_part(model: PyTree, task: PyTree, spec: Mapping[str, PyTree]) -> tuple[PyTree, PyTree, Mapping[str, PyTree]]:
+def main_part(
+    model: PyTree, task: PyTree, spec: Mapping[str, PyTree]
+) -> tuple[PyTree, PyTree, Mapping[str, PyTree]]:
     """Returns the model, task and batch shapes of evaluation: for a mixture, its main part's."""
     if not isinstance(model, MixtureModel):
         return model, task, spec

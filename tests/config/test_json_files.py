@@ -6,7 +6,13 @@ import os
 
 import pytest
 
-from fmjax.config.json_files import open_atomically, parse_json, read_json, write_atomically, write_json
+from fmjax.config.json_files import (
+    open_atomically,
+    parse_json,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from fmjax.errors import UserError
 
 

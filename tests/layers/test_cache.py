@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from fmjax.layers import position
-from fmjax.layers.attention import Attention, Context, CrossAttention, attend, causal_mask, key_mask, rotate
+from fmjax.layers.attention import (
+    Attention,
+    Context,
+    CrossAttention,
+    attend,
+    causal_mask,
+    key_mask,
+    rotate,
+)
 from fmjax.layers.blocks import PostNorm, PreNorm
 from fmjax.layers.mlp import GatedMlp, Mlp, gelu
 from fmjax.layers.norm import LayerNorm, RmsNorm

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from fmjax.errors import UserError
-from fmjax.layers.attention import Attention, Context, CrossAttention, attend, key_mask, segment_mask
+from fmjax.layers.attention import (
+    Attention,
+    Context,
+    CrossAttention,
+    attend,
+    key_mask,
+    segment_mask,
+)
 from fmjax.layers.blocks import PostNorm
 from fmjax.layers.heads import FEW, ClassifyMean, MaskedLm, project_to_vocabulary
 from fmjax.layers.linear import Dense, embedding, normal, product

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from fmjax.errors import UserError
-from fmjax.metrics.entities import entities, find_scheme, mark_entities, prefixes_of, scores, usual_scheme
+from fmjax.metrics.entities import (
+    entities,
+    find_scheme,
+    mark_entities,
+    prefixes_of,
+    scores,
+    usual_scheme,
+)
 
 # The same five words by several schemes: a place of two words, a person of one, another next to it.
 SENTENCES = {

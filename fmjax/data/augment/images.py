@@ -1,5 +1,5 @@
-"""Random changes to images that keep their class. Each draws from the generator that is passed, a fixed number of draws per
-image where possible, and returns a new array.
+"""Random changes to images that keep their class. Each draws from the generator that is passed, a
+fixed number of draws per image where possible, and returns a new array.
 
 Dimensions: H, W height and width, C channels or classes.
 """
@@ -23,20 +23,23 @@ def flip(image: np.ndarray, rng: Rng, probability: float) -> np.ndarray:
 
 
 def shift(image: np.ndarray, rng: Rng, most: int) -> np.ndarray:
-    """Returns the image moved by -most to most pixels in each direction, black where nothing came: a crop of it with
-    padding around."""
+    """Returns the image moved by -most to most pixels in each direction, black where nothing came:
+    a crop of it with padding around."""
     down, right = rng.integers(-most, most + 1, 2).tolist()
     height, width = image.shape[:2]
     moved = np.zeros_like(image)
     if abs(down) < height and abs(right) < width:
-        source = image[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
+        source = image[
+            max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)
+        ]
         moved[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = source
     return moved
 
 
 def resized_crop(image: np.ndarray, rng: Rng, smallest: float, how: str) -> np.ndarray:
-    """Returns a random part of the image, uint8, at its full size: of an area from `smallest` to the whole, and 3:4 to 4:3
-    (Szegedy et al. 2015, arXiv:1409.4842). What does not fit after ten tries is the whole image."""
+    """Returns a random part of the image, uint8, at its full size: of an area from `smallest` to
+    the whole, and 3:4 to 4:3 (Szegedy et al. 2015, arXiv:1409.4842). What does not fit after ten
+    tries is the whole image."""
     height, width = image.shape[:2]
     draws = rng.random((10, 4))
     for area, ratio, top, left in draws.tolist():
@@ -50,38 +53,55 @@ def resized_crop(image: np.ndarray, rng: Rng, smallest: float, how: str) -> np.n
 
 
 def erase(image: np.ndarray, rng: Rng, probability: float) -> np.ndarray:
-    """Returns a normalised image in which, with a probability, a rectangle is noise of the same mean and variance.
+    """Returns a normalised image in which, with a probability, a rectangle is noise of the same
+    mean and variance.
 
-    Random erasing (Zhong et al. 2020, arXiv:1708.04896): an area of 2 % to 33 % and an aspect of 0.3 to 3.3.
-    """
+    Random erasing (Zhong et al. 2020, arXiv:1708.04896): an area of 2 % to 33 % and an aspect of
+    0.3 to 3.3."""
     if rng.random() >= probability:
         return image
     height, width, channels = image.shape
     for area, ratio, top, left in rng.random((10, 4)).tolist():
-        size, aspect = height * width * (0.02 + area * 0.31), math.exp((2 * ratio - 1) * math.log(1 / 0.3))
+        size, aspect = (
+            height * width * (0.02 + area * 0.31),
+            math.exp((2 * ratio - 1) * math.log(1 / 0.3)),
+        )
         wide, high = round(math.sqrt(size / aspect)), round(math.sqrt(size * aspect))
         if 0 < wide < width and 0 < high < height:
             y, x = int(top * (height - high + 1)), int(left * (width - wide + 1))
             erased = image.copy()
-            erased[y : y + high, x : x + wide] = rng.standard_normal((high, wide, channels), np.float32)
+            erased[y : y + high, x : x + wide] = rng.standard_normal(
+                (high, wide, channels), np.float32
+            )
             return erased
     return image
 
 
 def mixup(
-    image: np.ndarray, label: np.ndarray, other: np.ndarray, other_label: np.ndarray, rng: Rng, alpha: float
+    image: np.ndarray,
+    label: np.ndarray,
+    other: np.ndarray,
+    other_label: np.ndarray,
+    rng: Rng,
+    alpha: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the same mixture of two normalised images and of their labels [C], its share drawn from Beta(alpha, alpha)
-    (Zhang et al. 2018, arXiv:1710.09412)."""
+    """Returns the same mixture of two normalised images and of their labels [C], its share drawn
+    from Beta(alpha, alpha) (Zhang et al. 2018, arXiv:1710.09412)."""
     share = np.float32(rng.beta(alpha, alpha))
     return share * image + (1 - share) * other, share * label + (1 - share) * other_label
 
 
 def cutmix(
-    image: np.ndarray, label: np.ndarray, other: np.ndarray, other_label: np.ndarray, rng: Rng, alpha: float
+    image: np.ndarray,
+    label: np.ndarray,
+    other: np.ndarray,
+    other_label: np.ndarray,
+    rng: Rng,
+    alpha: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the image with a rectangle of another in its place, and the labels [C] mixed by the areas (Yun et al. 2019,
-    arXiv:1905.04899). The rectangle's area is drawn from Beta(alpha, alpha), its centre anywhere."""
+    """Returns the image with a rectangle of another in its place, and the labels [C] mixed by the
+    areas (Yun et al. 2019, arXiv:1905.04899). The rectangle's area is drawn from Beta(alpha,
+    alpha), its centre anywhere."""
     height, width = image.shape[:2]
     side = math.sqrt(1 - rng.beta(alpha, alpha))
     y, x = (rng.random(2) * (height, width)).tolist()
@@ -93,16 +113,21 @@ def cutmix(
     return mixed, (1 - share) * label + share * other_label
 
 
-# RandAugment. Each takes a Pillow image, a strength from 0 to 1, a sign for what goes two ways, and the filling colour.
+# RandAugment. Each takes a Pillow image, a strength from 0 to 1, a sign for what goes two ways, and
+# the filling colour.
 
 GREY = 128  # fills what comes in from outside
 Operation = Callable[[Image.Image, float, int], Image.Image]
 
 
 def affine(image: Image.Image, *matrix: float) -> Image.Image:
-    """Returns the image whose pixel (x, y) is that at (a x + b y + c, d x + e y + f) of the given one."""
+    """Returns the image whose pixel (x, y) is that at (a x + b y + c, d x + e y + f) of the given
+    one.
+    """
     fill = GREY if image.mode == "L" else (GREY,) * 3
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, RESAMPLINGS["bilinear"], fillcolor=fill)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, RESAMPLINGS["bilinear"], fillcolor=fill
+    )
 
 
 def rotate(image: Image.Image, strength: float, sign: int) -> Image.Image:
@@ -132,7 +157,9 @@ def translate_y(image: Image.Image, strength: float, sign: int) -> Image.Image:
 
 
 def enhance(enhancer: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
-    """Returns the operation of one of Pillow's enhancers, by a factor from 1 down to 0.1 or up to 1.9."""
+    """Returns the operation of one of Pillow's enhancers, by a factor from 1 down to 0.1 or up to
+    1.9.
+    """
     return lambda image, strength, sign: enhancer(image).enhance(1 + sign * 0.9 * strength)
 
 
@@ -155,11 +182,13 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def rand_augment(image: np.ndarray, rng: Rng, count: int, magnitude: float) -> np.ndarray:
-    """Returns the image, uint8, after `count` operations drawn from the 14 of RandAugment (Cubuk et al. 2020,
-    arXiv:1909.13719), each at `magnitude` of 10."""
+    """Returns the image, uint8, after `count` operations drawn from the 14 of RandAugment (Cubuk et
+    al. 2020, arXiv:1909.13719), each at `magnitude` of 10."""
     names = list(OPERATIONS)
     chosen, signs = rng.integers(len(names), size=count), rng.integers(2, size=count)
-    changed = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else np.ascontiguousarray(image))
+    changed = Image.fromarray(
+        image[:, :, 0] if image.shape[2] == 1 else np.ascontiguousarray(image)
+    )
     for index, sign in zip(chosen.tolist(), signs.tolist(), strict=True):
         changed = OPERATIONS[names[index]](changed, magnitude / 10, 1 if sign else -1)
     array = np.asarray(changed)

@@ -1,4 +1,6 @@
-"""Random changes to a tokenized text that keep its meaning, drawn each time it is seen. Special tokens stay."""
+"""Random changes to a tokenized text that keep its meaning, drawn each time it is seen. Special
+tokens stay.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,21 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # int32 ids [L] to as many
 
 
-def drop_tokens(ids: np.ndarray, rng: np.random.Generator, *, tokenizer: Tokenizer, share: float) -> np.ndarray:
-    """Returns ids of which each became the unknown token with probability `share` (word dropout, Iyyer et al. 2015)."""
+def drop_tokens(
+    ids: np.ndarray, rng: np.random.Generator, *, tokenizer: Tokenizer, share: float
+) -> np.ndarray:
+    """Returns ids of which each became the unknown token with probability `share` (word dropout,
+    Iyyer et al. 2015).
+    """
     hit = (rng.random(ids.size) < share) & ~tokenizer.special_mask[ids]
     return np.where(hit, tokenizer.unk_id, ids).astype(np.int32)
 
 
-def mask_span(ids: np.ndarray, rng: np.random.Generator, *, tokenizer: Tokenizer, share: float) -> np.ndarray:
-    """Returns ids of which one span, `share` of the tokens and at least one where there are two, became the mask token.
+def mask_span(
+    ids: np.ndarray, rng: np.random.Generator, *, tokenizer: Tokenizer, share: float
+) -> np.ndarray:
+    """Returns ids of which one span, `share` of the tokens and at least one where there are two,
+    became the mask token.
 
     In a pair of texts the span may reach from the end of the first to the beginning of the second.
     """

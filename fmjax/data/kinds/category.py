@@ -1,4 +1,6 @@
-"""Categories: each column has the set of names found in the training data, and each name has an id."""
+"""Categories: each column has the set of names found in the training data, and each name has an
+id.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from fmjax.errors import RecordError
 
 @dataclasses.dataclass(frozen=True)
 class Processor(contracts.Processor):
-    """The names that occur in each column. Ids run on over the columns; the first of each column is for unknown names."""
+    """The names that occur in each column. Ids run on over the columns; the first of each column is
+    for unknown names.
+    """
 
     kind: ClassVar[str] = "category"
     what: ClassVar[str] = "set of category names"
@@ -31,7 +35,9 @@ class Processor(contracts.Processor):
 
     @classmethod
     def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
-        """Returns the names in each column, sorted. Raises UserError, naming the record, for a value that is no name."""
+        """Returns the names in each column, sorted. Raises UserError, naming the record, for a
+        value that is no name.
+        """
         found: dict[str, set[str]] = {}
         for column in columns:
             values = {category(value, where, column.name) for value, where in column.values()}
@@ -70,17 +76,26 @@ class Processor(contracts.Processor):
         return found
 
     def arrays(self, records: Sequence[Mapping[str, Value]], where: Where) -> np.ndarray:
-        """Returns the ids of records, int32 [B, columns]. Raises UserError, naming the record that lacks one."""
+        """Returns the ids of records, int32 [B, columns]. Raises UserError, naming the record that
+        lacks one.
+        """
         columns = []
         for column, ids in self.ids.items():
-            read = [category(value, place, column) for value, place in stored.values(records, column, where)]
+            read = [
+                category(value, place, column)
+                for value, place in stored.values(records, column, where)
+            ]
             columns.append([ids.get(name, ids[""]) for name in read])
         return np.array(columns, np.int32).T
 
 
 def category(value: Value, where: str, column: str = "") -> str:
-    """Returns the name of a category, a string or a whole number. Raises RecordError for anything else."""
+    """Returns the name of a category, a string or a whole number. Raises RecordError for anything
+    else.
+    """
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         of_column = f'column "{column}" ' if column else ""
-        raise RecordError(where, f"{of_column}holds {value!r:.60}, not the name of a category; correct the record")
+        raise RecordError(
+            where, f"{of_column}holds {value!r:.60}, not the name of a category; correct the record"
+        )
     return str(value).strip()

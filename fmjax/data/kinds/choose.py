@@ -1,4 +1,6 @@
-"""Which processors a run has: those stored in it, those named, those of the weights that it starts from, or fitted ones."""
+"""Which processors a run has: those stored in it, those named, those of the weights that it starts
+from, or fitted ones.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,16 @@ from fmjax.errors import UserError
 
 
 def choose_processors(
-    config: Config, task: Task, workdir: Path | None, weights: Processors | None, train: Source | Bundle
+    config: Config,
+    task: Task,
+    workdir: Path | None,
+    weights: Processors | None,
+    train: Source | Bundle,
 ) -> Processors:
     """Returns the run's processors of the columns that its task reads.
 
-    Each is that stored in the run, if it is resumed; or the named one; or that which follows from the task's settings; or
-    that of the weights; or one fitted here to the training data.
+    Each is that stored in the run, if it is resumed; or the named one; or that which follows from
+    the task's settings; or that of the weights; or one fitted here to the training data.
 
     Args:
       config: the run's.
@@ -28,25 +34,31 @@ def choose_processors(
       weights: those of the weights that the run starts from, if it does.
       train: the training data, of a mixture of tasks a `Bundle`.
 
-    Raises UserError if a named processor is not the one that the weights were trained with, or the weights have none.
-    """
+    Raises UserError if a named processor is not the one that the weights were trained with, or the
+    weights have none."""
     if workdir is not None:
         return restored_processors(config, task, workdir)
     found = {
-        key: choose_processor(group, key, config, weights) for key, group in lifecycle.groups(task, train).items()
+        key: choose_processor(group, key, config, weights)
+        for key, group in lifecycle.groups(task, train).items()
     }
     return Processors(named=found)
 
 
 def restored_processors(config: Config, task: Task, workdir: Path) -> Processors:
-    """Returns the processors stored in a run. Raises UserError if the config now names another place, and it has others."""
+    """Returns the processors stored in a run. Raises UserError if the config now names another
+    place, and it has others.
+    """
     found, before = lifecycle.restore(workdir, task), read_config(workdir)["data"]
     for key, group in lifecycle.groups(task).items():
         setting = group.processor.what
         path = config["data"].get(setting)
         named = group.processor.named(config["data"]) if path != before.get(setting) else None
         if named is not None and named.sha256 != found[key].sha256:
-            raise UserError(f"data.{setting}={path}: is not the {setting} that the run began with, {before[setting]}; name that")
+            raise UserError(
+                f"data.{setting}={path}: is not the {setting} that the run began with, "
+                f"{before[setting]}; name that"
+            )
     return found
 
 
@@ -61,7 +73,8 @@ def choose_processor(
         if theirs is not None and theirs.sha256 != named.sha256:
             setting = f"data.{processor.what}"
             raise UserError(
-                f"{setting}={data[processor.what]} is not the {processor.what} of init.weights={config['init']['weights']}; "
+                f"{setting}={data[processor.what]} is not the {processor.what} of "
+                f"init.weights={config['init']['weights']}; "
                 f"leave {setting} out to use that of the weights"
             )
         return named
@@ -70,7 +83,11 @@ def choose_processor(
     if theirs is not None:
         return theirs
     if weights is not None:
-        name = f"; name one with --config.data.{processor.what}=DIR" if processor.what in data else "; start from other weights"
+        name = (
+            f"; name one with --config.data.{processor.what}=DIR"
+            if processor.what in data
+            else "; start from other weights"
+        )
         raise UserError(f"init.weights={config['init']['weights']} has no {processor.what}{name}")
     if line := processor.announcement(data):
         say(line)

@@ -19,10 +19,15 @@ def write(folder: Path, state: State) -> None:
     """Writes the state of columns. Raises UserError if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_text(json.dumps(state, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(
+            json.dumps(state, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
-        raise UserError(f"{folder / FILE}: {reason}; fix its permissions or free disk space") from None
+        raise UserError(
+            f"{folder / FILE}: {reason}; fix its permissions or free disk space"
+        ) from None
 
 
 def read(folder: Path) -> Config:
@@ -35,9 +40,15 @@ def sha256(state: State) -> str:
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
-def values(records: Sequence[Mapping[str, Value]], column: str, where: Where) -> list[tuple[Value, str]]:
-    """Returns a column's value of each record, and where it stands. Raises UserError, naming the record, where it is missing."""
+def values(
+    records: Sequence[Mapping[str, Value]], column: str, where: Where
+) -> list[tuple[Value, str]]:
+    """Returns a column's value of each record, and where it stands. Raises UserError, naming the
+    record, where it is missing.
+    """
     for number, record in enumerate(records):
         if not isinstance(record, Mapping) or column not in record:
-            raise RecordError(where(number), f'lacks "{column}", which the task reads; add it', number)
+            raise RecordError(
+                where(number), f'lacks "{column}", which the task reads; add it', number
+            )
     return [(record[column], where(number)) for number, record in enumerate(records)]

@@ -1,7 +1,7 @@
 """Images: decoded, brought to one size and number of channels, and normalized.
 
-Dimensions: B batch, H and W height and width that a model reads, h and w those of a file, C channels.
-"""
+Dimensions: B batch, H and W height and width that a model reads, h and w those of a file, C
+channels."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ FITS = ("stretch", "shortest", "pad")
 class Processor(contracts.Processor):
     """The size, channels and normalization of images.
 
-    An image is resized to `resize_size` (0: to `image_size`): both sides (`fitting="stretch"`) or the shorter one
-    ("shortest"), and its middle of `image_size` is cut out. With "pad" it is made as large as fits into `image_size`, at
-    the top left, and the rest is padding, which is 0 in `pixel_mask`. `mean` and `std` are of pixels from 0 to 1.
-    """
+    An image is resized to `resize_size` (0: to `image_size`): both sides (`fitting="stretch"`) or
+    the shorter one ("shortest"), and its middle of `image_size` is cut out. With "pad" it is made
+    as large as fits into `image_size`, at the top left, and the rest is padding, which is 0 in
+    `pixel_mask`. `mean` and `std` are of pixels from 0 to 1."""
 
     kind: ClassVar[str] = "image"
     what: ClassVar[str] = "image processor"
@@ -48,7 +48,9 @@ class Processor(contracts.Processor):
     std: tuple[float, ...] = (0.5,)
 
     def __post_init__(self) -> None:
-        if self.image_size[0] != self.image_size[1] and (self.resize_size or self.fitting == "shortest"):
+        if self.image_size[0] != self.image_size[1] and (
+            self.resize_size or self.fitting == "shortest"
+        ):
             raise UserError(
                 f"task.image_size={self.image_size}: only squares are cut out of images; "
                 "set task.resize_size=0 and task.fit=stretch"
@@ -56,11 +58,11 @@ class Processor(contracts.Processor):
 
     @classmethod
     def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
-        """Returns the processor of a task's settings (`image_size`, a side or (H, W), `channels`, ...).
+        """Returns the processor of a task's settings (`image_size`, a side or (H, W), `channels`,
+        ...).
 
-        A size or channels of 0 are those of the data. Raises UserError, naming the record, if images differ from the first
-        or are not square.
-        """
+        A size or channels of 0 are those of the data. Raises UserError, naming the record, if
+        images differ from the first or are not square."""
         sizes = {name: settings[name] for name in ("image_size", "channels")}
         if not all(sizes.values()):
             sizes = sizes_in(columns, **sizes)
@@ -74,14 +76,20 @@ class Processor(contracts.Processor):
         side = values["image_size"]
         values["image_size"] = (side, side) if isinstance(side, int) else tuple(side)
         for name in ("mean", "std"):
-            values[name] = tuple(values[name]) * (values["channels"] if len(values[name]) == 1 else 1)
+            values[name] = tuple(values[name]) * (
+                values["channels"] if len(values[name]) == 1 else 1
+            )
         return cls(**values)
 
     @classmethod
     def restore(cls, folder: Path) -> Self:
-        """Raises UserError if there is no `preprocessor_config.json`, or it has settings that are not handled."""
+        """Raises UserError if there is no `preprocessor_config.json`, or it has settings that are
+        not handled.
+        """
         if not (folder / cls.file).exists():
-            raise UserError(f"{folder / cls.file}: no such file; restore it from where the run was copied")
+            raise UserError(
+                f"{folder / cls.file}: no such file; restore it from where the run was copied"
+            )
         return cls.of(preprocessor_config.read(folder, 0, 0))
 
     def save(self, folder: Path) -> None:
@@ -110,17 +118,23 @@ class Processor(contracts.Processor):
         return ({"image_size": height} if height == width else {}) | {"channels": self.channels}
 
     def load(self, value: Value, where: str) -> np.ndarray:
-        """Returns an image, uint8 [h,w,c], from a path, the bytes of a file, a Pillow image, or an array."""
+        """Returns an image, uint8 [h,w,c], from a path, the bytes of a file, a Pillow image, or an
+        array.
+        """
         return pixels.load(value, where)
 
     def resized(self, value: Value, where: str) -> np.ndarray:
-        """Returns an image as uint8 [H,W,C]; with "pad" it may be smaller. Raises UserError if it cannot be read or made so."""
+        """Returns an image as uint8 [H,W,C]; with "pad" it may be smaller. Raises UserError if it
+        cannot be read or made so.
+        """
         image = pixels.with_channels(self.load(value, where), self.channels, where)
         height, width = self.image_size
         if not self.resize_size and image.shape[:2] == (height, width):
             return image
         if self.fitting == "pad":
-            return pixels.resize(image, *pixels.inside(image.shape[:2], self.image_size), self.resample)
+            return pixels.resize(
+                image, *pixels.inside(image.shape[:2], self.image_size), self.resample
+            )
         high, wide = self.resize_size or height, self.resize_size or width
         if self.fitting == "shortest":
             high, wide = (int(high * side / min(image.shape[:2])) for side in image.shape[:2])
@@ -131,8 +145,13 @@ class Processor(contracts.Processor):
         return pixels.normalized(image, self.mean, self.std)
 
     def arrays(self, values: Sequence[Value], where: Where) -> dict[str, np.ndarray]:
-        """Returns a batch for prediction: `images`, fp32 [B,H,W,C], and with "pad" `pixel_mask`, int32 [B,H,W]."""
-        images = [self.normalized(self.resized(value, where(number))) for number, value in enumerate(values)]
+        """Returns a batch for prediction: `images`, fp32 [B,H,W,C], and with "pad" `pixel_mask`,
+        int32 [B,H,W].
+        """
+        images = [
+            self.normalized(self.resized(value, where(number)))
+            for number, value in enumerate(values)
+        ]
         if self.fitting != "pad":
             return {"images": np.stack(images)}
         batch = np.zeros((len(images), *self.image_size, self.channels), np.float32)
@@ -163,8 +182,13 @@ def sizes_in(columns: Sequence[Column], image_size: int | tuple[int, int], chann
                     "give them one size with task.image_size",
                 )
             if not channels and shape[2] != first[2]:
-                problem = f"has {shape[2]} channels, where {began} has {first[2]}; choose for all with task.channels"
+                problem = (
+                    f"has {shape[2]} channels, where {began} has {first[2]}; "
+                    "choose for all with task.channels"
+                )
                 raise RecordError(where, problem)
     if not image_size and first[0] != first[1]:
-        raise UserError(f"{began}: is {first[0]} x {first[1]} pixels, not square; give task.image_size")
+        raise UserError(
+            f"{began}: is {first[0]} x {first[1]} pixels, not square; give task.image_size"
+        )
     return {"image_size": image_size or first[0], "channels": channels or first[2]}

@@ -1,4 +1,6 @@
-"""Labels: the names of classes. What a source knows by number and by name has one label, its name."""
+"""Labels: the names of classes. What a source knows by number and by name has one label, its
+name.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,14 @@ class ClassName(str):
 
 
 def names_of(
-    value: Value, where: str, column: str, several: bool = False, separator: str = separators.DEFAULT
+    value: Value,
+    where: str,
+    column: str,
+    several: bool = False,
+    separator: str = separators.DEFAULT,
 ) -> list[str]:
-    """Returns the label names of a value: one, or of several any number, a list or a string with a separator between them.
+    """Returns the label names of a value: one, or of several any number, a list or a string with a
+    separator between them.
 
     Raises RecordError if one is not a name or a whole number.
     """
@@ -44,13 +51,17 @@ def names_of(
         if several and item == "":
             continue
         if isinstance(item, bool) or not isinstance(item, str | int) or not str(item).strip():
-            raise RecordError(where, f'column "{column}" holds {item!r}, not a label; correct the record')
+            raise RecordError(
+                where, f'column "{column}" holds {item!r}, not a label; correct the record'
+            )
         found.append(item if isinstance(item, ClassName) else str(item).strip())
     return found
 
 
 def flag(value: Value, where: str, column: str) -> bool:
-    """Returns whether a value marks a label as present: 1, and 0 as absent. Raises RecordError for another value."""
+    """Returns whether a value marks a label as present: 1, and 0 as absent. Raises RecordError for
+    another value.
+    """
     if isinstance(value, int | float) and value in (0, 1):  # True and False as well
         return bool(value)
     if isinstance(value, str) and value.strip() in FLAGS:
@@ -83,7 +94,8 @@ def ordered(first: Mapping[str, int], where: Where) -> tuple[str, ...]:
             raise RecordError(
                 where(index),
                 f'label "{name}" does not fit; whole-number labels run from 0 without gaps and '
-                f"those of the training data are {found}; correct the record, or list the labels in task.labels",
+                f"those of the training data are {found}; correct the record, or list the labels "
+                "in task.labels",
                 index,
             )
     return tuple(map(str, range(len(first))))

@@ -1,4 +1,6 @@
-"""The life of a processor: fitted to the training data, stored in the run with a hash, restored, saved beside weights."""
+"""The life of a processor: fitted to the training data, stored in the run with a hash, restored,
+saved beside weights.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ FOLDER = "processors"  # of a run or a model folder: of kinds that have no place
 
 
 class Group:
-    """The columns that one processor reads: those of a kind, of all parts of a mixture that have the same settings for it."""
+    """The columns that one processor reads: those of a kind, of all parts of a mixture that have
+    the same settings for it.
+    """
 
     def __init__(self, kind: str, settings: Config | None):
         self.kind, self.settings = kind, settings
@@ -42,7 +46,9 @@ def groups(task: contracts.Task, source: Source | Bundle | None = None) -> dict[
             group = found.setdefault(kind if same else f"{part}/{kind}", Group(kind, settings))
             group.added += own.adds.get(kind, ())
             if data is not None:
-                group.columns += [Column(data, column) for column, other in own.reads.items() if other == kind]
+                group.columns += [
+                    Column(data, column) for column, other in own.reads.items() if other == kind
+                ]
     return found
 
 
@@ -58,7 +64,9 @@ def fit_all(task: contracts.Task, source: Source | Bundle, data: Config) -> Proc
 
 
 def from_settings(task: contracts.Task) -> Processors:
-    """Returns the processors of the kinds that a task's settings determine, such as those of images."""
+    """Returns the processors of the kinds that a task's settings determine, such as those of
+    images.
+    """
     given = {key: group for key, group in groups(task).items() if group.settings is not None}
     return Processors(named={key: fit(group, {}) for key, group in given.items()})
 
@@ -69,7 +77,8 @@ def run_folder(workdir: Path, key: str) -> Path:
 
 
 def restore(workdir: Path, task: contracts.Task) -> Processors:
-    """Returns the processors that a run has stored. One that follows from the task's settings need not be: old runs have none.
+    """Returns the processors that a run has stored. One that follows from the task's settings need
+    not be: old runs have none.
 
     Raises UserError if one is missing or damaged.
     """
@@ -94,8 +103,12 @@ def save(folder: Path, processors: Processors) -> None:
 
 
 def hashes(processors: Processors) -> Config:
-    """Returns what provenance says of processors: their hashes, that of the tokenizer as "tokenizer"."""
-    others = {key: {"sha256": processor.sha256} for key, processor in processors.items() if key != "text"}
+    """Returns what provenance says of processors: their hashes, that of the tokenizer as
+    "tokenizer".
+    """
+    others = {
+        key: {"sha256": processor.sha256} for key, processor in processors.items() if key != "text"
+    }
     text = {"tokenizer": processors["text"].sha256} if "text" in processors else {}
     return text | ({FOLDER: others} if others else {})
 

@@ -39,11 +39,21 @@ class Processor(contracts.Processor):
         for column in columns:
             values = [number(value, where, column.name) for value, where in column.values()]
             found.setdefault(column.name, []).extend(values)
-        return cls({name: (float(np.mean(values)), float(np.std(values)) or 1.0) for name, values in found.items()})
+        return cls(
+            {
+                name: (float(np.mean(values)), float(np.std(values)) or 1.0)
+                for name, values in found.items()
+            }
+        )
 
     @classmethod
     def restore(cls, folder: Path) -> Self:
-        return cls({name: (float(mean), float(deviation)) for name, (mean, deviation) in stored.read(folder).items()})
+        return cls(
+            {
+                name: (float(mean), float(deviation))
+                for name, (mean, deviation) in stored.read(folder).items()
+            }
+        )
 
     def save(self, folder: Path) -> None:
         stored.write(folder, self.scales)
@@ -63,10 +73,14 @@ class Processor(contracts.Processor):
         return str(value).strip().encode("utf-8", "surrogatepass")
 
     def arrays(self, records: Sequence[Mapping[str, Value]], where: Where) -> np.ndarray:
-        """Returns the numbers of records, scaled, fp32 [B, columns]. Raises UserError, naming the record that lacks one."""
+        """Returns the numbers of records, scaled, fp32 [B, columns]. Raises UserError, naming the
+        record that lacks one.
+        """
         columns = []
         for name, (mean, deviation) in self.scales.items():
-            read = [number(value, place, name) for value, place in stored.values(records, name, where)]
+            read = [
+                number(value, place, name) for value, place in stored.values(records, name, where)
+            ]
             columns.append((np.array(read) - mean) / deviation)
         return np.stack(columns, axis=1).astype(np.float32)
 

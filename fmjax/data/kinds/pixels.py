@@ -1,4 +1,6 @@
-"""One image: from a file's bytes to uint8 [H,W,C], to another size, and to the numbers that a model reads."""
+"""One image: from a file's bytes to uint8 [H,W,C], to another size, and to the numbers that a model
+reads.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ GREY = ("1", "L", "LA")  # Pillow's modes
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
-    """Returns the image in a file's bytes, uint8 [H,W,1] if it is grey and [H,W,3] else, transparency left out.
+    """Returns the image in a file's bytes, uint8 [H,W,1] if it is grey and [H,W,3] else,
+    transparency left out.
 
     Raises UserError, naming `where`, if it is damaged, too large, or of more than eight bits.
     """
@@ -45,7 +48,9 @@ def whole(where: str) -> Iterator[None]:
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes of them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = "no known format" if "cannot identify" in reason else reason
-        raise RecordError(where, f"is not a whole image ({reason}); fetch it again, or leave it out") from None
+        raise RecordError(
+            where, f"is not a whole image ({reason}); fetch it again, or leave it out"
+        ) from None
 
 
 def pixels(image: Image.Image, where: str) -> np.ndarray:
@@ -54,9 +59,15 @@ def pixels(image: Image.Image, where: str) -> np.ndarray:
     Raises UserError if it is too large or of more than eight bits.
     """
     if image.width * image.height > MOST_PIXELS:
-        raise RecordError(where, f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}; scale it down")
+        raise RecordError(
+            where,
+            f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}; scale it down",
+        )
     if image.mode.startswith(("I", "F")):
-        raise RecordError(where, f"has more than 8 bits per channel (mode {image.mode}), which is not read; convert it")
+        raise RecordError(
+            where,
+            f"has more than 8 bits per channel (mode {image.mode}), which is not read; convert it",
+        )
     image.load()
     image = upright(image)
     mode = "L" if image.mode in GREY else "RGB"
@@ -65,7 +76,9 @@ def pixels(image: Image.Image, where: str) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Returns an image as it was taken: cameras note in EXIF data how to turn it. Where these cannot be read, it stands."""
+    """Returns an image as it was taken: cameras note in EXIF data how to turn it. Where these
+    cannot be read, it stands.
+    """
     try:
         return ImageOps.exif_transpose(image) if "exif" in image.info else image
     except Exception:  # of data that are no EXIF, in an image that is whole
@@ -73,7 +86,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def load(image: Value, where: str) -> np.ndarray:
-    """Returns an image that is given as a path, the bytes of a file, a Pillow image, or uint8 [H,W] or [H,W,C], as uint8 [H,W,C].
+    """Returns an image that is given as a path, the bytes of a file, a Pillow image, or uint8 [H,W]
+    or [H,W,C], as uint8 [H,W,C].
 
     Raises UserError, naming `where`, if it is none of them, or is not there or damaged.
     """
@@ -86,14 +100,25 @@ def load(image: Value, where: str) -> np.ndarray:
             raise RecordError(where, error.problem, shown=str(image)) from None
         except (OSError, ValueError) as error:  # the latter for a name that no file can have
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise RecordError(where, f'"{image}" cannot be read ({why}); name an image file') from None
+            raise RecordError(
+                where, f'"{image}" cannot be read ({why}); name an image file'
+            ) from None
     if isinstance(image, Image.Image):
         with whole(where):
             return pixels(image, where)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3) and image.size:
+    if (
+        isinstance(image, np.ndarray)
+        and image.dtype == np.uint8
+        and image.ndim in (2, 3)
+        and image.size
+    ):
         return image if image.ndim == 3 else image[:, :, None]
     found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else repr(image)[:60]
-    raise RecordError(where, f"{found} is not an image; give a file's path, or an array of uint8 [height, width, channels]")
+    raise RecordError(
+        where,
+        f"{found} is not an image; give a file's path, or an array of uint8 [height, width, "
+        "channels]",
+    )
 
 
 def with_channels(image: np.ndarray, channels: int, where: str) -> np.ndarray:
@@ -104,11 +129,16 @@ def with_channels(image: np.ndarray, channels: int, where: str) -> np.ndarray:
         return np.repeat(image, 3, axis=2)
     if (image.shape[2], channels) == (3, 1):
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
-    raise RecordError(where, f"has {image.shape[2]} channels, which cannot become {channels}; change task.channels")
+    raise RecordError(
+        where,
+        f"has {image.shape[2]} channels, which cannot become {channels}; change task.channels",
+    )
 
 
 def resize(image: np.ndarray, height: int, width: int, how: str) -> np.ndarray:
-    """Returns the image, uint8, in another size, as Pillow resamples it: with a filter against aliasing."""
+    """Returns the image, uint8, in another size, as Pillow resamples it: with a filter against
+    aliasing.
+    """
     if image.shape[:2] == (height, width):
         return image
     # Pillow knows images of one channel, of three or of four.
@@ -136,7 +166,9 @@ def center(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def normalized(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Returns (image / 255 - mean) / std in fp32; mean and std are one number, or one per channel."""
+    """Returns (image / 255 - mean) / std in fp32; mean and std are one number, or one per
+    channel.
+    """
     scale, shift = line(mean, std)
     return np.asarray(image * scale + shift)
 
@@ -145,4 +177,6 @@ def normalized(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...
 def line(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the slope and the intercept, fp32, that normalise a byte."""
     exact = np.asarray(std, np.float64)
-    return (1 / (255 * exact)).astype(np.float32), (-np.asarray(mean, np.float64) / exact).astype(np.float32)
+    return (1 / (255 * exact)).astype(np.float32), (-np.asarray(mean, np.float64) / exact).astype(
+        np.float32
+    )

@@ -1,4 +1,6 @@
-"""`preprocessor_config.json` of a Hugging Face folder: how images become a model's input, as the settings of a task of images."""
+"""`preprocessor_config.json` of a Hugging Face folder: how images become a model's input, as the
+settings of a task of images.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from fmjax.errors import UserError
 
 PROCESSOR = "preprocessor_config.json"
 # Settings that change nothing in what is computed, or are of another use.
-NEUTRAL = ("image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format", "return_tensors")
+NEUTRAL = (
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "do_convert_rgb",
+    "data_format",
+    "return_tensors",
+)
 # Settings that are handled with this value alone.
 ONLY = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
 APART = "take the file away to use .apply, with images made elsewhere"
@@ -25,40 +34,63 @@ READ = (
 
 
 def read(folder: Path, image_size: int, channels: int) -> Config:
-    """Returns the settings of a task of images for a folder whose model reads images of that size and channels.
+    """Returns the settings of a task of images for a folder whose model reads images of that size
+    and channels.
 
-    Where the model's channels are not known (0), they are as many as the file has means, 3 for one. Without the file the
-    settings are those of ViT: both sides resized, and pixels from -1 to 1. Raises UserError, naming the setting, for what
-    is not handled.
-    """
+    Where the model's channels are not known (0), they are as many as the file has means, 3 for one.
+    Without the file the settings are those of ViT: both sides resized, and pixels from -1 to 1.
+    Raises UserError, naming the setting, for what is not handled."""
     path = folder / PROCESSOR
     # What is null is not given.
-    given = {key: value for key, value in (read_json(path) if path.exists() else {}).items() if value is not None}
+    given = {
+        key: value
+        for key, value in (read_json(path) if path.exists() else {}).items()
+        if value is not None
+    }
     unknown = [key for key, value in given.items() if value and key not in (*NEUTRAL, *READ)]
     if unknown:
-        raise UserError(f"{path}: {unknown[0]}={json.dumps(given[unknown[0]])} is not handled; remove it if it has no effect")
+        raise UserError(
+            f"{path}: {unknown[0]}={json.dumps(given[unknown[0]])} is not handled; remove it if it "
+            "has no effect"
+        )
     for name, only in ONLY.items():
         value = given.get(name, only)
         if not isinstance(value, int | float) or not math.isclose(value, only, rel_tol=1e-4):
-            raise UserError(f"{path}: {name}={json.dumps(value)} is not handled, only {json.dumps(only)} is; {APART}")
+            raise UserError(
+                f"{path}: {name}={json.dumps(value)} is not handled, only {json.dumps(only)} is; "
+                f"{APART}"
+            )
     names = {int(value): name for name, value in RESAMPLINGS.items()}
     if given.get("resample", 2) not in list(names):
-        raise UserError(f"{path}: resample={given['resample']} is not one of {', '.join(map(str, names))}; correct it")
+        raise UserError(
+            f"{path}: resample={given['resample']} is not one of {', '.join(map(str, names))}; "
+            "correct it"
+        )
     means = given.get("image_mean")
     channels = channels or (len(means) if isinstance(means, list) else 3)
-    settings = read_size(path, given, image_size) | {"resize": names[given.get("resample", 2)], "channels": channels}
+    settings = read_size(path, given, image_size) | {
+        "resize": names[given.get("resample", 2)],
+        "channels": channels,
+    }
     if not given.get("do_normalize", True):
         return settings | {"mean": (0.0,), "std": (1.0,)}
-    return settings | {name: numbers(path, f"image_{name}", given, channels) for name in ("mean", "std")}
+    return settings | {
+        name: numbers(path, f"image_{name}", given, channels) for name in ("mean", "std")
+    }
 
 
 def read_size(path: Path, given: Config, image_size: int) -> Config:
-    """Returns the settings `image_size`, `resize_size` and `fit`. Raises UserError for sizes that are not handled."""
+    """Returns the settings `image_size`, `resize_size` and `fit`. Raises UserError for sizes that
+    are not handled.
+    """
     size, cropped = given.get("size", image_size), bool(given.get("do_center_crop"))
     if canvas := padded_to(given):
         return {"image_size": canvas, "resize_size": 0, "fit": "pad"}
     if given.get("do_pad"):
-        raise UserError(f"{path}: do_pad=true is not handled with size={json.dumps(size)}; remove it if it has no effect")
+        raise UserError(
+            f"{path}: do_pad=true is not handled with size={json.dumps(size)}; remove it if it has "
+            "no effect"
+        )
     if (sides := rectangle(size)) and sides[0] != sides[1] and not cropped:
         return {"image_size": sides, "resize_size": 0, "fit": "stretch"}
     if isinstance(size, int) and not given.get("default_to_square", True):
@@ -66,14 +98,22 @@ def read_size(path: Path, given: Config, image_size: int) -> Config:
     side, fit = edge(path, "size", size)
     crop = edge(path, "crop_size", given.get("crop_size", image_size))[0] if cropped else side
     if crop > side or (fit == "shortest" and not cropped):
-        raise UserError(f"{path}: an image of size={json.dumps(size)} holds no square of {crop}; {APART}")
+        raise UserError(
+            f"{path}: an image of size={json.dumps(size)} holds no square of {crop}; {APART}"
+        )
     return {"image_size": crop, "resize_size": side if side > crop else 0, "fit": fit}
 
 
 def padded_to(given: Config) -> tuple[int, int] | None:
-    """Returns the canvas (height, width) that images are padded to, if they are scaled to fit into it."""
+    """Returns the canvas (height, width) that images are padded to, if they are scaled to fit into
+    it.
+    """
     size, canvas = given.get("size"), rectangle(given.get("pad_size"))
-    if not given.get("do_pad") or not isinstance(size, Mapping) or set(size) != {"max_height", "max_width"}:
+    if (
+        not given.get("do_pad")
+        or not isinstance(size, Mapping)
+        or set(size) != {"max_height", "max_width"}
+    ):
         return None
     return canvas if canvas == (size["max_height"], size["max_width"]) else None
 
@@ -87,25 +127,41 @@ def rectangle(size: Value) -> tuple[int, int] | None:
 
 
 def numbers(path: Path, name: str, given: Config, channels: int) -> tuple[float, ...]:
-    """Returns a number for each channel, or one for all; 0.5 if it is not given. Raises UserError if it is anything else."""
+    """Returns a number for each channel, or one for all; 0.5 if it is not given. Raises UserError
+    if it is anything else.
+    """
     value = given.get(name, [0.5] * channels)
     found = tuple(value) if isinstance(value, list) else (value,)
-    right = len(found) in (1, channels) and all(type(number) in (int, float) and math.isfinite(number) for number in found)
+    right = len(found) in (1, channels) and all(
+        type(number) in (int, float) and math.isfinite(number) for number in found
+    )
     if not right or (name == "image_std" and min(found) <= 0):
-        raise UserError(f"{path}: {name}={json.dumps(value)} is not a number for each of {channels} channels; correct it")
+        raise UserError(
+            f"{path}: {name}={json.dumps(value)} is not a number for each of {channels} channels; "
+            "correct it"
+        )
     return found
 
 
 def edge(path: Path, name: str, size: Value) -> tuple[int, str]:
-    """Returns the side of a size, and whether it is of both sides ("stretch") or of the shorter one ("shortest")."""
+    """Returns the side of a size, and whether it is of both sides ("stretch") or of the shorter one
+    ("shortest").
+    """
     side, fit = size, "stretch"
-    if isinstance(size, Mapping) and set(size) == {"height", "width"} and size["height"] == size["width"]:
+    if (
+        isinstance(size, Mapping)
+        and set(size) == {"height", "width"}
+        and size["height"] == size["width"]
+    ):
         side = size["height"]
     elif isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
         side, fit = size["shortest_edge"], "shortest"
     if type(side) is int and side > 0:
         return side, fit
-    raise UserError(f"{path}: {name}={json.dumps(size)} is not handled, only a square or a shortest_edge; {APART}")
+    raise UserError(
+        f"{path}: {name}={json.dumps(size)} is not handled, only a square or a shortest_edge; "
+        f"{APART}"
+    )
 
 
 def write(folder: Path, settings: Config) -> None:
@@ -134,11 +190,17 @@ def write(folder: Path, settings: Config) -> None:
     if shortest:
         content["size"] = {"shortest_edge": resized[0]}
     if padded:
-        content |= {"size": {"max_height": height, "max_width": width}, "do_pad": True, "pad_size": canvas}
+        content |= {
+            "size": {"max_height": height, "max_width": width},
+            "do_pad": True,
+            "pad_size": canvas,
+        }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
         (folder / PROCESSOR).write_text(text, encoding="utf-8")
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
-        raise UserError(f"{folder / PROCESSOR}: {reason}; fix its permissions or free disk space") from None
+        raise UserError(
+            f"{folder / PROCESSOR}: {reason}; fix its permissions or free disk space"
+        ) from None

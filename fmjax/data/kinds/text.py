@@ -39,7 +39,8 @@ class Processor(contracts.Processor):
 
     @classmethod
     def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
-        """Returns a tokenizer trained on the texts of the columns, one after the other, and those added, once per record.
+        """Returns a tokenizer trained on the texts of the columns, one after the other, and those
+        added, once per record.
 
         Raises RecordError for a value that is not text.
         """
@@ -84,7 +85,9 @@ class Processor(contracts.Processor):
         return " ".join((joined(value) or "").lower().split()).encode("utf-8", "surrogatepass")
 
     def pad(self, batch: HostBatch, sized: Sequence[str], most: int) -> dict[str, np.ndarray]:
-        """Returns a batch whose `sized` arrays are multiples of 32 long: ids are followed by padding, others by 0."""
+        """Returns a batch whose `sized` arrays are multiples of 32 long: ids are followed by
+        padding, others by 0.
+        """
         padded = dict(batch)
         for name in sized:
             if name not in batch:
@@ -106,7 +109,8 @@ def joined(value: Value) -> str | None:
 
 
 def texts(source: Source, column: str, begin: int = 0, end: int | None = None) -> Iterator[str]:
-    """Yields a column of the records from `begin` to before `end`; several strings (words, endings) as one text.
+    """Yields a column of the records from `begin` to before `end`; several strings (words, endings)
+    as one text.
 
     Raises RecordError for a value that is neither a string nor several.
     """

@@ -227,7 +227,9 @@ def archive_items(file: File) -> Iterator[Item]:
         name = PurePosixPath(member.name)
         where = f"{file.path.name}: {member.name}"
         if name.is_absolute() or ".." in name.parts:
-            raise UserError(f"{where}: would be extracted outside the archive; get an archive that you trust")
+            raise UserError(
+                f"{where}: would be extracted outside the archive; get an archive that you trust"
+            )
         if member.size > MOST_FILE:
             raise UserError(f"{where}: takes more than {MOST_FILE:,} bytes; take it out")
         if not is_image(name.name) or hidden(name) or member.isdir():

@@ -125,7 +125,8 @@ def kind_of_files(paths: Sequence[Path]) -> SourceKind:
         if name is None:
             known = f"{', '.join(extensions())} ({MAY_FOLLOW})"
             raise UserError(
-                f"{path}: its file extension is not one of {known}; name its kind with --config.data.source"
+                f"{path}: its file extension is not one of {known}; name its kind with "
+                "--config.data.source"
             )
         names[name] = path
     if len(names) > 1:

@@ -1,9 +1,8 @@
 """Tagged words without any file: the names of Python's own manual, by BIO tags.
 
-The words of a paragraph of the embedded corpus, with names split at their dots and brackets removed:
-which are calls, dotted names or constants? The tags follow from how the names are written, so nobody
-has to annotate them.
-"""
+The words of a paragraph of the embedded corpus, with names split at their dots and brackets
+removed: which are calls, dotted names or constants? The tags follow from how the names are written,
+so nobody has to annotate them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ END = re.compile(r"(?<=[.?!])\s+(?=[A-Z])")
 
 @functools.cache
 def neighbors(split: str) -> tuple[tuple[str, str, str], ...]:
-    """Returns the file, a sentence and the one after it ("" at the end of a paragraph), in order."""
+    """Returns the file, a sentence and the one after it ("" at the end of a paragraph), in
+    order.
+    """
     found = []
     for file, text in documents(split):
         for paragraph in text.split("\n"):
@@ -62,7 +64,10 @@ def choices(split: str) -> tuple[Record, ...]:
     records = []
     for number, (file, context, following) in enumerate(pairs):
         drawn = int.from_bytes(lot({"text": f"{number}\0{context}"}, 0)[:8], "big")
-        others = [pairs[(number + 1 + drawn // 97**n % (len(pairs) - 1)) % len(pairs)][2] for n in range(1, CHOICES)]
+        others = [
+            pairs[(number + 1 + drawn // 97**n % (len(pairs) - 1)) % len(pairs)][2]
+            for n in range(1, CHOICES)
+        ]
         label = drawn % CHOICES
         endings = [*others[:label], following, *others[label:]]
         records.append({"context": context, "endings": endings, "label": label, "file": file})

@@ -1,8 +1,8 @@
-"""Data sets of TensorFlow Datasets (TFDS), read without TensorFlow: stored as ArrayRecord, with random access.
+"""Data sets of TensorFlow Datasets (TFDS), read without TensorFlow: stored as ArrayRecord, with
+random access.
 
-Class labels are given by name, as from Hugging Face (`features.py`), so a benchmark has one label set. -1, which marks missing
-labels in test sets, is None.
-"""
+Class labels are given by name, as from Hugging Face (`features.py`), so a benchmark has one label
+set. -1, which marks missing labels in test sets, is None."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ def prepared(name: str, data_dir: str, download: bool) -> Any:
     there."""
     if not name:
         raise UserError(
-            "data.source=tfds needs the name of a data set; give --config.data.name, such as glue/sst2"
+            "data.source=tfds needs the name of a data set; give --config.data.name, such as "
+            "glue/sst2"
         )
     builder = find_builder(name, data_dir)
     if builder.is_prepared():
@@ -189,19 +190,27 @@ def plain(value: Value) -> Value:
 
 
 def class_names(feature: Any) -> Any:
-    """Returns the names of a feature's class labels: a tuple; or of features by name, a dictionary; None if it has none."""
+    """Returns the names of a feature's class labels: a tuple; or of features by name, a dictionary;
+    None if it has none.
+    """
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.ClassLabel):
         return tuple(feature.names)
     if isinstance(feature, tfds.features.FeaturesDict):
-        found = {key: names for key, inner in feature.items() if (names := class_names(inner)) is not None}
+        found = {
+            key: names
+            for key, inner in feature.items()
+            if (names := class_names(inner)) is not None
+        }
         return found or None
     return class_names(feature.feature) if isinstance(feature, tfds.features.Sequence) else None
 
 
 def named(value: Value, names: Any) -> Value:
-    """Returns a value in which the numbers of class labels are names, as `class_names` gives them."""
+    """Returns a value in which the numbers of class labels are names, as `class_names` gives
+    them.
+    """
     if names is None:
         return value
     if isinstance(value, list):

@@ -29,7 +29,9 @@ def data_differences(old: Record, new: Record) -> list[str]:
 
 
 def renamed(old: Record, new: Mapping[str, Value]) -> Record:
-    """Returns a fingerprint with the names of `new` for files of the same content at the same place."""
+    """Returns a fingerprint with the names of `new` for files of the same content at the same
+    place.
+    """
     found: Record = {}
     for key, value in old.items():
         other = new.get(key)

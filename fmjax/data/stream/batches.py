@@ -159,7 +159,8 @@ class TrainBatches:
         name, reading = f"data.workers={self._reading.workers}", self._slots.reading()
         if not self._slots.begun():
             return (
-                f"{name}: a worker process {how} before it read anything; in a script, call fmjax.fit under "
+                f"{name}: a worker process {how} before it read anything; in a script, call "
+                "fmjax.fit under "
                 'if __name__ == "__main__": as workers import the script; or set data.workers=0'
             )
         dead = [reader for reader in self._slots.dead() if reading[reader] >= 0]

@@ -1,4 +1,6 @@
-"""The examples of every split, of one source or of a mixture, without the bad records that may be left out."""
+"""The examples of every split, of one source or of a mixture, without the bad records that may be
+left out.
+"""
 
 from __future__ import annotations
 
@@ -23,46 +25,67 @@ PARTS = "validation/"  # before the name of a source, the split of that part of 
 
 
 def make_examples(
-    task: Task, sources: dict[str, Any], processors: Processors, config: Config, tolerance: Tolerance
+    task: Task,
+    sources: dict[str, Any],
+    processors: Processors,
+    config: Config,
+    tolerance: Tolerance,
 ) -> dict[str, Examples]:
-    """Returns a task's examples of each split, and of each source of the validation data where they are of several.
+    """Returns a task's examples of each split, and of each source of the validation data where they
+    are of several.
 
-    Bad records are taken out of `sources`. Raises UserError for records that cannot be read and may not be left out.
-    """
+    Bad records are taken out of `sources`. Raises UserError for records that cannot be read and may
+    not be left out."""
 
     def build(source: Any, train: bool) -> tuple[Any, Examples]:
-        return build_examples(task, source, processors, config["data"]["max_length"], train, tolerance)
+        return build_examples(
+            task, source, processors, config["data"]["max_length"], train, tolerance
+        )
 
     examples: dict[str, Examples] = {}
     for split, source in list(sources.items()):
         if split == "train" and isinstance(source, ConcatenatedSources):
             own = {name: build(part, train=True) for name, part in source.parts.items()}
             sources[split] = ConcatenatedSources({name: kept for name, (kept, _) in own.items()})
-            mixed = MixedExamples(alike({name: part for name, (_, part) in own.items()}), config["data"], config["train"]["seed"])
+            mixed = MixedExamples(
+                alike({name: part for name, (_, part) in own.items()}),
+                config["data"],
+                config["train"]["seed"],
+            )
             examples[split] = mixed
             say(mixed.describe())
             continue
         sources[split], examples[split] = build(source, train=split == "train")
         if split == "validation" and isinstance(source, ConcatenatedSources):
-            examples |= {PARTS + name: build(part, train=False)[1] for name, part in sources[split].parts.items()}
+            examples |= {
+                PARTS + name: build(part, train=False)[1]
+                for name, part in sources[split].parts.items()
+            }
     examples["train"] = balanced(examples["train"], config)
     return in_buckets(examples, config["data"], math.lcm(MULTIPLE, length_parts(config)))
 
 
 def alike(parts: Mapping[str, Examples]) -> dict[str, Examples]:
-    """Returns the examples of several sources, packed ones with targets of one length, that of the longest: batches mix them."""
+    """Returns the examples of several sources, packed ones with targets of one length, that of the
+    longest: batches mix them.
+    """
     longest = max(part.target_length for part in parts.values())
-    return {name: part.repacked(longest) if 0 < part.target_length < longest else part for name, part in parts.items()}
+    return {
+        name: part.repacked(longest) if 0 < part.target_length < longest else part
+        for name, part in parts.items()
+    }
 
 
 def in_buckets(examples: dict[str, Examples], data: Config, multiple: int) -> dict[str, Examples]:
-    """Returns the examples of each split in the length buckets that the config asks for: those of training, where training has
-    some. Borders that are found are multiples of `multiple`."""
+    """Returns the examples of each split in the length buckets that the config asks for: those of
+    training, where training has some. Borders that are found are multiples of `multiple`."""
     given, sizes = data.get("buckets") or (), (data["max_length"], data["batch_size"], multiple)
     train = bucketed(examples["train"], given, *sizes)
     if isinstance(train, Bucketed):
         given = train.borders
-    return {split: bucketed(own, given, *sizes) for split, own in examples.items()} | {"train": train}
+    return {split: bucketed(own, given, *sizes) for split, own in examples.items()} | {
+        "train": train
+    }
 
 
 def build_examples(
@@ -75,7 +98,9 @@ def build_examples(
 
     def use(kept: Any) -> Examples:
         examples = task.examples(kept, processors, length, train=train)
-        if tolerance.most and not train:  # in evaluation nothing can take the place of an example, so all are read once
+        if (
+            tolerance.most and not train
+        ):  # in evaluation nothing can take the place of an example, so all are read once
             for index in range(len(examples)):
                 examples[index]
         return examples
@@ -84,19 +109,28 @@ def build_examples(
 
 
 def balanced(examples: Examples, config: Config) -> Examples:
-    """Returns the training examples, resampled as the config says; says how many there are of each class."""
+    """Returns the training examples, resampled as the config says; says how many there are of each
+    class.
+    """
     kind, power = config["data"].get("balance", "none"), config["data"].get("balance_power", 1.0)
     if isinstance(examples, MixedExamples) and kind != "none":
-        raise UserError(f"data.balance={kind}: a mixture of sources has weights instead; choose none")
+        raise UserError(
+            f"data.balance={kind}: a mixture of sources has weights instead; choose none"
+        )
     resampled = balance(examples, kind, power, config["train"]["seed"])
     if isinstance(resampled, Resampled) and examples.classes is not None:
-        before, after = (np.bincount(classes).tolist() for classes in (examples.classes, examples.classes[resampled.chosen]))
+        before, after = (
+            np.bincount(classes).tolist()
+            for classes in (examples.classes, examples.classes[resampled.chosen])
+        )
         say(f"data.balance={kind}: {before} examples by class become {after}")
     return resampled
 
 
 def find_overlap(task: Task, sources: Mapping[str, Any], processors: Processors) -> Config:
-    """Warns of validation records that also occur in the training data; returns how many, for provenance."""
+    """Warns of validation records that also occur in the training data; returns how many, for
+    provenance.
+    """
     train, held = sources["train"], sources.get("validation")
     if isinstance(train, Bundle):
         train = next(iter(train.parts.values()))
@@ -107,7 +141,9 @@ def find_overlap(task: Task, sources: Mapping[str, Any], processors: Processors)
         return {}
     if found.count:
         say(found.warning())
-    return {"overlap": {"records": found.count, "validation": found.held, "training": found.trained}}
+    return {
+        "overlap": {"records": found.count, "validation": found.held, "training": found.trained}
+    }
 
 
 def check_positions(config: Config) -> None:

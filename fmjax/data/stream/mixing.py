@@ -155,7 +155,9 @@ def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[s
                     f"{', '.join(weights)}"
                 )
         if int(step) in changed:
-            raise UserError(f"data.curriculum.{step}: step {int(step)} is there twice; take one out")
+            raise UserError(
+                f"data.curriculum.{step}: step {int(step)} is there twice; take one out"
+            )
         changed[int(step)] = {
             name: number(f"data.curriculum.{step}.{name}", weight)
             for name, weight in changes.items()

@@ -1,7 +1,8 @@
-"""Finds validation records that also occur in the training data, by 8-byte hashes of the values that a task reads.
+"""Finds validation records that also occur in the training data, by 8-byte hashes of the values
+that a task reads.
 
-Of large data a sample is compared, evenly spread, which bounds memory (8 bytes per validation record) and time (one pass).
-"""
+Of large data a sample is compared, evenly spread, which bounds memory (8 bytes per validation
+record) and time (one pass)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ Digest: TypeAlias = Callable[[Value], bytes]
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """How many of `held` validation records are among `trained` training records; `first` is one of them.
+    """How many of `held` validation records are among `trained` training records; `first` is one of
+    them.
 
     `whole` is false if these are a sample.
     """
@@ -36,13 +38,17 @@ class Overlap:
         """Returns a line about the records in both."""
         sample = "" if self.whole else f" (a sample of {self.trained:,} was compared)"
         return (
-            f"warning: {self.count:,} of {self.held:,} validation records also occur in training{sample}, "
+            f"warning: {self.count:,} of {self.held:,} validation records also occur in "
+            f"training{sample}, "
             f"the first is {self.first}; metrics will be too good; remove the duplicates"
         )
 
 
-def find_overlap(train: Source, held: Source, reads: Mapping[str, str], processors: Processors) -> Overlap | None:
-    """Returns how many records of `held` have the same values as one of `train`; None if no column can be compared.
+def find_overlap(
+    train: Source, held: Source, reads: Mapping[str, str], processors: Processors
+) -> Overlap | None:
+    """Returns how many records of `held` have the same values as one of `train`; None if no column
+    can be compared.
 
     Args:
       train: the training data.
@@ -52,7 +58,11 @@ def find_overlap(train: Source, held: Source, reads: Mapping[str, str], processo
     """
     chosen, others = spread(len(held), MOST_HELD), spread(len(train), MOST_TRAINED)
     first = held[0]
-    digests = {name: processors[kind].digest for name, kind in reads.items() if processors[kind].digest(first[name])}
+    digests = {
+        name: processors[kind].digest
+        for name, kind in reads.items()
+        if processors[kind].digest(first[name])
+    }
     if not digests:
         return None
     ours, theirs = hashes(held, chosen, digests), hashes(train, others, digests)

@@ -80,7 +80,9 @@ def alive(pid: int) -> bool:
 
 
 def starts_as_worker() -> bool:
-    """Returns whether this is a process that is just started as a worker, and imports the main script."""
+    """Returns whether this is a process that is just started as a worker, and imports the main
+    script.
+    """
     # As `multiprocessing` asks itself when it refuses to start a process from there.
     return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
 

@@ -193,7 +193,9 @@ def sentencepiece_model(path: Path, settings: Mapping[str, Value]) -> SentencePi
     """
     pieces = read_model(path)
     by_name = path.name.lower() == MODEL and pieces.tokens[:3] == T5_FIRST
-    complete = any("<extra_id_" in token for token in pieces.tokens)  # mT5's own are "▁<extra_id_0>"
+    complete = any(
+        "<extra_id_" in token for token in pieces.tokens
+    )  # mT5's own are "▁<extra_id_0>"
     if complete or not (by_name or T5[0] in str(settings.get("tokenizer_class"))):
         return pieces
     count = settings.get("extra_ids", SENTINELS)

@@ -75,7 +75,9 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         try:
             token, rank = line.split()
             # OpenAI's multilingual file has one token of no bytes at all, written "=".
-            ranks[b"" if token == b"=" else base64.b64decode(token, validate=True)] = whole(rank.decode("ascii"))
+            ranks[b"" if token == b"=" else base64.b64decode(token, validate=True)] = whole(
+                rank.decode("ascii")
+            )
         except ValueError as error:
             raise UserError(
                 f'{path} line {number}: is not "base64 rank" ({one_line(error)}); '

@@ -14,7 +14,7 @@ def prepare(config: Config) -> Config:
     if other := [kind for kind in kinds if kind != "full_attention"]:
         raise UserError(
             f'config.json: layer_types has "{other[0]}"; only "full_attention" is handled; '
-            'use another model'
+            "use another model"
         )
     return llama.prepare({key: value for key, value in config.items() if key != "layer_types"})
 

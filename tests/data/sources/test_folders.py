@@ -11,7 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.image_files import CLASSES, COLOURS, GOOD, GREYS, IMAGES, LABELS, encoded, idx, read, same, write_tar, write_tree
+from support.image_files import (
+    CLASSES,
+    COLOURS,
+    GOOD,
+    GREYS,
+    IMAGES,
+    LABELS,
+    encoded,
+    idx,
+    read,
+    same,
+    write_tar,
+    write_tree,
+)
 
 from fmjax.data.kinds import pixels
 from fmjax.data.sources import folders

@@ -9,7 +9,15 @@ import pytest
 from fmjax.data.sources import python_docs
 from fmjax.data.sources.open import open_source
 from fmjax.data.sources.prepositions import LABELS, MASK, preposition_splits, prepositions
-from fmjax.data.sources.python_docs import SPLITS, Document, clean, docstrings, documents, split_of, unique
+from fmjax.data.sources.python_docs import (
+    SPLITS,
+    Document,
+    clean,
+    docstrings,
+    documents,
+    split_of,
+    unique,
+)
 from fmjax.errors import UserError
 
 

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from fmjax.contracts import Examples
 from fmjax.data.stream.balance import Resampled
 from fmjax.data.stream.batches import TrainBatches, eval_batches
-from fmjax.data.stream.buckets import Bucketed, Plan, best_borders, bucketed, fewest_borders, read_borders
+from fmjax.data.stream.buckets import (
+    Bucketed,
+    Plan,
+    best_borders,
+    bucketed,
+    fewest_borders,
+    read_borders,
+)
 from fmjax.data.stream.packing import fill_of
 from fmjax.distributed.layout import length_parts
 from fmjax.errors import UserError
