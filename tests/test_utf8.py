@@ -28,7 +28,8 @@ def is_text_without_encoding(call: ast.Call) -> bool:
     if isinstance(pipes := keywords.get("text"), ast.Constant) and pipes.value is True:
         return True
     if name in ALWAYS:
-        return name != "read_text" or not any(isinstance(argument, ast.Name) for argument in call.args)
+        # What read_text is given by position is an encoding, or names a file of a package's metadata.
+        return name != "read_text" or not call.args
     if name not in MODES:
         return False
     method = isinstance(call.func, ast.Attribute) and name == "open"  # Path.open(mode), or gzip.open(path) and its like

@@ -52,11 +52,13 @@ def classification(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) ->
     """
     logits, labels = real_rows(valid, logits, labels)
     predicted = logits.argmax(axis=1)
+    occurring = np.union1d(labels, predicted)
     values = {
         "accuracy": np.mean(predicted == labels),
-        "mcc": sk.matthews_corrcoef(labels, predicted),
+        # scikit-learn has 0 for a single class, too, and warns.
+        "mcc": sk.matthews_corrcoef(labels, predicted) if occurring.size > 1 else 0.0,
     }
-    values |= averaged(labels, predicted, np.union1d(labels, predicted))
+    values |= averaged(labels, predicted, occurring)
     if logits.shape[1] != 2:
         one_hot = labels[:, None] == np.arange(logits.shape[1])
         return defined(values | areas(one_hot, log_softmax(logits, axis=1)))

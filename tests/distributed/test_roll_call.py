@@ -45,7 +45,7 @@ def test_every_host_that_is_there_names_those_that_are_not():
     said, _ = call([0, 2], 4, 3)
     message = (
         "host 1, 3 of 4 did not join within 3 s; start the same command on every host, with --host=0 to 3, and check that they "
-        "reach ADDRESS"
+        "can reach ADDRESS"
     )
     assert said == [message] * 2
 

@@ -211,7 +211,9 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_families_are_found_by_name_and_type():
-    assert families.reference_of("xlm-roberta") == ("roberta", families.table_of("roberta"))
+    family, reference = families.reference_of("xlm-roberta")
+    assert family == "roberta" and reference in families.table_of("roberta").all()
+    assert reference.model_types == ("xlm-roberta",)
     assert isinstance(models.family("bert").build(heads={}, size="tiny", vocab_size=9), nn.Module)
     with pytest.raises(UserError, match='did you mean "bert"'):
         models.family("brt")

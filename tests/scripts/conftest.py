@@ -133,6 +133,6 @@ def refused(capsys: pytest.CaptureFixture[str], run: Callable[..., int]) -> Call
 def classifier(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of classification, to be read and not to be written to."""
     workdir = tmp_path_factory.mktemp("runs") / "classifier"
-    overrides = ("train.steps=30", "train.eval_every=10", "checkpoint.best=accuracy")
+    overrides = ("train.steps=45", "train.eval_every=15", "checkpoint.best=accuracy")
     assert train.main(command(data, workdir, *overrides, arg="classify")) == 0
     return workdir

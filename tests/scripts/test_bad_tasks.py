@@ -69,7 +69,7 @@ FILES = {
     "field.conll": b"EU B-ORG\nrejects\n",
     "other.conll": b"EU B-LOC\n",
     "latin.conll": b"f\xf6 O\n",
-    "plain.conll": b"a X\nb Y\n\n" * 16,
+    "plain.conll": b"an X\nox Y\n\n" * 16,
     "counts.jsonl": jsonl(tokens=["a", "b"], tags=["O"]),
     "numbers.jsonl": jsonl(tokens=["a", "b"], tags=[0, 1]),
     "a.en": b"A dog.\nTwo men.\n" * 8,

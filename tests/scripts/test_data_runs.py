@@ -156,7 +156,7 @@ def test_bad_records_end_a_run_or_are_left_out_and_counted(data, run, refused, c
     message = refused(tmp_path / "one", *settings[:2], "data.on_error=skip:1", arg="classify")
     assert "1 bad records were left out already (data.on_error=skip:1)" in message
     message = refused(tmp_path / "x", files, "data.workers=-1", arg="classify")
-    assert "data.workers=-1: must be from 0 to 1024; 0 is a thread" in message
+    assert "data.workers=-1: must be a whole number from 0 to 1,024; 0 is a thread" in message
     assert 'data.on_error="skip": write fail, or skip:N' in refused(tmp_path / "x", files, "data.on_error=skip", arg="classify")
 
 

@@ -17,7 +17,7 @@ ROWS = [{"text": "the old cat sees the dog"}, "the good woman likes the bird", {
 def test_the_classifier_has_learnt(classifier):
     lines = [json.loads(line) for line in (classifier / "metrics.jsonl").read_text().splitlines()]
     scores = {line["step"]: line["eval/validation/accuracy"] for line in lines if "eval/validation/accuracy" in line}
-    assert list(scores) == [10, 20, 30]
+    assert list(scores) == [15, 30, 45]
     assert max(scores.values()) > 0.9  # the label is one of eight words
     assert fmjax.load(classifier).step == max(scores, key=scores.__getitem__)
 
