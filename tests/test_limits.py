@@ -124,7 +124,7 @@ def keys() -> Iterator[tuple[str, str]]:
     yield "mesh.axes", "data"
 
 
-@pytest.mark.parametrize(("section", "key"), keys(), ids=lambda name: name)
+@pytest.mark.parametrize(("section", "key"), [*keys()], ids=lambda name: name)
 def test_every_key_of_the_defaults(section, key):
     def check(value: object) -> None:
         given = config()

@@ -54,7 +54,7 @@ def test_the_screen_and_the_report_of_a_run(run, tmp_path, capsys):
 
 def test_a_dry_run_of_a_run_changes_nothing_in_it(data, classifier, capsys):
     before = {path: path.stat().st_mtime_ns for path in classifier.rglob("*") if path.name != ".lock"}
-    overrides = ("train.steps=30", "train.eval_every=10", "checkpoint.best=accuracy")
+    overrides = ("train.steps=45", "train.eval_every=15", "checkpoint.best=accuracy")
     words = ["--config", f"{data / 'config.py'}:classify", "--workdir", str(classifier), "--dry-run"]
     assert train.main([*words, *(f"--config.{override}" for override in overrides)]) == 0
     assert "nothing was trained" in capsys.readouterr().out

@@ -108,7 +108,7 @@ def test_a_run_killed_before_its_config_was_written_begins_again(run, refused, t
     assert "holds no run" in refused(workdir)  # with checkpoints it is more than a beginning
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(workdir / name)
-    for name in ("metrics.jsonl", "report.html"):
+    for name in ("metrics.jsonl", "validation.json", "report.html"):
         (workdir / name).unlink()
     assert run(workdir, "train.steps=1") == 0
 
