@@ -206,7 +206,7 @@ def end(output: Output, count: int) -> None:
             f'"error" and the other {count - output.failed} answers; the first: '
             f"{output.first_error}"
         )
-    say(f"{count} predictions are in {output.name}")
+    say(f"{count} prediction{'' if count == 1 else 's'} written to {output.name}")
 
 
 def answered(

@@ -22,7 +22,11 @@ def done(experiment: Experiment, command: str) -> str:
     """
     workdir, config = experiment.workdir, experiment.config
     found = evaluation.read(workdir)
-    result = found.headline() if found else f"step {experiment.built.steps:,}, no validation data"
+    if found:
+        result = found.headline()
+    else:  # also of a run that an older version began, with a better step before
+        validated = "validation" in experiment.built.examples
+        result = f"step {experiment.built.steps:,}{'' if validated else ', no validation data'}"
     if config["task"]["name"] in PRETRAINING:
         following = f"fine-tune with --config.init.weights={quoted(workdir)}"
     else:

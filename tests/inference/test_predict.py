@@ -276,7 +276,7 @@ def test_from_and_to_pipes(model, tmp_path, monkeypatch, capfdbinary):
     predict_file(tmp_path, Path("-"), Path("-"), kind="text")
     out, said = capfdbinary.readouterr()
     assert [json.loads(line)["shout"] for line in out.splitlines()] == ["ONE", "TWO"]
-    assert said == b"2 predictions are in standard output\n"
+    assert said == b"2 predictions written to standard output\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,8 +13,9 @@ from fmjax.runs.evaluation import Evaluation
 from fmjax.train import ending
 
 
-def experiment(folder: Path, task: str = "classify") -> Any:
-    return SimpleNamespace(workdir=folder, config={"task": {"name": task}}, built=SimpleNamespace(steps=20))
+def experiment(folder: Path, task: str = "classify", *splits: str) -> Any:
+    built = SimpleNamespace(steps=20, examples=dict.fromkeys(splits))
+    return SimpleNamespace(workdir=folder, config={"task": {"name": task}}, built=built)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,7 @@ def test_pretraining_is_to_be_fine_tuned(tmp_path):
     line = ending.done(experiment(tmp_path, "mlm"), "train.py")
     assert line.startswith("done: step 20, no validation data; report: ")
     assert line.endswith(f"next: fine-tune with --config.init.weights={tmp_path}")
+
+
+def test_a_run_of_an_older_version_has_no_evaluation_to_show(tmp_path):
+    assert ending.done(experiment(tmp_path, "mlm", "validation"), "train.py").startswith("done: step 20; report: ")
