@@ -71,11 +71,16 @@ def saved_bytes(
     whole = sum(
         math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8) for aval in kept.values()
     )
+    return int(whole // devices_per_batch(layout))
+
+
+def devices_per_batch(layout: Layout) -> int:
+    """Returns the number of devices that share the rows of a batch and their length."""
     logical = ("act_batch", "act_length")
     shared = {
         axis for name in logical for axis in sharding.mesh_axes(name, layout.rules, layout.mesh)
     }
-    return int(whole // math.prod(layout.mesh.shape[axis] for axis in shared))
+    return math.prod(layout.mesh.shape[axis] for axis in shared)
 
 
 def scanned(model: PyTree) -> PyTree:
@@ -124,13 +129,15 @@ def check_memory(
     """Raises UserError, in one line with the sizes, if a step needs more memory than there is.
 
     What this machine has is asked of its devices, of CPUs of the operating system. Where it is not
-    known, nothing is refused. Of the activations half is counted: the compiler may keep less than
-    the formula says, and a step that would fit must not be refused.
+    known, nothing is refused. A step that would fit must not be refused, so of the activations half
+    is counted, as the compiler may keep less than the formula says, and as if all devices shared
+    them, as they do where heads and widths are sharded, too.
     """
     room = None if is_small(model, spec) else memory_of_devices()
     if room is None:
         return
     need = needed_bytes(config, model, task, spec, layout)
+    need["activations"] = need["activations"] * devices_per_batch(layout) // layout.mesh.size
     total = need["parameters"] + need["gradients"] + need["optimizer"] + need["activations"] // 2
     if total > room.per_device:
         raise UserError(too_large(config, need, total, room.per_device, room.what))
