@@ -19,7 +19,7 @@ from fmjax.config.overrides import text_of
 from fmjax.errors import UserError
 from fmjax.train.judge import Judge
 
-FINISHED = {"train.steps": np.int64(30), "train.eval_every": np.int32(10), "checkpoint.best": "accuracy"}
+FINISHED = {"train.steps": np.int64(45), "train.eval_every": np.int32(15), "checkpoint.best": "accuracy"}
 
 
 def test_a_finished_run_in_a_thread_with_data_that_have_moved(classifier, data, tmp_path, capsys):
@@ -31,7 +31,7 @@ def test_a_finished_run_in_a_thread_with_data_that_have_moved(classifier, data, 
         metrics = threads.submit(fmjax.fit, f"{data / 'config.py'}:classify", workdir, overrides).result()
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     last = [record for record in records if "eval/validation/loss" in record][-1]
-    assert last["step"] == 30 and metrics == {
+    assert last["step"] == 45 and metrics == {
         name.removeprefix("eval/validation/"): value for name, value in last.items() if name != "step"
     }
     stored = json.loads((workdir / "config.json").read_text())
