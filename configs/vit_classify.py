@@ -40,9 +40,8 @@ def get_config(arg: str = ""):
     # A class token would make 17 tokens of 16, which costs a CPU 1.7 times as much a step.
     config.model.class_tokens, config.model.pool = 0, "mean"
     config.model.epsilon = 1e-6
-    config.model.initializer_range = (
-        0.08  # 0.02 is of wider models: at this width it makes the branches too faint
-    )
+    # 0.02 is of wider models: at this width it makes the branches too faint
+    config.model.initializer_range = 0.08
     config.task.mean, config.task.std = (0.1307,), (0.3081,)
     config.task.shift = 2
     config.task.label_smoothing = 0.05

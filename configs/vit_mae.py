@@ -36,9 +36,8 @@ def get_config(arg: str = ""):
     )  # 16 and 64 tokens cost a CPU less than 17 and 65
     config.model.position_init = "sinusoids"
     config.model.epsilon = 1e-6
-    config.model.initializer_range = (
-        0.08  # 0.02 is of wider models: at this width it makes the branches too faint
-    )
+    # 0.02 is of wider models: at this width it makes the branches too faint
+    config.model.initializer_range = 0.08
     config.task.mean, config.task.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     config.task.flip = 0.5
     config.data.hold_out = 0.02

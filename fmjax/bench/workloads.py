@@ -86,9 +86,8 @@ class Size:
     model: Facts
     rows: int
     length: int
-    target: int = (
-        0  # length of what is to be predicted, of an encoder-decoder; new tokens, of generation
-    )
+    # Length of what is to be predicted, of an encoder-decoder; new tokens, of generation
+    target: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

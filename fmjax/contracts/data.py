@@ -53,9 +53,8 @@ class Examples:
     buckets. Those of one label have `classes`, and can be resampled. Packed rows have `fill`."""
 
     lengths: np.ndarray | None = None  # [N], the number of tokens of each
-    filled: np.ndarray | None = (
-        None  # [N], the tokens of a row on average, where an example has several rows; else lengths
-    )
+    # [N], the tokens of a row on average, where an example has several rows; else lengths
+    filled: np.ndarray | None = None
     # Where an example has several arrays of tokens, as a source and a target: the tokens of each
     # example [N], and the length of a row, by array; `lengths` are then those of the longest.
     sides: Mapping[str, tuple[np.ndarray, int]] = MappingProxyType({})

@@ -40,9 +40,8 @@ class Processor:
     file: ClassVar[str]  # the name of (one of) its files
     unit: ClassVar[str] = ""  # what throughput counts: tokens, images, seconds, rows
     model_settings: ClassVar[tuple[str, ...]] = ()  # the names of `sizes`
-    at_root: ClassVar[bool] = (
-        False  # whether a folder of Hugging Face has its files beside the weights
-    )
+    # Whether a folder of Hugging Face has its files beside the weights
+    at_root: ClassVar[bool] = False
 
     @classmethod
     def named(cls, data: Config) -> Self | None:

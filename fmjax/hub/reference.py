@@ -131,18 +131,14 @@ class Reference:
     constants: Mapping[str, Value] = dataclasses.field(
         default_factory=dict
     )  # of ours, which the reference has with this value
-    prepare: Callable[[Config], Config] = (
-        unchanged  # puts a config in the form that the tables describe
-    )
-    complete: Callable[[Config, Config], Config] = (
-        nothing_else  # (config, our settings) -> all of our settings
-    )
-    express: Callable[[Value, int | None], Config] = (
-        only_padding  # (our settings, padding id) -> what else the config says
-    )
-    batch: Callable[[HostBatch, Value], dict[str, np.ndarray]] = (
-        same_batch  # (inputs, our settings) -> the model's inputs
-    )
+    # Puts a config in the form that the tables describe
+    prepare: Callable[[Config], Config] = unchanged
+    # (config, our settings) -> all of our settings
+    complete: Callable[[Config, Config], Config] = nothing_else
+    # (our settings, padding id) -> what else the config says
+    express: Callable[[Value, int | None], Config] = only_padding
+    # (inputs, our settings) -> the model's inputs
+    batch: Callable[[HostBatch, Value], dict[str, np.ndarray]] = same_batch
     # Whether generation puts the start token before decoder prompts that do not begin with it.
     starts_prompts: bool = True
     variants: tuple[Reference, ...] = ()  # other configs of the same family

@@ -33,12 +33,10 @@ class Context:
     depth: jax.Array | float = 0.0  # 0 for the first layer, 1 for the last
     memory: jax.Array | None = None  # [B,S,D], of an encoder
     memory_mask: jax.Array | None = None  # bool, broadcastable to [B,H,L,S]
-    positions: jax.Array | None = (
-        None  # [B or 1,L,D], added to x for queries and keys but not for values
-    )
-    memory_positions: jax.Array | None = (
-        None  # [B or 1,S,D], added to the memory for keys but not for values
-    )
+    # [B or 1,L,D], added to x for queries and keys but not for values
+    positions: jax.Array | None = None
+    # [B or 1,S,D], added to the memory for keys but not for values
+    memory_positions: jax.Array | None = None
 
 
 def key_mask(attention_mask_BS: jax.Array) -> jax.Array:
@@ -131,9 +129,8 @@ class Attention(nn.Module):
     kv_heads: int = 0  # 0: as many as query heads
     biased: Collection[str] = ALL  # the projections that have a bias
     scale: float | None = None  # None: 1 / sqrt(head_width)
-    inits: Mapping[str, Initializer] | None = (
-        None  # of projections that do not start from kernel_init
-    )
+    # Of projections that do not start from kernel_init
+    inits: Mapping[str, Initializer] | None = None
 
     def dense(self, name: str, features: tuple[int, ...], axes: tuple[str, ...]) -> Dense:
         """Returns the projection of that name."""

@@ -54,9 +54,8 @@ class Settings(Compute):
     kv_heads: int = 0  # 0: as many as query heads
     head_width: int = 0  # 0: width / attention_heads
     positions: int = 0  # no limit
-    context: int = (
-        2048  # tokens that the model is meant for: the reference's max_position_embeddings
-    )
+    # Tokens that the model is meant for: the reference's max_position_embeddings
+    context: int = 2048
     window: int = 0  # positions that each one attends to, itself included; 0: all
     activation: str = "silu"
     epsilon: float = 1e-6

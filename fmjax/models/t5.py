@@ -98,9 +98,8 @@ class Settings(Compute):
     buckets: int = 32  # of distances
     max_distance: int = 128  # all greater distances share a bucket
     feed_forward: str = "relu"  # or gated-gelu, gated-silu
-    tied: bool = (
-        True  # whether logits come from the word table, then of hidden states scaled by D^-1/2
-    )
+    # Whether logits come from the word table, then of hidden states scaled by D^-1/2
+    tied: bool = True
     start_id: int = 0  # what the decoder reads first: the padding
     epsilon: float = 1e-6
     initializer_factor: float = 1.0

@@ -67,9 +67,8 @@ class Task(TokenTask):
     target_length: int = 128  # tokens of a target at most, as data.max_length of a source
     overlong: str = "error"
     pack: bool = False  # for models that read packed pairs
-    packed_target_length: int = (
-        0  # of a packed row, whose sources are data.max_length; 0: matched to the data
-    )
+    # Of a packed row, whose sources are data.max_length; 0: matched to the data
+    packed_target_length: int = 0
     label_smoothing: float = 0.0
     scores: tuple[str, ...] = ("bleu", "chrf")
     bleu_tokenize: str = "13a"
