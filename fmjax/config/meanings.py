@@ -73,6 +73,7 @@ MODEL = {
     "size": "a named size, which the other keys override",
     "activation": "of the MLPs",
     "activation_dropout": "dropout inside the MLPs",
+    "attention": "kernel: auto (by machine), xla, chunked, splash, flash, cudnn or pallas_gpu",
     "attention_dropout": "dropout of attention weights",
     "attention_heads": "attention heads per layer",
     "channels": "channels of an image",

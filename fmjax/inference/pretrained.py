@@ -38,6 +38,7 @@ from fmjax.inference.predicting import (
     generation_settings,
     head_outputs,
 )
+from fmjax.layers.kernels.choice import AUTO
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
 from fmjax.runs.best import stored_best
@@ -374,7 +375,9 @@ def load_run(folder: Path) -> Pretrained:
     """Returns the model of a run directory: its moving average where it keeps one."""
     config = read_config(folder)
     task = tasks.make(config["task"])
+    # The kernel that is stored suits the machine that trained.
     settings = dict(config["model"])
+    settings |= {"attention": AUTO} if "attention" in settings else {}
     family = models.family(settings.pop("name"))
     model = family.build(heads=task.heads, **settings)
     checkpoints = CheckpointReader(folder / CHECKPOINTS, best=stored_best(config, task))

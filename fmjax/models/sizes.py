@@ -10,6 +10,7 @@ from fmjax.config import limits
 from fmjax.contracts import Model, Value
 from fmjax.errors import UserError, nearest
 from fmjax.layers.heads import HeadTable
+from fmjax.layers.kernels import choice
 from fmjax.layers.mlp import ACTIVATIONS
 from fmjax.layers.stack import REMAT, Layers
 
@@ -60,6 +61,7 @@ LIMITS: dict[str, limits.Limit] = {
     "pooler_activation": limits.choice(ACTIVATIONS),
     "dtype": limits.choice(DTYPES),
     "remat": limits.choice(REMAT),
+    "attention": limits.choice(choice.NAMES),
     "stochastic_depth": RATE,
     "dropout": RATE,
     "embedding_dropout": RATE,
@@ -81,10 +83,13 @@ class Compute:
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"  # or dots, everything: what the backward pass recomputes
+    # The kernel: auto (by the machine and the call), or xla, chunked, splash, flash, cudnn,
+    # pallas_gpu; see layers/kernels/choice.py
+    attention: str = "auto"
 
     def stacked(self, count: int) -> Layers:
         """Returns the settings of a stack of so many layers."""
-        return Layers(count, self.scan_layers, self.remat)
+        return Layers(count, self.scan_layers, self.remat, self.attention)
 
 
 class TableModel(Model, Protocol):

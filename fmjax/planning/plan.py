@@ -35,6 +35,7 @@ from fmjax.limits import check_config
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
 from fmjax.train.budget import device_bytes, saved_bytes
+from fmjax.train.kernels import attention_kernels, described
 from fmjax.train.length import total_steps
 from fmjax.train.stages import (
     Abstract,
@@ -74,7 +75,8 @@ class Topology:
         knows no such slice.
         """
         if not self.tpu:
-            return [Absent(index) for index in range(self.count)]
+            platform = "gpu" if self.chip else "cpu"
+            return [Absent(index, platform) for index in range(self.count)]
         os.environ.update({name: os.environ.get(name, value) for name, value in DEVICELESS.items()})
         kind, shape = self.written.split(":")
         os.environ.setdefault(
@@ -101,7 +103,7 @@ class Absent:
     """A device that is not here, for the shape of a mesh."""
 
     id: int
-    platform: str = "absent"
+    platform: str
     device_kind: str = "absent"
     process_index: int = 0
 
@@ -244,6 +246,13 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
         config = config | {"model": config["model"] | {"scan_layers": True}}
     step = describe_step(config, topology.devices())
     state = step.abstract.state
+    kernels = attention_kernels(
+        step.built.config,
+        step.built.model,
+        state.params,
+        step.abstract.spec,
+        step.abstract.layout,
+    )
     held = {
         "parameters": device_bytes(state.params),
         "optimizer": device_bytes(state.opt_state),
@@ -264,6 +273,7 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
         "rules": config["mesh"]["rules"] if not config["mesh"].get("table") else "table",
         "model_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         "bytes_per_device": held,
+        "attention": described(kernels),
         "flops_per_step": 3 * step.built.model.forward_flops(step.abstract.spec),
         "analytic": not (topology.tpu and compiled),
     }

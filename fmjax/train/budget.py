@@ -20,6 +20,7 @@ from fmjax.distributed import sharding
 from fmjax.distributed.layout import Layout, accumulation
 from fmjax.errors import UserError
 from fmjax.hardware import memory_of_devices
+from fmjax.layers.kernels.call import lowered_for
 from fmjax.randomness import dropout_key
 from fmjax.train.state import BatchSpec, abstract_params, abstract_state
 from fmjax.train.wrappers import MixtureModel
@@ -61,7 +62,9 @@ def saved_bytes(
 
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
-    jaxpr = jax.make_jaxpr(residuals)(shapes, batch, key).jaxpr
+    platform: str = layout.mesh.devices.flat[0].platform
+    with lowered_for(platform, shapes_only=True):
+        jaxpr = jax.make_jaxpr(residuals)(shapes, batch, key).jaxpr
     # JAX's own types: tokens have no shape, and keys no item size.
     kept = {
         id(var): var.aval
