@@ -87,8 +87,8 @@ def devices_along(logical: str | None, size: int) -> int:
 def cross_entropy_sum(
     logits: Logits, labels: jax.Array, weights: jax.Array, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """Returns the sum of weights [...] times the cross entropies of logits [..., V] and whole-number
-    labels [...], fp32; see `losses.softmax_cross_entropy`."""
+    """Returns the sum of weights [...] times the cross entropies, fp32, of logits [..., V] and
+    whole-number labels [...]; see `losses.softmax_cross_entropy`."""
     if not isinstance(logits, VocabularyLogits):
         return (losses.softmax_cross_entropy(logits, labels, label_smoothing) * weights).sum()
     how = Division.of(logits, label_smoothing)
@@ -161,9 +161,7 @@ class Division:
         """Returns the sum of the table's gradients [V, D] of all rows, its width as divided as that
         of the table."""
         if self.embed:
-            gradient = jax.lax.psum_scatter(
-                gradient, self.embed, scatter_dimension=1, tiled=True
-            )
+            gradient = jax.lax.psum_scatter(gradient, self.embed, scatter_dimension=1, tiled=True)
         others = tuple(axis for axis in self.shared if axis not in self.embed)
         return total(gradient, others)
 
@@ -318,7 +316,10 @@ def own_gradients(
         sum_, d_table, d_bias = sums
         d_table = d_table + jnp.dot(low.T, x, preferred_element_type=jnp.float32)
         d_bias = None if d_bias is None else d_bias + slope.sum(axis=0)
-        return (sum_ + (chunk.loss * weight).sum(), d_table, d_bias), (d_x.astype(dtype), chunk.loss)
+        return (sum_ + (chunk.loss * weight).sum(), d_table, d_bias), (
+            d_x.astype(dtype),
+            chunk.loss,
+        )
 
     zeros = jnp.zeros(whole.shape, jnp.float32)
     begin = (jnp.float32(0), zeros, None if bias is None else jnp.zeros(bias.shape, jnp.float32))

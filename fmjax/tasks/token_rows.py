@@ -77,9 +77,7 @@ class TokenTask(contracts.Task):
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the cross-entropies of predicted tokens."""
-        return {
-            "lm": cross_entropy_sum(outputs["lm"], batch["labels"], batch["label_weights"])
-        }
+        return {"lm": cross_entropy_sum(outputs["lm"], batch["labels"], batch["label_weights"])}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns per-row sums over predicted tokens: cross-entropies, their number, and how many
