@@ -135,7 +135,7 @@ def explanation(error: Exception) -> str | None:
         found = re.search(r"allocat\w* (?:of )?([\d.]+ ?(?:bytes|[KMGT]i?B))", said)
         asked = f" for {found[1]}" if found else ""
         return (
-            f"there is no memory left{asked}; lower data.batch_size or data.max_length, raise "
+            f"out of memory{asked}; lower data.batch_size or data.max_length, raise "
             "train.accumulate, set model.remat=everything, or choose a smaller model"
         )
     # JAX asserts that there are GPUs, without a word.
@@ -157,5 +157,5 @@ def no_device(said: str) -> str:
     detail = f" ({reason})" if reason else ""
     return (
         f"JAX_PLATFORMS={platforms}: JAX finds no such device{detail}; "
-        f"unset JAX_PLATFORMS to use the devices that are here{how}"
+        f"unset JAX_PLATFORMS to use the devices of this machine{how}"
     )

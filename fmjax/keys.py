@@ -37,7 +37,10 @@ def describe(spec: str) -> str:
     if not spec:
         config = defaults.experiment("bert", "mlm")
         common = {name: section for name, section in config.items() if name not in FIXED}
-        about = "keys of every config with their defaults (--config X --help shows those of X):"
+        about = (
+            "keys of every config, with their defaults (for those of one config: --config NAME "
+            "--help):"
+        )
         return "\n".join([about, *lines(common, known)])
     config = load_config(spec)
     known |= meanings("model", models.family(config.model.name).Settings, MODEL)
@@ -45,7 +48,8 @@ def describe(spec: str) -> str:
         known |= meanings("task", tasks.task(part.name).Task, TASK)
     return "\n".join(
         [
-            f"keys, with the values of {spec} (none: not set; of a model, as its size says):",
+            f"keys, with the values of {spec} (none: unset; an unset model key takes its value "
+            "from the size):",
             *lines(config, known),
         ]
     )

@@ -97,7 +97,7 @@ def merge(
         "missing": [name for name in left if name not in theirs and not free(name)],
         "unexpected": [name for name in unused if name not in ours and not free(name)],
         "misshapen": [
-            f"{name} {tuple(theirs[name].shape)} where {tuple(ours[name].shape)} is needed"
+            f"{name} {tuple(theirs[name].shape)}, expected {tuple(ours[name].shape)}"
             for name in left
             if name in theirs and not free(name)
         ],

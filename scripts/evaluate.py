@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--split", default="validation", help="the split to evaluate on (default: validation)"
     )
-    flags.add("--files", help="files to evaluate on, instead of those of the config")
+    flags.add("--files", help="files to evaluate on, instead of those in the config")
     hosts.add_flags(flags)
     return commandline.run(flags, show, argv)
 

@@ -28,8 +28,8 @@ while [ $# -gt 0 ]; do
     *) fail "$1: no such flag; there are --tpu, --zone, --project, --checkout, --install, --dry-run" ;;
   esac
 done
-[ -n "$tpu" ] || fail "--tpu is missing; give the name of the TPU VM (gcloud compute tpus tpu-vm list)"
-[ -n "$zone" ] || fail "--zone is missing; give the zone of the TPU VM, as us-central2-b"
+[ -n "$tpu" ] || fail "--tpu is missing; pass the name of the TPU VM (gcloud compute tpus tpu-vm list)"
+[ -n "$zone" ] || fail "--zone is missing; pass the zone of the TPU VM, such as us-central2-b"
 [ $# -gt 0 ] || fail "there is no command; write it behind --"
 
 run() {

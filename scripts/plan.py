@@ -31,9 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--sharding",
         action="store_true",
-        help="every parameter: shape, axes, where they go, bytes per device",
+        help="show every parameter: shape, logical axes, mesh axes, bytes per device",
     )
-    flags.add("--analytic", action="store_true", help="compile nothing")
+    flags.add("--analytic", action="store_true", help="estimate by formula, and compile nothing")
     flags.add("--json", action="store_true", help="print one JSON object")
     return commandline.run(flags, show, argv)
 

@@ -30,13 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--profile",
         type=Path,
-        help="a folder for a trace of steps 6 to 10, for TensorBoard or Perfetto",
+        help="folder for a trace of steps 6 to 10, for TensorBoard or Perfetto",
     )
     flags.add(
         "--dry-run",
         "--dry_run",
         action="store_true",
-        help="show the settings and one batch; train and write nothing",
+        help="show the settings and one batch, without training or writing anything",
     )
     hosts.add_flags(flags)
     return commandline.run(flags, start, argv)

@@ -122,7 +122,9 @@ def table(result: Facts) -> str:
             )
     head = ("axis", "size", "step (ms)", "memory (MiB)", "tokens/s", "GFLOP/s", "exponent of time")
     return markdown(head, rows) + (
-        "" if "devices" in result["axes"] else "\ndevices: not measured, there is one here"
+        ""
+        if "devices" in result["axes"]
+        else "\ndevices: not measured, as this machine has only one"
     )
 
 

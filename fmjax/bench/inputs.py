@@ -173,13 +173,13 @@ def table(result: Facts) -> str:
     )
     if not any("datasets" in name and "without" not in name for name in others):
         said += (
-            "; `datasets` is not installed here, so there is no comparison with it "
-            "(pip install datasets)"
+            "; `datasets` is not installed here, so fmjax is not compared with it (pip install "
+            "datasets)"
         )
     run = result["training"]
     said += (
-        f"\ntraining BERT of 4 layers, 256 wide, a step of {1e3 * run['step_seconds']:.0f} ms: "
-        f"{run['data_wait']:.2%} of the "
-        f"time waited for data (bar, of steps over 100 ms: < {WAITING:.0%})"
+        f"\ntraining a 4-layer BERT of width 256, a step of {1e3 * run['step_seconds']:.0f} ms: "
+        f"{run['data_wait']:.2%} of the time was spent waiting for data (target for steps over 100 "
+        f"ms: < {WAITING:.0%})"
     )
     return markdown(head, rows) + f"\n{said}"

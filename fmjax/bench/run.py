@@ -28,7 +28,7 @@ def options(args: argparse.Namespace) -> Options:
     threads = args.threads or cores
     if not 1 <= threads <= cores:
         raise UserError(
-            f"--threads={threads}: this process may use {cores} cores; give 1 to {cores}"
+            f"--threads={threads}: this process may use {cores} cores; choose from 1 to {cores}"
         )
     for name, value in (("rounds", args.rounds), ("seconds", args.seconds)):
         if value <= 0:
@@ -43,7 +43,7 @@ def options(args: argparse.Namespace) -> Options:
     device = "cpu" if described["platform"] == "cpu" else "gpu"
     if args.device == "gpu" and device == "cpu":
         raise UserError(
-            "--device=gpu: JAX finds no GPU here; pip install -e '.[cuda]', or leave --device out"
+            "--device=gpu: JAX finds no GPU here; pip install -e '.[cuda]', or omit --device"
         )
     if not found and not args.no_peer:
         say(timing.PEER_ABSENT)

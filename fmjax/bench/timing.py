@@ -22,7 +22,7 @@ STEPS = 20  # whose losses are compared
 # magnitudes.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 PEER_ABSENT = (
-    "peer: torch and transformers are not installed here, so fmjax is measured alone; pip install "
+    "peer: torch and transformers are not installed here, so only fmjax is measured; pip install "
     "torch transformers, or name a "
     "Python that has them with --peer_python"
 )
@@ -119,7 +119,7 @@ def peer_versions(python: str) -> dict[str, str]:
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise UserError(
             f"--peer_python={python}: cannot be run as Python ({one_line(error, 100)}); name "
-            "another"
+            "another interpreter"
         ) from None
 
 

@@ -260,9 +260,11 @@ WORKLOADS: dict[str, Workload] = {
 }
 # Measured otherwise than side by side: their modules say how.
 OTHERS = {
-    "data": "input of BERT pretraining, from texts to masked batches",
-    "cold": "start to first step of each workload: cold, then with the persistent compile cache",
-    "growth": "step time and memory against batch, length, width and depth",
+    "data": "input pipeline of BERT pretraining, from text to masked batches",
+    "cold": (
+        "time to the first step of each workload, cold and with the persistent compilation cache"
+    ),
+    "growth": "step time and memory by batch size, length, width and depth",
 }
 ON_DEMAND = ("bert_forward_base", "growth")  # minutes that say little more
 DEFAULT = tuple(name for name in (*WORKLOADS, *OTHERS) if name not in ON_DEMAND)
@@ -284,5 +286,5 @@ def chosen(names: Sequence[str]) -> list[str]:
 def listing() -> str:
     """Returns a line for each workload: its name and what it is."""
     titles = {name: workload.title for name, workload in WORKLOADS.items()} | OTHERS
-    notes = dict.fromkeys(ON_DEMAND, " (only if named)")
+    notes = dict.fromkeys(ON_DEMAND, " (only if requested by name)")
     return "\n".join(f"{name:18} {title}{notes.get(name, '')}" for name, title in titles.items())

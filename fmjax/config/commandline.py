@@ -38,8 +38,7 @@ from fmjax.memory import keep_freed
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
 OVERRIDE = "--config."
 EPILOG = (
-    "exit codes: 0 done; 2 something in the input is wrong; "
-    "75 interrupted, the same command continues"
+    "exit codes: 0 success; 2 user error; 75 interrupted, run the same command again to continue"
 )
 
 
@@ -61,13 +60,13 @@ class Flags(argparse.ArgumentParser):
         )
         self.names = ["-h", "--help"]
         self.takes_config, self.keys = config, keys
-        self.add("--debug", action="store_true", help="show the traceback of an error in the input")
+        self.add("--debug", action="store_true", help="show the traceback of a user error")
         self.add(
-            "--version", action="version", version=version(), help="print the version and exit"
+            "--version", action="version", version=version(), help="print the version, and exit"
         )
         if config:
             form = (
-                "a config file, or the name of one of --list, with arguments; "
+                "a config file or a name from --list, with arguments; "
                 "--config.KEY=VALUE overrides a key"
             )
             self.add("--config", required=True, metavar="FILE[:ARG,ARG]", help=form)
@@ -75,7 +74,7 @@ class Flags(argparse.ArgumentParser):
                 "--list",
                 action=ListConfigs,
                 nargs=0,
-                help="list the configs that come with fmjax and exit",
+                help="list the configs that come with fmjax, and exit",
             )
 
     def add(self, *names: str, choices: Sequence[str] = (), **options: Any) -> None:
@@ -105,7 +104,8 @@ class Flags(argparse.ArgumentParser):
         args, strays = self.parse_known_args(rest)
         if strays:
             raise UserError(
-                f'"{strays[0]}" belongs to no flag; quote spaces, or see {self.prog} --help'
+                f'"{strays[0]}" does not belong to any flag; quote values that contain spaces, or '
+                f"see {self.prog} --help"
             )
         if self.takes_config:
             args.overrides = overrides
@@ -197,7 +197,9 @@ def read_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:  # ~nobody
-        raise argparse.ArgumentTypeError(f'"{text}": there is no such home folder') from None
+        raise argparse.ArgumentTypeError(
+            f'"{text}": no such home folder; write the full path'
+        ) from None
 
 
 def read_whole(text: str) -> int:
@@ -255,7 +257,9 @@ def run(
         print(f"interrupted: {one_line(error)}", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted: by the keyboard; run the same command again", file=sys.stderr)
+        print(
+            "interrupted from the keyboard; run the same command again to continue", file=sys.stderr
+        )
         return INTERRUPTED
     except BrokenPipeError:
         if not close_broken_output():

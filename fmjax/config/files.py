@@ -51,7 +51,9 @@ def arguments(arg: str, *choices: str) -> set[str]:
     chosen = {word.strip() for word in arg.split(",")} - {""}
     for word in sorted(chosen):
         if word not in choices:
-            offer = f"choose from {', '.join(choices)}" if choices else "this config takes none"
+            offer = (
+                f"choose from {', '.join(choices)}" if choices else "this config takes no arguments"
+            )
             raise UserError(
                 f'config argument "{word}" is not known{nearest(word, choices)}; {offer}'
             )
@@ -99,7 +101,7 @@ def find_config(spec: str) -> tuple[Path, str]:
     try:
         path = Path(head + ".py" if separator else spec).expanduser()
     except RuntimeError as error:  # ~nobody
-        raise UserError(f"--config={spec}: {error}; name the file by its whole path") from None
+        raise UserError(f"--config={spec}: {error}; give the full path of the file") from None
     if path.is_file():
         return path, arg
     name, _, own = (str(path), "", arg) if path.suffix == ".py" else spec.partition(":")
@@ -110,7 +112,7 @@ def find_config(spec: str) -> tuple[Path, str]:
 def _files_like(path: Path) -> str:
     """Returns a hint at the config that was meant, in the folder that was named or in `configs`."""
     if str(path) == path.name and (path.stem in shipped_configs()):
-        return f"; write --config {path.stem} for the one that comes with fmjax"
+        return f"; write --config {path.stem} to use the one that comes with fmjax"
     folders = (path.parent, Path("configs"), shipped_folder())
     found = [
         (at, sorted(file.name for file in at.glob("*.py") if file.stem != "__init__"))
@@ -170,7 +172,9 @@ def _plain(value: Value, name: str) -> Value:
     valid = not isinstance(value, str) or value == value.encode(errors="replace").decode()
     if value is not None and not (isinstance(value, bool | int | float | str) and finite and valid):
         use = "use finite numbers, text, booleans, and tuples or dicts of them"
-        raise UserError(f"{name}={value!r} ({type(value).__name__}): JSON cannot hold it; {use}")
+        raise UserError(
+            f"{name}={value!r} ({type(value).__name__}): JSON cannot represent it; {use}"
+        )
     return value
 
 

@@ -60,12 +60,13 @@ def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
     except PermissionError:
         raise UserError(f"{path}: cannot be read; fix its permissions") from None
     except DuplicateKey as error:
-        raise UserError(f"{path}: {error}; take one out") from None
+        raise UserError(f"{path}: {error}; remove one") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({error}); get the file again") from None
+        raise UserError(f"{path}: is not valid JSON ({error}); download the file again") from None
     if not isinstance(content, dict):
         raise UserError(
-            f"{path}: holds a JSON {type(content).__name__}, not an object; get the file again"
+            f"{path}: contains a JSON {type(content).__name__}, not an object; download the file "
+            "again"
         )
     return content
 

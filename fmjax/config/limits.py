@@ -74,7 +74,7 @@ def unique_texts(key: str, value: Value) -> None:
     texts(key, value)
     for name in value:
         if list(value).count(name) > 1:
-            raise UserError(f'{key}: has "{name}" twice; take one out')
+            raise UserError(f'{key}: has "{name}" twice; remove one')
 
 
 def group(key: str, value: Value) -> None:

@@ -54,7 +54,7 @@ def extension(name: str, attribute: str, key: str) -> ModuleType:
     permitted = {word.strip() for word in os.environ.get(EXTENSIONS, "").split(",")} - {""}
     if top not in permitted:
         raise UserError(
-            f'{key}="{name}" names a module outside of fmjax; if you trust it, permit its package: '
+            f'{key}="{name}" names a module outside fmjax; if you trust it, allow its package: '
             f"export {EXTENSIONS}={top}"
         )
     try:

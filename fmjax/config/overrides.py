@@ -81,9 +81,9 @@ def text_of(key: str, value: Value) -> str:
         plain = _plain(value)
         return plain if isinstance(plain, str) else json.dumps(plain)
     except (TypeError, ValueError):
-        form = "give text, a path, a number, a list of these, or a dictionary"
+        form = "use text, a path, a number, a list of these, or a dictionary"
         raise UserError(
-            f"overrides: {key} is a {type(value).__name__}, which no config holds; {form}"
+            f"overrides: {key} is a {type(value).__name__}, which a config cannot contain; {form}"
         ) from None
 
 
@@ -116,7 +116,7 @@ def _override(
     field = dict(node.items(preserve_field_references=True)).get(key)
     if rest and not isinstance(field, ConfigDict):
         raise UserError(
-            f"{override}: {name} is a value and not a group of keys; write --{name}=VALUE"
+            f"{override}: {name} is a single value, not a group of keys; write --{name}=VALUE"
         )
     if rest:
         _override(node[key], name, rest, text, root)
@@ -139,7 +139,7 @@ def _override_group(node: ConfigDict, key: str, name: str, text: str, root: Conf
         raise UserError(f"{name}={text}: {name} is a group of keys ({_names(group)}); {form}")
     if None in values.values():
         raise UserError(
-            f"{name}={text}: null is not a value; leave that key out, or use --{name}.KEY=none"
+            f"{name}={text}: null is not allowed; remove that key, or use --{name}.KEY=none"
         )
     if isinstance(group, OpenDict):
         old = list(group.values())
@@ -226,7 +226,7 @@ def _parse_free(name: str, text: str, beside: Sequence[Value]) -> Value:
     value = _literal(text)
     if kinds and kinds <= {int, float}:
         if type(value) not in (int, float):
-            _refuse(name, text, "a number, as beside it", "one such as 4 or 0.5")
+            _refuse(name, text, "a number, like the others", "one such as 4 or 0.5")
         return value
     return (
         text if kinds & {str, tuple} and not isinstance(value, str | tuple | list) else _free(value)
@@ -246,7 +246,7 @@ def _literal(text: str) -> Value:
             ):  # about the backslashes of regular expressions
                 value = read(text)
         except DuplicateKey as error:
-            raise UserError(f"{text:.200}: {error}; take one out") from None
+            raise UserError(f"{text:.200}: {error}; remove one") from None
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
         if isinstance(

@@ -82,16 +82,14 @@ def read_config(workdir: Path) -> dict[str, Value]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: is not JSON ({message_of(error)}); restore it or start a new run"
+            f"{path}: is not JSON ({message_of(error)}); restore the file or start a new run"
         ) from error
     content = content if isinstance(content, dict) else {}
     header: Value = content.get("fmjax")
     if header is None and "model_type" in content:
-        kind = (
-            f'belongs to Hugging Face weights (model_type "{content["model_type"]}"), not to a run'
-        )
+        kind = f'is from a Hugging Face model (model_type "{content["model_type"]}"), not to a run'
         raise UserError(
-            f"{path}: {kind}; make one: python scripts/convert.py --from {workdir} --to RUN"
+            f"{path}: {kind}; create a run: python scripts/convert.py --from {workdir} --to RUN"
         )
     match header:
         case {"schema": int(schema), "given": dict(given), "version": str(version)}:
@@ -118,9 +116,8 @@ def check_resumable(
     if lines:
         more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
         raise UserError(
-            f"the run was begun with another config: {'; '.join(lines[:LISTED])}{more}; "
-            "drop what has changed, or start a new run in another --workdir, from these weights "
-            "with "
+            f"the run was started with another config: {'; '.join(lines[:LISTED])}{more}; "
+            "undo these changes, or start a new run in another --workdir, from these weights with "
             f"--config.init.weights={run}"
         )
 

@@ -133,7 +133,7 @@ class Processors(Mapping[str, Processor]):
         found = self.get(kind.kind)
         if not isinstance(found, kind):
             raise TypeError(
-                f"no processor of the kind {kind.kind}, only {', '.join(self) or 'none'}"
+                f"no processor of the kind {kind.kind}; the kinds here: {', '.join(self) or 'none'}"
             )
         return found
 

@@ -51,10 +51,9 @@ def check_columns(source: Source, wanted: Iterable[str]) -> None:
     for name in wanted:
         if name not in source.columns:
             raise UserError(
-                f'the data have no column "{name}"{nearest(name, source.columns)}; '
-                f"{source.where(0)} has "
-                f"{', '.join(source.columns)}; name the right one in the task's settings, or the "
-                "columns in data.columns"
+                f'the data has no column "{name}"{nearest(name, source.columns)}; '
+                f"{source.where(0)} has {', '.join(source.columns)}; name the right one in the "
+                "task's settings, or list the columns in data.columns"
             )
 
 
@@ -121,10 +120,10 @@ def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source
     count = held_count(total, share)
     if count is None:
         what = ("values of " + by) if by else "record" if total == 1 else "records"
-        fix = "choose a share between 0 and 1 that leaves records on both, or give "
-        fix = "give more data, or " if total < 2 and 0 < share < 1 else fix
+        fix = "choose a fraction between 0 and 1 that leaves records on both sides, or set "
+        fix = "add data, or " if total < 2 and 0 < share < 1 else fix
         raise UserError(
-            f"data.hold_out={share} of {total} {what} leaves nothing on one side; "
+            f"data.hold_out={share} of {total} {what} leaves one side empty; "
             f"{fix}data.files.validation"
         )
     held = np.isin(groups, np.argsort(scrambled(total), kind="stable")[:count])

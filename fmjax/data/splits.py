@@ -35,7 +35,7 @@ def open_split(data: Config, split: str) -> Source:
     if files and split not in files:
         raise UserError(
             f'data.files has no "{split}", only {", ".join(files)}; '
-            f"give --config.data.files.{split}=FILE"
+            f"set --config.data.files.{split}=FILE"
         )
     return open_source(data["source"], files.get(split), split=split, **options)
 
@@ -63,7 +63,7 @@ def open_mixture(data: Config, split: str) -> ConcatenatedSources:
     }
     if not chosen:
         raise UserError(
-            f"data.mixture: no source has {split} files; give --config.data.files.{split}=FILE"
+            f"data.mixture: no source has {split} files; set --config.data.files.{split}=FILE"
         )
     return ConcatenatedSources({name: open_split(part, split) for name, part in chosen.items()})
 
@@ -93,8 +93,8 @@ def open_sources(data: Config, parts: Mapping[str, str]) -> dict[str, Source | B
     if data.get("mixture") and (parts or "train" in data["files"]):
         other = "a mixture of tasks" if parts else f"data.files.train={data['files']['train']}"
         raise UserError(
-            f"data.mixture: names the training data, and so does {other}; "
-            f"choose one (--config.data.files={{}} empties that)"
+            f"data.mixture: names the training data, but so does {other}; use one of them "
+            f"(--config.data.files={{}} unsets the files)"
         )
     validated = has_split(data, "validation")
     wanted = [*dict.fromkeys(parts.values() or ["train"]), *(["validation"] if validated else [])]

@@ -112,8 +112,8 @@ def as_generator(model: object) -> Generates:
     """Returns the model. Raises UserError if it has no decoder."""
     if not isinstance(model, Generates):
         raise UserError(
-            f"{type(model).__name__} has no decoder, so it generates no text; "
-            "choose another model or task"
+            f"{type(model).__name__} has no decoder, so it cannot generate text; choose another "
+            "model or task"
         )
     return model
 

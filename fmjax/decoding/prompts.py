@@ -46,7 +46,7 @@ def start_id(model: Encodes, settings: Generation) -> int:
     for number in (settings.decoder_start_token_id, settings.bos_token_id, model.start_id):
         if number is not None:
             return number
-    raise UserError("the decoder's start token is unknown; give decoder_start_token_id")
+    raise UserError("the decoder's start token is unknown; pass decoder_start_token_id")
 
 
 def select_inputs(model: Generates, batch: Inputs, settings: Generation) -> dict[str, Array]:

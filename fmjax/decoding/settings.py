@@ -110,16 +110,16 @@ class Generation:
             most = self.max_length - prompt_length
             if most < 1:
                 raise UserError(
-                    f"max_length={self.max_length} leaves no room after {prompt_length} tokens; "
-                    "give max_new_tokens instead"
+                    f"max_length={self.max_length} leaves no room after the {prompt_length} tokens "
+                    "of the prompt; pass max_new_tokens instead"
                 )
         if most is None:
             room = positions - prompt_length if positions else DEFAULT_NEW_TOKENS
             most = max(min(DEFAULT_NEW_TOKENS, room), 1)
         if positions and prompt_length + most - 1 > positions:
             raise UserError(
-                f"{prompt_length} tokens and {most} new ones are more than the {positions} "
-                "positions of the model; shorten the prompt, or lower max_new_tokens"
+                f"{prompt_length} tokens and {most} new ones exceed the {positions} positions of "
+                "the model; shorten the prompt, or lower max_new_tokens"
             )
         least = self.min_new_tokens
         if least is None:
@@ -199,12 +199,12 @@ def check(settings: Generation) -> None:
     beams, returned = settings.num_beams, settings.num_return_sequences
     if settings.do_sample and beams > 1:
         raise UserError(
-            f"do_sample=true with num_beams={beams} is not handled; leave one of them out"
+            f"do_sample=true with num_beams={beams} is not supported; leave one of them out"
         )
     if returned > 1 and not settings.do_sample and returned > beams:
         raise UserError(
-            f"num_return_sequences={returned} needs do_sample=true or num_beams={returned} "
-            "at least; set one of them"
+            f"num_return_sequences={returned} needs do_sample=true or num_beams of at least "
+            f"{returned}; set one of them"
         )
 
 
@@ -232,13 +232,12 @@ def merge(*layers: Mapping[str, Value]) -> Generation:
             if name not in FIXED:
                 hint = nearest(name, fields)
                 raise UserError(
-                    f'"{name}" is not a setting of generation{hint}; choose from '
-                    f"{', '.join(fields)}"
+                    f'"{name}" is not a generation setting{hint}; choose from {", ".join(fields)}'
                 )
             only = "" if FIXED[name] is None else f" (only {json.dumps(FIXED[name])} is)"
             refused.append(f"{name}={json.dumps(value, default=str)}{only}")
     if refused:
-        raise UserError(f"generation: not handled: {', '.join(refused)}; leave it out")
+        raise UserError(f"generation: not supported: {', '.join(refused)}; leave it out")
     return Generation(**{name: field_value(name, value) for name, value in values.items()})
 
 

@@ -91,21 +91,21 @@ def add_flags(flags: Flags) -> None:
     flags.add(
         "--distributed",
         action="store_true",
-        help="run on several hosts, found automatically on a TPU VM, under Slurm or Open MPI",
+        help="run on several hosts (found automatically on a TPU VM, under Slurm or Open MPI)",
     )
     flags.add(
         "--coordinator",
         metavar="HOST:PORT",
-        help="elsewhere: the first host and a free port; needs --hosts and --host",
+        help="elsewhere: address of the first host with a free port; needs --hosts and --host",
     )
-    flags.add("--hosts", type=int, metavar="N", help="how many hosts there are")
-    flags.add("--host", type=int, metavar="I", help="the number of this host, from 0")
+    flags.add("--hosts", type=int, metavar="N", help="the number of hosts")
+    flags.add("--host", type=int, metavar="I", help="the index of this host, from 0")
     flags.add(
         "--join-timeout",
         type=int,
         default=300,
         metavar="SECONDS",
-        help="how long to wait for the others (default: 300)",
+        help="how long to wait for the other hosts (default: 300)",
     )
 
 
@@ -199,8 +199,8 @@ def check_same(facts: Mapping[str, str]) -> None:
         other = np.flatnonzero((theirs[:, number] != theirs[0, number]).any(axis=-1))
         if other.size:
             raise UserError(
-                f"{name} on host {other[0]} is not that of host 0; "
-                "every host must read the same files"
+                f"{name} on host {other[0]} differs from that of host 0; every host must read the "
+                "same files"
             )
 
 

@@ -84,9 +84,8 @@ def say_unsharded(section: Config, rules: sharding.Rules, mesh: Mesh) -> None:
     elif lacking == divided:
         say(
             f"warning: mesh.rules={section['rules']} divides parameters over "
-            f"{' and '.join(divided)}, which "
-            f"mesh.axes={dict(section['axes'])} has not: each of {mesh.size} devices holds all of "
-            "them"
+            f"{' and '.join(divided)}, which mesh.axes={dict(section['axes'])} lacks: each of "
+            f"{mesh.size} devices holds all of them"
         )
 
 

@@ -51,7 +51,7 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
         )
     if kind == TWICE:
         raise UserError(
-            f"--host={numbers}: two hosts have this number; give each of the {count} its own"
+            f"--host={numbers}: two hosts have this index; give each of the {count} hosts its own"
         )
 
 
@@ -93,7 +93,7 @@ def listening(coordinator: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise UserError(
             f"--coordinator={coordinator}: this host cannot listen there ({error.strerror}); "
-            "choose a port that is free"
+            "choose a free port"
         ) from None
     with listener:
         yield listener

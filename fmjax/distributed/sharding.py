@@ -63,7 +63,7 @@ def resolve_rules(name: str, table: Mapping[str, str | Sequence[str]] | None = N
             isinstance(one, str) for one in axes
         ):
             raise UserError(
-                f"mesh.table.{axis}={axes}: is not an axis of the mesh; give a name, or a list of "
+                f"mesh.table.{axis}={axes}: is not an axis of the mesh; use a name, or a list of "
                 "names"
             )
     if table:
@@ -110,7 +110,7 @@ def check_used(rules: Rules, mesh: Mesh, own: bool) -> None:
             )
             raise UserError(
                 f"mesh.axes: no rule uses {axis}={size}, so {size} devices would do the same work; "
-                f"the rules are {named}: choose others with mesh.rules, or leave {axis} out"
+                f"the rules are {named}; choose others with mesh.rules, or leave {axis} out"
             )
 
 
@@ -147,7 +147,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     except (NotImplementedError, ValueError) as error:
         reason = one_line(error, 200)
         raise UserError(
-            f"mesh.axes={sizes}: the devices here cannot be laid out so ({reason}); give other "
+            f"mesh.axes={sizes}: the devices here cannot form this mesh ({reason}); choose other "
             "sizes"
         ) from error
     return Mesh(grid, tuple(sizes), axis_types=kinds)
@@ -168,7 +168,7 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
     ):
         raise UserError(
             f"mesh.axes={dict(axes)}: the sizes must multiply to the {devices} devices here; "
-            "change them, at most one may be -1 (what is left)"
+            "change them; at most one may be -1 (all that are left)"
         )
     return sizes
 
@@ -226,7 +226,7 @@ def spec_sharding(
         if used.count(axis) > 1:
             raise UserError(
                 f"{name}: rules shard two of its axes ({', '.join(map(str, logical))}) over mesh "
-                f"axis {axis}; give each its own"
+                f"axis {axis}; use one mesh axis for each"
             )
     return NamedSharding(mesh, PartitionSpec(*spec))
 

@@ -71,8 +71,8 @@ def read_config(folder: str | Path) -> Config:
     config = read_json(folder / CONFIG)
     if model_type(config) is None:
         raise UserError(
-            f'{folder / CONFIG}: has no "model_type", so the model is not known; '
-            f'add it, as {{"model_type": "bert"}}'
+            f'{folder / CONFIG}: has no "model_type", so its kind is unknown; '
+            f'add it, as in {{"model_type": "bert"}}'
         )
     return config
 
@@ -182,7 +182,7 @@ def drop_copies(
         if their in tensors and not np.array_equal(tensor.read(), tensors[their].read()):
             raise UserError(
                 f"{origin}: {copy} differs from {their}; "
-                "only decoders that share the embedding are handled"
+                "only decoders that share the embedding are supported; use another model"
             )
         tensors.setdefault(their, tensor)
 
@@ -218,7 +218,7 @@ def check_names(origin: Path, problems: Mapping[str, list[str]]) -> None:
             {name: problems[name] for name in ("missing", "unexpected", "misshapen")}
         )
         raise UserError(
-            f"{origin}: the weights do not fit config.json; {listed}; get both from one place"
+            f"{origin}: the weights do not fit config.json; {listed}; download both from one place"
         )
 
 
@@ -244,13 +244,13 @@ def write_folder(
     check_target(folder)
     arrays = {name: np.asarray(leaf, np.float32) for name, leaf in pytree.names(params).items()}
     for name, array in arrays.items():
-        check_finite(folder, name, array, "such weights cannot be used; take an earlier checkpoint")
+        check_finite(folder, name, array, "these weights are unusable; use an earlier checkpoint")
     bindings = bind(reference.weights, {name: array.shape for name, array in arrays.items()})
     covered = {name for one in bindings for name in one.rule.params}
     if foreign := [name for name in arrays if name not in covered]:
         raise UserError(
-            f"{folder}: {foreign[0]} has no counterpart in Hugging Face's {model_type(config)}; "
-            "keep it as a run"
+            f"{folder}: {foreign[0]} has no counterpart in Hugging Face's {model_type(config)}, so "
+            "it cannot be exported; keep it as a run"
         )
     tensors = rules.write(bindings, arrays)
     # A head may have no parameters of its own: a language model's that is tied.
@@ -306,8 +306,7 @@ def check_leftovers(folder: Path, written: Sequence[Path]) -> None:
     names = {path.relative_to(folder) for path in files if path.is_file()}
     if left := sorted(names - set(written)):
         raise UserError(
-            f"{folder}: holds a model with {left[0]}, which this model lacks and would be read "
-            "with; "
+            f"{folder}: holds another model's {left[0]}, which would be loaded with this model; "
             "name another folder"
         )
 
@@ -322,7 +321,8 @@ def check_target(folder: Path) -> None:
     found = sorted(path.name for path in folder.iterdir())
     if is_run(folder):
         raise UserError(
-            f"{folder}: is a run directory, which a model folder would overwrite; name another"
+            f"{folder}: is a run directory, which a model folder would overwrite; name another "
+            "folder"
         )
     try:
         model = not found or model_type(read_json(folder / CONFIG)) is not None
@@ -330,10 +330,11 @@ def check_target(folder: Path) -> None:
         model = False
     if not model:
         raise UserError(
-            f"{folder}: is not empty ({', '.join(found[:3])}) and holds no Hugging Face model; "
-            "name another"
+            f"{folder}: is not empty ({', '.join(found[:3])}) and is not a Hugging Face model; "
+            "name another folder"
         )
     if INDEX in found:
         raise UserError(
-            f"{folder}: holds {INDEX}, whose weights would stand beside the new ones; name another"
+            f"{folder}: contains {INDEX}, whose weights would lie beside the new ones; name "
+            "another folder"
         )

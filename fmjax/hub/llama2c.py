@@ -98,7 +98,7 @@ def named_tensors(path: Path, head: Header, numbers: np.ndarray) -> dict[str, Te
     if sum(sizes) != numbers.size:
         raise UserError(
             f"{path}: holds {numbers.size} numbers, but a model of its sizes has {sum(sizes)}; "
-            "get the file again"
+            "download the file again"
         )
     arrays: dict[str, np.ndarray] = {}
     for (name, shape), part in zip(

@@ -160,8 +160,8 @@ class Reference:
         known = self.architectures
         name: str = (config.get("architectures") or list(known))[0]
         if name not in known:
-            choices = f"{nearest(name, known)}; those that are: {', '.join(known)}"
-            raise UserError(f'config.json: architecture "{name}" is not handled{choices}')
+            choices = f"{nearest(name, known)}; supported: {', '.join(known)}"
+            raise UserError(f'config.json: architecture "{name}" is not supported{choices}')
         return name
 
     def heads(self, config: Config) -> dict[str, dict[str, int]]:
@@ -250,7 +250,7 @@ def read_settings(
     refused += other_values(values, fixed)
     if refused:
         raise UserError(
-            f"config.json: not handled: {', '.join(refused)}; "
+            f"config.json: not supported: {', '.join(refused)}; "
             "use another model, or remove what has no effect"
         )
     settings = {}
@@ -259,12 +259,12 @@ def read_settings(
         settings[name] = value
         if not fits(value, default):
             raise UserError(
-                f"config.json: {shown(key, value)} is not a value like {json.dumps(default)}; "
+                f"config.json: {shown(key, value)} must be a value like {json.dumps(default)}; "
                 "correct it"
             )
         if name.endswith("activation") and value not in ACTIVATIONS:
-            choices = f"{nearest(value, ACTIVATIONS)}; those that are: {', '.join(ACTIVATIONS)}"
-            raise UserError(f"config.json: {shown(key, value)} is not handled{choices}")
+            choices = f"{nearest(value, ACTIVATIONS)}; supported: {', '.join(ACTIVATIONS)}"
+            raise UserError(f"config.json: {shown(key, value)} is not supported{choices}")
     return settings
 
 
@@ -304,7 +304,7 @@ def flat(config: Config, inside: Collection[str], above: str = "") -> Iterator[t
             yield from flat(value, inside, f"{path}.")
         elif value is not None:
             raise UserError(
-                f"config.json: {shown(path, value)} has to be an object; correct the config"
+                f"config.json: {shown(path, value)} must be an object; correct the config"
             )
 
 

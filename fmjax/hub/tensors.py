@@ -51,7 +51,7 @@ def stored(file: PyTree, name: str) -> Tensor:
         if (dtype := file.get_slice(name).get_dtype()) not in FLOATS:
             raise UserError(
                 f"{name}: holds {dtype}, not one of {', '.join(FLOATS)}; "
-                "quantized weights are not handled"
+                "quantized weights are not supported; use full-precision weights"
             )
         array: np.ndarray = file.get_tensor(name)
         return in_fp32(array)
@@ -79,7 +79,7 @@ def finite(origin: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     def checked(name: str, tensor: Tensor) -> Tensor:
         def read() -> np.ndarray:
             array = tensor.read()
-            check_finite(origin, name, array, "get the weights again")
+            check_finite(origin, name, array, "download the weights again")
             return array
 
         return Tensor(tensor.shape, read)
@@ -117,7 +117,8 @@ def open_shards(
         isinstance(name, str) and Path(name).name == name for name in index.values()
     ):
         raise UserError(
-            f"{path}: has no weight_map from tensors to files beside it; get the file again"
+            f"{path}: has no weight_map from tensors to files of the same folder; download the "
+            "file again"
         )
     files = {name: open_one(path.parent / name) for name in sorted(set(index.values()))}
     places = {named(name): file for name, file in index.items()}
@@ -163,7 +164,7 @@ def flax_array(code: int, content: bytes) -> np.ndarray:
     Raises ValueError for anything else.
     """
     if code != 1:
-        raise ValueError(f"it holds an object of the unknown kind {code}")
+        raise ValueError(f"it contains an object of the unknown kind {code}")
     shape, name, numbers = msgpack.unpackb(content)
     if name not in FLAX_FLOATS:
         raise ValueError(f"it holds {name}, not one of {', '.join(FLAX_FLOATS)}")
@@ -223,6 +224,6 @@ def no_weights(folder: Path) -> str:
             f"'{folder}/{WEIGHTS}', {{'format': 'pt'}})\""
         )
     if other := [name for name in found if name in OTHER_FORMATS]:
-        wanted = f"get the {WEIGHTS} of this model"
-        return f"holds {other[0]}, which is not read, and no {WEIGHTS}; {wanted}"
-    return f"has no {WEIGHTS} (there are {', '.join(found[:5]) or 'no files'}); get the file"
+        wanted = f"download the {WEIGHTS} of this model"
+        return f"holds {other[0]}, which is not supported, and no {WEIGHTS}; {wanted}"
+    return f"has no {WEIGHTS} (only {', '.join(found[:5]) or 'no files'}); download the file"

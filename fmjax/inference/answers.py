@@ -16,8 +16,8 @@ def check_answers(answers: Sequence[PyTree], where: Where) -> None:
     for index, answer in enumerate(answers):
         if not is_finite(answer):
             raise UserError(
-                f"{where(index)}: the model answers with NaN or infinity; "
-                "its weights do not fit its settings, or model.dtype is too coarse for it"
+                f"{where(index)}: the model's output is NaN or infinite; its weights do not fit "
+                "its settings, or model.dtype has too little precision for it"
             )
 
 

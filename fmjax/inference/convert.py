@@ -50,7 +50,7 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
             f"the Hugging Face folder has no {kind.what}, which a run needs; add {kind.file} to it"
         )
     if run_folder.check_workdir(target):
-        raise UserError(f"--to={target}: already holds a run; name a new folder")
+        raise UserError(f"--to={target}: already contains a run; name a new folder")
     family = pretrained.family.name
     config = to_dict(experiment(family, type(task).__module__.rpartition(".")[2]))
     settings = pretrained.model.settings

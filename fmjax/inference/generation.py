@@ -142,7 +142,7 @@ def with_start(
     real = np.asarray(arrays.get(mask, np.ones(arrays[ids].shape))) != 0
     empty = np.flatnonzero(~real.any(axis=1))
     if empty.size:
-        raise UserError(f"{mask}: row {empty[0]} has no token left; keep one at least")
+        raise UserError(f"{mask}: row {empty[0]} has no token left; keep at least one")
     first = np.take_along_axis(arrays[ids], real.argmax(axis=1)[:, None], axis=1)
     if (first == start).any() or not before_prompts:
         return dict(arrays)

@@ -107,7 +107,7 @@ class LineInputs(Inputs):
                 place,
                 where,
                 text,
-                f"{error}; write one JSON string or object per line, or give --source text",
+                f"{error}; write one JSON string or object per line, or use --source text",
             )
 
 
@@ -180,8 +180,7 @@ def open_inputs(path: Path, kind: str = AUTO, header: Sequence[str] = ()) -> Inp
     kind = kind_of(path, known) or "jsonl" if kind == AUTO else kind
     if header and kind not in ("csv", "tsv"):
         raise UserError(
-            f"--header={','.join(header)}: names columns of csv and tsv, not of {kind}; leave it "
-            "out"
+            f"--header={','.join(header)}: applies to csv and tsv, not to {kind}; leave it out"
         )
     name = "standard input" if str(path) == STANDARD else str(path)
     path = local(path)
@@ -195,7 +194,7 @@ def open_inputs(path: Path, kind: str = AUTO, header: Sequence[str] = ()) -> Inp
                 name, path, open_source(kind, [str(path)], "prediction", columns=tuple(header))
             )
     if not len(found):
-        raise UserError(f"--input={name}: has no examples; give one per line")
+        raise UserError(f"--input={name}: has no examples; write one per line")
     return found
 
 
@@ -225,7 +224,7 @@ def json_value(text: str) -> Value:
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise ValueError("is not JSON (too deep)") from None
+        raise ValueError("is not JSON (nested too deeply)") from None
     except UnicodeEncodeError:
         raise ValueError("has half of a surrogate pair") from None
     except json.JSONDecodeError as error:
@@ -234,7 +233,7 @@ def json_value(text: str) -> Value:
 
 
 def not_a_number(name: str) -> Value:
-    raise ValueError(f"is not JSON ({name} is no number)")
+    raise ValueError(f"is not JSON ({name} is not a number)")
 
 
 def unique(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
@@ -273,7 +272,7 @@ def column_names(written: str, read: Sequence[str]) -> dict[str, str]:
         column, _, name = (word.strip() for word in part.partition("="))
         if column not in names or not name:
             raise UserError(
-                f'--column={written}: "{part}" names none of what the model reads: '
+                f'--column={written}: "{part}" is not an input of the model, which reads '
                 f"{', '.join(read)}"
             )
         names[column] = name

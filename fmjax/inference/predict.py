@@ -57,11 +57,11 @@ class Output:
         if self.is_pipe and target.is_dir():
             raise UserError(f"--output={target}: is a folder; name a file in it")
         if not self.is_pipe and target.exists():
-            raise UserError(f"--output={target}: is already there; name another file, or delete it")
+            raise UserError(f"--output={target}: already exists; name another file, or delete it")
         if not self.is_pipe and not target.parent.is_dir():
             raise UserError(
-                f"--output={target}: cannot be written (no folder {target.parent}); "
-                "make the folder, or name another"
+                f"--output={target}: cannot be written (no folder {target.parent}); create the "
+                "folder, or name another file"
             )
 
     def find_done(self, about: Config) -> None:
@@ -87,7 +87,7 @@ class Output:
             size += len(line) + 1
         os.truncate(self.partial, size)  # a kill may have cut the last line
         if self.done:
-            say(f"continuing {self.partial}: {self.done} answers are there already")
+            say(f"continuing {self.partial}: {self.done} answers are already there")
 
     def count(self, answer: Mapping[str, Value]) -> None:
         self.done += 1
@@ -115,8 +115,8 @@ class Output:
             raise
         except OSError as error:
             raise UserError(
-                f"--output={self.target}: cannot be written ({error.strerror}); what was written "
-                "is kept, and the same command continues"
+                f"--output={self.target}: cannot be written ({error.strerror}); the answers so far "
+                "are kept; run the same command again to continue"
             ) from None
 
     def finish(self, keep: bool) -> None:
@@ -182,7 +182,7 @@ def predict_file(
                 bar.advance(output.done)
     except KeyboardInterrupt:
         written = f"; {output.partial} has them" if output.done else ""
-        kept = "" if output.is_pipe else f"{written}; the same command continues"
+        kept = "" if output.is_pipe else f"{written}; run the same command again to continue"
         raise Interrupted(f"{output.done} of {len(inputs)} examples are answered{kept}") from None
     end(output, len(inputs))
 
@@ -198,7 +198,7 @@ def end(output: Output, count: int) -> None:
             raise UserError(output.first_error)
         raise UserError(
             f"none of the {count} examples could be predicted, so {output.name} was not written; "
-            f"the first: {output.first_error}"
+            f"the first error: {output.first_error}"
         )
     if output.failed:
         raise UserError(

@@ -122,7 +122,7 @@ def chosen(given: Mapping[str, Value], own: Mapping[str, Value]) -> Config:
     if given.get("temperature") == 0:
         if len(drawn) > 1:
             raise UserError(
-                f"temperature=0 takes the likeliest token each time, so {drawn[1]} has no effect; "
+                f"temperature=0 always takes the most likely token, so {drawn[1]} has no effect; "
                 "leave one of them out"
             )
         return {name: value for name, value in given.items() if name != "temperature"} | {
@@ -145,15 +145,15 @@ def generation_settings(
     settings = merge(*layers, chosen(given, own))
     if settings.num_return_sequences != 1:
         raise UserError(
-            f"num_return_sequences={settings.num_return_sequences}: each example has one answer; "
-            "repeat the example instead, or use .generate with input_ids"
+            f"num_return_sequences={settings.num_return_sequences}: predict gives one answer per "
+            "example; repeat the example instead, or use .generate with input_ids"
         )
     if seed is not None:
         if not 0 <= seed < SEEDS:
             raise UserError(f"seed={seed}: must be a whole number from 0 to {SEEDS - 1}")
         if not settings.do_sample:
             raise UserError(
-                f"seed={seed} has no effect, as nothing is drawn at random; give a temperature too"
+                f"seed={seed} has no effect, as nothing is sampled; set a temperature too"
             )
     return settings
 
@@ -167,13 +167,13 @@ def check_prompts(prompts: object, arrays: Sequence[str], scored: bool) -> None:
         for number, prompt in enumerate(listed):
             if not isinstance(prompt, str):
                 raise UserError(
-                    f"prompt {number}: is {type(prompt).__name__}, not a text; give texts, or "
-                    "token ids as input_ids=..."
+                    f"prompt {number}: is {type(prompt).__name__}, not text; pass texts, or token "
+                    "ids as input_ids=..."
                 )
     if arrays:
         raise UserError(f"prompts and {arrays[0]} were both given; leave one of them out")
     if scored:
-        raise UserError("return_scores=True is for token ids; give input_ids, or leave it out")
+        raise UserError("return_scores=True needs token ids; pass input_ids, or leave it out")
 
 
 def chunk_of(heads: Iterable[str], sized: Sequence[str]) -> int:

@@ -57,8 +57,8 @@ def answers(given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
     """
     if not references or len(given) != len(references):
         raise UserError(
-            f"evaluation: {len(given)} answers to {len(references)} questions; "
-            "give one for each, and one at least"
+            f"evaluation: {len(given)} answers to {len(references)} questions; pass one answer per "
+            "question, and at least one"
         )
     scores = np.zeros((len(given), 2))
     # Version 2.0 does not count references of which nothing is left to compare.

@@ -153,9 +153,7 @@ def token_level(
     losses_sum, weights, correct = real_rows(valid, losses_sum, weights, correct)
     total = weights.sum()
     if not total:
-        raise UserError(
-            "evaluation: no token of this split is to be predicted; give it longer texts"
-        )
+        raise UserError("evaluation: this split has no token to predict; use longer texts")
     loss = losses_sum.sum() / total
     with np.errstate(over="ignore"):
         return defined(
@@ -184,7 +182,7 @@ def real_rows(valid: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
     """
     real = np.asarray(valid) > 0
     if not real.any():
-        raise UserError("evaluation: this split has no examples; give it some")
+        raise UserError("evaluation: this split has no examples; add some")
     rows = [np.asarray(array)[real] for array in arrays]
     rows = [array if array.dtype.kind in "biu" else array.astype(np.float64) for array in rows]
     if not all(np.isfinite(array).all() for array in rows):

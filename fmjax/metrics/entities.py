@@ -69,8 +69,8 @@ def mark_entities(labels: Sequence[str]) -> bool:
         return True
     if OUTSIDE in labels and prefixes <= set(CALLED):
         raise UserError(
-            f"the tags begin with {', '.join(sorted(prefixes))}, which is no scheme of entities; "
-            "convert them to BIO, BIOES (B, M, E, S too) or BILOU"
+            f"the tags begin with {', '.join(sorted(prefixes))}, which is not a known tagging "
+            "scheme; convert them to BIO, BIOES (B, M, E, S too) or BILOU"
         )
     return False
 
@@ -97,8 +97,8 @@ def find_scheme(labels: Sequence[str], sentences: Iterable[Sequence[str]]) -> st
     right = {name: sum(entities(tags, name) == own for tags, own in found) for name in names}
     if usual == "IOE2" and right[usual] < len(found) / 2:
         raise UserError(
-            "task.mode=strict does not read the scheme IOE1, in which E- only parts neighbors; "
-            "choose task.mode=default, or convert the tags to BIO"
+            "task.mode=strict does not support the scheme IOE1, where E- only separates neighbors; "
+            "set task.mode=default, or convert the tags to BIO"
         )
     return max(right, key=right.__getitem__)
 

@@ -44,8 +44,7 @@ def rouge(hypotheses: Texts, references: Texts) -> dict[str, float]:
     """
     if not any(letter.isascii() and letter.isalnum() for text in references for letter in text):
         raise UserError(
-            "rouge reads only words of the letters a to z, and the references have none; "
-            "choose chrf"
+            "rouge only counts words of the letters a to z, and the references have none; use chrf"
         )
     scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
     rows = [scorer.score(truth, text) for text, truth in zip(hypotheses, references, strict=True)]
@@ -102,8 +101,8 @@ def texts(
     """
     if not references or len(hypotheses) != len(references):
         raise UserError(
-            f"evaluation: {len(hypotheses)} texts and {len(references)} references; "
-            "give as many of both, one at least"
+            f"evaluation: {len(hypotheses)} texts and {len(references)} references; pass the same "
+            "number of both, at least one"
         )
     values: dict[str, float] = {}
     for name in names:
@@ -133,6 +132,5 @@ def check_references(name: str, references: Texts) -> None:
     for number, text in enumerate(references):
         if not text.strip():
             raise UserError(
-                f"{name}: reference {number} is blank, so there is nothing to divide by; "
-                "take it out"
+                f"{name}: reference {number} is blank, so the error rate is undefined; remove it"
             )

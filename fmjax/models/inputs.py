@@ -41,20 +41,20 @@ def checked_inputs(
             raise UserError(f'"{name}" is not an input of this model{choices}')
     if known and known[0] not in arrays:
         also = f", and any of {', '.join(known[1:])}" if known[1:] else ""
-        raise UserError(f"{known[0]} are missing; give them{also}")
+        raise UserError(f"{known[0]} is missing; pass it{also}")
     inputs = {}
     for name, value in arrays.items():
         try:
             inputs[name] = np.asarray(value)
         except ValueError:
             raise UserError(
-                f"{name}: its rows differ in length; "
-                "fill them up, and mask that with attention_mask"
+                f"{name}: its rows differ in length; pad them, and mask the padding with "
+                "attention_mask"
             ) from None
         kinds = "biuf" if name.endswith("attention_mask") else "iu"
         if name in TOKENS and inputs[name].dtype.kind not in kinds:
             raise UserError(
-                f"{name}: holds {inputs[name].dtype}, not whole numbers; give int32 or int64"
+                f"{name}: holds {inputs[name].dtype}, not whole numbers; use int32 or int64"
             )
     for name in inputs:
         if name in TOKENS:
@@ -70,11 +70,11 @@ def check_shape(name: str, inputs: Mapping[str, np.ndarray], axes: Sequence[str]
     if target and main not in inputs and "labels" in inputs:
         main = "labels"
     if main not in inputs:
-        raise UserError(f"{name} needs {main}, which are missing; give both")
+        raise UserError(f"{name} needs {main}, which is missing; pass both")
     shape = inputs[main].shape
     if len(shape) != len(axes) or 0 in shape:
         raise UserError(
-            f"{main}: has shape {shape}; give [{', '.join(axes)}], at least one of each"
+            f"{main}: has shape {shape}; pass [{', '.join(axes)}], at least one of each"
         )
     sources = (other for other in inputs if other != "labels" and not other.startswith("decoder_"))
     source = next(sources, main)
@@ -120,6 +120,6 @@ def check_length(tokens: int, positions: int) -> None:
     """Raises UserError if a row has more tokens than there are positions."""
     if tokens > positions:
         raise UserError(
-            f"input_ids: {tokens} tokens are more than the {positions} positions; "
-            "shorten or split the text"
+            f"input_ids: {tokens} tokens exceed the {positions} positions of the model; shorten or "
+            "split the text"
         )

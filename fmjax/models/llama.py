@@ -184,8 +184,8 @@ def checked_model(model: Llama) -> Llama:
         )
     if head_width % 2:
         raise UserError(
-            f"heads are {head_width} wide, an odd number, which cannot be rotated in pairs; "
-            "set model.head_width"
+            f"heads have an odd width, {head_width}, which cannot be rotated in pairs; set "
+            "model.head_width"
         )
     if s.positions:
         raise UserError(

@@ -31,7 +31,7 @@ LIMITS: dict[str, limits.Limit] = {
     "position_offset": limits.count(0, TOKENS),
     "token_types": limits.count(0, HEADS),
     "context": limits.count(1, TOKENS),
-    "window": limits.count(0, TOKENS, hint="0 is no window"),
+    "window": limits.count(0, TOKENS, hint="0 means no window"),
     "buckets": limits.count(1, HEADS),
     "max_distance": limits.count(1, TOKENS),
     "decoder_layers": limits.count(0, 1000),
@@ -42,7 +42,7 @@ LIMITS: dict[str, limits.Limit] = {
     "target_vocab_size": limits.count(0, TOKENS),
     "start_id": limits.count(0, TOKENS),
     "end_id": limits.count(0, TOKENS),
-    "pad_id": limits.count(-1, TOKENS, hint="-1 is none"),
+    "pad_id": limits.count(-1, TOKENS, hint="-1 means none"),
     "image_size": limits.count(1, 2**14),
     "patch_size": limits.count(1, 2**14),
     "channels": limits.count(1, 2**10),
@@ -115,7 +115,8 @@ def resolve(
     for name in given:
         if name not in known:
             raise UserError(
-                f"model.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}"
+                f"model.{name} is not a setting{nearest(name, known)}; choose from "
+                f"{', '.join(known)}"
             )
     check_section(settings, {**sizes[size], **given})
     return settings(**{**sizes[size], **given})

@@ -317,9 +317,9 @@ def build(*, heads: contracts.Heads, size: str = "small", **settings: Value) -> 
         )
     if resolved.buckets < 4 or resolved.max_distance <= resolved.buckets // 2:
         raise UserError(
-            f"model.buckets={resolved.buckets}, model.max_distance={resolved.max_distance}: "
-            "half of the buckets hold one distance each; give at least 4 buckets, "
-            "and a model.max_distance above half of them"
+            f"model.buckets={resolved.buckets}, model.max_distance={resolved.max_distance}: half "
+            "of the buckets hold one distance each; use at least 4 buckets, and a "
+            "model.max_distance above half their number"
         )
     return checked(T5(heads, resolved))
 
@@ -341,12 +341,12 @@ def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray
     target = {name for name in arrays if name.startswith("decoder_")} | ({"labels"} & set(arrays))
     if target and not settings.decoder_layers:
         raise UserError(
-            f"{min(target)}: this model is an encoder only; leave it out, "
-            "or load one with a decoder"
+            f"{min(target)}: this model is only an encoder; leave it out, or load a model with a "
+            "decoder"
         )
     if settings.decoder_layers and not target & {"decoder_input_ids", "labels"}:
         raise UserError(
-            "decoder_input_ids are missing; give them, or the labels to predict, or use .generate"
+            "decoder_input_ids is missing; pass it, or the labels to predict, or use .generate"
         )
     table = Table("vocabulary", settings.vocab_size)
     return checked_ids(arrays, dict.fromkeys(("input_ids", "decoder_input_ids", "labels"), table))

@@ -178,7 +178,7 @@ class TransformerStack(nn.Module):
         )
         if (length := x_BLD.shape[1]) > s.positions:
             raise UserError(
-                f"{length} tokens are more than model.positions={s.positions}; "
+                f"{length} tokens exceed model.positions={s.positions}; "
                 "raise it, or shorten the texts"
             )
         if self.form.learned_positions:
@@ -357,8 +357,8 @@ def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray
     """
     if "decoder_input_ids" not in arrays:
         raise UserError(
-            "decoder_input_ids are missing; give what the decoder reads, from the start token on, "
-            "or use .generate"
+            "decoder_input_ids is missing; pass the decoder's input, beginning with the start "
+            "token, or use .generate"
         )
     tables = {
         "input_ids": Table("vocabulary", settings.vocab_size),

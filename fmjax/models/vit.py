@@ -243,8 +243,8 @@ def checked_model(model: Vit) -> Vit:
         not s.class_tokens and (s.pool == "first" or "pooled" in model.heads)
     ):
         raise UserError(
-            f"model.class_tokens={s.class_tokens}: must be 1, or 0 where model.pool=mean reads "
-            "none; change one of them"
+            f"model.class_tokens={s.class_tokens}: must be 1, or 0 with model.pool=mean, which "
+            "reads none; change one of them"
         )
     if "pixels" in model.heads:
         check_divides("decoder_width", s.decoder_width, "decoder_heads", s.decoder_heads)
@@ -277,13 +277,13 @@ def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray
     shape, size, channels = images.shape, settings.patch_size, settings.channels
     if len(shape) != 4 or not len(images) or shape[3] != channels or min(shape[1:3]) < size:
         wanted = f"[rows, height, width, {channels} channels], of at least {size} x {size} pixels"
-        raise UserError(f"images: has shape {shape}; give {wanted}")
+        raise UserError(f"images: has shape {shape}; pass {wanted}")
     batch = {"images": np.asarray(images, np.float32)}
     if "patch_keep" in arrays:
         keep, count = arrays["patch_keep"], (shape[1] // size) * (shape[2] // size)
         if keep.ndim != 2 or len(keep) != len(images) or keep.min() < 0 or keep.max() >= count:
             raise UserError(
-                f"patch_keep: give [rows, kept] numbers of patches from 0 to {count - 1}, "
+                f"patch_keep: pass patch indices [rows, kept] from 0 to {count - 1}, "
                 f"for {len(images)} rows"
             )
         batch["patch_keep"] = keep.astype(np.int32)

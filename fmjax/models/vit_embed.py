@@ -54,8 +54,7 @@ def positions(width: int, before: int) -> Initializer:
     """
     if width % 4:
         raise UserError(
-            "sinusoids in two dimensions need a width that is a multiple of 4, "
-            f"not {width}; change it"
+            f"sinusoids in two dimensions need a width divisible by 4, not {width}; change it"
         )
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Value = jnp.float32) -> jax.Array:
@@ -82,9 +81,9 @@ class Embed(nn.Module):
         rows, height, width, channels = images.shape
         if channels != s.channels or min(height, width) < s.patch_size:
             raise UserError(
-                f"the images are of {height} x {width} pixels and {channels} channels, which "
-                f"model.patch_size={s.patch_size} and model.channels={s.channels} do not fit; "
-                "change one or the other"
+                f"the images have {height} x {width} pixels and {channels} channels, which do not "
+                f"fit model.patch_size={s.patch_size} and model.channels={s.channels}; change one "
+                "or the other"
             )
         before = len(self.tokens)
         shape = (s.width, channels, s.patch_size, s.patch_size)  # as the reference stores it

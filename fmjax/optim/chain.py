@@ -168,7 +168,7 @@ def factors(
     depth = max((leaf.shape[0] for name, leaf in leaves.items() if BACKBONE.match(name)), default=0)
     if layer_decay != 1 and not depth:
         raise UserError(
-            f"optim.layer_decay={layer_decay}: the model has no stacked layers; leave it at 1"
+            f"optim.layer_decay={layer_decay}: the model has no stacked layers; keep it at 1"
         )
     found = {
         expression: pytree.names(pytree.mask(params, [expression], "optim.multipliers"))

@@ -59,7 +59,7 @@ def schedule(
     shape = choose("schedule", name, SHAPES)
     if name == "inverse_sqrt" and not warmup_steps:
         raise UserError(
-            "optim.schedule=inverse_sqrt falls from the end of warm-up; set optim.warmup_steps"
+            "optim.schedule=inverse_sqrt decays from the end of warm-up; set optim.warmup_steps"
         )
     if end_fraction and name not in ("linear", "cosine"):
         raise UserError(

@@ -37,9 +37,9 @@ class Settings:
 # What a setting must be: the test, and its name in words.
 Limit = tuple[Callable[[float], bool], str]
 FRACTION: Limit = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
-BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "a number from 0 to below 1")
+BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "a number from 0 to less than 1")
 POSITIVE: Limit = (lambda value: value > 0, "a number above 0")
-NOT_NEGATIVE: Limit = (lambda value: value >= 0, "a number that is 0 or more")
+NOT_NEGATIVE: Limit = (lambda value: value >= 0, "a number that is not negative")
 COUNT: Limit = (
     lambda value: isinstance(value, int) and 0 <= value <= limits.MOST,
     "a whole number that is 0 or more",
@@ -78,7 +78,7 @@ def choose(setting: str, name: str, choices: Mapping[str, T]) -> T:
     if not isinstance(name, str) or name not in choices:
         hint = nearest(str(name), choices)
         raise UserError(
-            f'optim.{setting}: there is no "{name}"{hint}; choose from {", ".join(choices)}'
+            f'optim.{setting}: "{name}" is not known{hint}; choose from {", ".join(choices)}'
         )
     return choices[name]
 
@@ -88,4 +88,4 @@ def check(setting: str, value: object, limit: Limit) -> None:
     fits, words = limit
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not (number and isinstance(value, int | float) and fits(value)):
-        raise UserError(f"optim.{setting}={value!r} is out of range; give {words}")
+        raise UserError(f"optim.{setting}={value!r} is out of range; use {words}")

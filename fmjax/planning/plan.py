@@ -92,7 +92,7 @@ class Topology:
                 ) from None
             reason = one_line(error, 200)
             raise UserError(
-                f"--topology={self.written}: libtpu has no such slice ({reason}); give another"
+                f"--topology={self.written}: libtpu has no such slice ({reason}); name another"
             ) from None
 
 
@@ -113,7 +113,7 @@ def read_topology(text: str) -> Topology:
     kind, *rest = text.split(":")
     gpus = [name for name in CHIPS if not name.startswith("v")]
     tpus = [name for name in CHIPS if name.startswith("v")]
-    form = "give v5e:4x4, v5p:4x4x8, gpu:h200, gpu:h200:8, cpu or cpu:8"
+    form = "choose from v5e:4x4, v5p:4x4x8, gpu:h200, gpu:h200:8, cpu or cpu:8"
     if (
         kind == "gpu"
         and rest
@@ -158,7 +158,7 @@ def describe_step(config: Config, devices: Sequence[PyTree] | None = None) -> St
     check_config(config)
     layout = lay_out(config, devices)
     if origin := config.get("init", {}).get("weights"):
-        why = "a plan reads no weights; leave it out, and name the model's sizes"
+        why = "a plan reads no weights; leave it out, and set the model's sizes"
         raise UserError(f"init.weights={origin}: {why}")
     built = build_from_first_records(config)
     spec = batch_shapes(config, built.examples["train"])
@@ -382,16 +382,16 @@ def hint(step: Step, topology: Topology, held: Mapping[str, int]) -> str:
         )
         if whole and topology.count > 1:
             return (
-                "the whole state is on every device: --config.mesh.rules=fsdp "
+                "every device holds the whole state: --config.mesh.rules=fsdp "
                 "--config.mesh.axes='{\"fsdp\": -1}'"
             )
         return (
-            f"the state alone needs about {need} such chips: take more, or "
+            f"the state alone needs about {need} such chips: use more, or "
             "--config.optim.name=adafactor"
         )
     if step.built.config["model"].get("remat", "everything") != "everything":
-        return "--config.model.remat=everything, which keeps of each layer only what it read"
+        return "--config.model.remat=everything, which stores only the input of each layer"
     rows = step.built.config["data"]["batch_size"]
     if step.parts < rows // step.abstract.layout.mesh.size:
-        return f"--config.train.accumulate={2 * step.parts}, which halves what is kept at once"
+        return f"--config.train.accumulate={2 * step.parts}, which halves the activations in memory"
     return "a mesh with a tensor axis and --config.mesh.rules=fsdp_tp, or more chips"

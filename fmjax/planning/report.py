@@ -34,7 +34,7 @@ def table(result: Config) -> str:
             *(f"  {name:<12} {compiler[name] / GIB:10.3f}" for name in MEMORY),
         ]
     if "refused" in result:
-        lines.append(f"the compiler refuses it: {result['refused']}")
+        lines.append(f"the compiler rejects it: {result['refused']}")
     lines.append(f"needs {result['total_bytes'] / GIB:.2f} GiB per device")
     lines.append(
         f"{result['flops_per_step']:.4g} FLOPs per step (forward and backward, by formula)"
@@ -53,7 +53,7 @@ def table(result: Config) -> str:
         )
         lines.append("fits" if result["fits"] else f"does not fit; try {result['hint']}")
     if result["analytic"]:
-        lines.append("by formula alone: nothing was compiled")
+        lines.append("estimated by formula; nothing was compiled")
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ def only_one(output: Path, work: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"--output={output}: another process is preparing into it; "
-                "wait for it, or name another"
+                f"--output={output}: another process is preparing data in it; wait for it, or name "
+                "another folder"
             ) from error
         yield

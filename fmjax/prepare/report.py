@@ -199,7 +199,7 @@ def gather(work: Path, settings: Counts, steps: Iterable[str]) -> Counts:
     lost = read["documents"] - kept["documents"] - sum(row["documents"] for row in dropped)
     if lost:
         raise RuntimeError(
-            f"{lost} documents are neither written nor dropped; the logs are in {work / 'logs'}"
+            f"{lost} documents were neither written nor dropped; see the logs in {work / 'logs'}"
         )
     report: Counts = {"settings": settings, "read": read, "written": kept, "dropped": dropped}
     if settings.get("tokenizer"):

@@ -229,7 +229,7 @@ def check_executor(kind: str) -> None:
     """Raises UserError if the command or package that an executor needs is missing."""
     if kind == "slurm" and shutil.which("sbatch") is None:
         raise UserError(
-            "--executor=slurm: there is no sbatch here; start this on a login node of the cluster"
+            "--executor=slurm: sbatch was not found; run this on a login node of the cluster"
         )
     if kind == "ray" and importlib.util.find_spec("ray") is None:
         raise UserError("--executor=ray: ray is not installed; pip install 'ray[default]'")
@@ -243,7 +243,7 @@ def slurm_options(text: str) -> Settings:
     try:
         options = parse_json(text)
     except ValueError as error:
-        raise UserError(f"--slurm={text}: is not JSON ({error})") from error
+        raise UserError(f"--slurm={text}: is not JSON ({error}); correct it") from error
     known = [
         name
         for name in inspect.signature(SlurmPipelineExecutor).parameters
@@ -255,7 +255,7 @@ def slurm_options(text: str) -> Settings:
     for name in ("partition", "time"):
         if name not in options:
             raise UserError(
-                f"--executor=slurm: needs the {name}; give "
+                f"--executor=slurm: needs the {name}; set "
                 f'--slurm=\'{{"partition": "cpu", "time": "10:00:00"}}\''
             )
     return options
@@ -269,15 +269,15 @@ def find_input(text: str, source: str) -> tuple[str, list[str], str, Settings]:
     """
     if "://" in text:
         raise UserError(
-            f"--input={text}: files are read where they lie, here or on a shared file system; "
-            "mount or copy them"
+            f"--input={text}: remote files are not supported; mount them, or copy them to this "
+            "machine or a shared file system"
         )
     chosen = None if source == AUTO else find_kind(source)
     paths = [path.absolute() for path in named_files(text, chosen)]
     kind = (chosen or kind_of_files(paths)).name
     if kind not in READERS:
         raise UserError(
-            f"{paths[0]}: {kind} is not read here, but {', '.join(READERS)}; convert it"
+            f"{paths[0]}: {kind} is not supported, only {', '.join(READERS)}; convert it"
         )
     root = os.path.commonpath([path.parent for path in paths])
     names = [os.path.relpath(path, root) for path in paths]
@@ -294,7 +294,7 @@ def settle(args: Namespace) -> tuple[str, Settings]:
     Raises UserError.
     """
     root, names, kind, states = find_input(args.input, args.source)
-    in_range("--shards", args.shards, least=0, hint="0 is one per input file")
+    in_range("--shards", args.shards, least=0, hint="0 means one per input file")
     in_range("--workers", args.workers, least=1)
     one_of("--record", args.record, RECORDS)
     shards = args.shards or min(len(names), MOST)
@@ -369,8 +369,8 @@ def run_stages(
         say(f"{number}/{len(found)} {stage.name}: {took}")
         if number == 1 and not list((work / "kept").glob("*.jsonl.gz")):
             raise UserError(
-                f"--filters={args.filters}: they drop every document; "
-                f"{work / TALLIES} says why. Choose others"
+                f"--filters={args.filters}: they drop every document; {work / TALLIES} says why. "
+                "Choose others"
             )
 
 

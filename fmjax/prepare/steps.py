@@ -181,7 +181,7 @@ class Documents(BaseDiskReader):
         if self.text_key not in record:
             raise RecordError(
                 place,
-                f'has no "{self.text_key}", but {", ".join(map(str, record))}; '
+                f'has no "{self.text_key}"; it has {", ".join(map(str, record))}; '
                 "name the right --column",
             )
         text = record[self.text_key]

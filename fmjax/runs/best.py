@@ -52,21 +52,19 @@ def check_evaluated(config: Config, splits: Collection[str]) -> None:
     best = config["checkpoint"].get("best")
     if best and "validation" not in splits:
         say(
-            f"checkpoint.best={best}: there is no validation data to choose by; only the newest "
-            "steps are kept"
+            f"checkpoint.best={best}: without validation data, no step can be chosen; only the "
+            "newest steps are kept"
         )
     patience = config["train"]["early_stopping"]["patience"]
     if patience and "validation" not in splits:
-        how = "give data.files.validation or data.hold_out"
+        how = "set data.files.validation or data.hold_out"
         raise UserError(
-            f"train.early_stopping.patience={patience}: there is no validation data to stop by; "
-            f"{how}"
+            f"train.early_stopping.patience={patience}: early stopping needs validation data; {how}"
         )
     if patience and not config["train"].get("eval_every"):
         how = "set train.eval_every, the steps between two evaluations"
         raise UserError(
-            f"train.early_stopping.patience={patience}: the run is evaluated at its end alone; "
-            f"{how}"
+            f"train.early_stopping.patience={patience}: the run is evaluated only at its end; {how}"
         )
 
 
@@ -98,13 +96,13 @@ def chosen(key: str, metric: str, mode_key: str, mode: str | None, task: Task) -
         one_of(mode_key, mode, MODES)
     if known is None and mode is None:
         raise UserError(
-            f'{key}="{metric}": whether more or less of it is better is unknown; set {mode_key} to '
+            f'{key}="{metric}": it is unknown whether higher or lower is better; set {mode_key} to '
             "max or min"
         )
     if known is not None and mode not in (None, known):
         better = "less" if known == "min" else "more"
         raise UserError(
-            f"{mode_key}={mode}: {better} {metric} is better; leave {mode_key} out, which follows "
+            f"{mode_key}={mode}: {better} {metric} is better; leave {mode_key} out, as it follows "
             "from the metric"
         )
     return Best(metric, known or mode or "max")

@@ -78,7 +78,8 @@ def check_workdir(workdir: Path) -> bool:
         ) from None
     listed = ", ".join(sorted(found - {LOCK})[:3])
     raise UserError(
-        f"--workdir={workdir}: is not empty ({listed}) and holds no run of fmjax; name a new folder"
+        f"--workdir={workdir}: is not empty ({listed}) and does not contain a run of fmjax; name a "
+        "new folder"
     )
 
 
@@ -93,8 +94,8 @@ def locked(workdir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"--workdir={workdir}: another process is training in it; wait for it or name "
-                "another"
+                f"--workdir={workdir}: another process is training in it; wait for it, or name "
+                "another folder"
             ) from None
         yield
 
@@ -150,10 +151,9 @@ def check_same_data(workdir: Path, data: Config) -> None:
         data = {name: value for name, value in data.items() if name != PROCESSORS}
     if changed := data_differences(stored, data):
         raise UserError(
-            f"--workdir={workdir}: the data have changed since the run began "
-            f"({'; '.join(changed)}); "
-            "restore them (a moved or renamed file is no change), or start a new run in another "
-            "folder"
+            f"--workdir={workdir}: the data has changed since the run started "
+            f"({'; '.join(changed)}); restore it (moving or renaming a file is not a change), or "
+            "start a new run in another folder"
         )
 
 

@@ -58,7 +58,7 @@ def check_fits(
         "missing": [name for name in ours if name not in theirs],
         "unexpected": [name for name in theirs if name not in ours],
         "misshapen": [
-            f"{name} {theirs[name]} where {ours[name]} is needed"
+            f"{name} {theirs[name]} , expected {ours[name]}"
             for name in ours
             if theirs.get(name, ours[name]) != ours[name]
         ],
@@ -112,7 +112,7 @@ def read_manifest(folder: Path) -> Manifest:
         whole = False
     if not whole:
         raise DamagedError(
-            f"{folder}: this checkpoint is damaged: {MANIFEST} is not as it was written"
+            f"{folder}: this checkpoint is damaged: {MANIFEST} does not match its checksum"
         )
     return content
 
@@ -133,5 +133,5 @@ def verify_files(folder: Path, files: Mapping[str, Mapping[str, PyTree]]) -> Non
             whole = False
         if not whole:
             raise DamagedError(
-                f"{folder}: this checkpoint is damaged: {name} is not as it was written"
+                f"{folder}: this checkpoint is damaged: {name} does not match its checksum"
             )

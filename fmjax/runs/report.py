@@ -126,7 +126,9 @@ def progress(records: Sequence[Record]) -> str:
     """Returns how many steps were taken, and how many of them had no finite loss."""
     steps = [record["step"] for record in records]
     skipped = max((record.get("nonfinite_steps", 0) for record in records), default=0)
-    left_out = f", {skipped} of them skipped: loss or gradient not finite" if skipped else ""
+    left_out = (
+        f", {skipped} of them skipped because loss or gradient was not finite" if skipped else ""
+    )
     return f"{max(steps, default=0):,} steps{left_out}"
 
 
@@ -146,7 +148,7 @@ def data_section(provenance: Facts) -> str:
         listed = "; ".join(bad[:SHOWN_RECORDS]) + ("; ..." if len(bad) > SHOWN_RECORDS else "")
         lines.append(f"{len(bad):,} bad records were left out: {listed}")
     known = [(escape(name), escape(fact["text"])) for name, fact in facts.items()]
-    parts = [table(("fact", "what was found at the start"), known, kind="facts")] if known else []
+    parts = [table(("fact", "facts at the start of the run"), known, kind="facts")] if known else []
     parts += [f"<p>{escape(line)}</p>" for line in lines]
     return "<h2>Data and model</h2>" + "".join(parts) if parts else ""
 

@@ -46,7 +46,8 @@ def make(settings: Mapping[str, Value]) -> contracts.Task:
     for name in settings:
         if name not in known:
             raise UserError(
-                f"task.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}"
+                f"task.{name} is not a setting{nearest(name, known)}; choose from "
+                f"{', '.join(known)}"
             )
     made: contracts.Task = module.Task(**typed(module.Task, settings))
     check_ranges(made)

@@ -109,12 +109,13 @@ class Task(contracts.Task):
             named = ", ".join(self.reads)
             raise RecordError(
                 where,
-                f"{named} are not a context and two or more endings, all texts; correct the record",
+                f"{named} must be a context and two or more endings, all text; correct the record",
             )
         if self.choices and len(endings) != self.choices:
             raise RecordError(
                 where,
-                f"has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record",
+                f"has {len(endings)} endings, but other records have {self.choices}; correct the "
+                "record",
             )
         return texts[0], [f"{start} {ending}".strip() for ending in endings]
 
@@ -173,7 +174,7 @@ class Task(contracts.Task):
         if room < 2:
             special = f"the {most - room} special ones"
             raise UserError(
-                f"data.max_length={most} leaves no room for two tokens beside {special}; raise it"
+                f"data.max_length={most} leaves no room for two tokens besides {special}; raise it"
             )
         contexts = tokenizer.encode_batch([context for context, _ in read])
         rows = []
@@ -181,7 +182,7 @@ class Task(contracts.Task):
             endings = tokenizer.encode_batch(texts)
             longest = context.size + max(ending.size for ending in endings)
             if longest > room and self.overlong == "error":
-                problem = f"{longest + most - room} tokens are more than data.max_length={most}"
+                problem = f"{longest + most - room} tokens exceed data.max_length={most}"
                 raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
             rows.append(
                 [tokenizer.assemble(*shortened(context, ending, room)) for ending in endings]
@@ -257,13 +258,14 @@ class Task(contracts.Task):
                 )
             if not isinstance(example, Mapping) or not set(self.reads) <= set(example):
                 raise UserError(
-                    f"{where(number)}: is not a choice; give an object with {', '.join(self.reads)}"
+                    f"{where(number)}: is not a question with endings; pass an object with "
+                    f"{', '.join(self.reads)}"
                 )
             read.append(self.read(example, where(number)))
             if len(read[-1][1]) != len(read[0][1]):
                 raise UserError(
-                    f"{where(number)}: has {len(read[-1][1])} endings, {where(0)} "
-                    f"{len(read[0][1])}; give as many"
+                    f"{where(number)}: has {len(read[-1][1])} endings, but {where(0)} has "
+                    f"{len(read[0][1])}; use the same number"
                 )
         flat = [row for rows in self.rows(read, tokenizer, max_length, where) for row in rows]
         batch = {

@@ -65,8 +65,7 @@ class Task(LabelTask):
         in_range("task.span_mask", self.span_mask, least=0, below=1)
         if self.span_mask and self.pool == "mask":
             raise UserError(
-                "task.span_mask would put masks beside the one that task.pool=mask reads; set it "
-                "to 0"
+                "task.span_mask would add masks to the one that task.pool=mask reads; set it to 0"
             )
         self.check_balance(self.labels)
         self.check_layout()
@@ -166,7 +165,7 @@ class Task(LabelTask):
         ]
         if not kept:
             raise UserError(
-                f"{source.where(0)}: this and every other record is blank; give data with text"
+                f"{source.where(0)}: this record and all others are blank; use data with text"
             )
         return kept
 
@@ -198,7 +197,7 @@ class Task(LabelTask):
         special = tokenizer.special_count(pair=len(self.texts) == 2)
         if most <= special:
             raise UserError(
-                f"data.max_length={most} leaves no room for a token beside the {special} special "
+                f"data.max_length={most} leaves no room for a token besides the {special} special "
                 "ones; raise it"
             )
         parts = [
@@ -209,7 +208,7 @@ class Task(LabelTask):
             row = tokenizer.assemble(*ids)
             if row[0].size > most:
                 if self.overlong == "error":
-                    problem = f"{row[0].size} tokens are more than data.max_length={most}"
+                    problem = f"{row[0].size} tokens exceed data.max_length={most}"
                     raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
                 row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
             if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():

@@ -66,7 +66,7 @@ class Task(TokenTask):
             "task.temperature",
             self.temperature,
             least=0,
-            hint="0 takes the likeliest token each time",
+            hint="0 always takes the most likely token",
         )
 
     @property
@@ -113,7 +113,7 @@ class Task(TokenTask):
         pieces = cut(corpus.begins, corpus.bounds - 1, max_length)
         if not len(pieces):
             raise UserError(
-                f'column "{self.column}": no text of {len(source)} records has two tokens; give '
+                f'column "{self.column}": none of {len(source)} records has two tokens; use '
                 "longer texts"
             )
         kind = Offsets if self.rows == "offset" and train else Rows
@@ -145,8 +145,7 @@ class Task(TokenTask):
         for number, row in enumerate(rows):
             if not row.size:
                 raise UserError(
-                    f"{where(number)}: is empty, and the tokenizer has no token that begins a "
-                    "text; give a text"
+                    f"{where(number)}: is empty, and the tokenizer has no start token; pass text"
                 )
             check_length(row.size, max_length, where(number))
         width = max(row.size for row in rows)

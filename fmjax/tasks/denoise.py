@@ -56,18 +56,18 @@ class Task(TokenTask):
     num_beams: int = 1
 
     def __post_init__(self) -> None:
-        in_range("task.mask_rate", self.mask_rate, least=0, below=1, hint="BART has 0.3")
-        in_range("task.mean_span", self.mean_span, least=1, most=100, hint="in tokens; BART has 3")
+        in_range("task.mask_rate", self.mask_rate, least=0, below=1, hint="BART uses 0.3")
+        in_range("task.mean_span", self.mean_span, least=1, most=100, hint="in tokens; BART uses 3")
         in_range(
             "task.permute",
             self.permute,
             least=0,
             most=1,
-            hint="the share of sentences that change places",
+            hint="the fraction of sentences that are permuted",
         )
         if not self.mask_rate and not self.permute:
             raise UserError(
-                "task.mask_rate=0 and task.permute=0 leave the text as it is; raise one of them"
+                "task.mask_rate=0 and task.permute=0 leave the text unchanged; raise one of them"
             )
 
     @property

@@ -55,10 +55,10 @@ class Task(LabelTask, ImageTask):
         in_range("task.rand_magnitude", self.rand_magnitude, least=0, most=10)
         in_range("task.erase", self.erase, least=0, most=1, hint="a probability")
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
-            in_range(f"task.{name}", alpha, least=0, hint="0 is never, 1 uniform")
+            in_range(f"task.{name}", alpha, least=0, hint="0 means off, 1 is uniform")
         if self.mixes and self.focal_gamma:
             raise UserError(
-                "task.focal_gamma needs unmixed labels, and mixup and cutmix mix them; set it or "
+                "task.focal_gamma needs unmixed labels, but mixup and cutmix mix them; set it or "
                 "those to 0"
             )
 

@@ -53,20 +53,20 @@ class ImageTask(contracts.Task):
             in_range(f"task.{name}", number, least=0)
         if self.channels not in (0, 1, 3):
             raise UserError(
-                f"task.channels={self.channels}: must be 1 (grey), 3 (colors), or 0 (as the images "
-                "are)"
+                f"task.channels={self.channels}: must be 1 (gray), 3 (color), or 0 (as in the "
+                "images)"
             )
         if self.resize_size and not 0 < min(sides) <= max(sides) <= self.resize_size:
             raise UserError(
                 f"task.resize_size={self.resize_size} needs a task.image_size that is not larger; "
-                "give one"
+                "set one"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels or len(values)) or not all(
                 map(math.isfinite, values)
             ):
                 raise UserError(
-                    f"task.{name}={','.join(map(str, values))}: give one number, or one per channel"
+                    f"task.{name}={','.join(map(str, values))}: use one number, or one per channel"
                 )
         if min(self.std) <= 0:
             raise UserError(f"task.std={','.join(map(str, self.std))}: must be above 0")
@@ -76,7 +76,7 @@ class ImageTask(contracts.Task):
             self.crop,
             above=0,
             most=1,
-            hint="a share of the area; 1 leaves images whole",
+            hint="a fraction of the area; 1 means no crop",
         )
 
     @property

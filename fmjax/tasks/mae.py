@@ -46,12 +46,12 @@ class Task(ImageTask):
 
     def __post_init__(self) -> None:
         self.check_images()
-        in_range("task.mask_ratio", self.mask_ratio, above=0, below=1, hint="MAE has 0.75")
+        in_range("task.mask_ratio", self.mask_ratio, above=0, below=1, hint="MAE uses 0.75")
         one_of("task.target", self.target, ("normalised", "pixels"))
         if not isinstance(self.image_size, int):
             raise UserError(
-                f"task.image_size={self.image_size}: masked autoencoding reads squares; give their "
-                "side"
+                f"task.image_size={self.image_size}: masked autoencoding reads square images; use "
+                "one number"
             )
         if self.patch_size < 1 or self.image_size % self.patch_size:
             raise UserError(
@@ -60,8 +60,8 @@ class Task(ImageTask):
             )
         if self.image_size and not 0 < self.kept < self.patches:
             raise UserError(
-                f"task.mask_ratio={self.mask_ratio} of {self.patches} patches leaves none to see, "
-                "or to predict; change it"
+                f"task.mask_ratio={self.mask_ratio} of {self.patches} patches leaves none to see "
+                "or none to predict; change it"
             )
 
     @property
@@ -130,9 +130,8 @@ class Task(ImageTask):
         if predicted.shape != targets.shape:
             raise UserError(
                 f"the model predicts {predicted.shape[1]} patches of {predicted.shape[2]} numbers, "
-                "where task.patch_size="
-                f"{self.patch_size} has {targets.shape[1]} of {targets.shape[2]}; give it the "
-                "value of model.patch_size"
+                f"but task.patch_size={self.patch_size} gives {targets.shape[1]} of "
+                f"{targets.shape[2]}; set it to the value of model.patch_size"
             )
         return jnp.square(predicted.astype(jnp.float32) - targets).mean(axis=-1) * self.hidden(
             batch

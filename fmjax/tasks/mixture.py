@@ -44,12 +44,12 @@ class Task(contracts.Task):
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
             raise UserError(
-                "task.parts: a mixture has two parts or more, the main one first; name them, or "
+                "task.parts: a mixture has at least two parts, the main one first; name them, or "
                 "choose another task"
             )
         for part, settings in self.parts.items():
             key, factor = f"task.parts.{part}.factor", settings.get("factor", 1.0)
-            in_range(key, factor, above=0, most=1e6, hint="leave a part out instead of 0")
+            in_range(key, factor, above=0, most=1e6, hint="to set 0, leave the part out")
         reads = {
             part: list(dict.fromkeys(task.reads.values())) for part, task in self.tasks.items()
         }
@@ -58,7 +58,8 @@ class Task(contracts.Task):
                 f"{part} reads {' and '.join(kinds)}" for part, kinds in reads.items()
             )
             raise UserError(
-                f"task.parts: {listed}; one model reads either, so mix tasks that read the same"
+                f"task.parts: {listed}; a model reads only one kind, so mix tasks that read the "
+                "same"
             )
 
     @functools.cached_property
@@ -70,8 +71,7 @@ class Task(contracts.Task):
         for part, settings in self.parts.items():
             if "name" not in settings or settings["name"] == "mixture":
                 raise UserError(
-                    f"task.parts.{part}: has no task of its own; give task.parts.{part}.name, such "
-                    'as "mlm"'
+                    f'task.parts.{part}: names no task; set task.parts.{part}.name, such as "mlm"'
                 )
             with naming(part):
                 built[part] = tasks.make(
@@ -113,10 +113,9 @@ class Task(contracts.Task):
             for kind, numbers in task.heads.items():
                 if heads.setdefault(kind, numbers) != numbers:
                     raise UserError(
-                        f'task.parts.{part}: its head "{kind}" has {numbers}, but that of a part '
-                        f"before it has {heads[kind]}; "
-                        "a model has one head of a kind, so mix other tasks, or give both the same "
-                        "labels"
+                        f'task.parts.{part}: its head "{kind}" has {numbers}, but that of an '
+                        f"earlier part has {heads[kind]}; a model has one head of each kind, so "
+                        "mix other tasks, or use the same labels in both"
                     )
         return heads
 

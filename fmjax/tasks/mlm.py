@@ -62,7 +62,7 @@ class Task(contracts.Task):
     column: str = "text"
 
     def __post_init__(self) -> None:
-        in_range("task.mask_rate", self.mask_rate, above=0, below=1, hint="BERT has 0.15")
+        in_range("task.mask_rate", self.mask_rate, above=0, below=1, hint="BERT uses 0.15")
 
     @property
     def reads(self) -> Mapping[str, str]:
@@ -147,7 +147,7 @@ class Task(contracts.Task):
             if not places.size:
                 mask = tokenizer.token(tokenizer.mask_id)
                 raise UserError(
-                    f"{where(number)}: has no {mask}; put one where a word is to be predicted"
+                    f"{where(number)}: has no {mask}; put one where a word should be predicted"
                 )
             check_length(ids.size, max_length, where(number))
         places_BM = np.zeros((len(rows), max(map(len, masked))), np.int32)
@@ -287,7 +287,7 @@ class Pairs(contracts.Examples):
         self.documents = np.searchsorted(corpus.bounds, self.pieces[:, 0], side="right")
         if len(np.unique(self.documents)) < 2:
             raise UserError(
-                "task.nsp=true needs at least two documents of two tokens; give more text, or "
+                "task.nsp=true needs at least two documents of two tokens; add text, or set "
                 "task.nsp=false"
             )
 

@@ -83,15 +83,14 @@ class Task(TokenTask):
         in_range("task.label_smoothing", self.label_smoothing, least=0, below=1)
         if self.target_length < 2:
             raise UserError(
-                f"task.target_length={self.target_length}: must leave room for a token and the "
-                "end; raise it"
+                f"task.target_length={self.target_length}: must leave room for a token and the end "
+                "token; raise it"
             )
         if self.packed_target_length and self.packed_target_length < self.target_length:
             raise UserError(
                 f"task.packed_target_length={self.packed_target_length}: a row must have room for "
-                "one target at least, "
-                f"task.target_length={self.target_length}; raise it, or set it to 0 to match it to "
-                "the data"
+                f"at least one target, task.target_length={self.target_length}; raise it, or set "
+                "it to 0 to fit it to the data"
             )
         text_metrics.measures(self.scores)
 

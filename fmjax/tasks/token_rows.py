@@ -138,7 +138,7 @@ class Corpus:
         """
         if most < 1:
             raise UserError(
-                "data.max_length leaves no room for a token beside the special ones; raise it"
+                "data.max_length leaves no room for a token besides the special ones; raise it"
             )
         return cut(self.begins, self.bounds, most)
 
@@ -172,9 +172,8 @@ def windows(count: int, room: int, stride: int) -> np.ndarray:
     stride = stride or max(room // 2, 1)
     if not 0 < stride <= room:
         raise UserError(
-            f"task.stride={stride}: windows of {room} tokens (data.max_length without what else "
-            "stands there) can begin every "
-            f"1 to {room}; change one of them"
+            f"task.stride={stride}: windows of {room} tokens (data.max_length less the other "
+            f"tokens of a row) can begin every 1 to {room} tokens; change one of them"
         )
     begins = np.arange(0, max(count - room, 0) + stride, stride)
     return np.stack([begins, np.minimum(begins + room, count)], axis=1)
@@ -199,8 +198,7 @@ def given_texts(examples: Sequence[Value], column: str, where: Where) -> list[st
         if not isinstance(text, str):
             has = keys_of(examples[number])
             raise UserError(
-                f"{where(number)}: is not a text; give a string, or an object with a "
-                f'"{column}"{has}'
+                f'{where(number)}: is not text; pass a string, or an object with a "{column}"{has}'
             )
     return read
 
@@ -218,8 +216,7 @@ def check_length(size: int, most: int, place: str) -> None:
     """
     if size > most:
         raise UserError(
-            f"{place}: has {size} tokens, more than {most}, the most that this model reads; "
-            "shorten it"
+            f"{place}: has {size} tokens, more than the {most} that this model reads; shorten it"
         )
 
 
@@ -248,8 +245,7 @@ def tokenize(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 409
     bounds = np.cumsum(np.array(lengths, np.int64))
     if not len(bounds) or not bounds[-1]:
         raise UserError(
-            f'column "{column}" has no text in any of {len(source)} records; give a data set with '
-            "text"
+            f'column "{column}" has no text in any of {len(source)} records; use data with text'
         )
     return Corpus(np.concatenate(tokens).astype(np.int32), bounds, characters, size)
 
@@ -368,13 +364,13 @@ def enclosed(
     special = tokenizer.special_count() + len(ending)
     if most <= special:
         raise UserError(
-            f"{limit}={most} leaves no room for a token beside the {special} special ones; raise it"
+            f"{limit}={most} leaves no room for a token besides the {special} special ones; raise "
+            "it"
         )
     for number, ids in enumerate(rows):
         if ids.size + special > most and not truncate:
             raise UserError(
-                f"{where(number)}: {ids.size + special} tokens are more than {limit}={most}; "
-                f"{TOO_LONG}"
+                f"{where(number)}: {ids.size + special} tokens exceed {limit}={most}; {TOO_LONG}"
             )
     return [
         np.append(tokenizer.assemble(ids[: most - special])[0], ending).astype(np.int32)

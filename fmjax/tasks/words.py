@@ -72,7 +72,7 @@ def check_split(split: str, sentences: Iterable[Sequence[str]], refuse: bool) ->
         cut = cut or next((word for word, kept in zip(words, whole, strict=True) if not kept), "")
     if seen < FEWEST or found > 0.99 * seen:
         return ""
-    share = f"task.split={split}: {1 - found / seen:.1%} of the training words are not found again"
+    share = f"task.split={split}: {1 - found / seen:.1%} of the training words are not recovered"
     example = f'{share} in a text to predict on, as "{cut[:20]}"'
     if found < LEAST * seen:
         characters = single > LEAST * seen

@@ -42,7 +42,7 @@ def dry_run(given: Config, workdir: Path, overridden: Collection[str] = ()) -> N
 
 def show(experiment: Experiment) -> None:
     """Prints the settings, the size of the run and one batch."""
-    print("Settings (unset keys are left out):")
+    print("Settings (unset keys are not shown):")
     for line in settings(experiment.config):
         print(f"  {line}")
     start.announce(experiment, 0)

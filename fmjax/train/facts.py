@@ -152,10 +152,9 @@ def unknown(sample: Source, columns: Sequence[str], processors: Processors) -> I
     ids = np.concatenate([np.zeros(0, np.int32), *tokenizer.encode_batch(texts)])
     share = float(np.mean(ids == tokenizer.unk_id)) if ids.size else 0.0
     warning = (
-        f"{percent(share)} of the tokens are unknown to the tokenizer, which was made for other "
-        "texts; name one "
-        "that fits in data.tokenizer, with the weights that belong to it, or leave both out to "
-        "train one"
+        f"{percent(share)} of the tokens are unknown to the tokenizer, which was trained on other "
+        "text; name one that fits in data.tokenizer, with weights that belong to it, or set "
+        "neither to train one"
     )
     values = {"share": share, "tokens": int(ids.size)}
     yield Fact(
@@ -223,7 +222,7 @@ def devices(experiment: Experiment) -> Fact:
         largest = sorted(whole, key=lambda name: -sizes[name])[:3]
         named = f", the largest {', '.join(largest)}" if largest else ""
         divided = (
-            f"{percent(1 - share)} of the parameters divided, {percent(share)} replicated{named}"
+            f"{percent(1 - share)} of the parameters sharded, {percent(share)} replicated{named}"
         )
         return Fact("devices", f"{text}: {divided}", values)
     warning = ""
@@ -232,11 +231,10 @@ def devices(experiment: Experiment) -> Fact:
         axis = layout.rules[wanted[0]]
         axis = axis if isinstance(axis, str) else axis[0]
         warning = (
-            f"rules {rules} divide no parameter over the mesh {axes}, so each device holds all of "
-            "them; "
-            f"give it the axis, mesh.axes='{{\"{axis}\": -1}}'"
+            f"rules {rules} shard no parameter over the mesh {axes}, so each device holds all of "
+            f"them; add the axis, mesh.axes='{{\"{axis}\": -1}}'"
         )
-    return Fact("devices", f"{text}: batches divided, all parameters replicated", values, warning)
+    return Fact("devices", f"{text}: batches sharded, all parameters replicated", values, warning)
 
 
 def export(experiment: Experiment) -> Fact:

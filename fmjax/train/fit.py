@@ -41,8 +41,7 @@ def fit(
     if starts_as_worker():
         raise SystemExit(
             "error: a worker process of data.workers imports this script, which calls fmjax.fit "
-            "again; "
-            'put the call under if __name__ == "__main__":'
+            'again; put the call under if __name__ == "__main__":'
         )
     keep_freed()
     described = load_config(os.fspath(config))

@@ -113,7 +113,7 @@ class Judge:
         best = max(before, default=UNDEFINED)
         ended = best > UNDEFINED and max(last) <= best
         if ended:
-            better = f"no better {self.stopping.metric} in {self.patience}"
+            better = f"{self.stopping.metric} has not improved in {self.patience} evaluations"
             self.recorder.bar.note(f"early stopping at step {step}: {better}")
         return ended
 
@@ -124,9 +124,7 @@ class Judge:
         undefined = [name for name in self.task.measures if name not in self.metrics]
         if undefined != self.undefined:
             names = ", ".join(undefined) or "none"
-            why = (
-                ": one class or value alone occurs, or the number is infinite" if undefined else ""
-            )
+            why = ": only one class or value occurs, or the number is infinite" if undefined else ""
             self.recorder.bar.note(f"step {step}: undefined metrics: {names}{why}")
         self.undefined = undefined
 

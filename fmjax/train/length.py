@@ -21,7 +21,7 @@ def total_steps(config: Config, examples: int) -> int:
     steps, epochs = config["train"].get("steps"), config["train"].get("epochs")
     if (steps is None) == (epochs is None):
         how = "--config.train.steps=none unsets the first"
-        raise UserError(f"give one of train.steps and train.epochs, not both; {how}")
+        raise UserError(f"set either train.steps or train.epochs, not both; {how}")
     size = config["data"]["batch_size"]
     count = int(steps) if epochs is None else math.ceil(epochs * examples / size)
     if count < 1:
@@ -35,7 +35,7 @@ def checked_steps(config: Config, train: Examples) -> int:
     size = config["data"]["batch_size"]
     if len(train) < size:
         few = f"the training data has {len(train)} examples, fewer than data.batch_size={size}"
-        raise UserError(f"{few}; lower the batch size or give more data")
+        raise UserError(f"{few}; lower the batch size or add data")
     steps = total_steps(config, len(train))
     train.check_steps(steps, size)
     return steps
@@ -65,12 +65,12 @@ def schedule_change(
     warmups = warm_up(section, before), warm_up(section, now)
     if warmups[0] == warmups[1] and all(math.isclose(*pair, rel_tol=1e-6) for pair in rates):
         return None
-    longer = f", and warm-up is {warmups[1]:,} steps, not {warmups[0]:,}"
+    longer = f", and warm-up takes {warmups[1]:,} steps, not {warmups[0]:,}"
     return (
-        f"the run now has {now:,} steps, not {before:,}, and so has its schedule: "
-        f"the learning rate is {rates[1][1]:.3g} after step {begun:,}, and was {rates[0][0]:.3g} "
-        f"before it{longer if warmups[0] != warmups[1] else ''}; to choose the schedule of what "
-        f"follows, start a new run with --config.init.weights={workdir}"
+        f"the run now has {now:,} steps, not {before:,}, and so has its schedule: the learning "
+        f"rate is {rates[1][1]:.3g} after step {begun:,}, and was {rates[0][0]:.3g} before "
+        f"it{longer if warmups[0] != warmups[1] else ''}; to choose the new schedule yourself, "
+        f"start a new run with --config.init.weights={workdir}"
     )
 
 

@@ -49,5 +49,5 @@ class Profile:
         if self.tracing:
             self.end(step)
         elif self.folder and not self.done:
-            why = f"no step after number {self.first - 1} was taken"
+            why = f"training ended at step {self.first - 1} or earlier"
             say(f"profile: nothing was traced, as {why}; raise train.steps")

@@ -94,7 +94,7 @@ class Recorder:
         self.nonfinite = self.nonfinite.after(step, left_out=bool(metrics.pop("nonfinite")))
         if len(self.nonfinite.in_a_row) >= self.most_nonfinite:
             raise UserError(
-                f"loss or gradient not finite in {len(self.nonfinite.in_a_row)} steps in a row, "
+                f"loss or gradient not finite in {len(self.nonfinite.in_a_row)} consecutive steps, "
                 f"from step {self.nonfinite.in_a_row[0]} on; lower optim.learning_rate, or clip "
                 "with optim.clip_norm"
             )

@@ -26,8 +26,8 @@ def resolve_model(
     """
     if "text" not in processors and config["data"].get("tokenizer"):
         raise UserError(
-            f"data.tokenizer={config['data']['tokenizer']} is only for tasks that read text; leave "
-            "it out"
+            f"data.tokenizer={config['data']['tokenizer']} only applies to tasks that read text; "
+            "leave it out"
         )
     section = dict(config["model"])
     name = section.pop("name")
@@ -36,7 +36,7 @@ def resolve_model(
     if source is not None and "size" not in section:
         if (theirs := source.family.name) != name:
             raise UserError(
-                f'init.weights holds a "{theirs}" but model.name="{name}"; add '
+                f'init.weights holds a "{theirs}", but model.name="{name}"; add '
                 f"--config.model.name={theirs}"
             )
         section = dataclasses.asdict(source.model.settings) | section
@@ -48,7 +48,7 @@ def resolve_model(
     for setting, value in task.model_settings.items():
         if settings.get(setting) != value:
             raise UserError(
-                f"task.{setting}={value} is not the model's, "
+                f"task.{setting}={value} differs from the model's, "
                 f"model.{setting}={settings.get(setting)}; make them agree"
             )
     if task.packs_pairs and not isinstance(model, PacksPairs):

@@ -54,5 +54,5 @@ class Signals:
 def interruption(caught: int, step: int) -> Interrupted:
     """Returns the error that ends a run by a signal, once a step is saved."""
     return Interrupted(
-        f"{signal.Signals(caught).name}: saved step {step}; the same command continues from there"
+        f"{signal.Signals(caught).name}: saved step {step}; run the same command again to continue"
     )

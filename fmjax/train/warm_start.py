@@ -78,11 +78,11 @@ def check_sizes(
             value = f"{size}, which is {name}={other[name]}" if key == "model.size" else other[name]
             raise UserError(
                 f"{key}={value}, but {origin} has {name}={theirs[name]}; "
-                f"leave {key} out to take the size of the weights"
+                f"leave {key} out to use the size of the weights"
             )
         section.pop(name, None)
     listed = ", ".join(f"{name}={theirs[name]} (not {other[name]})" for name in sizes)
-    say(f"{origin}: the weights' sizes are taken, not the config's: {listed}")
+    say(f"{origin}: the sizes of the weights replace those of the config: {listed}")
 
 
 def fits(source: Pretrained, changes: Config) -> bool:
@@ -147,10 +147,10 @@ def fit_heads(
         both = f"the run has {listed(ours)}, the weights {listed(theirs[head])}"
         if order is None:
             flat = {name: leaf for name, leaf in flat.items() if name not in axes}
-            lines.append(f"head/{head} starts fresh: {both}{unnamed(theirs[head])}")
+            lines.append(f"head/{head} is newly initialized: {both}{unnamed(theirs[head])}")
         else:
             flat |= {name: np.take(flat[name], order, axis) for name, axis in axes.items()}
-            lines.append(f"head/{head} has its rows by the labels' names: {both}")
+            lines.append(f"head/{head} has its rows matched by label name: {both}")
     return pytree.unnames(flat), lines
 
 
@@ -211,4 +211,4 @@ def unnamed(labels: Labels) -> str:
     """Returns what to do about weights whose classes have no names."""
     if not all(label.casefold().startswith(PLACEHOLDER) for label in labels):
         return ""
-    return "; to keep it, write its labels into id2label in config.json"
+    return "; to keep it, list its labels in id2label in config.json"

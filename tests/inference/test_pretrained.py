@@ -81,7 +81,7 @@ def test_importing_fmjax_is_cheap():
         ({"input_ids": [3, 4]}, r"input_ids: has shape \(2,\)"),
         ({"input_ids": np.zeros((2, 0), int)}, r"input_ids: has shape \(2, 0\)"),
         ({"input_ids": [[3], [3, 4]]}, r"input_ids: its rows differ in length"),
-        ({"attention_mask": [[1]]}, r"input_ids are missing"),
+        ({"attention_mask": [[1]]}, r"input_ids is missing"),
         ({"input_ids": IDS, "attention_mask": [[1, 1]]}, r"attention_mask: has shape \(1, 2\), but input_ids \(1, 4\)"),
         ({"input_ids": IDS, "attention_mask": [["a"] * 4]}, r"attention_mask: holds <U1"),
         ({"input_ids": IDS, "token_type_ids": [[0, 1, 2, 0]]}, r"token_type_ids: 2 is out of range; the token-type table has 2"),

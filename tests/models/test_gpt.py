@@ -342,7 +342,7 @@ def test_settings_the_reference_lacks_are_refused():
     ("settings", "message"),
     [
         ({"kv_heads": 2}, "kv_heads=2"),
-        ({"head_width": 3}, "odd number"),
+        ({"head_width": 3}, "odd width"),
         ({"positions": 5}, "model.positions=5"),
         ({"rotary_scaling": "linaer"}, 'did you mean "linear"'),
         ({"width": 13}, "width=13"),

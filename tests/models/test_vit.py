@@ -227,7 +227,7 @@ def test_what_the_reference_lacks_is_not_written(tmp_path):
     [
         ({"pool": "max"}, 'model.pool="max".*first, mean'),
         ({"position_init": "learnt"}, "model.position_init"),
-        ({"class_tokens": 0}, "model.class_tokens=0: must be 1, or 0 where model.pool=mean"),
+        ({"class_tokens": 0}, "model.class_tokens=0: must be 1, or 0 with model.pool=mean"),
         ({"class_tokens": 2, "pool": "mean"}, "model.class_tokens=2"),
         ({"patch_size": 9}, "model.image_size=8 holds no patch of model.patch_size=9"),
         ({"decoder_width": 9}, "model.decoder_width=9 is not divisible by model.decoder_heads=16"),
@@ -249,7 +249,7 @@ def test_sizes_that_do_not_fit_are_refused(change, named):
         ({"pixel_values": np.zeros((0, 3, 20, 20), np.float32)}, "pixel_values: has shape"),
         ({"pixel_values": np.zeros((1, 3, 20, 4), np.float32)}, "less than a patch of 5"),
         ({"pixel_values": np.zeros((1, 3, 20, 20), np.float32), "patch_keep": np.array([[0, 16]])}, "0 to 15"),
-        ({"pixel_values": np.zeros((1, 3, 20, 20), np.float32), "patch_keep": np.array([0])}, "patch_keep: give"),
+        ({"pixel_values": np.zeros((1, 3, 20, 20), np.float32), "patch_keep": np.array([0])}, "patch_keep: pass"),
         ({"pixel_values": np.zeros((1, 3, 25, 20), np.float32), "interpolate_pos_encoding": False}, "25 x 20 pixels are not"),
         ({"pixel_values": np.zeros((1, 3, 20, 20), np.float32), "input_ids": np.array([[1]])}, '"input_ids" is not an input'),
     ],

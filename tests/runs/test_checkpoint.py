@@ -309,7 +309,7 @@ def test_no_whole_step_is_an_error_and_stays_one(saved: Path) -> None:
 
 def test_a_damaged_step_is_not_restored(saved: Path) -> None:
     flip(saved / "2" / "params" / "_METADATA")
-    with pytest.raises(UserError, match="2: this checkpoint is damaged: params/_METADATA is not as it was written"):
+    with pytest.raises(UserError, match="2: this checkpoint is damaged: params/_METADATA does not match its checksum"):
         CheckpointReader(saved).restore(2, abstract_of(make_items(2)))
 
 

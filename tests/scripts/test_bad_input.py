@@ -153,14 +153,14 @@ def test_foreign_folder(refused, tmp_path):
     assert "is not empty (thesis.tex)" in message and "name a new folder" in message
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')  # a Hugging Face folder
-    assert "holds no run" in refused(tmp_path)
+    assert "does not contain a run" in refused(tmp_path)
     assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'
 
 
 def test_another_experiment(refused, classifier):
     before = {path: path.read_bytes() for path in classifier.rglob("*") if path.is_file()}
     message = refused(classifier)
-    assert "begun with another config" in message and 'task.name: "classify" -> "mlm"' in message
+    assert "started with another config" in message and 'task.name: "classify" -> "mlm"' in message
     assert {path: path.read_bytes() for path in classifier.rglob("*") if path.is_file()} == before
 
 

@@ -89,7 +89,7 @@ def test_a_mixture_that_changed_is_refused(mixed, refused, tmp_path):
     size = len(content)
     assert f"train: news: train.txt: {size:,} bytes, sha256 " in message and f" -> {size + 25:,} bytes, sha256 " in message
     too_long = refused(tmp_path / "new", *mixture(mixed, news={"epochs": 1}), "train.steps=900")
-    assert "data.mixture is used up after " in too_long and "900 steps of 16 need 14,400" in too_long
+    assert "the epochs of data.mixture end after " in too_long and "900 steps of 16 need 14,400" in too_long
 
 
 def test_a_run_in_length_buckets(data, run, tmp_path):
@@ -131,7 +131,7 @@ def test_a_run_from_before_buckets_were_the_default_goes_on_without(data, run, r
     equal(tmp_path / "older", tmp_path / "whole")
     assert json.loads((tmp_path / "older" / "config.json").read_text())["data"]["buckets"] == []
     message = refused(tmp_path / "older", "train.steps=6", "data.buckets=8,16", arg="classify")
-    assert "data.buckets: " in message and "begun with another config" in message
+    assert "data.buckets: " in message and "started with another config" in message
 
 
 def test_bad_records_end_a_run_or_are_left_out_and_counted(data, run, refused, capsys, tmp_path):
@@ -154,9 +154,9 @@ def test_bad_records_end_a_run_or_are_left_out_and_counted(data, run, refused, c
     assert "2 bad records were left out: bad.csv line 4" in report
     assert "2 of 3 validation records also occur in training" in report
     message = refused(tmp_path / "one", *settings[:2], "data.on_error=skip:1", arg="classify")
-    assert "1 bad records were left out already (data.on_error=skip:1)" in message
+    assert "1 bad records were already left out (data.on_error=skip:1)" in message
     message = refused(tmp_path / "x", files, "data.workers=-1", arg="classify")
-    assert "data.workers=-1: must be a whole number from 0 to 1,024; 0 is a thread" in message
+    assert "data.workers=-1: must be a whole number from 0 to 1,024; 0 uses a thread" in message
     assert 'data.on_error="skip": write fail, or skip:N' in refused(tmp_path / "x", files, "data.on_error=skip", arg="classify")
 
 

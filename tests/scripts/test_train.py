@@ -78,7 +78,7 @@ def test_a_stopped_run_continues_to_the_same_bits(number, step, code, resumes, s
     assert CheckpointReader(workdir / "checkpoints").latest() == resumes
     if code == 75:
         name = "SIGTERM" if number == TERM else "SIGINT"
-        assert err.splitlines()[-1].startswith(f"interrupted: {name}: saved step {step}; the same command continues")
+        assert err.splitlines()[-1].startswith(f"interrupted: {name}: saved step {step}; run the same command again to continue")
     assert run(workdir, *FULL, arg="dropout") == 0
     equal(workdir, whole)
     assert len(json.loads((workdir / "provenance.json").read_text())["starts"]) == 2
@@ -95,7 +95,7 @@ def test_a_trace_of_a_few_steps(data, whole, tmp_path, capsys):
     assert train.main([*words, "--workdir", str(tmp_path / "short"), "--config.train.steps=7"]) == 0
     assert "profile: steps 6 to 7 are in" in capsys.readouterr().err
     assert train.main([*words, "--workdir", str(tmp_path / "shorter"), "--config.train.steps=2"]) == 0
-    assert "profile: nothing was traced, as no step after number 5 was taken" in capsys.readouterr().err
+    assert "profile: nothing was traced, as training ended at step 5 or earlier" in capsys.readouterr().err
     words[-1] = str(data / "config.py")
     assert train.main([*words, "--workdir", str(tmp_path / "mistaken")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("config.py: is a file; name a folder for the trace")
@@ -105,7 +105,7 @@ def test_a_run_killed_before_its_config_was_written_begins_again(run, refused, t
     workdir = tmp_path / "run"
     assert run(workdir, "train.steps=1") == 0
     (workdir / "config.json").unlink()
-    assert "holds no run" in refused(workdir)  # with checkpoints it is more than a beginning
+    assert "does not contain a run" in refused(workdir)  # with checkpoints it is more than a beginning
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(workdir / name)
     for name in ("metrics.jsonl", "validation.json", "report.html"):
@@ -194,7 +194,7 @@ def test_epochs_early_stopping_and_the_best_step(run, tmp_path, capsys):
 
 def test_a_loss_that_is_not_finite_ends_the_run(refused, tmp_path):
     message = refused(tmp_path / "run", "optim.learning_rate=1e30", "train.max_nonfinite=3", "train.steps=40")
-    assert "3 steps in a row, from step " in message and "optim.learning_rate" in message
+    assert "3 consecutive steps, from step " in message and "optim.learning_rate" in message
 
 
 def test_freezing(run, tmp_path):

@@ -59,7 +59,7 @@ def test_labels_are_found_in_the_training_data(kind, labels, expected):
 @pytest.mark.parametrize(
     ("kind", "labels", "message"),
     [
-        ("single", [0, 1, 3], r'line 4: label "3" does not fit; .*without gaps and .* are 0, 1, 3'),
+        ("single", [0, 1, 3], r'line 4: label "3" does not fit; .*without gaps, and .* are 0, 1, 3'),
         ("single", [0, 1, -1], r'line 4: label "-1" does not fit'),
         ("single", [1, 2], r'line 3: label "2" does not fit'),
         ("single", [0, "one", 1], r'line 3: label "one" does not fit'),

@@ -242,7 +242,7 @@ def test_predictions_fill_the_text():
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        (3, "not a text"),
+        (3, "not text"),
         ({"txt": "a"}, 'object with a "text"'),
         ("no gap", "no <extra_id_0>"),
         ("<extra_id_0>" * 40, "more than 32"),

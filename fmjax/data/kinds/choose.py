@@ -56,8 +56,8 @@ def restored_processors(config: Config, task: Task, workdir: Path) -> Processors
         named = group.processor.named(config["data"]) if path != before.get(setting) else None
         if named is not None and named.sha256 != found[key].sha256:
             raise UserError(
-                f"data.{setting}={path}: is not the {setting} that the run began with, "
-                f"{before[setting]}; name that"
+                f"data.{setting}={path}: is not the {setting} that the run started with, "
+                f"{before[setting]}; use that one"
             )
     return found
 

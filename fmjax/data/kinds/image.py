@@ -52,8 +52,8 @@ class Processor(contracts.Processor):
             self.resize_size or self.fitting == "shortest"
         ):
             raise UserError(
-                f"task.image_size={self.image_size}: only squares are cut out of images; "
-                "set task.resize_size=0 and task.fit=stretch"
+                f"task.image_size={self.image_size}: only square crops are supported; set "
+                "task.resize_size=0 and task.fit=stretch"
             )
 
     @classmethod
@@ -88,7 +88,8 @@ class Processor(contracts.Processor):
         """
         if not (folder / cls.file).exists():
             raise UserError(
-                f"{folder / cls.file}: no such file; restore it from where the run was copied"
+                f"{folder / cls.file}: no such file; restore it from the run that this one was "
+                "copied from"
             )
         return cls.of(preprocessor_config.read(folder, 0, 0))
 
@@ -178,17 +179,17 @@ def sizes_in(columns: Sequence[Column], image_size: int | tuple[int, int], chann
             if not image_size and shape[:2] != first[:2]:
                 raise RecordError(
                     where,
-                    f"is {shape[0]} x {shape[1]} pixels, where {began} is {first[0]} x {first[1]}; "
-                    "give them one size with task.image_size",
+                    f"is {shape[0]} x {shape[1]} pixels, but {began} is {first[0]} x {first[1]}; "
+                    "resize all of them with task.image_size",
                 )
             if not channels and shape[2] != first[2]:
                 problem = (
-                    f"has {shape[2]} channels, where {began} has {first[2]}; "
-                    "choose for all with task.channels"
+                    f"has {shape[2]} channels, but {began} has {first[2]}; convert all of them "
+                    "with task.channels"
                 )
                 raise RecordError(where, problem)
     if not image_size and first[0] != first[1]:
         raise UserError(
-            f"{began}: is {first[0]} x {first[1]} pixels, not square; give task.image_size"
+            f"{began}: is {first[0]} x {first[1]} pixels, not square; set task.image_size"
         )
     return {"image_size": image_size or first[0], "channels": channels or first[2]}

@@ -49,7 +49,7 @@ def whole(where: str) -> Iterator[None]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = "no known format" if "cannot identify" in reason else reason
         raise RecordError(
-            where, f"is not a whole image ({reason}); fetch it again, or leave it out"
+            where, f"is not a complete image ({reason}); fetch it again, or leave it out"
         ) from None
 
 
@@ -61,12 +61,14 @@ def pixels(image: Image.Image, where: str) -> np.ndarray:
     if image.width * image.height > MOST_PIXELS:
         raise RecordError(
             where,
-            f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}; scale it down",
+            f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}; scale the "
+            "image down",
         )
     if image.mode.startswith(("I", "F")):
         raise RecordError(
             where,
-            f"has more than 8 bits per channel (mode {image.mode}), which is not read; convert it",
+            f"has more than 8 bits per channel (mode {image.mode}), which is not supported; "
+            "convert it",
         )
     image.load()
     image = upright(image)
@@ -116,7 +118,7 @@ def load(image: Value, where: str) -> np.ndarray:
     found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else repr(image)[:60]
     raise RecordError(
         where,
-        f"{found} is not an image; give a file's path, or an array of uint8 [height, width, "
+        f"{found} is not an image; give the path of a file, or an array of uint8 [height, width, "
         "channels]",
     )
 
@@ -131,7 +133,8 @@ def with_channels(image: np.ndarray, channels: int, where: str) -> np.ndarray:
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
     raise RecordError(
         where,
-        f"has {image.shape[2]} channels, which cannot become {channels}; change task.channels",
+        f"has {image.shape[2]} channels, which cannot be converted to {channels}; change "
+        "task.channels",
     )
 
 

@@ -26,7 +26,7 @@ NEUTRAL = (
 )
 # Settings that are handled with this value alone.
 ONLY = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
-APART = "take the file away to use .apply, with images made elsewhere"
+APART = "remove the file to use .apply with images that you preprocess yourself"
 READ = (
     *("default_to_square", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size"),
     *("do_normalize", "image_mean", "image_std", *ONLY),
@@ -50,14 +50,14 @@ def read(folder: Path, image_size: int, channels: int) -> Config:
     unknown = [key for key, value in given.items() if value and key not in (*NEUTRAL, *READ)]
     if unknown:
         raise UserError(
-            f"{path}: {unknown[0]}={json.dumps(given[unknown[0]])} is not handled; remove it if it "
-            "has no effect"
+            f"{path}: {unknown[0]}={json.dumps(given[unknown[0]])} is not supported; remove it if "
+            "it has no effect"
         )
     for name, only in ONLY.items():
         value = given.get(name, only)
         if not isinstance(value, int | float) or not math.isclose(value, only, rel_tol=1e-4):
             raise UserError(
-                f"{path}: {name}={json.dumps(value)} is not handled, only {json.dumps(only)} is; "
+                f"{path}: {name}={json.dumps(value)} is not supported, only {json.dumps(only)} is; "
                 f"{APART}"
             )
     names = {int(value): name for name, value in RESAMPLINGS.items()}
@@ -88,8 +88,8 @@ def read_size(path: Path, given: Config, image_size: int) -> Config:
         return {"image_size": canvas, "resize_size": 0, "fit": "pad"}
     if given.get("do_pad"):
         raise UserError(
-            f"{path}: do_pad=true is not handled with size={json.dumps(size)}; remove it if it has "
-            "no effect"
+            f"{path}: do_pad=true is not supported with size={json.dumps(size)}; remove it if it "
+            "has no effect"
         )
     if (sides := rectangle(size)) and sides[0] != sides[1] and not cropped:
         return {"image_size": sides, "resize_size": 0, "fit": "stretch"}
@@ -99,7 +99,8 @@ def read_size(path: Path, given: Config, image_size: int) -> Config:
     crop = edge(path, "crop_size", given.get("crop_size", image_size))[0] if cropped else side
     if crop > side or (fit == "shortest" and not cropped):
         raise UserError(
-            f"{path}: an image of size={json.dumps(size)} holds no square of {crop}; {APART}"
+            f"{path}: an image of size={json.dumps(size)} is smaller than the crop of {crop}; "
+            f"{APART}"
         )
     return {"image_size": crop, "resize_size": side if side > crop else 0, "fit": fit}
 
@@ -137,8 +138,8 @@ def numbers(path: Path, name: str, given: Config, channels: int) -> tuple[float,
     )
     if not right or (name == "image_std" and min(found) <= 0):
         raise UserError(
-            f"{path}: {name}={json.dumps(value)} is not a number for each of {channels} channels; "
-            "correct it"
+            f"{path}: {name}={json.dumps(value)} does not have one number for each of {channels} "
+            "channels; correct it"
         )
     return found
 
@@ -159,7 +160,7 @@ def edge(path: Path, name: str, size: Value) -> tuple[int, str]:
     if type(side) is int and side > 0:
         return side, fit
     raise UserError(
-        f"{path}: {name}={json.dumps(size)} is not handled, only a square or a shortest_edge; "
+        f"{path}: {name}={json.dumps(size)} is not supported, only a square or a shortest_edge; "
         f"{APART}"
     )
 

@@ -74,5 +74,5 @@ def doubt(first: Mapping[str, int], where: Where, column: str, marks: tuple[str,
     choices = " or ".join(f'"{mark}"' for mark in (*marks, NONE))
     return (
         f'{where(first[value])}: column "{column}" holds "{value}", which may be one label or '
-        f"several; say what separates labels: task.separator={choices}"
+        f"several; set what separates labels: task.separator={choices}"
     )

@@ -69,7 +69,7 @@ class Tar(RecordSource):
             bounds.append(len(heads))
             if bounds[-1] == bounds[-2]:
                 raise UserError(
-                    f"{file.path}: no records for {split}; give an archive that is not empty"
+                    f"{file.path}: no records for {split}; use an archive that is not empty"
                 )
         # Begin and end of each file of a record, [records, files, 2], and the number of records
         # before each archive.
@@ -128,8 +128,7 @@ class Tar(RecordSource):
             )
             raise UserError(
                 f"{file.path}: {record[0].key} has {found}, but the first record has {expected}; "
-                "give every record the same "
-                "files, side by side"
+                "every record needs the same files, one after the other"
             )
         return record
 
@@ -161,7 +160,7 @@ class Tar(RecordSource):
                 ) from error
             for name in found:
                 if name in record:
-                    problem = f'has "{name}" in its .json and in a file of its own; take one out'
+                    problem = f'has "{name}" both in its .json and in a file of its own; remove one'
                     raise RecordError(self.where(index), problem, index)
             record |= found
         return record
@@ -219,7 +218,7 @@ def as_part(member: tarfile.TarInfo, where: str) -> Part:
     """
     if not member.isreg() or member.issparse():
         raise UserError(
-            f"{where}: is a link, a device or sparse, not a file; put the file itself there"
+            f"{where}: is a link, a device or sparse, not a file; replace it with the file itself"
         )
     folder, _, base = member.name.rpartition("/")
     stem, _, ending = base.rpartition(".")
@@ -230,9 +229,9 @@ def as_part(member: tarfile.TarInfo, where: str) -> Part:
                 "images are read from archives of class folders, --config.data.source=class_folders"
             )
         else:
-            hint = f"put files of {', '.join(f'.{each}' for each in ENDINGS)} there alone"
+            hint = f"put files of {', '.join(f'.{each}' for each in ENDINGS)} there only"
         raise UserError(
-            f"{where}: ends in .{ending}{nearest(ending, ENDINGS)}, which is not read; {hint}"
+            f"{where}: ends in .{ending}{nearest(ending, ENDINGS)}, which is not supported; {hint}"
         )
     begin = member.offset_data
     return Part(

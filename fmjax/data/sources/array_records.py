@@ -40,7 +40,7 @@ class ArrayRecordFile:
         self.reader = ArrayRecordReader(str(local), "readahead_buffer_size:0")
         if not self.reader.ok():
             raise UserError(
-                f"{path}: is not a whole ArrayRecord file ({self.fault()}); fetch it again"
+                f"{path}: is not a complete ArrayRecord file ({self.fault()}); fetch it again"
             )
 
     def __reduce__(self) -> tuple[type[ArrayRecordFile], tuple[Path, Path]]:
@@ -65,9 +65,8 @@ class ArrayRecordFile:
         except UnicodeDecodeError as error:
             raise RecordError(
                 place,
-                f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); "
-                "records are to be JSON objects or texts, "
-                "those of a TFDS data set are read with --config.data.source=tfds",
+                f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); records must be JSON "
+                "objects or text; to read a TFDS data set, use --config.data.source=tfds",
             ) from error
         except (RuntimeError, IndexError, ValueError) as error:
             raise RecordError(
@@ -89,7 +88,7 @@ class ArrayRecords(RecordSource):
         for file in self.files:
             if not len(file):
                 raise UserError(
-                    f"{file.path}: no records for {split}; give a file that is not empty"
+                    f"{file.path}: no records for {split}; use a file that is not empty"
                 )
         self.bounds = np.concatenate([[0], np.cumsum([len(file) for file in self.files])])
         first = self.files[0].text(0)
@@ -98,8 +97,8 @@ class ArrayRecords(RecordSource):
         if self.holds == "text" and CONTROL & set(map(ord, first)):
             raise UserError(
                 f"{self.files[0].path} record 0: is neither a JSON object nor text (a "
-                "tf.train.Example, perhaps); data sets of "
-                "TFDS are read with --config.data.source=tfds"
+                "tf.train.Example, perhaps); to read a TFDS data set, use "
+                "--config.data.source=tfds"
             )
         self.fingerprint()  # before anything can change
 
@@ -123,7 +122,7 @@ class ArrayRecords(RecordSource):
         except ValueError as error:
             place = f"{self.files[number].path} record {row}"
             raise RecordError(
-                place, f"{error}, as the first record is; correct it", index
+                place, f"{error}, like the first record; correct it", index
             ) from error
 
     def where(self, index: int) -> str:

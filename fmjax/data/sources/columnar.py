@@ -63,7 +63,7 @@ class Columnar(RecordSource):
         for file in self.files:
             if not len(file):
                 raise UserError(
-                    f"{file.path}: no records for {split}; give a file that is not empty"
+                    f"{file.path}: no records for {split}; use a file that is not empty"
                 )
         self.bounds = np.concatenate([[0], np.cumsum([len(file) for file in self.files])])
         self.fingerprint()  # before anything can change
@@ -103,9 +103,8 @@ def one_folder(files: Files, split: str) -> Path:
     names = [files] if isinstance(files, str) else list(files)
     if len(names) != 1 or not Path(names[0]).expanduser().is_dir():
         raise UserError(
-            f"data.files.{split}={','.join(names)}: data.source=huggingface reads one folder, that "
-            "datasets' save_to_disk wrote; "
-            "correct the path"
+            f"data.files.{split}={','.join(names)}: data.source=huggingface reads one folder, "
+            "written by save_to_disk of datasets; correct the path"
         )
     return Path(names[0]).expanduser()
 
@@ -128,23 +127,23 @@ def open_saved_folder(files: Files, split: str, columns: Sequence[str] = ()) -> 
         path = path / split
     if not (path / "state.json").is_file():
         raise UserError(
-            f"{path}: has no state.json, as a folder that datasets' save_to_disk wrote; "
-            "name such a folder"
+            f"{path}: has no state.json, so save_to_disk of datasets did not write it; name a "
+            "folder that it wrote"
         )
     state, info = read_json(path / "state.json"), read_json(path / "dataset_info.json")
     if state.get("_indices_data_files"):
         raise UserError(
-            f"{path}: an old version of datasets saved a selection there; "
-            "save it again with a newer one"
+            f"{path}: contains a selection of rows, saved by an old version of datasets; save it "
+            "again with a newer version"
         )
     names = [str(part.get("filename")) for part in state.get("_data_files", [])]
     for name in names:
         if not (path / name).is_file() or Path(name).name != name:
             raise UserError(
-                f"{path / name}: state.json names it and it is not there; fetch the folder again"
+                f"{path / name}: is named in state.json but missing; fetch the folder again"
             )
     if not names:
-        raise UserError(f"{path}: no records for {split}; give a folder that is not empty")
+        raise UserError(f"{path}: no records for {split}; use a folder that is not empty")
     features = info["features"] if isinstance(info.get("features"), dict) else {}
     return Columnar([path / name for name in names], split, "huggingface", columns, features)
 

@@ -71,6 +71,7 @@ def label(names: Sequence[str] | None, value: str | int) -> str | None:
         return str(value)
     if not 0 <= value < len(names):
         raise ValueError(
-            f"label {value} is out of range, there are {len(names)} from 0: {', '.join(names[:10])}"
+            f"label {value} is out of range; the {len(names)} names from 0 on are "
+            f"{', '.join(names[:10])}"
         )
     return names[value]

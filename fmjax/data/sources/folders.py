@@ -101,7 +101,8 @@ class ClassFolders(RecordSource):
         if not len(self):
             endings = ", ".join(IMAGE_EXTENSIONS[:4])
             raise UserError(
-                f"{path}: no images for {split} ({endings}, ...); give class folders that have some"
+                f"{path}: no images for {split} ({endings}, ...); use class folders that contain "
+                "some"
             )
         folder = {"name": path.name, "size": len(self), "sha256": digest.hexdigest()}
         files = [self.file.fingerprint if self.file else folder]
@@ -178,7 +179,7 @@ def open_class_folders(files: Files, split: str) -> ClassFolders:
 
 
 def unreadable(error: OSError) -> str:
-    return f"cannot be read ({error.strerror or error}); fix it, or take it out"
+    return f"cannot be read ({error.strerror or error}); fix it, or remove it"
 
 
 def folder_items(path: Path) -> Iterator[Item]:
@@ -231,12 +232,13 @@ def archive_items(file: File) -> Iterator[Item]:
                 f"{where}: would be extracted outside the archive; get an archive that you trust"
             )
         if member.size > MOST_FILE:
-            raise UserError(f"{where}: takes more than {MOST_FILE:,} bytes; take it out")
+            raise UserError(f"{where}: takes more than {MOST_FILE:,} bytes; remove it")
         if not is_image(name.name) or hidden(name) or member.isdir():
             continue
         if not member.isreg() or member.issparse():
             raise UserError(
-                f"{where}: is a link or a device, or sparse, not a file; put the image itself there"
+                f"{where}: is a link, a device or sparse, not a file; replace it with the image "
+                "itself"
             )
         yield Item(name, member.offset_data, member.offset_data + member.size)
 

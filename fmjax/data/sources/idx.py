@@ -74,7 +74,7 @@ class Idx(Images):
                 f"{images.path.name}; fetch both again"
             )
         if not len(pixels):
-            raise UserError(f"{images.path}: no images for {split}; give a file that is not empty")
+            raise UserError(f"{images.path}: no images for {split}; use a file that is not empty")
         self.files, self.split = (images, labels), split
         mark = mark or {
             "source": "idx",
@@ -110,8 +110,8 @@ def open_idx(files: Files, split: str) -> Idx:
         )
         if not found:
             raise UserError(
-                f"{path}: has no idx file of images for {split}; "
-                f"give --config.data.files.{split}=FILE"
+                f"{path}: has no idx file of images for {split}; set "
+                f"--config.data.files.{split}=FILE"
             )
         path = found[0]
     return Idx(File(path, most=MOST_BYTES), File(beside(path), most=MOST_BYTES), split)
@@ -124,8 +124,8 @@ def beside(path: Path) -> Path:
     """
     if not IDX_IMAGES.search(path.name):
         raise UserError(
-            f"{path}: is not named like an idx file of images, as train-images-idx3-ubyte.gz; "
-            "name that file"
+            f"{path}: is not named like an idx file of images (train-images-idx3-ubyte.gz); name "
+            "the file of the images"
         )
     plain = path.name.removesuffix(".gz")
     tried = [
@@ -137,7 +137,8 @@ def beside(path: Path) -> Path:
         if (path.parent / name).is_file():
             return path.parent / name
     raise UserError(
-        f"{path}: the file of its labels, {tried[0]} or {tried[1]}, is not beside it; put it there"
+        f"{path}: the file of its labels, {tried[0]} or {tried[1]}, is not in the same folder; put "
+        "it there"
     )
 
 
@@ -159,7 +160,8 @@ def idx_array(file: File, axes: int) -> np.ndarray:
     count, found = int(np.prod(shape, dtype=object)), len(file.data) - begin
     if found != count:
         raise UserError(
-            f"{file.path}: its header says {count:,} bytes and it has {found:,}; fetch it again"
+            f"{file.path}: its header promises {count:,} bytes, but it has {found:,}; fetch it "
+            "again"
         )
     return np.frombuffer(file.data, np.uint8, offset=begin).reshape(shape)
 

@@ -71,8 +71,8 @@ def one_path(files: Files, split: str, kind: str) -> Path:
     given = [files] if isinstance(files, str) else list(files)
     if len(given) != 1:
         raise UserError(
-            f"data.files.{split}: is {len(given)} names; "
-            f"data.source={kind} reads one file or folder"
+            f"data.files.{split}: has {len(given)} names, but data.source={kind} reads one file or "
+            "folder; name one"
         )
     path = Path(given[0]).expanduser()
     if not path.exists():
@@ -124,7 +124,7 @@ def find_kind(name: str) -> SourceKind:
     if len(declared) != 1:
         raise UserError(
             f'data.source="{name}": the module declares {len(declared)} kinds of source; '
-            "leave one in SOURCES"
+            "keep only one in SOURCES"
         )
     return dataclasses.replace(declared[0], name=name)
 

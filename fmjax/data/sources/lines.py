@@ -43,7 +43,7 @@ class RecordFiles(RecordSource):
                 ends.append(end)
             if len(begins) == bounds[-1]:
                 raise UserError(
-                    f"{file.path}: no records for {split}; give a file that is not empty"
+                    f"{file.path}: no records for {split}; use a file that is not empty"
                 )
             bounds.append(len(begins))
         # Where each record begins and ends, and the number of records before each file, [files +

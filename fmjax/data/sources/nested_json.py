@@ -55,8 +55,8 @@ class Squad(RecordSource):
         )
         if not len(self):
             raise UserError(
-                f"{', '.join(str(path) for path in paths)}: no questions for {split}; "
-                "give a file that has some"
+                f"{', '.join(str(path) for path in paths)}: no questions for {split}; use a file "
+                "that contains some"
             )
         # A paragraph and its number: questions are often read in order.
         self.last: tuple[int, Record] = (-1, {})
@@ -153,8 +153,8 @@ def value(parent: Value, name: str, kind: type[T], at: str) -> T:
     found = parent.get(name) if isinstance(parent, dict) else None
     if not isinstance(found, kind):
         raise UserError(
-            f'{at}: has no "{name}" ({kind.__name__}), as SQuAD\'s files have; '
-            "correct the file, or give jsonl"
+            f'{at}: has no "{name}" ({kind.__name__}), unlike SQuAD\'s files; '
+            "correct the file, or convert it to JSON lines"
         )
     return found
 

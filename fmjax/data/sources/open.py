@@ -75,7 +75,7 @@ def located(kind: SourceKind, files: Files | None, split: str) -> Files | Sequen
         return None
     if not files:
         raise UserError(
-            f"data.source={kind.name} needs files; give --config.data.files.{split}=FILE"
+            f"data.source={kind.name} needs files; set --config.data.files.{split}=FILE"
         )
     return files if kind.reads == "folder" else named_files(files, kind)
 
@@ -99,7 +99,7 @@ def check_options(kind: SourceKind, given: Iterable[str]) -> None:
         if name not in kind.options:
             takers = [other.name for other in kinds().values() if name in other.options]
             raise UserError(
-                f"data.{name} is of {', '.join(takers) or 'no kind of source'}, not of "
+                f"data.{name} is an option of {', '.join(takers) or 'no kind of source'}, not of "
                 f"{kind.name}; leave it out"
             )
 
@@ -131,5 +131,5 @@ def kind_of_files(paths: Sequence[Path]) -> SourceKind:
         names[name] = path
     if len(names) > 1:
         examples = ", ".join(f"{path.name} is {name}" for name, path in names.items())
-        raise UserError(f"the files are of different kinds ({examples}); give files of one kind")
+        raise UserError(f"the files are of different kinds ({examples}); use files of one kind")
     return kinds()[next(iter(names))]

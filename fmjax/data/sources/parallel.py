@@ -34,21 +34,21 @@ class Parallel(RecordSource):
         )
         if len({len(ends) for _, ends, _ in found}) > 1:
             raise UserError(
-                f"data.files.{split}: the files are not aligned, their lines are {counts}; "
-                "give files of equal length"
+                f"data.files.{split}: the files are not aligned: numbers of lines are {counts}; "
+                "use files with the same number of lines"
             )
         full = np.stack([filled for _, _, filled in found])
         for number in np.flatnonzero(full.any(axis=0) & ~full.all(axis=0))[:1].tolist():
             blank = paths[int(full[:, number].argmin())]
             raise UserError(
-                f"{blank} line {number + 1}: is blank, and its counterpart is not; "
-                "take both out, or fix it"
+                f"{blank} line {number + 1}: is blank, but its counterpart is not; remove both, or "
+                "fix it"
             )
         self.numbers = np.flatnonzero(full.all(axis=0))
         if not len(self.numbers):
             raise UserError(
-                f"{', '.join(map(str, paths))}: no records for {split}; "
-                "give files that are not empty"
+                f"{', '.join(map(str, paths))}: no records for {split}; use files that are not "
+                "empty"
             )
         # Begin and end of each record in each file, [records, files, 2].
         self.spans = np.stack(
@@ -102,13 +102,13 @@ def named(paths: Sequence[Path], columns: Sequence[str]) -> tuple[str, ...]:
     listed = ", ".join(path.name for path in paths)
     if len(paths) < 2:
         raise UserError(
-            f"data.source=parallel: {listed} is one file; "
-            "give one a language, joined by commas: a.en,a.de"
+            f"data.source=parallel: {listed} is one file; give one file per language, joined by "
+            "commas: a.en,a.de"
         )
     if len(names) != len(paths):
         raise UserError(
             f"data.columns names {len(names)} columns ({', '.join(names)}) for {len(paths)} files "
-            f"({listed}); correct it"
+            f"({listed}); name one column per file"
         )
     if len(set(names)) < len(names) or not all(names):
         raise UserError(

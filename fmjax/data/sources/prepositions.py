@@ -81,8 +81,8 @@ def preposition_splits(
         ]
         if count > len(pool):
             raise UserError(
-                f"prepositions: {split}={count} examples are more than the corpus holds, "
-                f"{len(pool)}; ask for fewer"
+                f"prepositions: {split}={count} examples are more than the {len(pool)} in the "
+                "corpus; request fewer"
             )
         drawn[split] = sorted(pool, key=lambda example: lot(example, seed))[:count]
     return Splits(drawn, {split: len(examples) for split, examples in every.items()})

@@ -103,8 +103,8 @@ def texts() -> Iterator[tuple[str, str]]:
     )
     if not files:
         raise UserError(
-            f"{root} holds no sources of Python's standard library, the embedded corpus; "
-            "give data.files instead"
+            f"{root} does not contain the source files of Python's standard library, the embedded "
+            "corpus; set data.files instead"
         )
     for path in files:
         for text in docstrings(path.read_bytes()):

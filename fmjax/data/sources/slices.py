@@ -42,8 +42,8 @@ class Slice(NamedTuple):
         end = place(self.end, count) if self.end else count
         if not 0 <= begin < end <= count:
             raise UserError(
-                f"{self.written}: is not a part of the {count:,} {unit} there are; "
-                "give one that holds some of them"
+                f"{self.written}: selects none of the {count:,} {unit}; choose a part that "
+                "contains some"
             )
         return begin, end
 
@@ -79,8 +79,8 @@ def split_slice(files: str | Sequence[str]) -> tuple[str | Sequence[str], Slice 
         return files, None
     if len(names) > 1:
         raise UserError(
-            f"{cut[0]}: a part is of one file, glob or folder; "
-            f"name the {len(names)} by a glob, or leave it out"
+            f"{cut[0]}: a part applies to one file, glob or folder; match the {len(names)} files "
+            "with a glob, or leave the part out"
         )
     written = cut[0]
     match = PART.search(written)
@@ -88,8 +88,8 @@ def split_slice(files: str | Sequence[str]) -> tuple[str | Sequence[str], Slice 
     bounds = BOUNDS.fullmatch(match[1].replace(" ", ""))
     if not bounds:
         raise UserError(
-            f"{written}: [{match[1]}] is not a part; write [BEGIN:END] with numbers or shares, as "
-            "[:90%] or [1000:]"
+            f"{written}: [{match[1]}] is not a part; write [BEGIN:END] with numbers or "
+            "percentages, such as [:90%] or [1000:]"
         )
     return written[: match.start()], Slice(written, bounds["begin"], bounds["end"])
 

@@ -74,7 +74,9 @@ class Table(RecordFiles):
         """Returns what is wrong with a row of too many or too few fields."""
         message = f"has {len(row)} fields, not the {len(self.columns)} of {', '.join(self.columns)}"
         if self.kind == "csv" and "\t" in row[0]:
-            return f"{message}; the file seems to be separated by tabs: --config.data.source=tsv"
+            return (
+                f"{message}; the file seems to be separated by tabs: use --config.data.source=tsv"
+            )
         if len(row) > len(self.columns):
             fix = f'name the columns in data.columns and end with "{REST}" to leave out the rest'
             return f"{message}; correct the row, or {fix}"
@@ -130,7 +132,7 @@ class Table(RecordFiles):
             assert first
             if doubt and not self.is_sound(file, first.begin, last.end, row):
                 raise UserError(
-                    f"{doubt}; it cannot be left out, for where it ends cannot be told from line "
+                    f"{doubt}; it cannot be skipped, because its end is unclear from line "
                     f"{first.number}"
                 )
             doubt = doubt if last.end < until else None
@@ -167,7 +169,7 @@ class Table(RecordFiles):
 
 
 def not_csv(error: csv.Error) -> str:
-    return f"is not CSV ({error}); quote fields as RFC 4180 says, or use tsv"
+    return f"is not CSV ({error}); quote fields as in RFC 4180, or use tsv"
 
 
 SOURCES = (

@@ -53,7 +53,7 @@ class Tfds(RecordSource):
         except ValueError as error:
             splits = ", ".join(builder.info.splits)
             raise UserError(
-                f'{self.name} has no split "{split}"; there are {splits}, and parts such as '
+                f'{self.name} has no split "{split}"; choose from {splits}, or a part such as '
                 "train[:90%]"
             ) from error
         except NotImplementedError as error:
@@ -106,7 +106,7 @@ def prepared(name: str, data_dir: str, download: bool) -> Any:
     there."""
     if not name:
         raise UserError(
-            "data.source=tfds needs the name of a data set; give --config.data.name, such as "
+            "data.source=tfds needs the name of a data set; set --config.data.name, such as "
             "glue/sst2"
         )
     builder = find_builder(name, data_dir)
@@ -116,7 +116,7 @@ def prepared(name: str, data_dir: str, download: bool) -> Any:
         raise UserError(
             f"{name} is not prepared in {builder.data_dir}; "
             "download it with --config.data.download=true, "
-            "or say where it is with --config.data.data_dir=DIR"
+            "or name its folder with --config.data.data_dir=DIR"
         )
     try:
         builder.download_and_prepare()
@@ -149,7 +149,7 @@ def find_builder(name: str, data_dir: str) -> Any:
             known = tfds.list_builders(with_community_datasets=False)
             close = (
                 nearest(base, known)
-                or f"; TFDS knows {len(known)}, see tensorflow.org/datasets/catalog"
+                or f"; TFDS has {len(known)}, see tensorflow.org/datasets/catalog"
             )
             raise UserError(
                 f'TFDS has no data set "{base}"{close}, and none is in '
@@ -157,7 +157,7 @@ def find_builder(name: str, data_dir: str) -> Any:
             ) from error
     except ImportError as error:
         raise UserError(
-            f"{name} needs a package to be prepared that is not installed ({line(error)}); "
+            f"{name} cannot be prepared without a package that is not installed ({line(error)}); "
             "prepare it elsewhere with "
             'file_format="array_record" and name its folder with --config.data.data_dir=DIR'
         ) from error

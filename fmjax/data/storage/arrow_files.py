@@ -157,9 +157,8 @@ def batches(path: Path, local: Path, whole: pa.Buffer | None = None) -> Iterator
             raise pa.ArrowInvalid("its end is missing")
     except BROKEN as error:
         raise UserError(
-            f"{path}: is not a whole Arrow file (batch {count}: {one_line(error, 200)}); "
-            "fetch it again, or say what it is with "
-            "--config.data.source"
+            f"{path}: is not a complete Arrow file (batch {count}: {one_line(error, 200)}); "
+            "fetch it again, or set its kind with --config.data.source"
         ) from error
 
 
@@ -176,9 +175,8 @@ def schema_of(path: Path, is_parquet: bool) -> pa.Schema:
     except BROKEN as error:
         kind = "Parquet" if is_parquet else "Arrow"
         raise UserError(
-            f"{path}: is not a whole {kind} file ({one_line(error, 200)}); "
-            "fetch it again, or say what it is with "
-            "--config.data.source"
+            f"{path}: is not a complete {kind} file ({one_line(error, 200)}); "
+            "fetch it again, or set its kind with --config.data.source"
         ) from error
 
 
@@ -201,8 +199,8 @@ def readable_columns(path: Path, schema: pa.Schema, named: tuple[str, ...]) -> t
         if name not in fine:
             raise UserError(
                 f'{path}: column "{name}" holds {schema.field(name).type}, not text, numbers, '
-                "bytes, or lists of them; name the columns "
-                f"that are to be read with --config.data.columns={','.join(fine) or 'NAMES'}"
+                "bytes, or lists of them; name the columns to read with "
+                f"--config.data.columns={','.join(fine) or 'NAMES'}"
             )
     return wanted
 
@@ -258,7 +256,7 @@ def check_same(
         if kinds[0] != kinds[1]:
             raise UserError(
                 f'{path}: column "{name}" is {kinds[0]}, but that of {first.name} is {kinds[1]}; '
-                "give files of the same columns"
+                "use files with the same columns"
             )
 
 

@@ -51,8 +51,7 @@ def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
     except OSError as error:
         raise UserError(
             f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); "
-            "free disk space, or name another folder "
-            "in the environment: FMJAX_CACHE=DIR"
+            "free disk space, or set the environment variable FMJAX_CACHE to another folder"
         ) from error
     return file
 

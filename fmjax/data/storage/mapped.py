@@ -106,7 +106,8 @@ def read_compressed(path: Path, compressed: Readable) -> bytes:
         return bytes(compressed.read(MEGABYTE))
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
-            f"{path}: is not a whole {compression(path)} file ({one_line(error)}); fetch it again"
+            f"{path}: is not a complete {compression(path)} file ({one_line(error)}); fetch it "
+            "again"
         ) from error
     except OSError as error:
         raise UserError(

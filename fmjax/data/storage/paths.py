@@ -66,7 +66,7 @@ def expand(path: Path, extensions: Mapping[str, str], kind: str) -> list[Path]:
             known = ", ".join(
                 extension for extension, name in extensions.items() if kind in ("", name)
             )
-            wanted = known or f"what {kind} files end in"
+            wanted = known or f"an extension of {kind} files"
             raise UserError(
                 f"{path}: the folder has no file that ends in {wanted} ({MAY_FOLLOW}); "
                 "name the files"

@@ -67,7 +67,7 @@ def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[P
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise UserError(
-            f"{address}: {scheme}:// is not read{nearest(scheme, SCHEMES)}; "
+            f"{address}: {scheme}:// is not supported{nearest(scheme, SCHEMES)}; "
             f"name a local file, or one of {known}"
         )
     try:
@@ -85,20 +85,20 @@ def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[P
                 if path.parent.exists()
                 else []
             )
-            listed = f"; there are {', '.join(there[:8])}" if there else ""
+            listed = f"; the folder has {', '.join(there[:8])}" if there else ""
             raise UserError(
                 f"{address}: no such file{nearest(path.name, there)}{listed}; correct the address"
             )
         if IDX.search(path.name):
             raise UserError(
-                f"{address}: images of idx files have labels in another; "
-                f"name the folder of both, {path.parent}"
+                f"{address}: the labels of an idx file of images are in another file; name the "
+                f"folder of both, {path.parent}"
             )
         return fetch_all([path])
     except ImportError as error:
         raise UserError(
-            f"{address}: needs a package to be reached ({one_line(error, 200)}); "
-            f"pip install {SCHEMES[scheme]}, or fetch the file"
+            f"{address}: cannot be read without a package that is not installed "
+            f"({one_line(error, 200)}); pip install {SCHEMES[scheme]}, or fetch the file"
         ) from error
     except UserError:
         raise
@@ -133,7 +133,7 @@ def fetch_folder(path: epath.Path, extensions: Mapping[str, str], kind: str) -> 
     if not wanted:
         listed = f"; it has {', '.join(names[:8])}" if names else ""
         raise UserError(
-            f"{path}: the folder has no file of a kind that is read{listed}; name the files"
+            f"{path}: the folder has no file of a supported kind{listed}; name the files"
         )
     states = [state_of(file) for file in wanted]
     key = hashed(
@@ -187,8 +187,8 @@ def copied(path: epath.Path, key: str = "") -> Path:
                 count += stream.write(block)
         if count != before[0] or state_of(path) != before:
             raise UserError(
-                f"{address}: came with {count:,} bytes of {before[0]:,}, or changed meanwhile; "
-                "run it again"
+                f"{address}: arrived with {count:,} of {before[0]:,} bytes, or changed during the "
+                "download; try again"
             )
 
     return cache.get_or_make(Path("remote", key or hashed([address, *before]), place), copy)
@@ -207,8 +207,8 @@ def state_of(path: epath.Path) -> tuple[int, str]:
         version = next((str(about[name]) for name in VERSIONS if about.get(name)), "")
     if not version:
         raise UserError(
-            f"{path}: its service does not tell its versions apart; "
-            "fetch the file yourself, and name the copy"
+            f"{path}: the server gives no version of the file; download it yourself, and name the "
+            "copy"
         )
     return int(stat.length), version
 

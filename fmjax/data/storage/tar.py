@@ -46,9 +46,7 @@ def members(file: File) -> Iterator[tarfile.TarInfo]:
                 archive.members.clear()  # type: ignore[attr-defined]
                 end = archive.offset
                 if member.isreg() and member.name in seen:
-                    raise UserError(
-                        f'{file.path}: has two files of the name "{member.name}"; take one out'
-                    )
+                    raise UserError(f'{file.path}: has two files named "{member.name}"; remove one')
                 seen.add(member.name)
                 yield member
     except BROKEN as error:
@@ -57,12 +55,12 @@ def members(file: File) -> Iterator[tarfile.TarInfo]:
             "",
         )
         fix = (
-            f"it seems to be packed, and its name to lack {extension}"
+            f"it seems to be compressed; add {extension} to its name"
             if extension
             else "fetch it again"
         )
         raise UserError(
-            f"{file.path}: is not a whole tar archive ({one_line(error)}); {fix}"
+            f"{file.path}: is not a complete tar archive ({one_line(error)}); {fix}"
         ) from error
     # Python takes the first block of zeros for the end of the archive.
     for begin in range(end, len(file.data), MEGABYTE):

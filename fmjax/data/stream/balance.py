@@ -71,13 +71,12 @@ def balance(examples: Examples, kind: str, power: float, seed: int) -> Examples:
         power,
         least=0,
         most=1,
-        hint="0 leaves the classes as they are, 1 makes them equal",
+        hint="0 changes nothing, 1 makes the classes equal",
     )
     if kind == "none":
         return examples
     if examples.classes is None:
         raise UserError(
-            f"data.balance={kind} needs examples of one class each, which this task's are not; "
-            "choose none"
+            f"data.balance={kind} needs a task whose examples have one class each; set it to none"
         )
     return Resampled(examples, indices(np.asarray(examples.classes), kind, power, seed))

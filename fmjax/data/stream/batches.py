@@ -159,18 +159,17 @@ class TrainBatches:
         name, reading = f"data.workers={self._reading.workers}", self._slots.reading()
         if not self._slots.begun():
             return (
-                f"{name}: a worker process {how} before it read anything; in a script, call "
-                "fmjax.fit under "
-                'if __name__ == "__main__": as workers import the script; or set data.workers=0'
+                f"{name}: a worker process {how} before it read anything; workers import the "
+                'script, so call fmjax.fit in it under if __name__ == "__main__":, or set '
+                "data.workers=0"
             )
         dead = [reader for reader in self._slots.dead() if reading[reader] >= 0]
         named = [
             f"worker {reader}, reading {self._examples.where(reading[reader])}," for reader in dead
         ]
         return (
-            f"{name}: {' and '.join(named) or 'one of them'} {how}; "
-            "look at that record and at how much "
-            "memory is free, or set data.workers=0"
+            f"{name}: {' and '.join(named) or 'one of them'} {how}; check that record and the free "
+            "memory, or set data.workers=0"
         )
 
     def state(self) -> dict[str, int]:

@@ -234,7 +234,7 @@ def bucketed(
         return examples
     if examples.lengths is None:
         raise UserError(
-            "data.buckets: these examples are of one length, as they are packed or drawn anew, or "
+            "data.buckets: all examples have one length, since they are packed, drawn anew, or "
             "come from several sources; leave it out"
         )
     longest_row = max([max_length, *(most for _, most in examples.sides.values())])

@@ -115,7 +115,7 @@ def balanced(examples: Examples, config: Config) -> Examples:
     kind, power = config["data"].get("balance", "none"), config["data"].get("balance_power", 1.0)
     if isinstance(examples, MixedExamples) and kind != "none":
         raise UserError(
-            f"data.balance={kind}: a mixture of sources has weights instead; choose none"
+            f"data.balance={kind}: a mixture of sources has weights instead; set it to none"
         )
     resampled = balance(examples, kind, power, config["train"]["seed"])
     if isinstance(resampled, Resampled) and examples.classes is not None:
@@ -123,7 +123,7 @@ def balanced(examples: Examples, config: Config) -> Examples:
             np.bincount(classes).tolist()
             for classes in (examples.classes, examples.classes[resampled.chosen])
         )
-        say(f"data.balance={kind}: {before} examples by class become {after}")
+        say(f"data.balance={kind}: {before} examples per class become {after}")
     return resampled
 
 
@@ -151,5 +151,5 @@ def check_positions(config: Config) -> None:
     length, positions = config["data"]["max_length"], config["model"].get("positions", 0)
     if 0 < positions < length:
         table = f"the position table, model.positions={positions}"
-        how = "lower the one or raise the other"
+        how = "lower the first or raise the second"
         raise UserError(f"data.max_length={length} is longer than {table}; {how}")

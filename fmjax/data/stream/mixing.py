@@ -63,8 +63,8 @@ def parts_of(data: Config, keys: Sequence[str]) -> dict[str, Config]:
             if key not in (*keys, *OWN):
                 choices = (*OWN, *keys)
                 raise UserError(
-                    f"data.mixture.{name}.{key}{nearest(key, choices)}: no such key; "
-                    f"there are {', '.join(choices)}"
+                    f"data.mixture.{name}.{key}{nearest(key, choices)}: no such key; choose from "
+                    f"{', '.join(choices)}"
                 )
         files = settings.get("files", {})
         own = {key: value for key, value in settings.items() if key not in OWN}
@@ -77,8 +77,8 @@ def parts_of(data: Config, keys: Sequence[str]) -> dict[str, Config]:
         )
     if len(parts) == 1:
         raise UserError(
-            f"data.mixture has one source, {next(iter(parts))}; "
-            "name another, or give data.files instead"
+            f"data.mixture has only one source, {next(iter(parts))}; add another, or set "
+            "data.files instead"
         )
     return parts
 
@@ -107,8 +107,8 @@ def shares(data: Config) -> dict[str, Share]:
     if weighted and len(weighted) < len(settings_of):
         missing = ", ".join(name for name in settings_of if name not in weighted)
         raise UserError(
-            f"data.mixture: {missing} has no weight and {weighted[0]} has; "
-            "give all sources one, or none (by size)"
+            f"data.mixture: {missing} has no weight, but {weighted[0]} has one; give a weight to "
+            "all sources, or to none (by size)"
         )
     return settings_of
 
@@ -138,7 +138,7 @@ def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[s
         "data.temperature",
         temperature,
         above=0,
-        hint="1 leaves weights as they are, more makes them more equal",
+        hint="1 leaves the weights unchanged, more makes them more equal",
     )
     changed: dict[int, Mapping[str, float]] = {0: weights}
     for step, changes in (data.get("curriculum") or {}).items():
@@ -150,14 +150,11 @@ def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[s
         for name in changes:
             if name not in weights:
                 raise UserError(
-                    f"data.curriculum.{step}.{name}{nearest(name, weights)}: is no source of "
-                    "data.mixture, which has "
-                    f"{', '.join(weights)}"
+                    f"data.curriculum.{step}.{name}{nearest(name, weights)}: is not a source of "
+                    f"data.mixture, which has {', '.join(weights)}"
                 )
         if int(step) in changed:
-            raise UserError(
-                f"data.curriculum.{step}: step {int(step)} is there twice; take one out"
-            )
+            raise UserError(f"data.curriculum.{step}: step {int(step)} occurs twice; remove one")
         changed[int(step)] = {
             name: number(f"data.curriculum.{step}.{name}", weight)
             for name, weight in changes.items()
@@ -313,9 +310,7 @@ class MixedExamples(Examples):
         for index, (name, share) in enumerate(wanted.items()):
             size = len(parts[name])
             if not size:
-                raise UserError(
-                    f"data.mixture.{name}: has no examples; give more data, or leave it out"
-                )
+                raise UserError(f"data.mixture.{name}: has no examples; add data, or leave it out")
             if share.cap is not None and share.cap < size:
                 chosen = np.random.default_rng([seed, index]).permutation(size)[: share.cap]
                 parts = {**parts, name: Resampled(parts[name], np.sort(chosen))}
@@ -360,9 +355,8 @@ class MixedExamples(Examples):
         """Raises UserError if the sources are used up before so many steps have been taken."""
         if steps * batch_size > self.schedule.total:
             raise UserError(
-                f"data.mixture is used up after {self.schedule.total:,} examples by its epochs, "
-                f"and {steps:,} steps of "
-                f"{batch_size} need {steps * batch_size:,}; "
+                f"the epochs of data.mixture end after {self.schedule.total:,} examples, but "
+                f"{steps:,} steps of {batch_size} need {steps * batch_size:,}; "
                 "raise data.mixture.*.epochs, or lower train.steps"
             )
 

@@ -36,11 +36,11 @@ class Overlap:
 
     def warning(self) -> str:
         """Returns a line about the records in both."""
-        sample = "" if self.whole else f" (a sample of {self.trained:,} was compared)"
+        sample = "" if self.whole else f" (compared with a sample of {self.trained:,})"
         return (
             f"warning: {self.count:,} of {self.held:,} validation records also occur in "
-            f"training{sample}, "
-            f"the first is {self.first}; metrics will be too good; remove the duplicates"
+            f"training{sample}, the first is {self.first}; metrics will be too good; remove the "
+            "duplicates"
         )
 
 

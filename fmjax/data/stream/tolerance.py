@@ -71,7 +71,7 @@ class Tolerance:
             if not self.most:
                 raise UserError(message)
             raise UserError(
-                f"{message}; {self.most} bad records were left out already "
+                f"{message}; {self.most} bad records were already left out "
                 f"(data.on_error=skip:{self.most})"
             )
         self.found.append(message)

@@ -141,8 +141,8 @@ def read(folder: Path, settings: Mapping[str, Value]) -> MarianPieces:
     or source and target have a vocabulary each."""
     if settings.get("separate_vocabs"):
         raise UserError(
-            f"{folder}: source and target have a vocabulary each, which is not handled; "
-            "use a model that shares one"
+            f"{folder}: source and target have separate vocabularies, which is not supported; use "
+            "a model that shares one"
         )
     try:
         vocabulary = parse_json((folder / VOCABULARY).read_text(encoding="utf-8-sig"))
@@ -153,11 +153,11 @@ def read(folder: Path, settings: Mapping[str, Value]) -> MarianPieces:
         }
         if pieces != vocabulary or not {PAD, END, UNKNOWN} <= set(pieces):
             raise ValueError(
-                f"{VOCABULARY} does not number tokens, {PAD}, {END} and {UNKNOWN} among them"
+                f"{VOCABULARY} does not map tokens to numbers, including {PAD}, {END} and {UNKNOWN}"
             )
         return MarianPieces((folder / SOURCE).read_bytes(), (folder / TARGET).read_bytes(), pieces)
     except (OSError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"{folder}: is not a whole Marian tokenizer ({error}); "
+            f"{folder}: is not a complete Marian tokenizer ({error}); "
             f"get {SOURCE}, {TARGET} and {VOCABULARY}"
         ) from None

@@ -240,7 +240,7 @@ def read_file(path: Path, settings: Mapping[str, Value] | None = None) -> Pieces
     if path.name == "sentencepiece.bpe.model":
         raise UserError(
             f"{path}: XLM-R and related models renumber these pieces; "
-            "add their tokenizer.json, which has the numbers"
+            "add their tokenizer.json, which has the new numbers"
         )
     ending = path.suffix.lower()
     if ending == ".model":
@@ -251,7 +251,10 @@ def read_file(path: Path, settings: Mapping[str, Value] | None = None) -> Pieces
         return Pieces(read_tokenizer_json(path))
     if ending == tiktokens.SUFFIX:
         return Pieces(tiktokens.read(path, settings or {}))
-    raise UserError(f"{path}: is not a tokenizer; give a folder with, or the file, {LOOKED_FOR}")
+    raise UserError(
+        f"{path}: is not a tokenizer; name one of these files, or a folder that has one: "
+        f"{LOOKED_FOR}"
+    )
 
 
 def read_json(path: Path) -> Settings:
@@ -287,8 +290,8 @@ def check_class(path: Path, settings: Settings, known: Sequence[str]) -> None:
     name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     if name and name not in known:
         raise UserError(
-            f"{path}: a {name} cuts texts in its own way; "
-            "add the tokenizer.json that its save_pretrained writes"
+            f"{path}: a {name} splits text in its own way; add the tokenizer.json that its "
+            "save_pretrained writes"
         )
 
 
@@ -319,8 +322,8 @@ def wordpiece(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if "[UNK]" not in vocabulary:
         raise UserError(
-            f"{path}: has no [UNK] among its {len(tokens)} tokens; "
-            "give a WordPiece vocabulary, one token per line"
+            f"{path}: has no [UNK] among its {len(tokens)} tokens; use a WordPiece vocabulary, one "
+            "token per line"
         )
     capitals = sum(token != token.lower() for token in tokens if not token.startswith("["))
     return bert(
@@ -365,8 +368,7 @@ def byte_level(path: Path, settings: Settings) -> tokenizers.Tokenizer:
         model = models.BPE(vocabulary, merges)
     except Exception as error:  # the library raises plain Exceptions
         raise UserError(
-            f"{path}: with merges.txt beside it, is not a BPE vocabulary ({error}); "
-            "fetch them again"
+            f"{path} and merges.txt are not a BPE vocabulary ({error}); fetch them again"
         ) from error
     return roberta(tokenizers.Tokenizer(model), bool(settings.get("add_prefix_space", False)))
 

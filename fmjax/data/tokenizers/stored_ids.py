@@ -45,7 +45,8 @@ def read(source: Source, index: int, found: Record, sha256: str) -> np.ndarray:
     if found["tokenizer"] != sha256[:16]:
         raise RecordError(
             source.where(index),
-            "its ids are of another tokenizer than those before it; prepare all files alike",
+            "its ids are from another tokenizer than those before it; prepare all files with the "
+            "same one",
             index,
         )
     try:

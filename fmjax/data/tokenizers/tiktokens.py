@@ -44,10 +44,9 @@ def read(path: Path, settings: Mapping[str, Value]) -> tokenizers.Tokenizer:
     pattern = settings.get("pattern", pattern)
     if not pattern:
         raise UserError(
-            f"{path}: has {len(ranks)} tokens; of {', '.join(map(str, KNOWN))} alone is it known "
-            "how texts are cut into words. "
-            'Name the folder, and in its tokenizer_config.json the "pattern" that the '
-            "tiktoken.Encoding has"
+            f"{path}: has {len(ranks)} tokens; how text is split into words is known only for "
+            f'{", ".join(map(str, KNOWN))} tokens; name the folder, and set "pattern" in its '
+            "tokenizer_config.json to that of the tiktoken.Encoding"
         )
     letters = byte_letters()
     names = {token: "".join(letters[byte] for byte in token) for token in ranks}
@@ -89,8 +88,8 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         )
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise UserError(
-            f"{path}: not every byte is a token; it is cut off, or another kind of file. Fetch it "
-            "again"
+            f"{path}: some bytes have no token, so the file is truncated or of another kind; fetch "
+            "it again"
         )
     return ranks
 

@@ -175,7 +175,8 @@ class Tokenizer:
             for text in texts:
                 if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
                     raise UserError(
-                        f"{text[:60]!r} has half of a surrogate pair: not Unicode; correct the text"
+                        f"{text[:60]!r} has half of a surrogate pair, which is not valid Unicode; "
+                        "correct the text"
                     ) from None
             raise
 
@@ -208,8 +209,8 @@ class Tokenizer:
             unknown = np.array([self.unk_id], np.int32)
             encoded |= dict.fromkeys(lost, unknown)
             warnings.warn(
-                f"{len(lost)} words, as {lost[0]!r}, have no token; "
-                "they are read as the unknown one",
+                f"{len(lost)} words, such as {lost[0]!r}, have no token; "
+                "they become the unknown token",
                 stacklevel=2,
             )
         rows = []
@@ -275,7 +276,7 @@ class Tokenizer:
         opens, closes = self.pieces.openings(), self.pieces.closings()
         if not opens.any():
             raise UserError(
-                "the tokenizer's tokens do not show where words begin; set task.whole_word=false"
+                "the tokenizer's tokens do not mark where words begin; set task.whole_word=false"
             )
         # An unknown piece is a piece of a word; the other special tokens are not.
         unknown = {self._ids[self.roles["unk"]]} if "unk" in self.roles else set()

@@ -67,8 +67,8 @@ def train(
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError(
-            "there is no text to train a tokenizer on; "
-            "give data with text, or name a tokenizer in data.tokenizer"
+            "the data has no text to train a tokenizer on; add text, or name a tokenizer in "
+            "data.tokenizer"
         )
     return makers[kind](texts, vocab_size, lowercase, min_frequency)
 
@@ -242,7 +242,7 @@ def sentence_pieces(texts: list[str], size: int, **special: Value) -> SentencePi
     except (RuntimeError, OSError) as error:
         reason = str(error).rpartition("] ")[2]
         raise UserError(
-            f"data.vocab_size={size}: SentencePiece cannot train as many tokens ({reason}); "
+            f"data.vocab_size={size}: SentencePiece cannot train this many tokens ({reason}); "
             "change it"
         ) from error
     return SentencePieces(model.getvalue())

@@ -59,8 +59,8 @@ def reference_of(model_type: str) -> tuple[str, Reference]:
     """
     known = known_types()
     if model_type not in known:
-        choices = f"{nearest(model_type, known)}; those that are: {', '.join(known)}"
-        raise UserError(f'config.json: model_type="{model_type}" is not handled{choices}')
+        choices = f"{nearest(model_type, known)}; supported: {', '.join(known)}"
+        raise UserError(f'config.json: model_type="{model_type}" is not supported{choices}')
     return known[model_type]
 
 

@@ -49,8 +49,8 @@ def padding(config: Config, vocab_size: int) -> int:
         return -1
     if type(pad_id) is not int or not -1 <= pad_id < vocab_size:
         raise UserError(
-            f"config.json: pad_token_id={pad_id} is not one of the {vocab_size} tokens; "
-            "correct it, or leave it out"
+            f"config.json: pad_token_id={pad_id} is not one of the {vocab_size} tokens; correct "
+            "it, or leave it out"
         )
     return pad_id
 

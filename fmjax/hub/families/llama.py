@@ -92,7 +92,7 @@ def rotary(config: Config) -> Config:
     new = others.pop(SECTION, None) or {}
     if not isinstance(new, dict) or not isinstance(old, dict):
         raise UserError(
-            f"config.json: {SECTION} and rope_scaling have to be objects; correct the config"
+            f"config.json: {SECTION} and rope_scaling must be objects; correct the config"
         )
     given = {"rope_theta": base, **old, **new}
     given["rope_type"] = given.get("rope_type") or given.pop("type", None) or "default"
@@ -101,18 +101,18 @@ def rotary(config: Config) -> Config:
     if kind not in READ:
         known = ", ".join(READ)
         raise UserError(
-            f"config.json: rope_type={json.dumps(kind)} is not handled; those that are: {known}"
+            f"config.json: rope_type={json.dumps(kind)} is not supported; supported: {known}"
         )
     if unknown := [key for key in given if key not in READ[kind]]:
         values = ", ".join(f"{key}={json.dumps(given[key])}" for key in unknown)
         raise UserError(
-            f'config.json: not handled with rope_type="{kind}": {values}; use another model'
+            f'config.json: not supported with rope_type="{kind}": {values}; use another model'
         )
     if missing := [key for key in READ[kind][2:] if key not in given]:
         raise UserError(f'config.json: rope_type="{kind}" needs {", ".join(missing)}; add them')
     for key, value in given.items():
         if key != "rope_type" and fits(value, ROTARY[key][1]) and not value > 0:
-            raise UserError(f"config.json: {key}={json.dumps(value)} has to be above 0; correct it")
+            raise UserError(f"config.json: {key}={json.dumps(value)} must be above 0; correct it")
     return others | {SECTION: given}
 
 

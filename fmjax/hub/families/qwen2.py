@@ -13,7 +13,7 @@ def prepare(config: Config) -> Config:
     kinds = config.get("layer_types") or ()
     if other := [kind for kind in kinds if kind != "full_attention"]:
         raise UserError(
-            f'config.json: layer_types has "{other[0]}"; only "full_attention" is handled; '
+            f'config.json: layer_types has "{other[0]}"; only "full_attention" is supported; '
             "use another model"
         )
     return llama.prepare({key: value for key, value in config.items() if key != "layer_types"})

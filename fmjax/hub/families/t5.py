@@ -101,13 +101,13 @@ def prepare(config: Config) -> Config:
     if name not in list(FEED_FORWARD):
         known = ", ".join(FEED_FORWARD)
         raise UserError(
-            f"config.json: feed_forward_proj={json.dumps(name)} is not handled; "
-            f"those that are: {known}"
+            f"config.json: feed_forward_proj={json.dumps(name)} is not supported; supported: "
+            f"{known}"
         )
     layer, activation = FEED_FORWARD[name]
     follows = {"dense_act_fn": activation, "is_gated_act": layer is GatedMlp}
     if refused := other_values(config, follows):
-        raise UserError(f"config.json: not handled: {', '.join(refused)}; use another model")
+        raise UserError(f"config.json: not supported: {', '.join(refused)}; use another model")
     return {key: value for key, value in config.items() if key not in follows}
 
 
@@ -120,7 +120,7 @@ def complete(config: Config, settings: Config) -> Config:
     start = config.get("decoder_start_token_id") or 0
     if type(start) is not int or not 0 <= start < settings["vocab_size"]:
         raise UserError(
-            f"config.json: decoder_start_token_id={json.dumps(start)} is no id of the "
+            f"config.json: decoder_start_token_id={json.dumps(start)} is not an id of the "
             "vocabulary; correct the config"
         )
     depth = settings["decoder_layers"] or settings["layers"]

@@ -26,8 +26,8 @@ def sinusoidal(name: str, tensor: Tensor) -> None:
     """Raises UserError if a stored table of positions is not one of sinusoids."""
     if not np.allclose(tensor.read(), sinusoids(*tensor.shape), atol=1e-3):
         raise UserError(
-            f"{name}: is not a table of sinusoids, which alone are handled here; "
-            "get the weights again"
+            f"{name}: is not a sinusoidal table, and no other is supported; download the weights "
+            "again"
         )
 
 
@@ -47,9 +47,8 @@ def complete(config: Config, settings: Config) -> Config:
         )
     if shared and not tied:
         raise UserError(
-            "config.json: tie_word_embeddings=false is handled with "
-            "share_encoder_decoder_embeddings=false alone; "
-            "use another model"
+            "config.json: tie_word_embeddings=false is only supported with "
+            "share_encoder_decoder_embeddings=false; use another model"
         )
     tables = {"target_vocab_size": 0 if shared else target, "tied": tied}
     return settings | fairseq.tokens(config, start=58100, end=0) | tables
@@ -63,8 +62,8 @@ def express(settings: Any, pad_id: int | None) -> Config:
     target = settings.target_vocab_size
     if not target and not settings.tied:
         raise UserError(
-            "model.tied=false has no counterpart in Marian, where a shared table gives the "
-            "logits; train with true"
+            "model.tied=false has no counterpart in Marian, where the logits come from a shared "
+            "table; train with model.tied=true"
         )
     return fairseq.express(settings) | {
         "pad_token_id": settings.start_id if pad_id is None else pad_id,

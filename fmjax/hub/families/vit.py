@@ -85,7 +85,7 @@ def square(key: str, value: Value) -> Value:
         return value
     if len(set(value)) != 1:
         raise UserError(
-            f"config.json: {key}={value} is not handled: only squares are; use another model"
+            f"config.json: {key}={value} is not supported, only squares are; use another model"
         )
     return value[0]
 
@@ -131,12 +131,14 @@ def batch(arrays: HostBatch, settings: Value) -> dict[str, np.ndarray]:
     if pixels.ndim != 4 or not numbers or pixels.shape[1] != settings.channels or not len(pixels):
         wanted = f"[rows, {settings.channels} channels, height, width]"
         raise UserError(
-            f"pixel_values: has shape {pixels.shape} and type {pixels.dtype}; give numbers {wanted}"
+            f"pixel_values: has shape {pixels.shape} and type {pixels.dtype}; pass numbers {wanted}"
         )
     height, width = pixels.shape[2:]
     if min(height, width) < settings.patch_size:
         patch = f"a patch of {settings.patch_size}"
-        raise UserError(f"pixel_values: {height} x {width} pixels are less than {patch}; give more")
+        raise UserError(
+            f"pixel_values: {height} x {width} pixels are fewer than {patch}; use larger images"
+        )
     size = settings.image_size
     if not np.all(arrays.get("interpolate_pos_encoding", True)) and (height, width) != (size, size):
         raise UserError(

@@ -101,7 +101,7 @@ def test_malformed_squad_files(tmp_path, content, message):
 
 def test_a_folder_of_squad_files_is_to_be_named(tmp_path):
     write(tmp_path, "dev.json", json.dumps({"data": [ARTICLE]}))
-    with pytest.raises(UserError, match="what squad files end in.*; name the files"):
+    with pytest.raises(UserError, match="an extension of squad files.*; name the files"):
         open_source("squad", str(tmp_path), "train")
     assert len(open_source("squad", f"{tmp_path}/*.json", "train")) == 2
 
