@@ -62,7 +62,7 @@ def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
     except DuplicateKey as error:
         raise UserError(f"{path}: {error}; remove one") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); download the file again") from None
+        raise UserError(f"{path}: is not JSON ({error}); download the file again") from None
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: contains a JSON {type(content).__name__}, not an object; download the file "

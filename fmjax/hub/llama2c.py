@@ -128,12 +128,12 @@ def read_numbers(path: Path) -> tuple[Header, np.ndarray]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); get the file again") from None
+        raise UserError(f"{path}: cannot be read ({error}); download the file again") from None
     size = struct.calcsize("<7i")
     if len(content) < size or len(content) % 4:
         raise UserError(
             f"{path}: is not a checkpoint of llama2.c, which begins with seven numbers; "
-            "get the file again"
+            "download the file again"
         )
     head = Header(*struct.unpack("<7i", content[:size]))
     if head[0] == LATER:
@@ -145,7 +145,7 @@ def read_numbers(path: Path) -> tuple[Header, np.ndarray]:
     if not sane or head.width % head.heads or head.heads % head.kv_heads:
         raise UserError(
             f"{path}: is not a checkpoint of llama2.c: its sizes would be {head._asdict()}; "
-            "get the file again"
+            "download the file again"
         )
     return head, np.frombuffer(content, "<f4", offset=size)
 
@@ -189,5 +189,5 @@ def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     except (struct.error, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path}: is not llama2.c's tokenizer of {vocabulary} pieces ({error}); "
-            "get the file again"
+            "download the file again"
         ) from None

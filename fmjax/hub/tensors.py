@@ -123,7 +123,9 @@ def open_shards(
     files = {name: open_one(path.parent / name) for name in sorted(set(index.values()))}
     places = {named(name): file for name, file in index.items()}
     if lost := [name for name, file in places.items() if name not in files[file]]:
-        raise UserError(f"{path}: {places[lost[0]]} does not hold {lost[0]}; get the files again")
+        raise UserError(
+            f"{path}: {places[lost[0]]} does not hold {lost[0]}; download the files again"
+        )
     return {name: files[file][name] for name, file in places.items()}
 
 
@@ -133,7 +135,7 @@ def open_file(path: Path) -> dict[str, Tensor]:
         file: PyTree = safe_open(path, framework="np")
     except (OSError, SafetensorError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
-        raise UserError(f"{path}: {why}; get the file again") from None
+        raise UserError(f"{path}: {why}; download the file again") from None
     names: list[str] = file.keys()
     return {name: stored(file, name) for name in names}
 
@@ -154,7 +156,7 @@ def open_flax(path: Path) -> dict[str, Tensor]:
             if isinstance(error, FileNotFoundError)
             else f"is damaged ({error or type(error).__name__})"
         )
-        raise UserError(f"{path}: {why}; get the file again") from None
+        raise UserError(f"{path}: {why}; download the file again") from None
     return {torch_name(names): ordered(names[-1], array) for names, array in leaves.items()}
 
 

@@ -76,7 +76,7 @@ def test_importing_fmjax_is_cheap():
         ({"input_ids": [[3, 97]]}, r"input_ids: 97 is out of range; the vocabulary has 97 entries"),
         ({"input_ids": [[3, -1]]}, r"input_ids: -1 is out of range"),
         ({"input_ids": np.array([[2**32 + 3]])}, r"input_ids: 4294967299 is out of range"),
-        ({"input_ids": np.zeros((1, 131), int)}, r"131 tokens are more than the 130 positions"),
+        ({"input_ids": np.zeros((1, 131), int)}, r"131 tokens exceed the 130 positions"),
         ({"input_ids": [[3.0]]}, r"input_ids: holds float64"),
         ({"input_ids": [3, 4]}, r"input_ids: has shape \(2,\)"),
         ({"input_ids": np.zeros((2, 0), int)}, r"input_ids: has shape \(2, 0\)"),
@@ -104,7 +104,7 @@ def test_inputs_depend_on_the_family():
     batch = roberta.checked_batch({"input_ids": padded})
     assert batch["position_ids"].tolist() == [[-1] * 5 + list(range(130)) + [-1] * 5]
     padded[0, 4] = 7
-    with pytest.raises(UserError, match="131 tokens are more than the 130 positions"):
+    with pytest.raises(UserError, match="131 tokens exceed the 130 positions"):
         roberta.apply(input_ids=padded)
 
 

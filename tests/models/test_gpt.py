@@ -357,7 +357,7 @@ def test_sizes_that_do_not_fit_are_refused(settings, message):
 
 def test_inputs_out_of_range_are_refused():
     model = golden("gpt2_lm")
-    with pytest.raises(UserError, match="41 tokens are more than the 40 positions"):
+    with pytest.raises(UserError, match="41 tokens exceed the 40 positions"):
         model.apply(input_ids=np.zeros((1, 41), np.int32))
     with pytest.raises(UserError, match=r"position_ids: 40 is out of range"):
         model.apply(input_ids=np.zeros((1, 1), np.int32), position_ids=np.full((1, 1), 40))

@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_refused():
         build(decoder_attention_heads=5)
     with pytest.raises(UserError, match="model.start_id=11 is not in the target's vocabulary of 11 tokens"):
         build(start_id=11)
-    with pytest.raises(UserError, match="5 tokens are more than model.positions=4"):
+    with pytest.raises(UserError, match="5 tokens exceed model.positions=4"):
         abstract = build(positions=4)
         ids = jnp.zeros((1, 5), jnp.int32)
         jax.eval_shape(abstract.init, jax.random.key(0), {"input_ids": ids, "labels": ids})

@@ -87,7 +87,7 @@ CASES = {
     "unknown dtype": ("", ("model.dtype=float8",), ("float32, bfloat16",)),
     "heads": ("", ("model.attention_heads=3",), ("model.width=16", "model.attention_heads=3")),
     "freeze of nothing": ("", ('optim.freeze=["^encodr"]',), ("optim.freeze", "matches no parameter")),
-    "steps and epochs": ("", ("train.epochs=1.0",), ("train.steps and train.epochs",)),
+    "steps and epochs": ("", ("train.epochs=1.0",), ("either train.steps or train.epochs",)),
     "unknown metric": ("", ("checkpoint.best=accurcy",), ('checkpoint.best="accurcy"', 'did you mean "accuracy"?', "perplexity")),
     "unknown stopping metric": (
         "classify",
@@ -236,7 +236,7 @@ INPUTS = {
     '{"txt": "the cat"}\n': 'lacks "text"',
     "\n5\n": "in.jsonl line 2",
     '{"text": 5}\n': "not text",
-    json.dumps({"text": "the cat " * 40}): "more than data.max_length=16",
+    json.dumps({"text": "the cat " * 40}): "tokens exceed data.max_length=16",
 }
 
 
@@ -262,7 +262,7 @@ def test_prediction_files(refused, classifier, tmp_path):
     assert "cannot be written" in fails(output=tmp_path / "none" / "out.jsonl")
     assert "cannot be written" in fails(output=source / "out.jsonl")
     target.write_text("mine")
-    assert "already there" in fails()
+    assert "already exists" in fails()
     assert target.read_text() == "mine"
 
 

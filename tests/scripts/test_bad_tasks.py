@@ -186,8 +186,8 @@ def test_training(case, refused, here, tmp_path):
 # A file of weights -> what it holds, and what the message has to say.
 WEIGHTS = {
     "pytorch_model.bin": (b"\x80\x02.", ("pytorch_model.bin, a pickle, which can run code", "convert it once")),
-    "tf_model.h5": (b"HDF", ("tf_model.h5, which is not supported", "get the model.safetensors")),
-    "flax_model.msgpack": (b"\x81\xa1a", ("flax_model.msgpack: is damaged", "get the file again")),
+    "tf_model.h5": (b"HDF", ("tf_model.h5, which is not supported", "download the model.safetensors")),
+    "flax_model.msgpack": (b"\x81\xa1a", ("flax_model.msgpack: is damaged", "download the file again")),
     "empty.bin": (b"", ("empty.bin: is not a checkpoint of llama2.c",)),
     "zip.bin": (b"PK\3\4" * 20, ("zip.bin: is not a checkpoint of llama2.c: its sizes would be",)),
     "later.bin": (struct.pack("<7i", 0x616B3432, 2, 1, 1, 1, 1, 1), ("in version 2; export it in version 0",)),
@@ -223,7 +223,7 @@ GENERATION = {
     '{"do_sample": true, "num_beams": 2}': "do_sample=true with num_beams=2 is not supported",
     '{"temperature": 0}': "temperature=0 must be a number above 0",
     '{"max_length": 1}': "max_length=1 leaves no room",
-    '{"max_new_tokens": 99}': "more than the 40 positions of the model",
+    '{"max_new_tokens": 99}': "exceed the 40 positions of the model",
     "[]": "generation_config.json: contains a JSON list",
     "{": "generation_config.json: is not JSON",
 }

@@ -66,7 +66,7 @@ def test_the_longer_part_is_cut(first, second, most):
 
 def test_overlong_is_an_error_unless_cut(tokenizer):
     source = Records([{"context": "w1 w2 w3 w4", "endings": ["w5", "w6 w7 w8"], "label": 0}])
-    with pytest.raises(UserError, match=r"line 2: 10 tokens are more than data\.max_length=8; .*overlong=truncate"):
+    with pytest.raises(UserError, match=r"line 2: 10 tokens exceed data\.max_length=8; .*overlong=truncate"):
         Task(choices=2).examples(source, using(tokenizer), 8, train=True)
     example = Task(choices=2, overlong="truncate").examples(source, using(tokenizer), 8, train=True)[0]
     assert example["attention_mask"].sum(axis=1).tolist() == [8, 8]

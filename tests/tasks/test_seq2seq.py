@@ -51,9 +51,9 @@ def test_an_example(tokenizer):
 
 def test_texts_that_are_too_long(tokenizer):
     task = Task(target_length=5)
-    with pytest.raises(UserError, match=r"pairs.tsv line 1: \d+ tokens are more than task.target_length=5"):
+    with pytest.raises(UserError, match=r"pairs.tsv line 1: \d+ tokens exceed task.target_length=5"):
         task.examples(PAIRS, using(tokenizer), 30, train=True)
-    with pytest.raises(UserError, match=r"pairs.tsv line 2: \d+ tokens are more than data.max_length=10"):
+    with pytest.raises(UserError, match=r"pairs.tsv line 2: \d+ tokens exceed data.max_length=10"):
         Task().examples(PAIRS, using(tokenizer), 10, train=True)
     cut = Task(target_length=5, overlong="truncate").examples(PAIRS, using(tokenizer), 30, train=True)[0]
     whole = ids(tokenizer, "rot blau")
@@ -158,7 +158,7 @@ def test_inputs_are_texts_or_records(tokenizer):
     assert set(batch) == {"input_ids", "attention_mask"}
     with pytest.raises(UserError, match='example 1: is not text; pass a string, or an object with a "source"'):
         task.inputs(["red", {"text": "blue"}], using(tokenizer), 30, "example {}".format)
-    with pytest.raises(UserError, match="example 0: .* tokens are more than data.max_length=8"):
+    with pytest.raises(UserError, match="example 0: .* tokens exceed data.max_length=8"):
         task.inputs(["red blue"], using(tokenizer), 8, "example {}".format)
 
 
