@@ -7,8 +7,8 @@ Without files it reads the embedded corpus, the manual that ships with Python. W
 the special tokens of RoBERTa and BART is trained on the training files and stored in the run directory. A fiftieth of the
 records is held out for validation. Prediction restores a text in which `<mask>` stands for missing words.
 
-After 1,500 of its 3,000 steps on the embedded corpus (`--config.train.steps=1500`): validation loss 3.53 nats per token, perplexity
-34.0, accuracy .365 (seed 0), in 18 CPU minutes on two shared cores.
+After 1,500 of its 3,000 steps on the embedded corpus (`--config.train.steps=1500`): validation loss 3.53 nats per token,
+perplexity 34.0, accuracy .365 (seed 0), in 18 CPU minutes on two shared cores.
 
 Arguments: `:infill` (does not shuffle sentences), `:tiny` (seconds on one core).
 """

@@ -13,8 +13,8 @@
 | `:gpt_175b` | GPT-3's sizes, 2,048 tokens | v5p:8x8x16 |
 
 Parameters are fp32 and are created sharded; compute is bf16; layers are scanned and rematerialized in the backward pass.
-`scripts/README.md` has the cost of each. Without files, the configs read the embedded corpus or scikit-learn's digits. `:tiny` is a
-BERT that trains in seconds on one core.
+`scripts/README.md` has the cost of each. Without files, the configs read the embedded corpus or scikit-learn's digits. `:tiny` is
+a BERT that trains in seconds on one core.
 """
 
 from fmjax.config import arguments, open_dict

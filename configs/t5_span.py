@@ -2,9 +2,9 @@
 
     python scripts/train.py --config configs/t5_span.py --workdir runs/t5 --config.data.files.train='books/*.txt'
 
-Without files it reads the embedded corpus, the manual that ships with Python. Without `data.tokenizer`, a SentencePiece model
-with T5's special tokens is trained on the training files and stored in the run directory. A fiftieth of the records is held out for
-validation.
+Without files it reads the embedded corpus, the manual that ships with Python. Without `data.tokenizer`, a SentencePiece
+model with T5's special tokens is trained on the training files and stored in the run directory. A fiftieth of the records
+is held out for validation.
 
 `t5_translate.py` fine-tunes it on English-Chinese pairs. To learn both scripts, it reads books, and one line per sentence
 of the training pairs.

@@ -9,8 +9,8 @@ Pretraining does not read the labels. On two CPU cores:
     python scripts/evaluate.py --workdir runs/mae-finetuned --split test --files $D/test_10k.tar.xz
 
 Without `init.weights`, `:finetune` trains the same model for the same number of steps from random weights. Measured with
-1,500 steps of pretraining (--config.train.steps=1500, 14 CPU minutes), then 500 steps of fine-tuning: test accuracy 56.3 %, and 52.1 %
-from random weights (10 and 8 CPU minutes).
+1,500 steps of pretraining (--config.train.steps=1500, 14 CPU minutes), then 500 steps of fine-tuning: test accuracy 56.3 %,
+and 52.1 % from random weights (10 and 8 CPU minutes).
 
 Arguments: `:finetune`, `:tiny` (seconds on one core; the 8 x 8 digits that scikit-learn ships; `:finetune,tiny` too).
 """
