@@ -1,4 +1,4 @@
-"""What `scripts/bench.py` does: inspects the machine, measures the chosen workloads, prints and
+"""The work of `scripts/bench.py`: inspects the machine, measures the chosen workloads, prints and
 stores the results.
 """
 
@@ -22,7 +22,7 @@ MODULES: Result = {"data": inputs, "cold": cold, "growth": growth}
 def options(args: argparse.Namespace) -> Options:
     """Returns the requested workloads and the machine's properties.
 
-    Raises UserError for flags that ask for what is not here.
+    Raises UserError for flags that request something that this machine lacks.
     """
     cores = len(os.sched_getaffinity(0))
     threads = args.threads or cores
@@ -63,7 +63,7 @@ def options(args: argparse.Namespace) -> Options:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Measures the workloads that were named, or all, one after the other; one table per group."""
+    """Measures the named workloads, or all, one after the other. Prints one table per group."""
     names = chosen(args.names)
     asked = options(args)
     results: Result = {}

@@ -47,7 +47,7 @@ def row(result: Facts) -> list[str]:
 
 
 def side_by_side(results: Sequence[Facts]) -> str:
-    """Returns the table of WORKLOADS, and below it what failed and which losses were compared."""
+    """Returns the table of WORKLOADS, followed by the failures and the compared losses."""
     lines = [markdown(HEAD, map(row, results))]
     for result in results:
         for difference in [result["parity"].get("difference", {})]:

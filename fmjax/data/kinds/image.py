@@ -1,4 +1,4 @@
-"""Images: decoded, brought to one size and number of channels, and normalized.
+"""Images: decoding, conversion to one size and number of channels, and normalization.
 
 Dimensions: B batch, H and W height and width that a model reads, h and w those of a file, C
 channels."""
@@ -27,9 +27,9 @@ class Processor(contracts.Processor):
     """The size, channels and normalization of images.
 
     An image is resized to `resize_size` (0: to `image_size`): both sides (`fitting="stretch"`) or
-    the shorter one ("shortest"), and its middle of `image_size` is cut out. With "pad" it is made
-    as large as fits into `image_size`, at the top left, and the rest is padding, which is 0 in
-    `pixel_mask`. `mean` and `std` are of pixels from 0 to 1."""
+    the shorter one ("shortest"), and its middle of `image_size` is cut out. With "pad" it is scaled
+    to fit into `image_size`, at the top left, and the rest is padding, which is 0 in `pixel_mask`.
+    `mean` and `std` refer to pixels from 0 to 1."""
 
     kind: ClassVar[str] = "image"
     what: ClassVar[str] = "image processor"
@@ -61,8 +61,8 @@ class Processor(contracts.Processor):
         """Returns the processor of a task's settings (`image_size`, a side or (H, W), `channels`,
         ...).
 
-        A size or channels of 0 are those of the data. Raises UserError, naming the record, if
-        images differ from the first or are not square."""
+        A size or number of channels of 0 is inferred from the data. Raises UserError, naming the
+        record, if images differ from the first or are not square."""
         sizes = {name: settings[name] for name in ("image_size", "channels")}
         if not all(sizes.values()):
             sizes = sizes_in(columns, **sizes)
@@ -70,7 +70,7 @@ class Processor(contracts.Processor):
 
     @classmethod
     def of(cls, settings: Mapping[str, Value]) -> Self:
-        """Returns the processor of a task's settings that leave nothing open."""
+        """Returns the processor of a task's complete settings."""
         names = {"resize": "resample", "fit": "fitting"}
         values = {names.get(name, name): value for name, value in settings.items()}
         side = values["image_size"]
@@ -83,8 +83,8 @@ class Processor(contracts.Processor):
 
     @classmethod
     def restore(cls, folder: Path) -> Self:
-        """Raises UserError if there is no `preprocessor_config.json`, or it has settings that are
-        not handled.
+        """Raises UserError if there is no `preprocessor_config.json`, or it has unsupported
+        settings.
         """
         if not (folder / cls.file).exists():
             raise UserError(
@@ -101,7 +101,7 @@ class Processor(contracts.Processor):
         return hashlib.sha256(json.dumps(self.settings()).encode()).hexdigest()
 
     def settings(self) -> Config:
-        """Returns the settings of a task that reads images so."""
+        """Returns the settings of a task that reads images this way."""
         height, width = self.image_size
         return {
             "image_size": height if height == width else (height, width),
@@ -126,7 +126,7 @@ class Processor(contracts.Processor):
 
     def resized(self, value: Value, where: str) -> np.ndarray:
         """Returns an image as uint8 [H,W,C]; with "pad" it may be smaller. Raises UserError if it
-        cannot be read or made so.
+        cannot be read or converted.
         """
         image = pixels.with_channels(self.load(value, where), self.channels, where)
         height, width = self.image_size
@@ -165,7 +165,7 @@ class Processor(contracts.Processor):
 
 
 def sizes_in(columns: Sequence[Column], image_size: int | tuple[int, int], channels: int) -> Config:
-    """Returns the size and channels of images, those that are 0 being found in the data.
+    """Returns the size and channels of images; those that are 0 are inferred from the data.
 
     Raises UserError, naming the record, if images differ from the first or are not square.
     """

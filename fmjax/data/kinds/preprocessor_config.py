@@ -1,5 +1,5 @@
-"""`preprocessor_config.json` of a Hugging Face folder: how images become a model's input, as the
-settings of a task of images.
+"""`preprocessor_config.json` of a Hugging Face folder: reads and writes image preprocessing as the
+settings of an image task.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fmjax.data.kinds.pixels import RESAMPLINGS
 from fmjax.errors import UserError
 
 PROCESSOR = "preprocessor_config.json"
-# Settings that change nothing in what is computed, or are of another use.
+# Settings that do not affect the result, or serve other purposes.
 NEUTRAL = (
     "image_processor_type",
     "feature_extractor_type",
@@ -24,7 +24,7 @@ NEUTRAL = (
     "data_format",
     "return_tensors",
 )
-# Settings that are handled with this value alone.
+# Settings that are only supported with this value.
 ONLY = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
 APART = "remove the file to use .apply with images that you preprocess yourself"
 READ = (
@@ -34,14 +34,14 @@ READ = (
 
 
 def read(folder: Path, image_size: int, channels: int) -> Config:
-    """Returns the settings of a task of images for a folder whose model reads images of that size
-    and channels.
+    """Returns the settings of an image task for a folder whose model reads images of that size and
+    channels.
 
-    Where the model's channels are not known (0), they are as many as the file has means, 3 for one.
-    Without the file the settings are those of ViT: both sides resized, and pixels from -1 to 1.
-    Raises UserError, naming the setting, for what is not handled."""
+    If the number of channels is unknown (0), it is the number of means in the file, or 3 for a
+    single mean. Without the file the settings are those of ViT: both sides resized, and pixels from
+    -1 to 1. Raises UserError, naming the setting, for an unsupported setting."""
     path = folder / PROCESSOR
-    # What is null is not given.
+    # null counts as not given.
     given = {
         key: value
         for key, value in (read_json(path) if path.exists() else {}).items()
@@ -80,8 +80,8 @@ def read(folder: Path, image_size: int, channels: int) -> Config:
 
 
 def read_size(path: Path, given: Config, image_size: int) -> Config:
-    """Returns the settings `image_size`, `resize_size` and `fit`. Raises UserError for sizes that
-    are not handled.
+    """Returns the settings `image_size`, `resize_size` and `fit`. Raises UserError for unsupported
+    sizes.
     """
     size, cropped = given.get("size", image_size), bool(given.get("do_center_crop"))
     if canvas := padded_to(given):
@@ -120,7 +120,7 @@ def padded_to(given: Config) -> tuple[int, int] | None:
 
 
 def rectangle(size: Value) -> tuple[int, int] | None:
-    """Returns (height, width) of a size that gives both."""
+    """Returns (height, width) of a size that has both."""
     if not isinstance(size, Mapping) or set(size) != {"height", "width"}:
         return None
     sides = (size["height"], size["width"])
@@ -128,8 +128,8 @@ def rectangle(size: Value) -> tuple[int, int] | None:
 
 
 def numbers(path: Path, name: str, given: Config, channels: int) -> tuple[float, ...]:
-    """Returns a number for each channel, or one for all; 0.5 if it is not given. Raises UserError
-    if it is anything else.
+    """Returns a number for each channel, or one for all; 0.5 by default. Raises UserError if it is
+    anything else.
     """
     value = given.get(name, [0.5] * channels)
     found = tuple(value) if isinstance(value, list) else (value,)
@@ -145,8 +145,8 @@ def numbers(path: Path, name: str, given: Config, channels: int) -> tuple[float,
 
 
 def edge(path: Path, name: str, size: Value) -> tuple[int, str]:
-    """Returns the side of a size, and whether it is of both sides ("stretch") or of the shorter one
-    ("shortest").
+    """Returns the side length of a size, and whether it applies to both sides ("stretch") or to the
+    shorter one ("shortest").
     """
     side, fit = size, "stretch"
     if (
@@ -166,7 +166,7 @@ def edge(path: Path, name: str, size: Value) -> tuple[int, str]:
 
 
 def write(folder: Path, settings: Config) -> None:
-    """Writes the settings of a task of images as the reference's image processor reads them.
+    """Writes the settings of an image task in the format of the reference's image processor.
 
     Raises UserError if they cannot be written.
     """

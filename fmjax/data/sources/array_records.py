@@ -1,8 +1,8 @@
 """ArrayRecord files whose records are JSON objects or texts in UTF-8, as `scripts/prepare_data.py`
 writes them.
 
-Any record is read by its number; only the index of a file is in memory. Data sets that TFDS stores
-in such files are read by `data.source=tfds`.
+Records are read by index; only the index of a file is in memory. To read data sets that TFDS stores
+in such files, use `data.source=tfds`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fmjax.data.storage.mapped import decompressed
 from fmjax.errors import RecordError, UserError, one_line
 
 PEEK = 100  # records whose keys become columns
-# Characters that do not occur in text.
+# characters that do not occur in text
 CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")
 
 
@@ -32,11 +32,11 @@ class ArrayRecordFile:
     """
 
     def __init__(self, path: Path, local: Path):
-        # Imported here because it takes a moment.
+        # Imported here because the import takes a moment.
         from array_record.python.array_record_module import ArrayRecordReader
 
         self.path, self.local = path, local
-        # Reading ahead does not help when records are read at random.
+        # Reading ahead does not help random access.
         self.reader = ArrayRecordReader(str(local), "readahead_buffer_size:0")
         if not self.reader.ok():
             raise UserError(
@@ -50,7 +50,7 @@ class ArrayRecordFile:
         return int(self.reader.num_records())
 
     def fault(self) -> str:
-        """Returns what the reader says about a file that it could not open."""
+        """Returns the reader's message about a file that it could not open."""
         try:
             self.reader.read([0])
         except (RuntimeError, IndexError, ValueError) as error:
@@ -75,8 +75,8 @@ class ArrayRecordFile:
 
 
 class ArrayRecords(RecordSource):
-    """JSON objects, whose columns are the keys of the first `PEEK` records (a value that a record
-    lacks is None), or texts as `{"text": ...}`: all are what the first record is.
+    """Records that are JSON objects, or texts as `{"text": ...}`, all like the first one. The
+    columns are the keys of the first `PEEK` objects; missing values are None.
 
     Raises UserError, naming the file, if one is damaged or empty, and RecordError for a record that
     cannot be read.
@@ -100,10 +100,11 @@ class ArrayRecords(RecordSource):
                 "tf.train.Example, perhaps); to read a TFDS data set, use "
                 "--config.data.source=tfds"
             )
-        self.fingerprint()  # before anything can change
+        self.fingerprint()  # computed now, before the files can change
 
     def first_objects(self) -> Iterator[Record]:
-        """Yields the first objects; a record that is none is an error once it is read."""
+        """Yields the first objects. A record that is not an object is only an error when it is
+        read."""
         for index in range(min(len(self), PEEK)):
             number, row = locate(self.bounds, index)
             with contextlib.suppress(ValueError, RecordError):

@@ -1,4 +1,4 @@
-"""Parallel text, aligned by line: line N says the same thing in files of several languages."""
+"""Parallel text, aligned by line: line N has the same meaning in the files of all languages."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Parallel(RecordSource):
     """Records `{"en": ..., "de": ...}` of files such as train.en.gz and train.de.gz, one line of
     each.
 
-    The columns are named by `columns`, by default by the file extensions. Lines that are blank in
-    every file are left out. Raises UserError, with both counts, if the files differ in length, and
-    naming the line if it is blank in one file only.
+    `columns` names the columns; by default, the file extensions do. Lines that are blank in every
+    file are left out. Raises UserError, with both counts, if the files differ in length, and naming
+    the line, if it is blank in only one file.
     """
 
     def __init__(self, paths: Sequence[Path], split: str, columns: Sequence[str] = ()):
@@ -54,7 +54,7 @@ class Parallel(RecordSource):
         self.spans = np.stack(
             [np.stack([begins, ends], axis=-1)[self.numbers] for begins, ends, _ in found], axis=1
         )
-        self.fingerprint()  # before anything can change
+        self.fingerprint()  # computed now, before the files can change
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -81,8 +81,8 @@ class Parallel(RecordSource):
 
 
 def places(file: File) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns where each line of a file begins and ends, int64 [lines], and whether it is not
-    blank, bool [lines]."""
+    """Returns the begin and end of each line of a file, int64 [lines], and whether it is not blank,
+    bool [lines]."""
     begins, ends, filled = array("q"), array("q"), array("b")
     for line in lines(file):
         begins.append(line.begin)

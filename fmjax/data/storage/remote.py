@@ -1,9 +1,9 @@
-"""Remote files (`gs://bucket/file`, and whatever etils.epath reads), downloaded once into the
-cache.
+"""Remote files (`gs://bucket/file`, and any other address that etils.epath reads), downloaded once
+into the cache.
 
-A copy has the address as its name, in a folder named by a hash of the address, the size and the
-time of modification (or the version tag), so a file that has changed is downloaded again. Only
-files that the user named are downloaded.
+A copy is named by the address, in a folder named by a hash of the address, the size and the
+modification time (or the version tag), so a changed file is downloaded again. Only files that the
+user named are downloaded.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from fmjax.data.storage.paths import is_data, is_image
 from fmjax.errors import UserError, nearest, one_line
 
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
-# And the packages that reach them.
+# The packages that read each scheme.
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 IDX = re.compile(r"(images|labels)[-.]idx[13]")
-# In folders that Hugging Face's datasets saved.
+# Files in folders that Hugging Face's datasets saved.
 SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
-# What S3, Azure and others call them.
+# Their names for the version tag at S3, Azure and others.
 VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "blob_id", "last_commit")
 BLOCK = 2**23
-THREADS = 8  # files of a folder that are fetched at a time
+THREADS = 8  # files of a folder that are downloaded at a time
 
 
 def is_remote(name: str) -> bool:
@@ -48,7 +48,7 @@ def local(
     Args:
       files: names and addresses.
       extensions: known file extensions, and the kind of source that each stands for.
-      kind: that of the files wanted from a folder; empty for any.
+      kind: the kind of the files to take from a folder; empty for any.
 
     Raises UserError for a file that cannot be downloaded.
     """
@@ -102,7 +102,7 @@ def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[P
         ) from error
     except UserError:
         raise
-    except Exception as error:  # whatever the network, the service or its package raises
+    except Exception as error:  # any error of the network, the service or its package
         what = one_line(error, 200) or type(error).__name__
         raise UserError(
             f"{address}: cannot be fetched ({what}); correct the address, or your credentials for "
@@ -111,7 +111,7 @@ def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[P
 
 
 def globbed(path: epath.Path) -> Iterator[epath.Path]:
-    """Yields what matches an address with a pattern."""
+    """Yields the matches of an address with a pattern."""
     parts = path.parts
     first = next(number for number, part in enumerate(parts) if re.search(r"[*?\[]", part))
     yield from type(path)(*parts[:first]).glob("/".join(parts[first:]))
@@ -121,7 +121,7 @@ def fetch_folder(path: epath.Path, extensions: Mapping[str, str], kind: str) -> 
     """Returns the local copies of the data files in a folder, or a copy of the whole tree if they
     form one data set.
 
-    Such are class folders of images, idx files, and folders that Hugging Face's datasets saved.
+    These are class folders of images, idx files, and folders that Hugging Face's datasets saved.
     """
     children = sorted(path.iterdir(), key=str)
     names = [child.name for child in children]
@@ -164,7 +164,7 @@ def walk(path: epath.Path) -> Iterator[epath.Path]:
 
 
 def fetch_all(paths: Sequence[epath.Path], key: str = "") -> list[Path]:
-    """Returns the local copies of files; those of one key lie in one tree."""
+    """Returns the local copies of files. Files with the same key are stored in one tree."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(lambda path: copied(path, key), paths))
 
@@ -172,7 +172,7 @@ def fetch_all(paths: Sequence[epath.Path], key: str = "") -> list[Path]:
 def copied(path: epath.Path, key: str = "") -> Path:
     """Returns the local copy of a file.
 
-    Raises UserError if it changes meanwhile, or fewer bytes arrive than it has.
+    Raises UserError if it changes during the download, or arrives incomplete.
     """
     before = state_of(path)
     address = str(path)
@@ -214,5 +214,5 @@ def state_of(path: epath.Path) -> tuple[int, str]:
 
 
 def hashed(content: Sequence[object]) -> str:
-    """Returns a short name for a list that JSON can hold."""
+    """Returns a short name for a list of JSON values."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
