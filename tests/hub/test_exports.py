@@ -122,7 +122,7 @@ def test_files_of_another_model_are_not_left_beside(tmp_path):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text("{}")
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        with pytest.raises(UserError, match=f"holds another model's {file}, which this model lacks"):
+        with pytest.raises(UserError, match=f"holds another model's {file}, which would be loaded with this model"):
             model.save(folder)
         assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

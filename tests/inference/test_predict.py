@@ -92,7 +92,7 @@ BAD = {
     '"' + "x" * 21 + '"': "has 21 letters, more than 20",
     '"\\ud800"': "has half of a surrogate pair",
     '{"text": "a", "text": "b"}': 'has the key "text" twice',
-    '{"text": NaN}': "NaN is no number",
+    '{"text": NaN}': "NaN is not a number",
     "[" * 100_000: "is not JSON",
     b'"the d\xf6g"': "is not UTF-8 (byte 0xf6)",
 }

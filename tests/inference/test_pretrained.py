@@ -234,7 +234,7 @@ def test_a_run_loads_its_newest_step(tmp_path, tokenizer):
     assert jax.tree.all(jax.tree.map(np.array_equal, model.params, expected[10]))
     assert {"prediction_logits", "seq_relationship_logits"} < set(model.apply(input_ids=IDS))
     assert len(fake(model, []).predict(["the [MASK] sat"])[0]["masks"]) == 1
-    with pytest.raises(UserError, match="tokens, more than 16"):
+    with pytest.raises(UserError, match="tokens, more than the 16"):
         model.predict(["the [MASK] " + "cat " * 14])
 
 
@@ -347,5 +347,5 @@ def test_an_encoder_may_read_images():
     assert prompted.tolist() == [[4, 1, 0, 1], [4, 2, 0, 2], [4, 3, 1, 2]]
     with pytest.raises(UserError, match=r"decoder_input_ids: has 2 rows, but pixel_values has shape \(3, 3, 2, 2\)"):
         model.generate(pixel_values=images, decoder_input_ids=[[4], [4]])
-    with pytest.raises(UserError, match="pixel_values are missing"):
+    with pytest.raises(UserError, match="pixel_values is missing"):
         model.generate(decoder_input_ids=[[4], [4]])

@@ -243,7 +243,7 @@ def test_sizes_that_do_not_fit_are_refused(change, named):
 @pytest.mark.parametrize(
     ("inputs", "named"),
     [
-        ({}, "pixel_values are missing"),
+        ({}, "pixel_values is missing"),
         ({"pixel_values": np.zeros((1, 1, 20, 20), np.float32)}, r"has shape \(1, 1, 20, 20\).*3 channels"),
         ({"pixel_values": np.zeros((3, 20, 20), np.float32)}, "pixel_values: has shape"),
         ({"pixel_values": np.zeros((0, 3, 20, 20), np.float32)}, "pixel_values: has shape"),
