@@ -1,6 +1,6 @@
-"""What every key of a config may be: one table per section, checked before anything slow.
+"""The allowed values of every config key: one table per section, checked before anything slow.
 
-The tables of `model`, `task` and `optim` stand where those settings are defined: in
+The tables of `model`, `task` and `optim` are next to the definitions of those settings, in
 `models/sizes.py`, `tasks/settings.py` and `optim/settings.py`.
 """
 
@@ -31,12 +31,12 @@ from fmjax.errors import UserError
 from fmjax.models import sizes
 from fmjax.randomness import GENERATORS, MOST_SEED
 
-TOKENS = 2**20  # of a row, at most
-ROWS = 2**24  # of a batch, at most
+TOKENS = 2**20  # maximum per row
+ROWS = 2**24  # maximum per batch
 
 
 def on_error(key: str, value: Value) -> None:
-    """Raises UserError unless the value says what happens at a bad record."""
+    """Raises UserError unless the value is a policy for bad records."""
     if not re.fullmatch("fail|skip:[0-9]+", str(value)):
         raise UserError(f'{key}="{value}": write fail, or skip:N to skip up to N bad records')
 
@@ -113,7 +113,7 @@ SECTIONS: dict[str, dict[str, Limit]] = {
 def check_config(config: Config) -> None:
     """Raises UserError, naming the key, if a section is missing or a value is out of range.
 
-    It reads the config alone, so that a mistake is found before data are opened.
+    It only reads the config, so mistakes are found before any data is opened.
     """
     for section in ("model", "task", "data", "optim", "train", "checkpoint", "mesh"):
         if not isinstance(config.get(section), Mapping):

@@ -1,8 +1,8 @@
-"""The tensors of a model folder, by the reference's names: of one file or several with an index.
+"""The tensors of a model folder by the reference's names, from one file or several with an index.
 
-safetensors are opened here and read one by one. So are the msgpack files of the Flax models that
-Hugging Face had until its version 5: trees of arrays, whose kernels and tables are given the names
-and the order of axes that the same weights have in safetensors. Pickles are never opened.
+Reads safetensors one tensor at a time. Also reads the msgpack files of the Flax models that Hugging
+Face had until version 5: trees of arrays, whose kernels and tables get the names and axis order of
+the same weights in safetensors. Pickles are never opened.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ FLAX_FLOATS: dict[str, PyTree] = {
     name: np.dtype(name) for name in ("float64", "float32", "float16")
 }
 FLAX_FLOATS["bfloat16"] = np.dtype(jnp.bfloat16)
-# What Flax calls a leaf -> what torch does.
+# Flax's name of a leaf -> torch's name.
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
-# The axes of a kernel by its rank: of a matrix, and of convolutions over one and two axes, all of
-# them [..., in, out].
+# The axes of a kernel by its rank: of a matrix, and of convolutions over one and two axes; all are
+# [..., in, out].
 ORDERS = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor that is read, or computed from others, when it is asked for."""
+    """A tensor that is read, or computed from others, on demand."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]  # in fp32
 
 
 def stored(file: PyTree, name: str) -> Tensor:
-    """Returns a tensor of a safetensors file; reading it raises UserError if it does not hold
-    floating-point numbers."""
+    """Returns a tensor of a safetensors file; reading it raises UserError if it is not
+    floating-point."""
 
     def read() -> np.ndarray:
         if (dtype := file.get_slice(name).get_dtype()) not in FLOATS:
@@ -60,21 +60,21 @@ def stored(file: PyTree, name: str) -> Tensor:
 
 
 def in_fp32(array: np.ndarray) -> np.ndarray:
-    """Returns an array in fp32; what is too large becomes infinite, which `finite` finds."""
+    """Returns an array in fp32. Overflows become infinite, which `finite` detects."""
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
 
 
 def check_finite(origin: str | Path, name: str, array: np.ndarray, how: str) -> None:
-    """Raises UserError, naming the array, if it holds NaN or infinity; `how` says what to do."""
-    # NaN is the least and the greatest of what holds it; looking for them takes no memory.
+    """Raises UserError, naming the array, if it has NaN or infinity; `how` says how to fix it."""
+    # Minimum and maximum propagate NaN, and need no extra memory.
     with np.errstate(invalid="ignore"):
         if array.size and not np.isfinite((array.min(), array.max())).all():
             raise UserError(f"{origin}: {name} holds NaN or infinity; {how}")
 
 
 def finite(origin: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors, of which reading one that holds NaN or infinity raises UserError."""
+    """Returns tensors that raise UserError when read if they have NaN or infinity."""
 
     def checked(name: str, tensor: Tensor) -> Tensor:
         def read() -> np.ndarray:
@@ -88,10 +88,9 @@ def finite(origin: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a folder by name, from one file or the several that an index lists.
+    """Returns the tensors of a folder by name, from one file or those listed in an index.
 
-    Raises UserError if a file is missing or damaged, or the weights are in a format that is not
-    read.
+    Raises UserError if a file is missing or damaged, or the weights are in an unsupported format.
     """
     if (folder / WEIGHTS).exists():
         return open_file(folder / WEIGHTS)
@@ -109,7 +108,7 @@ def open_shards(
 ) -> dict[str, Tensor]:
     """Returns the tensors of the files that an index lists.
 
-    `named` turns the index's names into those that `open_one` gives. Raises UserError if the index
+    `named` maps the index's names to those that `open_one` returns. Raises UserError if the index
     or a file is damaged.
     """
     index = read_json(path).get("weight_map")
@@ -146,8 +145,8 @@ def open_flax(path: Path) -> dict[str, Tensor]:
     Raises UserError if it is missing or damaged.
     """
     try:
-        # Nothing longer than the file itself is made, and no object but numbers, texts, lists, maps
-        # and these arrays.
+        # Creates nothing longer than the file itself, and only numbers, texts, lists, maps and
+        # these arrays.
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=flax_array)
         leaves = dict(flatten((), tree))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -161,7 +160,7 @@ def open_flax(path: Path) -> dict[str, Tensor]:
 
 
 def flax_array(code: int, content: bytes) -> np.ndarray:
-    """Returns an array as Flax packs it: its shape, the name of its type, and its bytes.
+    """Returns an array in Flax's format: its shape, the name of its type, and its bytes.
 
     Raises ValueError for anything else.
     """
@@ -176,7 +175,8 @@ def flax_array(code: int, content: bytes) -> np.ndarray:
 
 
 def flatten(names: tuple[str, ...], tree: PyTree) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """Yields the arrays of a tree with their paths; those of more than a gigabyte were cut.
+    """Yields the arrays of a tree with their paths, and joins arrays of more than a gigabyte, which
+    Flax splits.
 
     Raises ValueError for other trees.
     """
@@ -210,11 +210,11 @@ def ordered(name: str, array: np.ndarray) -> Tensor:
 
 
 def no_weights(folder: Path) -> str:
-    """Returns why a folder without safetensors cannot be read, and what to do."""
+    """Returns why a folder without safetensors cannot be read, and how to fix it."""
     found = sorted(path.name for path in folder.iterdir())
     if any(name.startswith("pytorch_model") for name in found):
-        # A process of its own, in which torch reads tensors alone (weights_only) and makes copies
-        # of those that are shared.
+        # A separate process, in which torch only reads tensors (weights_only) and copies shared
+        # ones.
         return (
             "holds pytorch_model.bin, a pickle, which can run code when opened, and no "
             f"{WEIGHTS}; convert it once, after "

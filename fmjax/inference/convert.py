@@ -1,4 +1,4 @@
-"""Between Hugging Face folders and run directories, in both directions."""
+"""Converts between Hugging Face folders and run directories, in both directions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def convert(source: str | Path, target: str | Path) -> None:
     """Writes the model of a run directory, or of a checkpoint of llama2.c, as a Hugging Face
     folder, or a Hugging Face folder as a run at step 0.
 
-    Raises UserError if the source cannot be read, the target holds something else, or the other
-    side has no such model."""
+    Raises UserError if the source cannot be read, the target has other content, or the other format
+    has no such model."""
     source, target = Path(source).expanduser(), Path(target).expanduser()
     exported = is_run(source) or source.is_file()
     pretrained = load(source)

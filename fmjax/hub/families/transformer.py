@@ -17,13 +17,13 @@ from fmjax.hub.tensors import Tensor
 from fmjax.layers.position import sinusoids
 from fmjax.models.transformer import INPUTS
 
-# Where source and target have a table each, the model has this one too.
+# If source and target have separate tables, the model also has this one.
 TARGET = "embed/target/embedding"
 TABLE = "embed/word/embedding"
 
 
 def sinusoidal(name: str, tensor: Tensor) -> None:
-    """Raises UserError if a stored table of positions is not one of sinusoids."""
+    """Raises UserError if a stored position table is not sinusoidal."""
     if not np.allclose(tensor.read(), sinusoids(*tensor.shape), atol=1e-3):
         raise UserError(
             f"{name}: is not a sinusoidal table, and no other is supported; download the weights "
@@ -32,7 +32,7 @@ def sinusoidal(name: str, tensor: Tensor) -> None:
 
 
 def complete(config: Config, settings: Config) -> Config:
-    """Returns all settings: tokens, and which tables are shared.
+    """Returns all settings, including tokens and which tables are shared.
 
     Raises UserError if the config contradicts itself.
     """
@@ -55,9 +55,9 @@ def complete(config: Config, settings: Config) -> Config:
 
 
 def express(settings: Any, pad_id: int | None) -> Config:
-    """Returns what Marian says besides.
+    """Returns the remaining settings of Marian.
 
-    Raises UserError if a shared table does not give the logits.
+    Raises UserError if the logits do not come from a shared table.
     """
     target = settings.target_vocab_size
     if not target and not settings.tied:
