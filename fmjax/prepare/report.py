@@ -115,7 +115,7 @@ def parse_steps(flag: str, text: str, known: Mapping[str, Sequence[str]]) -> dic
         if name not in known:
             raise UserError(
                 f'{flag}: "{name}" is not known{nearest(name, known)}; '
-                f"there are {', '.join(known)}, and none"
+                f"choose from {', '.join(known)}, or none"
             )
         if not isinstance(options, dict):
             raise UserError(

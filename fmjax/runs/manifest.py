@@ -58,7 +58,7 @@ def check_fits(
         "missing": [name for name in ours if name not in theirs],
         "unexpected": [name for name in theirs if name not in ours],
         "misshapen": [
-            f"{name} {theirs[name]} , expected {ours[name]}"
+            f"{name} {theirs[name]}, expected {ours[name]}"
             for name in ours
             if theirs.get(name, ours[name]) != ours[name]
         ],

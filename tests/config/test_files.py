@@ -328,7 +328,7 @@ def test_override_of_the_wrong_type(key, text, message):
         ("train.", "config.train.=1: no such key; config.train has"),
         ("data.files.", "config.data.files.=1: no such key; config.data.files has none yet"),
         ("train.steps.x", "steps is a single value, not a group of keys; write --config.train.steps=VALUE"),
-        ("data.batch_size.x.y", "config.data.batch_size.x.y=1: config.data.batch_size is a value"),
+        ("data.batch_size.x.y", "config.data.batch_size.x.y=1: config.data.batch_size is a single value"),
         ("train", "a group of keys (early_stopping, epochs, nsp, steps); write --config.train.KEY=VALUE"),
         ("data.files", "is a group of keys (none yet)"),
         ("optim.multipliers.a.b", "a dot needs the form --config.optim.multipliers='{\"KEY\": VALUE}'"),
@@ -543,7 +543,7 @@ def test_read_of_something_else(tmp_path, content, message):
 def test_what_differs_is_listed():
     old = {"train": {"seed": 0}, "data": {"files": {"train": "a"}}, "freeze": ("a",), "none": {}}
     new = {"train": {"seed": 1}, "data": {"x": 3}, "freeze": ["a"]}
-    listed = 'train.seed: 0 -> 1; data.files.train: "a" -> (absent); data.x: (absent) -> 3; drop'
+    listed = 'train.seed: 0 -> 1; data.files.train: "a" -> (absent); data.x: (absent) -> 3; undo'
     assert listed in refusal(check_resumable, old, new)
     check_resumable(new, new)
 
@@ -598,4 +598,4 @@ def test_what_a_continued_run_may_not_change(change, message):
 
 def test_long_lists_of_differences_are_cut():
     message = refusal(check_resumable, {}, {"data": {f"k{i}": i for i in range(LISTED + 3)}})
-    assert "data.k9: (absent) -> 9; and 3 more; drop" in message
+    assert "data.k9: (absent) -> 9; and 3 more; undo" in message

@@ -331,8 +331,8 @@ def test_unset_settings_are_the_defaults() -> None:
     ("config", "message"),
     [
         ({"learning_rat": 1}, 'learning_rat is not a setting of adamw (did you mean "learning_rate"?)'),
-        ({"name": "adamv"}, '"adamv" (did you mean "adamw"?); choose from adamw'),
-        ({"schedule": "cosin"}, '"cosin" (did you mean "cosine"?); choose from constant, linear'),
+        ({"name": "adamv"}, '"adamv" is not known (did you mean "adamw"?); choose from adamw'),
+        ({"schedule": "cosin"}, '"cosin" is not known (did you mean "cosine"?); choose from constant, linear'),
         ({"warmup_steps": 1, "warmup_ratio": 0.1}, "warmup_steps and optim.warmup_ratio are both set"),
         ({"warmup_steps": 0, "warmup_ratio": 0.1}, "warmup_steps and optim.warmup_ratio are both set"),
         ({"warmup_steps": 11}, "11 warm-up steps exceed the run's 10"),

@@ -206,7 +206,7 @@ def test_steps_of_flags():
     assert reports.parse_steps("--dedup", '{"minhash": {"seed": 2}}', known) == {"minhash": {"seed": 2}}
     assert reports.parse_steps("--dedup", "none", known) == {}
     for text, message in {
-        "minhsh": r'"minhsh" is not known \(did you mean "minhash"\?\); there are exact, minhash, and none',
+        "minhsh": r'"minhsh" is not known \(did you mean "minhash"\?\); choose from exact, minhash, or none',
         '{"minhash": {"ngrams": 2}}': r'minhash has no "ngrams" \(did you mean "n_grams"\?\); it has n_grams, seed',
         '{"exact": {"x": 1}}': "it has no options",
         '{"exact": 1}': "not an object",
@@ -369,7 +369,7 @@ def test_wrong_input_is_named(corpus, tmp_path, refused, monkeypatch):
     folder, _ = corpus
     main, out = prepare_data.main, tmp_path / "out"
     common = ("--output", out, "--workers", 1)
-    assert "there are gopher_repetition" in refused(main, "--input", folder, *common, "--filters", "gopher")
+    assert "choose from gopher_repetition" in refused(main, "--input", folder, *common, "--filters", "gopher")
     assert 'has no "min_words"' in refused(main, "--input", folder, *common, "--filters", '{"gopher_quality": {"min_words": 5}}')
     assert "mount them, or copy them" in refused(main, "--input", "gs://bucket/a.txt", *common)
     with monkeypatch.context() as patch:

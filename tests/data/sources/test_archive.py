@@ -100,7 +100,7 @@ def test_json_lines(tmp_path):
         ([("1.txt", "x"), ("1.json", "{}"), ("2.txt", "x")], "a.tar: 2 has .txt, but the first record has .json, .txt"),
         ([("1.txt", "x"), ("2.txt", "x"), ("2.txt", "x")], 'a.tar: has two files named "2.txt"; remove one'),
         ([("1.txt", "x"), ("2.jsonl", "{}")], "a.tar: 2 has .jsonl, but the first"),
-        ([("1.txt", "x"), ("1.json", '{"text": "y"}')], 'a.tar: 1: has "text" in its .json and in a file of its own'),
+        ([("1.txt", "x"), ("1.json", '{"text": "y"}')], 'a.tar: 1: has "text" both in its .json and in a file of its own'),
     ],
 )
 def test_what_does_not_belong_there(tmp_path, members, message):

@@ -108,7 +108,7 @@ def test_files_that_are_not_idx_files_of_images(tmp_path):
     (tmp_path / "numbers.bin").write_bytes(idx(GREYS))
     refused("idx", str(tmp_path / "numbers.bin"), "train", match="numbers.bin: is not named like an idx file")
     refused("idx", str(tmp_path), "train", match="has no idx file of images for train")
-    refused("idx", [str(tmp_path), "other"], "train", match="is 2 names; data.source=idx reads one")
+    refused("idx", [str(tmp_path), "other"], "train", match="has 2 names, but data.source=idx reads one")
     refused("idx", f"{tmp_path}/number.bin", "train", match=r'number.bin: no such .*did you mean "numbers.bin"')
 
 

@@ -134,13 +134,13 @@ def test_a_folder_that_is_one_data_set_is_fetched_as_a_tree(service):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("gs://b/tran.txt", r'gs://b/tran.txt: no such file \(did you mean "train.txt"\?\); there are other, train-'),
+        ("gs://b/tran.txt", r'gs://b/tran.txt: no such file \(did you mean "train.txt"\?\); the folder has other, train-'),
         ("gs://b/*.csv", r"gs://b/\*.csv: no file matches"),
         ("gs://c/train.txt", "gs://c/train.txt: no such file"),
         ("gs://b/other", r"the folder has no file of a supported kind; it has x.pdf"),
         ("gs://b/train-images-idx3-ubyte", "name the folder of both, gs://b"),
         ("http://b/train.txt", r"http:// is not supported; name a local file, or one of gs://, s3://, az://, hf://"),
-        ("gss://b/train.txt", r'gss:// is not read \(did you mean "gs"\?\)'),
+        ("gss://b/train.txt", r'gss:// is not supported \(did you mean "gs"\?\)'),
     ],
 )
 def test_what_cannot_be_fetched(service, address, message):
