@@ -1,13 +1,15 @@
-"""Measures fmjax side by side with the usual alternative: transformers and torch, at their fastest setting.
+"""Measures fmjax side by side with the usual alternative, transformers and torch, at their fastest
+setting.
 
     python scripts/bench.py                          # the whole table
     python scripts/bench.py bert_train t5_greedy     # some rows of it; --list names them all
     python scripts/bench.py growth                   # step time and memory over sizes: a table and bench/growth.svg
     python scripts/bench.py bert_mlm --profile TRACES --no_peer
 
-Both sides have the same weights, batches, dropout, optimizer, dtype and threads. Each is a process of its own; losses over 20
-steps are compared before anything is timed, then the sides run in turn, A B B A. Results go to WORKDIR/bench/*.json. On a GPU
-sizes are larger and matrix products run in bf16. The peer needs torch and transformers, here or in the Python of --peer_python.
+Both sides have the same weights, batches, dropout, optimizer, dtype and threads. Each runs in its
+own process. Losses over 20 steps are compared before anything is timed; then the sides run in turn,
+A B B A. Results go to WORKDIR/bench/*.json. On a GPU, sizes are larger and matrix products run in
+bf16. The peer needs torch and transformers, in this Python or in that of --peer_python.
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""Evaluates a run at its best step (its newest, if none was chosen); the last line of stdout is one JSON object.
+"""Evaluates a run at its best step (or its newest, if none was chosen). The last line of stdout is
+one JSON object.
 
 python scripts/evaluate.py --workdir runs/mine --split test --files test.csv
 """

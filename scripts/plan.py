@@ -1,12 +1,14 @@
-"""Reports what a config's training step needs on hardware that is not here, before you pay for it.
+"""Reports the resources that a config's training step needs on hardware that you do not have,
+before you pay for it.
 
     python scripts/plan.py --config configs/scale.py:bert_large --topology v5e:4x4
     python scripts/plan.py --config configs/bert_mlm.py --topology gpu:h200
     python scripts/plan.py --config configs/bert_mlm.py --topology cpu:8 --sharding --config.mesh.rules=fsdp \\
         --config.mesh.axes='{"fsdp": -1}'
 
-For a TPU slice the step is compiled by the TPU's compiler, which needs libtpu and no TPU: pip install libtpu. For GPUs
-and CPUs, and with --analytic, the figures come from formulas. With --json the last line is one object.
+For a TPU slice, the TPU's compiler compiles the step. This needs libtpu, but no TPU: pip install
+libtpu. For GPUs and CPUs, and with --analytic, the numbers come from formulas. With --json, the
+last line is one JSON object.
 """
 
 import argparse

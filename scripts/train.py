@@ -1,4 +1,4 @@
-"""Trains what a config describes, or continues it: the same command again resumes from the newest checkpoint.
+"""Trains the model of a config. Run the same command again to resume from the newest checkpoint.
 
     python scripts/train.py --config configs/bert_mlm.py:tiny --workdir runs/tiny
     python scripts/train.py --config configs/bert_classify.py:files --workdir runs/mine \\

@@ -1,4 +1,4 @@
-"""Trains a tokenizer on text files and writes it in Hugging Face's layout.
+"""Trains a tokenizer on text files and writes it in Hugging Face's format.
 
 python scripts/train_tokenizer.py --files 'books/*.txt' --kind wordpiece --vocab_size 8000 --output tokenizer
 """

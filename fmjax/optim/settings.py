@@ -1,4 +1,4 @@
-"""The settings that every optimizer has, and what their values must be."""
+"""The settings that all optimizers share, and their limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Settings:
     learning_rate: float = 1e-4
     schedule: str = "linear"
     warmup_steps: int | None = None  # at most one of warmup_steps and warmup_ratio
-    warmup_ratio: float | None = None  # of all steps, rounded up as transformers does
+    warmup_ratio: float | None = None  # fraction of all steps, rounded up as in transformers
     end_fraction: float = 0.0
     weight_decay: float = 0.01
     l1: float = 0.0
@@ -30,11 +30,11 @@ class Settings:
     freeze: Sequence[str] = ()
     # Regular expression -> factor.
     multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    layer_decay: float = 1.0  # of the learning rate, for each layer farther from the output
+    layer_decay: float = 1.0  # factor on the learning rate for each layer farther from the output
     ema: float | None = None
 
 
-# What a setting must be: the test, and its name in words.
+# Limits of settings: the test, and its description.
 Limit = tuple[Callable[[float], bool], str]
 FRACTION: Limit = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
 BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "a number from 0 to less than 1")
@@ -63,7 +63,7 @@ LIMITS: dict[str, Limit] = {
     "layer_decay": (lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
     "ema": BELOW_ONE,
 }
-# The settings that are no numbers.
+# Settings that are not numbers.
 OTHERS: dict[str, limits.Limit] = {
     "schedule": limits.text,
     "no_decay": limits.texts,
@@ -74,7 +74,7 @@ OTHERS: dict[str, limits.Limit] = {
 
 
 def choose(setting: str, name: str, choices: Mapping[str, T]) -> T:
-    """Returns the choice of that name. Raises UserError if there is none."""
+    """Returns the choice named `name`. Raises UserError if there is none."""
     if not isinstance(name, str) or name not in choices:
         hint = nearest(str(name), choices)
         raise UserError(

@@ -1,4 +1,4 @@
-"""The text of a plan: the figures of a step, and where each parameter goes."""
+"""The text of a plan: the resources of a step, and the sharding of each parameter."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ MEMORY = ("arguments", "outputs", "aliased", "temporaries")
 
 
 def sharding_rows(config: Config, topology: Topology) -> list[Record]:
-    """Returns of each parameter its name, shape, logical axes, mesh axes and bytes per device.
+    """Returns the name, shape, logical axes, mesh axes and bytes per device of each parameter.
 
-    Raises UserError as `plan` does.
+    Raises UserError like `plan`.
     """
     step = describe_step(config, topology.devices())
     boxed = jax.eval_shape(

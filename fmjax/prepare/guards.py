@@ -1,4 +1,4 @@
-"""Guards of a preparation: it can be interrupted, and only one runs in an output folder."""
+"""Guards for preparing data: interruption, and a lock on the output folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_one(output: Path, work: Path) -> Iterator[None]:
-    """Locks the output folder. Raises UserError if another process has."""
+    """Locks the output folder. Raises UserError if another process has locked it."""
     with (work / "lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,5 +1,5 @@
-"""Which metric chooses the best step or ends a run, and which of its values are better: that
-follows from the metric.
+"""The metric that chooses the best step or ends a run, and whether higher or lower values are
+better, which the metric determines.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ MODES = ("max", "min")
 
 
 def best_step(config: Config, task: Task) -> Best | None:
-    """Returns the metric whose best step is kept, None if none is. Raises UserError as `chosen`
-    does.
-    """
+    """Returns the metric whose best step is kept, or None. Raises UserError like `chosen`."""
     section = config["checkpoint"]
     metric = section.get("best")
     return (
@@ -28,9 +26,7 @@ def best_step(config: Config, task: Task) -> Best | None:
 
 
 def stopped_by(config: Config, task: Task) -> Best | None:
-    """Returns the metric that ends the run where it no longer improves, None if none does. Raises
-    UserError as `chosen` does.
-    """
+    """Returns the metric for early stopping, or None. Raises UserError like `chosen`."""
     section = config["train"]["early_stopping"]
     if not section["patience"]:
         return None
@@ -39,15 +35,15 @@ def stopped_by(config: Config, task: Task) -> Best | None:
 
 
 def check_metrics(config: Config, task: Task) -> None:
-    """Raises UserError, as `chosen` does, for a metric that the config chooses by or stops by."""
+    """Raises UserError, like `chosen`, for the metrics of the best step and of early stopping."""
     best_step(config, task)
     stopped_by(config, task)
 
 
 def check_evaluated(config: Config, splits: Collection[str]) -> None:
-    """Says if no step can be the best, as there is no validation data.
+    """Prints a line if no step can be the best because there is no validation data.
 
-    Raises UserError if early stopping is asked for and nothing is evaluated during the run.
+    Raises UserError if early stopping is on but nothing is evaluated during the run.
     """
     best = config["checkpoint"].get("best")
     if best and "validation" not in splits:
@@ -69,8 +65,8 @@ def check_evaluated(config: Config, splits: Collection[str]) -> None:
 
 
 def stored_best(config: Config, task: Task) -> Best | None:
-    """Returns the metric whose best step a run has kept. The metric decides, whatever an old config
-    says of it.
+    """Returns the metric whose best step a run has kept. The metric determines the mode, even if an
+    old config contradicts it.
     """
     metric = config["checkpoint"].get("best")
     return (
@@ -83,8 +79,8 @@ def stored_best(config: Config, task: Task) -> Best | None:
 def chosen(key: str, metric: str, mode_key: str, mode: str | None, task: Task) -> Best:
     """Returns a metric of the task, and whether its largest or its smallest value is the best.
 
-    Raises UserError if the task has no such metric, if the config's `mode` contradicts what is
-    known of the metric, or if nothing is known and the config does not say."""
+    Raises UserError if the task has no such metric, if the config's `mode` contradicts the metric,
+    or if the mode is neither known nor set."""
     measures = task.measures
     if metric not in measures:
         hint = nearest(metric, measures)

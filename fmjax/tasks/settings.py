@@ -1,6 +1,6 @@
-"""What the settings of tasks may be: their types, and the ranges that hold in every task.
+"""Limits of task settings: their types, and the ranges that apply to every task.
 
-Ranges and choices that are a single task's own are checked where it is defined.
+Ranges and choices of a single task are checked where the task is defined.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from fmjax.config import limits
 from fmjax.errors import UserError
 
-TOKENS, PIXELS, COUNT = 2**20, 2**14, 10_000  # the most of each that a setting may ask for
+TOKENS, PIXELS, COUNT = 2**20, 2**14, 10_000  # upper limits of settings
 LIMITS: dict[str, limits.Limit] = {
     "labels": limits.unique_texts,
     "label_columns": limits.unique_texts,
@@ -45,13 +45,13 @@ LIMITS: dict[str, limits.Limit] = {
     "resize_size": limits.count(0, PIXELS),
     "shift": limits.count(0, PIXELS),
 }
-# Settings of which 0 means "as another one", in the tasks whose default it is.
+# Settings whose 0 means "same as another", in tasks where 0 is the default.
 MAY_BE_ZERO = ("max_new_tokens",)
 
 
 def typed(task: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a task's settings with the types of its fields: lists are tuples, since settings are
-    hashable and JSON has no tuples; labels that are whole numbers are their names.
+    """Returns a task's settings with the types of its fields. Lists become tuples, since settings
+    are hashable and JSON has no tuples; labels that are whole numbers become names.
 
     Raises UserError, naming the key, for a value of another type.
     """

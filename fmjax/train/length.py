@@ -1,6 +1,4 @@
-"""How long a run is: its number of steps, and what a longer run changes in the learning rate of one
-that goes on.
-"""
+"""The number of steps of a run, and the change of the learning rate when a run is extended."""
 
 from __future__ import annotations
 
@@ -14,9 +12,10 @@ from fmjax.errors import UserError
 
 
 def total_steps(config: Config, examples: int) -> int:
-    """Returns the number of steps: as given, or of as many epochs, the last one rounded up.
+    """Returns the number of steps: as set, or for the number of epochs, rounded up.
 
-    Raises UserError unless exactly one of train.steps and train.epochs is given and positive.
+    Raises UserError unless exactly one of train.steps and train.epochs is set, to a positive
+    number.
     """
     steps, epochs = config["train"].get("steps"), config["train"].get("epochs")
     if (steps is None) == (epochs is None):
@@ -31,7 +30,7 @@ def total_steps(config: Config, examples: int) -> int:
 
 
 def checked_steps(config: Config, train: Examples) -> int:
-    """Returns the number of steps. Raises UserError if the training data have too few examples."""
+    """Returns the number of steps. Raises UserError if the training data has too few examples."""
     size = config["data"]["batch_size"]
     if len(train) < size:
         few = f"the training data has {len(train)} examples, fewer than data.batch_size={size}"
@@ -42,21 +41,21 @@ def checked_steps(config: Config, train: Examples) -> int:
 
 
 def steps_before(workdir: Path, train: Examples) -> int:
-    """Returns the number of steps that the stored config of a run asks for."""
+    """Returns the number of steps in the stored config of a run."""
     return total_steps(read_config(workdir), len(train))
 
 
 def schedule_change(
     config: Config, params: PyTree, before: int, now: int, begun: int, workdir: Path
 ) -> str | None:
-    """Returns what another length changes in the learning rate of a run, None if nothing.
+    """Returns a line about the change of a run's learning rate for another length, or None.
 
     Args:
-      config: the run's.
+      config: the run's config.
       params: its parameters, or their shapes.
-      before: how many steps it had.
-      now: how many it has.
-      begun: the step that it goes on from.
+      before: its former number of steps.
+      now: its new number of steps.
+      begun: the step that it continues from.
       workdir: its folder.
     """
     section = config["optim"]
@@ -75,7 +74,7 @@ def schedule_change(
 
 
 def warm_up(section: Config, steps: int) -> int:
-    """Returns how many of a run's steps warm up."""
+    """Returns the number of warm-up steps of a run."""
     given = optim.Settings(
         warmup_steps=section.get("warmup_steps"), warmup_ratio=section.get("warmup_ratio")
     )

@@ -1,5 +1,5 @@
-"""What a run's config leaves open of the model: its sizes, from the weights that it starts from,
-the processors or a name.
+"""Resolves the model settings that a config leaves open, from the starting weights, the processors
+or a named size.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fmjax.models import Family
 def resolve_model(
     config: Config, source: Pretrained | None, processors: Processors, task: Task
 ) -> nn.Module:
-    """Returns the model: of the size named in the config, or of that of the weights it starts from.
+    """Returns the model, with the size named in the config or that of the starting weights.
 
-    Raises UserError if family, size, processors or vocabulary do not fit each other.
+    Raises UserError if family, size, processors or vocabulary are incompatible.
     """
     if "text" not in processors and config["data"].get("tokenizer"):
         raise UserError(
@@ -59,8 +59,8 @@ def resolve_model(
 
 
 def check_kinds(config: Config, family: Family, processors: Processors) -> None:
-    """Raises UserError if the task reads another kind of data than the family: it has no setting
-    for what follows from it.
+    """Raises UserError if the task reads another kind of data than the family, which then has no
+    setting for it.
     """
     name, fields = config["model"]["name"], family.Settings.__dataclass_fields__
     read = {processor.kind: type(processor) for processor in processors.values()}
@@ -79,7 +79,7 @@ def check_kinds(config: Config, family: Family, processors: Processors) -> None:
 
 
 def fresh_settings(family: Family, processors: Processors) -> Config:
-    """Returns the settings of a fresh model that follow from its processors."""
+    """Returns the settings of a new model that its processors determine."""
     texts = processors.get("text")
     followed: Config = {}
     if isinstance(texts, text.Processor):
