@@ -58,7 +58,7 @@ def test_a_tokenizer_that_has_moved(run, data, refused, tmp_path):
 
     train_tokenizer(["quite another text"] * 9, "wordpiece", 60).save(tmp_path / "other")
     message = refused(tmp_path / "run", "train.steps=1", f"data.tokenizer={tmp_path / 'other'}")
-    assert "other: is not the tokenizer that the run began with" in message and "; name that" in message
+    assert "other: is not the tokenizer that the run started with" in message and "; use that one" in message
 
 
 def test_a_metric_that_is_undefined_ends_no_run(run, data, tmp_path, capsys):

@@ -91,7 +91,7 @@ def ordered(first: Mapping[str, int], where: Where) -> tuple[str, ...]:
             found = ", ".join(sorted(first)[:10])
             raise RecordError(
                 where(index),
-                f'label "{name}" is out of range; whole-number labels run from 0 without gaps, and '
+                f'label "{name}" does not fit; whole-number labels run from 0 without gaps, and '
                 f"those of the training data are {found}; correct the record, or list the labels "
                 "in task.labels",
                 index,

@@ -35,7 +35,7 @@ def test_names_of_values():
 def test_order_of_labels():
     assert ordered({"b": 0, "a": 1}, str) == ("a", "b") and ordered({"10": 0} | {str(n): n for n in range(10)}, str)[10] == "10"
     assert ordered({"②": 0, "①": 1, "²": 2, "١": 3}, str) == ("²", "١", "①", "②")  # digits to Python, and names
-    with pytest.raises(RecordError, match='7: label "3" is out of range; whole-number labels run from 0'):
+    with pytest.raises(RecordError, match='7: label "3" does not fit; whole-number labels run from 0'):
         ordered({"0": 0, "3": 7}, str)
 
 

@@ -199,7 +199,10 @@ def test_labels_are_named_in_files_that_datasets_wrote(tmp_path):
         (lambda folder: (folder / "data-00001-of-00002.arrow").unlink(), "00002.arrow: is named in state.json but missing"),
         (lambda folder: (folder / "state.json").unlink(), "has no state.json"),
         (lambda folder: (folder / "state.json").write_text('{"_data_files": []}'), "no records for train"),
-        (lambda folder: (folder / "state.json").write_text('{"_data_files": [{"filename": "../a"}]}'), "is named in state.json but missing"),
+        (
+            lambda folder: (folder / "state.json").write_text('{"_data_files": [{"filename": "../a"}]}'),
+            "is named in state.json but missing",
+        ),
         (lambda folder: (folder / "state.json").write_text('{"_indices_data_files": [{}]}'), "it again with a newer version"),
         (lambda folder: (folder / "dataset_info.json").write_text("{"), "dataset_info.json: cannot be read as JSON"),
         (lambda folder: (folder / "dataset_info.json").unlink(), "dataset_info.json: cannot be read as JSON"),

@@ -121,7 +121,7 @@ def test_line_feeds_end_words(trained):
 def test_unmarked_words_are_refused(tmp_path):
     model = tokenizers.models.BPE({"a": 0, "b</w>": 1}, [], end_of_word_suffix="</w>")
     tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="do not show where words begin"):
+    with pytest.raises(UserError, match="do not mark where words begin"):
         load_tokenizer(tmp_path).word_starts(np.array([0, 1]))
 
 
@@ -249,7 +249,7 @@ def test_characters_are_tokens():
     assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id) == (0, 1, 2) and tokenizer.special_ids == {0, 1, 2}
     # Where not all fit, the frequent ones stay.
     assert [train_tokenizer(["cbbaaa"], "char", 5).token(number) for number in (3, 4)] == ["a", "b"]
-    with pytest.raises(UserError, match="do not show where words begin"):
+    with pytest.raises(UserError, match="do not mark where words begin"):
         train_tokenizer(["ab"], "char", 9).word_starts(ids[2])
 
 
