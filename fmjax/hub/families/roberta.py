@@ -52,8 +52,8 @@ def express(settings: Any, pad_id: int | None) -> Config:
     offset = settings.position_offset
     if pad_id is not None and pad_id != offset - 1:
         raise UserError(
-            f"the tokenizer's padding id is {pad_id} but model.position_offset={offset}, which in the "
-            f"reference is the padding id + 1; train with model.position_offset={pad_id + 1}"
+            f"the tokenizer's padding id is {pad_id} but model.position_offset={offset}, which is "
+            f"the padding id + 1 in the reference; train with model.position_offset={pad_id + 1}"
         )
     return {"pad_token_id": offset - 1, "max_position_embeddings": settings.positions + offset}
 
