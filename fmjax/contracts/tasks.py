@@ -80,7 +80,7 @@ class Task:
 
     @property
     def leading(self) -> tuple[str, ...]:
-        """The two metrics to show beside the loss."""
+        """The leading metrics, at most two, to show beside the loss."""
         return tuple(name for name in self.measures if name != "loss")[:2]
 
     @property

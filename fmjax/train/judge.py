@@ -103,8 +103,8 @@ class Judge:
         return self.metrics if self.evaluated == step else None
 
     def out_of_patience(self, step: int) -> bool:
-        """Returns, and prints, whether none of the last `patience` evaluations was better than the
-        best before them.
+        """Returns whether none of the last `patience` evaluations was better than the best before
+        them; if so, prints a line.
         """
         if self.stopping is None:
             return False
