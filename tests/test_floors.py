@@ -76,7 +76,6 @@ def test_the_layout_names_nothing_that_is_not_there() -> None:
 WIDE = {
     "inference/pretrained.py",
     "runs/checkpoint.py",
-    *(f"tasks/{name}.py" for name in ("labels", "qa", "span_corruption", "tag")),
 }
 
 
