@@ -53,7 +53,8 @@ class Ours:
         """Builds the model of a job, with the dropout of a phase, and what takes a step. Compiles
         nothing yet.
         """
-        from fmjax.inference.pretrained import abstract_params, load
+        from fmjax.inference.load import load
+        from fmjax.inference.pretrained import abstract_params
         from fmjax.pytree import names, unnames
 
         self.folder = folder

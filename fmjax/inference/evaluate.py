@@ -24,7 +24,7 @@ from fmjax.decoding.loop import as_generator, generate
 from fmjax.decoding.settings import settings_for
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
-from fmjax.inference.pretrained import load_run
+from fmjax.inference.load import load_run
 from fmjax.metrics.classes import defined
 from fmjax.runs.logs import Bar
 

@@ -13,6 +13,7 @@ import numpy as np
 from fmjax.contracts import Config, HostBatch, Processors, PyTree, Record, Task, Value, Where
 from fmjax.decoding.settings import Generation, merge
 from fmjax.errors import UserError
+from fmjax.inference.answers import check_answers
 
 CHUNK = 32  # examples predicted at once
 WINDOW = 256  # examples read at once, of which those of similar length are predicted together
@@ -64,6 +65,22 @@ class Predictor:
         """
         batch = self.read(examples, where)
         return self.task.describe(self.compute(batch, first), batch, self.processors)
+
+    def finite_answers(
+        self, examples: Sequence[Value], where: Where, first: int = 0
+    ) -> list[Record]:
+        """Returns the answer to each of any number of examples, a chunk at a time.
+
+        Raises UserError as `read` does, and for an answer with NaN or infinity.
+        """
+        found: list[Record] = []
+        for begin in range(0, len(examples), self.chunk):
+            chunk = examples[begin : begin + self.chunk]
+            named = [where(index) for index in range(begin, begin + len(chunk))]
+            answers = self.answers(chunk, named.__getitem__, first + begin)
+            check_answers(answers, named.__getitem__)
+            found += answers
+        return found
 
     def answers_or_errors(
         self, examples: Sequence[Value], where: Where, first: int = 0

@@ -16,7 +16,7 @@ evaluation; 7. `inputs(examples, processors, max_length, where)` and `describe(o
 processors)`: prediction.
 
 `labels.py`, `imbalance.py`, `token_rows.py`, `images.py` and `facts.py` hold what tasks share;
-`words.py` and `tagged_texts.py` are parts of `tag`, `question_windows.py` of `qa`, `denoisers.py` of
+`words.py` and `tagged_texts.py` belong to `tag`, `question_windows.py` to `qa`, `denoisers.py` to
 `span_corruption`. A name with a dot is a module outside of fmjax, whose package FMJAX_EXTENSIONS
 has to permit."""
 

@@ -31,7 +31,8 @@ from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance
 from fmjax.decoding.settings import check_generation
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
-from fmjax.inference.pretrained import Pretrained, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
