@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
+from fmjax.config.commandline import Flags
 from fmjax.contracts import Config, HostBatch, Processors, PyTree, Record, Task, Value, Where
 from fmjax.decoding.settings import Generation, merge
 from fmjax.errors import UserError
@@ -19,6 +20,7 @@ CHUNK = 32  # examples predicted at once
 WINDOW = 256  # examples read at once, of which those of similar length are predicted together
 PER_TOKEN = ("lm", "mlm")  # heads whose outputs are large: they are computed a CHUNK at a time
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "num_beams")  # of the command line
 SEEDS = 2**32  # a random key has 32 bits of a seed
 
 
@@ -121,6 +123,22 @@ class Predictor:
         except UserError as error:
             return error
         return None
+
+
+def add_flags(flags: Flags) -> None:
+    """Adds the flags of a script that predicts: FLAGS, the settings of generation, and the seed."""
+    flags.add("--max_new_tokens", type=int, help="how many tokens to generate at most")
+    flags.add(
+        "--temperature", type=float, help="0: the likeliest token each time; above 0: sampling"
+    )
+    flags.add("--top_k", type=int, help="sample from the k likeliest tokens")
+    flags.add(
+        "--top_p",
+        type=float,
+        help="sample from the likeliest tokens that have this probability together",
+    )
+    flags.add("--num_beams", type=int, help="search with so many beams")
+    flags.add("--seed", type=int, help="of sampling (default: 0)")
 
 
 def chosen(given: Mapping[str, Value], own: Mapping[str, Value]) -> Config:
