@@ -16,7 +16,7 @@ ORDER = [
     "config", "distributed", "optim", "layers",
     "data/characters",
     "data/records", "data/tokenizers", "data/stream", "data/storage", "data/kinds", "data/augment", "data/sources", "data/splits",
-    "metrics", "models", "hub", "tasks", "decoding", "defaults", "limits", "keys", "runs", "inference", "train", "planning",
+    "metrics", "models", "hub", "tasks", "decoding", "defaults", "runs", "inference", "train", "planning",
     "prepare", "examples", "bench",
 ]  # fmt: skip
 FLOORS = {name: floor for floor, name in enumerate(ORDER)}

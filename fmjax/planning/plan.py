@@ -31,11 +31,11 @@ from fmjax.distributed.layout import accumulation, lay_out
 from fmjax.distributed.sharding import batch_shardings
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
-from fmjax.limits import check_config
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
 from fmjax.train.budget import device_bytes, saved_bytes
 from fmjax.train.length import total_steps
+from fmjax.train.limits import check_config
 from fmjax.train.stages import (
     Abstract,
     Built,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from fmjax import limits, pytree
+from fmjax import pytree
 from fmjax.config import continued
 from fmjax.contracts import Config, HostBatch, PyTree
 from fmjax.data.stream.batches import eval_batches
@@ -19,6 +19,7 @@ from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import lay_out
 from fmjax.runs import folder as run_folder
+from fmjax.train import limits
 from fmjax.train.budget import check_memory
 from fmjax.train.length import steps_before
 from fmjax.train.stages import Abstract, Built, Data, batch_shapes, build, describe, open_data
