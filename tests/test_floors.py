@@ -77,6 +77,16 @@ def test_files_stay_readable(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) <= 400
     assert max(map(len, lines), default=0) <= 100
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+def test_from_config_to_step_is_short() -> None:
+    """Who wants to know what a run does reads these files."""
+    stages = ("experiment", "stages", "resolve", "state", "step", "wrappers")
+    assert sum(len((PACKAGE / "train" / f"{name}.py").read_text().splitlines()) for name in stages) < 600
+    assert len((PACKAGE / "train" / "loop.py").read_text().splitlines()) <= 150
 
 
 def test_nothing_imports_a_framework_that_is_not_ours() -> None:
