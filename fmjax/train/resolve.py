@@ -82,9 +82,10 @@ def fresh_settings(family: Family, processors: Processors) -> Config:
 def check_vocabulary(section: Config, processors: Processors) -> None:
     """Raises UserError if the tokenizer has more pieces than the model has embeddings."""
     pieces = processors.sizes().get("vocab_size", 0)
-    if section.get("vocab_size", pieces) < pieces:
+    size = section.get("vocab_size", pieces)
+    if size < pieces:
         raise UserError(
-            f"the tokenizer has {pieces} pieces, more than model.vocab_size={section['vocab_size']} "
-            "embeddings; leave model.vocab_size out to fit it to the tokenizer, or name the "
+            f"the tokenizer has {pieces} pieces, more than model.vocab_size={size} embeddings; "
+            "leave model.vocab_size out to fit it to the tokenizer, or name the "
             "weights' own tokenizer"
         )
