@@ -172,10 +172,10 @@ def evaluate_run(
 
 
 def share(size: int) -> tuple[int, np.ndarray | None, Callable[[PyTree], PyTree]]:
-    """Returns the size of batches, the rows of each that this host computes (None: all), and what
-    gathers the rows of all hosts.
+    """Returns the batch size, the rows of a batch that this host computes (None: all), and the
+    function that gathers the rows of all hosts.
 
-    Several hosts have parts of the same size, so that batches may become a little larger.
+    The size is rounded up to a multiple of the number of hosts.
     """
     if not hosts.several():
         return size, None, jax.device_get

@@ -71,7 +71,7 @@ class Predictor:
     def finite_answers(
         self, examples: Sequence[Value], where: Where, first: int = 0
     ) -> list[Record]:
-        """Returns the answer to each of any number of examples, a chunk at a time.
+        """Returns the answers to any number of examples, computed a chunk at a time.
 
         Raises UserError as `read` does, and for an answer with NaN or infinity.
         """

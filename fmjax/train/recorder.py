@@ -107,9 +107,10 @@ class Recorder:
             self._log(step, metrics, rates)
 
     def computing(self, compiled: bool) -> AbstractContextManager[None]:
-        """Counts the time in the block as computing, unless the step is `compiled` there first.
+        """Returns the context in which a step is taken.
 
-        Of that, which takes long, it says so, once the last metrics are read.
+        If the step is `compiled` there first, which takes long, reads the last metrics, says so,
+        and leaves the time out of the rates.
         """
         if not compiled:
             return nullcontext()
