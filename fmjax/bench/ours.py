@@ -53,7 +53,8 @@ class Ours:
         """Builds the model of a job, with the dropout of a phase, and what takes a step. Compiles
         nothing yet.
         """
-        from fmjax.inference.pretrained import abstract_params, load
+        from fmjax.inference.load import load
+        from fmjax.inference.pretrained import abstract_params
         from fmjax.pytree import names, unnames
 
         self.folder = folder
@@ -77,11 +78,12 @@ class Ours:
     def build(self) -> None:
         """Makes the compiled training step and its first state, by the stages that training has."""
         from fmjax import tasks
+        from fmjax.data.stream.batches import batch_spec
         from fmjax.distributed import sharding
         from fmjax.distributed.layout import Layout
         from fmjax.randomness import dropout_key
         from fmjax.train.stages import describe, training_step
-        from fmjax.train.state import batch_spec, with_params
+        from fmjax.train.state import with_params
 
         model, task = self.pretrained.model, tasks.make(self.job["task"])
         devices = self.jax.devices()[: self.job["devices"]]

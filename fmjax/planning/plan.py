@@ -27,23 +27,17 @@ from fmjax.contracts import Config, PyTree, Value
 from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle, ConcatenatedSources, Source, Subset
 from fmjax.data.splits import open_sources
+from fmjax.data.stream.batches import batch_shapes
 from fmjax.distributed.layout import accumulation, lay_out
 from fmjax.distributed.sharding import batch_shardings
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
-from fmjax.limits import check_config
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
 from fmjax.train.budget import device_bytes, saved_bytes
 from fmjax.train.length import total_steps
-from fmjax.train.stages import (
-    Abstract,
-    Built,
-    batch_shapes,
-    build_model,
-    describe,
-    training_step,
-)
+from fmjax.train.limits import check_config
+from fmjax.train.stages import Abstract, Built, build_model, describe, training_step
 
 RECORDS = 200  # of the data that are looked at
 PIECES = 1000  # of the tokenizer that is trained on them

@@ -60,9 +60,7 @@ def mix(model: nn.Module, task: Task) -> PyTree:
 
 
 def unmixed(model: PyTree) -> PyTree:
-    """Returns the Linen module that is trained: that of a mixture has the heads of all its
-    parts.
-    """
+    """Returns the Linen module that is trained; that of a mixture has all parts' heads."""
     return model.model if isinstance(model, MixtureModel) else model
 
 

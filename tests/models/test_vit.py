@@ -15,7 +15,8 @@ import pytest
 from fmjax import models, pytree
 from fmjax.errors import UserError
 from fmjax.hub import families, folders
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.layers.grid import bicubic, resized, sinusoids_2d
 from fmjax.models.vit_embed import patches
 from fmjax.tasks import mae

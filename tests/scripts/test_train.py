@@ -25,11 +25,11 @@ FULL = ("optim.ema=0.9", "train.accumulate=2", "train.eval_every=4", "optim.clip
 # Sends itself a signal when the batch of a step has been read; a kill waits for the checkpoint before it.
 DRIVER = """
 import os, pathlib, sys, time
-from fmjax.train import loop
+from fmjax.data.stream.batches import TrainBatches
 from scripts import train
 
 number, step, sealed = {number}, {step}, {sealed!r}
-take, taken = loop.TrainBatches.__next__, 0
+take, taken = TrainBatches.__next__, 0
 
 def next_batch(self):
     global taken
@@ -40,7 +40,7 @@ def next_batch(self):
         os.kill(os.getpid(), number)
     return take(self)
 
-loop.TrainBatches.__next__ = next_batch
+TrainBatches.__next__ = next_batch
 sys.exit(train.main(sys.argv[1:]))
 """
 KILL, TERM, INT, STOP = 9, 15, 2, 19
