@@ -94,6 +94,7 @@ MODEL = {
     "initializer_factor": "scale of the initial weights",
     "initializer_range": "standard deviation of the initial weights",
     "layers": "number of layers",
+    "loss_chunk": "rows per device whose logits exist at once (0: chosen by size, -1: all)",
     "mlp_bias": "biases in the MLPs",
     "mlp_width": "width of the MLPs",
     "out_bias": "a bias behind attention",

@@ -26,6 +26,7 @@ from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.inference.load import load_run
 from fmjax.metrics.classes import defined
+from fmjax.models.sizes import with_chunks
 from fmjax.runs.logs import Bar
 
 
@@ -48,9 +49,11 @@ def make_predict(model: nn.Module, task: Task, processors: Processors) -> Predic
     """Returns the function (params, batch) -> the task's per-example predictions, without dropout;
     with what the model generates, as `generated`, if the task needs that."""
 
+    reads = with_chunks(model, task.chunked)
+
     @jax.jit
     def predict(params: PyTree, batch: Batch) -> Arrays:
-        outputs: PyTree = model.apply({"params": params}, batch)
+        outputs: PyTree = reads.apply({"params": params}, batch)
         return task.predictions(outputs, batch)
 
     if not task.needs_generation or task.generation is None:

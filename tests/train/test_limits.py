@@ -54,6 +54,7 @@ MEANINGFUL: dict[str, tuple[object, ...]] = {
     "model.position_offset": (0,),
     "model.token_types": (0,),
     "model.window": (0,),
+    "model.loss_chunk": (-1, 0, WHOLE),
     "model.decoder_layers": (0,),
     "model.decoder_attention_heads": (0,),
     "model.decoder_mlp_width": (0,),

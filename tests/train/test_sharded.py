@@ -122,3 +122,11 @@ def test_every_algorithm_trains_sharded_as_on_one_device(family, name, layout, f
     found = losses(case(family, folder), sharding.make_mesh(axes), sharding.RULES[rules], optimizer_settings=settings)
     expected = losses(case(family, folder), one_device(), sharding.RULES["dp"], optimizer_settings=settings)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_sharded_logits_in_chunks_are_those_of_one_device(folder, capfd):
+    """The vocabulary over `tensor`, the table's width and rows over `fsdp`; 64 rows on a device, 24 at once."""
+    rules, axes = LAYOUTS[3]
+    found = losses(case("gpt", folder), sharding.make_mesh(axes), sharding.RULES[rules], loss_chunk=24)
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+    np.testing.assert_allclose(found, alone("gpt", folder), rtol=0, atol=1e-5)
