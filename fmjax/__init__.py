@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fmjax.inference.convert import convert
     from fmjax.inference.evaluate import evaluate_run as evaluate
-    from fmjax.inference.pretrained import load
+    from fmjax.inference.load import load
     from fmjax.planning.plan import plan_config as plan
     from fmjax.train.fit import fit
 
@@ -28,7 +28,7 @@ PLACES = {
     "convert": ("fmjax.inference.convert", "convert"),
     "evaluate": ("fmjax.inference.evaluate", "evaluate_run"),
     "fit": ("fmjax.train.fit", "fit"),
-    "load": ("fmjax.inference.pretrained", "load"),
+    "load": ("fmjax.inference.load", "load"),
     "plan": ("fmjax.planning.plan", "plan_config"),
 }
 

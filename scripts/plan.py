@@ -20,11 +20,11 @@ if not __package__:  # run as a file: a checkout need not be installed
 
 import jax
 
-from fmjax import keys
 from fmjax.config import commandline
 from fmjax.config.json_files import to_line
 from fmjax.planning.plan import plan, read_topology
 from fmjax.planning.report import sharding_table, table
+from fmjax.train import keys
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,9 +12,9 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax import keys
 from fmjax.config import commandline, overridden_keys
 from fmjax.distributed import hosts
+from fmjax.train import keys
 from fmjax.train.dry_run import dry_run
 from fmjax.train.loop import train
 

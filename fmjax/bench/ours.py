@@ -52,7 +52,8 @@ class Ours:
         """Builds the model of a job, with the dropout rates of a phase, and its step function.
         Compiles nothing yet.
         """
-        from fmjax.inference.pretrained import abstract_params, load
+        from fmjax.inference.load import load
+        from fmjax.inference.pretrained import abstract_params
         from fmjax.pytree import names, unnames
 
         self.folder = folder
@@ -76,11 +77,12 @@ class Ours:
     def build(self) -> None:
         """Builds the compiled training step and its first state, with the stages of training."""
         from fmjax import tasks
+        from fmjax.data.stream.batches import batch_spec
         from fmjax.distributed import sharding
         from fmjax.distributed.layout import Layout
         from fmjax.randomness import dropout_key
         from fmjax.train.stages import describe, training_step
-        from fmjax.train.state import batch_spec, with_params
+        from fmjax.train.state import with_params
 
         model, task = self.pretrained.model, tasks.make(self.job["task"])
         devices = self.jax.devices()[: self.job["devices"]]

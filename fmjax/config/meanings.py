@@ -93,6 +93,7 @@ MODEL = {
     "initializer_factor": "scale of the initial weights",
     "initializer_range": "standard deviation of the initial weights",
     "layers": "number of layers",
+    "loss_chunk": "rows per device whose logits exist at once (0: chosen by size, -1: all)",
     "mlp_bias": "whether the MLPs have biases",
     "mlp_width": "width of the MLPs",
     "out_bias": "whether the output projection of attention has a bias",

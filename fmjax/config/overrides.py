@@ -127,7 +127,7 @@ def _override(
     elif isinstance(field, FieldReference):
         unset = text.strip().lower() == "none"
         node[key] = None if unset else _parse(name, text, field.get_type(), field.get())
-    else:
+    elif field is not None or text.strip().lower() != "none":  # None is as the file left it
         node[key] = _parse(name, text, type(field), field)
 
 

@@ -33,6 +33,9 @@ class Task:
         tuple[str, ...]
     ] = ()  # arrays that are 0 only in padding; empty: segment_ids or attention_mask
     sized: ClassVar[tuple[str, ...]] = ()  # arrays of `inputs` whose last axis is a length
+    # Heads whose logits `loss` and `predictions` read through `layers/vocabulary.py` alone: these
+    # may be `VocabularyLogits`.
+    chunked: ClassVar[tuple[str, ...]] = ()
     labels: tuple[str, ...] = ()  # the names of classes
     # The kind of labels: an example has one (single), several (multi), or a number (regression).
     kind: str = "single"

@@ -209,6 +209,17 @@ def mesh_axes(logical: str | None, rules: Rules, mesh: Mesh | AbstractMesh) -> t
     return tuple(axis for axis in written(axes) if axis in mesh.shape)
 
 
+def axes_in_force(logical: str | None, size: int) -> tuple[str, ...]:
+    """Returns the mesh axes over which the rules in force divide an axis of that size.
+
+    None without a mesh, or if they do not divide the size, such as that of a single row.
+    """
+    rules: Rules = {logical: axes or () for logical, axes in nn.get_logical_axis_rules()}
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in mesh_axes(logical, rules, mesh) if mesh.shape[axis] > 1)
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+
+
 def spec_sharding(
     name: str, shape: tuple[int, ...], logical: tuple[str | None, ...], rules: Rules, mesh: Mesh
 ) -> NamedSharding:

@@ -17,7 +17,8 @@ from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.inference.export import special_type
 from fmjax.inference.folder_task import folder_task
-from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, load, position_count
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, position_count
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 

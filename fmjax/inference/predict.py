@@ -28,8 +28,9 @@ from fmjax.inference.inputs import (
     open_inputs,
     with_names,
 )
+from fmjax.inference.load import load
 from fmjax.inference.predicting import Predictor
-from fmjax.inference.pretrained import Pretrained, load
+from fmjax.inference.pretrained import Pretrained
 from fmjax.runs.logs import Bar
 
 

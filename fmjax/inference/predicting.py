@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
+from fmjax.config.commandline import Flags
 from fmjax.contracts import Config, HostBatch, Processors, PyTree, Record, Task, Value, Where
 from fmjax.decoding.settings import Generation, merge
 from fmjax.errors import UserError
+from fmjax.inference.answers import check_answers
 
 CHUNK = 32  # examples predicted at once
 WINDOW = 256  # examples read at once; those of similar length are predicted together
 PER_TOKEN = ("lm", "mlm")  # heads with large outputs, which are computed one CHUNK at a time
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "num_beams")  # of the command line
 SEEDS = 2**32  # a random key has 32 bits of a seed
 
 
@@ -63,6 +66,22 @@ class Predictor:
         batch = self.read(examples, where)
         return self.task.describe(self.compute(batch, first), batch, self.processors)
 
+    def finite_answers(
+        self, examples: Sequence[Value], where: Where, first: int = 0
+    ) -> list[Record]:
+        """Returns the answers to any number of examples, computed a chunk at a time.
+
+        Raises UserError as `read` does, and for an answer with NaN or infinity.
+        """
+        found: list[Record] = []
+        for begin in range(0, len(examples), self.chunk):
+            chunk = examples[begin : begin + self.chunk]
+            named = [where(index) for index in range(begin, begin + len(chunk))]
+            answers = self.answers(chunk, named.__getitem__, first + begin)
+            check_answers(answers, named.__getitem__)
+            found += answers
+        return found
+
     def answers_or_errors(
         self, examples: Sequence[Value], where: Where, first: int = 0
     ) -> list[Record | UserError]:
@@ -104,6 +123,22 @@ class Predictor:
         except UserError as error:
             return error
         return None
+
+
+def add_flags(flags: Flags) -> None:
+    """Adds the flags of a script that predicts: FLAGS, the settings of generation, and the seed."""
+    flags.add("--max_new_tokens", type=int, help="how many tokens to generate at most")
+    flags.add(
+        "--temperature", type=float, help="0: the likeliest token each time; above 0: sampling"
+    )
+    flags.add("--top_k", type=int, help="sample from the k likeliest tokens")
+    flags.add(
+        "--top_p",
+        type=float,
+        help="sample from the likeliest tokens that have this probability together",
+    )
+    flags.add("--num_beams", type=int, help="search with so many beams")
+    flags.add("--seed", type=int, help="of sampling (default: 0)")
 
 
 def chosen(given: Mapping[str, Value], own: Mapping[str, Value]) -> Config:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeVar
 
 from fmjax.config import limits
-from fmjax.contracts import Model, Value
+from fmjax.contracts import Model, PyTree, Value
 from fmjax.errors import UserError, nearest
-from fmjax.layers.heads import HeadTable
+from fmjax.layers.heads import HeadTable, Lm, MaskedLm, chosen
 from fmjax.layers.mlp import ACTIVATIONS
 from fmjax.layers.stack import REMAT, Layers
 
@@ -60,6 +60,7 @@ LIMITS: dict[str, limits.Limit] = {
     "pooler_activation": limits.choice(ACTIVATIONS),
     "dtype": limits.choice(DTYPES),
     "remat": limits.choice(REMAT),
+    "loss_chunk": limits.count(-1, hint="0 chooses by size, -1 is all rows at once"),
     "stochastic_depth": RATE,
     "dropout": RATE,
     "embedding_dropout": RATE,
@@ -81,6 +82,9 @@ class Compute:
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"  # or dots, everything: what the backward pass recomputes
+    # Rows per device whose logits over the vocabulary the loss computes at once; 0: all, or 1,024
+    # where that would take more than 256 MiB; -1: all.
+    loss_chunk: int = 0
 
     def stacked(self, count: int) -> Layers:
         """Returns the settings of a stack of `count` layers."""
@@ -153,3 +157,24 @@ def checked(model: ModelT) -> ModelT:
                 f'the task needs a head "{kind}", which this model lacks; it has {known}'
             )
     return model
+
+
+def with_chunks(
+    model: PyTree, kinds: Iterable[str], rows: Mapping[str, int] | None = None
+) -> PyTree:
+    """Returns a model of the same parameters for a loss: its heads of these kinds, if they are over
+    a vocabulary, may return `VocabularyLogits`.
+
+    `rows` are those of a chunk by kind; by default `model.loss_chunk` decides. An extension's own
+    heads stay as they are.
+    """
+    found = set(kinds) & set(model.heads)
+    if not found or not isinstance(model.settings, Compute):
+        return model
+    makers = chosen(model.head_makers(), model.heads)
+    heads = dict(model.heads)
+    for kind in found:
+        if isinstance(makers[kind](parent=None), Lm | MaskedLm):
+            chunk = (rows or {}).get(kind, model.settings.loss_chunk)
+            heads[kind] = {**heads[kind], "chunk": chunk}
+    return model.clone(heads=heads)

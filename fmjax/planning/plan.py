@@ -27,23 +27,17 @@ from fmjax.contracts import Config, PyTree, Value
 from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle, ConcatenatedSources, Source, Subset
 from fmjax.data.splits import open_sources
+from fmjax.data.stream.batches import batch_shapes
 from fmjax.distributed.layout import accumulation, lay_out
 from fmjax.distributed.sharding import batch_shardings
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
-from fmjax.limits import check_config
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
-from fmjax.train.budget import device_bytes, saved_bytes
+from fmjax.train.budget import chunked_logits, device_bytes, logits_bytes, saved_bytes
 from fmjax.train.length import total_steps
-from fmjax.train.stages import (
-    Abstract,
-    Built,
-    batch_shapes,
-    build_model,
-    describe,
-    training_step,
-)
+from fmjax.train.limits import check_config
+from fmjax.train.stages import Abstract, Built, build_model, describe, training_step
 
 RECORDS = 200  # number of records that are read
 PIECES = 1000  # vocabulary size of the tokenizer trained on them
@@ -242,28 +236,27 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
     ):  # an unrolled step gives the same numbers, but compiles much longer
         config = config | {"model": config["model"] | {"scan_layers": True}}
     step = describe_step(config, topology.devices())
-    state = step.abstract.state
+    state, layout, spec = step.abstract.state, step.abstract.layout, step.abstract.spec
+    loss = (step.built.model, step.built.task, state.params, spec, layout, step.built.config)
     held = {
         "parameters": device_bytes(state.params),
         "optimizer": device_bytes(state.opt_state),
         "gradients": device_bytes(state.params),
-        "activations": saved_bytes(
-            step.built.model,
-            step.built.task,
-            state.params,
-            step.abstract.spec,
-            step.abstract.layout,
-            step.built.config,
-        ),
+        "activations": saved_bytes(*loss),
     }
     result: Config = {
         "topology": topology.written,
         "devices": topology.count,
-        "mesh": dict(step.abstract.layout.mesh.shape),
+        "mesh": dict(layout.mesh.shape),
         "rules": config["mesh"]["rules"] if not config["mesh"].get("table") else "table",
         "model_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         "bytes_per_device": held,
-        "flops_per_step": 3 * step.built.model.forward_flops(step.abstract.spec),
+        "chunked_logits": {
+            head: dict(zip(("chunk", "whole"), logits_bytes(logits, layout), strict=True))
+            | {"rows": logits.rows}
+            for head, logits in chunked_logits(*loss).items()
+        },
+        "flops_per_step": 3 * step.built.model.forward_flops(spec),
         "analytic": not (topology.tpu and compiled),
     }
     sent: dict[str, Traffic] = {}
@@ -390,6 +383,8 @@ def hint(step: Step, topology: Topology, held: Mapping[str, int]) -> str:
         )
     if step.built.config["model"].get("remat", "everything") != "everything":
         return "--config.model.remat=everything, which stores only the input of each layer"
+    if step.built.config["model"].get("loss_chunk", 0) < 0:
+        return "--config.model.loss_chunk=0, which computes large logits in chunks of rows"
     rows = step.built.config["data"]["batch_size"]
     if step.parts < rows // step.abstract.layout.mesh.size:
         return f"--config.train.accumulate={2 * step.parts}, which halves the activations in memory"

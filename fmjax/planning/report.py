@@ -28,6 +28,11 @@ def table(result: Config) -> str:
         "per device, GiB",
         *(f"  {name:<12} {size / GIB:10.3f}" for name, size in held.items()),
     ]
+    lines += [
+        f"logits of {head}: {size['rows']:,} rows at once, {size['chunk'] / GIB:.3f} GiB instead "
+        f"of {size['whole'] / GIB:.3f}"
+        for head, size in result["chunked_logits"].items()
+    ]
     if compiler := result.get("compiler"):
         lines += [
             "as compiled, GiB",

@@ -15,8 +15,10 @@ train)` gives random access to fixed-shape examples;
 evaluation; 7. `inputs(examples, processors, max_length, where)` and `describe(outputs, batch,
 processors)`: prediction.
 
-`labels.py`, `token_rows.py`, `images.py` and `facts.py` contain shared code. A name with a dot is a
-module outside fmjax, whose package must be listed in FMJAX_EXTENSIONS."""
+`labels.py`, `imbalance.py`, `token_rows.py`, `images.py` and `facts.py` contain shared code;
+`words.py` and `tagged_texts.py` belong to `tag`, `question_windows.py` to `qa`, `denoisers.py` to
+`span_corruption`. A name with a dot is a module outside fmjax, whose package must be listed
+in FMJAX_EXTENSIONS."""
 
 from __future__ import annotations
 

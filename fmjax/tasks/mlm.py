@@ -34,6 +34,7 @@ from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range
+from fmjax.layers.vocabulary import cross_entropy_sum
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.token_rows import (
     PADDED,
@@ -55,6 +56,7 @@ class Task(contracts.Task):
     """
 
     sized: ClassVar[tuple[str, ...]] = (*PADDED, "masked_positions")
+    chunked: ClassVar[tuple[str, ...]] = ("mlm",)
 
     mask_rate: float = 0.15
     whole_word: bool = False
@@ -101,8 +103,8 @@ class Task(contracts.Task):
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sums of the cross-entropies over masked tokens, and over pairs."""
-        tokens = losses.softmax_cross_entropy(outputs["mlm"], batch["masked_labels"])
-        terms = {"mlm": (tokens * batch["masked_weights"]).sum()}
+        labels, weights = batch["masked_labels"], batch["masked_weights"]
+        terms = {"mlm": cross_entropy_sum(outputs["mlm"], labels, weights)}
         return terms | (
             {"nsp": losses.softmax_cross_entropy(outputs["nsp"], batch["nsp_labels"]).sum()}
             if self.nsp

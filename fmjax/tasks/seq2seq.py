@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fmjax import contracts, losses
+from fmjax import contracts
 from fmjax.contracts import (
     Arrays,
     Batch,
@@ -34,6 +34,7 @@ from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range, one_of
+from fmjax.layers.vocabulary import cross_entropy_sum
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import texts as text_metrics
 from fmjax.tasks.facts import length_fact
@@ -197,8 +198,8 @@ class Task(TokenTask):
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the smoothed cross-entropies of target tokens."""
-        tokens = losses.softmax_cross_entropy(outputs["lm"], batch["labels"], self.label_smoothing)
-        return {"lm": (tokens * batch["label_weights"]).sum()}
+        labels, weights = batch["labels"], batch["label_weights"]
+        return {"lm": cross_entropy_sum(outputs["lm"], labels, weights, self.label_smoothing)}
 
     def metrics(
         self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax
 import numpy as np
 
-from fmjax import contracts, losses
+from fmjax import contracts
 from fmjax.contracts import (
     Arrays,
     Batch,
@@ -30,6 +30,7 @@ from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers import stored_ids
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
+from fmjax.layers.vocabulary import Logits, compare, cross_entropy_sum
 from fmjax.metrics import classes as class_metrics
 
 Row: TypeAlias = tuple[np.ndarray, np.ndarray]  # ids and token types [L]
@@ -53,6 +54,8 @@ class TokenTask(contracts.Task):
     nonzero `label_weights [B,T]`.
     """
 
+    chunked: ClassVar[tuple[str, ...]] = ("lm",)
+
     @property
     def heads(self) -> Heads:
         return {"lm": {}}
@@ -74,12 +77,7 @@ class TokenTask(contracts.Task):
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the cross-entropies of predicted tokens."""
-        return {
-            "lm": (
-                losses.softmax_cross_entropy(outputs["lm"], batch["labels"])
-                * batch["label_weights"]
-            ).sum()
-        }
+        return {"lm": cross_entropy_sum(outputs["lm"], batch["labels"], batch["label_weights"])}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns per-row sums over predicted tokens: cross-entropies, their number, and the number
@@ -103,12 +101,12 @@ def readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids[tokenizer.opening.size : ids.size - tokenizer.closing.size])
 
 
-def token_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Arrays:
+def token_sums(logits: Logits, labels: jax.Array, weights: jax.Array) -> Arrays:
     """Returns per-row sums [B] over tokens [B,T] with weights: cross-entropies, weights, and the
     number of correct ones.
     """
-    tokens = losses.softmax_cross_entropy(logits, labels)
-    correct = (logits.argmax(axis=-1) == labels) * weights
+    tokens, right = compare(logits, labels)
+    correct = right * weights
     return {
         "losses": (tokens * weights).sum(-1),
         "weights": weights.sum(-1),

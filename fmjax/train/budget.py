@@ -13,16 +13,17 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from fmjax import optim
+from fmjax import optim, pytree
 from fmjax.config.limits import MOST
 from fmjax.contracts import Batch, Config, PyTree, Task
 from fmjax.distributed import sharding
 from fmjax.distributed.layout import Layout, accumulation
 from fmjax.errors import UserError
 from fmjax.hardware import memory_of_devices
+from fmjax.layers.vocabulary import VocabularyLogits, devices_along
 from fmjax.randomness import dropout_key
 from fmjax.train.state import BatchSpec, abstract_params, abstract_state
-from fmjax.train.wrappers import MixtureModel
+from fmjax.train.wrappers import MixtureModel, for_loss
 
 GIB = 2**30
 FEW = 1e9  # floating-point operations
@@ -37,21 +38,61 @@ def device_bytes(tree: PyTree) -> int:
     )
 
 
+def part_of_batch(spec: BatchSpec, config: Config) -> BatchSpec:
+    """Returns the shapes of what goes through the model at once: a batch, or a part of it."""
+    parts = accumulation(config)
+    return {
+        name: jax.ShapeDtypeStruct((array.shape[0] // parts, *array.shape[1:]), array.dtype)
+        for name, array in spec.items()
+    }
+
+
+def chunked_logits(
+    model: PyTree, task: Task, params: PyTree, spec: BatchSpec, layout: Layout, config: Config
+) -> dict[str, VocabularyLogits]:
+    """Returns the logits that a step computes in chunks, abstract, by kind of head, in a mixture
+    with the part's name before it."""
+    reads, batch = for_loss(model, task), part_of_batch(spec, config)
+    if reads is model:
+        return {}
+    with layout.active():
+        outputs = jax.eval_shape(
+            lambda params, batch: reads.apply({"params": params}, batch, rngs={}), params, batch
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(
+        outputs, is_leaf=lambda leaf: isinstance(leaf, VocabularyLogits)
+    )
+    return {
+        pytree.path_name(path): leaf for path, leaf in leaves if isinstance(leaf, VocabularyLogits)
+    }
+
+
+def logits_bytes(logits: VocabularyLogits, layout: Layout) -> tuple[int, int]:
+    """Returns the bytes per device of the logits of a chunk, and of all."""
+    with layout.active():
+        own = math.prod(logits.shape) // math.prod(
+            map(devices_along, (*logits.axes, "vocab"), logits.shape)
+        )
+        columns = logits.shape[-1] // devices_along("vocab", logits.shape[-1])
+    return 4 * logits.rows * columns, 4 * own
+
+
 def saved_bytes(
     model: PyTree, task: Task, params: PyTree, spec: BatchSpec, layout: Layout, config: Config
 ) -> int:
     """Returns the bytes per device that the forward pass stores for the backward pass, by formula.
 
     They are the residuals of the loss's vjp at its full shape, divided by the number of devices
-    that share the batch and its length. Sharded heads and widths reduce it further."""
-    parts = accumulation(config)
-    batch = {
-        name: jax.ShapeDtypeStruct((array.shape[0] // parts, *array.shape[1:]), array.dtype)
-        for name, array in spec.items()
-    }
+    that share the batch and its length. Sharded heads and widths reduce it further. Logits that are
+    computed in chunks count as one chunk."""
+    batch = part_of_batch(spec, config)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     generator = config["train"].get("dropout_rng", "threefry2x32")
     key = jax.eval_shape(lambda: dropout_key(0, generator))
+    chunked = chunked_logits(model, task, params, spec, layout, config)
+    # No mesh is active here, so what a device computes at once is said.
+    rows = pytree.unnames({name: logits.rows for name, logits in chunked.items()})
+    model = for_loss(model, task, rows)
 
     def residuals(params: PyTree, batch: Batch, key: jax.Array) -> list[jax.Array]:
         def loss(params: PyTree) -> jax.Array:
@@ -70,7 +111,8 @@ def saved_bytes(
     whole = sum(
         math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8) for aval in kept.values()
     )
-    return int(whole // devices_per_batch(layout))
+    working = max((logits_bytes(logits, layout)[0] for logits in chunked.values()), default=0)
+    return int(whole // devices_per_batch(layout)) + working
 
 
 def devices_per_batch(layout: Layout) -> int:

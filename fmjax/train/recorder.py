@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -104,14 +104,20 @@ class Recorder:
         if (self.every and step % self.every == 0) or step == last:
             self._log(step, metrics, rates)
 
-    def compiling(self) -> None:
-        """Reads the last metrics, and shows that a step with a new batch shape is being
-        compiled."""
+    def computing(self, compiled: bool) -> AbstractContextManager[None]:
+        """Returns the context for taking a step.
+
+        If the step is `compiled` first, which takes long, reads the last metrics, shows that, and
+        excludes the time from the rates.
+        """
+        if not compiled:
+            return nullcontext()
         self.read()
         if self.begun:
             self.bar.busy("compiling for another length ...")
         else:
             self.bar.busy("compiling ...", line="compiling the training step ...")
+        return self.clock.paused()
 
     def keep(self, evaluation: Evaluation) -> None:
         """Keeps an evaluation for the report, as that of the best step so far."""

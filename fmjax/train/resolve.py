@@ -1,6 +1,4 @@
-"""Resolves the model settings that a config leaves open, from the starting weights, the processors
-or a named size.
-"""
+"""Resolves the model settings that a config leaves open, by name, or from weights and processors."""
 
 from __future__ import annotations
 
@@ -24,10 +22,9 @@ def resolve_model(
 
     Raises UserError if family, size, processors or vocabulary are incompatible.
     """
-    if "text" not in processors and config["data"].get("tokenizer"):
+    if (named := config["data"].get("tokenizer")) and "text" not in processors:
         raise UserError(
-            f"data.tokenizer={config['data']['tokenizer']} only applies to tasks that read text; "
-            "leave it out"
+            f"data.tokenizer={named} only applies to tasks that read text; leave it out"
         )
     section = dict(config["model"])
     name = section.pop("name")
@@ -59,17 +56,12 @@ def resolve_model(
 
 
 def check_kinds(config: Config, family: Family, processors: Processors) -> None:
-    """Raises UserError if the task reads another kind of data than the family, which then has no
-    setting for it.
-    """
-    name, fields = config["model"]["name"], family.Settings.__dataclass_fields__
+    """Raises UserError if the task reads other kinds of data than the family has settings for."""
+    name, fields = config["model"]["name"], set(family.Settings.__dataclass_fields__)
     read = {processor.kind: type(processor) for processor in processors.values()}
-    foreign = [kind for kind in read.values() if not set(kind.model_settings) <= set(fields)]
-    wanted = [
-        kind
-        for kind in kinds.known()
-        if kind.model_settings and set(kind.model_settings) <= set(fields)
-    ]
+    foreign = [kind for kind in read.values() if not fields.issuperset(kind.model_settings)]
+    known = [kind for kind in kinds.known() if kind.model_settings]
+    wanted = [kind for kind in known if fields.issuperset(kind.model_settings)]
     if foreign or any(kind.kind not in read for kind in wanted):
         words = " and ".join(kind.reads for kind in read.values())
         raise UserError(
@@ -90,10 +82,10 @@ def fresh_settings(family: Family, processors: Processors) -> Config:
 def check_vocabulary(section: Config, processors: Processors) -> None:
     """Raises UserError if the tokenizer has more pieces than the model has embeddings."""
     pieces = processors.sizes().get("vocab_size", 0)
-    if section.get("vocab_size", pieces) < pieces:
+    size = section.get("vocab_size", pieces)
+    if size < pieces:
         raise UserError(
-            f"the tokenizer has {pieces} pieces, more than "
-            f"model.vocab_size={section['vocab_size']} embeddings; "
-            "leave model.vocab_size out to fit it to the tokenizer, or name the weights' own "
-            "tokenizer"
+            f"the tokenizer has {pieces} pieces, more than model.vocab_size={size} embeddings; "
+            "leave model.vocab_size out to fit it to the tokenizer, or name the "
+            "weights' own tokenizer"
         )

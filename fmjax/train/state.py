@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmjax.contracts import HostBatch, PyTree
+from fmjax.contracts import PyTree
 from fmjax.distributed.sharding import Rules, kept_axes, parameter_shardings, with_sharding
 from fmjax.optim import map_params
 from fmjax.randomness import seeded_key
@@ -33,11 +33,6 @@ class TrainState:
     step: PyTree  # int32 [], or its shape
     params: PyTree
     opt_state: PyTree
-
-
-def batch_spec(batch: HostBatch) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of a batch."""
-    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
 
 
 def init_params(model: nn.Module, spec: BatchSpec, key: jax.Array) -> PyTree:
@@ -65,7 +60,6 @@ def abstract_state(params: PyTree, transform: Transform, mesh: Mesh) -> TrainSta
     over; counters are replicated.
     """
     whole = NamedSharding(mesh, PartitionSpec())
-
     opt_state = map_params(
         transform,
         lambda leaf, param: with_sharding(leaf, kept_axes(param, leaf.shape)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,11 +34,13 @@ def count_read(batch: HostBatch, task: Task) -> int:
     return tokens or len(next(iter(batch.values())))
 
 
+@functools.cache
 def peak_flops() -> float:
     """Returns the peak FLOP/s of all devices together.
 
     For accelerators, it comes from the data sheet. For a CPU, or an unlisted kind, it is the best
-    of five fp32 matrix products of 1024 x 1024, which are timed now (some milliseconds).
+    of five fp32 matrix products of 1024 x 1024, timed once per process (some
+    milliseconds).
     """
     if chip := chip_of(jax.devices()[0].device_kind):
         return chip.flops * jax.device_count()

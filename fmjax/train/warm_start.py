@@ -121,6 +121,14 @@ def starting_weights(
     return params
 
 
+def replaced(config: Config, fresh: PyTree, weights: PyTree) -> PyTree:
+    """Returns fresh parameters with those of the weights in their place; says which stay fresh."""
+    origin = origin_of(config)
+    params, kept, unused = pytree.merge(fresh, weights, FRESH, origin)
+    say(f"{origin}: fresh {', '.join(kept) or 'none'}; not used {', '.join(unused) or 'none'}")
+    return params
+
+
 def fit_heads(
     params: PyTree, source: Pretrained, model: PyTree, task: Task
 ) -> tuple[PyTree, list[str]]:

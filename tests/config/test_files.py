@@ -392,6 +392,9 @@ def test_a_plain_none_takes_what_the_text_looks_like():
     config = ConfigDict({"a": None, "b": placeholder(object)})
     apply_overrides(config, [("a", "3"), ("b", "[1, 2]")])
     assert config.to_dict() == {"a": 3, "b": (1, 2)}
+    config.x = None
+    apply_overrides(config, [("x", "none")])
+    assert config.x is None
 
 
 def test_other_placeholder_types():

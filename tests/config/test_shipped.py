@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import fmjax
-from fmjax import keys
 from fmjax.config import commandline, load_config
 from fmjax.config.files import find_config, leaves
 from fmjax.config.shipped import shipped_configs
 from fmjax.errors import UserError
+from fmjax.train import keys
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

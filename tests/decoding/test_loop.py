@@ -26,7 +26,8 @@ from fmjax.decoding import beam, logits, loop, prompts
 from fmjax.decoding.logits import NONE, Place, process
 from fmjax.decoding.settings import Generation, merge
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import Pretrained, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = ("gpt2", "t5_gated", "marian")

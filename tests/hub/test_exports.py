@@ -20,7 +20,7 @@ from fmjax.errors import UserError
 from fmjax.hub import families, folders
 from fmjax.inference import export
 from fmjax.inference.generation import with_start
-from fmjax.inference.pretrained import load
+from fmjax.inference.load import load
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ROTARY = ("llama", "mistral", "qwen2")

@@ -19,7 +19,8 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.inference.answers import check_answers
 from fmjax.inference.folder_task import folder_task
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.runs.checkpoint import Checkpoints
 
 TEXTS = ["the cat sat", "a dog ran", "the dog sat", "a cat ran"] * 5

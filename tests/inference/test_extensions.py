@@ -18,7 +18,8 @@ from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.errors import UserError
 from fmjax.hub import families
 from fmjax.inference.convert import convert
-from fmjax.inference.pretrained import abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import abstract_params
 from fmjax.runs.checkpoint import Checkpoints
 
 TOY = """

@@ -13,8 +13,9 @@ from support.processors import using
 from fmjax import tasks
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.errors import UserError
+from fmjax.inference.load import load
 from fmjax.inference.predicting import chosen, generation_settings
-from fmjax.inference.pretrained import Pretrained, load
+from fmjax.inference.pretrained import Pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -28,7 +28,8 @@ from fmjax.errors import UserError
 from fmjax.hub import folders
 from fmjax.hub.reference import class_names
 from fmjax.inference import predict
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.runs.checkpoint import Best, Checkpoints
 
 GOLDEN = Path(__file__).parents[1] / "golden"

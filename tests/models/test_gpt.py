@@ -21,7 +21,8 @@ from fmjax import models, pytree
 from fmjax.errors import UserError
 from fmjax.hub import families, folders
 from fmjax.hub.reference import Reference
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.models import gpt, llama, mistral, qwen2
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoders"

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 from fmjax import models, pytree
 from fmjax.errors import UserError
 from fmjax.hub import families, folders
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.layers.cache import shift_right
 from fmjax.models import t5
 

@@ -17,7 +17,8 @@ from fmjax.errors import UserError
 from fmjax.hub import families, folders
 from fmjax.hub.rules import bind
 from fmjax.hub.tensors import Tensor
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.layers.position import sinusoids
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "seq2seq"

@@ -15,7 +15,8 @@ import pytest
 from fmjax import models, pytree
 from fmjax.errors import UserError
 from fmjax.hub import families, folders
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.layers.grid import bicubic, resized, sinusoids_2d
 from fmjax.models.vit_embed import patches
 from fmjax.tasks import mae
@@ -283,7 +284,8 @@ def masked_vit(**changes):
     model = models.family("vit").build(**{"heads": {"classify": {}}, **size, **decoder, **changes})
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(model))
-    return lambda **batch: model.apply({"params": params}, {name: jnp.asarray(array) for name, array in batch.items()})
+    apply = jax.jit(model.apply)
+    return lambda **batch: apply({"params": params}, {name: jnp.asarray(array) for name, array in batch.items()})
 
 
 @pytest.mark.parametrize("changes", [{}, {"pool": "mean", "class_tokens": 0}, {"heads": {"pixels": {}}}])

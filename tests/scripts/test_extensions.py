@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fmjax.config.names import EXTENSIONS
-from fmjax.inference.pretrained import load
+from fmjax.inference.load import load
 from fmjax.runs.folder import read_provenance
 from scripts import evaluate, predict, train
 

@@ -19,7 +19,8 @@ from fmjax.config import write_config
 from fmjax.data.stream.batches import TrainBatches, eval_batches
 from fmjax.errors import UserError
 from fmjax.inference.evaluate import evaluate
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.runs.checkpoint import Checkpoints
 from fmjax.tasks import make
 

@@ -11,7 +11,7 @@ from support.sources import MemoryRecords
 
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import load
+from fmjax.inference.load import load
 from fmjax.models.vit_embed import patches
 from fmjax.tasks import make
 

@@ -19,7 +19,7 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.defaults import experiment
 from fmjax.errors import UserError
 from fmjax.inference.convert import convert
-from fmjax.inference.pretrained import load
+from fmjax.inference.load import load
 from fmjax.models import bert
 from fmjax.tasks import make
 from fmjax.tasks.classify import Task as Classify

@@ -11,7 +11,8 @@ import pytest
 
 from fmjax import pytree, tasks
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import Pretrained, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained
 from fmjax.train.warm_start import fit_heads, rows, start_from
 
 GOLDEN = Path(__file__).parents[1] / "golden"

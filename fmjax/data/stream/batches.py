@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
-from fmjax.contracts import Example, Examples, Order, Undrawn
+from fmjax.contracts import Config, Example, Examples, HostBatch, Order, Undrawn
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.handing import Handed
-from fmjax.data.stream.tolerance import Guarded, Tolerance, take_skipped
+from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance, take_skipped
 from fmjax.data.stream.watch import Slots, Watchdog, begin_reader, how_it_ended
 from fmjax.errors import UserError
 
@@ -251,6 +252,24 @@ def eval_batches(
         yield trim({name: np.stack([row[name] for row in read]) for name in read[0]}) | {
             "valid": valid
         }
+
+
+def batch_spec(batch: HostBatch) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes of a batch."""
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
+
+
+def batch_shapes(config: Config, examples: Examples) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes of a global training batch, by the first example."""
+    # Where bad records are left out, the first may be one.
+    skip = config["data"].get("on_error", "fail") != "fail"
+    first = next(eval_batches(Guarded(examples, skip, lambda index: None), batch_size=1, seed=0))
+    size = config["data"]["batch_size"]
+    return {
+        name: jax.ShapeDtypeStruct((size, *one.shape[1:]), one.dtype)
+        for name, one in batch_spec(first).items()
+        if name not in ("valid", SKIPPED)
+    }
 
 
 def groups(
