@@ -1,4 +1,4 @@
-"""Resolves the model settings that a config leaves open, by name, or from weights and processors."""
+"""Resolves the model settings that a config leaves open, by name or from weights or processors."""
 
 from __future__ import annotations
 
