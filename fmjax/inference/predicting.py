@@ -126,19 +126,21 @@ class Predictor:
 
 
 def add_flags(flags: Flags) -> None:
-    """Adds the flags of a script that predicts: FLAGS, the settings of generation, and the seed."""
-    flags.add("--max_new_tokens", type=int, help="how many tokens to generate at most")
+    """Adds the flags for prediction: FLAGS, the generation settings, and the seed."""
+    flags.add("--max_new_tokens", type=int, help="maximum number of tokens to generate")
     flags.add(
-        "--temperature", type=float, help="0: the likeliest token each time; above 0: sampling"
+        "--temperature",
+        type=float,
+        help="sampling temperature; 0 always takes the most likely token",
     )
-    flags.add("--top_k", type=int, help="sample from the k likeliest tokens")
+    flags.add("--top_k", type=int, help="sample from the K most likely tokens")
     flags.add(
         "--top_p",
         type=float,
-        help="sample from the likeliest tokens that have this probability together",
+        help="sample from the most likely tokens whose total probability is P",
     )
-    flags.add("--num_beams", type=int, help="search with so many beams")
-    flags.add("--seed", type=int, help="of sampling (default: 0)")
+    flags.add("--num_beams", type=int, help="number of beams for beam search")
+    flags.add("--seed", type=int, help="seed for sampling (default: 0)")
 
 
 def chosen(given: Mapping[str, Value], own: Mapping[str, Value]) -> Config:

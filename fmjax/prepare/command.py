@@ -1,4 +1,4 @@
-"""The command that prepares a corpus: its flags, and what it says."""
+"""The command that prepares a corpus: its flags and messages."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def add_flags(flags: Flags) -> None:
 
 
 def add_input(flags: Flags) -> None:
-    """Adds what is read, and from where to where."""
+    """Adds the flags about input and output."""
     flags.add(
         "--input", required=True, help="a file, several joined by commas, a glob, or a folder"
     )
     flags.add(
-        "--output", type=Path, required=True, help="the folder to write: new, or one to go on with"
+        "--output", type=Path, required=True, help="the folder to write: new, or one to continue"
     )
     flags.add(
         "--source",
@@ -42,12 +42,12 @@ def add_input(flags: Flags) -> None:
         "--record",
         choices=RECORDS,
         default="paragraph",
-        help="what is a document in text files (default: paragraph)",
+        help="the unit of a document in text files (default: paragraph)",
     )
 
 
 def add_result(flags: Flags) -> None:
-    """Adds what the result depends on: filters, deduplication, tokenizer, shards."""
+    """Adds the flags that affect the result: filters, deduplication, tokenizer, shards."""
     flags.add(
         "--filters",
         default="gopher_repetition,gopher_quality",
@@ -61,28 +61,28 @@ def add_result(flags: Flags) -> None:
     flags.add(
         "--language",
         default="en",
-        help="for other languages than en, the rules for English words are left out",
+        help="language of the text; only en uses the rules for English words",
     )
     flags.add(
         "--tokenizer",
         type=Path,
-        help="a folder or file: counts tokens and stores their ids beside the texts",
+        help="a folder or file; counts tokens and stores their ids with the texts",
     )
     flags.add(
         "--shards",
         type=int,
         default=0,
-        help="how many files to write (default: one per input file, at most 1000)",
+        help="number of files to write (default: one per input file, at most 1000)",
     )
 
 
 def add_execution(flags: Flags) -> None:
-    """Adds where and how the work is done."""
+    """Adds the flags about execution."""
     flags.add(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
-        help="tasks at a time (default: one per core)",
+        help="number of tasks to run at a time (default: one per core)",
     )
     flags.add(
         "--executor",
@@ -94,7 +94,7 @@ def add_execution(flags: Flags) -> None:
 
 
 def prepare(args: Namespace) -> None:
-    """Prepares a corpus as the flags say, and prints its report.
+    """Prepares a corpus according to the flags, and prints its report.
 
     Raises UserError if datatrove is not installed, and as `run.prepare` does.
     """
