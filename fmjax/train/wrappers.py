@@ -15,9 +15,10 @@ from fmjax.models.sizes import with_chunks
 
 @dataclasses.dataclass(frozen=True)
 class MixtureModel:
-    """Stands for the model in training: it has parameters, outputs and costs.
+    """Wraps the model in training: it has parameters, outputs and costs.
 
-    There is one model, with the heads of all parts; each of `parts` has those that its task reads.
+    There is one model with the heads of all parts; each of `parts` has the heads that its task
+    reads.
     """
 
     model: PyTree  # contracts.Model
@@ -28,7 +29,7 @@ class MixtureModel:
         return self.model.settings
 
     def init(self, key: jax.Array, batch: Batch) -> dict[str, PyTree]:
-        """Returns the variables of all parts; those that parts share are alike in each."""
+        """Returns the variables of all parts; shared ones are the same in each."""
         nested = pytree.unnames(batch)
         params: dict[str, PyTree] = {}
         for part, model in self.parts.items():
@@ -38,7 +39,7 @@ class MixtureModel:
     def apply(
         self, variables: PyTree, batch: Batch, rngs: Mapping[str, jax.Array]
     ) -> dict[str, PyTree]:
-        """Returns the outputs of each part, with random numbers of its own."""
+        """Returns the outputs of each part, with separate random numbers."""
         nested = pytree.unnames(batch)
         outputs = {}
         for number, (part, model) in enumerate(self.parts.items()):
@@ -53,7 +54,8 @@ class MixtureModel:
 
 
 def mix(model: nn.Module, task: Task) -> PyTree:
-    """Returns what a task trains: for a mixture, the model as its parts see it; else the model."""
+    """Returns the model that a task trains: for a mixture, a wrapper; otherwise the model
+    itself."""
     if not task.splits:
         return model
     parts = {part: model.clone(heads=own.heads) for part, own in task.tasks.items()}
@@ -61,10 +63,10 @@ def mix(model: nn.Module, task: Task) -> PyTree:
 
 
 def for_loss(model: PyTree, task: Task, rows: Mapping[str, PyTree] | None = None) -> PyTree:
-    """Returns the model as a task's loss reads it: heads over a vocabulary compute logits in chunks
-    where that saves memory.
+    """Returns the model for a task's loss: heads over a vocabulary compute logits in chunks if that
+    saves memory.
 
-    `rows` are those of a chunk by kind of head, in a mixture by part and kind; by default
+    `rows` are the rows of a chunk by kind of head, in a mixture by part and kind; by default,
     `model.loss_chunk` decides.
     """
     if isinstance(model, MixtureModel):
@@ -77,9 +79,7 @@ def for_loss(model: PyTree, task: Task, rows: Mapping[str, PyTree] | None = None
 
 
 def unmixed(model: PyTree) -> PyTree:
-    """Returns the Linen module that is trained: that of a mixture has the heads of all its
-    parts.
-    """
+    """Returns the Linen module that is trained; for a mixture, it has the heads of all parts."""
     return model.model if isinstance(model, MixtureModel) else model
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fmjax import defaults, limits, models, tasks
+from fmjax import defaults, models, tasks
 from fmjax.config import names, to_dict
 from fmjax.config.limits import of_fields
 from fmjax.errors import UserError
 from fmjax.models import sizes
+from fmjax.train import limits
 
 WHOLE = 10**9
 ABSURD = (-1, 0, WHOLE, 1e9, math.nan, math.inf, "x")
