@@ -34,7 +34,8 @@ from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
-from fmjax.train.budget import chunked_logits, device_bytes, logits_bytes, saved_bytes
+from fmjax.train.budget import device_bytes, saved_bytes
+from fmjax.train.chunks import chunked_logits, logits_bytes
 from fmjax.train.length import total_steps
 from fmjax.train.limits import check_config
 from fmjax.train.stages import Abstract, Built, build_model, describe, training_step

@@ -17,13 +17,13 @@ from fmjax import optim, pytree
 from fmjax.config.limits import MOST
 from fmjax.contracts import Batch, Config, PyTree, Task
 from fmjax.distributed import sharding
-from fmjax.distributed.layout import Layout, accumulation
+from fmjax.distributed.layout import Layout
 from fmjax.errors import UserError
 from fmjax.hardware import memory_of_devices
-from fmjax.layers.vocabulary import VocabularyLogits, devices_along
 from fmjax.randomness import dropout_key
+from fmjax.train.chunks import chunked_logits, for_loss, logits_bytes, part_of_batch
 from fmjax.train.state import BatchSpec, abstract_params, abstract_state
-from fmjax.train.wrappers import MixtureModel, for_loss
+from fmjax.train.wrappers import MixtureModel
 
 GIB = 2**30
 FEW = 1e9  # floating-point operations
@@ -36,45 +36,6 @@ def device_bytes(tree: PyTree) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
-
-
-def part_of_batch(spec: BatchSpec, config: Config) -> BatchSpec:
-    """Returns the shapes of what goes through the model at once: a batch, or a part of it."""
-    parts = accumulation(config)
-    return {
-        name: jax.ShapeDtypeStruct((array.shape[0] // parts, *array.shape[1:]), array.dtype)
-        for name, array in spec.items()
-    }
-
-
-def chunked_logits(
-    model: PyTree, task: Task, params: PyTree, spec: BatchSpec, layout: Layout, config: Config
-) -> dict[str, VocabularyLogits]:
-    """Returns the logits that a step computes in chunks, abstract, by kind of head, in a mixture
-    with the part's name before it."""
-    reads, batch = for_loss(model, task), part_of_batch(spec, config)
-    if reads is model:
-        return {}
-    with layout.active():
-        outputs = jax.eval_shape(
-            lambda params, batch: reads.apply({"params": params}, batch, rngs={}), params, batch
-        )
-    leaves = jax.tree_util.tree_leaves_with_path(
-        outputs, is_leaf=lambda leaf: isinstance(leaf, VocabularyLogits)
-    )
-    return {
-        pytree.path_name(path): leaf for path, leaf in leaves if isinstance(leaf, VocabularyLogits)
-    }
-
-
-def logits_bytes(logits: VocabularyLogits, layout: Layout) -> tuple[int, int]:
-    """Returns the bytes per device of the logits of a chunk, and of all."""
-    with layout.active():
-        own = math.prod(logits.shape) // math.prod(
-            map(devices_along, (*logits.axes, "vocab"), logits.shape)
-        )
-        columns = logits.shape[-1] // devices_along("vocab", logits.shape[-1])
-    return 4 * logits.rows * columns, 4 * own
 
 
 def saved_bytes(

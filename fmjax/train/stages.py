@@ -33,12 +33,13 @@ from fmjax.inference.pretrained import Pretrained
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
+from fmjax.train.chunks import for_loss
 from fmjax.train.length import checked_steps
 from fmjax.train.resolve import resolve_model
 from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_state
 from fmjax.train.step import TrainStep, make_step
 from fmjax.train.warm_start import start_from
-from fmjax.train.wrappers import for_loss, mix
+from fmjax.train.wrappers import mix
 
 TrainedModel: TypeAlias = Any  # a Linen module that is a contracts.Model, or a MixtureModel
 
@@ -149,5 +150,5 @@ def describe(
 def training_step(config: Config, model: TrainedModel, task: Task, abstract: Abstract) -> TrainStep:
     """Returns the step, to be compiled."""
     trained = optim.trainable(abstract.state.params, config["optim"].get("freeze", ()))
-    model = for_loss(model, task)
-    return make_step(model, task, abstract.optimizer.transform, trained, accumulation(config))
+    update, parts = abstract.optimizer.transform, accumulation(config)
+    return make_step(for_loss(model, task), task, update, trained, parts)

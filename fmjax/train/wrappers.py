@@ -10,7 +10,6 @@ import jax
 
 from fmjax import pytree
 from fmjax.contracts import Batch, PyTree, Task
-from fmjax.models.sizes import with_chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +53,11 @@ class MixtureModel:
 
 
 def mix(model: nn.Module, task: Task) -> PyTree:
-    """Returns the model that a task trains: for a mixture, a wrapper; otherwise the model
-    itself."""
+    """Returns the model that a task trains; a mixture trains a wrapper of it."""
     if not task.splits:
         return model
     parts = {part: model.clone(heads=own.heads) for part, own in task.tasks.items()}
     return MixtureModel(model, parts)
-
-
-def for_loss(model: PyTree, task: Task, rows: Mapping[str, PyTree] | None = None) -> PyTree:
-    """Returns the model for a task's loss: heads over a vocabulary compute logits in chunks if that
-    saves memory.
-
-    `rows` are the rows of a chunk by kind of head, in a mixture by part and kind; by default,
-    `model.loss_chunk` decides.
-    """
-    if isinstance(model, MixtureModel):
-        parts = {
-            part: for_loss(model.parts[part], own, None if rows is None else rows.get(part, {}))
-            for part, own in task.tasks.items()
-        }
-        return MixtureModel(model.model, parts)
-    return with_chunks(model, task.chunked if rows is None else rows, rows)
 
 
 def unmixed(model: PyTree) -> PyTree:

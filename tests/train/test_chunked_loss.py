@@ -17,7 +17,8 @@ from fmjax.layers.vocabulary import VocabularyLogits
 from fmjax.models.sizes import with_chunks
 from fmjax.planning.plan import plan, read_topology
 from fmjax.planning.report import table
-from fmjax.train.wrappers import for_loss, mix
+from fmjax.train.chunks import for_loss
+from fmjax.train.wrappers import mix
 
 HEADS = {"bert": "mlm", "gpt": "lm", "llama": "lm", "t5": "lm", "transformer": "lm", "bart": "lm"}
 
