@@ -20,7 +20,7 @@ from fmjax.contracts import Config, Encodes, Generates, HostBatch, Processors, P
 from fmjax.data.kinds import image, lifecycle, preprocessor_config, text
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.decoding.loop import as_generator
-from fmjax.decoding.settings import GENERATION, Generation, from_config, merge, special_tokens
+from fmjax.decoding.settings import GENERATION, Generation, from_config, merge, special_tokens, token_limit
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.hardware import explained
@@ -42,7 +42,7 @@ from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
 from fmjax.runs.best import stored_best
 from fmjax.runs.checkpoint import CheckpointReader
-from fmjax.runs.folder import CHECKPOINTS
+from fmjax.runs.folder import CHECKPOINTS, has_failed_start
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 UNLIMITED = 512  # tokens of an example, where neither a run nor a position table sets a limit
@@ -328,7 +328,7 @@ def load(path: str | Path) -> Pretrained:
     if path.is_file():
         raise UserError(f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c")
     with explained():
-        return load_run(path) if is_run(path) else load_reference(path)
+        return load_run(path) if is_run(path) or has_failed_start(path) else load_reference(path)
 
 
 def load_llama2c(path: Path) -> Pretrained:
@@ -372,16 +372,21 @@ def reference_processors(folder: Path, inputs: Sequence[str], settings: PyTree) 
 
 def load_run(folder: Path) -> Pretrained:
     """Returns the model of a run directory: its moving average where it keeps one."""
+    none = f"{folder}: the run has no checkpoint yet; train it first, with the same --workdir"
+    if has_failed_start(folder):
+        raise UserError(none)
     config = read_config(folder)
     task = tasks.make(config["task"])
     settings = dict(config["model"])
+    if "context" in settings:  # of rotary positions: the rows that it trained on may be longer
+        settings["context"] = max(settings["context"], config["data"]["max_length"])
     family = models.family(settings.pop("name"))
     model = family.build(heads=task.heads, **settings)
     checkpoints = CheckpointReader(folder / CHECKPOINTS, best=stored_best(config, task))
     step = checkpoints.best()
     step = checkpoints.latest() if step is None else step
     if step is None:
-        raise UserError(f"{folder}: has no checkpoint yet; train it first, with the same --workdir")
+        raise UserError(none)
     item = "ema" if "ema" in checkpoints.items(step) else "params"
     params = checkpoints.restore(step, {item: abstract_params(model)})[item]
     for name, leaf in pytree.names(params).items():
@@ -392,8 +397,8 @@ def load_run(folder: Path) -> Pretrained:
 
 
 def position_count(settings: PyTree) -> int:
-    """Returns the size of the position table, 0 where rows may be of any length."""
-    return int(dataclasses.asdict(settings).get("positions", 0))
+    """Returns the most tokens of a row, as `token_limit` does; 0 where rows may be of any length."""
+    return token_limit(settings)
 
 
 def abstract_params(model: nn.Module) -> PyTree:
