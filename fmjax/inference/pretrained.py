@@ -20,7 +20,14 @@ from fmjax.contracts import Config, Encodes, Generates, HostBatch, Processors, P
 from fmjax.data.kinds import image, lifecycle, preprocessor_config, text
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.decoding.loop import as_generator
-from fmjax.decoding.settings import GENERATION, Generation, from_config, merge, special_tokens, token_limit
+from fmjax.decoding.settings import (
+    GENERATION,
+    Generation,
+    from_config,
+    merge,
+    special_tokens,
+    token_limit,
+)
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.hardware import explained
