@@ -154,7 +154,7 @@ class Pretrained:
             raise UserError(
                 f"the model's folder has no {kind.what}, so {kind.reads} cannot be read; add {kind.file}, or use .apply"
             )
-        positions = position_count(self.model.settings)
+        positions = token_limit(self.model.settings)
         if task.generation is None:
             if given := [name for name, value in {**settings, "seed": seed}.items() if value is not None]:
                 raise UserError(f"{given[0]} has no effect, as this model generates no text; leave it out")
@@ -292,7 +292,7 @@ class Pretrained:
 
     def _longest(self) -> int:
         """Returns how many tokens an example may have: as in training, or as many as there are positions."""
-        positions = position_count(self.model.settings)
+        positions = token_limit(self.model.settings)
         lengths = [self.config["data"]["max_length"]] if self.task else [positions or UNLIMITED]
         return min(lengths + [positions] * (positions > 0))
 
@@ -401,11 +401,6 @@ def load_run(folder: Path) -> Pretrained:
     task = task.main  # of a mixture, which was trained with the heads of all its parts
     model = model.clone(heads=task.heads)
     return Pretrained(config, family, model, params, lifecycle.restore(folder, task), task, step)
-
-
-def position_count(settings: PyTree) -> int:
-    """Returns the most tokens of a row, as `token_limit` does; 0 where rows may be of any length."""
-    return token_limit(settings)
 
 
 def abstract_params(model: nn.Module) -> PyTree:
