@@ -35,6 +35,7 @@ from fmjax.inference.pretrained import Pretrained, load
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
+from fmjax.train.budget import check_state
 from fmjax.train.length import checked_steps
 from fmjax.train.resolve import resolve_model
 from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_state
@@ -110,13 +111,16 @@ def open_data(
     return Data(config, sources, facts, tolerance, pretrained, processors)
 
 
-def build(data: Data, resumed: bool) -> Built:
-    """Returns the task, the model and the examples. Raises UserError where they do not fit."""
+def build(data: Data, resumed: bool, layout: Layout) -> Built:
+    """Returns the task, the model and the examples. Raises UserError where they do not fit each
+    other or, before examples are made, the devices' memory.
+    """
     task = tasks.make(data.config["task"])
     best.check_metrics(data.config, task)
     config, model = build_model(data.config, data.pretrained, data.processors, task)
     check_generation(task, model, data.processors, config["data"]["max_length"])
     check_positions(config)
+    check_state(config, model, layout)
     sources = dict(data.sources)  # without bad records, once examples are made
     examples = make_examples(task, sources, data.processors, config, data.tolerance)
     best.check_evaluated(config, examples)
