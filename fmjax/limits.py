@@ -144,7 +144,7 @@ def check_config(config: Config) -> None:
         check(section, config.get(section) or {}, limits)
     stopping = config["train"].get("early_stopping") or {}
     check("train.early_stopping", stopping, EARLY_STOPPING)
-    resolve_rules(config["mesh"].get("rules", ""), config["mesh"].get("table"))
+    resolve_rules(config["mesh"].get("rules") or "", config["mesh"].get("table"))
     if config["data"].get("mixture"):
         check_mixture(config["data"])
     optim.check_section(config["optim"])

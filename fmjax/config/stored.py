@@ -26,6 +26,7 @@ READING = (
 PLACES = ("files", "data_dir", "tokenizer")  # keys of `data` that say where it is
 LENGTH = ("steps", "epochs")  # keys of `train` that may grow
 BUCKETS = ("data", "buckets")
+WEIGHTS = ("init", "weights")
 LISTED = 10  # differences that an error lists
 
 
@@ -114,12 +115,18 @@ def check_resumable(
     `train.early_stopping`, where the data are (`is_place`), which are known by their content, and
     keys that the run did not have and that are empty; `train.steps` or `train.epochs` may grow.
     `data.buckets=auto` keeps the lengths of the run. `run` is the run's folder."""
-    lines = [_line(*change) for change in _changes(stored, new) if not _may_change(*change)]
+    changes = [change for change in _changes(stored, new) if not _may_change(*change)]
+    lines = [_line(*change) for change in changes]
     if lines:
         more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+        moved = next((before for path, before, _ in changes if path == WEIGHTS and before), "")
+        kept = (
+            f"give init.weights={moved} again, which need not be there any more as the run goes on "
+            "from its checkpoint; "
+        )
         raise UserError(
             f"the run was begun with another config: {'; '.join(lines[:LISTED])}{more}; "
-            "drop what has changed, or start a new run in another --workdir, from these weights "
+            f"{kept if moved else ''}drop what has changed, or start a new run in another --workdir, from these weights "
             "with "
             f"--config.init.weights={run}"
         )

@@ -180,8 +180,8 @@ class Task:
     def details(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> Record:
         """Returns what a report shows beside the metrics of the same arrays, as JSON holds it.
 
-        Any of `classes`, `confusion` (see `metrics/details.py`) and `worst`, the worst examples.
-        Empty if there is none."""
+        Any of `classes`, `confusion` (see `metrics/details.py`), `worst`, the worst examples, and
+        `samples` of others. Empty if there is none."""
         return {}
 
     def inputs(

@@ -19,7 +19,7 @@ from fmjax.runs import folder as run_folder
 from fmjax.runs.evaluation import LOSS, Evaluation, short
 from fmjax.runs.figures import figures
 from fmjax.runs.logs import EVALUATION, read_metrics
-from fmjax.runs.outcome import cards, class_section, table, worst_section
+from fmjax.runs.outcome import cards, class_section, example_sections, table
 
 REPORT = "report.html"
 SHOWN_EVALUATIONS, SHOWN_RECORDS = 12, 20
@@ -98,7 +98,7 @@ def render(
         cards(evaluation, provenance, config),
         data_section(provenance),
         class_section(evaluation),
-        worst_section(evaluation),
+        example_sections(evaluation),
         *curves(records, evaluation),
         history(records),
         folded("Config", settings(("key", "value"), own)),

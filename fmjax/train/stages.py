@@ -102,6 +102,7 @@ def open_data(
     sources["train"], settings = tolerance.apply(sources["train"], task.resolve)
     config = config | {"task": config["task"] | settings}
     task = tasks.make(config["task"])
+    best.check_metrics(config, task)  # before a tokenizer is trained
     weights = None if pretrained is None else pretrained.processors
     find = partial(choose_processors, config, task, workdir if resumed else None, weights)
     sources["train"], processors = tolerance.apply(sources["train"], find)
@@ -116,7 +117,6 @@ def build(data: Data, resumed: bool, layout: Layout) -> Built:
     other or, before examples are made, the devices' memory.
     """
     task = tasks.make(data.config["task"])
-    best.check_metrics(data.config, task)
     config, model = build_model(data.config, data.pretrained, data.processors, task)
     check_generation(task, model, data.processors, config["data"]["max_length"])
     check_positions(config)
