@@ -126,7 +126,8 @@ def check_resumable(
         )
         raise UserError(
             f"the run was begun with another config: {'; '.join(lines[:LISTED])}{more}; "
-            f"{kept if moved else ''}drop what has changed, or start a new run in another --workdir, from these weights "
+            f"{kept if moved else ''}drop what has changed, or start a new run in another "
+            "--workdir, from these weights "
             "with "
             f"--config.init.weights={run}"
         )

@@ -41,7 +41,8 @@ dl { display: flex; flex-wrap: wrap; gap: 8px; margin: 1em 0 }
 dl div { background: var(--card); border-radius: 8px; padding: 8px 14px }
 dt { color: var(--faint); font-size: 0.85em } dd { margin: 0; font-size: 1.25em; font-weight: 600 }
 .figures { display: flex; flex-wrap: wrap; gap: 6px } figure { margin: 0; max-width: 100% }
-figcaption { padding-left: 58px; font-weight: 600 } svg { max-width: 100%; height: auto }
+figcaption { padding-left: 58px; font-weight: 600 } svg { max-width: 100%; height: auto;
+  overflow: visible }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top;

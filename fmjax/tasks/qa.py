@@ -261,7 +261,8 @@ class Task(contracts.Task):
         assert isinstance(examples, Windows)
         given, questions = self.given_answers(arrays, valid, examples), examples.questions
         scores = 100 * answer_metrics.each(given, answer_metrics.counted([one.answers for one in questions]))[:, 1]
-        owners, lost = np.array([row.question for row in examples.rows])[valid > 0], arrays["losses"][valid > 0]
+        real = np.flatnonzero(valid)
+        owners, lost = np.array([examples.rows[number].question for number in real]), arrays["losses"][real]
         windows = np.bincount(owners, minlength=len(questions))
         means = np.bincount(owners, lost, minlength=len(questions)) / np.maximum(windows, 1)
 
