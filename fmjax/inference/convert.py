@@ -1,4 +1,4 @@
-"""Between Hugging Face folders and run directories, in both directions."""
+"""Converts between Hugging Face folders and run directories, in both directions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.inference.export import special_type
 from fmjax.inference.folder_task import folder_task
-from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 
@@ -27,8 +28,8 @@ def convert(source: str | Path, target: str | Path) -> None:
     """Writes the model of a run directory, or of a checkpoint of llama2.c, as a Hugging Face
     folder, or a Hugging Face folder as a run at step 0.
 
-    Raises UserError if the source cannot be read, the target holds something else, or the other
-    side has no such model."""
+    Raises UserError if the source cannot be read, the target has other content, or the other format
+    has no such model."""
     source, target = Path(source).expanduser(), Path(target).expanduser()
     exported = is_run(source) or source.is_file()
     pretrained = load(source)
@@ -51,7 +52,7 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
             f"the Hugging Face folder has no {kind.what}, which a run needs; add {kind.file} to it"
         )
     if run_folder.check_workdir(target):
-        raise UserError(f"--to={target}: already holds a run; name a new folder")
+        raise UserError(f"--to={target}: already contains a run; name a new folder")
     family = pretrained.family.name
     config = to_dict(experiment(family, type(task).__module__.rpartition(".")[2]))
     settings = pretrained.model.settings

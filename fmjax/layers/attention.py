@@ -18,20 +18,22 @@ from fmjax.layers.taps import tap
 
 ALL = ("query", "key", "value", "out")
 LOWEST = np.finfo(np.float32).min
-Cache = dict[str, jax.Array]  # of one attention: "key" and "value" [B,G,S,K], as products read them
+Cache = dict[
+    str, jax.Array
+]  # of one attention layer: "key" and "value" [B,G,S,K], in the layout that products read
 
 
 @flax.struct.dataclass
 class Context:
-    """What a layer does not compute itself: which positions attend to which, and where everything
-    stands."""
+    """Inputs of a layer besides x: which positions attend to which, and the positions
+    themselves."""
 
     mask: jax.Array | None = None  # bool, broadcastable to [B,H,L,S]
     bias: jax.Array | None = None  # added to the scores, broadcastable to [B,H,L,S]
     rotary: tuple[jax.Array, jax.Array] | None = None  # see position.rotary
-    place: jax.Array | int = 0  # where in the cache the first position of x stands
+    place: jax.Array | int = 0  # index in the cache of the first position of x
     depth: jax.Array | float = 0.0  # 0 for the first layer, 1 for the last
-    memory: jax.Array | None = None  # [B,S,D], of an encoder
+    memory: jax.Array | None = None  # [B,S,D], from an encoder
     memory_mask: jax.Array | None = None  # bool, broadcastable to [B,H,L,S]
     # [B or 1,L,D], added to x for queries and keys but not for values
     positions: jax.Array | None = None
@@ -40,14 +42,14 @@ class Context:
 
 
 def key_mask(attention_mask_BS: jax.Array) -> jax.Array:
-    """Returns bool [B,1,1,S]: which keys may be attended to. Queries are not masked, as in the
+    """Returns bool [B,1,1,S]: the keys that may be attended to. Queries are not masked, as in the
     reference."""
     return attention_mask_BS.astype(bool)[:, None, None, :]
 
 
 def segment_mask(segment_ids_BL: jax.Array) -> jax.Array:
-    """Returns bool [B,1,L,L]: a position attends to those of its own segment; padding, 0, is a
-    segment too."""
+    """Returns bool [B,1,L,L]: a position attends to its own segment. Padding, 0, is a segment,
+    too."""
     return cross_segment_mask(segment_ids_BL, segment_ids_BL)
 
 
@@ -57,8 +59,8 @@ def cross_segment_mask(segment_ids_BL: jax.Array, memory_segment_ids_BS: jax.Arr
 
 
 def causal_mask(length: int, keys: int, place: jax.Array | int = 0, window: int = 0) -> jax.Array:
-    """Returns bool [1,1,L,S]: position `place + i` attends to those up to itself; with a window, to
-    the last `window` only."""
+    """Returns bool [1,1,L,S]: position `place + i` attends to positions up to itself; with a
+    window, only to the last `window` of them."""
     query, key = place + jnp.arange(length)[:, None], jnp.arange(keys)[None, :]
     mask = key <= query
     return (mask & (key > query - window) if window else mask)[None, None]
@@ -83,14 +85,14 @@ def attend(
 
     `drop` maps the weights [B,H,L,S]. With fewer key heads than query heads, neighboring query
     heads share one (Ainslie et al. 2023, arXiv:2305.13245). Scores are computed and normalized in
-    fp32. A masked score is the lowest number rather than -inf: a row with nothing to attend to
-    averages its values, as in the reference, and is not NaN.
+    fp32. A masked score is the lowest finite number, not -inf, so a row with nothing to attend to
+    averages its values, as in the reference, instead of becoming NaN.
     """
     rows, length, heads, width = q_BLHK.shape
     groups = k_BSGK.shape[2]
     scale = width**-0.5 if scale is None else scale
-    # With rows and heads in front, the products are plain batched ones, which a CPU does in less
-    # time.
+    # With rows and heads in front, the products are plain batched matmuls, which are faster on a
+    # CPU.
     q = heads_first(q_BLHK * scale).reshape(rows, groups, heads // groups, length, width)
     k, v = heads_first(k_BSGK), heads_first(v_BSGK)
     scores = jnp.einsum("BGRLK,BGSK->BGRLS", q, k, preferred_element_type=jnp.float32)
@@ -118,7 +120,7 @@ def rotate(x_BLHK: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
 class Attention(nn.Module):
     """Self-attention: projections to queries, keys and values, `attend`, and the projection back.
 
-    The attention weights before dropout are the tap `weights` [B,H,L,S].
+    The tap `weights` [B,H,L,S] has the attention weights before dropout.
     """
 
     heads: int
@@ -127,13 +129,13 @@ class Attention(nn.Module):
     kernel_init: Initializer = normal(0.02)
     dtype: DTypeLike = jnp.float32
     kv_heads: int = 0  # 0: as many as query heads
-    biased: Collection[str] = ALL  # the projections that have a bias
+    biased: Collection[str] = ALL  # the projections with a bias
     scale: float | None = None  # None: 1 / sqrt(head_width)
-    # Of projections that do not start from kernel_init
+    # initializers of projections that do not use kernel_init
     inits: Mapping[str, Initializer] | None = None
 
     def dense(self, name: str, features: tuple[int, ...], axes: tuple[str, ...]) -> Dense:
-        """Returns the projection of that name."""
+        """Returns the projection named `name`."""
         init = (self.inits or {}).get(name, self.kernel_init)
         return Dense(
             features, axes, init, use_bias=name in self.biased, dtype=self.dtype, name=name
@@ -166,8 +168,8 @@ class Attention(nn.Module):
     def __call__(
         self, x_BLD: jax.Array, context: Context, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
-        """Attends from x to x or, with a cache, to its content after the keys and values of x are
-        written at `context.place`. Returns [B,L,D] and the cache."""
+        """Attends from x to x or, with a cache, to its content after writing the keys and values of
+        x at `context.place`. Returns [B,L,D] and the cache."""
         compared = add_positions(x_BLD, context.positions)
         q, k, v = (
             self.project(compared, "query"),
@@ -212,5 +214,5 @@ class CrossAttention(Attention):
 
 
 def add_positions(x_BLD: jax.Array, positions: jax.Array | None) -> jax.Array:
-    """Returns x plus its positions, where there are any."""
+    """Returns x plus its positions, if any."""
     return x_BLD if positions is None else x_BLD + positions.astype(x_BLD.dtype)

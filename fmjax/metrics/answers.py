@@ -1,8 +1,8 @@
-"""Exact match and F1 of answers as SQuAD's official evaluation has them, versions 1.1 and 2.0, from
-0 to 100.
+"""Exact match and F1 of answers as in SQuAD's official evaluation, versions 1.1 and 2.0, from 0 to
+100.
 
-Answers are compared without case, punctuation, the articles a, an, the, and with single spaces. An
-answer scores what it does with the best of the question's references (Rajpurkar et al. 2016,
+Answers are compared without case, punctuation, the articles a, an, the, and with single spaces. The
+score of an answer is that with the best of the question's references (Rajpurkar et al. 2016,
 section 6.1; 2018, section 4 for questions without one).
 """
 
@@ -21,14 +21,14 @@ from fmjax.errors import UserError
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 ANSWERS: Measures = {"exact_match": "max", "f1": "max"}
-# Where some questions have no answer.
+# For data in which some questions have no answer.
 HAS_ANSWER: Measures = {f"has_answer_{name}": best for name, best in ANSWERS.items()}
 NO_ANSWER = "no_answer_exact_match"
 PARTS: Measures = {**HAS_ANSWER, NO_ANSWER: "max"}
 
 
 def normalised(answer: str) -> str:
-    """Returns an answer as it is compared."""
+    """Returns an answer in the form that is compared."""
     return " ".join(ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split())
 
 
@@ -38,7 +38,7 @@ def exact_match(answer: str, reference: str) -> float:
 
 
 def f1(answer: str, reference: str) -> float:
-    """Returns the F1 of the answer's words, as many times as they occur."""
+    """Returns the F1 of the answer's words, counted with multiplicity."""
     given, wanted = normalised(answer).split(), normalised(reference).split()
     same = sum((Counter(given) & Counter(wanted)).values())
     if not same:
@@ -75,17 +75,16 @@ def each(given: Sequence[str], kept: Sequence[Sequence[str]]) -> np.ndarray:
 
 
 def answers(given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Returns the mean exact match and F1 over questions, of which each has references, or none
-    where it has no answer.
+    """Returns the mean exact match and F1 over questions. Each has references, or none if it has no
+    answer.
 
-    No answer is given as "". Where some questions have no answer, both are also taken over those
-    that have one and over those that have none (on which F1 is exact match). Raises UserError if
-    there is no question.
+    "" means no answer. If some questions have no answer, both are also computed over those with and
+    those without an answer (where F1 equals exact match). Raises UserError if there is no question.
     """
     if not references or len(given) != len(references):
         raise UserError(
-            f"evaluation: {len(given)} answers to {len(references)} questions; "
-            "give one for each, and one at least"
+            f"evaluation: {len(given)} answers to {len(references)} questions; pass one answer per "
+            "question, and at least one"
         )
     unanswerable, kept = not all(references), counted(references)
     scores = each(given, kept)

@@ -1,5 +1,5 @@
-"""The parts of the report about the chosen evaluation: headline, classes, worst examples; as
-HTML.
+"""The parts of the report about the selected evaluation, as HTML: headline, classes, worst
+examples.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 from fmjax.runs.evaluation import LOSS, Evaluation, short
 
 Facts: TypeAlias = Mapping[str, Any]
-MOST_CLASSES = 40  # in the table of classes
-MOST_CELLS = 16  # classes of a confusion matrix; of more, the most frequent confusions are listed
+MOST_CLASSES = 40  # maximum rows of the table of classes
+MOST_CELLS = (
+    16  # maximum classes of a confusion matrix; with more, the most frequent confusions are listed
+)
 CONFUSIONS = 15
 
 
@@ -40,16 +42,14 @@ def cards(evaluation: Evaluation | None, provenance: Facts, config: Facts) -> st
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in the unit that fits it."""
+    """Returns a time in a suitable unit."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def class_section(evaluation: Evaluation | None) -> str:
-    """Returns the table of classes and what is taken for what; nothing for a task without
-    classes.
-    """
+    """Returns the table of classes and their confusions; nothing for a task without classes."""
     details = evaluation.details if evaluation else {}
     classes: Sequence[Facts] = details.get("classes", [])
     if not classes:
@@ -69,7 +69,7 @@ def class_section(evaluation: Evaluation | None) -> str:
 
 
 def confusions(details: Facts) -> str:
-    """Returns the confusion matrix, or of many classes the pairs that are confused most often."""
+    """Returns the confusion matrix or, for many classes, the most frequent confusions."""
     matrix: Sequence[Sequence[int]] = details.get("confusion", [])
     names = [row["label"] for row in details["classes"]]
     if not matrix:
@@ -95,7 +95,7 @@ def confusions(details: Facts) -> str:
 
 
 def grid(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Returns a confusion matrix, shaded by the share of its row: right ones blue, others
+    """Returns a confusion matrix, shaded by the fraction of the row: correct ones blue, others
     orange.
     """
     top = "".join(f"<th>{escape(name)}</th>" for name in names)
@@ -144,11 +144,11 @@ def table(
     numbers: Collection[int] = (),
     kind: str = "",
 ) -> str:
-    """Returns an HTML table, which scrolls where it is wider than the screen.
+    """Returns an HTML table, which scrolls if it is wider than the screen.
 
     Args:
       head: the names of the columns.
-      rows: their cells, HTML already.
+      rows: their cells, as HTML.
       numbers: the columns of numbers.
       kind: classes of the table; "stacked" puts cells below each other on a phone.
     """

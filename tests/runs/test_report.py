@@ -69,8 +69,9 @@ def evaluation(classes: int = 2) -> Evaluation:
 def test_what_stands_on_the_page():
     records = [{"step": step, "loss": 5.0 - step, "nonfinite_steps": 1} for step in (1, 2, 3)]
     found = page([*records, {"step": 3, "eval/validation/loss": 2.5, "eval/validation/accuracy": 0.25}], PROVENANCE)
-    for text in ("bert, mlm: run<1>", "3 steps, 1 of them skipped: loss or gradient not finite", "<b>", "train.py a&b", "0.25",
-                 "train.sha256", "ab", "unset", "commit unknown", "loss", "accuracy", "training", "validation"):  # fmt: skip
+    for text in ("bert, mlm: run<1>", "3 steps, 1 of them skipped because loss or gradient was not finite", "<b>", "train.py a&b",
+                 "0.25", "train.sha256", "ab", "unset", "commit unknown", "loss", "accuracy", "training",
+                 "validation"):  # fmt: skip
         assert any(text in said for said in found.texts), text
     # Training and validation loss share a figure, and accuracy has its own; all within the picture.
     assert [len(curve) for curve in found.curves] == [3, 1, 1]

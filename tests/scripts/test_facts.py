@@ -78,18 +78,18 @@ def test_unknown_tokens_are_counted_and_warned_of(tmp_path):
 @pytest.mark.parametrize(
     ("axes", "rules", "text", "warning"),
     [
-        ({"data": 8}, "dp", "8 x cpu, mesh data 8, rules dp: batches divided, all parameters replicated", ""),
+        ({"data": 8}, "dp", "8 x cpu, mesh data 8, rules dp: batches sharded, all parameters replicated", ""),
         (
             {"data": 2, "fsdp": 4},
             "fsdp",
-            "8 x cpu, mesh data 2 x fsdp 4, rules fsdp: 80 % of the parameters divided, 20 % replicated, the largest b",
+            "8 x cpu, mesh data 2 x fsdp 4, rules fsdp: 80 % of the parameters sharded, 20 % replicated, the largest b",
             "",
         ),
         (
             {"data": 8},
             "fsdp",
-            "8 x cpu, mesh data 8, rules fsdp: batches divided, all parameters replicated",
-            "rules fsdp divide no parameter over the mesh {'data': 8}, so each device holds all of them; give it the axis, "
+            "8 x cpu, mesh data 8, rules fsdp: batches sharded, all parameters replicated",
+            "rules fsdp shard no parameter over the mesh {'data': 8}, so each device holds all of them; add the axis, "
             "mesh.axes='{\"fsdp\": -1}'",
         ),
         ({"data": 1}, "dp", "1 x cpu", ""),

@@ -18,7 +18,8 @@ from fmjax import load
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import make
-from fmjax.tasks.qa import NEVER, Task, Windows
+from fmjax.tasks.qa import NEVER, Task
+from fmjax.tasks.question_windows import Windows
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

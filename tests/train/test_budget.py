@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.data.stream.batches import batch_shapes
 from fmjax.distributed.layout import lay_out
 from fmjax.errors import UserError
 from fmjax.hardware import Room
 from fmjax.planning.plan import build_from_first_records, describe_step
 from fmjax.train import budget
 from fmjax.train.experiment import prepare
-from fmjax.train.stages import batch_shapes
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "bert_mlm.py"
 

@@ -86,7 +86,7 @@ def test_where_and_fingerprint(tmp_path):
 
 def test_a_text_of_a_few_words_is_refused(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("a few words")
-    with pytest.raises(UserError, match=r"data\.hold_out=0\.05 of 1 record leaves nothing on one side; give more data, or"):
+    with pytest.raises(UserError, match=r"data\.hold_out=0\.05 of 1 record leaves one side empty; add data, or"):
         parts(tmp_path / "a.txt", capsys)
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fmjax import defaults, limits, models, tasks
+from fmjax import defaults, models, tasks
 from fmjax.config import names, to_dict
 from fmjax.config.limits import of_fields
 from fmjax.errors import UserError
 from fmjax.models import sizes
+from fmjax.train import limits
 
 WHOLE = 10**9
 ABSURD = (-1, 0, WHOLE, 1e9, math.nan, math.inf, "x")
@@ -57,6 +58,7 @@ MEANINGFUL: dict[str, tuple[object, ...]] = {
     "model.position_offset": (0,),
     "model.token_types": (0,),
     "model.window": (0,),
+    "model.loss_chunk": (-1, 0, WHOLE),
     "model.decoder_layers": (0,),
     "model.decoder_attention_heads": (0,),
     "model.decoder_mlp_width": (0,),
@@ -208,11 +210,11 @@ def test_a_value_of_a_list_is_checked_too():
         ("data", "buckets", [0], "data.buckets"),
         ("data", "buckets", ["auto", "8"], "data.buckets=auto,8: write auto, auto:N for N lengths"),
         ("data", "source", "csw", 'data.source="csw" (did you mean "csv"?): choose one of auto, '),
-        ("data", "source", "my.toy", 'data.source="my.toy" names a module outside of fmjax'),
+        ("data", "source", "my.toy", 'data.source="my.toy" names a module outside fmjax'),
         ("data", "tokenizer_kind", "wordpeace", 'data.tokenizer_kind="wordpeace" (did you mean "wordpiece"?)'),
         ("data", "mixture", {"a": {"source": "x"}, "b": {}}, 'data.mixture.a.source="x": choose one of auto, '),
         ("data", "mixture", {"a": {"wight": 1}, "b": {}}, 'data.mixture.a.wight (did you mean "weight"?)'),
-        ("data", "mixture", {"a": {"weight": 1}, "b": {}}, "data.mixture: b has no weight and a has"),
+        ("data", "mixture", {"a": {"weight": 1}, "b": {}}, "data.mixture: b has no weight, but a has one"),
         ("mesh", "rules", "fdsp", 'mesh.rules="fdsp": no such table (did you mean "fsdp"?)'),
         ("mesh", "table", {"vocap": "data"}, 'mesh.table: no axis is named "vocap"'),
         ("data", "columns", ["a", "b", "a"], 'data.columns: has "a" twice'),
