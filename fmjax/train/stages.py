@@ -33,6 +33,7 @@ from fmjax.inference.pretrained import Pretrained
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
+from fmjax.train.budget import check_state
 from fmjax.train.chunks import for_loss
 from fmjax.train.length import checked_steps
 from fmjax.train.resolve import resolve_model
@@ -100,6 +101,7 @@ def open_data(
     sources["train"], settings = tolerance.apply(sources["train"], task.resolve)
     config = config | {"task": config["task"] | settings}
     task = tasks.make(config["task"])
+    best.check_metrics(config, task)  # before a tokenizer is trained
     weights = None if pretrained is None else pretrained.processors
     find = partial(choose_processors, config, task, workdir if resumed else None, weights)
     sources["train"], processors = tolerance.apply(sources["train"], find)
@@ -109,13 +111,15 @@ def open_data(
     return Data(config, sources, facts, tolerance, pretrained, processors)
 
 
-def build(data: Data, resumed: bool) -> Built:
-    """Returns the task, the model and the examples. Raises UserError where they do not fit."""
+def build(data: Data, resumed: bool, layout: Layout) -> Built:
+    """Returns the task, the model and the examples. Raises UserError where they do not fit each
+    other or, before examples are made, the devices' memory.
+    """
     task = tasks.make(data.config["task"])
-    best.check_metrics(data.config, task)
     config, model = build_model(data.config, data.pretrained, data.processors, task)
     check_generation(task, model, data.processors, config["data"]["max_length"])
     check_positions(config)
+    check_state(config, model, layout)
     sources = dict(data.sources)  # without bad records, once examples are made
     examples = make_examples(task, sources, data.processors, config, data.tolerance)
     best.check_evaluated(config, examples)
