@@ -3,14 +3,14 @@
     python scripts/train.py --config configs/bart_denoise.py --workdir runs/bart --config.data.files.train='books/*.txt'
     python scripts/convert.py --from runs/bart --to exported     # a folder that BartForConditionalGeneration loads
 
-Without files it reads the embedded corpus: the manual that ships with Python. Where no tokenizer is named, a byte-level BPE with
-RoBERTa's special tokens, which are BART's, is trained on the training files into the run directory. A fiftieth of the records
-validates. Prediction restores a text in which `<mask>` stands for the missing words.
+Without files it reads the embedded corpus, the manual that ships with Python. Without `data.tokenizer`, a byte-level BPE with
+the special tokens of RoBERTa and BART is trained on the training files and stored in the run directory. A fiftieth of the
+records is held out for validation. Prediction restores a text in which `<mask>` stands for missing words.
 
-After 1,500 of its 3,000 steps on the embedded corpus (`--config.train.steps=1500`): validation loss 3.53 nats a token, perplexity
-34.0, accuracy .365 (seed 0), in 18 CPU minutes on two shared cores.
+After 1,500 of its 3,000 steps on the embedded corpus (`--config.train.steps=1500`): validation loss 3.53 nats per token,
+perplexity 34.0, accuracy .365 (seed 0), in 18 CPU minutes on two shared cores.
 
-Arguments: `:infill` (sentences stay where they are), `:tiny` (seconds on one core).
+Arguments: `:infill` (does not shuffle sentences), `:tiny` (seconds on one core).
 """
 
 from fmjax.config import arguments

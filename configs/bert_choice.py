@@ -4,17 +4,17 @@
         --config.data.files.train=train.jsonl --config.data.files.validation=dev.jsonl
     python scripts/predict.py --workdir runs/choice --input in.jsonl --output out.jsonl
 
-A line of the files has a context, any number of endings, the same in all lines, and the number of the right one, from 0:
+Each line has a context, the endings (any number, but the same in all lines) and the index of the correct ending, from 0:
 
     {"context": "She opens the oven.", "endings": ["It is hot.", "He swims.", "A dog barks.", "We read."], "label": 0}
 
-For csv files name one column for each ending; for SWAG (`sent1`, `sent2`, `ending0` to `ending3`):
+For csv files, name one column per ending; for SWAG (`sent1`, `sent2`, `ending0` to `ending3`):
 
         --config.task.context=sent1 --config.task.start=sent2 \
         --config.task.endings=ending0,ending1,ending2,ending3
 
 Without `init.weights` the model starts from random weights of size `model.size`, with a tokenizer trained on the training
-texts; so small a data set does not teach it much.
+texts; from a data set this small it does not learn much.
 
 Arguments: `:tiny` (seconds on one core: which of four sentences of Python's manual comes next).
 """

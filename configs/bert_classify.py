@@ -1,4 +1,4 @@
-"""Fine-tunes BERT to classify texts or pairs of texts; by default GLUE's SST-2 as TFDS prepares it.
+"""Fine-tunes BERT to classify texts or pairs of texts; by default on GLUE's SST-2 from TFDS.
 
     python scripts/train.py --config configs/bert_classify.py --workdir runs/sst2 \
         --config.init.weights=DIR_OF_BERT --config.data.download=true
@@ -8,21 +8,21 @@ On your own files, with one label per line:
     python scripts/train.py --config configs/bert_classify.py:files --workdir runs/mine --config.init.weights=DIR_OF_BERT \
         --config.data.files.train=train.csv --config.data.files.validation=dev.csv
 
-`task.text`, `task.text_pair` and `task.label` name the columns. Without `init.weights` the model starts from random weights,
+`task.text`, `task.text_pair` and `task.label` name the columns. Without `init.weights` the model starts from random weights
 of size `model.size`, with a tokenizer trained on the training texts.
 
-`:multi` is any number of labels per text, from the columns `text` and `labels`: a list in jsonl; in csv a string such as
-"red,blue", whose separator is found unless `task.separator` gives it; or columns of 0 and 1, `task.label_columns=toxic,rude`.
-`:regression` is a number for a pair of texts, such as the similarity of STS-B, from the columns `sentence1`, `sentence2` and
-`score`.
+`:multi` predicts any number of labels per text, from the columns `text` and `labels`: a list in jsonl; in csv a string such
+as "red,blue", whose separator is inferred unless you set `task.separator`; or columns of 0 and 1,
+`task.label_columns=toxic,rude`. `:regression` predicts a number for a pair of texts, such as the similarity of STS-B, from
+the columns `sentence1`, `sentence2` and `score`.
 
     python scripts/train.py --config configs/bert_classify.py:multi --workdir runs/topics --config.init.weights=DIR_OF_BERT \
         --config.data.files.train=train.csv --config.data.files.validation=dev.csv
     python scripts/train.py --config configs/bert_classify.py:regression --workdir runs/sts --config.init.weights=DIR_OF_BERT \
         --config.data.files.train=train.csv --config.data.files.validation=dev.csv
 
-`:imbalanced` is the SMS Spam Collection, 13 % of it spam, from random weights; a fifth is held out. A single key weights the
-classes, focuses on hard examples, or resamples:
+`:imbalanced` is the SMS Spam Collection, 13 % of it spam, from random weights; a fifth is held out. One key
+weights the classes, focuses on hard examples, or resamples:
 
     D=DATA/SMSSpamCollection     # UCI's SMS Spam Collection: label<TAB>text
     python scripts/train.py --config configs/bert_classify.py:imbalanced --workdir runs/sms --config.data.files.train=$D
@@ -31,10 +31,11 @@ classes, focuses on hard examples, or resamples:
 On 1,115 held-out messages, F1 and AUC of spam: plain .974 and .997, weighted .971 and .996, focal .974 and .998, oversampled
 .954 and .993 (2.6 CPU minutes each; oversampled, with longer epochs, 5.3).
 
-`:zh` is the sentiment of Chinese hotel reviews (ChnSentiCorp: label,review), by characters, from random weights. A fifth is
-held out, and the only review without text is dropped (`task.blank`). `:zh,pretrain` first pretrains the same encoder on
-unlabeled reviews of other products; name that run in `init.weights`. `:zh,mixed` does both at once and reads the unlabeled
-reviews from `data.files.unlabelled`. Their hotel reviews are removed, since more than half of them are also in ChnSentiCorp.
+`:zh` classifies the sentiment of Chinese hotel reviews (ChnSentiCorp: label,review), by characters, from random weights. A
+fifth is held out, and the only review without text is dropped (`task.blank`). `:zh,pretrain` first pretrains the same
+encoder on unlabeled reviews of other products; name that run in `init.weights`. `:zh,mixed` does both at once and reads the
+unlabeled reviews from `data.files.unlabelled`. Their hotel reviews are removed, since more than half of them are also in
+ChnSentiCorp.
 
     D=DATA     # a copy of SophonPlus/ChineseNlpCorpus on GitHub
     unzip -p $D/online_shopping_10_cats.zip | grep -av ^酒店 > goods.csv     # cat,label,review
@@ -45,13 +46,13 @@ reviews from `data.files.unlabelled`. Their hotel reviews are removed, since mor
     python scripts/train.py --config configs/bert_classify.py:zh,mixed --workdir runs/zh-mixed \
         --config.data.files.train=$D/ChnSentiCorp_htl_all.csv.gz --config.data.files.unlabelled=goods.csv
 
-On 1,552 held-out reviews: accuracy .871 from random weights (15 CPU minutes), .875 after one epoch of MLM on the other products
-(--config.train.epochs=1, 9 CPU minutes, with an earlier version's packing). TF-IDF + logistic regression has .8925, so
-neither beats that baseline.
+On 1,552 held-out reviews: accuracy .871 from random weights (15 CPU minutes), .875 after one epoch of MLM on the other
+products (--config.train.epochs=1, 9 CPU minutes, with an earlier version's packing). TF-IDF + logistic regression has
+.8925, so neither beats that baseline.
 
 Arguments: `:files` (your files instead of TFDS), `:multi`, `:regression`, `:imbalanced`, `:zh`, `:pretrain` (masked
-language modeling instead), `:mixed` (that beside classification), `:tiny` (seconds on one core, on sentences of Python's
-manual: which preposition is missing; with `multi` which prepositions occur; with `regression` how many words there are).
+language modeling instead), `:mixed` (both together), `:tiny` (seconds on one core, on sentences of Python's
+manual: which preposition is missing; with `multi` which prepositions occur; with `regression` the number of words).
 """
 
 from fmjax.config import arguments

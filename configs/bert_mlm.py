@@ -3,8 +3,8 @@
     python scripts/train.py --config configs/bert_mlm.py --workdir runs/mlm --config.data.files.train='books/*.txt'
 
 Without files it reads the embedded corpus, the manual that ships with Python. Without `data.tokenizer`, a WordPiece vocabulary
-is trained on the training files and stored in the run directory. A twentieth of the records validates;
-of a book that is one record, a twentieth of its text.
+is trained on the training files and stored in the run directory. A twentieth of the records is held out for
+validation; of a book that is one record, a twentieth of its text.
 
 Arguments: `:tiny` (seconds on one core), `:nsp` (adds next-sentence prediction), `:whole_word` (masks whole words).
 """

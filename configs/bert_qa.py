@@ -4,15 +4,15 @@
         --config.data.files.train=DATA/dev-v1.1.json
     python scripts/predict.py --workdir runs/qa --input questions.jsonl --output answers.jsonl
 
-Any file in SQuAD's format, 1.1 or 2.0, works, or jsonl with its columns. A single file is split by article
-(`data.hold_out_by`): of the 48 articles of the development set, 38 (8,723 questions) train and 10 (1,847) validate. That is a
-tenth of SQuAD, and random weights know no English, so the score stays far from a pretrained BERT's (88.5 F1 after the whole
-training set).
+Any file in SQuAD's format (1.1 or 2.0) works, and so does jsonl with the same columns. A single file is split by article
+(`data.hold_out_by`): of the 48 articles of the development set, 38 (8,723 questions) are for training and 10 (1,847) for
+validation. That is a tenth of SQuAD, and random weights know no English, so the score stays far below that of a pretrained
+BERT (88.5 F1 after the whole training set).
 After 2 of the 6 epochs (`--config.train.epochs=2`): exact match 2.5, F1 10.0 (seed 0), in 10 CPU minutes on two shared cores.
 
 Arguments: `:pretrain` pretrains the same model by masked language modeling on the text in `data.files.train`; fine-tune with
 `--config.init.weights=RUN`. `:bert` fine-tunes a published BERT, `--config.init.weights=FOLDER`, as in its paper: 384 tokens,
-a window every 128, learning rate 3e-5, 2 epochs. `:tiny` runs in seconds on one core, on questions about the embedded
+a window every 128 tokens, learning rate 3e-5, 2 epochs. `:tiny` runs in seconds on one core, on questions about the embedded
 corpus.
 """
 

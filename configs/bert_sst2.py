@@ -10,7 +10,7 @@ and 2: .807, .808, .812, mean .809; 70 to 74 s each on two cores (104 to 108 CPU
 logistic regression has .813, the CNN from random vectors of Kim 2014 .827.
 
 Arguments: `:pretrain` first trains the same encoder and vocabulary by masked language modeling on the training sentences,
-or on the text in `data.files.train`; fine-tune with `--config.init.weights=RUN`. It does not pay off here: test
+or on the text in `data.files.train`; fine-tune with `--config.init.weights=RUN`. It does not help here: test
 accuracy .805, .789, .802 (mean .799) after ten epochs over the training sentences (84 s); .785, .751, .792 (.776) after
 five over 6.4 MB of books, encyclopedia, captions and those sentences (405 s). `:tiny` runs in seconds on one core, on the
 embedded corpus.
@@ -70,7 +70,7 @@ def tiny(config):
     pretraining = config.task.name == "mlm"
     config.data.source = "python_docs" if pretraining else "prepositions"
     config.data.columns = None
-    # A few windows of the embedded corpus have more than max_length words and marks.
+    # A few windows of the embedded corpus have more than max_length words and punctuation marks.
     config.task.update(
         {"column": "text"} if pretraining else {"text": "text", "overlong": "truncate"}
     )

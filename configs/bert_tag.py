@@ -5,12 +5,12 @@
     echo '"他在北京大学教书。"' > in.jsonl
     python scripts/predict.py --workdir runs/tag --input in.jsonl --output out.jsonl
 
-The file has 55,289 sentences and no split; a tenth of them, chosen by a hash, validates. Sentences of one article may be on
-both sides, and so may a name. Entity F1 (seqeval) after a single epoch (--config.train.epochs=1, 16 CPU minutes): 42.3. A
-pretrained BERT reaches 95 on the official split.
+The file has 55,289 sentences and no split; a tenth of them, chosen by a hash, is held out for validation. Sentences of one
+article, and the same names, may be on both sides. Entity F1 (seqeval) after a single epoch (--config.train.epochs=1, 16 CPU
+minutes): 42.3. A pretrained BERT reaches 95 on the official split.
 
 Arguments: `:words` tags words instead of characters, as in CoNLL 2003 (`data.files.train` and `.validation`), with
-WordPiece. `:tiny` runs in seconds on one core: names in the embedded corpus.
+WordPiece. `:tiny` runs in seconds on one core, on names in the embedded corpus.
 """
 
 from fmjax.config import arguments

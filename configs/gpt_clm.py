@@ -5,8 +5,8 @@
     python scripts/predict.py --workdir runs/clm --input prompts.jsonl --output continued.jsonl
 
 Without files it reads the embedded corpus, the manual that ships with Python. Without `data.tokenizer`, a cased byte-level BPE
-is trained on the training files. A twentieth of the records validates. Bits per byte can be compared between vocabularies;
-the loss per token cannot.
+is trained on the training files. A twentieth of the records is held out for validation. Bits per byte can be compared
+between vocabularies; the loss per token cannot.
 
 Arguments: `:llama` (RoPE, RMSNorm and SwiGLU instead of GPT-2's layers), `:tiny` (seconds on one core).
 """

@@ -3,7 +3,7 @@
     bash scripts/quickstart.sh
 
 runs `:pretrain` (masked language modeling on the embedded corpus), then `:finetune` (which of ten prepositions fills the
-blank, 3,000 labels) from the pretrained weights and from random ones. With `:full` pretraining is longer.
+blank, with 3,000 labels) from the pretrained weights and from random weights. `:full` pretrains longer.
 
 Arguments: `:pretrain`, `:finetune`, `:full`, `:tiny` (seconds on one core).
 """
@@ -56,8 +56,8 @@ def small(config, tiny: bool):
         config.model.mlp_width,
     ) = 128, 2, 4, 512
     config.model.positions = 32
-    # At this width 0.02 makes the branches of a post-norm layer too faint to learn from: MLM loss after 1,000 steps 5.35,
-    # against 5.07 with 0.08.
+    # At this width, 0.02 makes the branches of a post-norm layer too weak to learn from: after 1,000 steps the MLM loss is
+    # 5.35, against 5.07 with 0.08.
     config.model.initializer_range = 0.08
     config.data.batch_size = 32
     config.data.max_length = 32

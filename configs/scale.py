@@ -1,4 +1,4 @@
-"""Large models for `scripts/plan.py`, to know their cost before paying for chips, and then to train.
+"""Large models, to plan with `scripts/plan.py` before paying for chips, and then to train.
 
     python scripts/plan.py --config configs/scale.py:bert_large --topology v5e:4x4
     python scripts/train.py --config configs/scale.py:bert_large --workdir /mnt/bucket/run --distributed \
@@ -12,9 +12,9 @@
 | `:gpt_7b` | GPT, 32 layers of 4,096, 2,048 tokens | v5p:8x8x4 |
 | `:gpt_175b` | GPT-3's sizes, 2,048 tokens | v5p:8x8x16 |
 
-Parameters are fp32 and created already sharded; compute is bf16; layers are scanned and rematerialized in the backward pass.
-`scripts/README.md` has the cost of each. Without files they read the embedded corpus, or scikit-learn's digits. `:tiny` is a
-BERT that trains in seconds on one core.
+Parameters are fp32 and are created sharded; compute is bf16; layers are scanned and rematerialized in the backward pass.
+`scripts/README.md` has the cost of each. Without files, the configs read the embedded corpus or scikit-learn's digits. `:tiny` is
+a BERT that trains in seconds on one core.
 """
 
 from fmjax.config import arguments, open_dict

@@ -2,13 +2,14 @@
 
     python scripts/train.py --config configs/t5_span.py --workdir runs/t5 --config.data.files.train='books/*.txt'
 
-Without files it reads the embedded corpus, the manual that ships with Python. Without `data.tokenizer`, a SentencePiece model
-with T5's special tokens is trained on the training files and stored in the run directory. A fiftieth of the records validates.
+Without files it reads the embedded corpus, the manual that ships with Python. Without `data.tokenizer`, a SentencePiece
+model with T5's special tokens is trained on the training files and stored in the run directory. A fiftieth of the records
+is held out for validation.
 
-`t5_translate.py` fine-tunes it on English-Chinese pairs, so it has to know both scripts: it reads books, and one line per
-sentence of the training pairs.
+`t5_translate.py` fine-tunes it on English-Chinese pairs. To learn both scripts, it reads books, and one line per sentence
+of the training pairs.
 
-    D=DATA     # books/*.txt of any English, and Tatoeba's en<TAB>zh<TAB>attribution, with an English sentence twice at times
+    D=DATA     # books/*.txt of any English, and Tatoeba's en<TAB>zh<TAB>attribution, some English sentences occur twice
     mkdir -p runs && zcat $D/cmn.txt.gz | awk -F'\t' 'NF > 2 {n += $1 != last; last = $1
         print $1 FS $2 > ("runs/" (n % 40 ? "train" : "dev") ".tsv")}'
     tr '\t' '\n' < runs/train.tsv > runs/sentences.txt

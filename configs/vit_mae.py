@@ -8,9 +8,9 @@ Pretraining does not read the labels. On two CPU cores:
         --config.data.files.train=$D/train_50k.tar.xz
     python scripts/evaluate.py --workdir runs/mae-finetuned --split test --files $D/test_10k.tar.xz
 
-Without `init.weights`, `:finetune` trains the same model with the same number of steps from random weights. Measured with
-1,500 steps of pretraining (--config.train.steps=1500, 14 CPU minutes), then 500 of either: test accuracy 56.3 %, and 52.1 %
-from random weights (10 and 8 CPU minutes).
+Without `init.weights`, `:finetune` trains the same model for the same number of steps from random weights. Measured with
+1,500 steps of pretraining (--config.train.steps=1500, 14 CPU minutes), then 500 steps of fine-tuning: test accuracy 56.3 %,
+and 52.1 % from random weights (10 and 8 CPU minutes).
 
 Arguments: `:finetune`, `:tiny` (seconds on one core; the 8 x 8 digits that scikit-learn ships; `:finetune,tiny` too).
 """
@@ -36,7 +36,7 @@ def get_config(arg: str = ""):
     )  # 16 and 64 tokens cost a CPU less than 17 and 65
     config.model.position_init = "sinusoids"
     config.model.epsilon = 1e-6
-    # 0.02 is of wider models: at this width it makes the branches too faint
+    # 0.02 is for wider models: at this width it makes the branches too weak
     config.model.initializer_range = 0.08
     config.task.mean, config.task.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     config.task.flip = 0.5

@@ -1,5 +1,4 @@
-"""The two ways a command ends that are not bugs: the user's input is at fault, or the run was
-interrupted."""
+"""The exceptions that are not bugs: user errors and interruptions."""
 
 from __future__ import annotations
 
@@ -9,18 +8,18 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """The user's input is at fault. The message is one line: what, why, how to fix. Exit code 2."""
+    """An error in the user's input. The message is one line: what is wrong, why, and how to fix it.
+    Exit code 2."""
 
 
 class RecordError(UserError):
-    """A record of the data cannot be read or used; where bad records are tolerated, it is left out.
+    """A record of the data cannot be read or used. It is skipped if bad records are tolerated.
 
     Args:
-      place: where the record is, as `Source.where` says: "reviews.tsv line 12".
+      place: the location of the record, from `Source.where`: "reviews.tsv line 12".
       problem: what is wrong with it and how to fix it; the message is "PLACE: PROBLEM".
-      index: the record's number in the source that was read, if that is known.
-      shown: what the message has instead of the place, such as the path of an image that the record
-        names.
+      index: the record's index in the source, if known.
+      shown: text to show instead of the place, such as the path of an image that the record names.
     """
 
     def __init__(self, place: str, problem: str, index: int | None = None, shown: str = ""):
@@ -32,7 +31,7 @@ class RecordError(UserError):
 
 
 class Interrupted(Exception):
-    """A signal stopped the run after its state was saved; the same command continues it.
+    """A signal stopped the run after its state was saved. The same command continues it.
 
     Exit code 75.
     """
@@ -47,7 +46,8 @@ def one_line(error: Exception, most: int = 0) -> str:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Returns ' (did you mean "x"?)' for the choice most similar to `name`, or '' if none is."""
+    """Returns ' (did you mean "x"?)' for the choice most similar to `name`, or '' if none is
+    similar."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f' (did you mean "{close[0]}"?)' if close else ""
 
@@ -75,17 +75,17 @@ def in_range(
 
     Args:
       key: the name of the setting.
-      value: what was given; a truth value, text, NaN or infinity is out of any range.
+      value: the given value; booleans, text, NaN and infinity are out of any range.
       least: the smallest number allowed.
       most: the largest number allowed.
-      above: the number that it must be larger than.
-      below: the number that it must be smaller than.
+      above: an exclusive lower bound.
+      below: an exclusive upper bound.
       whole: whether it must be a whole number (of type int).
-      hint: what the bounds mean: "0 is none".
+      hint: the meaning of the bounds, such as "0 means none".
     """
     number = math.nan
     if isinstance(value, int if whole else int | float) and not isinstance(value, bool):
-        # An int of hundreds of digits is no float; it is out of any range that has a bound.
+        # An int with hundreds of digits cannot become a float; it is out of any bounded range.
         number = float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)
     fits = (
         math.isfinite(number)
@@ -127,5 +127,5 @@ def bounds(
 
 
 def shown(bound: float) -> str:
-    """Returns a bound as a person writes it: large whole numbers with all digits."""
+    """Returns a bound as text; large whole numbers have all digits."""
     return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"

@@ -1,7 +1,7 @@
-"""Devices: what chips can do, how much memory there is here, and what JAX says when it has none.
+"""Devices: specifications of chips, available memory, and JAX's errors about memory and devices.
 
-The figures of chips are from their makers' data sheets: Google Cloud's pages of each TPU, NVIDIA's
-of each GPU."""
+The specifications come from the data sheets of the makers: Google Cloud's pages on each TPU,
+NVIDIA's on each GPU."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from fmjax.errors import UserError, one_line
 
 @dataclass(frozen=True)
 class Chip:
-    """Figures of one chip; rates are a second's."""
+    """Specifications of one chip; rates are per second."""
 
-    kinds: tuple[str, ...]  # parts of JAX's `device_kind`
+    kinds: tuple[str, ...]  # substrings of JAX's `device_kind`
     flops: float  # dense bf16
     memory: float  # bytes of HBM
-    bandwidth: float  # bytes between HBM and the chip
-    link: float  # bytes that the chip sends to the others of its slice or machine
+    bandwidth: float  # bytes per second between HBM and the chip
+    link: float  # bytes per second that the chip sends to the others of its slice or machine
 
 
-# JAX calls a v5p "TPU v5", which is part of the name of a v5e and so stands behind it.
+# JAX calls a v5p "TPU v5", which is a prefix of the name of a v5e, so the v5e comes first.
 CHIPS: dict[str, Chip] = {
     "v6e": Chip(("TPU v6",), 918e12, 32e9, 1640e9, 448e9),
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16e9, 819e9, 200e9),
@@ -55,14 +55,14 @@ def chip_of(kind: str) -> Chip | None:
 
 @dataclass(frozen=True)
 class Room:
-    """How much memory there is for the arrays of a program."""
+    """The memory available for the arrays of a program."""
 
     per_device: float  # bytes
     what: str  # in words
 
 
 def memory_of_devices() -> Room | None:
-    """Returns the memory of the devices that are here, None if it is not known.
+    """Returns the memory of the local devices, None if unknown.
 
     The CPU devices of a process share the machine's memory.
     """
@@ -82,7 +82,7 @@ def what_has(devices: int) -> str:
 
 
 def memory_of_machine() -> float | None:
-    """Returns the bytes that this machine, or the container, has, with swap; None if not known."""
+    """Returns the memory of this machine or container in bytes, including swap; None if unknown."""
     try:
         sizes = {
             name: int(value.split()[0]) * 1024
@@ -100,12 +100,12 @@ def memory_of_machine() -> float | None:
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             whole = min(whole, float(int(Path(file).read_text(encoding="ascii"))))
-        except (OSError, ValueError):  # not there, or "max"
+        except (OSError, ValueError):  # missing, or "max"
             continue
     return whole
 
 
-# JAX's platforms -> what an installation lacks where there is no such device.
+# JAX's platforms -> the extra that an installation without such a device lacks.
 EXTRAS = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}
 NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|failed to allocate", re.IGNORECASE)
 NO_BACKEND = re.compile(r"[Uu]nable to initialize backend|[Nn]o (?:visible )?\w* ?devices? found")
@@ -113,9 +113,9 @@ NO_BACKEND = re.compile(r"[Uu]nable to initialize backend|[Nn]o (?:visible )?\w*
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns what JAX says of devices and memory in the block into a UserError of one line.
+    """Turns JAX's errors about devices and memory in the block into a one-line UserError.
 
-    Every other error passes through.
+    Other errors propagate.
     """
     try:
         yield
@@ -126,7 +126,8 @@ def explained() -> Iterator[None]:
 
 
 def explanation(error: Exception) -> str | None:
-    """Returns an error of JAX, or of Python, about devices and memory in one line with a remedy.
+    """Returns a one-line explanation with a remedy for an error of JAX or Python about devices or
+    memory.
 
     Returns None for any other error.
     """
@@ -135,10 +136,10 @@ def explanation(error: Exception) -> str | None:
         found = re.search(r"allocat\w* (?:of )?([\d.]+ ?(?:bytes|[KMGT]i?B))", said)
         asked = f" for {found[1]}" if found else ""
         return (
-            f"there is no memory left{asked}; lower data.batch_size or data.max_length, raise "
+            f"out of memory{asked}; lower data.batch_size or data.max_length, raise "
             "train.accumulate, set model.remat=everything, or choose a smaller model"
         )
-    # JAX asserts that there are GPUs, without a word.
+    # JAX asserts that there are GPUs, without a message.
     asserted = isinstance(error, AssertionError) and any(
         frame.name in ("_init_backend", "backends", "make_gpu_client")
         for frame in traceback.extract_tb(error.__traceback__)
@@ -149,7 +150,7 @@ def explanation(error: Exception) -> str | None:
 
 
 def no_device(said: str) -> str:
-    """Returns the message that JAX does not find the device that it was told to use."""
+    """Returns the message for a device that JAX was told to use but does not find."""
     platforms = jax.config.values.get("jax_platforms") or os.environ.get("JAX_PLATFORMS", "")
     reason = said.partition("(set JAX_PLATFORMS")[0].rpartition("INTERNAL: ")[2].strip(" :")
     extra = next((EXTRAS[name] for name in platforms.split(",") if name in EXTRAS), "")
@@ -157,5 +158,5 @@ def no_device(said: str) -> str:
     detail = f" ({reason})" if reason else ""
     return (
         f"JAX_PLATFORMS={platforms}: JAX finds no such device{detail}; "
-        f"unset JAX_PLATFORMS to use the devices that are here{how}"
+        f"unset JAX_PLATFORMS to use the devices of this machine{how}"
     )

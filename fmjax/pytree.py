@@ -1,7 +1,7 @@
-"""Names of tree paths: parameters are chosen by name, never by rank.
+"""Names of tree paths: parameters are selected by name, never by rank.
 
-Stacked layers give biases and norm scales a leading axis, so "rank 2 and more decays" is wrong
-here; a regular expression on the slash-joined path says what is meant (the habit of t5x and
+Stacked layers give biases and norm scales a leading axis, so the rule "decay everything of rank 2
+or more" is wrong here. A regular expression on the slash-joined path is explicit (as in t5x and
 big_vision)."""
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def mask(tree: PyTree, patterns: Iterable[str], setting: str) -> PyTree:
     """Returns a tree of bool: whether any of the regular expressions is found in the leaf's name.
 
     Raises UserError, naming the config key `setting`, if a pattern is malformed or matches no leaf:
-    a rule that does nothing is a mistake."""
+    a rule without effect is a mistake."""
     known = list(names(tree))
     found: set[str] = set()
     for pattern in patterns:
@@ -79,12 +79,12 @@ def check_pattern(setting: str, pattern: str) -> None:
 def merge(
     fresh: PyTree, loaded: PyTree, optional: Iterable[str], origin: str
 ) -> tuple[PyTree, list[str], list[str]]:
-    """Returns a tree like `fresh` with the leaves that `loaded` has, the names left fresh, and the
-    loaded names not used.
+    """Returns a tree like `fresh` with the leaves of `loaded`, the names that stay fresh, and the
+    unused loaded names.
 
-    Only names that match one of the regular expressions `optional` may be left fresh or unused (a
-    head of another shape, say); any other name that is missing, unexpected or misshapen is a
-    UserError that lists them all, grouped."""
+    Only names that match one of the regular expressions `optional` may stay fresh or unused (such
+    as a head of another shape). Raises UserError, listing all other missing, unexpected and
+    misshapen names in groups."""
     ours, theirs = names(fresh), names(loaded)
 
     def free(name: str) -> bool:
@@ -97,7 +97,7 @@ def merge(
         "missing": [name for name in left if name not in theirs and not free(name)],
         "unexpected": [name for name in unused if name not in ours and not free(name)],
         "misshapen": [
-            f"{name} {tuple(theirs[name].shape)} where {tuple(ours[name].shape)} is needed"
+            f"{name} {tuple(theirs[name].shape)}, expected {tuple(ours[name].shape)}"
             for name in left
             if name in theirs and not free(name)
         ],
@@ -111,8 +111,8 @@ def merge(
 
 
 def grouped(problems: Mapping[str, list[str]], most: int = 10) -> str:
-    """Returns 'missing: a, b; misshapen: c' of the groups that are not empty, the first `most`
-    names of each.
+    """Returns 'missing: a, b; misshapen: c' for the non-empty groups, with the first `most` names
+    of each.
     """
     return "; ".join(
         f"{group} ({len(found)}): {', '.join(found[:most])}{', ...' if len(found) > most else ''}"
@@ -122,6 +122,6 @@ def grouped(problems: Mapping[str, list[str]], most: int = 10) -> str:
 
 
 def union(first: Mapping[str, PyTree], second: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Returns the nested dictionary of what is in either, that of the first where it is in both."""
+    """Returns the nested dictionary of the leaves in either; those of the first win."""
     shared = [name for name in first if isinstance(first[name], dict) and name in second]
     return {**second, **first, **{name: union(first[name], second[name]) for name in shared}}

@@ -1,14 +1,14 @@
 """The keys of dropout, by the name of their generator (`train.dropout_rng`).
 
-"threefry2x32" and "rbg" are JAX's. "hash" is for masks alone: each number is a hash of its place in
-the array and of the key, which XLA fuses into the multiplication by the mask. On two CPU cores a
+"threefry2x32" and "rbg" are JAX's. "hash" is only for masks: each number is a hash of its position
+in the array and of the key, which XLA fuses into the multiplication by the mask. On two CPU cores a
 jitted multiplication by a mask of 2048 x 256 took 0.6 ms with it, 5.0 ms with threefry and 7.0 ms
-with rbg (0.3 ms without a mask; medians of 55). It is the same on every kind of device and however
-arrays are sharded.
+with rbg (0.3 ms without a mask; medians of 55). It is the same on every kind of device and for any
+sharding.
 
 The hash is two rounds of Chris Wellons' lowbias32 (https://github.com/skeeto/hash-prospector),
-whose every output bit depends on every input bit; it is no cryptographic one, and neither
-initialisation nor sampling uses it."""
+whose every output bit depends on every input bit; it is not cryptographic, and neither
+initialization nor sampling uses it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def mixed(x: jax.Array) -> jax.Array:
 
 
 def random_bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
-    """Returns random unsigned numbers of `width` bits, of a key uint32 [2]."""
-    # The number of a place is a sum over axes: each device makes those of its own part of the
+    """Returns random unsigned numbers of `width` bits from a key uint32 [2]."""
+    # The index of a position is a sum over axes, so each device computes only its own part of the
     # array.
     place = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
@@ -45,7 +45,7 @@ def random_bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array
 
 
 def seeded(seed: jax.Array) -> jax.Array:
-    """Returns the key of a seed."""
+    """Returns the key for a seed."""
     number = seed.astype(jnp.uint32)
     return jnp.stack(
         [mixed(number + jnp.uint32(0x9E3779B9)), mixed(number ^ jnp.uint32(0x85EBCA6B))]
@@ -53,7 +53,7 @@ def seeded(seed: jax.Array) -> jax.Array:
 
 
 def folded(key: jax.Array, given: jax.Array | int) -> jax.Array:
-    """Returns the key of a key and a number."""
+    """Returns a key folded with a number."""
     number = jnp.asarray(given, jnp.uint32)
     first = mixed(key[0] ^ mixed(number + jnp.uint32(0x9E3779B9)))
     return jnp.stack([first, mixed((key[1] ^ mixed(number ^ jnp.uint32(0xC2B2AE35))) + first)])
@@ -77,7 +77,7 @@ GENERATORS: dict[str, Any] = {"threefry2x32": "threefry2x32", "rbg": "rbg", "has
 
 
 def dropout_key(seed: int, generator: str) -> jax.Array:
-    """Returns the key of a run's dropout. Raises UserError for an unknown generator."""
+    """Returns the dropout key of a run. Raises UserError for an unknown generator."""
     if generator not in GENERATORS:
         known = ", ".join(GENERATORS)
         hint = nearest(generator, GENERATORS)
@@ -88,9 +88,9 @@ def dropout_key(seed: int, generator: str) -> jax.Array:
 
 
 def check_seed(seed: object, setting: str) -> None:
-    """Raises UserError, naming the setting, unless the seed is a whole number that a key can hold.
+    """Raises UserError, naming the setting, unless the seed is a whole number that fits into a key.
 
-    A key has 32 bits for it: a larger seed would give the same numbers as a smaller one.
+    A key has 32 bits for the seed; a larger seed would give the same numbers as a smaller one.
     """
     in_range(setting, seed, least=0, most=MOST_SEED, whole=True)
 

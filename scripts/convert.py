@@ -22,14 +22,14 @@ def main(argv: list[str] | None = None) -> int:
         dest="source",
         type=Path,
         required=True,
-        help="a run, a Hugging Face folder, or a .bin of llama2.c",
+        help="a run, a Hugging Face folder, or a .bin file of llama2.c",
     )
     flags.add(
         "--to",
         dest="target",
         type=Path,
         required=True,
-        help="the folder to write, of the other kind",
+        help="the folder to write, in the other format",
     )
     return commandline.run(flags, lambda args: convert(args.source, args.target), argv)
 

@@ -1,4 +1,5 @@
-"""Evaluates a run at its best step (its newest, if none was chosen); the last line of stdout is one JSON object.
+"""Evaluates a run at its best step (or its newest, if none was chosen). The last line of stdout is
+one JSON object.
 
 python scripts/evaluate.py --workdir runs/mine --split test --files test.csv
 """
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--split", default="validation", help="the split to evaluate on (default: validation)"
     )
-    flags.add("--files", help="files to evaluate on, instead of those of the config")
+    flags.add("--files", help="files to evaluate on, instead of those in the config")
     hosts.add_flags(flags)
     return commandline.run(flags, show, argv)
 

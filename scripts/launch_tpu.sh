@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Starts a command of fmjax on every worker of a Cloud TPU VM, and shows what they print.
+# Starts a command of fmjax on every worker of a Cloud TPU VM, and shows the output.
 #
 #   scripts/launch_tpu.sh --tpu NAME --zone ZONE [--project P] [--checkout DIR] [--install] [--dry-run] -- \
 #       python scripts/train.py --config configs/scale.py:bert_large --workdir /mnt/bucket/run --distributed
 #
 # --checkout is the folder of fmjax on the workers (default: fmjax, in the home folder); --install first copies this checkout
-# there and installs it with its TPU extra. --dry-run prints the commands and runs none. The workers find each other by
-# themselves (--distributed). Stopping this script leaves them running: the same command with `pkill -TERM -f scripts/train.py`
-# in its place makes them save and end.
+# there and installs it with its TPU extra. --dry-run prints the commands without running them. The workers find each
+# other automatically (--distributed). Stopping this script leaves them running: run it with the command
+# `pkill -TERM -f scripts/train.py` to make them save and exit.
 set -euo pipefail
 
 usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -25,11 +25,11 @@ while [ $# -gt 0 ]; do
     --dry-run) dry=1; shift ;;
     --) shift; break ;;
     -h | --help) usage ;;
-    *) fail "$1: no such flag; there are --tpu, --zone, --project, --checkout, --install, --dry-run" ;;
+    *) fail "$1: no such flag; choose from --tpu, --zone, --project, --checkout, --install, --dry-run" ;;
   esac
 done
-[ -n "$tpu" ] || fail "--tpu is missing; give the name of the TPU VM (gcloud compute tpus tpu-vm list)"
-[ -n "$zone" ] || fail "--zone is missing; give the zone of the TPU VM, as us-central2-b"
+[ -n "$tpu" ] || fail "--tpu is missing; pass the name of the TPU VM (gcloud compute tpus tpu-vm list)"
+[ -n "$zone" ] || fail "--zone is missing; pass the zone of the TPU VM, such as us-central2-b"
 [ $# -gt 0 ] || fail "there is no command; write it behind --"
 
 run() {

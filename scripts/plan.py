@@ -1,12 +1,14 @@
-"""Reports what a config's training step needs on hardware that is not here, before you pay for it.
+"""Reports the resources that a config's training step needs on hardware that you do not have,
+before you pay for it.
 
     python scripts/plan.py --config configs/scale.py:bert_large --topology v5e:4x4
     python scripts/plan.py --config configs/bert_mlm.py --topology gpu:h200
     python scripts/plan.py --config configs/bert_mlm.py --topology cpu:8 --sharding --config.mesh.rules=fsdp \\
         --config.mesh.axes='{"fsdp": -1}'
 
-For a TPU slice the step is compiled by the TPU's compiler, which needs libtpu and no TPU: pip install libtpu. For GPUs
-and CPUs, and with --analytic, the figures come from formulas. With --json the last line is one object.
+For a TPU slice, the TPU's compiler compiles the step. This needs libtpu, but no TPU: pip install
+libtpu. For GPUs and CPUs, and with --analytic, the numbers come from formulas. With --json, the
+last line is one JSON object.
 """
 
 import argparse
@@ -18,11 +20,11 @@ if not __package__:  # run as a file: a checkout need not be installed
 
 import jax
 
-from fmjax import keys
 from fmjax.config import commandline
 from fmjax.config.json_files import to_line
 from fmjax.planning.plan import plan, read_topology
 from fmjax.planning.report import sharding_table, table
+from fmjax.train import keys
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--sharding",
         action="store_true",
-        help="every parameter: shape, axes, where they go, bytes per device",
+        help="show every parameter: shape, logical axes, mesh axes, bytes per device",
     )
-    flags.add("--analytic", action="store_true", help="compile nothing")
+    flags.add("--analytic", action="store_true", help="estimate by formula, and compile nothing")
     flags.add("--json", action="store_true", help="print one JSON object")
     return commandline.run(flags, show, argv)
 

@@ -23,10 +23,9 @@ if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmjax.config import commandline
+from fmjax.inference import predicting
 from fmjax.inference.inputs import AUTO, KINDS
 from fmjax.inference.predict import predict_file
-
-SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "num_beams")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,23 +59,12 @@ def main(argv: list[str] | None = None) -> int:
         default="",
         help="the names of the columns, text,label, of a csv or tsv file without a header",
     )
-    flags.add("--max_new_tokens", type=int, help="how many tokens to generate at most")
-    flags.add(
-        "--temperature", type=float, help="0: the likeliest token each time; above 0: sampling"
-    )
-    flags.add("--top_k", type=int, help="sample from the k likeliest tokens")
-    flags.add(
-        "--top_p",
-        type=float,
-        help="sample from the likeliest tokens that have this probability together",
-    )
-    flags.add("--num_beams", type=int, help="search with so many beams")
-    flags.add("--seed", type=int, help="of sampling (default: 0)")
+    predicting.add_flags(flags)
     return commandline.run(flags, predict, argv)
 
 
 def predict(args: argparse.Namespace) -> None:
-    settings = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    settings = {name: vars(args)[name] for name in predicting.FLAGS}
     header = tuple(name.strip() for name in args.header.split(",") if name.strip())
     predict_file(
         args.workdir, args.input, args.output, args.source, args.column, header, args.seed, settings

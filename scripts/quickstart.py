@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--workdir",
         type=Path,
-        help="where the runs go (default: runs/quickstart, or runs/quickstart-full with --full)",
+        help="folder for the runs (default: runs/quickstart, or runs/quickstart-full with --full)",
     )
     flags.add(
         "--full",
@@ -32,12 +32,12 @@ def main(argv: list[str] | None = None) -> int:
         "--seeds",
         type=int,
         default=0,
-        help="fine-tuning runs from each start (default: 1; 3 with --full)",
+        help="fine-tuning runs from each initialization (default: 1; 3 with --full)",
     )
     flags.add(
         "--tiny",
         action="store_true",
-        help="a few steps of a tiny model, to see that everything works",
+        help="run a few steps of a tiny model, to check that everything works",
     )
     return commandline.run(flags, start, argv)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a pretrained, fine-tuned and evaluated BERT: makes .venv, installs, and runs scripts/quickstart.py.
+# From nothing to a pretrained, fine-tuned and evaluated BERT: creates .venv, installs, and runs scripts/quickstart.py.
 # Arguments go to that script: bash scripts/quickstart.sh --workdir /tmp/quickstart
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains on the nodes of a Slurm cluster, one process a node with all of its GPUs.
+# Trains on the nodes of a Slurm cluster, with one process per node that uses all of its GPUs.
 #
 #   sbatch --nodes=4 --gpus-per-node=8 scripts/slurm.sh --config configs/scale.py:bert_large --workdir /shared/run
 #
-# The arguments are those of train.py. The processes find each other by themselves. Two minutes before the time is up Slurm sends
-# SIGTERM, at which the run saves and ends with 75, and the job is put in the queue again to go on from there.
+# The arguments are those of train.py. The processes find each other automatically. Two minutes before the time limit, Slurm
+# sends SIGTERM; the run saves and exits with code 75, and the job is requeued to continue from there.
 #SBATCH --job-name=fmjax
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=TERM@120

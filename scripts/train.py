@@ -1,4 +1,4 @@
-"""Trains what a config describes, or continues it: the same command again resumes from the newest checkpoint.
+"""Trains the model of a config. Run the same command again to resume from the newest checkpoint.
 
     python scripts/train.py --config configs/bert_mlm.py:tiny --workdir runs/tiny
     python scripts/train.py --config configs/bert_classify.py:files --workdir runs/mine \\
@@ -12,9 +12,9 @@ from pathlib import Path
 if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmjax import keys
 from fmjax.config import commandline, overridden_keys
 from fmjax.distributed import hosts
+from fmjax.train import keys
 from fmjax.train.dry_run import dry_run
 from fmjax.train.loop import train
 
@@ -30,13 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--profile",
         type=Path,
-        help="a folder for a trace of steps 6 to 10, for TensorBoard or Perfetto",
+        help="folder for a trace of steps 6 to 10, for TensorBoard or Perfetto",
     )
     flags.add(
         "--dry-run",
         "--dry_run",
         action="store_true",
-        help="show the settings and one batch; train and write nothing",
+        help="show the settings and one batch, without training or writing anything",
     )
     hosts.add_flags(flags)
     return commandline.run(flags, start, argv)

@@ -1,4 +1,4 @@
-"""Trains a tokenizer on text files and writes it in Hugging Face's layout.
+"""Trains a tokenizer on text files and writes it in Hugging Face's format.
 
 python scripts/train_tokenizer.py --files 'books/*.txt' --kind wordpiece --vocab_size 8000 --output tokenizer
 """
@@ -32,7 +32,8 @@ def train(args: Any) -> None:
     )
     tokenizer.save(args.output)
     say(
-        f"{args.kind} with {tokenizer.vocab_size} pieces from {len(source):,} records is in {args.output}"
+        f"{args.output} has a {args.kind} tokenizer with {tokenizer.vocab_size} pieces, trained "
+        f"on {len(source):,} records"
     )
 
 
@@ -54,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         "--vocab_size",
         type=int,
         default=8000,
-        help="the number of pieces, special ones included (default: 8000)",
+        help="the number of pieces, including special ones (default: 8000)",
     )
-    flags.add("--keep_case", action="store_true", help="distinguish upper and lower case")
+    flags.add("--keep_case", action="store_true", help="keep upper and lower case distinct")
     flags.add("--output", type=Path, required=True, help="the folder to write: new or empty")
     return commandline.run(flags, train, argv)
 

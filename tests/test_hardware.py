@@ -21,9 +21,9 @@ ALLOCATION = "RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.\nB
     [
         (RuntimeError(TPU), "tpu", ("JAX_PLATFORMS=tpu: JAX finds no such device (Failed to open libtpu.so", "-e '.[tpu]'")),
         (RuntimeError(GPU), "cuda", ("JAX_PLATFORMS=cuda", "unset JAX_PLATFORMS", "pip install -e '.[cuda]'")),
-        (jax.errors.JaxRuntimeError(ALLOCATION), "", ("no memory left for 17179869184 bytes", "lower data.batch_size")),
-        (MemoryError("Unable to allocate 3.2 GiB for an array"), "", ("no memory left for 3.2 GiB",)),
-        (MemoryError(), "", ("there is no memory left;",)),
+        (jax.errors.JaxRuntimeError(ALLOCATION), "", ("out of memory for 17179869184 bytes", "lower data.batch_size")),
+        (MemoryError("Unable to allocate 3.2 GiB for an array"), "", ("out of memory for 3.2 GiB",)),
+        (MemoryError(), "", ("out of memory;",)),
     ],
 )
 def test_one_line_with_a_remedy(error, platforms, parts):

@@ -88,7 +88,7 @@ def test_merge_lists_everything_that_does_not_fit():
     assert message.startswith("bert/:") and "\n" not in message
     assert "missing (1): encoder/layers/mlp/up/bias" in message
     assert "unexpected (1): extra" in message
-    assert "embed/word/embedding (6, 2) where (5, 2) is needed" in message
+    assert "embed/word/embedding (6, 2), expected (5, 2)" in message
 
 
 def test_grouped_shortens_long_lists():

@@ -19,8 +19,8 @@ BARS = {"first_step": 1 / 2, "backend_compile": 1 / 4}  # cached over cold
 
 
 def measure(options: Options) -> Result:
-    """Returns for each workload the seconds of a cold start, which fills an empty cache, and of one
-    that finds it filled.
+    """Returns, for each workload, the seconds of a start with an empty cache and of one with a
+    filled cache.
     """
     found = {}
     for name in WORKLOADS:
@@ -54,7 +54,7 @@ def start(folder: Any, threads: int, env: Mapping[str, str]) -> dict[str, float]
 
 
 def table(result: Facts) -> str:
-    """Returns the table: cold, cached, and the one over the other against the bars."""
+    """Returns the table: cold, cached, and their ratio against the targets."""
     columns = ("start_to_first_step", "first_step", "tracing", "backend_compile")
     head = (
         "workload",

@@ -1,4 +1,4 @@
-"""How a training step's time and memory grow with batch, length, width and depth, each over a
+"""Growth of a training step's time and memory with batch, length, width and depth, each over a
 factor of 8, and with devices.
 """
 
@@ -41,11 +41,14 @@ def size(axis: str, factor: int, tiny: bool = False) -> Size:
 
 
 def measure(options: Options) -> Result:
-    """Returns, for each axis and factor, the median seconds of a step and the compiler's bytes of
-    it.
+    """Returns, for each axis and factor, the median seconds of a step and its memory according to
+    the compiler.
     """
     found: Result = {}
-    one = {"factor": 1, **point(size("batch", 1, options.tiny), options)}  # where all axes begin
+    one = {
+        "factor": 1,
+        **point(size("batch", 1, options.tiny), options),
+    }  # the starting point of all axes
     for axis in BASE:
         more = FACTORS[1 : 2 if options.tiny else None]
         found[axis] = [
@@ -66,8 +69,8 @@ def measure(options: Options) -> Result:
 
 
 def scaled(number: int, options: Options) -> Result:
-    """Returns the cost of a step on that many devices, each with the rows of BASE; ideally the same
-    time as on one.
+    """Returns the cost of a step on that many devices, each with the rows of BASE; ideally it takes
+    as long as on one device.
     """
     chosen = size("batch", number, options.tiny)
     return {"factor": number, **point(chosen, options, number)}
@@ -94,8 +97,8 @@ def point(chosen: Size, options: Options, devices: int = 1) -> Result:
 
 
 def bends(points: Sequence[Facts]) -> list[float]:
-    """Returns the exponent of time between neighboring points: 1 is linear, 2 quadratic, below 1 a
-    fixed cost being shared.
+    """Returns the exponent of time between neighboring points: 1 is linear, 2 quadratic; below 1, a
+    fixed cost dominates.
     """
     return [
         math.log(after["seconds"] / before["seconds"])
@@ -122,7 +125,9 @@ def table(result: Facts) -> str:
             )
     head = ("axis", "size", "step (ms)", "memory (MiB)", "tokens/s", "GFLOP/s", "exponent of time")
     return markdown(head, rows) + (
-        "" if "devices" in result["axes"] else "\ndevices: not measured, there is one here"
+        ""
+        if "devices" in result["axes"]
+        else "\ndevices: not measured, as this machine has only one"
     )
 
 

@@ -1,11 +1,11 @@
-"""The input of BERT pretraining, from texts to masked batches: fmjax's pipeline against that of
+"""The input pipeline of BERT pretraining, from text to masked batches, compared with that of
 transformers' own example.
 
-The peer (`peer_inputs.py`) does what run_mlm.py does: a fast tokenizer on batches of texts, texts
-joined and cut into rows of 512, DataCollatorForLanguageModeling. Rows are kept in `datasets` if it
-is installed, otherwise in lists; the result says which. Both sides read the same file with the same
-tokenizer; preparing (tokenizing, cutting) and feeding (batches) are timed separately. Then BERT is
-trained from the file as a user would, and the run's time spent waiting for data is shown."""
+The peer (`peer_inputs.py`) does what run_mlm.py does: a fast tokenizer on batches of texts,
+concatenation and cutting into rows of 512, DataCollatorForLanguageModeling. Rows are kept in
+`datasets` if it is installed, otherwise in lists; the result says which. Both sides read the same
+file with the same tokenizer; preparing (tokenizing, cutting) and feeding (batches) are timed
+separately. Then BERT is trained on the file, and the time that the run waits for data is shown."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ ROWS, LENGTH, BATCHES, BAR = 8, 512, 200, 1.5
 STEPS, WAITING = (
     12,
     0.02,
-)  # of training, and the greatest share of their time that may be waited for data
+)  # training steps, and the largest fraction of their time that may be spent waiting for data
 VOCABULARY = 8000
 
 
 def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
-    """Returns fmjax's seconds and tokens of preparing the texts in a folder and of feeding `count`
-    batches of them.
+    """Returns fmjax's seconds and tokens for preparing the texts in a folder and for feeding
+    `count` batches of them.
     """
     from fmjax import tasks
 
@@ -85,7 +85,7 @@ def measure(options: Options) -> Result:
         else:
             with timing.peer(folder, options.threads, "eager", options.python, "cpu") as other:
                 for side in (own, other):
-                    side.ask("inputs", **job)  # the first call imports
+                    side.ask("inputs", **job)  # the first call includes imports
                 for _ in range(options.rounds):
                     for side in (own, other, other, own):
                         answer = side.ask("inputs", **job)
@@ -100,9 +100,9 @@ def measure(options: Options) -> Result:
 
 
 def train(folder: Path, options: Options) -> dict[str, float]:
-    """Trains BERT (4 layers, 256 wide) from the texts in a folder, by scripts/train.py; returns
-    what the last step's record says: the seconds of a step, and the share of them spent waiting for
-    data."""
+    """Trains BERT (4 layers, width 256) on the texts in a folder with scripts/train.py. Returns the
+    record of the last step: the seconds per step, and the fraction of them spent waiting for data.
+    """
     workdir, length = folder / "run", 64 if options.tiny else LENGTH
     shutil.rmtree(workdir, ignore_errors=True)
     settings = {
@@ -142,7 +142,7 @@ def train(folder: Path, options: Options) -> dict[str, float]:
 
 
 def rates(runs: list[Result]) -> dict[str, float]:
-    """Returns median tokens per second: of preparing, of feeding, and of both for one epoch."""
+    """Returns median tokens per second for preparing, for feeding, and for one epoch of both."""
     each = [
         {part: run[f"{part}_tokens"] / run[f"{part}_seconds"] for part in ("prepare", "feed")}
         for run in runs
@@ -173,13 +173,13 @@ def table(result: Facts) -> str:
     )
     if not any("datasets" in name and "without" not in name for name in others):
         said += (
-            "; `datasets` is not installed here, so there is no comparison with it "
-            "(pip install datasets)"
+            "; `datasets` is not installed here, so fmjax is not compared with it (pip install "
+            "datasets)"
         )
     run = result["training"]
     said += (
-        f"\ntraining BERT of 4 layers, 256 wide, a step of {1e3 * run['step_seconds']:.0f} ms: "
-        f"{run['data_wait']:.2%} of the "
-        f"time waited for data (bar, of steps over 100 ms: < {WAITING:.0%})"
+        f"\ntraining a 4-layer BERT of width 256, a step of {1e3 * run['step_seconds']:.0f} ms: "
+        f"{run['data_wait']:.2%} of the time was spent waiting for data (target for steps over 100 "
+        f"ms: < {WAITING:.0%})"
     )
     return markdown(head, rows) + f"\n{said}"

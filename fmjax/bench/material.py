@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -34,22 +35,14 @@ def prepare(
     """Writes the job of a workload to a folder; returns its description. `devices` are those of
     fmjax's training.
     """
-    family = models.family(workload.family)
-    positions = {"positions": max(size.length, 512)} if workload.family == "bert" else {}
-    if workload.family == "gpt":
-        positions = {"positions": max(size.length + size.target, 64)}
     reference = families.table_of(workload.family)
-    kinds = reference.architectures[workload.architecture]
-    heads = tasks.make(workload.task).heads if workload.task else {kind: {} for kind in kinds}
-    model = family.build(heads=heads, **(positions | dict(size.model)))
+    model, classes = make_model(workload, size, reference)
     rng = np.random.default_rng(seed)
     params = pytree.map_named(
         lambda name, leaf: weights(rng, name, leaf.shape), abstract_params(model)
     )
     config = reference.write_config(model.settings, 0) | {"architectures": [workload.architecture]}
-    if classes := next(
-        (numbers["classes"] for numbers in heads.values() if "classes" in numbers), 0
-    ):
+    if classes:
         config["id2label"] = {str(index): str(index) for index in range(classes)}
         config["label2id"] = {str(index): index for index in range(classes)}
     folders.write_folder(folder / "model", reference, config, params)
@@ -63,19 +56,42 @@ def prepare(
             for name, array in batch.items()
         }
     np.savez(folder / "batches.npz", allow_pickle=False, **arrays)
-    spec = [
-        {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
-        for batch in ours
-    ]
-    flops = sum(model.forward_flops(one) for one in spec) * (3 if workload.kind == "train" else 1)
+    job = description(workload, size, reference, device, devices)
+    job |= {
+        "batches": len(ours),
+        "useful_per_pass": useful(workload, size, ours),
+        "flops_per_pass": flops(workload, model, ours),
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)),
+    }
+    write_json(folder / "job.json", job)
+    return job
+
+
+def make_model(workload: Workload, size: Size, reference: Reference) -> tuple[nn.Module, int]:
+    """Returns the model of a workload, and how many classes it has: 0 if it classifies nothing."""
+    positions = {"positions": max(size.length, 512)} if workload.family == "bert" else {}
+    if workload.family == "gpt":
+        positions = {"positions": max(size.length + size.target, 64)}
+    kinds = reference.architectures[workload.architecture]
+    heads = tasks.make(workload.task).heads if workload.task else {kind: {} for kind in kinds}
+    settings = positions | dict(size.model)
+    model: nn.Module = models.family(workload.family).build(heads=heads, **settings)
+    counts = [numbers["classes"] for numbers in heads.values() if "classes" in numbers]
+    return model, counts[0] if counts else 0
+
+
+def description(
+    workload: Workload, size: Size, reference: Reference, device: str, devices: int
+) -> Result:
+    """Returns what both sides are to do, without what follows from the batches."""
     off = dict.fromkeys(workload.dropout, 0.0)
-    job = {
+    no_decay = ["norm/scale$"] if workload.family == "t5" else ["bias$", "norm/scale$"]
+    return {
         "kind": workload.kind,
         "devices": devices,
         "architecture": workload.architecture,
         "task": dict(workload.task),
-        "optimizer": OPTIMIZER
-        | {"no_decay": ["norm/scale$"] if workload.family == "t5" else ["bias$", "norm/scale$"]},
+        "optimizer": OPTIMIZER | {"no_decay": no_decay},
         "dtype": "bfloat16" if device == "gpu" else "float32",
         "dropout": {"parity": off, "timing": dict(workload.dropout)},
         "peer_dropout": {
@@ -85,10 +101,6 @@ def prepare(
         "new_tokens": size.target if workload.kind == "generate" else 0,
         "beams": workload.beams,
         "dynamic": bool(workload.lengths),
-        "batches": len(ours),
-        "useful_per_pass": useful(workload, size, ours),
-        "flops_per_pass": flops if workload.kind != "generate" else None,
-        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)),
         "sizes": {
             "model": dict(size.model),
             "rows": size.rows,
@@ -96,8 +108,18 @@ def prepare(
             "target": size.target,
         },
     }
-    write_json(folder / "job.json", job)
-    return job
+
+
+def flops(workload: Workload, model: nn.Module, batches: list[Arrays]) -> float | None:
+    """Returns the floating-point operations of a pass over the batches; None if it generates."""
+    if workload.kind == "generate":
+        return None
+    specs = [
+        {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
+        for batch in batches
+    ]
+    count: float = sum(map(model.forward_flops, specs)) * (3 if workload.kind == "train" else 1)
+    return count
 
 
 def weights(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -23,7 +23,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What was asked for on the command line, and what was found."""
+    """The requested options, and the properties of the machine."""
 
     workdir: Path
     threads: int
@@ -69,8 +69,8 @@ def processor() -> str:
 
 
 def side_by_side(name: str, options: Options) -> Result:
-    """Returns the result of one of WORKLOADS: parity first, then the runs in turn. A side that
-    fails is left out and reported.
+    """Returns the result of one of WORKLOADS: first parity, then alternating runs. A side that
+    fails is reported and left out.
     """
     workload = WORKLOADS[name]
     folder = options.workdir / "jobs" / name
@@ -109,9 +109,9 @@ def side_by_side(name: str, options: Options) -> Result:
 def parity(
     own: timing.Side, others: list[timing.Side], folder: Path, job: Facts, failed: dict[str, str]
 ) -> Result:
-    """Returns, for each of the peer's variants, how far its results are from ours without dropout:
-    in training, the losses of 20 steps. A compiled module whose dropout is not 0 while timed is not
-    compiled twice: the eager one stands for it."""
+    """Returns, for each variant of the peer, the difference of its results from ours without
+    dropout; for training, of the losses of 20 steps. If a compiled module is timed with dropout, it
+    is not compiled again without it: the eager one is compared instead."""
     count = (
         timing.STEPS
         if job["kind"] == "train"
@@ -149,7 +149,8 @@ def parity(
 def opened(
     sides: list[timing.Side], folder: Path, job: Facts, failed: dict[str, str]
 ) -> list[timing.Side]:
-    """Returns the sides that have opened the job for timing, and taken a pass; ours has to."""
+    """Returns the sides that have opened the job for timing and completed a pass; ours must be
+    among them."""
     ready = []
     for side in sides:
         try:
@@ -164,7 +165,7 @@ def opened(
 
 
 def compared(sides: Facts, runs: Facts, parity: Facts) -> Result:
-    """Returns the peer's best side, and how many times faster ours was: the median and range over
+    """Returns the peer's fastest variant and our speedup over it: the median and range over
     neighboring runs.
     """
     others = [name for name in sides if name != "fmjax"]

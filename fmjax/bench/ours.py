@@ -1,5 +1,4 @@
-"""fmjax's side of a benchmark: its own training step, `.apply` and `.generate`, as a user would
-call them.
+"""fmjax's side of a benchmark: its training step, `.apply` and `.generate`, called as a user would.
 
 python -m fmjax.bench.ours THREADS
 """
@@ -50,10 +49,11 @@ class Ours:
         }
 
     def open(self, folder: str, phase: str) -> Result:
-        """Builds the model of a job, with the dropout of a phase, and what takes a step. Compiles
-        nothing yet.
+        """Builds the model of a job, with the dropout rates of a phase, and its step function.
+        Compiles nothing yet.
         """
-        from fmjax.inference.pretrained import abstract_params, load
+        from fmjax.inference.load import load
+        from fmjax.inference.pretrained import abstract_params
         from fmjax.pytree import names, unnames
 
         self.folder = folder
@@ -75,13 +75,14 @@ class Ours:
         return {}
 
     def build(self) -> None:
-        """Makes the compiled training step and its first state, by the stages that training has."""
+        """Builds the compiled training step and its first state, with the stages of training."""
         from fmjax import tasks
+        from fmjax.data.stream.batches import batch_spec
         from fmjax.distributed import sharding
         from fmjax.distributed.layout import Layout
         from fmjax.randomness import dropout_key
         from fmjax.train.stages import describe, training_step
-        from fmjax.train.state import batch_spec, with_params
+        from fmjax.train.state import with_params
 
         model, task = self.pretrained.model, tasks.make(self.job["task"])
         devices = self.jax.devices()[: self.job["devices"]]
@@ -130,7 +131,7 @@ class Ours:
         return float(abs(result).sum()) if self.job["kind"] == "forward" else float(result)
 
     def compare(self, steps: int) -> Result:
-        """Takes steps over the reference's own batches, padded to one length; returns the result of
+        """Takes steps over the reference's own batches, padded to one length. Returns the result of
         each.
         """
         batches, (_, theirs) = self.batches, worker.read_job(Path(self.folder), "peer")
@@ -149,8 +150,8 @@ class Ours:
         return feed(Path(folder), **sizes)
 
     def first(self, folder: str) -> dict[str, float]:
-        """Opens a job and takes one step; returns seconds of building, of the first step and of
-        compiling in it.
+        """Opens a job and takes one step. Returns the seconds of building, of the first step and of
+        the compilation in it.
         """
         begun = time.perf_counter()
         self.open(folder, "timing")
@@ -168,8 +169,8 @@ class Ours:
         }
 
     def trace(self, folder: str, steps: int) -> Result:
-        """Takes steps under JAX's profiler, whose files for TensorBoard (xplane) and Perfetto go to
-        a folder.
+        """Takes steps under JAX's profiler, which writes files for TensorBoard (xplane) and
+        Perfetto to a folder.
         """
         with self.jax.profiler.trace(folder, create_perfetto_trace=True):
             for index in range(steps):
@@ -177,7 +178,7 @@ class Ours:
         return {}
 
     def memory(self) -> dict[str, int]:
-        """Returns the bytes of the training step, as the compiler counts them."""
+        """Returns the memory of the training step in bytes, according to the compiler."""
         with self.layout.active():
             compiled = self.jitted.lower(self.state, self.batches[0], self.key).compile()
         found = compiled.memory_analysis()

@@ -3,7 +3,7 @@ that imports them.
 
     python -m fmjax.bench.peer THREADS VARIANT DEVICE
 
-A variant is "eager" or "compiled" (`torch.compile`), on a GPU followed by the kernel of attention:
+A variant is "eager" or "compiled" (`torch.compile`), on a GPU followed by the attention kernel:
 "compiled/flash". AdamW is torch's fused one; on a GPU, matrix products run in bf16 by autocast over
 fp32 parameters, as in fmjax."""
 
@@ -150,7 +150,7 @@ class Peer:
         return {}
 
     def adamw(self) -> Any:
-        """Weights decay, except biases and norms, as in ours."""
+        """Applies weight decay to all parameters except biases and norms, as our side does."""
         given = self.job["optimizer"]
         norms = {
             id(p)
@@ -175,7 +175,7 @@ class Peer:
         return self.model(**batch).last_hidden_state
 
     def settings(self) -> Any:
-        """Returns the contexts of a forward pass: bf16 on a GPU, and the kernel of attention."""
+        """Returns the contexts of a forward pass: bf16 on a GPU, and the attention kernel."""
         half = self.job["dtype"] == "bfloat16"
         return (
             torch.autocast(self.device, torch.bfloat16) if half else nullcontext(),

@@ -18,7 +18,7 @@ from fmjax.bench.workloads import Result
 
 
 def feed(folder: Path, rows: int, length: int, count: int) -> Result:
-    """Returns the seconds and tokens of preparing the texts in a folder and of feeding `count`
+    """Returns the seconds and tokens for preparing the texts in a folder and for feeding `count`
     batches of them.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")

@@ -1,4 +1,4 @@
-"""What `scripts/bench.py` does: inspects the machine, measures the chosen workloads, prints and
+"""The work of `scripts/bench.py`: inspects the machine, measures the chosen workloads, prints and
 stores the results.
 """
 
@@ -22,13 +22,13 @@ MODULES: Result = {"data": inputs, "cold": cold, "growth": growth}
 def options(args: argparse.Namespace) -> Options:
     """Returns the requested workloads and the machine's properties.
 
-    Raises UserError for flags that ask for what is not here.
+    Raises UserError for flags that request something that this machine lacks.
     """
     cores = len(os.sched_getaffinity(0))
     threads = args.threads or cores
     if not 1 <= threads <= cores:
         raise UserError(
-            f"--threads={threads}: this process may use {cores} cores; give 1 to {cores}"
+            f"--threads={threads}: this process may use {cores} cores; choose from 1 to {cores}"
         )
     for name, value in (("rounds", args.rounds), ("seconds", args.seconds)):
         if value <= 0:
@@ -43,7 +43,7 @@ def options(args: argparse.Namespace) -> Options:
     device = "cpu" if described["platform"] == "cpu" else "gpu"
     if args.device == "gpu" and device == "cpu":
         raise UserError(
-            "--device=gpu: JAX finds no GPU here; pip install -e '.[cuda]', or leave --device out"
+            "--device=gpu: JAX finds no GPU here; pip install -e '.[cuda]', or omit --device"
         )
     if not found and not args.no_peer:
         say(timing.PEER_ABSENT)
@@ -63,7 +63,7 @@ def options(args: argparse.Namespace) -> Options:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Measures the workloads that were named, or all, one after the other; one table per group."""
+    """Measures the named workloads, or all, one after the other. Prints one table per group."""
     names = chosen(args.names)
     asked = options(args)
     results: Result = {}

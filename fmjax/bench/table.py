@@ -47,15 +47,15 @@ def row(result: Facts) -> list[str]:
 
 
 def side_by_side(results: Sequence[Facts]) -> str:
-    """Returns the table of WORKLOADS, and below it what failed and which losses were compared."""
+    """Returns the table of WORKLOADS, followed by the failures and the compared losses."""
     lines = [markdown(HEAD, map(row, results))]
     for result in results:
         for difference in [result["parity"].get("difference", {})]:
             if difference:
                 what = (
-                    "share of tokens that differ"
+                    "fraction of tokens that differ"
                     if result["job"]["kind"] == "generate"
-                    else "greatest relative difference"
+                    else "largest relative difference"
                 )
                 said = ", ".join(f"{name} {value:.1e}" for name, value in difference.items())
                 lines.append(
@@ -73,8 +73,8 @@ def where(machine: Facts) -> str:
     versions = ", ".join(
         f"{name} {number}" for name, number in machine["versions"].items() if number
     )
-    notes = ["TINY SIZES: these figures mean nothing"] * machine["tiny"]
-    notes += ["torch.compile left out: the peer is not at its best"] * (
+    notes = ["TINY SIZES: these numbers are not meaningful"] * machine["tiny"]
+    notes += ["without torch.compile: the peer is not at its fastest"] * (
         not machine["torch.compile"]
     )
     return "; ".join(

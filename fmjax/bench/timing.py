@@ -1,4 +1,4 @@
-"""Starts each side as a process, compares their results, and times them in turn."""
+"""Starts each side as a process, compares the results, and times the sides in turn."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fmjax.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20  # whose losses are compared
-# Greatest relative difference of losses after STEPS steps, or of the hidden states' sum of
+# Largest relative difference of losses after STEPS steps, or of the hidden states' sum of
 # magnitudes.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 PEER_ABSENT = (
-    "peer: torch and transformers are not installed here, so fmjax is measured alone; pip install "
+    "peer: torch and transformers are not installed here, so only fmjax is measured; pip install "
     "torch transformers, or name a "
     "Python that has them with --peer_python"
 )
@@ -33,7 +33,7 @@ class SideError(UserError):
 
 
 class Side:
-    """One process, which waits without using a core while the other sides run."""
+    """A process that waits, without using a core, while the other sides run."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str]):
         self.name, self.log = name, log
@@ -119,12 +119,12 @@ def peer_versions(python: str) -> dict[str, str]:
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise UserError(
             f"--peer_python={python}: cannot be run as Python ({one_line(error, 100)}); name "
-            "another"
+            "another interpreter"
         ) from None
 
 
 def variants(kind: str, device: str, compiled: bool) -> list[str]:
-    """Returns the peer's variants that are tried."""
+    """Returns the variants of the peer to try."""
     if not compiled:
         return ["eager"]
     if device == "gpu":
@@ -136,7 +136,7 @@ def variants(kind: str, device: str, compiled: bool) -> list[str]:
 
 
 def difference(own: Sequence[Any], other: Sequence[Any], kind: str) -> float:
-    """Returns the greatest relative difference of two sides' results, or of tokens the share that
+    """Returns the largest relative difference of two sides' results; for tokens, the fraction that
     differs.
     """
     a, b = np.asarray(own, np.float64), np.asarray(other, np.float64)
@@ -150,8 +150,8 @@ def difference(own: Sequence[Any], other: Sequence[Any], kind: str) -> float:
 def in_turn(
     sides: Sequence[Side], job: Facts, rounds: int, seconds: float
 ) -> dict[str, list[dict[str, float]]]:
-    """Runs the sides, warm, A B B A, `rounds` times, each about `seconds` long and of whole passes;
-    returns each one's runs.
+    """Runs the warm sides in the order A B B A, `rounds` times. Each run takes about `seconds` and
+    consists of whole passes. Returns the runs of each side.
     """
     count = job["batches"]
     passes = {}
@@ -168,7 +168,7 @@ def in_turn(
 
 
 def summary(runs: Sequence[Mapping[str, float]], job: Facts) -> Result:
-    """Returns the median and range of a side's seconds per step, its CPU seconds, and its
+    """Returns the median and range of a side's seconds per step, its CPU seconds and its
     throughput.
     """
     seconds, count = [run["seconds"] for run in runs], job["batches"]

@@ -1,7 +1,7 @@
-"""A side's process: reads one JSON request per line and answers with one JSON object. Imports no
-array library.
+"""The process of a side: reads one JSON request per line and answers with one JSON object. Imports
+no array library.
 
-A pass is every batch of the job once. Both sides pass NumPy arrays at each step and wait for the
+A pass takes every batch of the job once. Both sides pass NumPy arrays at each step and wait for the
 last result."""
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fmjax.memory import keep_freed
 
 
 def pin(threads: int) -> None:
-    """Keeps this process on so many of the cores it may use, and the memory it frees with it, as
-    fmjax's scripts do: either side is faster so. To be called before an array library starts its
+    """Pins this process to a number of its allowed cores, and makes it keep freed memory, as
+    fmjax's scripts do; both make either side faster. Call this before an array library starts its
     threads."""
     keep_freed()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -44,14 +44,15 @@ def read_job(folder: Path, side: str) -> tuple[Result, list[dict[str, np.ndarray
 
 
 def losses(worker: Any, steps: int) -> Result:
-    """Takes steps; returns what each gave: a loss, or of inference and generation the arrays' sums
-    and the tokens.
+    """Takes steps and returns their results: a loss; for inference and generation, the sums of
+    arrays and the tokens.
     """
     return {"results": [worker.wait(worker.step(index)) for index in range(steps)]}
 
 
 def run(worker: Any, passes: int, count: int) -> dict[str, float]:
-    """Takes `passes` passes over `count` batches; returns wall and CPU seconds of this process."""
+    """Takes `passes` passes over `count` batches. Returns the wall-clock and CPU seconds of this
+    process."""
     begun, spent = time.perf_counter(), time.process_time()
     result = None
     for index in range(passes * count):

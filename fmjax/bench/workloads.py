@@ -1,5 +1,5 @@
-"""The workloads: models, sizes, batches, and targets. There are sizes for a CPU (fp32) and for a
-GPU (bf16).
+"""The workloads: models, sizes, batches and targets, with sizes for a CPU (fp32) and for a GPU
+(bf16).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from fmjax.errors import UserError, nearest
 
 # Numbers of examples of SST-2's training split (6,920 sentences) by their length in BERT's uncased
-# word pieces, from 1 on, with [CLS] and [SEP]: the mean is 23, the greatest 67.
+# word pieces, from 1 on, with [CLS] and [SEP]: the mean is 23, the maximum 67.
 SST2_LENGTHS = (
     *(
         0,
@@ -75,24 +75,24 @@ SST2_LENGTHS = (
 )
 
 
-Result: TypeAlias = dict[str, Any]  # as JSON holds it
-Facts: TypeAlias = Mapping[str, Any]  # a result, a job, a machine: to be read
+Result: TypeAlias = dict[str, Any]  # JSON values
+Facts: TypeAlias = Mapping[str, Any]  # a result, a job or a machine, read-only
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Sizes of one device: the model's settings, and the batch."""
+    """The sizes for one device: the model's settings and the batch."""
 
     model: Facts
     rows: int
     length: int
-    # Length of what is to be predicted, of an encoder-decoder; new tokens, of generation
+    # Target length of an encoder-decoder; number of new tokens of generation
     target: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One row of the table, or more: one for each side that the peer has."""
+    """One or more rows of the table: one for each variant of the peer."""
 
     title: str
     kind: str  # train, forward or generate
@@ -101,7 +101,7 @@ class Workload:
     cpu: Size
     gpu: Size
     bar: Mapping[str, float]  # ours over the peer's best, by device
-    mfu: float | None = None  # bar of a GPU
+    mfu: float | None = None  # target on a GPU
     task: Facts = dataclasses.field(default_factory=dict)
     dropout: Mapping[str, float] = dataclasses.field(default_factory=dict)  # while timed
     lengths: str = ""  # "sst2": rows of its lengths, padded
@@ -109,7 +109,8 @@ class Workload:
     unit: str = "tokens"
 
     def size(self, device: str, tiny: bool = False) -> Size:
-        """Returns the sizes on a device; `tiny` ones run in seconds and mean nothing."""
+        """Returns the sizes for a device. With `tiny` they run in seconds, and results are not
+        meaningful."""
         size = self.gpu if device == "gpu" else self.cpu
         if not tiny:
             return size
@@ -258,20 +259,20 @@ WORKLOADS: dict[str, Workload] = {
         "T5-small beam-4 decoding", "t5", "T5ForConditionalGeneration", T5_SMALL, 4
     ),
 }
-# Measured otherwise than side by side: their modules say how.
+# Not measured side by side; see their modules.
 OTHERS = {
-    "data": "input of BERT pretraining, from texts to masked batches",
-    "cold": "start to first step of each workload: cold, then with the persistent compile cache",
-    "growth": "step time and memory against batch, length, width and depth",
+    "data": "input pipeline of BERT pretraining, from text to masked batches",
+    "cold": (
+        "time to the first step of each workload, cold and with the persistent compilation cache"
+    ),
+    "growth": "step time and memory by batch size, length, width and depth",
 }
-ON_DEMAND = ("bert_forward_base", "growth")  # minutes that say little more
+ON_DEMAND = ("bert_forward_base", "growth")  # takes minutes and adds little information
 DEFAULT = tuple(name for name in (*WORKLOADS, *OTHERS) if name not in ON_DEMAND)
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """Returns the names, all of DEFAULT if there are none. Raises UserError for one that is not
-    known.
-    """
+    """Returns the names, or DEFAULT if none are given. Raises UserError for an unknown name."""
     known = (*WORKLOADS, *OTHERS)
     for name in names:
         if name not in known:
@@ -282,7 +283,7 @@ def chosen(names: Sequence[str]) -> list[str]:
 
 
 def listing() -> str:
-    """Returns a line for each workload: its name and what it is."""
+    """Returns a line for each workload: its name and title."""
     titles = {name: workload.title for name, workload in WORKLOADS.items()} | OTHERS
-    notes = dict.fromkeys(ON_DEMAND, " (only if named)")
+    notes = dict.fromkeys(ON_DEMAND, " (only if requested by name)")
     return "\n".join(f"{name:18} {title}{notes.get(name, '')}" for name, title in titles.items())

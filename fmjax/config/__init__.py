@@ -1,4 +1,4 @@
-"""Experiments as config files: loading, overriding single keys, storing with a run, comparing.
+"""Experiments as config files: loading, overriding keys, storing them with a run, comparing them.
 
 A config file imports `arguments` and `open_dict` from here.
 """

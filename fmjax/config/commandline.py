@@ -1,6 +1,7 @@
-"""The command line: flags, overrides of the config, and how a command ends.
+"""The command line: flags, overrides of the config, and exit codes.
 
-A script names its flags and makes one call; its docstring, with an example, is its help:
+A script declares its flags and makes one call. Its docstring, which has an example, is its help
+text:
 
     def main(argv=None):
         flags = commandline.Flags(__doc__, config=True)
@@ -10,8 +11,8 @@ A script names its flags and makes one call; its docstring, with an example, is 
     if __name__ == "__main__":
         sys.exit(main())
 
-Exit codes: 0 done; 2 the user's input is at fault, said in one line; 75 interrupted, to be
-continued by the same command. Any other end is a bug of fmjax, and shows its traceback."""
+Exit codes: 0 success; 2 user error, reported in one line; 75 interrupted: run the same command
+again to continue. Any other error is a bug of fmjax and shows its traceback."""
 
 from __future__ import annotations
 
@@ -38,16 +39,15 @@ from fmjax.memory import keep_freed
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
 OVERRIDE = "--config."
 EPILOG = (
-    "exit codes: 0 done; 2 something in the input is wrong; "
-    "75 interrupted, the same command continues"
+    "exit codes: 0 success; 2 user error; 75 interrupted, run the same command again to continue"
 )
 
 
 class Flags(argparse.ArgumentParser):
-    """The flags of a script. Every mistake is a UserError; flags cannot be abbreviated.
+    """The flags of a script. Every mistake raises UserError. Flags cannot be abbreviated.
 
-    With `config=True` there are `--config FILE[:ARG,ARG]` and `--config.KEY=VALUE`; `load` reads
-    both. `keys` returns what the help says of the keys of a config, "" being that none is named.
+    `config=True` adds `--config FILE[:ARG,ARG]` and `--config.KEY=VALUE`; `load` reads both. `keys`
+    returns the help text about the keys of a config, or of all configs for "".
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Flags(argparse.ArgumentParser):
         )
         self.names = ["-h", "--help"]
         self.takes_config, self.keys = config, keys
-        self.add("--debug", action="store_true", help="show the traceback of an error in the input")
+        self.add("--debug", action="store_true", help="show the traceback of a user error")
         self.add(
-            "--version", action="version", version=version(), help="print the version and exit"
+            "--version", action="version", version=version(), help="print the version, and exit"
         )
         if config:
             form = (
-                "a config file, or the name of one of --list, with arguments; "
+                "a config file or a name from --list, with arguments; "
                 "--config.KEY=VALUE overrides a key"
             )
             self.add("--config", required=True, metavar="FILE[:ARG,ARG]", help=form)
@@ -75,11 +75,11 @@ class Flags(argparse.ArgumentParser):
                 "--list",
                 action=ListConfigs,
                 nargs=0,
-                help="list the configs that come with fmjax and exit",
+                help="list the configs that come with fmjax, and exit",
             )
 
     def add(self, *names: str, choices: Sequence[str] = (), **options: Any) -> None:
-        """Adds a flag as `argparse.ArgumentParser.add_argument` does; errors list and suggest
+        """Adds a flag, like `argparse.ArgumentParser.add_argument`. Errors list and suggest
         `choices`.
         """
         if (kind := options.get("type")) in READERS:
@@ -90,11 +90,11 @@ class Flags(argparse.ArgumentParser):
         self.names += names
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Returns the values of the flags; with a config also `overrides`, (key, text) pairs in
+        """Returns the values of the flags; with a config, also `overrides`, (key, text) pairs in
         order.
 
-        Raises UserError for an unknown, missing or wrong flag; prints the help and exits if asked
-        for it."""
+        Raises UserError for an unknown, missing or invalid flag. Prints the help and exits if
+        requested."""
         rest, overrides = self.split_overrides(argv) if self.takes_config else (list(argv), [])
         for word in rest:
             name = word.partition("=")[0]
@@ -105,7 +105,8 @@ class Flags(argparse.ArgumentParser):
         args, strays = self.parse_known_args(rest)
         if strays:
             raise UserError(
-                f'"{strays[0]}" belongs to no flag; quote spaces, or see {self.prog} --help'
+                f'"{strays[0]}" does not belong to any flag; quote values that contain spaces, or '
+                f"see {self.prog} --help"
             )
         if self.takes_config:
             args.overrides = overrides
@@ -139,7 +140,7 @@ class Flags(argparse.ArgumentParser):
         raise UserError(f"{name}: no such flag{hint}; choose from {', '.join(sorted(names))}")
 
     def error(self, message: str) -> NoReturn:
-        """Raises what argparse has found as a UserError; it would print its usage and exit."""
+        """Raises argparse's error as a UserError, instead of printing the usage and exiting."""
         raise UserError(f"{message}; see {self.prog} --help")
 
 
@@ -164,7 +165,7 @@ def version() -> str:
 
 
 def value_of(name: str, words: Sequence[str]) -> str:
-    """Returns the value of a flag among words, "" if it has none."""
+    """Returns the value of a flag in a list of words, "" if it has none."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == name or word.startswith(f"{name}="):
             return word.partition("=")[2] or following
@@ -172,14 +173,14 @@ def value_of(name: str, words: Sequence[str]) -> str:
 
 
 def looks_like_flag(word: str) -> bool:
-    """Returns whether a word is meant as a flag: it begins with a dash and is no number and no
-    sentence.
+    """Returns whether a word is meant as a flag: it begins with a dash, and is neither a number nor
+    a sentence.
     """
     return bool(re.match(r"--?[A-Za-z][^\s]*$", word))
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """Returns a reader of flags that accepts these values alone."""
+    """Returns a parser for flags that only accepts these values."""
 
     def read(text: str) -> str:
         if text not in choices:
@@ -193,11 +194,13 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def read_path(text: str) -> Path:
-    """Returns a path; "~" in front is the home folder, also where the shell leaves it as it is."""
+    """Returns a path. A leading "~" is the home folder, even if the shell does not expand it."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # ~nobody
-        raise argparse.ArgumentTypeError(f'"{text}": there is no such home folder') from None
+        raise argparse.ArgumentTypeError(
+            f'"{text}": no such home folder; write the full path'
+        ) from None
 
 
 def read_whole(text: str) -> int:
@@ -216,14 +219,12 @@ def read_real(text: str) -> float:
         raise argparse.ArgumentTypeError(f'"{text}" is not a number') from None
 
 
-# What a flag of a type is read by.
+# Parser of a flag, by its type.
 READERS: dict[Any, Callable[[str], Any]] = {Path: read_path, int: read_whole, float: read_real}
 
 
 def load(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the config that the flags name, with its overrides, as JSON holds it. Raises
-    UserError.
-    """
+    """Returns the config of the flags as JSON values. Raises UserError if it is invalid."""
     config = load_config(args.config)
     apply_overrides(config, args.overrides)
     return to_dict(config)
@@ -232,11 +233,11 @@ def load(args: argparse.Namespace) -> dict[str, Any]:
 def run(
     flags: Flags, main: Callable[[argparse.Namespace], object], argv: Sequence[str] | None = None
 ) -> int:
-    """Reads the flags (`argv`, else those of the process), calls `main` with them and returns the
-    exit code.
+    """Parses the flags (`argv`, or else those of the process), calls `main` with them and returns
+    the exit code.
 
-    Writes one line to stderr if the input is at fault or the run was interrupted; a bug passes
-    through."""
+    Writes one line to stderr for a user error or an interruption. Other exceptions are bugs and
+    propagate."""
     if argv is None:
         use_utf8()
     words = sys.argv[1:] if argv is None else list(argv)
@@ -255,18 +256,20 @@ def run(
         print(f"interrupted: {one_line(error)}", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted: by the keyboard; run the same command again", file=sys.stderr)
+        print(
+            "interrupted from the keyboard; run the same command again to continue", file=sys.stderr
+        )
         return INTERRUPTED
     except BrokenPipeError:
         if not close_broken_output():
-            raise  # another pipe, such as a worker's
+            raise  # a different pipe, such as a worker's
         return INTERRUPTED
 
 
 def use_utf8() -> None:
-    """Starts this command anew in Python's UTF-8 mode, unless names of files are UTF-8 already.
+    """Restarts this command in Python's UTF-8 mode, unless file names are already UTF-8.
 
-    In the locale "C" with PYTHONUTF8=0 Python can neither open `数据.csv` nor print what is in it.
+    In the locale "C" with PYTHONUTF8=0, Python can neither open `数据.csv` nor print its content.
     """
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
@@ -275,8 +278,8 @@ def use_utf8() -> None:
 
 
 def close_broken_output() -> bool:
-    """Returns whether the reader of our output (`| head`) has gone; the rest of it then goes
-    nowhere.
+    """Returns whether the reader of our output (such as `| head`) has exited; if so, discards the
+    rest of the output.
     """
     poll = select.poll()
     for stream in (1, 2):

@@ -1,7 +1,7 @@
 """Config files: Python with a function `get_config(arg: str = "") -> ml_collections.ConfigDict`, as
 in big_vision.
 
-A config file is the user's own code and is executed. What a run stores is JSON and is only ever
+A config file is the user's own code and is executed. A run stores its config as JSON, which is only
 parsed (`stored.py`)."""
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ from fmjax.errors import UserError, nearest
 
 Config: TypeAlias = ConfigDict | Mapping[str, Value]
 Keys = tuple[str, ...]
-# Names that a key had once, which stored configs and command lines may still have.
+# Former names of keys, which stored configs and command lines may still use.
 RENAMED = {("init", "from"): ("init", "weights")}
 
 
 class OpenDict(ConfigDict):
-    """A group whose keys are free, may contain dots, and keep the order they were given in."""
+    """A group with arbitrary keys, which may contain dots and keep their order."""
 
     def lock(self) -> OpenDict:
-        """Does nothing: locking a config keeps misspelt keys out of the groups whose keys are
-        fixed.
-        """
+        """Does nothing: locking a config rejects misspelled keys only in groups with fixed keys."""
         return self
 
 
@@ -45,13 +43,15 @@ def open_dict(**values: Value) -> OpenDict:
 
 
 def arguments(arg: str, *choices: str) -> set[str]:
-    """Returns the arguments of a config, "tiny,nsp", as a set. Raises UserError for one not among
-    them.
+    """Returns the arguments of a config, such as "tiny,nsp", as a set. Raises UserError for an
+    unknown one.
     """
     chosen = {word.strip() for word in arg.split(",")} - {""}
     for word in sorted(chosen):
         if word not in choices:
-            offer = f"choose from {', '.join(choices)}" if choices else "this config takes none"
+            offer = (
+                f"choose from {', '.join(choices)}" if choices else "this config takes no arguments"
+            )
             raise UserError(
                 f'config argument "{word}" is not known{nearest(word, choices)}; {offer}'
             )
@@ -59,10 +59,10 @@ def arguments(arg: str, *choices: str) -> set[str]:
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Returns the config of "path/to/file.py" or "path/to/file.py:arg,arg"; where there is no such
-    file, that of a config that comes with fmjax, "bert_mlm:arg" or "configs/bert_mlm.py:arg".
+    """Returns the config of "path/to/file.py" or "path/to/file.py:arg,arg"; if there is no such
+    file, of a config that comes with fmjax, "bert_mlm:arg" or "configs/bert_mlm.py:arg".
 
-    Raises UserError if the file is missing, fails (naming the line) or makes no config.
+    Raises UserError if the file is missing, fails (the error names the line) or returns no config.
     """
     path, arg = find_config(spec)
     try:
@@ -94,12 +94,12 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def find_config(spec: str) -> tuple[Path, str]:
-    """Returns the file that a config is meant to be in, which may be missing, and its arguments."""
+    """Returns the file of a config, which may be missing, and its arguments."""
     head, separator, arg = spec.partition(".py:")
     try:
         path = Path(head + ".py" if separator else spec).expanduser()
     except RuntimeError as error:  # ~nobody
-        raise UserError(f"--config={spec}: {error}; name the file by its whole path") from None
+        raise UserError(f"--config={spec}: {error}; give the full path of the file") from None
     if path.is_file():
         return path, arg
     name, _, own = (str(path), "", arg) if path.suffix == ".py" else spec.partition(":")
@@ -108,9 +108,9 @@ def find_config(spec: str) -> tuple[Path, str]:
 
 
 def _files_like(path: Path) -> str:
-    """Returns a hint at the config that was meant, in the folder that was named or in `configs`."""
+    """Returns a hint at the intended config, in the named folder or in `configs`."""
     if str(path) == path.name and (path.stem in shipped_configs()):
-        return f"; write --config {path.stem} for the one that comes with fmjax"
+        return f"; write --config {path.stem} to use the one that comes with fmjax"
     folders = (path.parent, Path("configs"), shipped_folder())
     found = [
         (at, sorted(file.name for file in at.glob("*.py") if file.stem != "__init__"))
@@ -137,16 +137,16 @@ def message_of(error: BaseException) -> str:
 
 
 def to_dict(config: Config) -> dict[str, Value]:
-    """Returns the config as JSON holds it: tuples as lists, unset keys left out, keys by their
-    present names.
+    """Returns the config as JSON values: tuples become lists, unset keys are left out, and keys
+    have their current names.
 
-    Raises UserError for a value that JSON cannot hold.
+    Raises UserError for a value that JSON cannot represent.
     """
     return renamed(_plain(config, "config"))
 
 
 def renamed(config: dict[str, Value]) -> dict[str, Value]:
-    """Returns a config whose keys have their present names. If both names are set, the present one
+    """Returns a config whose keys have their current names. If both names are set, the current one
     wins.
     """
     for (section, old), (_, new) in RENAMED.items():
@@ -170,12 +170,14 @@ def _plain(value: Value, name: str) -> Value:
     valid = not isinstance(value, str) or value == value.encode(errors="replace").decode()
     if value is not None and not (isinstance(value, bool | int | float | str) and finite and valid):
         use = "use finite numbers, text, booleans, and tuples or dicts of them"
-        raise UserError(f"{name}={value!r} ({type(value).__name__}): JSON cannot hold it; {use}")
+        raise UserError(
+            f"{name}={value!r} ({type(value).__name__}): JSON cannot represent it; {use}"
+        )
     return value
 
 
 def leaves(node: Config, path: Keys = ()) -> Iterator[tuple[Keys, Value]]:
-    """Yields the path and the value of every key that is no group."""
+    """Yields the path and the value of every key that is not a group."""
     for key, value in node.items():
         if isinstance(value, ConfigDict | dict):
             yield from leaves(value, (*path, str(key)))

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and JSON files read with errors that a person can act on."""
+"""Atomic writing of files, and reading of JSON files with helpful errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MISSING = "no such file; a Hugging Face model folder has one"
 
 
 class DuplicateKey(ValueError):
-    """A JSON object has a key twice, so that it is not clear which value is meant."""
+    """A JSON object has a key twice, so its value is ambiguous."""
 
     def __init__(self, key: str):
         super().__init__(f'the key "{key:.60}" occurs twice in a JSON object')
@@ -24,17 +24,15 @@ class DuplicateKey(ValueError):
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:
-    """Returns what a text holds in strict JSON.
+    """Returns the value of a text in strict JSON.
 
-    Raises DuplicateKey, a ValueError, if an object has a key twice; ValueError for anything else
-    that is not JSON, such as NaN and Infinity, which Python would read."""
+    Raises DuplicateKey, a ValueError, if an object has a key twice. Raises ValueError for anything
+    else that is not JSON, such as NaN and Infinity, which Python accepts."""
     return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object of a list of keys and values. Raises DuplicateKey if a key occurs
-    twice.
-    """
+    """Returns an object from keys and values. Raises DuplicateKey if a key occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -53,28 +51,29 @@ def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
     Raises UserError if the file is missing, saying so, or holds something else.
     """
     try:
-        # Not `parse_json`: a file of others may have NaN where nobody reads it.
+        # Not `parse_json`: files of other programs may have NaN in keys that are not read.
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise UserError(f"{path}: {missing}") from None
     except PermissionError:
         raise UserError(f"{path}: cannot be read; fix its permissions") from None
     except DuplicateKey as error:
-        raise UserError(f"{path}: {error}; take one out") from None
+        raise UserError(f"{path}: {error}; remove one") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({error}); get the file again") from None
+        raise UserError(f"{path}: is not JSON ({error}); download the file again") from None
     if not isinstance(content, dict):
         raise UserError(
-            f"{path}: holds a JSON {type(content).__name__}, not an object; get the file again"
+            f"{path}: contains a JSON {type(content).__name__}, not an object; download the file "
+            "again"
         )
     return content
 
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes its place when the block ends well, and is removed when it does not.
+    """Opens a file that replaces `path` when the block succeeds, and is removed when it fails.
 
-    A reader, or a restart after a kill, finds the old content or the new one, whole.
+    A reader, or a restart after a kill, finds either the old content or the complete new content.
 
     Raises OSError if it cannot be written.
     """
@@ -98,13 +97,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, content: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
     """Writes JSON atomically. Raises OSError if the file cannot be written.
 
-    JSON has no NaN and no infinity: raises ValueError for them.
+    Raises ValueError for NaN and infinity, which JSON does not have.
     """
     text = (
         json.dumps(content, indent=indent, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
         + "\n"
     )
-    # A lone surrogate, as in an undecodable argument of a command, becomes its escape sequence.
+    # A lone surrogate, as in an undecodable argument of a command, becomes an escape sequence.
     write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
 
 

@@ -1,4 +1,4 @@
-"""What the value of a setting may be: small checks, put together into one table per section.
+"""Limits on the values of settings: small checks, combined into one table per section.
 
 A table maps the names of a section's keys to checks. A check is called with the full name of the
 key and its value, and raises UserError, in one line, for a value that it does not allow.
@@ -29,17 +29,17 @@ def number(
     below: float | None = None,
     hint: str = "",
 ) -> Limit:
-    """Returns the check of a finite number within bounds."""
+    """Returns a check for a finite number within bounds."""
     return partial(in_range, least=least, most=most, above=above, below=below, hint=hint)
 
 
 def count(least: int = 0, most: int = MOST, hint: str = "") -> Limit:
-    """Returns the check of a whole number from `least` to `most`."""
+    """Returns a check for a whole number from `least` to `most`."""
     return partial(in_range, least=least, most=most, whole=True, hint=hint)
 
 
 def choice(choices: Iterable[str]) -> Limit:
-    """Returns the check of one of a few names."""
+    """Returns a check for one of a few names."""
     listed = tuple(choices)
 
     def check(key: str, value: Value) -> None:
@@ -74,7 +74,7 @@ def unique_texts(key: str, value: Value) -> None:
     texts(key, value)
     for name in value:
         if list(value).count(name) > 1:
-            raise UserError(f'{key}: has "{name}" twice; take one out')
+            raise UserError(f'{key}: has "{name}" twice; remove one')
 
 
 def group(key: str, value: Value) -> None:
@@ -84,7 +84,7 @@ def group(key: str, value: Value) -> None:
 
 
 def each(limit: Limit) -> Limit:
-    """Returns the check of a group of keys, or a list, whose values all pass `limit`."""
+    """Returns a check for a group of keys, or a list, whose values all pass `limit`."""
 
     def check(key: str, value: Value) -> None:
         if isinstance(value, Mapping):
@@ -100,7 +100,7 @@ def each(limit: Limit) -> Limit:
 
 
 def either(*limits: Limit, words: str) -> Limit:
-    """Returns the check of a value that passes one of the limits; `words` say what it may be."""
+    """Returns a check for a value that passes one of the limits; `words` is for errors."""
 
     def check(key: str, value: Value) -> None:
         for limit in limits:
@@ -127,13 +127,13 @@ def of_fields(settings: type) -> dict[str, Limit]:
     """Returns, for each field of a dataclass of settings, the check of its type."""
     try:
         hints = typing.get_type_hints(settings)
-    except NameError:  # an extension's, of a type that it imports for a type checker alone
+    except NameError:  # an extension's, of a type that it only imports for type checking
         return {}
     return {field.name: of_type(hints[field.name]) for field in dataclasses.fields(settings)}
 
 
 def of_type(kind: Value) -> Limit:
-    """Returns the check of a type: bool, int, float, str, tuples of these, a choice of them."""
+    """Returns a check for a type: bool, int, float, str, tuples of these, or a union of them."""
     plain: dict[Value, Limit] = {
         bool: truth,
         int: partial(in_range, whole=True),
@@ -154,6 +154,6 @@ def of_type(kind: Value) -> Limit:
 
 
 def anything(key: str, value: Value) -> None:
-    """Raises UserError for a number that is not finite, which no setting may be."""
+    """Raises UserError for a number that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key}={value}: must be finite")

@@ -1,8 +1,8 @@
-"""Modules by the names that a config gives them: a family, a task, a source, a kind of column.
+"""Finds modules by the names in a config: a family, a task, a source, a kind of column.
 
-A plain name is a file of fmjax's own folder. A name with a dot is a module outside of fmjax, such
-as "my_models.toy": its package must be listed in the environment variable FMJAX_EXTENSIONS.
-Otherwise a stored config, which may come from a stranger, could import any module."""
+A plain name is a file of fmjax's own folder. A name with a dot is a module outside fmjax, such as
+"my_models.toy": its package must be listed in the environment variable FMJAX_EXTENSIONS. Otherwise
+a stored config, which may come from someone else, could import any module."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ EXTENSIONS = "FMJAX_EXTENSIONS"
 
 @functools.cache
 def choices(package: str, attribute: str) -> tuple[str, ...]:
-    """Returns the modules of a package of fmjax that have the attribute, sorted; others hold what
-    those share.
+    """Returns the modules of a package of fmjax that have the attribute, sorted. Other modules
+    contain shared code.
     """
     path = importlib.import_module(package).__path__
     names = sorted(module.name for module in pkgutil.iter_modules(path))
@@ -30,11 +30,11 @@ def choices(package: str, attribute: str) -> tuple[str, ...]:
 
 
 def find(package: str, name: str, attribute: str, key: str, what: str) -> ModuleType:
-    """Returns the module that the config key `key` names, which has the attribute; `what` is what
-    it is in words.
+    """Returns the module that the config key `key` names, which has the attribute; `what` describes
+    it in errors.
 
-    Raises UserError if there is none, listing those there are, and for a module outside of fmjax
-    that is not permitted."""
+    Raises UserError, listing the choices, if there is none, and for a module outside fmjax that is
+    not allowed."""
     if "." in name:
         return extension(name, attribute, key)
     known = choices(package, attribute)
@@ -47,14 +47,14 @@ def find(package: str, name: str, attribute: str, key: str, what: str) -> Module
 
 
 def extension(name: str, attribute: str, key: str) -> ModuleType:
-    """Returns a module outside of fmjax. Raises UserError if it is not permitted, not there, or
-    lacks the attribute.
+    """Returns a module outside fmjax. Raises UserError if it is not allowed, missing, or lacks the
+    attribute.
     """
     top = name.partition(".")[0]
     permitted = {word.strip() for word in os.environ.get(EXTENSIONS, "").split(",")} - {""}
     if top not in permitted:
         raise UserError(
-            f'{key}="{name}" names a module outside of fmjax; if you trust it, permit its package: '
+            f'{key}="{name}" names a module outside fmjax; if you trust it, allow its package: '
             f"export {EXTENSIONS}={top}"
         )
     try:

@@ -1,7 +1,7 @@
-"""Text to numbers, by the grammar of JSON and not by Python's.
+"""Converts text to numbers by the grammar of JSON, not by Python's.
 
-Python's `int` and `float` also read "1_000", "١٢" (Arabic digits), " 1", "infinity" and "0x10". A
-column or a flag that holds such text holds no number, so that it is refused and not guessed at.
+Python's `int` and `float` also read "1_000", "١٢" (Arabic digits), " 1", "infinity" and "0x10".
+Such text in a column or a flag is an error, since its meaning would be a guess.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def whole(text: str) -> int:
 
 
 def is_count(text: str) -> bool:
-    """Returns whether a text is digits from 0 to 9 alone, at most 18 of them."""
+    """Returns whether a text consists of at most 18 digits from 0 to 9."""
     return text.isascii() and text.isdecimal() and len(text) <= 18
 
 
@@ -41,9 +41,9 @@ def real(text: str) -> float:
 
 
 def number_of(value: object) -> float:
-    """Returns the finite number that a value is, or spells; blanks around it are allowed.
+    """Returns the finite number that a value is or spells; surrounding blanks are allowed.
 
-    Raises ValueError for anything else: a truth value, None, NaN and infinity among them.
+    Raises ValueError for anything else, including booleans, None, NaN and infinity.
     """
     if isinstance(value, str):
         return real(value.strip(" \t"))

@@ -1,15 +1,15 @@
-"""Overrides of single keys of a config: `--config.KEY=TEXT` reads TEXT by the type of the value, or
-placeholder, that KEY has.
+"""Overrides of config keys: `--config.KEY=TEXT` parses TEXT by the type of KEY's value or
+placeholder.
 
-- bool: true, false, yes, no, 1, 0; int: 20, 1e3; float: 3e-4; str: the text as it stands;
+- bool: true, false, yes, no, 1, 0; int: 20, 1e3; float: 3e-4; str: the text itself;
 - tuple: `a,b`, or a list in JSON or Python where an element has a comma; empty text is the empty
   tuple;
 - what `placeholder(type)` made: `none` unsets it;
 - a group of keys: a JSON object, which sets the keys it names, and replaces an open group as a
   whole.
 
-Keys that are not there are refused, except in an open group (`open_dict`): the splits of
-`data.files`, the axes of `mesh.axes`, the expressions of `optim.multipliers`."""
+Unknown keys are errors, except in an open group (`open_dict`): the splits of `data.files`, the axes
+of `mesh.axes`, the expressions of `optim.multipliers`."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 
 
 def apply_overrides(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
-    """Sets dotted keys from text, in place and in order; the head of this file has the grammar.
+    """Sets dotted keys from text, in place and in order. The docstring of this file has the
+    grammar.
 
-    Raises UserError for a key that is not there, with its neighbours, and for text that is not of
-    its type."""
+    Raises UserError, with suggestions, for an unknown key, and for text that does not fit the key's
+    type."""
     for key, text in overrides:
         _override(config, "config", key.split("."), text, config)
 
 
 def overridden_keys(overrides: Sequence[tuple[str, str]]) -> frozenset[str]:
-    """Returns the dotted keys that overrides set, those of a JSON object each by itself."""
+    """Returns the dotted keys that overrides set; a JSON object sets several."""
     keys: set[str] = set()
     for key, text in overrides:
         values = _literal(text)
@@ -54,36 +55,34 @@ def overridden_keys(overrides: Sequence[tuple[str, str]]) -> frozenset[str]:
 def describe_config(
     config: str | os.PathLike[str], overrides: Mapping[str, Value] | None = None
 ) -> Record:
-    """Returns what a config file describes, with overrides as Python values, as JSON holds it; None
+    """Returns the config of a config file, with overrides as Python values, as JSON values; None
     unsets a key.
 
-    Raises UserError as `load_config` and `apply_overrides` do, and for a value that is no text,
-    path, number, list or group."""
+    Raises UserError as `load_config` and `apply_overrides` do, and for a value that is not text, a
+    path, a number, a list or a group."""
     described = load_config(os.fspath(config))
     apply_overrides(described, override_texts(overrides or {}))
     return to_dict(described)
 
 
 def override_texts(overrides: Mapping[str, Value]) -> list[tuple[str, str]]:
-    """Returns overrides with Python values as `apply_overrides` takes them. Raises UserError as
-    `text_of` does.
+    """Returns overrides with Python values in the form that `apply_overrides` takes. Raises
+    UserError like `text_of`.
     """
     return [(key, text_of(key, value)) for key, value in overrides.items()]
 
 
 def text_of(key: str, value: Value) -> str:
-    """Returns the text that stands for a Python value in an override. Raises UserError if there is
-    none.
-    """
+    """Returns the text of a Python value in an override. Raises UserError if there is none."""
     if value is None:
         return "none"
     try:
         plain = _plain(value)
         return plain if isinstance(plain, str) else json.dumps(plain)
     except (TypeError, ValueError):
-        form = "give text, a path, a number, a list of these, or a dictionary"
+        form = "use text, a path, a number, a list of these, or a dictionary"
         raise UserError(
-            f"overrides: {key} is a {type(value).__name__}, which no config holds; {form}"
+            f"overrides: {key} is a {type(value).__name__}, which a config cannot contain; {form}"
         ) from None
 
 
@@ -116,7 +115,7 @@ def _override(
     field = dict(node.items(preserve_field_references=True)).get(key)
     if rest and not isinstance(field, ConfigDict):
         raise UserError(
-            f"{override}: {name} is a value and not a group of keys; write --{name}=VALUE"
+            f"{override}: {name} is a single value, not a group of keys; write --{name}=VALUE"
         )
     if rest:
         _override(node[key], name, rest, text, root)
@@ -128,7 +127,7 @@ def _override(
     elif isinstance(field, FieldReference):
         unset = text.strip().lower() == "none"
         node[key] = None if unset else _parse(name, text, field.get_type(), field.get())
-    else:
+    elif field is not None or text.strip().lower() != "none":  # None is as the file left it
         node[key] = _parse(name, text, type(field), field)
 
 
@@ -139,7 +138,7 @@ def _override_group(node: ConfigDict, key: str, name: str, text: str, root: Conf
         raise UserError(f"{name}={text}: {name} is a group of keys ({_names(group)}); {form}")
     if None in values.values():
         raise UserError(
-            f"{name}={text}: null is not a value; leave that key out, or use --{name}.KEY=none"
+            f"{name}={text}: null is not allowed; remove that key, or use --{name}.KEY=none"
         )
     if isinstance(group, OpenDict):
         old = list(group.values())
@@ -151,7 +150,7 @@ def _override_group(node: ConfigDict, key: str, name: str, text: str, root: Conf
 
 
 def _nearest(keys: Sequence[str], node: ConfigDict, root: ConfigDict) -> str:
-    """Returns a hint at the neighbour that was meant, or at a key of that name in another group."""
+    """Returns a hint at the most similar key, or at a key of that name in another group."""
     same = [".".join(path) for path, _ in leaves(root) if path[-1] == keys[-1]]
     return nearest(keys[0], map(str, node)) or (
         f' (did you mean "config.{same[0]}"?)' if same else ""
@@ -163,8 +162,8 @@ def _names(node: ConfigDict) -> str:
 
 
 def _parse(name: str, text: str, kind: Value, present: Value = None) -> Value:
-    """Returns the text as a `kind`; the elements of a tuple or list are of the type of those
-    present.
+    """Returns the text as a `kind`. The elements of a tuple or list get the type of the present
+    ones.
     """
     if kind is str:
         return text
@@ -187,7 +186,7 @@ def _read_int(text: str) -> int:
         return whole(text.strip())
     except ValueError:
         number = real(text.strip())
-    # Beyond 2**53 a float does not tell one whole number from the next.
+    # Beyond 2**53, a float cannot distinguish consecutive whole numbers.
     if not number.is_integer() or abs(number) > 2**53:
         raise ValueError(text)
     return int(number)
@@ -203,7 +202,7 @@ READERS: dict[Value, tuple[Callable[[str], Value], str]] = {
 def _parse_elements(name: str, text: str, present: Sequence[Value]) -> list[Value]:
     kinds = {type(element) for element in present}
     kind = float if kinds == {int, float} else kinds.pop() if len(kinds) == 1 else None
-    # A regular expression may begin with a bracket too; it is no literal then.
+    # A regular expression may also begin with a bracket; then it is not a literal.
     values = _literal(text) if text.lstrip().startswith(("[", "(")) else text
     if not isinstance(values, tuple | list):
         values = [part.strip() for part in text.split(",")] if text.strip() else []
@@ -219,14 +218,14 @@ def _text(value: Value) -> str:
 
 
 def _parse_free(name: str, text: str, beside: Sequence[Value]) -> Value:
-    """Returns a value of an open group: a number beside numbers, text or a list beside those, else
-    either.
+    """Returns a value of an open group: a number if the others are numbers, text or a list if the
+    others are, otherwise either.
     """
     kinds = {type(value) for value in beside}
     value = _literal(text)
     if kinds and kinds <= {int, float}:
         if type(value) not in (int, float):
-            _refuse(name, text, "a number, as beside it", "one such as 4 or 0.5")
+            _refuse(name, text, "a number, like the others", "one such as 4 or 0.5")
         return value
     return (
         text if kinds & {str, tuple} and not isinstance(value, str | tuple | list) else _free(value)
@@ -234,8 +233,8 @@ def _parse_free(name: str, text: str, beside: Sequence[Value]) -> Value:
 
 
 def _literal(text: str) -> Value:
-    """Returns the value that the text spells in JSON or Python, without running anything; else the
-    text.
+    """Returns the value that the text spells in JSON or Python, without executing anything;
+    otherwise the text.
 
     Raises UserError for a JSON object that has a key twice.
     """
@@ -246,7 +245,7 @@ def _literal(text: str) -> Value:
             ):  # about the backslashes of regular expressions
                 value = read(text)
         except DuplicateKey as error:
-            raise UserError(f"{text:.200}: {error}; take one out") from None
+            raise UserError(f"{text:.200}: {error}; remove one") from None
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
         if isinstance(
@@ -257,8 +256,8 @@ def _literal(text: str) -> Value:
 
 
 def _python_literal(text: str) -> Value:
-    """Returns what a Python literal spells. Raises ValueError for a number that JSON would not
-    read, as 1_000.
+    """Returns the value of a Python literal. Raises ValueError for a number that JSON does not
+    accept, such as 1_000.
     """
     tree = ast.parse(text.strip(" \t"), mode="eval")
     for node in ast.walk(tree):

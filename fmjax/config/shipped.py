@@ -11,7 +11,7 @@ FOLDER = "configs"
 
 
 def shipped_folder() -> Path:
-    """Returns where they are: in the installed package, or beside it in a checkout."""
+    """Returns the folder of these configs: in the installed package, or beside it in a checkout."""
     inside = PACKAGE / FOLDER
     return inside if inside.is_dir() else PACKAGE.parent / FOLDER
 
@@ -23,7 +23,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_shipped(path: Path) -> Path | None:
-    """Returns the config that NAME or configs/NAME.py means where there is no such file, or
+    """Returns the config that NAME or configs/NAME.py refers to if there is no such file, or
     None."""
     named = path if path.suffix else path.with_suffix(".py")
     bare = path.parent == Path() and not path.suffix
@@ -33,7 +33,7 @@ def find_shipped(path: Path) -> Path | None:
 
 
 def listing() -> str:
-    """Returns a line for each: its name, and the first line of its docstring."""
+    """Returns a line for each config: its name, and the first line of its docstring."""
     files = shipped_configs()
     width = max(map(len, files), default=0)
     return "\n".join(f"{name:{width}}  {first_line(file)}" for name, file in files.items())

@@ -1,4 +1,4 @@
-"""The config that a run stores, `RUN/config.json`: written whole, read back, and compared when the
+"""The config that a run stores, `RUN/config.json`: written atomically, read, and compared when the
 run is continued.
 """
 
@@ -15,27 +15,28 @@ from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
 
 CONFIG = "config.json"
-SCHEMA = 1  # of config.json; raised when an older reader would misread it
-STOPPING = "early_stopping"  # of `train`: when a run ends changes no step
+SCHEMA = 1  # of config.json; raised when older readers would misread it
+STOPPING = "early_stopping"  # keys of `train`: the end of a run changes no step
 READING = (
     "on_error",
     "workers",
     "prefetch",
     "stall_seconds",
 )  # keys of `data` on which no batch depends
-PLACES = ("files", "data_dir", "tokenizer")  # keys of `data` that say where it is
+PLACES = ("files", "data_dir", "tokenizer")  # keys of `data` that locate the data
 LENGTH = ("steps", "epochs")  # keys of `train` that may grow
 BUCKETS = ("data", "buckets")
-KERNEL = ("model", "attention")  # suits the machine
-LISTED = 10  # differences that an error lists
+KERNEL = ("model", "attention")  # depends on the machine
+WEIGHTS = ("init", "weights")
+LISTED = 10  # number of differences that an error lists
 
 
 def write_config(workdir: Path, config: Config, given: Config | None = None) -> None:
-    """Writes RUN/config.json, wholly or not at all: the resolved config, and in "fmjax" the one
-    given for it.
+    """Writes RUN/config.json atomically: the resolved config and, under "fmjax", the config as
+    given.
 
-    Raises UserError if the folder cannot be written to, or holds a `config.json` that is not a
-    run's."""
+    Raises UserError if the folder cannot be written to, or contains a `config.json` that does not
+    belong to a run."""
     path = workdir / CONFIG
     if path.exists():
         read_config(workdir)
@@ -55,7 +56,7 @@ def write_config(workdir: Path, config: Config, given: Config | None = None) -> 
 def is_run(folder: Path) -> bool:
     """Returns whether a folder is a run directory: its `config.json` has the key `fmjax`.
 
-    Raises UserError if the file may not be read.
+    Raises UserError if reading the file is not permitted.
     """
     path = folder / CONFIG
     try:
@@ -67,10 +68,10 @@ def is_run(folder: Path) -> bool:
 
 
 def read_config(workdir: Path) -> dict[str, Value]:
-    """Returns what `write_config` stored, as JSON holds it; its key "fmjax" has `version`,
-    `schema`, `given`.
+    """Returns the stored config as JSON values; its key "fmjax" has `version`, `schema` and
+    `given`.
 
-    Raises UserError if there is none, or it is not a run's.
+    Raises UserError if there is none, or it does not belong to a run.
     """
     path = workdir / CONFIG
     try:
@@ -83,16 +84,14 @@ def read_config(workdir: Path) -> dict[str, Value]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: is not JSON ({message_of(error)}); restore it or start a new run"
+            f"{path}: is not JSON ({message_of(error)}); restore the file or start a new run"
         ) from error
     content = content if isinstance(content, dict) else {}
     header: Value = content.get("fmjax")
     if header is None and "model_type" in content:
-        kind = (
-            f'belongs to Hugging Face weights (model_type "{content["model_type"]}"), not to a run'
-        )
+        kind = f'is from a Hugging Face model (model_type "{content["model_type"]}"), not to a run'
         raise UserError(
-            f"{path}: {kind}; make one: python scripts/convert.py --from {workdir} --to RUN"
+            f"{path}: {kind}; create a run: python scripts/convert.py --from {workdir} --to RUN"
         )
     match header:
         case {"schema": int(schema), "given": dict(given), "version": str(version)}:
@@ -109,27 +108,33 @@ def read_config(workdir: Path) -> dict[str, Value]:
 def check_resumable(
     stored: Mapping[str, Value], new: Mapping[str, Value], run: str | Path = "RUN"
 ) -> None:
-    """Raises UserError with the differences, unless a run may be continued with them.
+    """Raises UserError, with the differences, unless they are allowed in a continued run.
 
-    These may differ: `checkpoint`, `mesh`, `model.attention`, keys ending in `_every`, how data are
-    read (`READING`), `train.early_stopping`, where the data are (`is_place`), which are known by
-    their content, and keys that the run did not have and that are empty; `train.steps` or
+    These may differ: `checkpoint`, `mesh`, `model.attention`, keys ending in `_every`, how data is
+    read (`READING`), `train.early_stopping`, the location of the data (`is_place`), which is
+    identified by its content, and empty keys that the run did not have; `train.steps` or
     `train.epochs` may grow.
     `data.buckets=auto` keeps the lengths of the run. `run` is the run's folder."""
-    lines = [_line(*change) for change in _changes(stored, new) if not _may_change(*change)]
+    changes = [change for change in _changes(stored, new) if not _may_change(*change)]
+    lines = [_line(*change) for change in changes]
     if lines:
         more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+        moved = next((before for path, before, _ in changes if path == WEIGHTS and before), "")
+        kept = (
+            f"give init.weights={moved} again, which need not be there any more as the run goes on "
+            "from its checkpoint; "
+        )
         raise UserError(
-            f"the run was begun with another config: {'; '.join(lines[:LISTED])}{more}; "
-            "drop what has changed, or start a new run in another --workdir, from these weights "
-            "with "
+            f"the run was started with another config: {'; '.join(lines[:LISTED])}{more}; "
+            f"{kept if moved else ''}undo these changes, or start a new run in another --workdir, "
+            "from these weights with "
             f"--config.init.weights={run}"
         )
 
 
 def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
-    """Returns the resolved config that a run stores, with what may change at a restart taken from
-    the given one.
+    """Returns the resolved config that a run stores; keys that may change at a restart are taken
+    from the given config.
 
     Raises UserError with the differences if anything else has changed.
     """
@@ -141,7 +146,7 @@ def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
         for key, value in given["train"].items()
         if key.endswith("_every") or key in (*LENGTH, STOPPING)
     }
-    # Where the data are, as given now: what has been checked is all that may differ there.
+    # The location of the data is taken from the given config: nothing else may differ there.
     read = {
         key: given["data"][key] for key in (*READING, *PLACES, "mixture") if key in given["data"]
     }
@@ -164,9 +169,9 @@ def _may_change(path: Keys, before: Value, after: Value) -> bool:
         or (path[0] == "data" and path[-1] in READING)
     ):
         return True
-    if path == BUCKETS and after == ["auto"]:  # the lengths that were chosen when the run began
+    if path == BUCKETS and after == ["auto"]:  # the lengths that were chosen when the run started
         return True
-    if before is None and after in ("", []):  # a key that is newer than the run, and unused
+    if before is None and after in ("", []):  # a key that is newer than the run, and unset
         return True
     if path[:2] == ("train", STOPPING) or (is_place(path) and None not in (before, after)):
         return True
@@ -175,9 +180,7 @@ def _may_change(path: Keys, before: Value, after: Value) -> bool:
 
 
 def is_place(path: Keys) -> bool:
-    """Returns whether a key says where data are; `check_same_data` tells whether what is there has
-    changed.
-    """
+    """Returns whether a key locates data; `check_same_data` detects changes of the data itself."""
     mixed = path[:2] == ("data", "mixture") and len(path) > 3 and path[3] in ("files", "data_dir")
     return mixed or (path[0] == "data" and len(path) > 1 and path[1] in PLACES)
 
@@ -185,7 +188,7 @@ def is_place(path: Keys) -> bool:
 def _changes(old: Mapping[str, Value], new: Mapping[str, Value]) -> list[tuple[Keys, Value, Value]]:
     before, after = dict(leaves(to_dict(old))), dict(leaves(to_dict(new)))
     pairs = ((path, before.get(path), after.get(path)) for path in before | after)
-    # Another model or task changes many keys besides its name, which says the most.
+    # Another model or task changes many keys; its name says the most.
     return sorted(
         (pair for pair in pairs if pair[1] != pair[2]), key=lambda pair: pair[0][-1] != "name"
     )

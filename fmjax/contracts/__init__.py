@@ -1,9 +1,9 @@
-"""What the parts of fmjax promise each other: models, tasks, examples, sources of records, and
+"""Interfaces between the parts of fmjax: models, tasks, examples, sources of records, and
 processors of columns.
 
-A protocol is met by any class that has its methods; a base class gives what is optional its
-default. Nothing asks an object whether it has an attribute: what may be absent is None, empty or
-zero here.
+Any class with the methods of a protocol satisfies it; a base class provides defaults for optional
+attributes. No code checks whether an object has an attribute: optional values are None, empty or
+zero.
 
 Dimensions: B batch, L length, T target length, D width, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Facts that a person should know before a run trains."""
+"""Facts to show before a run trains."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fmjax.contracts.types import Config
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """One line of the block at the start of a run, which `provenance.json` holds as well.
+    """One line of the summary at the start of a run, also stored in `provenance.json`.
 
     Attributes:
       name: a word or two, such as "labels".
-      text: the line, for a person.
-      values: the same as JSON holds it, for the report and other programs.
+      text: the line to print.
+      values: the same as JSON values, for the report and other programs.
       warning: what is probably wrong and how to fix it; empty if nothing is.
     """
 

@@ -1,4 +1,4 @@
-"""Processors of columns: what turns raw values into arrays."""
+"""Processors of columns, which turn raw values into arrays."""
 
 from __future__ import annotations
 
@@ -21,87 +21,87 @@ class Column:
     name: str
 
     def values(self) -> Iterator[tuple[Value, str]]:
-        """Yields each value and where its record stands, such as "reviews.tsv line 12"."""
+        """Yields each value and the location of its record, such as "reviews.tsv line 12"."""
         for index in range(len(self.source)):
             yield self.source[index][self.name], self.source.where(index)
 
 
 class Processor:
-    """Turns the values of the columns of one kind into arrays: a base class; `fmjax/data/kinds` has
+    """Base class: turns the values of the columns of one kind into arrays. `fmjax/data/kinds` has
     one file per kind.
 
-    It is the named one, or follows from the task's settings, or is that of the weights that a run
-    starts from, or is fitted to the training data. The run stores it, with a hash. Processors are
-    pickled for Grain's workers."""
+    A run's processor is named in the config, determined by the task's settings, taken from the
+    weights that the run starts from, or fitted to the training data. The run stores it, with a
+    hash. Processors are pickled for Grain's workers."""
 
     kind: ClassVar[str]  # the name of its file
     what: ClassVar[str]  # in words: "tokenizer"
     reads: ClassVar[str]  # what it reads, in words: "texts"
     file: ClassVar[str]  # the name of (one of) its files
-    unit: ClassVar[str] = ""  # what throughput counts: tokens, images, seconds, rows
+    unit: ClassVar[str] = ""  # the unit of throughput: tokens, images, seconds, rows
     model_settings: ClassVar[tuple[str, ...]] = ()  # the names of `sizes`
-    # Whether a folder of Hugging Face has its files beside the weights
+    # whether Hugging Face folders have its files beside the weights
     at_root: ClassVar[bool] = False
 
     @classmethod
     def named(cls, data: Config) -> Self | None:
-        """Returns the one that the config's `data` section names, if it does."""
+        """Returns the processor that the config's `data` section names, if any."""
         return None
 
     @classmethod
     def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
-        """Returns one that fits columns of the training data, and values that the task `added`,
-        such as a prefix.
+        """Returns a processor fitted to columns of the training data, and to values `added` by the
+        task, such as a prefix.
 
-        `settings` are those of the task about the kind (`Task.processing`), or else the config's
+        `settings` are the task's settings for the kind (`Task.processing`), or else the config's
         `data` section."""
         raise NotImplementedError
 
     @classmethod
     def announcement(cls, settings: Config) -> str:
-        """Returns a line to show before fitting, empty if that takes no time."""
+        """Returns a line to show before fitting; empty if fitting is fast."""
         return ""
 
     @classmethod
     def restore(cls, folder: Path) -> Self:
-        """Returns the one that `save` wrote. Raises UserError if its files are missing or
+        """Returns the processor that `save` wrote. Raises UserError if its files are missing or
         damaged.
         """
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        """Writes its files into a folder, which is made if it is missing. Raises UserError if they
+        """Writes its files into a folder, which is created if missing. Raises UserError if they
         cannot be written.
         """
         raise NotImplementedError
 
     @property
     def sha256(self) -> str:
-        """The hash of all that decides what it makes of a value."""
+        """The hash of everything that determines its results."""
         raise NotImplementedError
 
     def load(self, value: Value, where: str) -> Value:
-        """Returns a value of a record (a text, a number, bytes, a path, an array) as this kind has
-        it: str, float, uint8 [H,W,C]. Raises RecordError, which names it by `where`, if it cannot
+        """Returns a record's value (text, a number, bytes, a path, an array) in the form of this
+        kind: str, float, uint8 [H,W,C]. Raises RecordError, with the location `where`, if it cannot
         be read."""
         raise NotImplementedError
 
     def sizes(self) -> dict[str, int]:
-        """Returns the model settings that follow from it, such as {"vocab_size": 30522}."""
+        """Returns the model settings that it determines, such as {"vocab_size": 30522}."""
         return {}
 
     def digest(self, value: Value) -> bytes:
-        """Returns what is equal for two values that a person would call the same, for finding
-        validation data that occur in the training data; empty if values of this kind are not
-        compared."""
+        """Returns a digest that is equal for values that a person would consider the same. It
+        serves to find validation data that occurs in the training data. Empty if values of this
+        kind are not compared."""
         return b""
 
     def pad(self, batch: HostBatch, sized: Sequence[str], most: int) -> dict[str, np.ndarray]:
         """Returns a batch for prediction in which arrays are padded so that few shapes are
         compiled.
 
-        `sized` are the names of those whose last axis is a length, `most` the greatest length (0:
-        no limit)."""
+        `sized` names the arrays whose last axis is a length; `most` is the maximum length (0: no
+        limit)."""
         return dict(batch)
 
 
@@ -111,8 +111,8 @@ P = TypeVar("P", bound=Processor)
 class Processors(Mapping[str, Processor]):
     """The processors of a run by kind, such as "text" and "image"; read-only.
 
-    In a mixture of tasks, a part whose images are read in another way than those of the main part
-    has its own processor, "PART/image"."""
+    In a mixture of tasks, a part that reads images differently from the main part has its own
+    processor, "PART/image"."""
 
     def __init__(self, *processors: Processor, named: Mapping[str, Processor] | None = None):
         self._processors = {processor.kind: processor for processor in processors} | dict(
@@ -133,7 +133,7 @@ class Processors(Mapping[str, Processor]):
         found = self.get(kind.kind)
         if not isinstance(found, kind):
             raise TypeError(
-                f"no processor of the kind {kind.kind}, only {', '.join(self) or 'none'}"
+                f"no processor of the kind {kind.kind}; the kinds here: {', '.join(self) or 'none'}"
             )
         return found
 
@@ -149,10 +149,10 @@ class Processors(Mapping[str, Processor]):
 
     @property
     def unit(self) -> str:
-        """What throughput counts: the unit of the first kind that has one."""
+        """The unit of throughput: that of the first kind that has one."""
         return next((processor.unit for processor in self.values() if processor.unit), "rows")
 
     def sizes(self) -> dict[str, int]:
-        """Returns the model settings that follow from them: vocabulary, image size, channels."""
+        """Returns the model settings that they determine: vocabulary, image size, channels."""
         shared = [processor for key, processor in self.items() if "/" not in key]
         return {name: size for processor in shared for name, size in processor.sizes().items()}

@@ -1,4 +1,4 @@
-"""Tasks: what a model learns from a batch and how it is judged."""
+"""Tasks: what a model learns from a batch and how it is evaluated."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ from fmjax.contracts.types import (
 
 
 class Task:
-    """What a model learns from a batch and how it is judged: a base class.
+    """Base class: what a model learns from a batch and how it is evaluated.
 
-    A task is a frozen dataclass made from the config (`Task(**config.task)`). What is optional has
-    its default here."""
+    A task is a frozen dataclass made from the config (`Task(**config.task)`). Optional attributes
+    have their defaults here."""
 
     counted: ClassVar[
         tuple[str, ...]
-    ] = ()  # arrays that are 0 in padding alone; empty: segment_ids or attention_mask
+    ] = ()  # arrays that are 0 only in padding; empty: segment_ids or attention_mask
     sized: ClassVar[tuple[str, ...]] = ()  # arrays of `inputs` whose last axis is a length
+    # Heads whose logits `loss` and `predictions` read through `layers/vocabulary.py` alone: these
+    # may be `VocabularyLogits`.
+    chunked: ClassVar[tuple[str, ...]] = ()
     labels: tuple[str, ...] = ()  # the names of classes
-    # Of labels: an example has one (single), several (multi), or a number (regression).
+    # The kind of labels: an example has one (single), several (multi), or a number (regression).
     kind: str = "single"
 
     @property
@@ -44,48 +47,48 @@ class Task:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns that training and evaluation read: those of `reads`, and labels and other
+        """All columns that training and evaluation read: those of `reads`, plus labels and other
         answers.
         """
         return tuple(self.reads)
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        """The columns that predicting reads: those of `reads`, without what the model is to
-        write.
+        """The columns that prediction reads: those of `reads`, without the text that the model
+        should write.
         """
         return tuple(self.reads)
 
     @property
     def processing(self) -> Mapping[str, Config]:
-        """The settings of kinds that the task decides itself, such as those of images, by kind."""
+        """By kind, the processor settings that the task determines, such as those of images."""
         return {}
 
     @property
     def adds(self) -> Mapping[str, tuple[Value, ...]]:
-        """Values that the task adds to those of its columns, by kind, such as a prefix of texts."""
+        """By kind, values that the task adds to those of its columns, such as a text prefix."""
         return {}
 
     @property
     def heads(self) -> Heads:
-        """The heads that it reads, and the numbers of each."""
+        """The heads that it reads, and the sizes of each."""
         raise NotImplementedError
 
     @property
     def measures(self) -> Measures:
-        """Its metrics, and whether the largest or the smallest value is the best. One may be
+        """Its metrics, and whether the largest or the smallest value is best. A metric may be
         undefined on some data.
         """
         raise NotImplementedError
 
     @property
     def leading(self) -> tuple[str, ...]:
-        """The metrics to show beside the loss where there is room for two."""
+        """The leading metrics, at most two, to show beside the loss."""
         return tuple(name for name in self.measures if name != "loss")[:2]
 
     @property
     def generation(self) -> Mapping[str, Any] | None:
-        """The settings of generation, where predicting is generating; None elsewhere."""
+        """The generation settings if prediction generates text; otherwise None."""
         return None
 
     @property
@@ -97,39 +100,39 @@ class Task:
 
     @property
     def splits(self) -> Mapping[str, str]:
-        """In a mixture, the split that each part trains on. Empty elsewhere."""
+        """In a mixture, the split that each part trains on. Otherwise empty."""
         return {}
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """In a mixture, the task of each part, the main one first. Elsewhere the task itself, under
+        """In a mixture, the task of each part, the main one first. Otherwise the task itself, under
         an empty name.
         """
         return {"": self}
 
     @property
     def main(self) -> Task:
-        """The task that a run is judged by and predicts with."""
+        """The task that evaluates a run and makes its predictions."""
         return next(iter(self.tasks.values()))
 
     @property
     def signatures(self) -> Mapping[str, str]:
-        """How metrics of texts are computed, by metric."""
+        """How text metrics are computed, by metric."""
         return {}
 
     @property
     def packs_pairs(self) -> bool:
-        """Whether training rows hold several pairs of source and target."""
+        """Whether training rows contain several source-target pairs."""
         return False
 
     @property
     def model_settings(self) -> Mapping[str, Any]:
-        """Settings of the task that the model has to share, such as {"patch_size": 16}."""
+        """Settings of the task that the model must share, such as {"patch_size": 16}."""
         return {}
 
     def resolve(self, source: Any) -> Config:
-        """Returns the settings that follow from the training data, such as label names, for the
-        stored config.
+        """Returns the settings that are inferred from the training data, such as label names, for
+        the stored config.
 
         Raises UserError if a column is missing, or a record, which it names, does not fit.
         """
@@ -144,20 +147,20 @@ class Task:
     def facts(
         self, sample: Source, examples: Sequence[Examples], processors: Processors, max_length: int
     ) -> list[Fact]:
-        """Returns what a person should know of the training data before training: labels and their
-        counts, texts that are cut.
+        """Returns facts about the training data to show before training: labels and their counts,
+        truncated texts.
 
         Args:
           sample: a few thousand records of the training data.
-          examples: what `examples` returned for all of them, of each source.
+          examples: the result of `examples` for all of them, for each source.
           processors: by kind.
           max_length: `data.max_length`.
         """
         return []
 
     def weights(self, batch: Batch) -> Arrays:
-        """Returns one weight per term of the loss, of the whole global batch: so splitting a batch
-        does not change the loss.
+        """Returns one weight per term of the loss, for the whole global batch, so that splitting a
+        batch does not change the loss.
         """
         raise NotImplementedError
 
@@ -178,10 +181,11 @@ class Task:
         raise NotImplementedError
 
     def details(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> Record:
-        """Returns what a report shows beside the metrics of the same arrays, as JSON holds it.
+        """Returns what a report shows besides the metrics of the same arrays, as JSON values.
 
-        Any of `classes`, `confusion` (see `metrics/details.py`) and `worst`, the worst examples.
-        Empty if there is none."""
+        May have `classes`, `confusion` (see `metrics/details.py`), `worst`, the worst examples, and
+        `samples` of others.
+        """
         return {}
 
     def inputs(
@@ -196,7 +200,7 @@ class Task:
     def describe(
         self, outputs: HostBatch, batch: Mapping[str, Any], processors: Processors
     ) -> list[dict[str, Any]]:
-        """Returns a readable prediction for each example. A task that generates finds `generated
-        [B,T]` in `outputs`.
+        """Returns a readable prediction for each example. For a task that generates, `outputs` has
+        `generated [B,T]`.
         """
         raise NotImplementedError

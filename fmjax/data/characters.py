@@ -1,8 +1,7 @@
-"""Characters as file formats and Unicode define them: blanks between fields, and marks that belong
-to the letter before them.
+"""Characters as file formats and Unicode define them: blanks between fields, and combining marks.
 
 Python's own `str.split` and `str.strip` also split at no-break spaces and other blanks of Unicode,
-which are part of a word in a file's format: "10\u00a0000" is one token of CoNLL.
+which file formats treat as part of a word: "10\u00a0000" is one token of CoNLL.
 """
 
 from __future__ import annotations
@@ -12,19 +11,19 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-BLANKS = " \t\n\v\f\r"  # what file formats call white space
+BLANKS = " \t\n\v\f\r"  # white space in file formats
 # Invisible characters inside words: soft hyphen, zero-width non-joiner and joiner, word joiner.
 JOINERS = "\u00ad\u200c\u200d\u2060"
 GAPS = re.compile(f"[{BLANKS}]+")
 
 
 def is_blank(text: str) -> bool:
-    """Returns whether a text holds nothing but a format's blanks."""
+    """Returns whether a text consists only of a format's blanks."""
     return not text.strip(BLANKS)
 
 
 def split_fields(text: str) -> list[str]:
-    """Returns the fields of a text that a format's blanks separate."""
+    """Returns the fields of a text, which are separated by a format's blanks."""
     stripped = text.strip(BLANKS)
     return GAPS.split(stripped) if stripped else []
 
@@ -44,9 +43,9 @@ def numbered_lines(stream: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 @functools.cache
 def marks() -> str:
-    """Returns what a regular expression's [...] holds for combining marks and joiners: vowel signs,
-    accents, variation selectors (Unicode's categories Mn, Mc and Me)."""
-    # Beyond U+1FFFF there are no marks but the variation selectors of plane 14.
+    """Returns the content of a regular expression's [...] for combining marks and joiners: vowel
+    signs, accents, variation selectors (Unicode's categories Mn, Mc and Me)."""
+    # Beyond U+1FFFF, the only marks are the variation selectors of plane 14.
     codes = (*range(0x20000), *range(0xE0100, 0xE01F0))
     runs: list[list[int]] = []
     for code in codes:
@@ -59,5 +58,5 @@ def marks() -> str:
 
 
 def is_mark(letter: str) -> bool:
-    """Returns whether a character is a combining mark, which belongs to the one before it."""
+    """Returns whether a character is a combining mark, which modifies the preceding character."""
     return unicodedata.category(letter)[0] == "M"

@@ -1,5 +1,5 @@
-"""Sources of records: their base class, and sources made of others, such as a subset or several
-behind each other."""
+"""Sources of records: their base class, and sources made from others, such as subsets and
+concatenations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fmjax.errors import UserError, nearest
 
 
 class RecordSource:
-    """A base class for sources (`contracts.Source`): by default a value is read with all of its
+    """A base class for sources (`contracts.Source`): by default, reading a value reads its whole
     record."""
 
     columns: tuple[str, ...] = ()
@@ -41,20 +41,19 @@ class RecordSource:
         raise NotImplementedError
 
     def fingerprint(self) -> Record:
-        """Returns what distinguishes these data from others, as JSON holds it: names, sizes and
-        hashes, no folders."""
+        """Returns the identity of the data as JSON values: names, sizes and hashes, but no
+        folders."""
         raise NotImplementedError
 
 
 def check_columns(source: Source, wanted: Iterable[str]) -> None:
-    """Raises UserError, listing the columns there are, unless a source has all that are wanted."""
+    """Raises UserError, listing the existing columns, unless a source has all wanted ones."""
     for name in wanted:
         if name not in source.columns:
             raise UserError(
-                f'the data have no column "{name}"{nearest(name, source.columns)}; '
-                f"{source.where(0)} has "
-                f"{', '.join(source.columns)}; name the right one in the task's settings, or the "
-                "columns in data.columns"
+                f'the data has no column "{name}"{nearest(name, source.columns)}; '
+                f"{source.where(0)} has {', '.join(source.columns)}; name the right one in the "
+                "task's settings, or list the columns in data.columns"
             )
 
 
@@ -72,7 +71,7 @@ def locate(bounds: np.ndarray, index: int) -> tuple[int, int]:
 def json_object(text: str) -> Record:
     """Returns the JSON object in a text.
 
-    Raises ValueError, with the reason, if it is none or has half a surrogate pair.
+    Raises ValueError, with the reason, if it is not one or has half of a surrogate pair.
     """
     try:
         record = parse_json(text)
@@ -90,22 +89,22 @@ def json_object(text: str) -> Record:
 
 
 def fill_columns(record: Record, columns: Iterable[str]) -> Record:
-    """Returns the columns of a record; one that it lacks is None, as in a table."""
+    """Returns the columns of a record; missing ones are None, as in a table."""
     return {name: record.get(name) for name in columns}
 
 
 def columns_of(records: Iterable[Record]) -> tuple[str, ...]:
-    """Returns the keys of records, in the order in which they are met first."""
+    """Returns the keys of records, in order of first occurrence."""
     return tuple(dict.fromkeys(name for record in records for name in record))
 
 
 def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source]:
-    """Returns a source without a share of its records, and that share, chosen by a hash of the
-    records' numbers.
+    """Splits off a fraction of a source's records, chosen by a hash of their indices. Returns the
+    rest and the held-out records.
 
-    If `by` names a column, records with the same value there stay together, and the share is of the
-    values: the questions about one article, for example. Raises UserError unless the share is
-    between 0 and 1 and leaves both parts a record.
+    If `by` names a column, records with the same value, such as questions about one article, stay
+    together, and the fraction refers to the values. Raises UserError unless the fraction is between
+    0 and 1 and leaves a record in both parts.
     """
     groups = np.arange(len(source))
     if by:
@@ -121,10 +120,10 @@ def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source
     count = held_count(total, share)
     if count is None:
         what = ("values of " + by) if by else "record" if total == 1 else "records"
-        fix = "choose a share between 0 and 1 that leaves records on both, or give "
-        fix = "give more data, or " if total < 2 and 0 < share < 1 else fix
+        fix = "choose a fraction between 0 and 1 that leaves records on both sides, or set "
+        fix = "add data, or " if total < 2 and 0 < share < 1 else fix
         raise UserError(
-            f"data.hold_out={share} of {total} {what} leaves nothing on one side; "
+            f"data.hold_out={share} of {total} {what} leaves one side empty; "
             f"{fix}data.files.validation"
         )
     held = np.isin(groups, np.argsort(scrambled(total), kind="stable")[:count])
@@ -136,7 +135,7 @@ def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source
 
 
 def held_count(total: int, share: float) -> int | None:
-    """Returns how many of `total` are held out; None if that leaves nothing on one side."""
+    """Returns how many of `total` are held out; None if that leaves one side empty."""
     count = round(share * total) if 0 < share < 1 else 0
     return count if 0 < count < total else None
 
@@ -174,8 +173,7 @@ class Subset(RecordSource):
 
 
 class ConcatenatedSources(RecordSource):
-    """The records of several sources, by name, one source behind the other, with the columns that
-    all of them have."""
+    """The concatenated records of several named sources, with the columns that all of them have."""
 
     def __init__(self, parts: Mapping[str, Source]):
         self.parts = dict(parts)

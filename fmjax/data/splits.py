@@ -1,5 +1,5 @@
-"""Opens the splits of a run's data as the config's section `data` describes them, of one source or
-of several."""
+"""Opens the splits of a run's data, from one or several sources, as described by the config's
+`data` section."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 
 SOURCE_OPTIONS = ("record", "columns", "name", "data_dir", "download")
-# What a source of a mixture may set for itself.
+# Keys that a source of a mixture may set itself.
 PART_KEYS = ("files", "source", "hold_out", "hold_out_by", *SOURCE_OPTIONS)
 
 
 def open_split(data: Config, split: str) -> Source:
-    """Returns the data of one split. Files without a validation split can have one by
-    `data.hold_out`.
+    """Returns the data of one split. `data.hold_out` creates a validation split for files without
+    one.
 
     Raises UserError if the split does not exist.
     """
@@ -35,16 +35,16 @@ def open_split(data: Config, split: str) -> Source:
     if files and split not in files:
         raise UserError(
             f'data.files has no "{split}", only {", ".join(files)}; '
-            f"give --config.data.files.{split}=FILE"
+            f"set --config.data.files.{split}=FILE"
         )
     return open_source(data["source"], files.get(split), split=split, **options)
 
 
 def hold_out_part(source: Source, share: float, by: str, split: str) -> Source:
-    """Returns the training or the validation part of a source: of its records, or of their text
-    where these are too few, as a book without blank lines is.
+    """Returns the training or the validation part of a source. Splits its text if there are too few
+    records, as in a book without blank lines.
 
-    A line says how the text was cut when the training part is opened.
+    When the training part is opened, prints how the text was cut.
     """
     if not by and needs_sections(source, share) and (cut := hold_out_sections(source, share)):
         rest, held, note = cut
@@ -55,21 +55,21 @@ def hold_out_part(source: Source, share: float, by: str, split: str) -> Source:
 
 
 def open_mixture(data: Config, split: str) -> ConcatenatedSources:
-    """Returns the data of one split of all sources of a mixture that have it; all have training
-    data."""
+    """Returns the data of one split from all sources of a mixture that have it. All sources have
+    training data."""
     own = parts_of(data, PART_KEYS)
     chosen = {
         name: part for name, part in own.items() if split == "train" or has_split(part, split)
     }
     if not chosen:
         raise UserError(
-            f"data.mixture: no source has {split} files; give --config.data.files.{split}=FILE"
+            f"data.mixture: no source has {split} files; set --config.data.files.{split}=FILE"
         )
     return ConcatenatedSources({name: open_split(part, split) for name, part in chosen.items()})
 
 
 def has_split(data: Config, split: str) -> bool:
-    """Returns whether a split exists or can be made; a source that reads no files has its own
+    """Returns whether a split exists or can be created. A source that reads no files has its own
     splits."""
     if data.get("mixture") and split not in data["files"]:
         return any(has_split(part, split) for part in parts_of(data, PART_KEYS).values())
@@ -85,16 +85,16 @@ def open_sources(data: Config, parts: Mapping[str, str]) -> dict[str, Source | B
 
     Args:
       data: the config's section.
-      parts: for a mixture of tasks, the split that each part trains on; the training data are then
-        a Bundle.
+      parts: for a mixture of tasks, the split that each part trains on; the training data is then a
+        Bundle.
 
-    Raises UserError for training data that are named twice, as files and as a mixture.
+    Raises UserError if training data is named both as files and as a mixture.
     """
     if data.get("mixture") and (parts or "train" in data["files"]):
         other = "a mixture of tasks" if parts else f"data.files.train={data['files']['train']}"
         raise UserError(
-            f"data.mixture: names the training data, and so does {other}; "
-            f"choose one (--config.data.files={{}} empties that)"
+            f"data.mixture: names the training data, but so does {other}; use one of them "
+            f"(--config.data.files={{}} unsets the files)"
         )
     validated = has_split(data, "validation")
     wanted = [*dict.fromkeys(parts.values() or ["train"]), *(["validation"] if validated else [])]

@@ -1,9 +1,9 @@
-"""Beam search: the best few continuations of each row, side by side.
+"""Beam search for the best few continuations of each row.
 
 Scores, ties and the three ways of stopping early are those of transformers' vectorized search
 (`_beam_search` in its generation/utils.py), so that the tokens are the same.
 
-Dimensions: B rows, K beams, M chosen ones, W columns of history, V vocabulary.
+Dimensions: B rows, K beams, M chosen beams, W columns of history, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from fmjax.decoding.logits import Number, Place, token_mask
 from fmjax.decoding.settings import Generation
 
 BLOCK = 128  # scores per block in `top_k`
-NEVER = (
-    -1e9
-)  # score of what may not be chosen: finite, as in the reference, so that sums of it stay ordered
+NEVER = -1e9  # score of forbidden choices: finite, as in the reference, so that sums remain ordered
 
 
 @flax.struct.dataclass
@@ -30,13 +28,13 @@ class Beams:
     finished: jax.Array  # int32 [B,K,W], histories
     scores: jax.Array  # fp32 [B,K], of finished beams: log-probability / length ** length_penalty
     lengths: jax.Array  # int32 [B,K], new tokens of finished beams
-    filled: jax.Array  # bool [B,K], whether a finished beam stands here
+    filled: jax.Array  # bool [B,K], whether this place has a finished beam
     improvable: jax.Array  # bool [B], whether a running beam may still beat a finished one
     stuck: jax.Array  # bool [B], whether every candidate has ended
 
 
 def start_beams(history_BW: jax.Array, alive_B: jax.Array, beams: int) -> Beams:
-    """Returns K equal beams per row, of which only the first may be continued at first.
+    """Returns K equal beams per row; initially, only the first may be continued.
 
     Rows that are not alive are done.
     """
@@ -64,7 +62,7 @@ def take(array: jax.Array, chosen_BM: jax.Array) -> jax.Array:
 def top_k(scores_BN: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Equivalent of `jax.lax.top_k`: each row's largest scores and their indices [B,count].
 
-    Only searches the blocks with the greatest maxima: maxima are cheap, and any equal score
+    Only searches the blocks with the largest maxima: maxima are cheap, and any equal score
     elsewhere comes after `count` others.
     """
     rows, size = scores_BN.shape
@@ -96,7 +94,7 @@ def advance(
 
     running, going = jax.lax.top_k(log_probs + ends * NEVER, count)
 
-    # Only the first K candidates may finish; the others are there to keep running.
+    # Only the first K candidates may finish; the others keep running.
     finishing = ends & (jnp.arange(candidates) < count)[None]
     closed = ~beams.improvable
     if settings.early_stopping is True:
@@ -134,8 +132,8 @@ def may_improve(
 ) -> jax.Array:
     """Returns bool [B]: whether the best running beam may end better than the worst finished one.
 
-    Its score is taken as if it ended here or, with early_stopping="never" and longer ones favored,
-    at the greatest length.
+    Its score is computed as if it ended here or, with early_stopping="never" and longer beams
+    favored, at the maximum length.
     """
     longest = settings.early_stopping == "never" and settings.length_penalty > 0
     at = jnp.asarray(place.most if longest else length, jnp.float32)
@@ -145,6 +143,6 @@ def may_improve(
 
 
 def unfinished(beams: Beams, settings: Generation) -> jax.Array:
-    """Returns bool []: whether any row can still get better."""
+    """Returns bool []: whether any row can still improve."""
     going = beams.improvable.any() & ~beams.stuck.all()
     return going & ~beams.filled.all() if settings.early_stopping is True else going

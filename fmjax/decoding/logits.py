@@ -1,7 +1,6 @@
-"""The scores of next tokens, changed as the settings of generation ask.
+"""Processing of next-token scores according to the generation settings.
 
-`history [N,W]` holds each row's tokens up to a column, and NONE where there is none: at padding,
-and in columns still to come.
+`history [N,W]` has each row's tokens up to a column, and NONE at padding and in future columns.
 Order and formulas are those of transformers' generation/logits_process.py, except that padding
 never counts as a token.
 
@@ -26,13 +25,13 @@ Number: TypeAlias = jax.Array | int
 
 @flax.struct.dataclass
 class Place:
-    """The position of generation: numbers that may change without a new compilation."""
+    """The position of generation, as numbers that may change without recompilation."""
 
     column: Number  # of the history, for the next token
     generated: Number  # new tokens so far
     most: Number  # new tokens at the end
-    least: Number  # new tokens before one may end the row
-    prompt_length: Number  # columns of the prompt, as it was given
+    least: Number  # minimum new tokens before a row may end
+    prompt_length: Number  # columns of the given prompt
 
     def next(self) -> Place:
         """Returns the place one token later."""
@@ -42,9 +41,9 @@ class Place:
 def process(
     scores_NV: jax.Array, history_NW: jax.Array, place: Place, settings: Generation
 ) -> jax.Array:
-    """Returns the scores [N,V], with -inf for tokens that may not come next.
+    """Returns the scores [N,V], with -inf for forbidden tokens.
 
-    Scores are logits or, of beams, log-probabilities, in fp32.
+    Scores are fp32 logits or, for beams, log-probabilities.
     """
     size, s = scores_NV.shape[1], settings
     if s.repetition_penalty != 1:
@@ -70,7 +69,7 @@ def process(
     if s.suppress_tokens:
         scores_NV = jnp.where(token_mask(s.suppress_tokens, size), -jnp.inf, scores_NV)
     if s.begin_suppress_tokens:
-        # A forced token does not count as the beginning.
+        # A forced token does not count as the first.
         begin = 0 if s.forced_bos_token_id is None else jnp.where(place.prompt_length == 1, 1, 0)
         begins = place.generated == begin
         scores_NV = jnp.where(
@@ -82,11 +81,11 @@ def process(
 
 
 def filter_unlikely(scores_NV: jax.Array, settings: Generation) -> jax.Array:
-    """Returns the scores to sample from: over the temperature, with -inf for unlikely tokens.
+    """Returns the scores to sample from: divided by the temperature, with -inf for unlikely tokens.
 
     Keeps the `top_k` highest; of these the fewest whose probabilities sum up to `top_p` (Holtzman
-    et al. 2020, arXiv:1904.09751); of these those at least `min_p` times as likely as the
-    likeliest (Nguyen et al. 2024, arXiv:2407.01082).
+    et al. 2020, arXiv:1904.09751); of these those at least `min_p` times as likely as the most
+    likely (Nguyen et al. 2024, arXiv:2407.01082).
     """
     scores_NV = scores_NV / settings.temperature
     if 0 < settings.top_k < scores_NV.shape[1]:
@@ -125,7 +124,7 @@ def present_tokens(ids_NM: jax.Array, size: int) -> jax.Array:
 
 
 def last_tokens(history_NW: jax.Array, column: Number, count: int) -> jax.Array:
-    """Returns the `count` tokens before a column [N,count], NONE where there are fewer."""
+    """Returns the `count` tokens before a column [N,count], with NONE if there are fewer."""
     padded = jnp.pad(history_NW, ((0, 0), (count, 0)), constant_values=NONE)
     return jax.lax.dynamic_slice_in_dim(padded, column, count, axis=1)
 

@@ -1,13 +1,13 @@
 """Text generation with a cache: greedy, sampled, or by beam search.
 
-The cache is a value of constant shape, and a whole generation is one compiled function: the
-prompt, then a loop that ends as soon as every row has. A decoder-only model continues `input_ids`.
-An encoder-decoder hands the arrays that its encoder reads (`Encodes.encoder_inputs`: tokens,
-pixels, features of audio) to `encode`, and continues `decoder_input_ids`, or a single start token
-where there are none. Prompts may differ in length: their masks say which columns hold padding,
-which may stand anywhere, takes up no position, and never counts as a token.
+The cache is a value of constant shape, and a whole generation is one compiled function: the prompt,
+then a loop until every row has ended. A decoder-only model continues `input_ids`. An
+encoder-decoder passes the arrays that its encoder reads (`Encodes.encoder_inputs`: tokens, pixels,
+audio features) to `encode`, and continues `decoder_input_ids` or, without them, a single start
+token. Prompts may differ in length: their masks mark padding, which may be anywhere, takes no
+position, and never counts as a token.
 
-Dimensions: B rows, N rows times sequences (or beams) per row, P prompt columns, W columns of
+Dimensions: B rows, N = B times sequences (or beams) per row, P prompt columns, W columns of
 history, V vocabulary, K beams.
 """
 
@@ -25,7 +25,7 @@ from fmjax.contracts import Arrays, Batch, Encodes, Generates, PyTree
 from fmjax.decoding import beam
 from fmjax.decoding.logits import NONE, Place, process, token_mask
 from fmjax.decoding.prompts import Inputs, fill_up, padded, prompt_ids, prompt_names, select_inputs
-from fmjax.decoding.settings import Generation
+from fmjax.decoding.settings import Generation, token_limit
 from fmjax.errors import UserError
 from fmjax.layers.stack import unstack_layers
 
@@ -34,20 +34,20 @@ STATIC = (
     "settings",
     "room",
     "with_scores",
-)  # arguments of `decode` that it is compiled for
+)  # static arguments of `decode`
 
 
 class Continuations(NamedTuple):
-    """New tokens of N = B * num_return_sequences rows, and their scores if asked for."""
+    """New tokens of N = B * num_return_sequences rows, and their scores if requested."""
 
     tokens: jax.Array  # int32 [N, max_new_tokens], padding after a row's end
-    lengths: jax.Array  # int32 [N], new tokens, the end among them
-    # fp32 [N], summed over the new tokens, of the distributions that they were chosen from: after
-    # `logits.process`, and of greedy search and sampling normalized again, as the reference's
-    # `compute_transition_scores` does.
+    lengths: jax.Array  # int32 [N], number of new tokens, including the end token
+    # fp32 [N], summed over the new tokens, under the distributions that they were chosen from:
+    # after `logits.process` and, for greedy search and sampling, renormalized, as in the
+    # reference's `compute_transition_scores`.
     log_probs: jax.Array | None = None
-    # fp32 [N], by which beams are ranked: log_probs / lengths ** length_penalty. Without beams the
-    # same as log_probs.
+    # fp32 [N], which rank the beams: log_probs / lengths ** length_penalty. Without beams, the same
+    # as log_probs.
     scores: jax.Array | None = None
 
 
@@ -60,9 +60,9 @@ def generate(
 ) -> jax.Array:
     """Returns int32 [N, P + max_new_tokens]: each prompt with its continuation.
 
-    Where an encoder-decoder has no prompt, its start token stands in its place. After a row's end
-    comes padding. `batch` may hold other arrays too. `key` is for sampling, that of seed 0 by
-    default. Raises UserError if the settings do not fit the model or the prompt.
+    If an encoder-decoder has no prompt, its start token takes that place. Padding follows the end
+    of a row. `batch` may contain other arrays. `key` is for sampling, by default that of seed 0.
+    Raises UserError if the settings do not fit the model or the prompt.
     """
     tokens = continuations(model, params, batch, settings, key).tokens
     before = prompt_ids(model, batch, settings)
@@ -81,15 +81,16 @@ def continuations(
 ) -> Continuations:
     """Returns only the new tokens, and `with_scores` their log-probabilities; see `generate`.
 
-    Sampling of row i depends on the key and `first_row` + i alone: a batch may be one part of many
+    Sampling of row i depends only on the key and `first_row` + i, so a batch may be a part of many
     rows.
     """
     inputs = select_inputs(model, batch, settings)
     rows = len(next(iter(inputs.values())))
     ids, mask = prompt_names(model)
     width = inputs[ids].shape[1] if ids in inputs else 1
-    most, least = settings.limits(width, model.settings.positions)
-    filled = fill_up(inputs, (ids, mask), settings.pad, model.settings.positions)
+    limit = token_limit(model.settings)
+    most, least = settings.limits(width, limit)
+    filled = fill_up(inputs, (ids, mask), settings.pad, limit)
     numbers = (jnp.int32(number) for number in (0, 0, most, least, width))
     key = jax.random.key(0) if key is None else key
     call = Call(Place(*numbers), jnp.int32(rows), key, jnp.int32(first_row))
@@ -102,7 +103,7 @@ def continuations(
 
 
 def without_lengths(settings: Generation) -> Generation:
-    """Returns settings without lengths, which compiled functions are given as numbers."""
+    """Returns settings without lengths, which compiled functions receive as numbers."""
     return dataclasses.replace(
         settings, max_new_tokens=None, max_length=None, min_new_tokens=None, min_length=None
     )
@@ -112,14 +113,14 @@ def as_generator(model: object) -> Generates:
     """Returns the model. Raises UserError if it has no decoder."""
     if not isinstance(model, Generates):
         raise UserError(
-            f"{type(model).__name__} has no decoder, so it generates no text; "
-            "choose another model or task"
+            f"{type(model).__name__} has no decoder, so it cannot generate text; choose another "
+            "model or task"
         )
     return model
 
 
 def check_ids(settings: Generation, size: int) -> None:
-    """Raises UserError for a token that the model does not have: it would have no effect."""
+    """Raises UserError for a token that the model does not have, since it would have no effect."""
     named = {
         "forced_bos_token_id": settings.forced_bos_token_id,
         "forced_eos_token_id": settings.forced_eos_token_id,
@@ -141,7 +142,7 @@ class Call:
     """The inputs of a compiled generation that change from call to call."""
 
     place: Place  # counted from the end of the prompt
-    rows: jax.Array  # how many of the first rows are real, not padding
+    rows: jax.Array  # number of leading rows that are not padding
     key: jax.Array
     first_row: jax.Array  # number of the first row, for sampling
 
@@ -149,7 +150,7 @@ class Call:
 class StaticModel:
     """A model as a static argument: equal models share a compiled function.
 
-    Linen cannot hash one that holds a dict.
+    Linen cannot hash a model that contains a dict.
     """
 
     def __init__(self, model: Generates):
@@ -163,16 +164,16 @@ class StaticModel:
 
 
 class Start(NamedTuple):
-    """What a search starts from."""
+    """The initial state of a search."""
 
     logits: jax.Array  # [B,V], of the first new token
-    history: jax.Array  # int32 [B,W], the prompt and room for what follows
+    history: jax.Array  # int32 [B,W], the prompt and room for new tokens
     alive: jax.Array  # bool [B], rows that are not padding
     cache: PyTree
     memory: Arrays | None  # of an encoder
 
     def repeated(self, times: int) -> Start:
-        """Returns each row `times` times, side by side."""
+        """Returns each row repeated `times` times."""
         per_row = self._replace(
             cache={name: part for name, part in self.cache.items() if name != "index"}
         )
@@ -182,7 +183,7 @@ class Start(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """A model with its parameters: what it makes of a prompt, and of one more token."""
+    """A model with its parameters, applied to a prompt and to one more token."""
 
     model: Generates
     params: PyTree
@@ -191,7 +192,7 @@ class Decoder:
         return self.model.apply({"params": self.params}, *args, method=method)
 
     def start(self, inputs: Batch, call: Call, room: int, settings: Generation) -> Start:
-        """Returns the logits of the first new token; the prompt's padding moves to the left."""
+        """Returns the logits of the first new token. The prompt's padding moves to the left."""
         ids, mask = prompt_names(self.model)
         memory = None
         if isinstance(self.model, Encodes):
@@ -201,7 +202,7 @@ class Decoder:
         tokens = prompt_ids(self.model, inputs, settings)
         batch, history = {ids: tokens}, tokens
         if mask in inputs:
-            # Then every row's last token stands in the last column.
+            # Then every row's last token is in the last column.
             real = inputs[mask].astype(bool)
             order = jnp.argsort(real, axis=1, stable=True)
             real = jnp.take_along_axis(real, order, axis=1)
@@ -218,7 +219,7 @@ class Decoder:
     def step(
         self, tokens_N: jax.Array, memory: Arrays | None, cache: PyTree
     ) -> tuple[jax.Array, PyTree]:
-        """Returns the logits [N,V] after one more token per row, and the cache with it."""
+        """Returns the logits [N,V] after one more token per row, and the updated cache."""
         ids, _ = prompt_names(self.model)
         features, cache = self.apply("decode", {ids: tokens_N[:, None]}, memory, cache)
         return features["lm"][:, -1], cache
@@ -260,7 +261,7 @@ def first_argmax(scores_NV: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class Rows:
-    """One continuation per row, so far."""
+    """The continuations so far, one per row."""
 
     tokens: jax.Array  # int32 [N], the last ones
     history: jax.Array  # int32 [N,W]
@@ -277,7 +278,7 @@ def search_single(
     times = settings.num_return_sequences
     start = start.repeated(times) if times > 1 else start
     count, size = start.logits.shape
-    # A row's draws depend on its number and not on how many others there are.
+    # A row's draws depend on its index, not on the number of other rows.
     fold = jax.random.fold_in
     keys = jax.vmap(partial(fold, call.key))(call.first_row * times + jnp.arange(count))
     ends = jnp.asarray(token_mask(settings.eos_token_id, size)[0])
@@ -355,10 +356,10 @@ def search_beams(
 
 
 def reorder(cache: PyTree, parents_BK: jax.Array) -> PyTree:
-    """Returns the cache of beams with the keys and values of each beam's parent.
+    """Returns the cache with the keys and values of each beam's parent.
 
-    The keys of the memory, the mask and the positions are the same for all beams of a row, and
-    stay.
+    The keys of the memory, the mask and the positions are the same for all beams of a row, and do
+    not change.
     """
     rows, count = parents_BK.shape
     flat = (jnp.arange(rows)[:, None] * count + parents_BK).reshape(-1)

@@ -1,8 +1,8 @@
 """Prompts and encoder inputs, padded to a few shapes.
 
-A decoder-only model continues `input_ids`; an encoder-decoder `decoder_input_ids` or, where there
-are none, a start token. Batches on the host are padded to a few shapes, so that few functions are
-compiled; batches on devices, which may be sharded, keep their shape.
+A decoder-only model continues `input_ids`; an encoder-decoder continues `decoder_input_ids` or,
+without them, a start token. Host batches are padded to a few shapes, so that few functions are
+compiled; device batches, which may be sharded, keep their shape.
 
 Dimensions: B rows, P prompt columns.
 """
@@ -28,12 +28,12 @@ DECODER_PROMPT = ("decoder_input_ids", "decoder_attention_mask")
 
 
 def prompt_names(model: Generates) -> tuple[str, str]:
-    """Returns the names of the prompt's tokens and mask."""
+    """Returns the names of the prompt's ids and mask."""
     return DECODER_PROMPT if isinstance(model, Encodes) else PROMPT
 
 
 def prompt_ids(model: Generates, batch: Inputs, settings: Generation) -> jax.Array:
-    """Returns the prompt [B,P]: of an encoder-decoder that has none, its start token [B,1]."""
+    """Returns the prompt [B,P]; for an encoder-decoder without one, the start token [B,1]."""
     name, _ = prompt_names(model)
     if name in batch or not isinstance(model, Encodes):
         return jnp.asarray(batch[name], jnp.int32)
@@ -42,11 +42,11 @@ def prompt_ids(model: Generates, batch: Inputs, settings: Generation) -> jax.Arr
 
 
 def start_id(model: Encodes, settings: Generation) -> int:
-    """Returns the token that a decoder begins with. Raises UserError if nothing says it."""
+    """Returns the token that a decoder starts with. Raises UserError if it is not defined."""
     for number in (settings.decoder_start_token_id, settings.bos_token_id, model.start_id):
         if number is not None:
             return number
-    raise UserError("the decoder's start token is unknown; give decoder_start_token_id")
+    raise UserError("the decoder's start token is unknown; pass decoder_start_token_id")
 
 
 def select_inputs(model: Generates, batch: Inputs, settings: Generation) -> dict[str, Array]:
@@ -60,9 +60,9 @@ def select_inputs(model: Generates, batch: Inputs, settings: Generation) -> dict
 
 
 def padded(length: int) -> int:
-    """Returns a length rounded up to one of few.
+    """Returns a length rounded up to one of a few values.
 
-    It becomes a multiple of an eighth of the power of two above it, or of 8 if that is more.
+    The result is a multiple of an eighth of the next power of two, or of 8 if that is more.
     """
     step = max(8, 1 << max(length.bit_length() - 3, 0))
     return -(-length // step) * step
@@ -71,11 +71,12 @@ def padded(length: int) -> int:
 def fill_up(
     inputs: dict[str, Array], prompt: tuple[str, str], pad: int, positions: int
 ) -> dict[str, Array]:
-    """Returns arrays of the host with a power of two of rows; arrays of devices as they are.
+    """Returns host arrays with the number of rows padded to a power of two; device arrays
+    unchanged.
 
-    Token columns are padded to a few lengths too, `positions` at most if there is a limit,
-    and are masked: the prompt on the left, what an encoder reads (and what has a number per token,
-    such as token types) on the right. Other arrays keep their shape but for the rows.
+    Token columns are also padded to a few lengths, at most `positions` if there is a limit, and
+    masked: the prompt on the left, encoder inputs (and other numbers per token, such as token
+    types) on the right. Other arrays only change their number of rows.
     """
     if any(isinstance(array, jax.Array) for array in inputs.values()):
         return inputs

@@ -1,8 +1,8 @@
-"""How text is generated: settings with the names and defaults of transformers' GenerationConfig,
-from files and arguments.
+"""Settings of text generation from files and arguments, with the names and defaults of
+transformers' GenerationConfig.
 
-`merge(file, arguments)` returns the `Generation` that `loop.generate` obeys. Settings of the
-reference that are not handled are refused by name, unless they have no effect.
+`merge(file, arguments)` returns the `Generation` for `loop.generate`. Unsupported settings of the
+reference are errors, unless they have no effect.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from fmjax.contracts import Config, Encodes, Generates, Model, Processors, Task, Value
+from fmjax.contracts import Config, Encodes, Generates, Model, Processors, PyTree, Task, Value
 from fmjax.data.kinds import text
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
 
 GENERATION = "generation_config.json"
-DEFAULT_NEW_TOKENS = 20  # where no length is given, as in the reference
+DEFAULT_NEW_TOKENS = 20  # the default length, as in the reference
 
-# Settings that change no token: bookkeeping, what is returned beside the tokens, and the
-# reference's own ways of computing.
+# Settings that do not affect tokens: bookkeeping, additional outputs, and the reference's
+# computation options.
 UNREAD = (
     *("assistant_confidence_threshold", "assistant_lookbehind", "cache_config"),
     *("cache_implementation", "compile_config", "disable_compile", "is_assistant"),
@@ -45,15 +45,14 @@ FIXED: Config = {
     **{"encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},
     **{"num_beam_groups": 1, "typical_p": 1.0},
 }
-# A length that counts the prompt, and its twin that does not; the twin wins where one place gives
-# both.
+# A length that includes the prompt, and its counterpart that does not. The counterpart wins if one
+# place sets both.
 TWINS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """Settings of generation. None means not given; sequences are tuples, so that this can be
-    hashed.
+    """Settings of generation. None means unset. Sequences are tuples, so that this is hashable.
 
     Raises UserError for a value out of range, and for values that exclude each other.
     """
@@ -89,18 +88,18 @@ class Generation:
 
     @property
     def pad(self) -> int:
-        """The id that fills rows up after their end: padding or, as in the reference, the end."""
+        """The id that pads rows after their end: the padding token or, as in the reference, the end
+        token."""
         return self.pad_token_id if self.pad_token_id is not None else (*self.eos_token_id, 0)[0]
 
     @property
     def infers_padding(self) -> bool:
-        """Whether padding ids in a prompt without a mask can only be padding, by the reference's
+        """Whether padding ids in a prompt without a mask must be padding, by the reference's
         rule."""
         return self.pad_token_id is not None and self.pad_token_id not in self.eos_token_id
 
     def limits(self, prompt_length: int, positions: int = 0) -> tuple[int, int]:
-        """Returns the greatest number of new tokens, and how many must come before one may end the
-        row.
+        """Returns the maximum and minimum number of new tokens of a row.
 
         `prompt_length` counts columns. `positions` is the model's limit; 0 means none. Raises
         UserError if the prompt leaves no room.
@@ -110,21 +109,31 @@ class Generation:
             most = self.max_length - prompt_length
             if most < 1:
                 raise UserError(
-                    f"max_length={self.max_length} leaves no room after {prompt_length} tokens; "
-                    "give max_new_tokens instead"
+                    f"max_length={self.max_length} leaves no room after the {prompt_length} tokens "
+                    "of the prompt; pass max_new_tokens instead"
                 )
         if most is None:
             room = positions - prompt_length if positions else DEFAULT_NEW_TOKENS
             most = max(min(DEFAULT_NEW_TOKENS, room), 1)
         if positions and prompt_length + most - 1 > positions:
             raise UserError(
-                f"{prompt_length} tokens and {most} new ones are more than the {positions} "
-                "positions of the model; shorten the prompt, or lower max_new_tokens"
+                f"{prompt_length} tokens and {most} new ones exceed the {positions} positions of "
+                "the model; shorten the prompt, or lower max_new_tokens"
             )
         least = self.min_new_tokens
         if least is None:
             least = max((self.min_length or 0) - prompt_length, 0)
         return most, least
+
+
+def token_limit(settings: PyTree) -> int:
+    """Returns the most tokens that a model of these settings reads; 0 is no limit.
+
+    It is the size of the position table or, of rotary positions, which have none, the `context`
+    that the model is meant for.
+    """
+    known = vars(settings)
+    return int(known.get("positions", 0) or known.get("context", 0))
 
 
 def is_whole(value: Value, least: int = 0) -> bool:
@@ -141,7 +150,7 @@ def are_ids(value: Value) -> bool:
 
 SEQUENCES = ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id", "eos_token_id")
 
-# What the values of some settings must be, how to test it, and the settings.
+# Requirements on values: the description, the test, and the settings.
 RULES: tuple[tuple[str, Callable[[Value], bool], tuple[str, ...]], ...] = (
     (
         "must be a whole number, 1 or more",
@@ -199,19 +208,19 @@ def check(settings: Generation) -> None:
     beams, returned = settings.num_beams, settings.num_return_sequences
     if settings.do_sample and beams > 1:
         raise UserError(
-            f"do_sample=true with num_beams={beams} is not handled; leave one of them out"
+            f"do_sample=true with num_beams={beams} is not supported; leave one of them out"
         )
     if returned > 1 and not settings.do_sample and returned > beams:
         raise UserError(
-            f"num_return_sequences={returned} needs do_sample=true or num_beams={returned} "
-            "at least; set one of them"
+            f"num_return_sequences={returned} needs do_sample=true or num_beams of at least "
+            f"{returned}; set one of them"
         )
 
 
 def merge(*layers: Mapping[str, Value]) -> Generation:
-    """Returns the settings of several places, of which later ones win; None means not given.
+    """Returns the combined settings of several places; later ones win. None means unset.
 
-    Raises UserError naming each setting that is unknown or not handled.
+    Raises UserError, naming each unknown or unsupported setting.
     """
     fields = Generation.__dataclass_fields__
     values: Config = {}
@@ -232,38 +241,38 @@ def merge(*layers: Mapping[str, Value]) -> Generation:
             if name not in FIXED:
                 hint = nearest(name, fields)
                 raise UserError(
-                    f'"{name}" is not a setting of generation{hint}; choose from '
-                    f"{', '.join(fields)}"
+                    f'"{name}" is not a generation setting{hint}; choose from {", ".join(fields)}'
                 )
             only = "" if FIXED[name] is None else f" (only {json.dumps(FIXED[name])} is)"
             refused.append(f"{name}={json.dumps(value, default=str)}{only}")
     if refused:
-        raise UserError(f"generation: not handled: {', '.join(refused)}; leave it out")
+        raise UserError(f"generation: not supported: {', '.join(refused)}; leave it out")
     return Generation(**{name: field_value(name, value) for name, value in values.items()})
 
 
 def field_value(name: str, value: Value) -> Value:
-    """Returns a setting's value as its field holds it: an id as a tuple if several are allowed."""
+    """Returns a setting's value in the form of its field: an id becomes a tuple if several are
+    allowed."""
     value = plain(value)
     return (value,) if name in SEQUENCES and isinstance(value, int) else value
 
 
 def plain(value: Value) -> Value:
-    """Returns NumPy's and JAX's values as Python's, and lists as tuples."""
+    """Returns NumPy and JAX values as Python values, and lists as tuples."""
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         value = value.tolist()
     return tuple(plain(part) for part in value) if isinstance(value, list | tuple) else value
 
 
 def from_config(config: Mapping[str, Value]) -> Config:
-    """Returns the settings of generation that a model's old config.json holds."""
+    """Returns the generation settings in a model's old-style config.json."""
     known = {*Generation.__dataclass_fields__, *FIXED}
     return {name: value for name, value in config.items() if name in known}
 
 
 def special_tokens(tokenizer: Tokenizer, model: object) -> Config:
-    """Returns the ids of padding and end of a tokenizer, and the start of a model's decoder, as
-    far as there are any."""
+    """Returns the ids of a tokenizer's padding and end tokens, and of the start token of a model's
+    decoder, if they exist."""
     ids = {role: tokenizer.pieces.tokens.index(name) for role, name in tokenizer.roles.items()}
     named = {
         "pad_token_id": ids.get("pad"),
@@ -274,17 +283,16 @@ def special_tokens(tokenizer: Tokenizer, model: object) -> Config:
 
 
 def settings_for(tokenizer: Tokenizer, given: Mapping[str, Value], model: object) -> Generation:
-    """Returns the settings `given`, with special tokens of tokenizer and model where they name
-    none.
+    """Returns the settings `given`; missing special tokens come from the tokenizer and the model.
 
-    Raises UserError as `merge` does.
+    Raises UserError like `merge`.
     """
     return merge(special_tokens(tokenizer, model), given)
 
 
 def check_generation(task: Task, model: Model, processors: Processors, length: int) -> None:
-    """Raises UserError if a task's settings of generation are invalid, or ask for more than the
-    model has positions."""
+    """Raises UserError if a task's generation settings are invalid, or need more positions than the
+    model has."""
     if task.generation is not None and "text" in processors and isinstance(model, Generates):
         settings = settings_for(processors.of(text.Processor).tokenizer, task.generation, model)
         if task.needs_generation:

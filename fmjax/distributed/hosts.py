@@ -1,8 +1,8 @@
-"""Runs on several hosts: how they find each other, what each of them reads, and what one does for
-all.
+"""Runs on several hosts: how they find each other, what each of them reads, and what the first one
+does for all.
 
-Every host runs the same program on the same run directory. Each reads the rows of a batch that its
-devices hold. All compute the same results, so decisions based on metrics agree; only the first host
+Every host runs the same program on the same run directory. Each reads the batch rows of its own
+devices. All compute the same results, so decisions based on metrics agree; only the first host
 writes.
 """
 
@@ -30,18 +30,18 @@ def join(
     index: int | None = None,
     timeout: int = 300,
 ) -> None:
-    """Joins the other hosts; without a coordinator, on a TPU VM, under Slurm or Open MPI, it finds
-    them by itself.
+    """Joins the other hosts. Without a coordinator, finds them automatically on a TPU VM, under
+    Slurm or Open MPI.
 
     Args:
-      coordinator: HOST:PORT of the first host, if no cluster announces it.
-      count: of hosts.
-      index: this host's number, 0 being the coordinator.
+      coordinator: HOST:PORT of the first host, if the cluster does not provide it.
+      count: the number of hosts.
+      index: this host's index; 0 is the coordinator.
       timeout: seconds to wait for the others.
 
-    Raises UserError if the arguments do not fit together, and after `timeout` seconds, naming the
-    hosts that are missing. In a cluster, their names are those of JAX, whose coordination service
-    may end the process itself.
+    Raises UserError if the arguments do not fit together, and after `timeout` seconds, naming
+    missing hosts. In a cluster, JAX names the hosts, and its coordination service may end the
+    process itself.
     """
     given = {"--coordinator": coordinator, "--hosts": count, "--host": index}
     missing = [name for name, value in given.items() if value is None]
@@ -81,38 +81,38 @@ def join(
             f"{named} did not join within {timeout} s; "
             "start the same command on every host, and check that they can reach each other"
         ) from None
-    # CPUs connect at their first collective, for which Gloo waits half a minute; do it before one
-    # host prepares for longer.
+    # CPUs connect at their first collective, for which Gloo waits half a minute. Do it now, before
+    # a host takes longer than that to prepare.
     meet("joined")
 
 
 def add_flags(flags: Flags) -> None:
-    """Adds the flags of a script that may run on several hosts; `join_if_asked` reads them."""
+    """Adds the flags for running on several hosts; `join_if_asked` reads them."""
     flags.add(
         "--distributed",
         action="store_true",
-        help="run on several hosts, found automatically on a TPU VM, under Slurm or Open MPI",
+        help="run on several hosts (found automatically on a TPU VM, under Slurm or Open MPI)",
     )
     flags.add(
         "--coordinator",
         metavar="HOST:PORT",
-        help="elsewhere: the first host and a free port; needs --hosts and --host",
+        help="elsewhere: address of the first host with a free port; needs --hosts and --host",
     )
-    flags.add("--hosts", type=int, metavar="N", help="how many hosts there are")
-    flags.add("--host", type=int, metavar="I", help="the number of this host, from 0")
+    flags.add("--hosts", type=int, metavar="N", help="the number of hosts")
+    flags.add("--host", type=int, metavar="I", help="the index of this host, from 0")
     flags.add(
         "--join-timeout",
         type=int,
         default=300,
         metavar="SECONDS",
-        help="how long to wait for the others (default: 300)",
+        help="how long to wait for the other hosts (default: 300)",
     )
 
 
 def join_if_asked(args: Namespace) -> None:
-    """Joins the other hosts if the flags say that there are any.
+    """Joins the other hosts if the flags request it.
 
-    Raises UserError as `join` does.
+    Raises UserError like `join`.
     """
     given = (args.coordinator, args.hosts, args.host)
     if args.distributed or any(value is not None for value in given):
@@ -120,12 +120,12 @@ def join_if_asked(args: Namespace) -> None:
 
 
 def several() -> bool:
-    # Before anything is computed, JAX must not initialize its devices.
+    # JAX must not initialize its devices before this.
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def first() -> bool:
-    """Whether this host is the one that writes."""
+    """Whether this is the host that writes."""
     return not several() or jax.process_index() == 0
 
 
@@ -136,7 +136,7 @@ def meet(place: str) -> None:
 
 
 def any_of(number: int) -> int:
-    """Returns the largest of the hosts' numbers."""
+    """Returns the maximum of `number` over all hosts."""
     return int(multihost_utils.process_allgather(np.int32(number)).max()) if several() else number
 
 
@@ -146,7 +146,7 @@ def of_first(number: int) -> int:
 
 
 def gather(arrays: PyTree) -> PyTree:
-    """Returns global arrays, of which each host holds a part, complete on every host."""
+    """Returns global arrays, of which each host has a part, complete on every host."""
     return (
         multihost_utils.process_allgather(arrays, tiled=True)
         if several()
@@ -155,16 +155,13 @@ def gather(arrays: PyTree) -> PyTree:
 
 
 def join_rows(arrays: PyTree) -> PyTree:
-    """Returns the rows that each host has computed, complete on every host, in the order of the
-    hosts."""
+    """Returns the rows from all hosts, complete on every host, in the order of the hosts."""
     parts = multihost_utils.process_allgather(arrays)
     return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), parts)
 
 
 def rows_of(sharding: NamedSharding, size: int) -> np.ndarray | None:
-    """Returns the rows of a batch of `size` that this host's devices hold, in order; None if
-    all.
-    """
+    """Returns the rows of a batch of `size` on this host's devices, in order; None for all."""
     if not several():
         return None
     held = sharding.addressable_devices_indices_map((size,)).values()
@@ -199,14 +196,13 @@ def check_same(facts: Mapping[str, str]) -> None:
         other = np.flatnonzero((theirs[:, number] != theirs[0, number]).any(axis=-1))
         if other.size:
             raise UserError(
-                f"{name} on host {other[0]} is not that of host 0; "
-                "every host must read the same files"
+                f"{name} on host {other[0]} differs from that of host 0; every host must read the "
+                "same files"
             )
 
 
 def say(text: str) -> None:
-    """Prints a line on stderr, since stdout is for results; of several hosts, only the first
-    prints."""
+    """Prints a line on stderr, since stdout is for results. Only the first host prints."""
     if not first():
         return
     console().print(text, markup=False, highlight=False, soft_wrap=True)

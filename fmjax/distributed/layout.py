@@ -1,4 +1,4 @@
-"""The layout of a run: its devices as a mesh, and the rules that divide axes of arrays over it."""
+"""The layout of a run: its devices as a mesh, and the rules that shard array axes over it."""
 
 from __future__ import annotations
 
@@ -23,31 +23,37 @@ DEFAULT_AXES = {"data": -1}  # of `defaults.py`
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh, and which of its axes each logical axis of an array is divided over."""
+    """A mesh, and the mesh axes that each logical array axis is sharded over."""
 
     mesh: Mesh
     rules: sharding.Rules
 
+    @property
+    def platform(self) -> str:
+        """The platform of the devices: cpu, gpu or tpu."""
+        platform: str = self.mesh.devices.flat[0].platform
+        return platform
+
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Makes these the mesh and the rules of what is traced in the block."""
+        """Applies the mesh and the rules to everything traced in the block."""
         in_force = sharding.in_force(self.rules, self.mesh)
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(in_force):
             yield
 
     def of_batch(self, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
-        """Returns the sharding of each array of a global batch, or of its shapes."""
+        """Returns the sharding of each array of a global batch, or of the batch's shapes."""
         return sharding.batch_shardings(batch, self.rules, self.mesh)
 
 
 def lay_out(config: Config, devices: Sequence[Any] | None = None) -> Layout:
-    """Returns the layout that a config describes over devices, by default all that are here.
+    """Returns the layout of a config over devices, by default all local ones.
 
-    Raises UserError if it is none, or a batch does not divide over it.
+    Raises UserError if the layout is invalid, or a batch does not divide over it.
     """
     section, size = config["mesh"], config["data"]["batch_size"]
     with explained():
-        jax.devices()  # so that a device that is not there is said first
+        jax.devices()  # so that a missing device is reported first
     rules = sharding.resolve_rules(section["rules"], section.get("table"))
     mesh = sharding.make_mesh(chosen_axes(section, rules), devices)
     sharding.check_used(rules, mesh, own=bool(section.get("table")))
@@ -62,8 +68,8 @@ def lay_out(config: Config, devices: Sequence[Any] | None = None) -> Layout:
 
 
 def chosen_axes(section: Config, rules: sharding.Rules) -> Mapping[str, int]:
-    """Returns the axes of the mesh: those of the config, or where these are the default ones and a
-    named table of rules divides parameters, the one axis that does most of that.
+    """Returns the axes of the mesh: those of the config; or, if they are the default and a named
+    table of rules shards parameters, the one axis that shards most of them.
     """
     axes: Mapping[str, int] = dict(section["axes"])
     own, divided = bool(section.get("table")), sharding.parameter_axes(rules)
@@ -71,7 +77,7 @@ def chosen_axes(section: Config, rules: sharding.Rules) -> Mapping[str, int]:
 
 
 def say_unsharded(section: Config, rules: sharding.Rules, mesh: Mesh) -> None:
-    """Says in one line which axes were chosen, and that rules which divide parameters divide
+    """Prints one line about the chosen axes, and a warning if rules that shard parameters shard
     none.
     """
     divided = sharding.parameter_axes(rules)
@@ -84,19 +90,18 @@ def say_unsharded(section: Config, rules: sharding.Rules, mesh: Mesh) -> None:
     elif lacking == divided:
         say(
             f"warning: mesh.rules={section['rules']} divides parameters over "
-            f"{' and '.join(divided)}, which "
-            f"mesh.axes={dict(section['axes'])} has not: each of {mesh.size} devices holds all of "
-            "them"
+            f"{' and '.join(divided)}, which mesh.axes={dict(section['axes'])} lacks: each of "
+            f"{mesh.size} devices holds all of them"
         )
 
 
 def accumulation(config: Config) -> int:
-    """Returns the number of parts of a batch over which gradients are accumulated."""
+    """Returns the number of batch parts for gradient accumulation."""
     return int(config.get("train", {}).get("accumulate", 1))
 
 
 def length_parts(config: Config) -> int:
-    """Returns the number of parts into which the mesh divides the length of a batch's rows."""
+    """Returns the number of parts into which the mesh divides the length of rows."""
     section = config["mesh"]
     rules = sharding.resolve_rules(section["rules"], section.get("table"))
     mesh = sharding.make_mesh(chosen_axes(section, rules))

@@ -1,7 +1,8 @@
-"""Names missing hosts at start-up in one line; JAX's coordination service would end the process.
+"""Names missing hosts at start-up in one line, where JAX's coordination service would end the
+process.
 
-The first host listens at the port of the coordination service until each of the others has sent its
-number; then it answers all of them and frees the port.
+The first host listens at the port of the coordination service until all others have sent their
+index; then it answers all of them and frees the port.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
 
     Args:
       coordinator: HOST:PORT of the first host.
-      count: of hosts.
-      index: this host's number.
+      count: the number of hosts.
+      index: this host's index.
       timeout: seconds to wait for the others.
 
-    Raises UserError, on every host that is present, naming those that are not; or the address, if
-    it is malformed, in use, or does not answer; or the number that two hosts have.
+    Raises UserError on every present host, naming the missing hosts; or the address, if it is
+    malformed, in use, or does not answer; or an index that two hosts share.
     """
     name, _, port = coordinator.rpartition(":")
     if not name or not is_count(port) or not 0 < int(port) < 65536:
@@ -51,12 +52,13 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
         )
     if kind == TWICE:
         raise UserError(
-            f"--host={numbers}: two hosts have this number; give each of the {count} its own"
+            f"--host={numbers}: two hosts have this index; give each of the {count} hosts its own"
         )
 
 
 def gather(coordinator: str, port: int, count: int, deadline: float) -> str:
-    """Waits on the first host for the numbers of the others; returns what it answered them."""
+    """Waits on the first host for the indices of the others. Returns the answer that it sent
+    them."""
     present: dict[int, socket.socket] = {}
     answer = ALL
     with contextlib.ExitStack() as callers:
@@ -71,14 +73,14 @@ def gather(coordinator: str, port: int, count: int, deadline: float) -> str:
                     break
                 number = read_number(caller, deadline)
                 if number is None or number >= count:
-                    continue  # no host of ours
+                    continue  # not a host of this run
                 if number in present or number == 0:
                     answer = f"{TWICE} {number}"
                     with contextlib.suppress(OSError):
                         caller.sendall(f"{answer}\n".encode())
                 present.setdefault(number, caller)
-        # The port is free now: who is told that all are there finds the coordination service, or
-        # tries again.
+        # The port is free now: hosts that learn that all are present find the coordination service,
+        # or try again.
         for caller in present.values():
             with contextlib.suppress(OSError):
                 caller.sendall(f"{answer}\n".encode())
@@ -93,14 +95,14 @@ def listening(coordinator: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise UserError(
             f"--coordinator={coordinator}: this host cannot listen there ({error.strerror}); "
-            "choose a port that is free"
+            "choose a free port"
         ) from None
     with listener:
         yield listener
 
 
 def read_number(caller: socket.socket, deadline: float) -> int | None:
-    """Returns the number that a caller reports; None if it is not one of the run's hosts."""
+    """Returns the index that a caller reports; None if it is not a host of this run."""
     caller.settimeout(max(min(deadline - time.monotonic(), 5.0), 0.001))
     try:
         said = caller.makefile("rb").readline(32).strip()
@@ -112,13 +114,13 @@ def read_number(caller: socket.socket, deadline: float) -> int | None:
 def ask(
     coordinator: str, address: tuple[str, int], index: int, deadline: float, timeout: float
 ) -> str:
-    """Says this host's number to the first host, and returns its answer."""
+    """Sends this host's index to the first host, and returns its answer."""
     reason = "timed out"
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection(address, timeout=left) as line:
                 line.sendall(f"{index}\n".encode())
-                # The first host's time may have begun after ours; it then answers late.
+                # The first host's timeout may have started after ours; then it answers late.
                 line.settimeout(left + timeout)
                 if answer := line.makefile("rb").readline(4096).decode("ascii", "replace").strip():
                     return answer

@@ -1,9 +1,9 @@
-"""Sharding: the mesh, the logical names of axes, and the rules that map these to mesh axes.
+"""Sharding: the mesh, logical axis names, and the rules that map them to mesh axes.
 
-A parameter names its axes where it is defined (`vocab embed heads kv mlp layers`), an activation
-where it is constrained (`act_batch act_length act_embed act_heads act_mlp`). A table of RULES maps
-those names to mesh axes, and `jax.jit` with `NamedSharding` (formerly `pjit`) does the rest, as in
-T5X and GSPMD (Xu et al. 2021).
+Parameters name their axes where they are defined (`vocab embed heads kv mlp layers`), activations
+where they are constrained (`act_batch act_length act_embed act_heads act_mlp`). A table of RULES
+maps those names to mesh axes, and `jax.jit` with `NamedSharding` (formerly `pjit`) does the rest,
+as in T5X and GSPMD (Xu et al. 2021).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ RULES: dict[str, Rules] = {
 }
 PARAMETERS = ("vocab", "embed", "heads", "kv", "mlp", "layers")
 ACTIVATIONS = ("act_batch", "act_length", "act_embed", "act_heads", "act_mlp")
-# Bytes from which a parameter that no rule shards is a mistake if rules shard others.
+# Size in bytes from which an unsharded parameter is an error if rules shard others.
 LARGE = 2**24
 
 
 def resolve_rules(name: str, table: Mapping[str, str | Sequence[str]] | None = None) -> Rules:
-    """Returns the rules of that name, or of the config's own `table`.
+    """Returns the rules with that name, or those of the config's own `table`.
 
     Raises UserError for unknown names.
     """
@@ -63,7 +63,7 @@ def resolve_rules(name: str, table: Mapping[str, str | Sequence[str]] | None = N
             isinstance(one, str) for one in axes
         ):
             raise UserError(
-                f"mesh.table.{axis}={axes}: is not an axis of the mesh; give a name, or a list of "
+                f"mesh.table.{axis}={axes}: is not an axis of the mesh; use a name, or a list of "
                 "names"
             )
     if table:
@@ -89,11 +89,11 @@ def in_force(rules: Rules, mesh: Mesh) -> tuple[tuple[str, tuple[str, ...]], ...
 
 
 def check_used(rules: Rules, mesh: Mesh, own: bool) -> None:
-    """Raises UserError if no rule uses an axis of the mesh, so that devices along it would all do
-    the same work.
+    """Raises UserError if no rule uses a mesh axis, since devices along it would all do the same
+    work.
 
-    It also raises one if a rule of the config's `own` table names an axis that the mesh lacks;
-    named tables work for smaller meshes too.
+    Also raises UserError if a rule of the config's `own` table names an axis that the mesh lacks;
+    named tables also work for smaller meshes.
     """
     for logical, axes in rules.items() if own else ():
         if lacking := [axis for axis in written(axes) if axis not in mesh.shape]:
@@ -110,12 +110,12 @@ def check_used(rules: Rules, mesh: Mesh, own: bool) -> None:
             )
             raise UserError(
                 f"mesh.axes: no rule uses {axis}={size}, so {size} devices would do the same work; "
-                f"the rules are {named}: choose others with mesh.rules, or leave {axis} out"
+                f"the rules are {named}; choose others with mesh.rules, or leave {axis} out"
             )
 
 
 def parameter_axes(rules: Rules) -> list[str]:
-    """Returns the mesh axes that rules divide parameters over, in the order of the rules."""
+    """Returns the mesh axes that rules shard parameters over, in the order of the rules."""
     named = [
         axis for logical, axes in rules.items() if logical in PARAMETERS for axis in written(axes)
     ]
@@ -123,12 +123,12 @@ def parameter_axes(rules: Rules) -> list[str]:
 
 
 def written(axes: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the mesh axes of a rule, which has one or several."""
+    """Returns the mesh axes of a rule as text."""
     return (axes,) if isinstance(axes, str) else axes
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh over all devices, for example of {"data": -1}; a size of -1 takes the
+    """Returns a mesh over all devices, for example for {"data": -1}; a size of -1 takes the
     remaining devices.
 
     `devices` may be those of a topology that is not attached. Raises UserError if the sizes do not
@@ -147,7 +147,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     except (NotImplementedError, ValueError) as error:
         reason = one_line(error, 200)
         raise UserError(
-            f"mesh.axes={sizes}: the devices here cannot be laid out so ({reason}); give other "
+            f"mesh.axes={sizes}: the devices here cannot form this mesh ({reason}); choose other "
             "sizes"
         ) from error
     return Mesh(grid, tuple(sizes), axis_types=kinds)
@@ -156,7 +156,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
 def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
     """Returns the size of each axis of a mesh over that many devices.
 
-    Raises UserError if they do not multiply to it.
+    Raises UserError if the sizes do not multiply to that number.
     """
     known = math.prod(size for size in axes.values() if size != -1)
     unknown = [name for name, size in axes.items() if size == -1]
@@ -168,7 +168,7 @@ def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
     ):
         raise UserError(
             f"mesh.axes={dict(axes)}: the sizes must multiply to the {devices} devices here; "
-            "change them, at most one may be -1 (what is left)"
+            "change them; at most one may be -1 (all that are left)"
         )
     return sizes
 
@@ -177,8 +177,8 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     """Constrains an activation's sharding by logical names; does nothing without a mesh and rules
     in force.
 
-    An axis of size 1, such as the length of a generated token, is not divided. Raises UserError if
-    another does not divide.
+    An axis of size 1, such as the length of a generated token, is not sharded. Raises UserError if
+    any other axis does not divide.
     """
     rules: Rules = {logical: axes or () for logical, axes in nn.get_logical_axis_rules()}
     mesh = jax.sharding.get_abstract_mesh()
@@ -194,19 +194,30 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def shard_embedded(x: jax.Array) -> jax.Array:
-    """Shards [B,L,D], or [B,D] with one vector per row, as activations.
+    """Shards [B,L,D], or [B,D] with one vector per row, like activations.
 
-    Otherwise embeddings inherit the sharding of their table, the inputs of a head that of its
-    kernel, and so do their gradients, and must be resharded.
+    Otherwise embeddings and their gradients inherit the sharding of the table, and the inputs of a
+    head that of its kernel, and must be resharded.
     """
     return constrain(x, "act_batch", *["act_length"] * (x.ndim - 2), "act_embed")
 
 
 def mesh_axes(logical: str | None, rules: Rules, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """Returns the axes of a mesh over which rules shard a logical axis, without those that the mesh
+    """Returns the mesh axes that rules shard a logical axis over, without axes that the mesh
     lacks."""
     axes = rules.get(logical, ()) if logical else ()
     return tuple(axis for axis in written(axes) if axis in mesh.shape)
+
+
+def axes_in_force(logical: str | None, size: int) -> tuple[str, ...]:
+    """Returns the mesh axes over which the rules in force divide an axis of that size.
+
+    None without a mesh, or if they do not divide the size, such as that of a single row.
+    """
+    rules: Rules = {logical: axes or () for logical, axes in nn.get_logical_axis_rules()}
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in mesh_axes(logical, rules, mesh) if mesh.shape[axis] > 1)
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
 def spec_sharding(
@@ -226,7 +237,7 @@ def spec_sharding(
         if used.count(axis) > 1:
             raise UserError(
                 f"{name}: rules shard two of its axes ({', '.join(map(str, logical))}) over mesh "
-                f"axis {axis}; give each its own"
+                f"axis {axis}; use one mesh axis for each"
             )
     return NamedSharding(mesh, PartitionSpec(*spec))
 
@@ -289,7 +300,7 @@ def batch_shardings(
     batch: Mapping[str, Shaped], rules: Rules, mesh: Mesh
 ) -> dict[str, NamedSharding]:
     """Returns the sharding of each array of a batch: the first axis over the data devices, the
-    others not divided."""
+    others not sharded."""
     return {
         name: spec_sharding(
             f"batch {name}", array.shape, ("act_batch",) + (None,) * (array.ndim - 1), rules, mesh
@@ -313,7 +324,8 @@ def with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Sh
 
 
 def kept_axes(param: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> NamedSharding:
-    """Returns a parameter's sharding for an array of its axes, of which some may have become 1."""
+    """Returns a parameter's sharding for an array with the same axes, some of which may have size
+    1."""
     spec = [*param.sharding.spec, *[None] * (len(shape) - len(param.sharding.spec))]
     sizes = zip(spec, shape, param.shape, strict=True)
     kept = [axes if size == whole else None for axes, size, whole in sizes]

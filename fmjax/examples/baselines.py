@@ -1,4 +1,4 @@
-"""Simple baselines for texts with one label: a Transformer that loses to them is not working."""
+"""Simple baselines for texts with one label, which a working Transformer should beat."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def logistic_regression(features: Pipeline, train: Records, test: Records) -> di
 
 
 def majority(train: Records, test: Records) -> dict[str, float]:
-    """Returns the metrics of always saying the most frequent label; its scores are the labels'
+    """Returns the metrics of always predicting the most frequent label; its scores are the label
     frequencies.
     """
     counts = Counter(record["label"] for record in train)
@@ -63,7 +63,7 @@ def tfidf() -> Pipeline:
 
 
 def positions() -> Pipeline:
-    """The words beside the mask with their distances."""
+    """The words beside the mask, with their distances."""
     return make_pipeline(
         FunctionTransformer(lambda records: [around(record) for record in records]),
         DictVectorizer(),

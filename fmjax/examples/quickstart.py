@@ -1,5 +1,5 @@
 """The quickstart: pretraining on the English that ships with Python, then a task with few labels,
-with and without it.
+with and without pretraining.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def quickstart(workdir: Path, full: bool = False, seeds: int = 0, tiny: bool = F
     files, prints the table.
 
     Args:
-      workdir: the folder of the runs. Those that are there are continued or, where they have ended,
-        not repeated.
+      workdir: the folder of the runs. Existing runs are continued, and finished ones are not
+        repeated.
       full: pretrain for longer, and fine-tune with three seeds.
-      seeds: fine-tuning runs of each; 0: one, or three if `full`.
+      seeds: number of fine-tuning runs per initialization; 0: one, or three if `full`.
       tiny: a few steps of a tiny model.
     """
     begin = time.perf_counter()
@@ -81,8 +81,8 @@ def config(
     origin: Path | None = None,
     tokenizer: Path | None = None,
 ) -> Config:
-    """Returns a quickstart config; fine-tuning names what it starts from, the control the same
-    tokenizer.
+    """Returns a quickstart config. Fine-tuning names the run that it starts from; the control run
+    uses the same tokenizer.
     """
     loaded = load_config(f"{CONFIG}:{','.join((stage, *modes))}")
     overrides = [("train.seed", str(seed))]
@@ -97,7 +97,8 @@ def config(
 def simple_models(
     splits: dict[str, list[dict[str, str]]],
 ) -> Sequence[tuple[str, Callable[[], Metrics]]]:
-    """Returns the baselines' names, and what computes their metrics on the same examples."""
+    """Returns the names of the baselines, and functions that compute their metrics on the same
+    examples."""
     known, test = splits["train"], splits["test"]
     regression = baselines.logistic_regression
     return (
@@ -111,7 +112,8 @@ def simple_models(
 
 
 class Table:
-    """The table of results on stdout: a row as soon as it is known, and at the end all rows."""
+    """The table of results on stdout: prints each row as soon as it is known, and all rows at the
+    end."""
 
     def __init__(self, title: str):
         self.title = title
@@ -123,7 +125,7 @@ class Table:
         print(line("model", list(COLUMNS)), flush=True)
 
     def add(self, name: str, results: list[Metrics]) -> None:
-        """Prints the row of a model: of several results, mean and standard deviation."""
+        """Prints the row of a model; for several results, their mean and standard deviation."""
         self.rows[name] = results
         self.print_row(name)
 
@@ -149,12 +151,12 @@ def line(name: str, cells: Sequence[str]) -> str:
 
 
 def cell(values: list[float]) -> str:
-    """Returns 'mean ± deviation' of several values, or the one."""
+    """Returns 'mean ± deviation' of several values, or a single value."""
     return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 
 def ending(workdir: Path, seconds: float, full: bool) -> str:
-    """Returns what to know of the table, where everything is, and what to do next."""
+    """Returns caveats about the table, the location of the runs, and the next commands."""
     more = (
         ""
         if full

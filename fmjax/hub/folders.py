@@ -29,17 +29,18 @@ CONFIG = "config.json"
 TYPES = (
     "model_type",
     "_class_name",
-)  # the keys that say what a config is of, in transformers and in diffusers
+)  # the keys that identify the kind of a config, in transformers and in diffusers
 
-# Parts of a model that may be missing from a file (they start fresh), or be there without use.
+# Parts of a model that may be missing from a file (they are newly initialized), or present but
+# unused.
 HEADS = ("head/", "encoder/pooler/")
-# Endings of the names of buffers that older files hold: what a model computes itself.
+# Name endings of buffers in older files, which a model computes itself.
 BUFFERS = (
     *("embeddings.position_ids", "embeddings.token_type_ids"),
     *("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"),
-    *(".attn.masked_bias", "encoder.version", "decoder.version"),  # of GPT-2 and of fairseq
+    *(".attn.masked_bias", "encoder.version", "decoder.version"),  # from GPT-2 and from fairseq
 )
-# Names of files of a model beside its weights and config, which a loader would take for its own.
+# Other files of a model, besides its weights and config, that a loader would use.
 BESIDE = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
     *("vocab.*", "merges.txt", "*.model", "*.spm", "*.tiktoken"),
@@ -49,14 +50,14 @@ BESIDE = (
 
 
 def model_type(config: Config) -> str | None:
-    """Returns what a config of Hugging Face is of, such as "bert", None if it does not say so."""
+    """Returns the model type of a Hugging Face config, such as "bert", or None."""
     return next((config[key] for key in TYPES if isinstance(config.get(key), str)), None)
 
 
 def read_config(folder: str | Path) -> Config:
     """Returns the reference's `config.json`.
 
-    Raises UserError if there is none, or it does not name a `model_type`.
+    Raises UserError if there is none, or it has no `model_type`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -71,8 +72,8 @@ def read_config(folder: str | Path) -> Config:
     config = read_json(folder / CONFIG)
     if model_type(config) is None:
         raise UserError(
-            f'{folder / CONFIG}: has no "model_type", so the model is not known; '
-            f'add it, as {{"model_type": "bert"}}'
+            f'{folder / CONFIG}: has no "model_type", so its kind is unknown; '
+            f'add it, as in {{"model_type": "bert"}}'
         )
     return config
 
@@ -82,15 +83,15 @@ class Loaded:
     """Parameters read from a folder: nested dictionaries of fp32 arrays."""
 
     params: PyTree  # the model's
-    others: PyTree  # heads and pooler that the folder holds besides
-    fresh: tuple[str, ...]  # our names that the folder does not hold
-    unused: tuple[str, ...]  # the folder's names of heads that the family does not know
+    others: PyTree  # unused heads and pooler in the folder
+    fresh: tuple[str, ...]  # our names that are missing from the folder
+    unused: tuple[str, ...]  # the folder's names of heads that are unknown to the family
 
 
 def read_weights(folder: str | Path, reference: Reference, abstract: PyTree) -> Loaded:
-    """Returns the parameters that a folder holds for a model whose abstract parameters are given.
+    """Returns the parameters in a folder for a model with the given abstract parameters.
 
-    Raises UserError as `open_tensors` and `fit_weights` do.
+    Raises UserError like `open_tensors` and `fit_weights`.
     """
     return fit_weights(Path(folder), open_tensors(Path(folder)), reference, abstract)
 
@@ -98,11 +99,11 @@ def read_weights(folder: str | Path, reference: Reference, abstract: PyTree) -> 
 def fit_weights(
     origin: Path, stored: Mapping[str, Tensor], reference: Reference, abstract: PyTree
 ) -> Loaded:
-    """Returns the parameters that tensors of the reference hold for a model.
+    """Returns the parameters of a model from tensors of the reference.
 
-    Tensors are read one by one, whatever their floating-point type. Raises UserError listing all
-    that is missing, unexpected or misshapen; only whole heads and the pooler may be missing, or be
-    left over.
+    Tensors are read one by one, whatever their floating-point type. Raises UserError, listing all
+    missing, unexpected or misshapen tensors; only whole heads and the pooler may be missing or
+    unused.
     """
     tensors = canonical(finite(origin, stored), reference)
     ours: dict[str, Shape] = {
@@ -129,25 +130,26 @@ def fit_weights(
 
 
 def part(name: str) -> str:
-    """Returns the head or the part of the body that a parameter of ours belongs to: its first two
+    """Returns the head or the part of the body that one of our parameters belongs to: its first two
     names."""
     return "/".join(name.split("/")[:2])
 
 
 def module(name: str) -> str:
-    """Returns the outermost module of a reference's name."""
+    """Returns the outermost module in a name of the reference."""
     return name.partition(".")[0]
 
 
 def is_held(binding: Binding, tensors: Mapping[str, Tensor]) -> bool:
-    """Returns whether a file holds any of what a rule reads, or need not."""
+    """Returns whether a file has any tensor that a rule reads, or need not have it."""
     return binding.rule.zeros or any(name in tensors for name in binding.names)
 
 
 def canonical(tensors: Mapping[str, Tensor], reference: Reference) -> dict[str, Tensor]:
-    """Returns the tensors that are parameters: without buffers, and a bare body's under the prefix.
+    """Returns the tensors that are parameters, without buffers; those of a bare body get the
+    prefix.
 
-    Raises UserError if a buffer does not hold what the family computes in its place.
+    Raises UserError if a buffer differs from what the family computes.
     """
     bare = not any(name.startswith(reference.prefix) for name in tensors)
     named = {}
@@ -163,14 +165,14 @@ def canonical(tensors: Mapping[str, Tensor], reference: Reference) -> dict[str, 
 def drop_copies(
     origin: Path, reference: Reference, tensors: dict[str, Tensor], ours: Mapping[str, Shape]
 ) -> None:
-    """Takes out copies of shared weights, or puts a copy where the weight itself is not stored.
+    """Removes copies of shared weights, or uses a copy if the weight itself is not stored.
 
-    Raises UserError if a copy differs: the weights are not shared.
+    Raises UserError if a copy differs, since the weights are then not shared.
     """
     bindings = bind(reference.weights, ours, tensors)
     claimed = {name for one in bindings for name in one.names}
     stored = {name: one.names[0] for one in bindings for name in one.rule.params}
-    # What the model lacks, a head say, may be kept for another one.
+    # Weights that the model lacks, such as a head, may be kept for another one.
     absent = {name: rule.spellings[0] for rule in reference.weights for name in rule.params}
     for copy, of in reference.tied.items():
         if copy not in tensors or copy in claimed:
@@ -182,7 +184,7 @@ def drop_copies(
         if their in tensors and not np.array_equal(tensor.read(), tensors[their].read()):
             raise UserError(
                 f"{origin}: {copy} differs from {their}; "
-                "only decoders that share the embedding are handled"
+                "only decoders that share the embedding are supported; use another model"
             )
         tensors.setdefault(their, tensor)
 
@@ -190,10 +192,10 @@ def drop_copies(
 def spare_heads(
     reference: Reference, ours: Mapping[str, Shape], tensors: Mapping[str, Tensor], read: set[str]
 ) -> dict[str, tuple[str, rules.Rule]]:
-    """Returns the heads' parameters that a file holds and the model lacks: their name and rule.
+    """Returns the name and rule of head parameters that a file has and the model lacks.
 
-    The reference gives classifiers of several kinds one name: whose they are is not known, so they
-    are left out.
+    In the reference, classifiers of several kinds share one name, so their kind is unknown, and
+    they are left out.
     """
     spare = {
         rule.params[0]: (name, rule)
@@ -207,18 +209,19 @@ def spare_heads(
 
 
 def read_alone(rule: rules.Rule, tensor: Tensor) -> np.ndarray:
-    """Returns a parameter that the model lacks, in the fewest axes."""
+    """Returns a parameter that the model lacks, with as few axes as possible."""
     return rule.operation.read(tensor.read(), rule.operation.simplest(tensor.shape))[0]
 
 
 def check_names(origin: Path, problems: Mapping[str, list[str]]) -> None:
-    """Raises one UserError listing what is missing, unexpected or misshapen, if anything is."""
+    """Raises one UserError that lists all missing, unexpected or misshapen tensors, if there are
+    any."""
     if any(problems.values()):
         listed = pytree.grouped(
             {name: problems[name] for name in ("missing", "unexpected", "misshapen")}
         )
         raise UserError(
-            f"{origin}: the weights do not fit config.json; {listed}; get both from one place"
+            f"{origin}: the weights do not fit config.json; {listed}; download both from one place"
         )
 
 
@@ -233,27 +236,26 @@ def write_folder(
     params: PyTree,
     save_beside: Callable[[Path], None] = nothing_beside,
 ) -> None:
-    """Writes a folder that the reference loads: config, weights, and what `save_beside` writes into
-    the folder that it is given.
+    """Writes a folder that the reference loads: config, weights, and the files that `save_beside`
+    writes into its argument.
 
-    Raises UserError if the folder holds anything but a Hugging Face model, or files of a model that
-    this one would not replace; or if a parameter holds NaN or infinity, or has no counterpart
-    there.
+    Raises UserError if the folder contains anything but a Hugging Face model, or files of a model
+    that this one would not replace; or if a parameter has NaN or infinity, or no counterpart.
     """
     folder = Path(folder)
     check_target(folder)
     arrays = {name: np.asarray(leaf, np.float32) for name, leaf in pytree.names(params).items()}
     for name, array in arrays.items():
-        check_finite(folder, name, array, "such weights cannot be used; take an earlier checkpoint")
+        check_finite(folder, name, array, "these weights are unusable; use an earlier checkpoint")
     bindings = bind(reference.weights, {name: array.shape for name, array in arrays.items()})
     covered = {name for one in bindings for name in one.rule.params}
     if foreign := [name for name in arrays if name not in covered]:
         raise UserError(
-            f"{folder}: {foreign[0]} has no counterpart in Hugging Face's {model_type(config)}; "
-            "keep it as a run"
+            f"{folder}: {foreign[0]} has no counterpart in Hugging Face's {model_type(config)}, so "
+            "it cannot be exported; keep it as a run"
         )
     tensors = rules.write(bindings, arrays)
-    # A head may have no parameters of its own: a language model's that is tied.
+    # A head may have no parameters of its own, such as a tied language-model head.
     if set(reference.architectures[reference.architecture(config)]) <= {"pooled"}:
         tensors = {name.removeprefix(reference.prefix): value for name, value in tensors.items()}
     try:
@@ -261,25 +263,29 @@ def write_folder(
             save_beside(staging)
             save_weights(staging / WEIGHTS, tensors)
             write_json(staging / CONFIG, config, indent=2, sort_keys=True)
-    except (OSError, SafetensorError, ValueError) as error:  # the last of numbers that JSON lacks
+    except (
+        OSError,
+        SafetensorError,
+        ValueError,
+    ) as error:  # the last for numbers that JSON cannot represent
         raise UserError(
             f"{folder}: cannot be written ({error}); name another folder or free disk space"
         ) from None
 
 
 def save_weights(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file that those may read who may read other new files."""
+    """Writes a safetensors file with the permissions of other new files."""
     path.touch()
     mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt"})  # readable by its owner alone
+    save_file(tensors, path, metadata={"format": "pt"})  # readable only by its owner
     path.chmod(mode)
 
 
 @contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Gives a folder to write to, whose files are moved to `folder` when the block ends well.
+    """Yields a folder to write to. Its files move to `folder` when the block succeeds.
 
-    Raises UserError if `folder` then still held another model's files.
+    Raises UserError if `folder` would then still have files of another model.
     """
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -300,20 +306,20 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def check_leftovers(folder: Path, written: Sequence[Path]) -> None:
-    """Raises UserError if files of a model would be left in a folder beside those written."""
+    """Raises UserError if other files of a model would remain in a folder beside the written
+    ones."""
     found = {path for pattern in BESIDE for path in folder.glob(pattern)}
     files = {inner for path in found for inner in (path.rglob("*") if path.is_dir() else [path])}
     names = {path.relative_to(folder) for path in files if path.is_file()}
     if left := sorted(names - set(written)):
         raise UserError(
-            f"{folder}: holds a model with {left[0]}, which this model lacks and would be read "
-            "with; "
+            f"{folder}: holds another model's {left[0]}, which would be loaded with this model; "
             "name another folder"
         )
 
 
 def check_target(folder: Path) -> None:
-    """Raises UserError if a folder to be written to holds anything but a Hugging Face model in one
+    """Raises UserError if the target folder contains anything but a Hugging Face model in one
     file."""
     if not folder.is_dir():
         if folder.exists():
@@ -322,7 +328,8 @@ def check_target(folder: Path) -> None:
     found = sorted(path.name for path in folder.iterdir())
     if is_run(folder):
         raise UserError(
-            f"{folder}: is a run directory, which a model folder would overwrite; name another"
+            f"{folder}: is a run directory, which a model folder would overwrite; name another "
+            "folder"
         )
     try:
         model = not found or model_type(read_json(folder / CONFIG)) is not None
@@ -330,10 +337,11 @@ def check_target(folder: Path) -> None:
         model = False
     if not model:
         raise UserError(
-            f"{folder}: is not empty ({', '.join(found[:3])}) and holds no Hugging Face model; "
-            "name another"
+            f"{folder}: is not empty ({', '.join(found[:3])}) and is not a Hugging Face model; "
+            "name another folder"
         )
     if INDEX in found:
         raise UserError(
-            f"{folder}: holds {INDEX}, whose weights would stand beside the new ones; name another"
+            f"{folder}: contains {INDEX}, whose weights would lie beside the new ones; name "
+            "another folder"
         )

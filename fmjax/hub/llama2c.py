@@ -1,9 +1,9 @@
-"""Reads the checkpoints of llama2.c (Karpathy 2023): a Llama as bare numbers, and its tokenizer.
+"""Reads the checkpoints of llama2.c (Karpathy 2023): a Llama as plain numbers, and its tokenizer.
 
-A `.bin` of version 0, as of the TinyStories models: seven int32 (width, mlp width, layers, query
-heads, key heads, vocabulary, context), then fp32 matrices [out, in], each kind for all layers
-together. Pairs of neighbouring numbers are turned there by their position, where the reference and
-`layers/attention.rotate` turn numbers half a head apart.
+A `.bin` file of version 0, as used for the TinyStories models: seven int32 (width, mlp width,
+layers, query heads, key heads, vocabulary, context), then fp32 matrices [out, in], one kind for all
+layers after the other. There, rotary positions rotate pairs of neighboring numbers; the reference
+and `layers/attention.rotate` rotate pairs half a head apart.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from fmjax.hub.families.llama import REFERENCE
 from fmjax.hub.tensors import Tensor
 from fmjax.models import llama
 
-BOS, EOS, BYTES = 1, 2, range(3, 259)  # where a tokenizer's special and byte tokens stand
-LATER = 0x616B3432  # the mark of version 1 and 2
-SANE = 1 << 20  # no size is larger
-COSINES_AND_SINES = ""  # of positions, which are computed here
+BOS, EOS, BYTES = 1, 2, range(3, 259)  # the ids of a tokenizer's special and byte tokens
+LATER = 0x616B3432  # the magic number of versions 1 and 2
+SANE = 1 << 20  # upper limit of sizes
+COSINES_AND_SINES = ""  # position tables, which are computed here
 
 
 class Header(NamedTuple):
-    """The sizes of a checkpoint; the vocabulary's is negative where the head has a matrix of its
-    own."""
+    """The sizes of a checkpoint. That of the vocabulary is negative if the head has its own
+    matrix."""
 
     width: int
     mlp_width: int
@@ -43,11 +43,11 @@ class Header(NamedTuple):
 
 
 def read(path: Path) -> tuple[Config, dict[str, Tensor], Tokenizer | None]:
-    """Returns a checkpoint as a folder of the reference would hold it: config, tensors, tokenizer.
+    """Returns a checkpoint in the form of a reference folder: config, tensors, tokenizer.
 
-    The tokenizer is that of a file beside it, `tok<vocabulary>.bin`, as tok512.bin, or
-    `tokenizer.bin`; None if there is none. Raises UserError if a file is not whole or something
-    else.
+    The tokenizer comes from a file beside it, `tok<vocabulary>.bin` (such as tok512.bin) or
+    `tokenizer.bin`; None if there is none. Raises UserError if a file is incomplete or of another
+    kind.
     """
     head, numbers = read_numbers(path)
     vocabulary, own_head = abs(head.vocabulary), head.vocabulary < 0
@@ -71,9 +71,9 @@ def read(path: Path) -> tuple[Config, dict[str, Tensor], Tokenizer | None]:
 
 
 def named_tensors(path: Path, head: Header, numbers: np.ndarray) -> dict[str, Tensor]:
-    """Returns a checkpoint's matrices by the reference's names, layer by layer.
+    """Returns a checkpoint's matrices under the reference's names, layer by layer.
 
-    Raises UserError if there are more or fewer numbers than its sizes need.
+    Raises UserError if the number of values does not match its sizes.
     """
     width, head_width = head.width, head.width // head.heads
     vocabulary, kv_width = abs(head.vocabulary), head_width * head.kv_heads
@@ -98,7 +98,7 @@ def named_tensors(path: Path, head: Header, numbers: np.ndarray) -> dict[str, Te
     if sum(sizes) != numbers.size:
         raise UserError(
             f"{path}: holds {numbers.size} numbers, but a model of its sizes has {sum(sizes)}; "
-            "get the file again"
+            "download the file again"
         )
     arrays: dict[str, np.ndarray] = {}
     for (name, shape), part in zip(
@@ -113,7 +113,8 @@ def named_tensors(path: Path, head: Header, numbers: np.ndarray) -> dict[str, Te
 
 
 def as_stored(name: str, array: np.ndarray, head_width: int) -> Tensor:
-    """Returns a tensor as the reference has it: the pairs of queries and keys half a head apart."""
+    """Returns a tensor in the reference's layout, with pairs of queries and keys half a head
+    apart."""
     if not name.endswith(("q_proj.weight", "k_proj.weight")):
         return Tensor(array.shape, lambda: array)
     pairs = array.reshape(-1, head_width // 2, 2, array.shape[-1])  # [heads, K/2, 2, D]
@@ -123,17 +124,17 @@ def as_stored(name: str, array: np.ndarray, head_width: int) -> Tensor:
 def read_numbers(path: Path) -> tuple[Header, np.ndarray]:
     """Returns a checkpoint's header and its numbers.
 
-    Raises UserError if it is no checkpoint of version 0.
+    Raises UserError if it is not a checkpoint of version 0.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); get the file again") from None
+        raise UserError(f"{path}: cannot be read ({error}); download the file again") from None
     size = struct.calcsize("<7i")
     if len(content) < size or len(content) % 4:
         raise UserError(
             f"{path}: is not a checkpoint of llama2.c, which begins with seven numbers; "
-            "get the file again"
+            "download the file again"
         )
     head = Header(*struct.unpack("<7i", content[:size]))
     if head[0] == LATER:
@@ -145,17 +146,17 @@ def read_numbers(path: Path) -> tuple[Header, np.ndarray]:
     if not sane or head.width % head.heads or head.heads % head.kv_heads:
         raise UserError(
             f"{path}: is not a checkpoint of llama2.c: its sizes would be {head._asdict()}; "
-            "get the file again"
+            "download the file again"
         )
     return head, np.frombuffer(content, "<f4", offset=size)
 
 
 def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
-    """Returns the tokenizer of a file of llama2.c: a SentencePiece BPE that falls back to bytes.
+    """Returns the tokenizer in a file of llama2.c: a SentencePiece BPE with byte fallback.
 
-    Raises UserError if the file does not hold as many pieces as the vocabulary.
+    Raises UserError if the file does not have as many pieces as the vocabulary.
     """
-    # Here, because it needs protobuf, which nothing else that is read needs.
+    # Imported here, because it needs protobuf, which no other reader needs.
     from sentencepiece import sentencepiece_model_pb2 as messages
 
     content = path.read_bytes()
@@ -189,5 +190,5 @@ def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     except (struct.error, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path}: is not llama2.c's tokenizer of {vocabulary} pieces ({error}); "
-            "get the file again"
+            "download the file again"
         ) from None

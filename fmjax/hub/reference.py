@@ -1,4 +1,4 @@
-"""What Hugging Face calls a family: its classes, settings and weights, as one table, `Reference`.
+"""Hugging Face's names for a family's classes, settings and weights, in one table, `Reference`.
 
 The table of a family is `REFERENCE` in `fmjax/hub/families/<family>.py`. A setting of the reference
 may be a path with dots, "text_config.hidden_size", which is read from and written to the section of
@@ -20,13 +20,13 @@ from fmjax.hub.rules import Names, Rules
 from fmjax.hub.tensors import Tensor
 from fmjax.layers.mlp import ACTIVATIONS
 
-# The reference's setting -> ours, and the reference's default, which says the kind of value too;
-# None is any number or none.
+# The reference's setting -> ours, and the reference's default, which also determines the kind of
+# value; None means any number or none.
 Table: TypeAlias = Mapping[str, tuple[str, Value]]
-# The kind of head -> the name of its output; or names, over which the last axis is divided.
+# The kind of head -> the name of its output, or several names that the last axis is split into.
 Outputs: TypeAlias = Mapping[str, str | tuple[str, ...]]
 
-# Kinds of heads with a number of classes.
+# Kinds of heads that have a number of classes.
 CLASSED = ("classify", "classify_distilled", "tag")
 
 # Keys of config.json that do not change what a model computes: bookkeeping, names, and settings of
@@ -83,12 +83,12 @@ NEUTRAL = (
 
 
 def unchanged(config: Config) -> Config:
-    """Returns the config as it is."""
+    """Returns the config unchanged."""
     return config
 
 
 def nothing_else(config: Config, settings: Config) -> Config:
-    """Returns the settings as they are."""
+    """Returns the settings unchanged."""
     return settings
 
 
@@ -98,74 +98,73 @@ def only_padding(settings: Value, pad_id: int | None) -> Config:
 
 
 def same_batch(arrays: HostBatch, settings: Value) -> dict[str, np.ndarray]:
-    """Returns the arrays as they are: the model has the reference's inputs."""
+    """Returns the arrays unchanged: the model has the reference's inputs."""
     return dict(arrays)
 
 
 def anything(name: str, tensor: Tensor) -> None:
-    """Accepts a buffer whatever it holds."""
+    """Accepts any buffer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A family's counterpart in Hugging Face: names of classes, settings and weights, and how each
-    becomes ours and back."""
+    """A family's counterpart in Hugging Face: names of classes, settings and weights, and their
+    conversion in both directions."""
 
-    model_types: tuple[str, ...]  # what config.json may call it; the first is written
+    model_types: tuple[str, ...]  # its names in config.json; the first is written
     architectures: Mapping[
         str, Outputs
     ]  # class -> its heads and their outputs; the bare model first
     inputs: tuple[str, ...]  # the first has to be given
     settings: Table
     weights: Rules
-    prefix: str = ""  # before the names of the body's weights, except in a bare model
-    # Copies that may be stored of a weight that is shared -> ours; of several, the first that the
-    # model has.
+    prefix: str = ""  # prefix of the names of the body's weights, except in a bare model
+    # Stored copies of a shared weight -> ours; if there are several, the first that the model has.
     tied: Mapping[str, Names] = dataclasses.field(default_factory=dict)
-    # Endings of names that are stored and are no parameters -> what checks one.
+    # Name endings of stored tensors that are not parameters -> their check.
     buffers: Mapping[str, Callable[[str, Tensor], None]] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Value] = dataclasses.field(
         default_factory=dict
-    )  # settings handled with this value alone
-    unread: tuple[str, ...] = ()  # settings that change nothing here
+    )  # settings that are supported only with this value
+    unread: tuple[str, ...] = ()  # settings that have no effect here
     constants: Mapping[str, Value] = dataclasses.field(
         default_factory=dict
-    )  # of ours, which the reference has with this value
-    # Puts a config in the form that the tables describe
+    )  # our settings that have a fixed value in the reference
+    # Converts a config to the form that the tables describe
     prepare: Callable[[Config], Config] = unchanged
     # (config, our settings) -> all of our settings
     complete: Callable[[Config, Config], Config] = nothing_else
-    # (our settings, padding id) -> what else the config says
+    # (our settings, padding id) -> the remaining settings of the config
     express: Callable[[Value, int | None], Config] = only_padding
     # (inputs, our settings) -> the model's inputs
     batch: Callable[[HostBatch, Value], dict[str, np.ndarray]] = same_batch
-    # Whether generation puts the start token before decoder prompts that do not begin with it.
+    # Whether generation adds the start token to decoder prompts that do not begin with it.
     starts_prompts: bool = True
     variants: tuple[Reference, ...] = ()  # other configs of the same family
-    type_key: str = "model_type"  # the key of config.json that names the type
+    type_key: str = "model_type"  # the key of config.json that has the type
 
     def all(self) -> tuple[Reference, ...]:
         """Returns the reference and its variants."""
         return (self, *self.variants)
 
     def classes(self) -> dict[str, Outputs]:
-        """Returns the classes of the reference and its variants: the outputs of each."""
+        """Returns the classes of the reference and its variants, with the outputs of each."""
         return {name: outputs for one in self.all() for name, outputs in one.architectures.items()}
 
     def architecture(self, config: Config) -> str:
         """Returns the reference's class, the bare model if none is named.
 
-        Raises UserError if it is not handled.
+        Raises UserError if it is not supported.
         """
         known = self.architectures
         name: str = (config.get("architectures") or list(known))[0]
         if name not in known:
-            choices = f"{nearest(name, known)}; those that are: {', '.join(known)}"
-            raise UserError(f'config.json: architecture "{name}" is not handled{choices}')
+            choices = f"{nearest(name, known)}; supported: {', '.join(known)}"
+            raise UserError(f'config.json: architecture "{name}" is not supported{choices}')
         return name
 
     def heads(self, config: Config) -> dict[str, dict[str, int]]:
-        """Returns the heads of a config's architecture, with their numbers."""
+        """Returns the heads of a config's architecture, with their sizes."""
         kinds = self.architectures[self.architecture(config)]
         return {
             kind: {"classes": len(class_names(config))} if kind in CLASSED else {} for kind in kinds
@@ -173,13 +172,13 @@ class Reference:
 
     def outputs(self, heads: Heads) -> Outputs:
         """Returns the names of the outputs of a model with these heads, whether or not the
-        reference has it."""
+        reference has such a model."""
         known = (outputs for outputs in self.classes().values() if set(outputs) == set(heads))
         return next(known, plain_outputs(heads))
 
     def exported(self, heads: Heads, model_type: str = "") -> tuple[Reference, str]:
-        """Returns which config and class a model with these heads has, that of `model_type` if it
-        has one.
+        """Returns the config and class for a model with these heads, those of `model_type` if
+        possible.
 
         Raises UserError if the reference has none.
         """
@@ -193,25 +192,25 @@ class Reference:
         )
 
     def read_settings(self, config: Config) -> Config:
-        """Returns the settings for `build` of a config.
+        """Returns the settings for `build` from a config.
 
-        Raises UserError naming each setting that is not handled.
+        Raises UserError, naming each setting that is not supported.
         """
         settings = read_settings(self.prepare(config), self.settings, self.fixed, self.unread)
         return self.complete(config, settings | dict(self.constants))
 
     def write_config(self, settings: Value, pad_id: int | None = None) -> Config:
-        """Returns the config of our settings.
+        """Returns the config for our settings.
 
-        Raises UserError naming one that the reference cannot express.
+        Raises UserError, naming a setting that the reference cannot express.
         """
         config = write_settings(settings, self.settings, self.constants)
         return config | {self.type_key: self.model_types[0]} | self.express(settings, pad_id)
 
 
 def plain_outputs(heads: Heads) -> Outputs:
-    """Returns the names of the heads' outputs where no reference has any: logits, or the kinds of
-    several heads."""
+    """Returns the names of the heads' outputs without a reference: logits, or the kinds of several
+    heads."""
     return {kind: "logits" if len(heads) == 1 else kind for kind in heads}
 
 
@@ -234,11 +233,12 @@ def class_names(config: Config) -> tuple[str, ...]:
 def read_settings(
     config: Config, table: Table, fixed: Mapping[str, Value], unread: Iterable[str]
 ) -> Config:
-    """Returns our settings for a config of the reference; absent ones have the reference's default.
+    """Returns our settings for a config of the reference; missing ones have the reference's
+    default.
 
-    Raises UserError naming every key whose value is not the one in `fixed`, and every unknown key
-    that is set to something: it may change what the model computes. `unread` and NEUTRAL are known
-    not to. An activation has to be known.
+    Raises UserError, naming every key whose value differs from the one in `fixed`, and every
+    unknown key that is set, since it may change what the model computes. `unread` and NEUTRAL are
+    known not to. Activations must be known.
     """
     known = {*table, *fixed, *unread}
     values = dict(flat(config, sections(known)))
@@ -250,7 +250,7 @@ def read_settings(
     refused += other_values(values, fixed)
     if refused:
         raise UserError(
-            f"config.json: not handled: {', '.join(refused)}; "
+            f"config.json: not supported: {', '.join(refused)}; "
             "use another model, or remove what has no effect"
         )
     settings = {}
@@ -259,23 +259,22 @@ def read_settings(
         settings[name] = value
         if not fits(value, default):
             raise UserError(
-                f"config.json: {shown(key, value)} is not a value like {json.dumps(default)}; "
+                f"config.json: {shown(key, value)} must be a value like {json.dumps(default)}; "
                 "correct it"
             )
         if name.endswith("activation") and value not in ACTIVATIONS:
-            choices = f"{nearest(value, ACTIVATIONS)}; those that are: {', '.join(ACTIVATIONS)}"
-            raise UserError(f"config.json: {shown(key, value)} is not handled{choices}")
+            choices = f"{nearest(value, ACTIVATIONS)}; supported: {', '.join(ACTIVATIONS)}"
+            raise UserError(f"config.json: {shown(key, value)} is not supported{choices}")
     return settings
 
 
 def shown(key: str, value: Value) -> str:
-    """Returns a setting as messages have it."""
+    """Returns a setting in the form used in messages."""
     return f"{key}={json.dumps(value)}"
 
 
 def other_values(values: Mapping[str, Value], fixed: Mapping[str, Value]) -> list[str]:
-    """Returns which of the fixed settings have another value, for messages; none is the same as
-    absent."""
+    """Returns the fixed settings with a different value, for messages; None counts as missing."""
     return [
         f"{shown(key, values[key])} (only {json.dumps(value)} is)"
         for key, value in fixed.items()
@@ -284,15 +283,15 @@ def other_values(values: Mapping[str, Value], fixed: Mapping[str, Value]) -> lis
 
 
 def sections(paths: Iterable[str]) -> frozenset[str]:
-    """Returns the sections that paths lead through: "text_config" of "text_config.hidden_size"."""
+    """Returns the sections in paths: "text_config" of "text_config.hidden_size"."""
     parts = [path.split(".") for path in paths]
     return frozenset(".".join(names[:depth]) for names in parts for depth in range(1, len(names)))
 
 
 def flat(config: Config, inside: Collection[str], above: str = "") -> Iterator[tuple[str, Value]]:
-    """Yields the settings of a config by their paths, with the sections `inside` opened.
+    """Yields the settings of a config by path, including those in the sections `inside`.
 
-    A section that is null is absent.
+    A null section counts as missing.
 
     Raises UserError if one of them is not an object.
     """
@@ -304,12 +303,12 @@ def flat(config: Config, inside: Collection[str], above: str = "") -> Iterator[t
             yield from flat(value, inside, f"{path}.")
         elif value is not None:
             raise UserError(
-                f"config.json: {shown(path, value)} has to be an object; correct the config"
+                f"config.json: {shown(path, value)} must be an object; correct the config"
             )
 
 
 def fits(value: Value, default: Value) -> bool:
-    """Returns whether a value is of its default's kind; counts are positive, other numbers not
+    """Returns whether a value is of its default's kind. Counts are positive, other numbers not
     negative."""
     if default is None:
         return value is None or fits(value, 0.0)
@@ -321,7 +320,7 @@ def fits(value: Value, default: Value) -> bool:
 def write_settings(settings: Value, table: Table, constants: Mapping[str, Value]) -> Config:
     """Returns the config of the reference for our settings (a dataclass); paths become sections.
 
-    Raises UserError for a setting that the reference has with the value in `constants` alone.
+    Raises UserError for a setting that must have the value in `constants` in the reference.
     """
     require(settings, constants)
     config: Config = {}
@@ -335,7 +334,8 @@ def write_settings(settings: Value, table: Table, constants: Mapping[str, Value]
 
 
 def require(settings: Value, constants: Mapping[str, Value]) -> None:
-    """Raises UserError if a setting of ours has not the only value that the reference knows."""
+    """Raises UserError if one of our settings differs from the only value that the reference
+    supports."""
     for name, value in constants.items():
         if (own := getattr(settings, name)) != value:
             raise UserError(

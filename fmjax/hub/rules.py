@@ -1,14 +1,14 @@
-"""How a reference names and stores weights: rules, each with a reversible operation.
+"""Rules for the names and storage of weights in a reference, each with a reversible operation.
 
-A rule says which tensor of the reference holds a parameter of ours, or several, and how. Names may
-contain places such as `{layer}`: they run over the leading axes of our parameter, in order, where
-the reference has one tensor each.
+A rule says which tensor of the reference holds one or several of our parameters, and how. Names may
+contain placeholders such as `{layer}`. They run over the leading axes of our parameter, in order;
+the reference has a separate tensor for each index.
 
     Rule("encoder/layers/mlp/up/kernel", "encoder.layer.{layer}.intermediate.dense.weight", LINEAR)
     Rule(("a/query/kernel", "a/key/kernel"), "a.qk.weight", Fused(LINEAR))
 
-`linear`, `norm`, `embedding` and `attention` make the rules of a module, `under` puts rules below a
-name.
+`linear`, `norm`, `embedding` and `attention` return the rules of a module; `under` adds a prefix to
+rules.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Names: TypeAlias = str | tuple[str, ...]
 
 
 class Operation:
-    """How a tensor of the reference holds parameters of ours, usually one. `read` and `write` are
+    """How a tensor of the reference holds our parameters, usually one. `read` and `write` are
     inverses."""
 
     def shape(self, *ours: Shape) -> Shape:
@@ -36,7 +36,7 @@ class Operation:
         raise NotImplementedError
 
     def read(self, theirs: np.ndarray, *ours: Shape) -> tuple[np.ndarray, ...]:
-        """Returns our parameters, of the shapes given; `theirs` has the shape that `shape` returns
+        """Returns our parameters with the given shapes; `theirs` has the shape that `shape` returns
         for them."""
         raise NotImplementedError
 
@@ -45,13 +45,13 @@ class Operation:
         raise NotImplementedError
 
     def simplest(self, theirs: Shape) -> Shape:
-        """Returns the shape of ours where no model gives it: that of the fewest axes."""
+        """Returns the shape of our parameter with the fewest axes, for use without a model."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class AsIs(Operation):
-    """Both have the same array: an embedding, a norm's scale, a learned token."""
+    """The same array in both: an embedding, a norm's scale, a learned token."""
 
     def shape(self, *ours: Shape) -> Shape:
         return ours[0]
@@ -68,8 +68,8 @@ class AsIs(Operation):
 
 @dataclasses.dataclass(frozen=True)
 class Flat(Operation):
-    """Ours has several axes, such as a bias [heads, width], where the reference has one, behind
-    `leading` ones of size 1."""
+    """Ours has several axes, such as a bias [heads, width]; the reference has one, after `leading`
+    axes of size 1."""
 
     leading: int = 0
 
@@ -91,7 +91,7 @@ class Linear(Operation):
     """A kernel [inputs ..., outputs ...], which the reference stores as a matrix [out, in] or,
     untransposed, [in, out]."""
 
-    inputs: int = 1  # axes of ours that are inputs: 2 where heads are merged, [heads, width, out]
+    inputs: int = 1  # our input axes: 2 if heads are merged, [heads, width, out]
     transposed: bool = True
 
     def matrix(self, ours: Shape) -> Shape:
@@ -132,7 +132,7 @@ class Conv(Operation):
 
 @dataclasses.dataclass(frozen=True)
 class Fused(Operation):
-    """Several parameters side by side in one tensor, each stored by `part`; their sizes along the
+    """Several parameters concatenated in one tensor, each stored by `part`; their sizes along the
     axis may differ."""
 
     part: Operation
@@ -165,14 +165,16 @@ CONV = Conv()
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One tensor of the reference, per place of its name, and the parameters of ours that it
+    """One tensor of the reference (per index of its placeholders), and our parameters that it
     holds."""
 
     ours: Names
-    theirs: Names  # spellings: the first that is stored is read, the first is written
+    theirs: (
+        Names  # alternative names: the first one that is stored is read; the first one is written
+    )
     operation: Operation
-    given: str = ""  # the rule is for models that have this parameter too
-    zeros: bool = False  # where it is not stored, it is zero
+    given: str = ""  # the rule is only for models that also have this parameter
+    zeros: bool = False  # zero if it is not stored
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -190,12 +192,12 @@ Rules: TypeAlias = tuple[Rule, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """A rule for a model whose shapes are known, in the spelling that is stored."""
+    """A rule for a model with known shapes, with the stored spelling of the name."""
 
     rule: Rule
-    names: tuple[str, ...]  # of the tensors, one per index
-    indices: tuple[Shape, ...]  # of our parameters' leading axes
-    shapes: tuple[Shape, ...]  # of our parameters without those axes
+    names: tuple[str, ...]  # names of the tensors, one per index
+    indices: tuple[Shape, ...]  # shape of our parameters' leading axes
+    shapes: tuple[Shape, ...]  # shapes of our parameters without those axes
 
     @property
     def shape(self) -> Shape:
@@ -208,8 +210,8 @@ def bind(
 ) -> tuple[Binding, ...]:
     """Returns a binding for every parameter that a rule covers.
 
-    Of several rules for one parameter, the first whose parameters the model all has is taken.
-    `stored` are the names of the tensors that there are, which decide between spellings.
+    Of several rules for one parameter, the first whose parameters all exist in the model is used.
+    `stored` has the names of the stored tensors, which decide between spellings.
     """
     bindings: list[Binding] = []
     covered: set[str] = set()
@@ -232,7 +234,7 @@ def bind_one(rule: Rule, shapes: Sequence[Shape], stored: Collection[str]) -> Bi
 
 
 def fill(template: str, index: Shape) -> str:
-    """Returns a name with its places filled by the numbers of an index, in order."""
+    """Returns a name with its placeholders replaced by the numbers of an index, in order."""
     numbers = iter(index)
     return re.sub(r"{\w+}", lambda _: str(next(numbers)), template)
 
@@ -240,7 +242,7 @@ def fill(template: str, index: Shape) -> str:
 def read(
     bindings: Iterable[Binding], tensors: Mapping[str, Tensor], ours: Mapping[str, Shape]
 ) -> dict[str, np.ndarray]:
-    """Returns our parameters, fp32, from the tensors of the reference, which are read one at a
+    """Returns our parameters in fp32 from the tensors of the reference, which are read one at a
     time."""
     params: dict[str, np.ndarray] = {}
     for binding in bindings:
@@ -256,8 +258,7 @@ def read(
 
 
 def write(bindings: Iterable[Binding], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the tensors of the reference, contiguous, of our parameters: the inverse of
-    `read`."""
+    """Returns the contiguous tensors of the reference for our parameters: the inverse of `read`."""
     tensors = {}
     for binding in bindings:
         for name, index in zip(binding.names, binding.indices, strict=True):
@@ -267,7 +268,7 @@ def write(bindings: Iterable[Binding], params: Mapping[str, np.ndarray]) -> dict
 
 
 def faults(bindings: Iterable[Binding], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Returns what is missing, and what is misshapen, among the tensors of the reference."""
+    """Returns the missing and the misshapen tensors of the reference."""
     missing: list[str] = []
     misshapen: list[str] = []
     for binding in bindings:
@@ -307,9 +308,10 @@ def embedding(ours: str, theirs: str) -> Rules:
 def attention(
     ours: str, theirs: tuple[str, str, str, str], *, bias: bool = True, out_bias: bool | None = None
 ) -> Rules:
-    """Returns the rules of an attention's linear layers: `theirs` are query, key, value and output.
+    """Returns the rules of the linear layers of an attention layer: `theirs` are query, key, value
+    and output.
 
-    `out_bias` is whether the last one has a bias, where that is not what the others have.
+    `out_bias` says whether the last one has a bias, if it differs from the others.
     """
     *inputs, out = theirs
     rules: list[Rule] = []
@@ -320,7 +322,7 @@ def attention(
 
 
 def under(ours: str, theirs: str, rules: Iterable[Rule]) -> Rules:
-    """Returns rules whose names stand below others: those of a layer below "encoder.layer.{layer}".
+    """Returns rules with prefixes added to their names, such as "encoder.layer.{layer}".
 
     An empty name adds nothing.
     """

@@ -1,8 +1,8 @@
-"""The tensors of a model folder, by the reference's names: of one file or several with an index.
+"""The tensors of a model folder by the reference's names, from one file or several with an index.
 
-safetensors are opened here and read one by one. So are the msgpack files of the Flax models that
-Hugging Face had until its version 5: trees of arrays, whose kernels and tables are given the names
-and the order of axes that the same weights have in safetensors. Pickles are never opened.
+Reads safetensors one tensor at a time. Also reads the msgpack files of the Flax models that Hugging
+Face had until version 5: trees of arrays, whose kernels and tables get the names and axis order of
+the same weights in safetensors. Pickles are never opened.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ FLAX_FLOATS: dict[str, PyTree] = {
     name: np.dtype(name) for name in ("float64", "float32", "float16")
 }
 FLAX_FLOATS["bfloat16"] = np.dtype(jnp.bfloat16)
-# What Flax calls a leaf -> what torch does.
+# Flax's name of a leaf -> torch's name.
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
-# The axes of a kernel by its rank: of a matrix, and of convolutions over one and two axes, all of
-# them [..., in, out].
+# The axes of a kernel by its rank: of a matrix, and of convolutions over one and two axes; all are
+# [..., in, out].
 ORDERS = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor that is read, or computed from others, when it is asked for."""
+    """A tensor that is read, or computed from others, on demand."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]  # in fp32
 
 
 def stored(file: PyTree, name: str) -> Tensor:
-    """Returns a tensor of a safetensors file; reading it raises UserError if it does not hold
-    floating-point numbers."""
+    """Returns a tensor of a safetensors file; reading it raises UserError if it is not
+    floating-point."""
 
     def read() -> np.ndarray:
         if (dtype := file.get_slice(name).get_dtype()) not in FLOATS:
             raise UserError(
                 f"{name}: holds {dtype}, not one of {', '.join(FLOATS)}; "
-                "quantized weights are not handled"
+                "quantized weights are not supported; use full-precision weights"
             )
         array: np.ndarray = file.get_tensor(name)
         return in_fp32(array)
@@ -60,26 +60,26 @@ def stored(file: PyTree, name: str) -> Tensor:
 
 
 def in_fp32(array: np.ndarray) -> np.ndarray:
-    """Returns an array in fp32; what is too large becomes infinite, which `finite` finds."""
+    """Returns an array in fp32. Overflows become infinite, which `finite` detects."""
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
 
 
 def check_finite(origin: str | Path, name: str, array: np.ndarray, how: str) -> None:
-    """Raises UserError, naming the array, if it holds NaN or infinity; `how` says what to do."""
-    # NaN is the least and the greatest of what holds it; looking for them takes no memory.
+    """Raises UserError, naming the array, if it has NaN or infinity; `how` says how to fix it."""
+    # Minimum and maximum propagate NaN, and need no extra memory.
     with np.errstate(invalid="ignore"):
         if array.size and not np.isfinite((array.min(), array.max())).all():
             raise UserError(f"{origin}: {name} holds NaN or infinity; {how}")
 
 
 def finite(origin: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors, of which reading one that holds NaN or infinity raises UserError."""
+    """Returns tensors that raise UserError when read if they have NaN or infinity."""
 
     def checked(name: str, tensor: Tensor) -> Tensor:
         def read() -> np.ndarray:
             array = tensor.read()
-            check_finite(origin, name, array, "get the weights again")
+            check_finite(origin, name, array, "download the weights again")
             return array
 
         return Tensor(tensor.shape, read)
@@ -88,10 +88,9 @@ def finite(origin: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a folder by name, from one file or the several that an index lists.
+    """Returns the tensors of a folder by name, from one file or those listed in an index.
 
-    Raises UserError if a file is missing or damaged, or the weights are in a format that is not
-    read.
+    Raises UserError if a file is missing or damaged, or the weights are in an unsupported format.
     """
     if (folder / WEIGHTS).exists():
         return open_file(folder / WEIGHTS)
@@ -109,7 +108,7 @@ def open_shards(
 ) -> dict[str, Tensor]:
     """Returns the tensors of the files that an index lists.
 
-    `named` turns the index's names into those that `open_one` gives. Raises UserError if the index
+    `named` maps the index's names to those that `open_one` returns. Raises UserError if the index
     or a file is damaged.
     """
     index = read_json(path).get("weight_map")
@@ -117,12 +116,15 @@ def open_shards(
         isinstance(name, str) and Path(name).name == name for name in index.values()
     ):
         raise UserError(
-            f"{path}: has no weight_map from tensors to files beside it; get the file again"
+            f"{path}: has no weight_map from tensors to files of the same folder; download the "
+            "file again"
         )
     files = {name: open_one(path.parent / name) for name in sorted(set(index.values()))}
     places = {named(name): file for name, file in index.items()}
     if lost := [name for name, file in places.items() if name not in files[file]]:
-        raise UserError(f"{path}: {places[lost[0]]} does not hold {lost[0]}; get the files again")
+        raise UserError(
+            f"{path}: {places[lost[0]]} does not hold {lost[0]}; download the files again"
+        )
     return {name: files[file][name] for name, file in places.items()}
 
 
@@ -132,7 +134,7 @@ def open_file(path: Path) -> dict[str, Tensor]:
         file: PyTree = safe_open(path, framework="np")
     except (OSError, SafetensorError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
-        raise UserError(f"{path}: {why}; get the file again") from None
+        raise UserError(f"{path}: {why}; download the file again") from None
     names: list[str] = file.keys()
     return {name: stored(file, name) for name in names}
 
@@ -143,8 +145,8 @@ def open_flax(path: Path) -> dict[str, Tensor]:
     Raises UserError if it is missing or damaged.
     """
     try:
-        # Nothing longer than the file itself is made, and no object but numbers, texts, lists, maps
-        # and these arrays.
+        # Creates nothing longer than the file itself, and only numbers, texts, lists, maps and
+        # these arrays.
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=flax_array)
         leaves = dict(flatten((), tree))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -153,17 +155,17 @@ def open_flax(path: Path) -> dict[str, Tensor]:
             if isinstance(error, FileNotFoundError)
             else f"is damaged ({error or type(error).__name__})"
         )
-        raise UserError(f"{path}: {why}; get the file again") from None
+        raise UserError(f"{path}: {why}; download the file again") from None
     return {torch_name(names): ordered(names[-1], array) for names, array in leaves.items()}
 
 
 def flax_array(code: int, content: bytes) -> np.ndarray:
-    """Returns an array as Flax packs it: its shape, the name of its type, and its bytes.
+    """Returns an array in Flax's format: its shape, the name of its type, and its bytes.
 
     Raises ValueError for anything else.
     """
     if code != 1:
-        raise ValueError(f"it holds an object of the unknown kind {code}")
+        raise ValueError(f"it contains an object of the unknown kind {code}")
     shape, name, numbers = msgpack.unpackb(content)
     if name not in FLAX_FLOATS:
         raise ValueError(f"it holds {name}, not one of {', '.join(FLAX_FLOATS)}")
@@ -173,7 +175,8 @@ def flax_array(code: int, content: bytes) -> np.ndarray:
 
 
 def flatten(names: tuple[str, ...], tree: PyTree) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """Yields the arrays of a tree with their paths; those of more than a gigabyte were cut.
+    """Yields the arrays of a tree with their paths, and joins arrays of more than a gigabyte, which
+    Flax splits.
 
     Raises ValueError for other trees.
     """
@@ -207,11 +210,11 @@ def ordered(name: str, array: np.ndarray) -> Tensor:
 
 
 def no_weights(folder: Path) -> str:
-    """Returns why a folder without safetensors cannot be read, and what to do."""
+    """Returns why a folder without safetensors cannot be read, and how to fix it."""
     found = sorted(path.name for path in folder.iterdir())
     if any(name.startswith("pytorch_model") for name in found):
-        # A process of its own, in which torch reads tensors alone (weights_only) and makes copies
-        # of those that are shared.
+        # A separate process, in which torch only reads tensors (weights_only) and copies shared
+        # ones.
         return (
             "holds pytorch_model.bin, a pickle, which can run code when opened, and no "
             f"{WEIGHTS}; convert it once, after "
@@ -223,6 +226,6 @@ def no_weights(folder: Path) -> str:
             f"'{folder}/{WEIGHTS}', {{'format': 'pt'}})\""
         )
     if other := [name for name in found if name in OTHER_FORMATS]:
-        wanted = f"get the {WEIGHTS} of this model"
-        return f"holds {other[0]}, which is not read, and no {WEIGHTS}; {wanted}"
-    return f"has no {WEIGHTS} (there are {', '.join(found[:5]) or 'no files'}); get the file"
+        wanted = f"download the {WEIGHTS} of this model"
+        return f"holds {other[0]}, which is not supported, and no {WEIGHTS}; {wanted}"
+    return f"has no {WEIGHTS} (only {', '.join(found[:5]) or 'no files'}); download the file"

@@ -1,4 +1,4 @@
-"""Answers are numbers and texts that JSON can hold."""
+"""Checks that answers can be represented in JSON."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fmjax.errors import UserError
 
 
 def check_answers(answers: Sequence[PyTree], where: Where) -> None:
-    """Raises UserError, naming the example by `where(index)`, for an answer with NaN or
+    """Raises UserError, naming the example by `where(index)`, for an answer that has NaN or
     infinity.
     """
     for index, answer in enumerate(answers):
         if not is_finite(answer):
             raise UserError(
-                f"{where(index)}: the model answers with NaN or infinity; "
-                "its weights do not fit its settings, or model.dtype is too coarse for it"
+                f"{where(index)}: the model's output is NaN or infinite; its weights do not fit "
+                "its settings, or model.dtype has too little precision for it"
             )
 
 

@@ -1,4 +1,4 @@
-"""Between Hugging Face folders and run directories, in both directions."""
+"""Converts between Hugging Face folders and run directories, in both directions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from fmjax import pytree
 from fmjax.config import is_run, to_dict, write_config
 from fmjax.contracts import Processors
 from fmjax.data.kinds import lifecycle
+from fmjax.decoding.settings import token_limit
 from fmjax.defaults import experiment
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.inference.export import special_type
 from fmjax.inference.folder_task import folder_task
-from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, load, position_count
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 
@@ -26,8 +28,8 @@ def convert(source: str | Path, target: str | Path) -> None:
     """Writes the model of a run directory, or of a checkpoint of llama2.c, as a Hugging Face
     folder, or a Hugging Face folder as a run at step 0.
 
-    Raises UserError if the source cannot be read, the target holds something else, or the other
-    side has no such model."""
+    Raises UserError if the source cannot be read, the target has other content, or the other format
+    has no such model."""
     source, target = Path(source).expanduser(), Path(target).expanduser()
     exported = is_run(source) or source.is_file()
     pretrained = load(source)
@@ -50,7 +52,7 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
             f"the Hugging Face folder has no {kind.what}, which a run needs; add {kind.file} to it"
         )
     if run_folder.check_workdir(target):
-        raise UserError(f"--to={target}: already holds a run; name a new folder")
+        raise UserError(f"--to={target}: already contains a run; name a new folder")
     family = pretrained.family.name
     config = to_dict(experiment(family, type(task).__module__.rpartition(".")[2]))
     settings = pretrained.model.settings
@@ -58,7 +60,7 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
     config["task"] |= vars(task)
     if special := special_type(pretrained.config, family):
         config["init"] = config.get("init", {}) | {"model_type": special}
-    config["data"]["max_length"] = min(UNLIMITED, position_count(settings) or UNLIMITED)
+    config["data"]["max_length"] = min(UNLIMITED, token_limit(settings) or UNLIMITED)
     with run_folder.locked(target):
         needed = {key: pretrained.processors[key] for key in lifecycle.groups(task)}
         lifecycle.store(target, Processors(named=needed))

@@ -24,8 +24,9 @@ from fmjax.decoding.loop import as_generator, generate
 from fmjax.decoding.settings import settings_for
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
-from fmjax.inference.pretrained import load_run
+from fmjax.inference.load import load_run
 from fmjax.metrics.classes import defined
+from fmjax.models.sizes import with_chunks
 from fmjax.runs.logs import Bar
 
 
@@ -48,9 +49,11 @@ def make_predict(model: nn.Module, task: Task, processors: Processors) -> Predic
     """Returns the function (params, batch) -> the task's per-example predictions, without dropout;
     with what the model generates, as `generated`, if the task needs that."""
 
+    reads = with_chunks(model, task.chunked)
+
     @jax.jit
     def predict(params: PyTree, batch: Batch) -> Arrays:
-        outputs: PyTree = model.apply({"params": params}, batch)
+        outputs: PyTree = reads.apply({"params": params}, batch)
         return task.predictions(outputs, batch)
 
     if not task.needs_generation or task.generation is None:
@@ -141,27 +144,14 @@ def evaluate_run(
     tolerance = Tolerance(data.get("on_error", "fail"), tell=say)
     with tolerance.active():
         source = open_split(data, split)
-    size = config["data"]["batch_size"]
     parts = source.parts if isinstance(source, ConcatenatedSources) else {}
     sources = {"": source} | {f"{name}/": part for name, part in parts.items()}
-    length = data["max_length"]
-    built = {
-        name: build_examples(task, one, loaded.processors, length, False, tolerance)[1]
-        for name, one in sources.items()
-    }
-    built = {
-        name: bucketed(examples, data.get("buckets") or (), length, size)
-        for name, examples in built.items()
-    }
-    rows: np.ndarray | None = None
-    gather: Callable[[PyTree], PyTree] = jax.device_get
-    if hosts.several():  # each takes its part of every batch
-        part = -(-size // jax.process_count())
-        size, rows, gather = (
-            part * jax.process_count(),
-            part * jax.process_index() + np.arange(part),
-            hosts.join_rows,
-        )
+    size, length = data["batch_size"], data["max_length"]
+    built: dict[str, Examples] = {}
+    for name, one in sources.items():
+        examples = build_examples(task, one, loaded.processors, length, False, tolerance)[1]
+        built[name] = bucketed(examples, data.get("buckets") or (), length, size)
+    size, rows, gather = share(size)
     predict = make_predict(loaded.model, task, loaded.processors)
     metrics: dict[str, float] = {}
     for name, examples in built.items():
@@ -182,3 +172,16 @@ def evaluate_run(
     undefined = [name for name in task.measures if name not in metrics]
     about |= {"undefined": undefined} if undefined else {}
     return about | metrics | signatures
+
+
+def share(size: int) -> tuple[int, np.ndarray | None, Callable[[PyTree], PyTree]]:
+    """Returns the batch size, the rows of a batch that this host computes (None: all), and the
+    function that gathers the rows of all hosts.
+
+    The size is rounded up to a multiple of the number of hosts.
+    """
+    if not hosts.several():
+        return size, None, jax.device_get
+    part = -(-size // jax.process_count())
+    rows = part * jax.process_index() + np.arange(part)
+    return part * jax.process_count(), rows, hosts.join_rows

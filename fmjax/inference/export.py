@@ -1,5 +1,5 @@
-"""What the files of Hugging Face say of a run: settings, classes, special tokens, and what a prompt
-begins with."""
+"""The content of an exported run's Hugging Face files: settings, classes, special tokens, and the
+beginning of prompts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from fmjax.tasks import clm
 def written_config(
     reference: Reference, model: PyTree, task: Task, tokenizer: Tokenizer | None, run: Config
 ) -> tuple[Reference, Config]:
-    """Returns the counterpart of a run's model and its config there.
+    """Returns the counterpart of a run's model, and its config there.
 
     Args:
-      reference: that of the family; the run may have another of its variants.
-      model: with its heads and settings.
+      reference: the family's reference; the run may use another of its variants.
+      model: the model with its heads and settings.
       task: the run's.
       tokenizer: the run's, if it has one.
-      run: the run's config, which says what kind of model it started from.
+      run: the run's config, which has the type of the model that it started from.
 
     Raises UserError if the reference has no such model.
     """
@@ -51,14 +51,14 @@ def written_config(
 
 
 def special_ids(tokenizer: Tokenizer, model: PyTree) -> Config:
-    """Returns the ids of the tokens that a text begins and ends with, None where there is none.
+    """Returns the ids of the tokens that a text begins and ends with, None if there is none.
 
-    The reference's defaults, such as 50256 of GPT-2, are those of another vocabulary.
+    The reference's defaults, such as 50256 for GPT-2, belong to another vocabulary.
     """
     ids = {name: number for number, name in enumerate(tokenizer.pieces.tokens)}
     named = tokenizer.settings.get("bos_token")
     named = named.get("content") if isinstance(named, dict) else named
-    # A decoder that has no other begins behind what ends a document.
+    # Without another start token, a decoder starts after the end-of-document token.
     usual = None if isinstance(model, Encodes) else tokenizer.end_id
     opening = tokenizer.roles.get("cls") if named not in ids else named
     begin = usual if opening is None else ids[opening]
@@ -66,7 +66,7 @@ def special_ids(tokenizer: Tokenizer, model: PyTree) -> Config:
 
 
 def special_type(config: Config, family: str) -> str:
-    """Returns the `model_type` of a folder's config, empty where that follows from its family.
+    """Returns the `model_type` of a folder's config; empty if its family determines it.
 
     A run keeps it as `init.model_type`, so that an XLM-RoBERTa is exported as one.
     """
@@ -75,7 +75,8 @@ def special_type(config: Config, family: str) -> str:
 
 
 def written_generation(task: Task, model: PyTree, tokenizer: Tokenizer | None) -> Config:
-    """Returns the reference's settings of generation of a run, none if it does not generate."""
+    """Returns the generation settings of a run in the reference's form; empty if it does not
+    generate."""
     if task.generation is None:
         return {}
     special: Config = {}
@@ -86,8 +87,8 @@ def written_generation(task: Task, model: PyTree, tokenizer: Tokenizer | None) -
 
 
 def save_prompts(folder: Path, task: Task, tokenizer: Tokenizer) -> None:
-    """Lets the reference's tokenizer in a folder put before a text what a language model's prompts
-    begin with, and nothing behind it: a prompt that ended would not be continued."""
+    """Configures the reference's tokenizer in a folder to begin texts like a language model's
+    prompts, and to append nothing, since a prompt with an end token would not be continued."""
     if not isinstance(task, clm.Task) or not (folder / "tokenizer.json").is_file():
         return
     before = task.before(tokenizer).tolist()
@@ -102,7 +103,7 @@ def save_prompts(folder: Path, task: Task, tokenizer: Tokenizer) -> None:
     )
     whole.save(str(folder / "tokenizer.json"))
     path = folder / "tokenizer_config.json"
-    # Other classes put texts together in a way of their own.
+    # Other classes have their own way to add special tokens.
     own = ("add_bos_token", "add_eos_token", "tokenizer_class")
     settings = {name: value for name, value in read_json(path).items() if name not in own}
     write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)

@@ -47,7 +47,7 @@ def folder_task(
     if "span" in kinds:
         return tasks.make({"name": "qa"})
     if "choice" in kinds:
-        return tasks.make({"name": "choice", "overlong": "truncate"})
+        return tasks.make({"name": "choice"})
     if "lm" in kinds:
         if not isinstance(model, Encodes):
             return tasks.make({"name": "clm", "rows": config.get(ROWS, "offset")})
@@ -58,6 +58,14 @@ def folder_task(
     if "classify" not in kinds:
         advice = "use .apply, or a model for masked words or classes"
         raise UserError(f"{class_name()} has no human-readable output; {advice}")
+    return text_classification(config, examples)
+
+
+def text_classification(config: Config, examples: Iterable[Value]) -> Task:
+    """Returns the task of a model that classifies texts, or pairs if an example is one.
+
+    Raises UserError if its kind of problem is not handled.
+    """
     labels = class_names(config)
     problem = config.get("problem_type") or (
         "regression" if len(labels) == 1 else "single_label_classification"

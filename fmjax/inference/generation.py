@@ -21,22 +21,22 @@ from fmjax.randomness import seeded_key
 
 
 class Generated(NamedTuple):
-    """Generated sequences, each with its score: what `generate(..., return_scores=True)` returns.
+    """Generated sequences with their scores: the result of `generate(..., return_scores=True)`.
 
-    Log-probabilities are those of the distributions that tokens are chosen from, after all
-    settings such as `temperature` and `repetition_penalty`: the sum over the new tokens of the
-    reference's `compute_transition_scores` (with `normalize_logits` for greedy search and
-    sampling).
+    Log-probabilities are under the distributions that tokens are chosen from, after all settings
+    such as `temperature` and `repetition_penalty`: the sum over the new tokens of the reference's
+    `compute_transition_scores` (with `normalize_logits` for greedy search and sampling).
     """
 
     sequences: np.ndarray  # int32 [N, length], prompts with their continuations
-    log_probs: np.ndarray  # fp32 [N], summed over the new tokens, the end among them
-    # fp32 [N], of beams log_probs / new tokens ** length_penalty; otherwise log_probs
+    log_probs: np.ndarray  # fp32 [N], summed over the new tokens, including the end token
+    # fp32 [N], for beams log_probs / new tokens ** length_penalty; otherwise log_probs
     sequences_scores: np.ndarray
 
 
 def input_names(model: Generates) -> tuple[str, ...]:
-    """Returns the inputs of generation: arrays of the encoder, and the prompt with its mask."""
+    """Returns the names of the inputs of generation: arrays of the encoder, and the prompt with its
+    mask."""
     return (*model.encoder_inputs, *DECODER_PROMPT) if isinstance(model, Encodes) else PROMPT
 
 
@@ -51,19 +51,19 @@ def generated(
     return_scores: bool = False,
     starts_prompts: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Returns the sequences, as long as the longest and, if asked for, the scores of `Generated`.
+    """Returns the sequences, padded to the longest, and, if requested, the scores of `Generated`.
 
-    `checked_batch` makes the model's batch of the reference's inputs. `first_row` is the number of
-    the first row among all those that share a seed. `starts_prompts` says whether an
-    encoder-decoder's prompts get a start token where none begins with it. Raises UserError for
-    inputs that `checked_batch` refuses, a prompt without a token, and settings that do not fit the
-    model or the prompt."""
+    `checked_batch` converts the reference's inputs to the model's batch. `first_row` is the index
+    of the first row among all rows that share a seed. `starts_prompts` says whether an
+    encoder-decoder's prompts get a start token if none begins with it. Raises UserError for inputs
+    that `checked_batch` rejects, a prompt without a token, and settings that do not fit the model
+    or the prompt."""
     prompt, _ = prompt_names(model)
     complete = arrays
     if isinstance(model, Encodes):
         complete = with_start(arrays, start_id(model, settings), starts_prompts)
     checked = checked_batch(complete)
-    # Decoding puts a start token itself where there is no prompt.
+    # Without a prompt, decoding itself adds a start token.
     inputs = {name: array for name, array in checked.items() if name in arrays}
     key = seeded_key(seed, "seed")
     with explained(), jax.default_matmul_precision("float32"):
@@ -71,7 +71,7 @@ def generated(
     tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
     filler = settings.pad
     if settings.num_beams > 1 and filler == 0:
-        # The reference writes the end, not padding, behind the end of a beam if padding is 0.
+        # If the padding id is 0, the reference fills up beams with the end token, not with padding.
         filler = (*settings.eos_token_id, 0)[0]
     tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, filler)
     tokens = tokens[:, : lengths.max()]
@@ -92,10 +92,10 @@ def continued(
     first_row: int,
     starts_prompts: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Returns what a task describes of its batch: `generated [B,T]`, as `generated` has it.
+    """Returns the outputs that a task describes: `generated [B,T]`; see `generated`.
 
     A setting that counts the prompt's tokens, `max_length` or `min_length`, counts those of each
-    prompt by itself, so that an answer does not depend on the others of its batch.
+    prompt separately, so that an answer does not depend on the rest of its batch.
     """
     inputs = {name: batch[name] for name in input_names(model) if name in batch}
     counts_prompt = settings.max_new_tokens is None or (
@@ -129,11 +129,11 @@ def continued(
 def with_start(
     arrays: Mapping[str, np.ndarray], start: int, before_prompts: bool
 ) -> dict[str, np.ndarray]:
-    """Returns an encoder-decoder's inputs, whose prompts are the start token where there are none.
+    """Returns an encoder-decoder's inputs; missing prompts become the start token.
 
-    With `before_prompts` it is put before all prompts if none begins with it, as in the reference.
-    A Whisper, whose prompts say the language and the task, begins with what it is given. Raises
-    UserError if a row's mask leaves nothing of its prompt.
+    With `before_prompts`, it is added to all prompts if none begins with it, as in the reference. A
+    Whisper model, whose prompts have the language and the task, begins with the given prompt.
+    Raises UserError if a row's mask leaves nothing of its prompt.
     """
     ids, mask = DECODER_PROMPT
     if ids not in arrays:
@@ -142,7 +142,7 @@ def with_start(
     real = np.asarray(arrays.get(mask, np.ones(arrays[ids].shape))) != 0
     empty = np.flatnonzero(~real.any(axis=1))
     if empty.size:
-        raise UserError(f"{mask}: row {empty[0]} has no token left; keep one at least")
+        raise UserError(f"{mask}: row {empty[0]} has no token left; keep at least one")
     first = np.take_along_axis(arrays[ids], real.argmax(axis=1)[:, None], axis=1)
     if (first == start).any() or not before_prompts:
         return dict(arrays)

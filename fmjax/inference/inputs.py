@@ -1,7 +1,7 @@
-"""Files of examples to predict: JSON lines, texts, tables, sentences of words; here, compressed or
+"""Files of examples to predict: JSON lines, text, tables, sentences of words; plain, compressed or
 from a pipe.
 
-An example that cannot be read does not hide the others: it is returned with its error.
+An example that cannot be read is returned with its error, and does not affect the others.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from fmjax.errors import RecordError, UserError, nearest, one_of
 AUTO = "auto"
 KINDS = ("jsonl", "text", "csv", "tsv", "parquet", "arrow", "conll")
 STANDARD = "-"  # standard input or output
-UNLIMITED = f"skip:{sys.maxsize}"  # of bad rows: each is returned with its error
+UNLIMITED = f"skip:{sys.maxsize}"  # no limit on bad rows: each is returned with its error
 
 
 class Example(NamedTuple):
-    """An example as its file has it.
+    """An example from a file.
 
     Attributes:
-      place: where it is, as an answer says it: {"line": 3}, or {"record": 3} in columns.
+      place: its location for the answer: {"line": 3}, or {"record": 3} in columnar files.
       where: the same for messages: "in.jsonl line 3".
-      value: a text, an object or a list; of an example that cannot be read, the text of its line.
+      value: a text, an object or a list; for an example that cannot be read, the text of its line.
       error: why it cannot be read and how to fix it; empty if it can.
     """
 
@@ -52,7 +52,7 @@ class Example(NamedTuple):
 
 
 class Inputs:
-    """The examples of a file, read when they are asked for. `columns` are those of a table."""
+    """The examples of a file, read on demand. `columns` are those of a table."""
 
     def __init__(self, name: str, path: Path, columns: Sequence[str] = ()):
         self.name, self.path, self.columns = name, path, tuple(columns)
@@ -65,16 +65,16 @@ class Inputs:
         raise NotImplementedError
 
     def reading(self, columns: Sequence[str]) -> Inputs:
-        """Returns the same examples, of which these columns are read.
+        """Returns the same examples, restricted to these columns.
 
-        Raises UserError, naming those there are, if a table lacks one.
+        Raises UserError, listing the existing columns, if a table lacks one.
         """
         check_names(self.name, self.columns, columns)
         return self
 
 
 class LineInputs(Inputs):
-    """One example per line that is not blank: a JSON value, or, if `plain`, a text."""
+    """One example per non-blank line: a JSON value or, if `plain`, a text."""
 
     def __init__(self, name: str, path: Path, plain: bool):
         super().__init__(name, path)
@@ -107,7 +107,7 @@ class LineInputs(Inputs):
                 place,
                 where,
                 text,
-                f"{error}; write one JSON string or object per line, or give --source text",
+                f"{error}; write one JSON string or object per line, or use --source text",
             )
 
 
@@ -137,17 +137,19 @@ class TableInputs(Inputs):
 
 
 class ColumnarFile:
-    """A Parquet or Arrow file, before it is known which columns are read."""
+    """A Parquet or Arrow file before the columns to read are known."""
 
     def __init__(self, name: str, path: Path, kind: str):
-        from fmjax.data.storage import arrow_files  # imported here because pyarrow takes a moment
+        from fmjax.data.storage import (
+            arrow_files,
+        )  # imported here because importing pyarrow takes a moment
 
         self.name, self.path, self.kind = name, path, kind
         self.columns = tuple(arrow_files.schema_of(path, kind == "parquet").names)
 
     def reading(self, columns: Sequence[str]) -> Inputs:
-        """Returns its rows: these columns, and `id` if there is one. Raises UserError as
-        `Inputs.reading` does.
+        """Returns its rows: these columns, and `id` if it exists. Raises UserError like
+        `Inputs.reading`.
         """
         check_names(self.name, self.columns, columns)
         wanted = [name for name in self.columns if name in columns or name == "id"]
@@ -156,8 +158,8 @@ class ColumnarFile:
 
 
 def check_names(file: str, there: Sequence[str], columns: Sequence[str]) -> None:
-    """Raises UserError, naming those there are, unless a table has all columns; what is no table
-    passes.
+    """Raises UserError, listing the existing columns, unless a table has all columns. Other inputs
+    pass.
     """
     for column in columns:
         if there and column not in there:
@@ -171,8 +173,8 @@ def check_names(file: str, there: Sequence[str], columns: Sequence[str]) -> None
 def open_inputs(path: Path, kind: str = AUTO, header: Sequence[str] = ()) -> Inputs | ColumnarFile:
     """Returns the examples of a file, or of standard input ("-").
 
-    `kind` is one of KINDS; by default it follows from the file extension, and is JSON lines if that
-    does not tell. `header` names the columns of a CSV or TSV file that does not itself. Raises
+    `kind` is one of KINDS; by default it is inferred from the file extension, or is JSON lines for
+    an unknown one. `header` names the columns of a CSV or TSV file without a header. Raises
     UserError if the file cannot be read or has no example.
     """
     one_of("--source", kind, (AUTO, *KINDS))
@@ -180,8 +182,7 @@ def open_inputs(path: Path, kind: str = AUTO, header: Sequence[str] = ()) -> Inp
     kind = kind_of(path, known) or "jsonl" if kind == AUTO else kind
     if header and kind not in ("csv", "tsv"):
         raise UserError(
-            f"--header={','.join(header)}: names columns of csv and tsv, not of {kind}; leave it "
-            "out"
+            f"--header={','.join(header)}: applies to csv and tsv, not to {kind}; leave it out"
         )
     name = "standard input" if str(path) == STANDARD else str(path)
     path = local(path)
@@ -195,12 +196,12 @@ def open_inputs(path: Path, kind: str = AUTO, header: Sequence[str] = ()) -> Inp
                 name, path, open_source(kind, [str(path)], "prediction", columns=tuple(header))
             )
     if not len(found):
-        raise UserError(f"--input={name}: has no examples; give one per line")
+        raise UserError(f"--input={name}: has no examples; write one per line")
     return found
 
 
 def local(path: Path) -> Path:
-    """Returns the path of a file with the content, which is a copy if it comes from a pipe."""
+    """Returns the path of a file with the content; a copy if it comes from a pipe."""
     try:
         if path.is_file():
             return path
@@ -219,13 +220,13 @@ def local(path: Path) -> Path:
 
 
 def json_value(text: str) -> Value:
-    """Returns the JSON value in a text. Raises ValueError, with the reason, if it has none."""
+    """Returns the JSON value in a text. Raises ValueError, with the reason, if there is none."""
     try:
         value = json.loads(text, parse_constant=not_a_number, object_pairs_hook=unique)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise ValueError("is not JSON (too deep)") from None
+        raise ValueError("is not JSON (nested too deeply)") from None
     except UnicodeEncodeError:
         raise ValueError("has half of a surrogate pair") from None
     except json.JSONDecodeError as error:
@@ -234,7 +235,7 @@ def json_value(text: str) -> Value:
 
 
 def not_a_number(name: str) -> Value:
-    raise ValueError(f"is not JSON ({name} is no number)")
+    raise ValueError(f"is not JSON ({name} is not a number)")
 
 
 def unique(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
@@ -245,7 +246,7 @@ def unique(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
 
 
 def finite(value: Value) -> Value:
-    """Returns a value with NaN and infinity as None: JSON has neither."""
+    """Returns a value in which NaN and infinity, which JSON lacks, are None."""
     if isinstance(value, Mapping):
         return {name: finite(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -257,7 +258,7 @@ def column_names(written: str, read: Sequence[str]) -> dict[str, str]:
     """Returns, for each column that a task reads, the file's name of it.
 
     `written` is the name of the one column that the task reads, or "context=passage,question=query"
-    for those that have other names. Raises UserError if it names no column of the task.
+    for columns with other names. Raises UserError for a name that is not a column of the task.
     """
     names = {column: column for column in read}
     if not written:
@@ -273,7 +274,7 @@ def column_names(written: str, read: Sequence[str]) -> dict[str, str]:
         column, _, name = (word.strip() for word in part.partition("="))
         if column not in names or not name:
             raise UserError(
-                f'--column={written}: "{part}" names none of what the model reads: '
+                f'--column={written}: "{part}" is not an input of the model, which reads '
                 f"{', '.join(read)}"
             )
         names[column] = name
@@ -281,7 +282,7 @@ def column_names(written: str, read: Sequence[str]) -> dict[str, str]:
 
 
 def with_names(example: Example, names: Mapping[str, str]) -> Value:
-    """Returns an example's value as the task reads it.
+    """Returns an example's value in the form that the task reads.
 
     Raises UserError, naming the example, if it cannot be read or lacks a column.
     """

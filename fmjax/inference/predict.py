@@ -1,8 +1,7 @@
 """Predictions for a file of examples.
 
-Each example has one line of answers, in the order of the file. While they are written they are in
-`OUTPUT.partial`, which the same command continues; what it answers is described beside it, in
-`OUTPUT.partial.json`.
+Each example gets one line, in the order of the file. Until all are written, the lines are in
+`OUTPUT.partial`, which the same command continues; `OUTPUT.partial.json` describes the prediction.
 """
 
 from __future__ import annotations
@@ -29,23 +28,24 @@ from fmjax.inference.inputs import (
     open_inputs,
     with_names,
 )
+from fmjax.inference.load import load
 from fmjax.inference.predicting import Predictor
-from fmjax.inference.pretrained import Pretrained, load
+from fmjax.inference.pretrained import Pretrained
 from fmjax.runs.logs import Bar
 
 
 class Output:
-    """Where answers go: a file that appears when it is whole, or a pipe.
+    """The destination of answers: a file that appears when it is complete, or a pipe.
 
     Attributes:
-      target: the file, "-" being standard output.
+      target: the file; "-" is standard output.
       done: the number of answers that an interrupted prediction has written.
-      failed: how many of the answers are errors.
-      first_error: the first of these.
+      failed: the number of answers that are errors.
+      first_error: the first of these errors.
     """
 
     def __init__(self, target: Path):
-        # Redirected into a file, /dev/stdout is that file, which is already there.
+        # If output is redirected to a file, /dev/stdout is that file, which already exists.
         target = Path(STANDARD) if target == Path("/dev/stdout") else target
         self.target = target
         self.name = "standard output" if str(target) == STANDARD else str(target)
@@ -57,17 +57,17 @@ class Output:
         if self.is_pipe and target.is_dir():
             raise UserError(f"--output={target}: is a folder; name a file in it")
         if not self.is_pipe and target.exists():
-            raise UserError(f"--output={target}: is already there; name another file, or delete it")
+            raise UserError(f"--output={target}: already exists; name another file, or delete it")
         if not self.is_pipe and not target.parent.is_dir():
             raise UserError(
-                f"--output={target}: cannot be written (no folder {target.parent}); "
-                "make the folder, or name another"
+                f"--output={target}: cannot be written (no folder {target.parent}); create the "
+                "folder, or name another file"
             )
 
     def find_done(self, about: Config) -> None:
-        """Counts what an interrupted prediction has written; `about` says what is to be answered.
+        """Counts the answers of an interrupted prediction; `about` describes the current one.
 
-        Raises UserError if it answered something else.
+        Raises UserError if the interrupted prediction was a different one.
         """
         if self.is_pipe or not self.partial.exists():
             return
@@ -85,9 +85,9 @@ class Output:
             except ValueError:
                 raise UserError(f"{self.partial}: is damaged; delete it") from None
             size += len(line) + 1
-        os.truncate(self.partial, size)  # a kill may have cut the last line
+        os.truncate(self.partial, size)  # a kill may have truncated the last line
         if self.done:
-            say(f"continuing {self.partial}: {self.done} answers are there already")
+            say(f"continuing {self.partial}: {self.done} answers are already there")
 
     def count(self, answer: Mapping[str, Value]) -> None:
         self.done += 1
@@ -97,7 +97,7 @@ class Output:
 
     @contextmanager
     def opened(self, about: Config) -> Iterator[BinaryIO]:
-        """Opens it for the answers that are missing; raises UserError if it cannot be written."""
+        """Opens it for the missing answers. Raises UserError if it cannot be written."""
         try:
             if str(self.target) == STANDARD:
                 yield sys.stdout.buffer
@@ -115,12 +115,12 @@ class Output:
             raise
         except OSError as error:
             raise UserError(
-                f"--output={self.target}: cannot be written ({error.strerror}); what was written "
-                "is kept, and the same command continues"
+                f"--output={self.target}: cannot be written ({error.strerror}); the answers so far "
+                "are kept; run the same command again to continue"
             ) from None
 
     def finish(self, keep: bool) -> None:
-        """Puts the file in its place, or removes it if no example has an answer."""
+        """Moves the file to its final name, or removes it if no example has an answer."""
         if self.is_pipe:
             return
         if keep:
@@ -139,20 +139,20 @@ def predict_file(
     seed: int | None = None,
     settings: Mapping[str, Value] | None = None,
 ) -> None:
-    """Writes one line for each example of a file: its place, its id if it has one, the example, and
-    the answer or the error.
+    """Writes one line per example of a file: its location, its id if any, the example, and the
+    answer or the error.
 
     Args:
       folder: a run, a Hugging Face folder or a checkpoint of llama2.c.
-      source: the file, "-" being standard input.
-      target: the file to write, "-" being standard output; it appears when it is whole.
-      kind: of the file; by default its extension says it.
-      column: the file's name of what the task reads; see `column_names`.
+      source: the file; "-" is standard input.
+      target: the file to write; "-" is standard output. It appears when it is complete.
+      kind: the format of the file; by default inferred from its extension.
+      column: the file's name of the column that the task reads; see `column_names`.
       header: the names of the columns of a CSV or TSV file without a header.
-      seed: of sampling.
-      settings: of generation, as `Pretrained.predict` takes them.
+      seed: the seed of sampling.
+      settings: generation settings, as for `Pretrained.predict`.
 
-    Raises UserError if the input cannot be read, the target is already there, or, once all is
+    Raises UserError if the input cannot be read, the target already exists, or, after everything is
     written, if an example has no answer.
     """
     output = Output(target)
@@ -182,15 +182,15 @@ def predict_file(
                 bar.advance(output.done)
     except KeyboardInterrupt:
         written = f"; {output.partial} has them" if output.done else ""
-        kept = "" if output.is_pipe else f"{written}; the same command continues"
+        kept = "" if output.is_pipe else f"{written}; run the same command again to continue"
         raise Interrupted(f"{output.done} of {len(inputs)} examples are answered{kept}") from None
     end(output, len(inputs))
 
 
 def end(output: Output, count: int) -> None:
-    """Puts the answers in their place and says how many there are.
+    """Moves the answers to their final place, and prints their number.
 
-    Raises UserError if there are examples without one.
+    Raises UserError if an example has no answer.
     """
     output.finish(keep=output.failed < count)
     if output.failed == count:
@@ -198,7 +198,7 @@ def end(output: Output, count: int) -> None:
             raise UserError(output.first_error)
         raise UserError(
             f"none of the {count} examples could be predicted, so {output.name} was not written; "
-            f"the first: {output.first_error}"
+            f"the first error: {output.first_error}"
         )
     if output.failed:
         raise UserError(
@@ -212,7 +212,7 @@ def end(output: Output, count: int) -> None:
 def answered(
     predictor: Predictor, examples: Sequence[Example], names: Mapping[str, str], first: int
 ) -> Iterator[Config]:
-    """Yields the line of output of each example of a chunk whose first has the number `first`."""
+    """Yields the output line of each example of a chunk, which begins at example `first`."""
     values = [value_or_error(example, names) for example in examples]
     found = predictor.answers_or_errors(values, lambda index: examples[index].where, first)
     for example, answer in zip(examples, found, strict=True):
@@ -228,7 +228,7 @@ def answered(
 
 
 def value_or_error(example: Example, names: Mapping[str, str]) -> Value:
-    """Returns an example as the task reads it, or the UserError of one that cannot be read."""
+    """Returns an example in the form that the task reads, or a UserError if it cannot be read."""
     try:
         return with_names(example, names)
     except UserError as error:
@@ -240,7 +240,7 @@ def json_line(answer: Config) -> bytes:
 
 
 def identity(folder: Path, model: Pretrained) -> Config:
-    """Returns what distinguishes a model's parameters from others, without reading them."""
+    """Returns an identity of a model's parameters without reading them."""
     if model.task is not None:
         return {"path": str(folder.resolve()), "step": model.step}
     files = sorted(folder.iterdir()) if folder.is_dir() else [folder]

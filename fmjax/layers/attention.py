@@ -21,20 +21,21 @@ from fmjax.layers.mask import Mask
 from fmjax.layers.taps import is_tapped, tap
 
 ALL = ("query", "key", "value", "out")
-Cache = dict[str, jax.Array]  # of one attention: "key" and "value" [B,G,S,K], as products read them
+# of one attention layer: "key" and "value" [B,G,S,K], in the layout that products read
+Cache = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
 class Context:
-    """What a layer does not compute itself: which positions attend to which, and where everything
-    stands."""
+    """Inputs of a layer besides x: which positions attend to which, and the positions
+    themselves."""
 
     mask: Mask = Mask()  # which keys each query attends to
     bias: jax.Array | None = None  # added to the scores, broadcastable to [B,H,L,S]
     rotary: tuple[jax.Array, jax.Array] | None = None  # see position.rotary
-    place: jax.Array | int = 0  # where in the cache the first position of x stands
+    place: jax.Array | int = 0  # index in the cache of the first position of x
     depth: jax.Array | float = 0.0  # 0 for the first layer, 1 for the last
-    memory: jax.Array | None = None  # [B,S,D], of an encoder
+    memory: jax.Array | None = None  # [B,S,D], from an encoder
     memory_mask: Mask = Mask()  # which of its positions each query attends to
     # [B or 1,L,D], added to x for queries and keys but not for values
     positions: jax.Array | None = None
@@ -69,7 +70,7 @@ class Attention(nn.Module):
     """Self-attention: projections to queries, keys and values, the kernel of `context.kernel`, and
     the projection back.
 
-    The attention weights before dropout are the tap `weights` [B,H,L,S].
+    The tap `weights` [B,H,L,S] has the attention weights before dropout.
     """
 
     heads: int
@@ -78,13 +79,13 @@ class Attention(nn.Module):
     kernel_init: Initializer = normal(0.02)
     dtype: DTypeLike = jnp.float32
     kv_heads: int = 0  # 0: as many as query heads
-    biased: Collection[str] = ALL  # the projections that have a bias
+    biased: Collection[str] = ALL  # the projections with a bias
     scale: float | None = None  # None: 1 / sqrt(head_width)
-    # Of projections that do not start from kernel_init
+    # initializers of projections that do not use kernel_init
     inits: Mapping[str, Initializer] | None = None
 
     def dense(self, name: str, features: tuple[int, ...], axes: tuple[str, ...]) -> Dense:
-        """Returns the projection of that name."""
+        """Returns the projection named `name`."""
         init = (self.inits or {}).get(name, self.kernel_init)
         return Dense(
             features, axes, init, use_bias=name in self.biased, dtype=self.dtype, name=name
@@ -130,8 +131,8 @@ class Attention(nn.Module):
     def __call__(
         self, x_BLD: jax.Array, context: Context, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
-        """Attends from x to x or, with a cache, to its content after the keys and values of x are
-        written at `context.place`. Returns [B,L,D] and the cache."""
+        """Attends from x to x or, with a cache, to its content after writing the keys and values of
+        x at `context.place`. Returns [B,L,D] and the cache."""
         compared = add_positions(x_BLD, context.positions)
         q, k, v = (
             self.project(compared, "query"),
@@ -178,5 +179,5 @@ class CrossAttention(Attention):
 
 
 def add_positions(x_BLD: jax.Array, positions: jax.Array | None) -> jax.Array:
-    """Returns x plus its positions, where there are any."""
+    """Returns x plus its positions, if any."""
     return x_BLD if positions is None else x_BLD + positions.astype(x_BLD.dtype)

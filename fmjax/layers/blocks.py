@@ -1,12 +1,12 @@
-"""How a layer is wired. Letters as in `linear.py`.
+"""The wiring of layers. Letters as in `linear.py`.
 
 A block maps x, the layer's context, and its own cache (or None) to the new x and cache. A block
-with `cross` is a decoder's: it attends to a memory between self-attention and its feed-forward
-layer. Its output is the tap `hidden`.
+with `cross` is a decoder block: it attends to a memory between self-attention and the feed-forward
+layer. The tap `hidden` has its output.
 
-Stochastic depth (Huang et al. 2016, arXiv:1603.09382) leaves out the residual branches of single
+Stochastic depth (Huang et al. 2016, arXiv:1603.09382) drops the residual branches of random
 examples in training. Its rate rises linearly from 0 at the first layer to `stochastic_depth` at the
-last; each branch draws for itself, as in DeiT.
+last; each branch draws independently, as in DeiT.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from fmjax.layers.attention import Cache, Context
 from fmjax.layers.taps import tap
 
 ModuleFactory = Callable[..., nn.Module]
-Caches = dict[str, Cache]  # of one layer, by attention: "attention", "cross"
+Caches = dict[str, Cache]  # the caches of one layer, by attention: "attention", "cross"
 
 
 class StochasticDepth(nn.Module):
-    """Leaves out a branch of some examples, and scales it up in the others, so that its mean stays
-    the same."""
+    """Drops a branch for some examples, and scales it up for the others, so that its mean does not
+    change."""
 
     rate: float
 
     @nn.compact
     def __call__(self, branch_BLD: jax.Array, depth: jax.Array | float) -> jax.Array:
-        """Returns [B,L,D]: 0 with probability rate x depth, else the branch over 1 minus that;
-        without dropout, the branch."""
+        """Returns [B,L,D]: 0 with probability rate x depth, otherwise the branch divided by one
+        minus that; without dropout, the branch."""
         if not self.rate or not self.has_rng("dropout"):
             return branch_BLD
         kept = 1 - self.rate * depth

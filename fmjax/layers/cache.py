@@ -1,10 +1,9 @@
-"""The cache of a decoder: a value of constant shape that decoding takes and returns. Letters as in
+"""The cache of a decoder, a value of constant shape that decoding takes and returns. Letters as in
 `linear.py`.
 
-`index` counts the places in use; `mask [B,S]` says which of them hold a token rather than padding;
-`next [B]` is each row's next position; `layers` is a tuple with the keys and values of each layer,
-so that a loop writes them in place. Padding left or right of a prompt takes a place in the cache
-but no position.
+`index` counts the places in use; `mask [B,S]` marks those with a token, not padding; `next [B]` is
+each row's next position; `layers` is a tuple with the keys and values of each layer, so that a loop
+writes them in place. Padding before or after a prompt takes a place in the cache but no position.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def empty_cache(
 
 
 def advance(cache: Cache, mask_BL: jax.Array, window: int = 0) -> tuple[Cache, Mask, jax.Array]:
-    """Adds tokens, of which `mask` marks the real ones. Returns the cache without their keys and
-    values, which places each may attend to, and their positions [B,L]."""
+    """Adds tokens; `mask` marks the real ones. Returns the cache without their keys and values,
+    the places that each token may attend to, and their positions [B,L]."""
     mask_BL, place = mask_BL.astype(bool), cache["index"]
     real = jax.lax.dynamic_update_slice(cache["mask"], mask_BL, (0, place))
     counted = jnp.cumsum(mask_BL, axis=1, dtype=jnp.int32)
@@ -62,8 +61,8 @@ def decoder_context(
     without their keys.
 
     Reads `input_ids` and, if present, `attention_mask` (masks keys) or `segment_ids` (packed rows)
-    and `position_ids`, each name behind `prefix`. Without a cache, positions count padding too, as
-    the reference's forward does; with one, they count tokens alone.
+    and `position_ids`, each name prefixed by `prefix`. Without a cache, positions also count
+    padding, as in the reference's forward; with one, they count only tokens.
     """
     length = batch[f"{prefix}input_ids"].shape[1]
     if cache is not None:
@@ -77,8 +76,8 @@ def decoder_context(
 
 
 def encoder_mask(batch: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], Mask]:
-    """Returns what a decoder needs to know about the source, `segments [B,S]` for packed rows or
-    else `mask [B,S]`, if given; and the encoder's mask."""
+    """Returns what a decoder needs to know about the source (`segments [B,S]` for packed rows, or
+    else `mask [B,S]`, if given), and the encoder's mask."""
     if "segment_ids" in batch:
         segments = batch["segment_ids"]
         return {"segments": segments}, Mask(query_segments=segments, key_segments=segments)
@@ -89,8 +88,8 @@ def encoder_mask(batch: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], 
 
 
 def memory_mask(batch: Mapping[str, jax.Array], memory: Mapping[str, jax.Array]) -> Mask:
-    """Returns the positions of the memory that a decoder's tokens may attend to: those of their
-    segment, or all but padding."""
+    """Returns the memory positions that a decoder's tokens may attend to: those of their segment,
+    or all but padding."""
     if "segments" in memory:
         own = batch["decoder_segment_ids"]
         return Mask(query_segments=own, key_segments=memory["segments"])
@@ -100,7 +99,7 @@ def memory_mask(batch: Mapping[str, jax.Array], memory: Mapping[str, jax.Array])
 def shift_right(
     labels_BT: jax.Array, start_id: int, positions_BT: jax.Array | None = None
 ) -> jax.Array:
-    """Returns what a decoder reads to predict `labels`: the start token, then all labels but the
-    last. In packed rows, each text has its own start, at position 0."""
+    """Returns the decoder input that predicts `labels`: the start token, then all labels but the
+    last. In packed rows, each text has its own start token, at position 0."""
     shifted = jnp.pad(labels_BT[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
     return shifted if positions_BT is None else jnp.where(positions_BT == 0, start_id, shifted)

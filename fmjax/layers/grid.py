@@ -1,4 +1,4 @@
-"""Positions on a grid of patches: two-dimensional sinusoids, and the change to a grid of another
+"""Positions on a grid of patches: two-dimensional sinusoids, and interpolation to another grid
 size.
 
 Dimensions: B batch, N positions, D width.
@@ -15,7 +15,7 @@ def sinusoids_2d(side: int, width: int) -> np.ndarray:
     """Returns fp32 [side * side, D]: sines and cosines of the column in the first half of each row,
     then those of the row.
 
-    The frequencies are 10000^(-4k/D) for k < D/4; D has to be a multiple of 4. The order is that of
+    The frequencies are 10000^(-4k/D) for k < D/4; D must be a multiple of 4. The order is that of
     MAE's published weights (He et al. 2022, arXiv:2111.06377).
     """
     frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
@@ -29,8 +29,8 @@ def bicubic(old: int, new: int) -> np.ndarray:
     """Returns fp32 [new, old]: the matrix that resamples a row of `old` values at the centers of
     `new` cells.
 
-    Keys's cubic convolution with a = -0.75, the ends repeated, without a filter against aliasing:
-    as torch.nn.functional.interpolate(mode="bicubic", align_corners=False).
+    Keys' cubic convolution with a = -0.75 and repeated ends, without antialiasing, like
+    torch.nn.functional.interpolate(mode="bicubic", align_corners=False).
     """
     a = -0.75
     center = (np.arange(new) + 0.5) * (old / new) - 0.5
@@ -47,11 +47,11 @@ def bicubic(old: int, new: int) -> np.ndarray:
 
 
 def resized(table_1ND: jax.Array, before: int, grid: tuple[int, int]) -> jax.Array:
-    """Returns a table of positions for a grid of another height and width: [1, before + height *
-    width, D].
+    """Returns a position table for a grid of another height and width: [1, before + height * width,
+    D].
 
-    Of the table [1,N,D], the first `before` positions belong to no patch and the others to a square
-    grid. If the grid is the same, so is the table.
+    In the table [1,N,D], the first `before` positions belong to no patch, and the others form a
+    square grid. For the same grid, the table is unchanged.
     """
     count, width = table_1ND.shape[1:]
     side = round((count - before) ** 0.5)
@@ -71,7 +71,7 @@ def bicubic_each(old: int, new_B: jax.Array, size: int) -> jax.Array:
     """Returns fp32 [B, size, old]: for each number of cells in `new`, the matrix of `bicubic` for
     the first of `size` cells.
 
-    Rows beyond that number have no meaning.
+    Further rows have no meaning.
     """
     a = -0.75
     ratio_B = old / jnp.maximum(new_B, 1).astype(jnp.float32)
@@ -92,7 +92,7 @@ def resized_each(table_1ND: jax.Array, before: int, mask_BHW: jax.Array) -> jax.
     x W patches.
 
     `mask` (bool) marks each image's patches, which are the top left part of its canvas; the other
-    positions have no meaning. The table is that of `resized`.
+    positions have no meaning. The table is as in `resized`.
     """
     rows, height, width = mask_BHW.shape
     side = round((table_1ND.shape[1] - before) ** 0.5)

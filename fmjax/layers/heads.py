@@ -19,6 +19,7 @@ from fmjax import contracts
 from fmjax.distributed.sharding import shard_embedded
 from fmjax.layers.linear import Dense, Initializer, barrier, normal, parameter
 from fmjax.layers.norm import LayerNorm
+from fmjax.layers.vocabulary import Logits, VocabularyLogits, chunk_rows
 
 Features = Mapping[str, jax.Array]
 
@@ -28,7 +29,7 @@ class Head(Protocol):
 
     reads_pooled: ClassVar[bool]
 
-    def __call__(self, features: Features, batch: Features) -> jax.Array: ...
+    def __call__(self, features: Features, batch: Features) -> Logits: ...
 
 
 # Builds a Head: partial(module class, ...), whose arguments mypy does not see.
@@ -136,9 +137,10 @@ class MaskedLm(nn.Module):
     reads_pooled: ClassVar[bool] = False
     kernel_init: Initializer = normal(0.02)
     dtype: DTypeLike = jnp.float32
+    chunk: int | None = None  # `model.loss_chunk` for a loss; None: an array of logits
 
     @nn.compact
-    def __call__(self, features: Features, batch: Features) -> jax.Array:
+    def __call__(self, features: Features, batch: Features) -> Logits:
         """Returns logits [B,M,V] (or [B,L,V]) in fp32."""
         x, table_VE = features["hidden"], features["word_table"]
         if "masked_positions" in batch:
@@ -147,12 +149,35 @@ class MaskedLm(nn.Module):
         x = Dense((width,), ("embed", None), self.kernel_init, dtype=self.dtype, name="dense")(x)
         x = LayerNorm(self.epsilon, self.dtype, name="norm")(self.activation(x))
         bias = parameter(self, "bias", nn.initializers.zeros_init(), ("vocab",), (vocabulary,))
+        gathered = "masked_positions" in batch
+        if later := in_chunks(self.chunk, x, table_VE, None, bias, gathered):
+            return later
         rows = x.reshape(-1, width)
         logits = (
             jnp.dot(rows, table_VE.astype(self.dtype).T, preferred_element_type=jnp.float32)
             + bias[None]
         )
         return logits.reshape(*x.shape[:-1], vocabulary)
+
+
+def in_chunks(
+    chunk: int | None,
+    x: jax.Array,
+    table_VE: jax.Array,
+    kernel_EV: jax.Array | None,
+    bias: jax.Array | None,
+    gathered: bool,
+) -> VocabularyLogits | None:
+    """Returns the logits of x [B,L,E], to be computed in chunks, or None if they are to be whole.
+
+    A kernel, if there is one, takes the place of the table. `gathered` says that L counts chosen
+    positions, which the mesh does not divide.
+    """
+    axes = ("act_batch", None if gathered else "act_length")
+    rows = 0 if chunk is None else chunk_rows(chunk, x.shape[:-1], axes, table_VE.shape[0])
+    if not rows:
+        return None
+    return VocabularyLogits(x, table_VE if kernel_EV is None else kernel_EV.T, bias, rows, axes)
 
 
 FEW = range(2, 33)  # rows for which a CPU computes the transposed product
@@ -190,29 +215,33 @@ class Lm(nn.Module):
     reads_pooled: ClassVar[bool] = False
     kernel_init: Initializer = normal(0.02)
     dtype: DTypeLike = jnp.float32
+    chunk: int | None = None  # `model.loss_chunk` for a loss; None: an array of logits
 
     @nn.compact
-    def __call__(self, features: Features, batch: Features) -> jax.Array:
+    def __call__(self, features: Features, batch: Features) -> Logits:
         """Returns logits [B,M,V] (or [B,L,V]) in fp32."""
         x, table_VE = features["hidden"], features["word_table"]
         if "predicted_positions" in batch:
             x = gather_positions(x, batch["predicted_positions"])
         vocabulary, width = table_VE.shape
-        rows = (x * self.scale).astype(self.dtype).reshape(-1, width)
-        if self.tied:
+        x = (x * self.scale).astype(self.dtype)
+        kernel = bias = None
+        if not self.tied:
+            axes = ("embed", "vocab")
+            kernel = parameter(self, "kernel", self.kernel_init, axes, (width, vocabulary))
+        if self.use_bias:
+            init = nn.initializers.zeros_init()
+            bias = parameter(self, "bias", init, ("vocab",), (vocabulary,))
+        gathered = "predicted_positions" in batch
+        if later := in_chunks(self.chunk, x, table_VE, kernel, bias, gathered):
+            return later
+        rows = x.reshape(-1, width)
+        if kernel is None:
             logits = project_to_vocabulary(rows, table_VE.astype(self.dtype))
         else:
-            kernel = parameter(
-                self, "kernel", self.kernel_init, ("embed", "vocab"), (width, vocabulary)
-            )
             logits = jnp.dot(rows, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
-        if self.use_bias:
-            logits = (
-                logits
-                + parameter(self, "bias", nn.initializers.zeros_init(), ("vocab",), (vocabulary,))[
-                    None
-                ]
-            )
+        if bias is not None:
+            logits = logits + bias[None]
         return logits.reshape(*x.shape[:-1], vocabulary)
 
 
@@ -222,6 +251,6 @@ class Heads(nn.Module):
     kinds: HeadTable
 
     @nn.compact
-    def __call__(self, features: Features, batch: Features) -> dict[str, jax.Array]:
-        """Returns each head's output by kind."""
+    def __call__(self, features: Features, batch: Features) -> dict[str, Any]:
+        """Returns each head's output by kind: an array, or `VocabularyLogits` where asked for."""
         return {kind: make(name=kind)(features, batch) for kind, make in self.kinds.items()}

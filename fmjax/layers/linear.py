@@ -1,7 +1,7 @@
 """A linear projection between any number of axes, with a named kernel.
 
-Letters here and in the files beside it: B batch, L length, S length attended to, D width, H heads,
-K head width, F mlp width, V vocabulary, N layers.
+Letters in this folder: B batch, L length, S length attended to, D width, H heads, K head width, F
+mlp width, V vocabulary, N layers.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ def parameter(
     of its axes."""
     value: Any
     if module.has_variable("params", name):
-        # Flax would trace `init` again for its shape, for every parameter of every call.
+        # Flax would trace `init` again for its shape, for every parameter in every call.
         value = nn.meta.unbox(module.get_variable("params", name))
         if value.shape != shape:
             raise flax.errors.ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
     else:
         value = module.param(name, nn.with_logical_partitioning(init, axes), shape)
-    # Vectors are used whole: otherwise the sum that is their gradient would shard all activations
-    # as they are.
+    # Vectors are used unsharded; otherwise their gradient, a sum, would impose their sharding on
+    # all activations.
     whole = {*axes[:-1]} <= {None} and axes[-1] == "embed"
     return constrain(value, *[None] * len(shape)) if whole else value
 
 
 barrier: Callable[[jax.Array], jax.Array] = jax.lax.optimization_barrier  # which JAX does not type
-CACHE = 2**20  # about the bytes of cache that a core has to itself
+CACHE = 2**20  # approximate cache per core, in bytes
 
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns x [rows, D] @ kernel [D, F]; on a CPU, the kernel's gradient takes less time than the
-    usual one."""
+    """Returns x [rows, D] @ kernel [D, F]; on a CPU, the kernel's gradient is faster than the usual
+    one."""
     return x @ kernel
 
 
@@ -72,7 +72,7 @@ def product_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
     # A CPU reads the columns of an x larger than its cache one number at a time. Transposing x
-    # first costs less; a barrier keeps XLA from undoing that. Other devices transpose as they read.
+    # first is faster; a barrier keeps XLA from undoing that. Other devices transpose while reading.
     by_columns = x.size * x.dtype.itemsize > CACHE
     transpose = {"cpu": lambda x: barrier(x.T)} if by_columns else {}
     return dy @ kernel.T, jax.lax.platform_dependent(x, default=jnp.transpose, **transpose) @ dy
@@ -85,8 +85,8 @@ product.defvjp(product_forward, product_backward)
 class Quantized:
     """A kernel as integers: `kernel[i, o] = values[i, o] * scale[group of i, o]`.
 
-    The inputs, flattened, are divided into equally many consecutive ones per group; one group is a
-    scale per output.
+    The flattened inputs are divided into groups of equal size; a single group means one scale per
+    output.
     """
 
     values: jax.Array  # int8 or int4, of the kernel's shape [*inputs, *features]
@@ -102,15 +102,15 @@ class Quantized:
 class Dense(nn.Module):
     """y = x @ kernel + bias, contracting the last `len(axes) - len(features)` axes of x.
 
-    `axes` are the logical names of the kernel's axes: those contracted, then those made. The kernel
-    keeps its full rank (`[D, H, K]`, so that heads can be sharded), but the product is taken in two
-    dimensions: XLA's CPU backward pass of a matmul with 3-D activations is 2.4 times slower.
+    `axes` are the logical names of the kernel's axes: first the contracted ones, then the new ones.
+    The kernel keeps its full rank (`[D, H, K]`, so that heads can be sharded), but the product is
+    two-dimensional: XLA's CPU backward pass of a matmul with 3-D activations is 2.4 times slower.
     (`nn.DenseGeneral` cannot name its axes under `jax.set_mesh`.)
 
-    Parameters may hold more than the module makes: a `Quantized` value in place of the kernel, and
-    beside it the factors `lora_a [*inputs, r]` and `lora_b [r, *features]` of a low-rank update (Hu
-    et al. 2021, arXiv:2106.09685). Then y = x @ kernel + (x @ lora_a) @ lora_b + bias; whoever adds
-    the factors multiplies lora_b by alpha / r.
+    Parameters may have more than the module creates: a `Quantized` value in place of the kernel,
+    and beside it the factors `lora_a [*inputs, r]` and `lora_b [r, *features]` of a low-rank update
+    (Hu et al. 2021, arXiv:2106.09685). Then y = x @ kernel + (x @ lora_a) @ lora_b + bias; the code
+    that adds the factors must multiply lora_b by alpha / r.
     """
 
     features: tuple[int, ...]
@@ -147,8 +147,8 @@ class Dense(nn.Module):
 
 
 class Table(nn.Embed):
-    """An embedding table whose rows are gathered before the lookup: otherwise the result would be
-    sharded as they are."""
+    """An embedding table that is gathered before the lookup; otherwise the result would inherit its
+    sharding."""
 
     axis: str | None = None
 

@@ -17,15 +17,15 @@ from fmjax.layers.linear import Dense, Initializer, normal
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU (Hendrycks and Gimpel 2016), x times the normal distribution function, as
-    torch computes it.
+    """The exact GELU (Hendrycks and Gimpel 2016), x times the normal distribution function,
+    computed as in torch.
 
     jax.nn.gelu(approximate=False) uses erfc instead, which is slower on a CPU.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
-# Hugging Face's names. Its "gelu" is the exact one; jax.nn.gelu alone would be the tanh
+# Hugging Face's names. Its "gelu" is the exact one; the default of jax.nn.gelu is the tanh
 # approximation.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
@@ -55,10 +55,10 @@ class Mlp(nn.Module):
     dtype: DTypeLike = jnp.float32
     use_bias: bool = True
     down_init: Initializer | None = None  # None: kernel_init
-    dropout: float = 0.0  # of the activation's output
+    dropout: float = 0.0  # dropout of the activation's output
 
     def part(self, features: int, name: str) -> Dense:
-        """Returns the projection of that name."""
+        """Returns the projection named `name`."""
         axes = ("mlp", "embed") if name == "down" else ("embed", "mlp")
         init = self.down_init if name == "down" and self.down_init else self.kernel_init
         return Dense((features,), axes, init, self.use_bias, self.dtype, name=name)

@@ -1,4 +1,4 @@
-"""Normalization layers, computed in fp32 whatever the compute type."""
+"""Normalization layers, computed in fp32 for every compute type."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fmjax.layers.linear import parameter
 class LayerNorm(nn.Module):
     """Layer normalization over the last axis (Ba et al. 2016).
 
-    The variance is the mean squared deviation: E[x^2] - E[x]^2, Flax's default, loses digits if the
-    mean is large.
+    The variance is the mean squared deviation: E[x^2] - E[x]^2, Flax's default, loses precision if
+    the mean is large.
     """
 
     epsilon: float = 1e-12

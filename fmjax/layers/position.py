@@ -1,4 +1,4 @@
-"""Positions of tokens: rotary angles, sinusoids, and relative distances in buckets. Letters as in
+"""Token positions: rotary angles, sinusoids, and relative distances in buckets. Letters as in
 `linear.py`."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def rotary(
     """Returns the cosines and sines [B,L,K/2] of the angles position x f (Su et al. 2021,
     arXiv:2104.09864).
 
-    The frequencies f [K/2] are base^(-2k/K); `change` may lower them for texts longer than those of
+    The frequencies f [K/2] are base^(-2k/K); `change` may lower them for texts longer than in
     training.
     """
     frequencies = change(base ** (-np.arange(0, head_width, 2, dtype=np.float32) / head_width))
@@ -35,7 +35,7 @@ def sinusoids(positions: int, width: int) -> np.ndarray:
     """Returns fp32 [P,D]: sines in the first half of each row and cosines in the second.
 
     The frequencies are those of Vaswani et al. 2017, section 3.5; the order is that of Marian and
-    Hugging Face, where the paper alternates sines and cosines.
+    Hugging Face, while the paper alternates sines and cosines.
     """
     k = np.arange(width)
     angles = np.arange(positions)[:, None] / 10000 ** (2 * (k // 2) / width)[None]

@@ -1,9 +1,9 @@
-"""Stacks of layers: scanned or unrolled, recomputed or kept, all alike or in a repeating pattern.
-Letters as in `linear.py`.
+"""Stacks of layers: scanned or unrolled, with or without rematerialization, identical or in a
+repeating pattern. Letters as in `linear.py`.
 
 A pattern has one or more blocks and one or more contexts: layer i has block i mod (number of
-blocks) and context i mod (number of contexts). Layers that differ in mask or rotary table alone
-have one block and several contexts.
+blocks) and context i mod (number of contexts). Layers that differ only in mask or rotary table have
+one block and several contexts.
 
 Parameters are stacked on a first axis, one stack per block: `layers/...` [N, ...] for a single
 block, whatever the contexts; else `layers/0/...`, `layers/1/...`, each with the layers of that
@@ -28,8 +28,8 @@ from fmjax.layers.blocks import Caches, ModuleFactory
 from fmjax.layers.kernels.choice import AUTO, PLAIN
 from fmjax.layers.taps import PERTURBATIONS, written_collections
 
-# What is kept of a layer for its backward pass (Chen et al. 2016, arXiv:1604.06174): everything,
-# the results of matrix products with parameters, or only its input.
+# What a layer stores for its backward pass (Chen et al. 2016, arXiv:1604.06174): everything, the
+# results of matrix products with parameters, or only its input.
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -40,11 +40,11 @@ Taps = Mapping[str, PyTree]
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """How many layers there are, and how they are computed.
+    """The number of layers, and how they are computed.
 
     `scan` compiles one body for all repetitions of the pattern; an unrolled loop, the default, runs
-    faster and compiles slower. `remat` names the policy in REMAT: what is not kept is recomputed in
-    the backward pass. `attention` names the kernel (`kernels/choice.py`).
+    faster but compiles slower. `remat` names a policy in REMAT: values that are not stored are
+    recomputed in the backward pass. `attention` names the kernel (`kernels/choice.py`).
     """
 
     count: int
@@ -64,10 +64,10 @@ def stack(
     """Runs x through layers whose parameters are `parent`'s parameter `layers`, as described at the
     top of this file.
 
-    They may also be a tuple with those of each layer (`unstack_layers`). Each layer has its own
-    initialization key, and its index is folded into the dropout key, so neither the parameters nor
-    the loss depend on `layers.scan`; with caches the loop is always unrolled. The context tells
-    each layer its depth. The taps of layer i (`taps.py`) stand at `layers/<i>`.
+    The parameters may also be a tuple with those of each layer (`unstack_layers`). Each layer has
+    its own initialization key, and its index is folded into the dropout key, so neither the
+    parameters nor the loss depend on `layers.scan`; with caches the loop is always unrolled. The
+    context has the depth of each layer. The taps of layer i (`taps.py`) are at `layers/<i>`.
 
     Returns the new x and, if there are `caches`, the new one of each layer. Raises UserError for an
     unknown remat policy.
@@ -82,8 +82,8 @@ def stack(
     shared = (contexts,) if isinstance(contexts, Context) else tuple(contexts[: layers.count])
     shared = tuple(own_context(one, parent, layers, x, caches) for one in shared)
     if parent.has_variable("params", "layers"):
-        # `param` would run the initializer again to compare shapes: without a memory, where a cache
-        # holds its keys.
+        # `param` would run the initializer again to compare shapes, without a memory if a cache has
+        # its keys.
         params = nn.meta.unbox(parent.get_variable("params", "layers"))
     else:
         params = parent.param("layers", lambda key: initial(modules, shared, layers.count, x, key))
@@ -159,17 +159,17 @@ class Loop:
     modules: tuple[nn.Module, ...]
     contexts: tuple[Context, ...]
     layers: Layers
-    key: jax.Array | None  # of dropout
-    written: tuple[str, ...]  # the collections of taps that the caller asks for
+    key: jax.Array | None  # dropout key
+    written: tuple[str, ...]  # the requested collections of taps
 
     @property
     def period(self) -> int:
-        """The number of layers after which the pattern repeats itself."""
+        """The number of layers after which the pattern repeats."""
         return math.lcm(len(self.modules), len(self.contexts))
 
     def layer(self, place: int, prevent_cse: bool) -> Callable[..., tuple[jax.Array, Caches, Taps]]:
-        """Returns the function of a layer at a place of the pattern; it returns its x, its cache
-        and its taps."""
+        """Returns the function of a layer at a position of the pattern, which returns its x, its
+        cache and its taps."""
         module, shared = (
             self.modules[place % len(self.modules)],
             self.contexts[place % len(self.contexts)],
@@ -210,7 +210,7 @@ class Loop:
         self, x: jax.Array, params: PyTree, taps: Sequence[Taps]
     ) -> tuple[jax.Array, tuple[Caches, ...], list[Taps]]:
         """Returns x, no caches, and the taps of each layer: a scan over repetitions of the pattern,
-        then the layers left."""
+        then the remaining layers."""
         period, blocks = self.period, len(self.modules)
         turns = self.layers.count // period
         # Inside a scan, the compiler cannot merge what is recomputed with what was computed first.
@@ -253,17 +253,17 @@ class Loop:
 
 
 def alike(taps: Sequence[Taps]) -> bool:
-    """Returns whether all layers have perturbations of the same names."""
+    """Returns whether all layers have perturbations with the same names."""
     return len({jax.tree.structure(own) for own in taps}) < 2
 
 
 def at(tree: PyTree, index: int) -> PyTree:
-    """Returns the tree of each leaf's entry at an index of its first axis."""
+    """Returns a tree with each leaf indexed along its first axis."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def stacked(trees: Sequence[PyTree]) -> PyTree:
-    """Returns trees of the same structure as one, stacked on a first axis."""
+    """Returns trees of the same structure, stacked on a new first axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) if trees else {}
 
 
@@ -283,7 +283,7 @@ def stacks_of(params: PyTree) -> list[PyTree]:
 
 
 def split_layers(params: PyTree) -> tuple[PyTree, ...]:
-    """Returns the parameters of each layer, in order, from those of all."""
+    """Returns the parameters of each layer, in order, from the stacked parameters."""
     stacks = []
     for part in stacks_of(params):
         leaves, structure = jax.tree.flatten(part)
@@ -298,8 +298,8 @@ def split_layers(params: PyTree) -> tuple[PyTree, ...]:
 
 
 def unstack_layers(params: PyTree) -> PyTree:
-    """Returns a model's parameters with each `layers` as a tuple of the layers' own, for a loop:
-    each read of a stack copies."""
+    """Returns a model's parameters with each `layers` as a tuple with the parameters of each layer.
+    This is for loops, since each read from a stack copies."""
     if not isinstance(params, Mapping):
         return params
     return {

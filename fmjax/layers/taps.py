@@ -1,14 +1,14 @@
-"""Values inside a model that a caller can read or change, in two of Linen's collections.
+"""Values inside a model that a caller can read or perturb through two of Linen's collections.
 
-- `apply(..., mutable=["intermediates"])` returns them, each at its module's path and, in a stack of
-  layers, under the layer's number: `encoder/layers/3/hidden` [B,L,D],
+- `apply(..., mutable=["intermediates"])` returns the values, each at its module's path and, in a
+  stack of layers, under the layer's index: `encoder/layers/3/hidden` [B,L,D],
   `encoder/layers/3/attention/weights` [B,H,L,S].
-- `variables["perturbations"]` is added to them. It holds any part of the same tree: zeros there
-  give gradients with respect to hidden states. `apply(..., mutable=["perturbations"])` returns
-  zeros for all.
+- `variables["perturbations"]` is added to them. It may have any part of the same tree. With zeros,
+  it provides gradients with respect to hidden states. `apply(..., mutable=["perturbations"])`
+  returns zeros for all values.
 
-Without these collections nothing is traced. A batch entry `embedded_delta` is added to the embedded
-input.
+Without these collections, nothing is traced. A batch entry `embedded_delta` is added to the
+embedded input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INTERMEDIATES, PERTURBATIONS = COLLECTIONS = ("intermediates", "perturbations")
 
 
 def written_collections(module: nn.Module) -> tuple[str, ...]:
-    """Returns the collections of taps that the caller asks for; initialization fills none."""
+    """Returns the requested collections of taps; none during initialization."""
     if module.is_initializing():
         return ()
     return tuple(name for name in COLLECTIONS if module.is_mutable_collection(name))
@@ -35,8 +35,7 @@ def is_tapped(module: nn.Module, name: str) -> bool:
 
 
 def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
-    """Returns a value with its perturbation, if there is one, and stores it where the caller asks
-    for it."""
+    """Returns a value plus its perturbation, if any, and stores it if requested."""
     written = written_collections(module)
     if module.has_variable(PERTURBATIONS, name):
         value = value + module.get_variable(PERTURBATIONS, name)
@@ -48,7 +47,7 @@ def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
 
 
 def add_delta(x_BLD: jax.Array, batch: Mapping[str, jax.Array], prefix: str = "") -> jax.Array:
-    """Returns the embedded input plus the batch's `embedded_delta [B,L,D]`, whose name stands
-    behind `prefix`, if present."""
+    """Returns the embedded input plus the batch's `embedded_delta [B,L,D]`, whose name is prefixed
+    by `prefix`, if present."""
     name = f"{prefix}embedded_delta"
     return x_BLD + batch[name].astype(x_BLD.dtype) if name in batch else x_BLD

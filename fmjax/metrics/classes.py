@@ -2,12 +2,12 @@
 devices.
 
 AUC, F1 and rank correlations are not sums over batches, so they see all examples at once. `valid
-[N]` is 1 for a real row and 0 for one that fills up the last batch, which is dropped first. Sums
-are in float64.
+[N]` is 1 for a real row and 0 for one that pads the last batch, which is dropped first. Sums are in
+float64.
 
-A metric that the data leave undefined (the AUC of a class that never occurs, the correlation with a
-constant) is left out, so every value is a finite number and metrics.jsonl is valid JSON. As in
-scikit-learn, precision, recall, F1 and MCC with nothing to divide by are 0.
+A metric that is undefined for the data (the AUC of a class that never occurs, the correlation with
+a constant) is left out, so every value is a finite number and metrics.jsonl is valid JSON. As in
+scikit-learn, precision, recall, F1 and MCC are 0 when dividing by zero.
 
 Letters: N examples, C classes, K columns.
 """
@@ -25,7 +25,7 @@ from sklearn import metrics as sk
 from fmjax.contracts import Measures
 from fmjax.errors import UserError
 
-# What the functions below return, and which value is better.
+# The metrics of the functions below, and which value is better.
 LOSS: Measures = {"loss": "min"}
 ACCURACY: Measures = {"accuracy": "max"}
 AREAS: Measures = {"roc_auc": "max", "pr_auc": "max"}
@@ -43,19 +43,19 @@ BITS: Measures = {"bits_per_byte": "min", "bits_per_character": "min"}
 
 
 def classification(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Returns the metrics of one label an example: logits [N,C], labels [N] from 0 to C-1.
+    """Returns the metrics for one label per example: logits [N,C], labels [N] from 0 to C-1.
 
-    accuracy, mcc, and `averaged` over the classes that occur among labels or predictions, as is
-    scikit-learn's default. roc_auc, pr_auc: see `areas`; of class 1 where there are two, else the
-    mean of every class that occurs against the rest. With two classes also precision, recall and f1
-    of class 1.
+    accuracy, mcc, and `averaged` over the classes that occur in labels or predictions, which is
+    scikit-learn's default. roc_auc, pr_auc: see `areas`; for two classes those of class 1,
+    otherwise the mean over all classes that occur, each against the rest. With two classes, also
+    precision, recall and f1 of class 1.
     """
     logits, labels = real_rows(valid, logits, labels)
     predicted = logits.argmax(axis=1)
     occurring = np.union1d(labels, predicted)
     values = {
         "accuracy": np.mean(predicted == labels),
-        # scikit-learn has 0 for a single class, too, and warns.
+        # scikit-learn also returns 0 for a single class, with a warning.
         "mcc": sk.matthews_corrcoef(labels, predicted) if occurring.size > 1 else 0.0,
     }
     values |= averaged(labels, predicted, occurring)
@@ -67,26 +67,25 @@ def classification(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) ->
 
 
 def multilabel(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Returns the metrics of any number of labels an example: logits [N,C], labels [N,C] of 0 and
+    """Returns the metrics for any number of labels per example: logits [N,C], labels [N,C] of 0 and
     1.
 
-    A class is predicted where its logit is above 0. accuracy: the share of examples with all C
-    classes right; `averaged` over all C; roc_auc, pr_auc: see `areas`, over the classes that only
+    A class is predicted if its logit is above 0. accuracy: the fraction of examples with all C
+    classes correct; `averaged` over all C; roc_auc, pr_auc: see `areas`, over the classes that only
     some examples have.
     """
     logits, labels = real_rows(valid, logits, labels)
     truth, predicted = labels > 0.5, logits > 0
     values = {"accuracy": np.mean((truth == predicted).all(axis=1))}
-    # scikit-learn would read a single column as two classes: a column of no class keeps it from
-    # that.
+    # scikit-learn would read a single column as two classes; an extra empty column prevents that.
     wide = ((0, 0), (0, 1))
     values |= averaged(np.pad(truth, wide), np.pad(predicted, wide), np.arange(truth.shape[1]))
     return defined(values | areas(truth, logits))
 
 
 def averaged(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    """Returns precision, recall and F1 over the given classes: macro, the mean of the classes';
-    weighted, by how many examples each has; micro, of all decisions together."""
+    """Returns precision, recall and F1 over the given classes: macro, the mean over classes;
+    weighted, by the number of examples; micro, over all decisions."""
     values: dict[str, float] = {}
     for average in ("macro", "micro", "weighted"):
         found = of_classes(labels, predicted, classes, average)
@@ -97,7 +96,7 @@ def averaged(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> 
 def of_classes(
     labels: np.ndarray, predicted: np.ndarray, classes: Sequence[int] | np.ndarray, average: str
 ) -> dict[str, float]:
-    """Returns precision, recall and F1 over some classes, by one average."""
+    """Returns precision, recall and F1 over some classes, with one kind of average."""
     scores = sk.precision_recall_fscore_support(
         labels, predicted, labels=classes, average=average, zero_division=0
     )
@@ -108,8 +107,8 @@ def areas(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """Returns the means over columns of the areas under two curves: truth (bool) and scores [N,K].
 
     roc_auc: of the receiver operating characteristic; pr_auc: of precision over recall, as average
-    precision (no interpolation). A column without both values has no curve and is left out; so are
-    the keys if none has.
+    precision (no interpolation). A column without both values has no curve and is left out. Without
+    any curve, the keys are left out.
     """
     columns = [
         column for column in range(truth.shape[1]) if 0 < truth[:, column].sum() < len(truth)
@@ -124,7 +123,7 @@ def areas(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
 
 
 def regression(predictions: np.ndarray, targets: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Returns mse, mae, pearson and spearman (ties share their mean rank) of predictions [N] and
+    """Returns mse, mae, pearson and spearman (ties get their mean rank) of predictions [N] and
     targets [N]."""
     predictions, targets = real_rows(valid, predictions, targets)
     values = {
@@ -137,25 +136,23 @@ def regression(predictions: np.ndarray, targets: np.ndarray, valid: np.ndarray) 
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns Pearson's correlation of two arrays [N], NaN if one of them is constant."""
+    """Returns Pearson's correlation of two arrays [N]; NaN if one of them is constant."""
     return np.corrcoef(a, b)[0, 1] if np.ptp(a) and np.ptp(b) else math.nan
 
 
 def token_level(
     losses_sum: np.ndarray, weights: np.ndarray, correct: np.ndarray, valid: np.ndarray
 ) -> dict[str, float]:
-    """Returns loss (nats a predicted token), perplexity and accuracy, every token counting the
-    same.
+    """Returns loss (nats per predicted token), perplexity and accuracy, with equal weight for every
+    token.
 
-    Takes of each example [N] the sum of its tokens' losses, how many tokens are predicted, and how
-    many right. Raises UserError if no token is predicted.
+    Takes, for each example [N], the sum of its tokens' losses, the number of predicted tokens, and
+    the number of correct ones. Raises UserError if no token is predicted.
     """
     losses_sum, weights, correct = real_rows(valid, losses_sum, weights, correct)
     total = weights.sum()
     if not total:
-        raise UserError(
-            "evaluation: no token of this split is to be predicted; give it longer texts"
-        )
+        raise UserError("evaluation: this split has no token to predict; use longer texts")
     loss = losses_sum.sum() / total
     with np.errstate(over="ignore"):
         return defined(
@@ -164,12 +161,11 @@ def token_level(
 
 
 def bits(losses_sum: np.ndarray, valid: np.ndarray, size: int, characters: int) -> dict[str, float]:
-    """Returns how many bits a text takes for each of its `size` bytes in UTF-8, and for each of its
-    characters.
+    """Returns the bits per UTF-8 byte of a text of `size` bytes, and per character.
 
-    Takes the sum of the losses of each example's tokens, in nats: with an arithmetic coder the
-    whole text takes their sum over log 2. Unlike the loss of a token, that compares models with
-    different vocabularies.
+    Takes the sum of the losses of each example's tokens, in nats: with an arithmetic coder, the
+    whole text takes their sum divided by log 2 bits. Unlike the loss per token, this can be
+    compared between vocabularies.
     """
     (losses_sum,) = real_rows(valid, losses_sum)
     total = losses_sum.sum() / math.log(2)
@@ -177,14 +173,15 @@ def bits(losses_sum: np.ndarray, valid: np.ndarray, size: int, characters: int) 
 
 
 def real_rows(valid: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Returns the rows of the arrays where `valid` is above 0; what is not of whole numbers becomes
+    """Returns the rows of the arrays where `valid` is above 0. Other than integer arrays become
     float64.
 
-    Raises UserError if there are none, or a value is not finite: metrics of it would mislead.
+    Raises UserError if there are none, or if a value is not finite, since metrics would be
+    misleading.
     """
     real = np.asarray(valid) > 0
     if not real.any():
-        raise UserError("evaluation: this split has no examples; give it some")
+        raise UserError("evaluation: this split has no examples; add some")
     rows = [np.asarray(array)[real] for array in arrays]
     rows = [array if array.dtype.kind in "biu" else array.astype(np.float64) for array in rows]
     if not all(np.isfinite(array).all() for array in rows):

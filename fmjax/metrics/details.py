@@ -1,5 +1,5 @@
-"""What a report shows of an evaluation beyond its metrics: a table of classes, which are taken for
-which, and the worst examples. All as JSON holds it.
+"""Details of an evaluation for a report: a table of classes, their confusions, and the worst
+examples. All are JSON values.
 
 Letters: N examples, C classes.
 """
@@ -15,9 +15,10 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from fmjax.contracts import Record
 
-Entity: TypeAlias = tuple[str, Hashable]  # its kind and its place
-WORST = 10  # examples that are listed
-LONGEST = 400  # characters of a text that are shown
+Entity: TypeAlias = tuple[str, Hashable]  # its kind and its location
+WORST = 10  # number of listed examples
+SAMPLES = 5  # number of examples that are listed however good they are
+LONGEST = 400  # displayed characters of a text
 
 
 def one_label(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Record:
@@ -26,7 +27,7 @@ def one_label(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -
     Args:
       labels: [N], from 0 to C-1.
       predicted: [N], likewise.
-      names: of the C classes.
+      names: the names of the C classes.
 
     Returns `classes`, see `class_table`, and `confusion`, C rows (true) of C counts (predicted).
     """
@@ -37,14 +38,14 @@ def one_label(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -
 
 
 def class_table(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[Record]:
-    """Returns label, count, precision, recall and F1 of each class; 0 where nothing is divided by.
+    """Returns label, count, precision, recall and F1 of each class; 0 when dividing by zero.
 
     Args:
       truth: [N,C], whether an example has a class.
       predicted: [N,C], whether it is predicted.
       names: of the C classes.
     """
-    # A column of no class keeps scikit-learn from reading one column as two classes.
+    # An extra empty column keeps scikit-learn from reading a single column as two classes.
     padded = [np.pad(array, ((0, 0), (0, 1))) for array in (truth, predicted)]
     measures = precision_recall_fscore_support(
         *padded, labels=np.arange(len(names)), average=None, zero_division=0
@@ -59,8 +60,8 @@ def entity_table(truth: Collection[Entity], predicted: Collection[Entity]) -> li
     """Returns label, count, precision, recall and F1 of each kind of entity.
 
     Args:
-      truth: (kind, place) of each entity; the place may be anything that identifies it.
-      predicted: likewise; right are those that are in `truth` too.
+      truth: (kind, location) of each entity; the location may be anything that identifies it.
+      predicted: likewise; those that are also in `truth` are correct.
     """
     true, found = Counter(dict.fromkeys(truth, 1)), Counter(dict.fromkeys(predicted, 1))
     counts = [Counter(kind for kind, _ in side) for side in (true, found, true & found)]
@@ -75,17 +76,31 @@ def entity_table(truth: Collection[Entity], predicted: Collection[Entity]) -> li
     return rows
 
 
-def worst(losses: np.ndarray, valid: np.ndarray, row: Callable[[int], Record]) -> list[Record]:
-    """Returns what `row` says of the examples with the largest losses, and the loss of each.
+def worst(
+    losses: np.ndarray,
+    valid: np.ndarray,
+    row: Callable[[int], Record],
+    scores: np.ndarray | None = None,
+) -> list[Record]:
+    """Returns the results of `row` for the examples with the largest losses, with the loss of each.
 
     Args:
       losses: [N].
       valid: [N], 1 for a real example.
-      row: returns what is shown of example i.
+      row: returns the displayed values of example i.
+      scores: [N], if given: the lowest scores come first, equal ones by their losses.
     """
     real = np.flatnonzero(valid > 0)
-    order = real[np.argsort(-losses[real], kind="stable")][:WORST]
+    keys = [-losses[real]] + ([] if scores is None else [scores[real]])
+    order = real[np.lexsort(keys)][:WORST]
     return [{**row(int(index)), "loss": float(losses[index])} for index in order]
+
+
+def samples(valid: np.ndarray, row: Callable[[int], Record]) -> list[Record]:
+    """Returns what `row` says of a few examples, evenly spread; arguments as of `worst`."""
+    real = np.flatnonzero(valid > 0)
+    places = np.linspace(0, len(real) - 1, min(SAMPLES, len(real))).round().astype(int)
+    return [row(int(index)) for index in real[places]]
 
 
 def shortened(text: str) -> str:

@@ -1,13 +1,13 @@
-"""Entities that tags mark: the schemes of tags, and scores by seqeval.
+"""Entities marked by tags: tagging schemes, and scores from seqeval.
 
 A tag is `O` or a prefix, a hyphen or an underscore, and the kind of an entity. Prefixes of the
-schemes: B and I (IOB2, in which every entity begins with B; IOB1, in which B only parts neighbors),
-I and E (IOE1, IOE2), B, I, E, S (BIOES; also written B, M, E, S or with W for S), and B, I, L, U
-(BILOU). Which of the two variants tags follow shows in sentences only.
+schemes: B and I (IOB2, where every entity begins with B; IOB1, where B only separates neighbors), I
+and E (IOE1, IOE2), B, I, E, S (BIOES; also written B, M, E, S or with W for S), and B, I, L, U
+(BILOU). Only sentences show which of two variants tags follow.
 
-Entities are found leniently, as conlleval does (a tag inside an entity that nothing began begins
-one), or strictly, by a scheme (then it marks none). Ramshaw and Marcus 1995; Tjong Kim Sang and
-Veenstra 1999; Ratinov and Roth 2009; github.com/chakki-works/seqeval.
+Entities are found leniently, as in conlleval (an inside tag without a begin tag starts an entity),
+or strictly, by a scheme (then it marks none). Ramshaw and Marcus 1995; Tjong Kim Sang and Veenstra
+1999; Ratinov and Roth 2009; github.com/chakki-works/seqeval.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fmjax.errors import UserError
 
 OUTSIDE = "O"
 TAG = re.compile(r"([A-Z])[-_](.+)", re.DOTALL)
-# The prefixes that occur together, and what seqeval calls them.
+# Prefixes that occur together, and seqeval's names for them.
 PREFIXES: tuple[dict[str, str], ...] = (
     {"B": "B", "I": "I"},
     {"I": "I", "E": "E"},
@@ -58,9 +58,9 @@ def prefixes_of(labels: Iterable[str]) -> set[str] | None:
 
 
 def mark_entities(labels: Sequence[str]) -> bool:
-    """Returns whether labels are the tags of a scheme.
+    """Returns whether labels are the tags of a known scheme.
 
-    Raises UserError, naming the prefixes, for tags beside `O` that are of no scheme.
+    Raises UserError, naming the prefixes, for tags besides `O` that belong to no scheme.
     """
     prefixes = prefixes_of(labels)
     if prefixes is None:
@@ -69,14 +69,14 @@ def mark_entities(labels: Sequence[str]) -> bool:
         return True
     if OUTSIDE in labels and prefixes <= set(CALLED):
         raise UserError(
-            f"the tags begin with {', '.join(sorted(prefixes))}, which is no scheme of entities; "
-            "convert them to BIO, BIOES (B, M, E, S too) or BILOU"
+            f"the tags begin with {', '.join(sorted(prefixes))}, which is not a known tagging "
+            "scheme; convert them to BIO, BIOES (B, M, E, S too) or BILOU"
         )
     return False
 
 
 def usual_scheme(labels: Sequence[str]) -> str:
-    """Returns the name of the scheme that labels follow as far as they alone tell."""
+    """Returns the name of the scheme of labels, judged by the labels alone."""
     prefixes = {CALLED[prefix] for prefix in prefixes_of(labels) or ()}
     if prefixes <= {"B", "I"}:
         return "IOB2"
@@ -84,10 +84,10 @@ def usual_scheme(labels: Sequence[str]) -> str:
 
 
 def find_scheme(labels: Sequence[str], sentences: Iterable[Sequence[str]]) -> str:
-    """Returns the name of the scheme by which the most sentences are well-formed, so that a strict
-    reading finds in them what a lenient one does.
+    """Returns the name of the scheme in which the most sentences are well-formed, so that strict
+    and lenient reading agree on them.
 
-    Raises UserError for IOE1, which seqeval does not read strictly.
+    Raises UserError for IOE1, which seqeval does not support strictly.
     """
     usual = usual_scheme(labels)
     if usual == "IOBES":
@@ -97,14 +97,14 @@ def find_scheme(labels: Sequence[str], sentences: Iterable[Sequence[str]]) -> st
     right = {name: sum(entities(tags, name) == own for tags, own in found) for name in names}
     if usual == "IOE2" and right[usual] < len(found) / 2:
         raise UserError(
-            "task.mode=strict does not read the scheme IOE1, in which E- only parts neighbors; "
-            "choose task.mode=default, or convert the tags to BIO"
+            "task.mode=strict does not support the scheme IOE1, where E- only separates neighbors; "
+            "set task.mode=default, or convert the tags to BIO"
         )
     return max(right, key=right.__getitem__)
 
 
 def translated(tags: Iterable[str]) -> list[str]:
-    """Returns tags as seqeval writes them: "M_PER" as "I-PER"."""
+    """Returns tags in seqeval's form: "M_PER" becomes "I-PER"."""
     return [tag if tag == OUTSIDE else f"{CALLED[tag[0]]}-{tag[2:]}" for tag in tags]
 
 

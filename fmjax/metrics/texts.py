@@ -1,9 +1,8 @@
-"""Metrics of texts that a model wrote against those that it should have written, each by the
-library that the field uses.
+"""Metrics that compare generated texts with references, each from the standard library for it.
 
 BLEU and chrF (sacreBLEU, Post 2018, arXiv:1804.08771) run from 0 to 100, as sacreBLEU prints them;
 ROUGE (rouge-score, with stemming), word and character error rates (jiwer) and exact match are
-shares. Every text has one reference.
+fractions. Every text has one reference.
 """
 
 from __future__ import annotations
@@ -20,32 +19,29 @@ from fmjax.errors import UserError, nearest
 
 Texts = Sequence[str]
 ROUGE: Measures = dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "max")
-# Of BLEU: 13a is the WMT's, zh splits Chinese into characters.
+# BLEU's tokenizers: 13a is that of WMT, zh splits Chinese into characters.
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 
 
 def bleu(hypotheses: Texts, references: Texts, tokenize: str = "13a") -> dict[str, float]:
-    """Returns the corpus's BLEU (Papineni et al. 2002), 0 to 100."""
+    """Returns the corpus BLEU (Papineni et al. 2002), 0 to 100."""
     return {"bleu": sacrebleu.BLEU(tokenize=tokenize).corpus_score(hypotheses, [references]).score}
 
 
 def chrf(hypotheses: Texts, references: Texts) -> dict[str, float]:
-    """Returns the corpus's chrF2 (Popović 2015), 0 to 100: by character n-grams, so for any
-    language."""
+    """Returns the corpus chrF2 (Popović 2015), 0 to 100. It uses character n-grams, so it works for
+    any language."""
     return {"chrf": sacrebleu.CHRF().corpus_score(hypotheses, [references]).score}
 
 
 def rouge(hypotheses: Texts, references: Texts) -> dict[str, float]:
-    """Returns the mean F1 of ROUGE-1, -2, -L and -Lsum (Lin 2004), whose sentences stand on lines
-    of their own.
+    """Returns the mean F1 of ROUGE-1, -2, -L and -Lsum (Lin 2004), with one sentence per line.
 
-    Raises UserError if no reference has a word of Latin letters or digits, which alone are words to
-    ROUGE.
+    Raises UserError if no reference has a word of Latin letters or digits; ROUGE counts no others.
     """
     if not any(letter.isascii() and letter.isalnum() for text in references for letter in text):
         raise UserError(
-            "rouge reads only words of the letters a to z, and the references have none; "
-            "choose chrf"
+            "rouge only counts words of the letters a to z, and the references have none; use chrf"
         )
     scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
     rows = [scorer.score(truth, text) for text, truth in zip(hypotheses, references, strict=True)]
@@ -53,10 +49,10 @@ def rouge(hypotheses: Texts, references: Texts) -> dict[str, float]:
 
 
 def error_rates(hypotheses: Texts, references: Texts) -> dict[str, float]:
-    """Returns the word and character error rates, wer and cer: edits over the reference's length,
-    of the whole corpus.
+    """Returns the word and character error rates, wer and cer: edits divided by the reference
+    length, over the whole corpus.
 
-    Raises UserError if a reference is blank, where there is nothing to divide by.
+    Raises UserError if a reference is blank, since the rates are then undefined.
     """
     check_references("wer and cer", references)
     return {
@@ -66,12 +62,13 @@ def error_rates(hypotheses: Texts, references: Texts) -> dict[str, float]:
 
 
 def exact_match(hypotheses: Texts, references: Texts) -> dict[str, float]:
-    """Returns the share of texts that are the reference, white space at the ends apart."""
+    """Returns the fraction of texts that equal the reference, except for surrounding white
+    space."""
     pairs = zip(hypotheses, references, strict=True)
     return {"exact_match": float(np.mean([text.strip() == truth.strip() for text, truth in pairs]))}
 
 
-# The name of a score -> the metrics that it gives, which value is better, and the function.
+# The name of a score -> its metrics, which value is better, and the function.
 SCORES: dict[str, tuple[Measures, Callable[..., dict[str, float]]]] = {
     "bleu": ({"bleu": "max"}, bleu),
     "chrf": ({"chrf": "max"}, chrf),
@@ -82,7 +79,7 @@ SCORES: dict[str, tuple[Measures, Callable[..., dict[str, float]]]] = {
 
 
 def measures(names: Iterable[str]) -> Measures:
-    """Returns the metrics that scores give. Raises UserError for a score that there is not."""
+    """Returns the metrics of scores. Raises UserError for an unknown score."""
     names = tuple(names)
     for name in names:
         if name not in SCORES:
@@ -98,12 +95,12 @@ def texts(
 ) -> dict[str, float]:
     """Returns the metrics of several scores;
 
-    `tokenize` is BLEU's. Raises UserError if there is no text to judge.
+    `tokenize` is BLEU's. Raises UserError if there is no text.
     """
     if not references or len(hypotheses) != len(references):
         raise UserError(
-            f"evaluation: {len(hypotheses)} texts and {len(references)} references; "
-            "give as many of both, one at least"
+            f"evaluation: {len(hypotheses)} texts and {len(references)} references; pass the same "
+            "number of both, at least one"
         )
     values: dict[str, float] = {}
     for name in names:
@@ -113,13 +110,13 @@ def texts(
 
 
 def signatures(names: Iterable[str], tokenize: str = "13a") -> dict[str, str]:
-    """Returns how each score is computed, so that others can compute the same: sacreBLEU's
-    signatures, versions, options."""
+    """Returns how each score is computed, for reproducibility: sacreBLEU's signatures, versions,
+    options."""
     found = {}
     for name in names:
         if name in ("bleu", "chrf"):
             metric = sacrebleu.BLEU(tokenize=tokenize) if name == "bleu" else sacrebleu.CHRF()
-            metric.corpus_score(["a"], [["a"]])  # the number of references is known then
+            metric.corpus_score(["a"], [["a"]])  # then the number of references is known
             found[name] = str(metric.get_signature())
         elif name == "rouge":
             found[name] = "rouge-score, F1, with stemming"
@@ -133,6 +130,5 @@ def check_references(name: str, references: Texts) -> None:
     for number, text in enumerate(references):
         if not text.strip():
             raise UserError(
-                f"{name}: reference {number} is blank, so there is nothing to divide by; "
-                "take it out"
+                f"{name}: reference {number} is blank, so the error rate is undefined; remove it"
             )

@@ -1,4 +1,5 @@
-"""Model families, one file each, found by the file's name; a module with `build` is one."""
+"""Model families, one file per family, found by the file's name. Any module with `build` is a
+family."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
 
 MAKER = "build"
-# What a module may leave out: its name there -> the field of Family.
+# Optional attributes of a module: their name there -> the field of Family.
 OPTIONAL = {
     "INPUTS": "inputs",
     "checked_batch": "checked_batch",
@@ -25,7 +26,7 @@ OPTIONAL = {
 
 
 def unchecked(arrays: HostBatch, settings: Any) -> dict[str, np.ndarray]:
-    """Returns the arrays as they are."""
+    """Returns the arrays unchanged."""
     return dict(arrays)
 
 
@@ -35,35 +36,35 @@ def no_settings(tokenizer: Tokenizer) -> Config:
 
 
 def same_params(params: PyTree, settings: Any) -> PyTree:
-    """Returns the parameters as they are."""
+    """Returns the parameters unchanged."""
     return params
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What the module of a family defines; all but `build` and `Settings` may be left out there."""
+    """The definitions in a family's module; all but `build` and `Settings` are optional there."""
 
-    name: str  # as `model.name` has it
-    # (heads=, size=, **settings) -> a Model that is a Linen module; raises UserError for what does
-    # not fit together
+    name: str  # the value of `model.name`
+    # (heads=, size=, **settings) -> a Model that is a Linen module; raises UserError for
+    # incompatible arguments
     build: Callable[..., Any]
     Settings: type[Any]  # a frozen dataclass
     inputs: tuple[str, ...] = ()  # what users may give; the first has to be there; empty: anything
     # (inputs, settings) -> a batch whose ids and shapes are checked; raises UserError. On the
-    # device a wrong id or shape would give a wrong answer, not an error.
+    # device, a wrong id or shape would give a wrong answer, not an error.
     checked_batch: Callable[[HostBatch, Any], dict[str, np.ndarray]] = unchecked
-    # What follows for a fresh model from its tokenizer.
+    # Settings of a new model that its tokenizer determines.
     settings_from_tokenizer: Callable[[Tokenizer], Config] = no_settings
     # (parameters, settings) -> parameters for these settings, such as another image size.
     fit_params: Callable[[PyTree, Any], PyTree] = same_params
-    # What `model.size` may be, and the settings that each stands for.
+    # The values of `model.size`, with the settings of each.
     sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def family(name: str) -> Family:
-    """Returns the family of that name.
+    """Returns the family named `name`.
 
-    Raises UserError listing those there are, and as `names.extension` does.
+    Raises UserError, listing the families, if there is none, and like `names.extension`.
     """
     module = vars(names.find(__name__, name, MAKER, "model.name", "model"))
     if "Settings" not in module:

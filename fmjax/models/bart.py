@@ -1,6 +1,6 @@
 """BART (Lewis et al. 2020, arXiv:1910.13461), following Hugging Face's `modeling_bart.py`.
 
-The Transformer with learned positions, whose table has two unused rows in front, and normalized
+The Transformer with learned positions, whose table begins with two unused rows, and normalized
 embeddings.
 """
 
@@ -47,7 +47,7 @@ def build(
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
-    """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from
+    """Returns the settings of a new model that its tokenizer determines: the decoder starts from
     the end token."""
     return dict.fromkeys(("start_id", "end_id"), transformer.ending(tokenizer))
 

@@ -59,7 +59,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Compute):
-    """The numbers and choices that make one BERT; `model` in a config."""
+    """The settings of a BERT model; `model` in a config."""
 
     width: int
     layers: int
@@ -69,7 +69,7 @@ class Settings(Compute):
     positions: int = 512
     position_offset: int = 0
     token_types: int = 2
-    embedding_width: int = 0  # 0: as wide as the layers
+    embedding_width: int = 0  # 0: same as the layers
     activation: str = "gelu"
     epsilon: float = 1e-12
     initializer_range: float = 0.02
@@ -165,7 +165,7 @@ class ClassifyFirst(nn.Module):
 
 
 def masked_lm(settings: Settings, name: str) -> HeadMaker:
-    """Returns the builder of a masked-language-model head with the activation of that name."""
+    """Returns a factory for a masked-language-model head with the named activation."""
     init = normal(settings.initializer_range)
     return partial(
         MaskedLm,
@@ -179,8 +179,7 @@ def masked_lm(settings: Settings, name: str) -> HeadMaker:
 def classify_first(
     settings: Settings, name: str, input_dropout: float, **numbers: Value
 ) -> HeadMaker:
-    """Returns the builder of the classifier of BERT's descendants with the activation of that
-    name."""
+    """Returns a factory for the classifier of BERT's descendants with the named activation."""
     fixed = {
         "dropout": settings.classifier_dropout,
         "kernel_init": normal(settings.initializer_range),
@@ -199,7 +198,7 @@ def common_heads(settings: Settings) -> HeadTable:
 
 
 def heads_of(settings: Settings) -> HeadTable:
-    """Returns the builder of each kind of head that BERT has."""
+    """Returns a factory for each kind of head that BERT has."""
     init, dropout = normal(settings.initializer_range), settings.classifier_dropout
     return {
         "pooled": Pooled,
@@ -223,10 +222,10 @@ class Bert(nn.Module):
 
     heads: contracts.Heads
     settings: Settings
-    table: Callable[[Value], HeadTable] = heads_of  # from the family's settings
+    table: Callable[[Value], HeadTable] = heads_of  # factories from the family's settings
 
     def head_makers(self) -> HeadTable:
-        """Returns the builder of each kind of head that the family has."""
+        """Returns a factory for each kind of head that the family has."""
         return self.table(self.settings)
 
     @nn.compact
@@ -244,12 +243,12 @@ class Bert(nn.Module):
         return {name: array.reshape(*rows, *array.shape[1:]) for name, array in features.items()}
 
     def one_row_batch(self) -> Batch:
-        """Returns a batch of one token, with everything that a head might read."""
+        """Returns a batch of one token, with everything that a head may read."""
         return {"input_ids": jnp.zeros((1, 1), jnp.int32), "pool_weights": jnp.zeros((1, 1))}
 
     def forward_flops(self, batch: Mapping[str, Value]) -> float:
-        """Returns the floating-point operations of one forward pass over a batch: its matrix
-        products, by formula."""
+        """Returns the floating-point operations of one forward pass over a batch: those of its
+        matrix products, by formula."""
         s = self.settings
         *rows, length = batch["input_ids"].shape
         predicted = batch["masked_positions"].shape[1] if "masked_positions" in batch else length
@@ -261,7 +260,8 @@ class Bert(nn.Module):
 
 
 def flat_rows(array: jax.Array, rows: tuple[int, ...], inner: int) -> jax.Array:
-    """Returns an array [*rows, ...] with `inner` more axes as [B, ...]; others as they are."""
+    """Returns an array [*rows, ...] with `inner` further axes as [B, ...]; other arrays
+    unchanged."""
     own = array.shape[array.ndim - inner :]
     return array.reshape(-1, *own) if array.shape == (*rows, *own) else array
 
@@ -288,7 +288,7 @@ def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray
     """Returns the batch of the inputs, [B,L] or [B,N,L]: ids as int32, positions counted from 0,
     the mask as bool.
 
-    Raises UserError, naming the value and the table, for an id that has no embedding, and for rows
+    Raises UserError, naming the value and the table, for an id without an embedding, and for rows
     that are too long.
     """
     tables = {

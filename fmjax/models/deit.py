@@ -1,7 +1,7 @@
 """DeiT (Touvron et al. 2021, arXiv:2012.12877), following Hugging Face's `modeling_deit.py`.
 
 ViT with a distillation token after the class token. DeiTs that were not distilled are plain ViTs,
-in Hugging Face too.
+also in Hugging Face.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKENS = ("class_token", "distillation_token")
 
 
 def heads_of(settings: Settings, tokens: int) -> HeadTable:
-    """Returns the builder of each kind of head."""
+    """Returns a factory for each kind of head."""
     vits, init = vit.heads_of(settings, tokens), normal(settings.initializer_range)
     return {
         "pooled": vits["pooled"],

@@ -2,7 +2,7 @@
 `modeling_distilbert.py`.
 
 BERT with half the layers, without token types and pooler. In training, the reference has no dropout
-on the output of attention; here `dropout` acts there too, as in BERT.
+on the output of attention; here `dropout` also applies there, as in BERT.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Settings(bert.Settings):
 
 
 def heads_of(settings: Settings) -> HeadTable:
-    """Returns the builder of each kind of head."""
+    """Returns a factory for each kind of head."""
     init = normal(settings.initializer_range)
     return {
         **bert.common_heads(settings),

@@ -1,6 +1,6 @@
 """ELECTRA (Clark et al. 2020, arXiv:2003.10555), following Hugging Face's `modeling_electra.py`.
 
-BERT with embeddings of their own width, and the heads of a generator (`mlm`) and a discriminator
+BERT with a separate embedding width, and the heads of a generator (`mlm`) and a discriminator
 (`rtd`: was this token replaced?).
 """
 
@@ -39,14 +39,14 @@ SIZES: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings(bert.Settings):
-    """BERT's settings, and the dropout of the head for multiple choice."""
+    """BERT's settings, and the dropout rate of the multiple-choice head."""
 
     choice_dropout: float = 0.1
 
 
 class ReplacedToken(nn.Module):
-    """The discriminator's head: dense, activation and one logit for each token, positive where it
-    was replaced."""
+    """The discriminator's head: dense, activation and one logit per token, positive if it was
+    replaced."""
 
     activation: Callable[[jax.Array], jax.Array]
     reads_pooled: ClassVar[bool] = False
@@ -67,7 +67,7 @@ class ReplacedToken(nn.Module):
 
 
 def heads_of(settings: Settings) -> HeadTable:
-    """Returns the builder of each kind of head."""
+    """Returns a factory for each kind of head."""
     init, dtype = normal(settings.initializer_range), jnp.dtype(settings.dtype)
     choice_dropout = settings.choice_dropout
     return {

@@ -52,7 +52,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Compute):
-    """The numbers and choices that make one GPT-2; `model` in a config."""
+    """The settings of a GPT-2 model; `model` in a config."""
 
     width: int
     layers: int
@@ -66,12 +66,12 @@ class Settings(Compute):
     dropout: float = 0.1
     embedding_dropout: float = 0.1
     attention_dropout: float = 0.1
-    tied: bool = True  # the language model's head is the word table
+    tied: bool = True  # whether the language-model head is the word table
     pad_id: int = -1  # a classifier reads the last token that is not this one; -1: none is padding
 
 
 class Embed(nn.Module):
-    """Word embeddings, plus those of learned positions if there are any."""
+    """Word embeddings, plus those of learned positions, if any."""
 
     settings: Settings
 
@@ -133,14 +133,14 @@ class Gpt(nn.Module):
 
     Inputs: `input_ids [B,L]`; optionally `position_ids [B,L]`, `attention_mask [B,L]` (masks keys,
     as the reference does) or `segment_ids [B,L]` (packed rows; 0 is padding), and `embedded_delta
-    [B,L,D]`. Every position attends to itself and to those before it.
+    [B,L,D]`. Every position attends to itself and to earlier ones.
     """
 
     heads: contracts.Heads
     settings: Settings
 
     def head_makers(self) -> HeadTable:
-        """Returns the builder of each kind of head that the family has."""
+        """Returns a factory for each kind of head that the family has."""
         s = self.settings
         init = normal(s.initializer_range)
         return {
@@ -162,18 +162,18 @@ class Gpt(nn.Module):
         return s.attention_heads, s.width // s.attention_heads
 
     def norm(self) -> ModuleFactory:
-        """Returns the builder of a norm."""
+        """Returns a factory for the norm layer."""
         return partial(LayerNorm, self.settings.epsilon, jnp.dtype(self.settings.dtype))
 
     def block(self) -> ModuleFactory:
-        """Returns the builder of a layer."""
+        """Returns a factory for a layer."""
         s = self.settings
         shared: Config = {
             "kernel_init": normal(s.initializer_range),
             "dtype": jnp.dtype(s.dtype),
         }
-        # The two projections of a layer that are added to the residual stream start smaller
-        # (Radford et al. 2019, section 2.3).
+        # The two projections of a layer that are added to the residual stream are initialized
+        # smaller (Radford et al. 2019, section 2.3).
         last = normal(s.initializer_range / (2 * s.layers) ** 0.5)
         _, head_width = self.key_heads
         attention = partial(
@@ -199,8 +199,7 @@ class Gpt(nn.Module):
     def decode(
         self, batch: Batch, memory: None, cache: Cache | None
     ) -> tuple[Arrays, Cache | None]:
-        """Returns the features of a batch, which continues the cache if there is one, and the new
-        cache."""
+        """Returns the features of a batch, which continues the cache, if any, and the new cache."""
         context, positions, after = self.context(batch, cache)
         x, word_table = self.embed(batch, positions)
         hidden, layers = self.decoder(x, context, None if cache is None else cache["layers"])
@@ -215,7 +214,7 @@ class Gpt(nn.Module):
         )
 
     def one_row_batch(self) -> Batch:
-        """Returns a batch of one token, with everything that a head might read."""
+        """Returns a batch of one token, with everything that a head may read."""
         return {"input_ids": jnp.zeros((1, 1), jnp.int32), "pool_weights": jnp.zeros((1, 1))}
 
     def layer_products(self, length: int) -> int:
@@ -224,8 +223,8 @@ class Gpt(nn.Module):
         return 4 * s.width**2 + 2 * s.width * s.mlp_width + 2 * s.width * length
 
     def forward_flops(self, batch: Mapping[str, Value]) -> float:
-        """Returns the floating-point operations of one forward pass over a batch: its matrix
-        products, by formula."""
+        """Returns the floating-point operations of one forward pass over a batch: those of its
+        matrix products, by formula."""
         s = self.settings
         rows, length = batch["input_ids"].shape
         predicted = (
@@ -249,7 +248,7 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> G
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
-    """Returns the settings of a fresh model that follow from its tokenizer."""
+    """Returns the settings of a new model that its tokenizer determines."""
     return {"pad_id": tokenizer.pad_id} if "pad" in tokenizer.roles else {}
 
 
@@ -259,7 +258,7 @@ INPUTS = ("input_ids", "attention_mask", "position_ids")
 def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
     """Returns the batch of the inputs [B,L]: ids as int32, the mask as bool.
 
-    Raises UserError, naming the value and the table, for an id that has no embedding, and for rows
+    Raises UserError, naming the value and the table, for an id without an embedding, and for rows
     that are too long.
     """
     # Positions that are not learned may be any number.

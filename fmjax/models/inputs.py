@@ -1,5 +1,5 @@
-"""Inputs, checked on the host: a wrong id or shape would give a wrong answer on the device, not an
-error."""
+"""Checks inputs on the host, since a wrong id or shape would give a wrong answer on the device, not
+an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from fmjax.contracts import HostBatch
 from fmjax.errors import UserError, nearest
 
-# The inputs that belong to tokens; a family checks the shapes of others itself.
+# Inputs that belong to tokens; a family checks the shapes of other inputs itself.
 TOKENS = (
     *("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels"),
     *("decoder_input_ids", "decoder_attention_mask", "decoder_position_ids"),
@@ -19,7 +19,7 @@ TOKENS = (
 
 
 class Table(NamedTuple):
-    """A table that ids are rows of: its name, and how many there are from id 0, and before it."""
+    """A table indexed by ids: its name, the number of rows from id 0 on, and of rows before it."""
 
     name: str
     rows: int
@@ -31,9 +31,9 @@ def checked_inputs(
 ) -> dict[str, np.ndarray]:
     """Returns the inputs as arrays; those of TOKENS are [B,L], whole numbers.
 
-    `axes` are those of the tokens: of multiple choice, rows, choices, tokens. The first of the
-    `known` names has to be there; where none is known, any may be. Raises UserError for an unknown
-    name, a wrong type, or shapes that differ among what belongs to the same tokens.
+    `axes` are those of the tokens; for multiple choice: rows, choices, tokens. The first of the
+    `known` names is required; if none is known, any name is allowed. Raises UserError for an
+    unknown name, a wrong type, or different shapes for the same tokens.
     """
     for name in arrays:
         if known and name not in known:
@@ -41,20 +41,20 @@ def checked_inputs(
             raise UserError(f'"{name}" is not an input of this model{choices}')
     if known and known[0] not in arrays:
         also = f", and any of {', '.join(known[1:])}" if known[1:] else ""
-        raise UserError(f"{known[0]} are missing; give them{also}")
+        raise UserError(f"{known[0]} is missing; pass it{also}")
     inputs = {}
     for name, value in arrays.items():
         try:
             inputs[name] = np.asarray(value)
         except ValueError:
             raise UserError(
-                f"{name}: its rows differ in length; "
-                "fill them up, and mask that with attention_mask"
+                f"{name}: its rows differ in length; pad them, and mask the padding with "
+                "attention_mask"
             ) from None
         kinds = "biuf" if name.endswith("attention_mask") else "iu"
         if name in TOKENS and inputs[name].dtype.kind not in kinds:
             raise UserError(
-                f"{name}: holds {inputs[name].dtype}, not whole numbers; give int32 or int64"
+                f"{name}: holds {inputs[name].dtype}, not whole numbers; use int32 or int64"
             )
     for name in inputs:
         if name in TOKENS:
@@ -70,11 +70,11 @@ def check_shape(name: str, inputs: Mapping[str, np.ndarray], axes: Sequence[str]
     if target and main not in inputs and "labels" in inputs:
         main = "labels"
     if main not in inputs:
-        raise UserError(f"{name} needs {main}, which are missing; give both")
+        raise UserError(f"{name} needs {main}, which is missing; pass both")
     shape = inputs[main].shape
     if len(shape) != len(axes) or 0 in shape:
         raise UserError(
-            f"{main}: has shape {shape}; give [{', '.join(axes)}], at least one of each"
+            f"{main}: has shape {shape}; pass [{', '.join(axes)}], at least one of each"
         )
     sources = (other for other in inputs if other != "labels" and not other.startswith("decoder_"))
     source = next(sources, main)
@@ -83,7 +83,7 @@ def check_shape(name: str, inputs: Mapping[str, np.ndarray], axes: Sequence[str]
             f"{main}: has {shape[0]} rows, but {source} has shape {inputs[source].shape}; "
             "they must be equal"
         )
-    # One row of positions may be shared by all rows.
+    # All rows may share one row of positions.
     if inputs[name].shape not in (shape, (1, shape[-1]) if name.endswith("position_ids") else ()):
         raise UserError(
             f"{name}: has shape {inputs[name].shape}, but {main} {shape}; they must be equal"
@@ -103,7 +103,7 @@ def check_range(name: str, ids: np.ndarray, table: str, rows: int) -> None:
 def checked_ids(arrays: HostBatch, tables: Mapping[str, Table]) -> dict[str, np.ndarray]:
     """Returns a batch of ids, which are rows of tables, as int32, and of masks, as bool.
 
-    Raises UserError as `check_range`.
+    Raises UserError like `check_range`.
     """
     batch = {}
     for name, array in arrays.items():
@@ -111,7 +111,7 @@ def checked_ids(arrays: HostBatch, tables: Mapping[str, Table]) -> dict[str, np.
             table = tables[name]
             moved = array.astype(np.int64) + table.before if table.before else array
             check_range(name, moved, table.name, table.rows + table.before)
-        # The range is looked at before the conversion, in which large numbers would wrap.
+        # The range is checked before the conversion, which would wrap large numbers.
         batch[name] = array.astype(np.int32 if name in tables else bool)
     return batch
 
@@ -120,6 +120,6 @@ def check_length(tokens: int, positions: int) -> None:
     """Raises UserError if a row has more tokens than there are positions."""
     if tokens > positions:
         raise UserError(
-            f"input_ids: {tokens} tokens are more than the {positions} positions; "
-            "shorten or split the text"
+            f"input_ids: {tokens} tokens exceed the {positions} positions of the model; shorten or "
+            "split the text"
         )

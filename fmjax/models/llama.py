@@ -1,9 +1,9 @@
 """Llama (Touvron et al. 2023, arXiv:2302.13971; 3: arXiv:2407.21783), following Hugging Face's
 `modeling_llama.py`.
 
-GPT-2's decoder with rotary positions, RMS norms, gated feed-forward layers, and key heads that
-query heads share. Dimensions as in `gpt.py`; K head width. Mistral and Qwen2 are this decoder with
-other settings; see `mistral.py` and `qwen2.py`.
+GPT-2's decoder with rotary positions, RMS norms, gated feed-forward layers, and key heads shared by
+query heads. Dimensions as in `gpt.py`; K head width. Mistral and Qwen2 are this decoder with other
+settings; see `mistral.py` and `qwen2.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fmjax.layers.position import rotary
 from fmjax.models import gpt
 from fmjax.models.sizes import Compute, check_divides, checked, resolve
 
-# 7b to 70b are the Llama 2 of those names, 8b is Llama 3; the small ones are of the shapes of
+# 7b to 70b are the Llama 2 models of those names, 8b is Llama 3; the small ones have the shapes of
 # llama2.c.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 64, "layers": 5, "attention_heads": 8, "kv_heads": 4, "mlp_width": 172},
@@ -44,7 +44,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Compute):
-    """The numbers and choices that make one Llama; `model` in a config."""
+    """The settings of a Llama model; `model` in a config."""
 
     width: int
     layers: int
@@ -54,9 +54,9 @@ class Settings(Compute):
     kv_heads: int = 0  # 0: as many as query heads
     head_width: int = 0  # 0: width / attention_heads
     positions: int = 0  # no limit
-    # Tokens that the model is meant for: the reference's max_position_embeddings
+    # context length that the model is meant for: the reference's max_position_embeddings
     context: int = 2048
-    window: int = 0  # positions that each one attends to, itself included; 0: all
+    window: int = 0  # positions that each position attends to, including itself; 0: all
     activation: str = "silu"
     epsilon: float = 1e-6
     initializer_range: float = 0.02
@@ -110,11 +110,11 @@ class Llama(gpt.Gpt):
         return s.kv_heads or s.attention_heads, s.head_width or s.width // s.attention_heads
 
     def norm(self) -> ModuleFactory:
-        """Returns the builder of a norm."""
+        """Returns a factory for the norm layer."""
         return partial(RmsNorm, self.settings.epsilon, jnp.dtype(self.settings.dtype))
 
     def block(self) -> ModuleFactory:
-        """Returns the builder of a layer."""
+        """Returns a factory for a layer."""
         s = self.settings
         shared: Config = {
             "kernel_init": normal(s.initializer_range),
@@ -171,7 +171,7 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> L
 
 def checked_model(model: Llama) -> Llama:
     """Returns the model, checked. Raises UserError if its heads cannot be shared or rotated, or its
-    positions are learned or scaled in an unknown way, and as `sizes.checked` does."""
+    positions are learned or scaled in an unknown way, and like `sizes.checked`."""
     s = model.settings
     if not s.head_width:
         check_divides("width", s.width, "attention_heads", s.attention_heads)
@@ -184,8 +184,8 @@ def checked_model(model: Llama) -> Llama:
         )
     if head_width % 2:
         raise UserError(
-            f"heads are {head_width} wide, an odd number, which cannot be rotated in pairs; "
-            "set model.head_width"
+            f"heads have an odd width, {head_width}, which cannot be rotated in pairs; set "
+            "model.head_width"
         )
     if s.positions:
         raise UserError(

@@ -1,6 +1,6 @@
 """Mistral (Jiang et al. 2023, arXiv:2310.06825), following Hugging Face's `modeling_mistral.py`.
 
-A Llama whose positions attend to the last `window` ones only.
+A Llama whose positions attend only to the last `window` positions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""RoBERTa (Liu et al. 2019, arXiv:1907.11692), following Hugging Face's `modeling_roberta.py`;
-XLM-R and CamemBERT too.
+"""RoBERTa (Liu et al. 2019, arXiv:1907.11692), following Hugging Face's `modeling_roberta.py`; also
+XLM-R and CamemBERT.
 
-BERT with positions that start after the padding id, another classifier, and no next-sentence head.
+BERT with positions that start after the padding id, a different classifier, and no next-sentence
+head.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Settings(bert.Settings):
 
 
 def heads_of(settings: Settings) -> HeadTable:
-    """Returns the builder of each kind of head."""
+    """Returns a factory for each kind of head."""
     init, dropout = normal(settings.initializer_range), settings.classifier_dropout
     return {
         "pooled": Pooled,
@@ -51,6 +52,6 @@ INPUTS, checked_batch = bert.INPUTS, bert.checked_batch
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
-    """Returns the settings of a fresh model that follow from its tokenizer: with another offset it
+    """Returns the settings of a new model that its tokenizer determines: with another offset, it
     could not be exported."""
     return {"position_offset": tokenizer.pad_id + 1}

@@ -1,24 +1,24 @@
-"""From a named size and a config's settings to a checked model; every mistake is named."""
+"""Builds checked models from a named size and a config's settings."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeVar
 
 from fmjax.config import limits
-from fmjax.contracts import Model, Value
+from fmjax.contracts import Model, PyTree, Value
 from fmjax.errors import UserError, nearest
-from fmjax.layers.heads import HeadTable
+from fmjax.layers.heads import HeadTable, Lm, MaskedLm, chosen
 from fmjax.layers.kernels import choice
 from fmjax.layers.mlp import ACTIVATIONS
 from fmjax.layers.stack import REMAT, Layers
 
 DTYPES = ("float32", "bfloat16")
 
-WIDTH, HEADS, TOKENS = 2**20, 2**16, 2**27  # the most of each that a setting may ask for
+WIDTH, HEADS, TOKENS = 2**20, 2**16, 2**27  # upper limits of settings
 RATE = limits.number(least=0, below=1)
-# What a setting may be, by its name in any family.
+# Limits of settings, by their name in any family.
 LIMITS: dict[str, limits.Limit] = {
     "width": limits.count(1, WIDTH),
     "layers": limits.count(1, 1000),
@@ -32,7 +32,7 @@ LIMITS: dict[str, limits.Limit] = {
     "position_offset": limits.count(0, TOKENS),
     "token_types": limits.count(0, HEADS),
     "context": limits.count(1, TOKENS),
-    "window": limits.count(0, TOKENS, hint="0 is no window"),
+    "window": limits.count(0, TOKENS, hint="0 means no window"),
     "buckets": limits.count(1, HEADS),
     "max_distance": limits.count(1, TOKENS),
     "decoder_layers": limits.count(0, 1000),
@@ -43,7 +43,7 @@ LIMITS: dict[str, limits.Limit] = {
     "target_vocab_size": limits.count(0, TOKENS),
     "start_id": limits.count(0, TOKENS),
     "end_id": limits.count(0, TOKENS),
-    "pad_id": limits.count(-1, TOKENS, hint="-1 is none"),
+    "pad_id": limits.count(-1, TOKENS, hint="-1 means none"),
     "image_size": limits.count(1, 2**14),
     "patch_size": limits.count(1, 2**14),
     "channels": limits.count(1, 2**10),
@@ -62,6 +62,7 @@ LIMITS: dict[str, limits.Limit] = {
     "dtype": limits.choice(DTYPES),
     "remat": limits.choice(REMAT),
     "attention": limits.choice(choice.NAMES),
+    "loss_chunk": limits.count(-1, hint="0 chooses by size, -1 is all rows at once"),
     "stochastic_depth": RATE,
     "dropout": RATE,
     "embedding_dropout": RATE,
@@ -71,13 +72,13 @@ LIMITS: dict[str, limits.Limit] = {
     "span_dropout": RATE,
     "choice_dropout": RATE,
 }
-# Settings of which 0 means "none", or "as another one", in the families whose default it is.
+# Settings whose 0 means "none" or "same as another", in families where 0 is the default.
 MAY_BE_ZERO = ("positions", "head_width", "decoder_mlp_width")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How a model computes: the settings that every family has in common."""
+    """How a model computes: settings that all families share."""
 
     stochastic_depth: float = 0.0  # the last layer's rate; the first layer's is 0
     dtype: str = "float32"
@@ -86,9 +87,12 @@ class Compute:
     # The kernel: auto (by the machine and the call), or xla, chunked, splash, flash, cudnn,
     # pallas_gpu; see layers/kernels/choice.py
     attention: str = "auto"
+    # Rows per device whose logits over the vocabulary the loss computes at once; 0: all, or 1,024
+    # where that would take more than 256 MiB; -1: all.
+    loss_chunk: int = 0
 
     def stacked(self, count: int) -> Layers:
-        """Returns the settings of a stack of so many layers."""
+        """Returns the settings of a stack of `count` layers."""
         return Layers(count, self.scan_layers, self.remat, self.attention)
 
 
@@ -96,7 +100,7 @@ class TableModel(Model, Protocol):
     """A model whose heads come from a table."""
 
     def head_makers(self) -> HeadTable:
-        """Returns the builder of each kind of head that the family has."""
+        """Returns a factory for each kind of head that the family has."""
 
 
 SettingsT = TypeVar("SettingsT", bound=Compute)
@@ -120,7 +124,8 @@ def resolve(
     for name in given:
         if name not in known:
             raise UserError(
-                f"model.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}"
+                f"model.{name} is not a setting{nearest(name, known)}; choose from "
+                f"{', '.join(known)}"
             )
     check_section(settings, {**sizes[size], **given})
     return settings(**{**sizes[size], **given})
@@ -129,7 +134,7 @@ def resolve(
 def check_section(settings: type, given: Mapping[str, Value]) -> None:
     """Raises UserError, naming the key, if a value is not of its field's type or out of range.
 
-    Keys that are no fields of `settings` pass.
+    Keys that are not fields of `settings` pass.
     """
     limits.check("model", given, limits.of_fields(settings))
     limits.check("model", given, LIMITS)
@@ -140,7 +145,7 @@ def check_section(settings: type, given: Mapping[str, Value]) -> None:
 
 
 def check_divides(width_name: str, width: int, heads_name: str, heads: int) -> None:
-    """Raises UserError if attention heads do not divide the width that they share; the names are
+    """Raises UserError if the number of attention heads does not divide the width. The names are
     those of the settings."""
     if width % heads:
         sizes = f"model.{width_name}={width} is not divisible by model.{heads_name}={heads}"
@@ -157,3 +162,24 @@ def checked(model: ModelT) -> ModelT:
                 f'the task needs a head "{kind}", which this model lacks; it has {known}'
             )
     return model
+
+
+def with_chunks(
+    model: PyTree, kinds: Iterable[str], rows: Mapping[str, int] | None = None
+) -> PyTree:
+    """Returns a model of the same parameters for a loss: its heads of these kinds, if they are over
+    a vocabulary, may return `VocabularyLogits`.
+
+    `rows` are those of a chunk by kind; by default `model.loss_chunk` decides. An extension's own
+    heads stay as they are.
+    """
+    found = set(kinds) & set(model.heads)
+    if not found or not isinstance(model.settings, Compute):
+        return model
+    makers = chosen(model.head_makers(), model.heads)
+    heads = dict(model.heads)
+    for kind in found:
+        if isinstance(makers[kind](parent=None), Lm | MaskedLm):
+            chunk = (rows or {}).get(kind, model.settings.loss_chunk)
+            heads[kind] = {**heads[kind], "chunk": chunk}
+    return model.clone(heads=heads)

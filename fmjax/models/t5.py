@@ -1,10 +1,10 @@
-"""T5 (Raffel et al. 2020, arXiv:1910.10683), following Hugging Face's `modeling_t5.py`; T5 v1.1,
-FLAN and mT5 too.
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), following Hugging Face's `modeling_t5.py`; also T5
+v1.1, FLAN and mT5.
 
 Dimensions: B batch, S source length, T target length, L either, D width, H heads, V vocabulary. No
-biases, no scaling of scores (initialization does it), norms without a mean, and positions as a bias
-on the scores of self-attention only: one table for all layers of the encoder, another for the
-decoder's.
+biases, no scaling of scores (initialization does it), norms without a mean, and positions only as a
+bias on the scores of self-attention: one table for all layers number of encoder layers, another for
+those of the decoder.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def sizes(
 
 
 V1_1: Config = {"feed_forward": "gated-gelu", "tied": False}
-# FLAN and mT5 have the sizes of v1.1, mT5 with 250,112 embeddings. tiny is of no published model.
+# FLAN and mT5 have the sizes of v1.1, mT5 with 250,112 embeddings. tiny is not a published model.
 SIZES: dict[str, Config] = {
     "tiny": sizes(128, 512, 2, 4, 32),
     "small": sizes(512, 2048, 6, 8),
@@ -85,7 +85,7 @@ FEED_FORWARD: dict[str, tuple[type[Mlp], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Compute):
-    """The numbers and choices that make one T5; `model` in a config."""
+    """The settings of a T5 model; `model` in a config."""
 
     width: int
     layers: int  # of the encoder
@@ -96,11 +96,11 @@ class Settings(Compute):
     vocab_size: int
     positions: int = 0  # no limit
     buckets: int = 32  # of distances
-    max_distance: int = 128  # all greater distances share a bucket
+    max_distance: int = 128  # all larger distances share a bucket
     feed_forward: str = "relu"  # or gated-gelu, gated-silu
-    # Whether logits come from the word table, then of hidden states scaled by D^-1/2
+    # whether logits come from the word table; hidden states are then scaled by D^-1/2
     tied: bool = True
-    start_id: int = 0  # what the decoder reads first: the padding
+    start_id: int = 0  # what the decoder reads first: padding
     epsilon: float = 1e-6
     initializer_factor: float = 1.0
     dropout: float = 0.1
@@ -120,7 +120,7 @@ class Embed(nn.Module):
         self.word = embedding(s.vocab_size, s.width, axis="vocab", init=init, dtype=dtype)
 
     def __call__(self, batch: Batch, prefix: str = "") -> jax.Array:
-        """Returns [B,L,D]; `prefix` is "decoder_" for the target's words."""
+        """Returns [B,L,D]; `prefix` is "decoder_" for the target."""
         x = constrain(
             self.word(batch[f"{prefix}input_ids"]), "act_batch", "act_length", "act_embed"
         )
@@ -183,13 +183,13 @@ class T5Stack(nn.Module):
         return drop(RmsNorm(s.epsilon, dtype, name="norm")(x_BLD)), after
 
     def bias(self, length: int, keys: int, place: jax.Array | int) -> jax.Array:
-        """Returns [1,H,L,S], added to scores, by the distances between keys and `length` queries,
+        """Returns [1,H,L,S] to add to scores, by the distances between keys and `length` queries,
         the first at `place`."""
         s = self.settings
         init = normal(s.initializer_factor * s.width**-0.5)
         table = parameter(self, "relative", init, (None, "heads"), (s.buckets, s.attention_heads))
-        # This holds for packed rows too: the tokens of a text are adjacent, and those of others are
-        # masked.
+        # This is also correct for packed rows: the tokens of a text are adjacent, and those of
+        # others are masked.
         distances_LS = jnp.arange(keys)[None] - (place + jnp.arange(length))[:, None]
         buckets_LS = relative_buckets(distances_LS, self.cross is None, s.buckets, s.max_distance)
         return jnp.asarray(table)[buckets_LS].transpose(2, 0, 1)[None]
@@ -220,10 +220,10 @@ class T5(nn.Module):
         self.head = Heads(chosen(self.head_makers(), self.heads))
 
     def head_makers(self) -> HeadTable:
-        """Returns the builder of each kind of head that the family has."""
+        """Returns a factory for each kind of head that the family has."""
         s = self.settings
-        # The reference draws an untied head at order 1, which makes the first losses huge; T5's own
-        # code does this.
+        # The reference initializes an untied head at order 1, which makes the first losses huge;
+        # T5's own code does it as here.
         init = normal(s.initializer_factor * s.width**-0.5)
         if not s.decoder_layers:
             return {"classify_mean": partial(ClassifyMean, dropout=s.dropout, kernel_init=init)}
@@ -278,13 +278,13 @@ class T5(nn.Module):
         return outputs | {"encoder_hidden": memory["hidden"]}
 
     def one_row_batch(self) -> Batch:
-        """Returns a batch of one token, with everything that a head might read."""
+        """Returns a batch of one token, with everything that a head may read."""
         token = jnp.zeros((1, 1), jnp.int32)
         return {"input_ids": token, "labels": token, "pool_weights": jnp.zeros((1, 1))}
 
     def forward_flops(self, batch: Mapping[str, Value]) -> float:
-        """Returns the floating-point operations of one forward pass over a batch: its matrix
-        products, by formula."""
+        """Returns the floating-point operations of one forward pass over a batch: those of its
+        matrix products, by formula."""
         s = self.settings
         rows, source = batch["input_ids"].shape
         target = batch.get("decoder_input_ids", batch.get("labels", batch["input_ids"])).shape[1]
@@ -317,15 +317,15 @@ def build(*, heads: contracts.Heads, size: str = "small", **settings: Value) -> 
         )
     if resolved.buckets < 4 or resolved.max_distance <= resolved.buckets // 2:
         raise UserError(
-            f"model.buckets={resolved.buckets}, model.max_distance={resolved.max_distance}: "
-            "half of the buckets hold one distance each; give at least 4 buckets, "
-            "and a model.max_distance above half of them"
+            f"model.buckets={resolved.buckets}, model.max_distance={resolved.max_distance}: half "
+            "of the buckets hold one distance each; use at least 4 buckets, and a "
+            "model.max_distance above half their number"
         )
     return checked(T5(heads, resolved))
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
-    """Returns the settings of a fresh model that follow from its tokenizer."""
+    """Returns the settings of a new model that its tokenizer determines."""
     return {"start_id": tokenizer.pad_id}
 
 
@@ -335,18 +335,18 @@ INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention
 def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
     """Returns the batch of the inputs: ids [B,S] and [B,T] as int32, masks as bool.
 
-    Raises UserError for an id that has no embedding, and where what the decoder reads is missing or
-    there is no decoder.
+    Raises UserError for an id without an embedding, if the decoder's input is missing, and if there
+    is no decoder for it.
     """
     target = {name for name in arrays if name.startswith("decoder_")} | ({"labels"} & set(arrays))
     if target and not settings.decoder_layers:
         raise UserError(
-            f"{min(target)}: this model is an encoder only; leave it out, "
-            "or load one with a decoder"
+            f"{min(target)}: this model is only an encoder; leave it out, or load a model with a "
+            "decoder"
         )
     if settings.decoder_layers and not target & {"decoder_input_ids", "labels"}:
         raise UserError(
-            "decoder_input_ids are missing; give them, or the labels to predict, or use .generate"
+            "decoder_input_ids is missing; pass it, or the labels to predict, or use .generate"
         )
     table = Table("vocabulary", settings.vocab_size)
     return checked_ids(arrays, dict.fromkeys(("input_ids", "decoder_input_ids", "labels"), table))

@@ -3,7 +3,8 @@ Face's `modeling_marian.py`.
 
 Sinusoidal positions, normalization after each sum, one table for source, target and output: the
 translation models of Marian (opus-mt). Dimensions: B batch, S source length, L target length, D
-width, V vocabulary. BART and mBART are this model in another `Form`; see `bart.py` and `mbart.py`.
+width, V vocabulary. BART and mBART are this model with another `Form`; see `bart.py` and
+`mbart.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from fmjax.models.sizes import Compute, check_divides, checked, resolve
 
 Memory = dict[str, jax.Array]
 
-# tiny: Wu et al. 2021 (arXiv:2105.14462); base and big: Vaswani et al. 2017, as opus-mt has them.
+# tiny: Wu et al. 2021 (arXiv:2105.14462); base and big: Vaswani et al. 2017, as in opus-mt.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 128, "layers": 4, "attention_heads": 4, "mlp_width": 256},
     "base": {"width": 512, "layers": 6, "attention_heads": 8, "mlp_width": 2048},
@@ -55,8 +56,8 @@ SIZES: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Compute):
-    """The numbers and choices that make one Transformer; `model` in a config. 0 for the decoder
-    means as in the encoder."""
+    """The settings of a Transformer; `model` in a config. 0 for the decoder means the same as the
+    encoder."""
 
     width: int
     layers: int
@@ -68,10 +69,10 @@ class Settings(Compute):
     decoder_mlp_width: int = 0
     target_vocab_size: int = 0  # 0: the source's vocabulary and its table
     positions: int = 512
-    start_id: int = 0  # what the decoder reads first; the padding in Marian
-    end_id: int = 0  # what ends a text
-    scale_embedding: bool = True  # by the root of the width
-    tied: bool = True  # whether the logits are taken with the target's table
+    start_id: int = 0  # what the decoder reads first; padding in Marian
+    end_id: int = 0  # the token that ends a text
+    scale_embedding: bool = True  # by the square root of the width
+    tied: bool = True  # whether the logits use the target's table
     activation: str = "relu"
     initializer_range: float = 0.02
     dropout: float = 0.1
@@ -81,14 +82,14 @@ class Settings(Compute):
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """The wiring by which the Transformer, BART and mBART differ."""
+    """The differences between the Transformer, BART and mBART."""
 
     block: type[PostNorm | PreNorm] = PostNorm
-    learned_positions: bool = False  # followed by a norm; else sinusoids
-    final_norm: bool = False  # of the output of the encoder and the decoder
+    learned_positions: bool = False  # followed by a norm; otherwise sinusoids
+    final_norm: bool = False  # norm of the output of the encoder and the decoder
 
 
-POSITION_OFFSET = 2  # rows of a table of learned positions before that of the first position
+POSITION_OFFSET = 2  # rows of a learned position table before the first position
 
 
 class Embed(nn.Module):
@@ -110,8 +111,7 @@ class Embed(nn.Module):
             self.target = table(s.target_vocab_size)
 
     def __call__(self, batch: Batch, prefix: str = "") -> jax.Array:
-        """Returns the embedded words [B,L,D], scaled; `prefix` is "decoder_" for those of the
-        target."""
+        """Returns the embedded words [B,L,D], scaled; `prefix` is "decoder_" for the target."""
         s = self.settings
         table = self.target if prefix and s.target_vocab_size else self.word
         x = table(batch[f"{prefix}input_ids"])
@@ -120,7 +120,7 @@ class Embed(nn.Module):
         )
 
     def output_table(self) -> jax.Array:
-        """Returns the table [V,D] that gives the logits."""
+        """Returns the table [V,D] that computes the logits."""
         table: jax.Array = (self.target if self.settings.target_vocab_size else self.word).embedding
         return table
 
@@ -136,8 +136,7 @@ def decoder_numbers(settings: Settings) -> tuple[int, int, int]:
 
 
 class TransformerStack(nn.Module):
-    """The encoder, or the decoder, which has cross-attention: positions, and the stack of
-    layers."""
+    """The encoder, or the decoder, which has cross-attention: positions and the stack of layers."""
 
     settings: Settings
     form: Form
@@ -178,7 +177,7 @@ class TransformerStack(nn.Module):
         )
         if (length := x_BLD.shape[1]) > s.positions:
             raise UserError(
-                f"{length} tokens are more than model.positions={s.positions}; "
+                f"{length} tokens exceed model.positions={s.positions}; "
                 "raise it, or shorten the texts"
             )
         if self.form.learned_positions:
@@ -226,7 +225,7 @@ class Transformer(nn.Module):
         self.head = Heads(chosen(self.head_makers(), self.heads))
 
     def head_makers(self) -> HeadTable:
-        """Returns the builder of each kind of head that the family has."""
+        """Returns a factory for each kind of head that the family has."""
         s = self.settings
         init = normal(s.initializer_range)
         return {
@@ -237,7 +236,7 @@ class Transformer(nn.Module):
 
     @property
     def start_id(self) -> int:
-        """The token that the decoder begins with."""
+        """The token that the decoder starts with."""
         return self.settings.start_id
 
     def encode(self, batch: Batch) -> Memory:
@@ -294,8 +293,8 @@ class Transformer(nn.Module):
         return {name: jnp.zeros((1, 1), jnp.int32) for name in ("input_ids", "decoder_input_ids")}
 
     def forward_flops(self, batch: Mapping[str, Value]) -> float:
-        """Returns the floating-point operations of one forward pass over a batch: its matrix
-        products, by formula."""
+        """Returns the floating-point operations of one forward pass over a batch: those of its
+        matrix products, by formula."""
         s = self.settings
         rows, source = batch["input_ids"].shape
         target = batch["decoder_input_ids" if "decoder_input_ids" in batch else "labels"].shape[1]
@@ -321,8 +320,8 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> T
 
 
 def checked_model(model: Transformer) -> Transformer:
-    """Returns the model, checked, including the decoder's numbers. Raises UserError as
-    `sizes.checked` does."""
+    """Returns the model, checked, including the decoder's numbers. Raises UserError like
+    `sizes.checked`."""
     s, vocabulary = model.settings, model.settings.target_vocab_size or model.settings.vocab_size
     check_divides("width", s.width, "attention_heads", s.attention_heads)
     if s.decoder_attention_heads:
@@ -336,7 +335,7 @@ def checked_model(model: Transformer) -> Transformer:
 
 
 def settings_from_tokenizer(tokenizer: Tokenizer) -> Config:
-    """Returns the settings of a fresh model that follow from its tokenizer: the decoder starts from
+    """Returns the settings of a new model that its tokenizer determines: the decoder starts from
     padding, as in Marian."""
     return {"start_id": tokenizer.pad_id, "end_id": ending(tokenizer)}
 
@@ -352,13 +351,13 @@ INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention
 def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
     """Returns the batch of the inputs: ids [B,S] and [B,L] as int32, masks as bool.
 
-    Raises UserError, naming the value and the table, for an id that has no embedding, for rows that
+    Raises UserError, naming the value and the table, for an id without an embedding, for rows that
     are too long, and if the decoder's ids are missing.
     """
     if "decoder_input_ids" not in arrays:
         raise UserError(
-            "decoder_input_ids are missing; give what the decoder reads, from the start token on, "
-            "or use .generate"
+            "decoder_input_ids is missing; pass the decoder's input, beginning with the start "
+            "token, or use .generate"
         )
     tables = {
         "input_ids": Table("vocabulary", settings.vocab_size),

@@ -1,9 +1,9 @@
-"""ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and the masked autoencoder on it (MAE, He et al.
-2022, arXiv:2111.06377), following Hugging Face's `modeling_vit.py` and `modeling_vit_mae.py`. DeiT
-is this encoder with one more token: `deit.py`.
+"""ViT (Dosovitskiy et al. 2021, arXiv:2010.11929) and its masked autoencoder (MAE, He et al. 2022,
+arXiv:2111.06377), following Hugging Face's `modeling_vit.py` and `modeling_vit_mae.py`. DeiT is
+this encoder with one more token: `deit.py`.
 
 Dimensions: B batch, H and W height and width, C channels, P patch size, N patches, T tokens before
-the patches, K patches that the encoder reads, L tokens in all, D width.
+the patches, K patches that the encoder reads, L all tokens, D width.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ POSITION_INITS = ("normal", "sinusoids")
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Compute):
-    """The numbers and choices that make one ViT; `model` in a config."""
+    """The settings of a ViT; `model` in a config."""
 
     width: int
     layers: int
@@ -58,16 +58,16 @@ class Settings(Compute):
     qkv_bias: bool = True
     class_tokens: int = 1  # 0: none, for pool="mean"
     pool: str = "first"  # what is classified: the class token, or the "mean" of the patches
-    position_init: str = "normal"  # or "sinusoids", to be frozen, as MAE has them
+    position_init: str = "normal"  # or "sinusoids", to be frozen, as in MAE
     activation: str = "gelu"
     epsilon: float = 1e-12
     initializer_range: float = 0.02
     dropout: float = 0.0
     attention_dropout: float = 0.0
     classifier_dropout: float = 0.0
-    pooler_width: int = 0  # 0: as wide as the layers
+    pooler_width: int = 0  # 0: same as the layers
     pooler_activation: str = "tanh"
-    decoder_width: int = 512  # of MAE's decoder, as the three below
+    decoder_width: int = 512  # of MAE's decoder, like the three below
     decoder_layers: int = 8
     decoder_heads: int = 16
     decoder_mlp_width: int = 2048
@@ -81,7 +81,7 @@ class Settings(Compute):
 def layer(
     settings: Settings, width: int, heads: int, mlp_width: int, stochastic_depth: float = 0.0
 ) -> ModuleFactory:
-    """Returns the builder of a layer of the given sizes; the rest is as in the settings."""
+    """Returns a factory for a layer with the given sizes; the rest follows the settings."""
     s = settings
     shared: Config = {
         "kernel_init": normal(s.initializer_range),
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
 
 
 def heads_of(settings: Settings, tokens: int) -> HeadTable:
-    """Returns the builder of each kind of head of an encoder with so many tokens before the
+    """Returns a factory for each kind of head of an encoder with `tokens` tokens before the
     patches."""
     s = settings
     init, dtype = normal(s.initializer_range), jnp.dtype(s.dtype)
@@ -166,7 +166,7 @@ class Vit(nn.Module):
     table: Callable[[Settings, int], HeadTable] = heads_of
 
     def head_makers(self) -> HeadTable:
-        """Returns the builder of each kind of head that the family has."""
+        """Returns a factory for each kind of head that the family has."""
         return self.table(self.settings, len(self.tokens))
 
     @nn.compact
@@ -188,8 +188,8 @@ class Vit(nn.Module):
         return {"images": jnp.zeros((1, s.patch_size, s.patch_size, s.channels))}
 
     def forward_flops(self, batch: Mapping[str, Value]) -> float:
-        """Returns the floating-point operations of one forward pass over a batch: its matrix
-        products, by formula."""
+        """Returns the floating-point operations of one forward pass over a batch: those of its
+        matrix products, by formula."""
         s = self.settings
         rows, height, width, channels = batch["images"].shape
         count = (height // s.patch_size) * (width // s.patch_size)
@@ -221,8 +221,8 @@ def build(*, heads: contracts.Heads, size: str = "base", **settings: Value) -> V
 
 
 def checked_model(model: Vit) -> Vit:
-    """Returns the model, checked. Raises UserError if an image holds no patch, a choice is not
-    known, or sizes clash, and as `sizes.checked` does."""
+    """Returns the model, checked. Raises UserError if an image is smaller than a patch, a choice is
+    unknown, or sizes conflict, and like `sizes.checked`."""
     s = model.settings
     check_divides("width", s.width, "attention_heads", s.attention_heads)
     checked(model)
@@ -244,8 +244,8 @@ def checked_model(model: Vit) -> Vit:
         not s.class_tokens and (s.pool == "first" or "pooled" in model.heads)
     ):
         raise UserError(
-            f"model.class_tokens={s.class_tokens}: must be 1, or 0 where model.pool=mean reads "
-            "none; change one of them"
+            f"model.class_tokens={s.class_tokens}: must be 1, or 0 with model.pool=mean, which "
+            "reads none; change one of them"
         )
     if "pixels" in model.heads:
         check_divides("decoder_width", s.decoder_width, "decoder_heads", s.decoder_heads)
@@ -253,8 +253,7 @@ def checked_model(model: Vit) -> Vit:
 
 
 def fit_params(params: PyTree, settings: Settings) -> PyTree:
-    """Returns parameters of another image size, with positions interpolated for that of the
-    settings."""
+    """Returns parameters with positions interpolated to the image size of the settings."""
     table = params["embed"]["position"]
     before = settings.class_tokens + ("distillation_token" in params["embed"])
     return params | {
@@ -269,8 +268,8 @@ INPUTS = ("images", "patch_keep")
 def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray]:
     """Returns the batch of the inputs: `images [B,H,W,C]` in fp32, `patch_keep [B,K]` in int32.
 
-    Raises UserError for images of another number of channels or smaller than a patch, and for
-    patches that are not there.
+    Raises UserError for images with another number of channels or smaller than a patch, and for
+    patch indices out of range.
     """
     if "images" not in arrays:
         return dict(arrays)
@@ -278,13 +277,13 @@ def checked_batch(arrays: HostBatch, settings: Settings) -> dict[str, np.ndarray
     shape, size, channels = images.shape, settings.patch_size, settings.channels
     if len(shape) != 4 or not len(images) or shape[3] != channels or min(shape[1:3]) < size:
         wanted = f"[rows, height, width, {channels} channels], of at least {size} x {size} pixels"
-        raise UserError(f"images: has shape {shape}; give {wanted}")
+        raise UserError(f"images: has shape {shape}; pass {wanted}")
     batch = {"images": np.asarray(images, np.float32)}
     if "patch_keep" in arrays:
         keep, count = arrays["patch_keep"], (shape[1] // size) * (shape[2] // size)
         if keep.ndim != 2 or len(keep) != len(images) or keep.min() < 0 or keep.max() >= count:
             raise UserError(
-                f"patch_keep: give [rows, kept] numbers of patches from 0 to {count - 1}, "
+                f"patch_keep: pass patch indices [rows, kept] from 0 to {count - 1}, "
                 f"for {len(images)} rows"
             )
         batch["patch_keep"] = keep.astype(np.int32)

@@ -1,4 +1,4 @@
-"""How a ViT embeds images: patches, their projection, positions, and masks. Dimensions as in
+"""The image embedding of a ViT: patches, their projection, positions, and masks. Dimensions as in
 `vit.py`."""
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fmjax.layers.taps import add_delta
 
 
 def patches(images_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns the square patches of images, row by row: [B,N,P,P,C]. Rows and columns that fill no
-    patch are left out."""
+    """Returns the square patches of images, row by row: [B,N,P,P,C]. Rows and columns that do not
+    fill a patch are left out."""
     rows, height, width, channels = images_BHWC.shape
     down, across = height // size, width // size
     whole = images_BHWC[:, : down * size, : across * size]
@@ -32,7 +32,7 @@ def patch_mask(pixel_mask_BHW: jax.Array, size: int) -> jax.Array:
 
 
 def encoder_mask(batch: Batch, tokens: int) -> Mask:
-    """Returns which of the tokens and patches that the encoder reads may be attended to."""
+    """Returns which of the encoder's tokens and patches may be attended to."""
     if "patch_mask" not in batch:
         return Mask()
     real = batch["patch_mask"]
@@ -46,15 +46,14 @@ def with_tokens(real_BN: jax.Array, tokens: int) -> jax.Array:
 
 
 def positions(width: int, before: int) -> Initializer:
-    """Returns the initializer of a position table [1, before + side * side, D] of sinusoids, 0
-    where there is no patch.
+    """Returns the initializer of a position table [1, before + side * side, D] of sinusoids, 0 for
+    positions without a patch.
 
     Raises UserError if the width is not a multiple of 4.
     """
     if width % 4:
         raise UserError(
-            "sinusoids in two dimensions need a width that is a multiple of 4, "
-            f"not {width}; change it"
+            f"sinusoids in two dimensions need a width divisible by 4, not {width}; change it"
         )
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Value = jnp.float32) -> jax.Array:
@@ -65,7 +64,7 @@ def positions(width: int, before: int) -> Initializer:
 
 
 class Embed(nn.Module):
-    """Learned tokens and projected patches, plus positions; only those patches that the encoder
+    """Learned tokens and projected patches, plus positions; only for patches that the encoder
     reads."""
 
     settings: Value  # vit.Settings
@@ -74,20 +73,20 @@ class Embed(nn.Module):
     @nn.compact
     def __call__(self, batch: Batch) -> jax.Array:
         """Returns [B,T+N,D], or [B,T+K,D]. Reads `patch_mask [B,N]` if present. Raises UserError
-        for images that the patches do not fit."""
+        for images that do not fit the patches."""
         s = self.settings
         dtype, init = jnp.dtype(s.dtype), normal(s.initializer_range)
         images = batch["images"]
         rows, height, width, channels = images.shape
         if channels != s.channels or min(height, width) < s.patch_size:
             raise UserError(
-                f"the images are of {height} x {width} pixels and {channels} channels, which "
-                f"model.patch_size={s.patch_size} and model.channels={s.channels} do not fit; "
-                "change one or the other"
+                f"the images have {height} x {width} pixels and {channels} channels, which do not "
+                f"fit model.patch_size={s.patch_size} and model.channels={s.channels}; change one "
+                "or the other"
             )
         before = len(self.tokens)
         shape = (s.width, channels, s.patch_size, s.patch_size)  # as the reference stores it
-        # As large as the positions, which would drown smaller patches.
+        # As large as the positions, which would dominate smaller patches.
         scaled = normal((channels * s.patch_size**2) ** -0.5)
         filters = parameter(self, "filters", scaled, ("embed", None, None, None), shape)
         bias = parameter(self, "bias", nn.initializers.zeros_init(), ("embed",), (s.width,))
@@ -103,7 +102,7 @@ class Embed(nn.Module):
             for name in self.tokens
         ]
         place = table[:, before:]
-        own = "patch_mask" in batch  # each image has positions of its own
+        own = "patch_mask" in batch  # each image has its own positions
         if own:
             mask_BHW = batch["patch_mask"].reshape(rows, *grid)
             place = resized_each(original, before, mask_BHW).astype(dtype)

@@ -26,8 +26,8 @@ POOLS = ("first", "mean")
 
 
 class ClassifyToken(nn.Module):
-    """Dropout and a linear layer over a token's hidden state, `pool="first"`, or over the mean of
-    the patches', "mean"."""
+    """Dropout and a linear layer over a token's hidden state, `pool="first"`, or over the mean over
+    the patches, "mean"."""
 
     tokens: int  # before the patches
     pool: str = "first"
@@ -73,8 +73,8 @@ class ClassifyDistilled(nn.Module):
 
 
 class Pixels(nn.Module):
-    """MAE's decoder (He et al. 2022, section 3): the encoder's patches in their places, a learned
-    vector in the others, fixed positions, a light stack, and a projection to each patch's
+    """MAE's decoder (He et al. 2022, section 3): the encoder's patches at their positions, a
+    learned vector at the others, fixed positions, a light stack, and a projection to each patch's
     pixels."""
 
     width: int
@@ -109,7 +109,7 @@ class Pixels(nn.Module):
             (1, self.tokens + own, self.width),
         )
         if "patch_keep" in batch:
-            # A product and not a scatter, whose gradient is slow.
+            # A product, not a scatter, whose gradient is slow.
             places_BKN = jax.nn.one_hot(batch["patch_keep"], count, dtype=x.dtype)
             missing_BN1 = 1 - places_BKN.sum(axis=1)[:, :, None]
             seen = jnp.einsum("BKN,BKD->BND", places_BKN, seen) + missing_BN1 * mask.astype(x.dtype)

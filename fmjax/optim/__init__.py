@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, built of optax stages that know the parameters by
+"""Optimizers and learning-rate schedules, built from optax stages that select parameters by
 name.
 """
 

@@ -143,62 +143,31 @@ def adafactor(
     def factored(name: str, leaf: Leaf) -> MuonDimensionNumbers | None:
         return long_sides(name, leaf, min_dim_size_to_factor)
 
-    def zeros(
-        shape: Callable[[Leaf, MuonDimensionNumbers | None], Shape | None], params: PyTree
-    ) -> PyTree:
-        def one(name: str, leaf: Leaf) -> jax.Array | optax.MaskedNode:
-            found = shape(leaf, factored(name, leaf))
-            return optax.MaskedNode() if found is None else jnp.zeros(found, jnp.float32)
-
-        return pytree.map_named(one, params)
-
     def init(params: PyTree) -> AdafactorState:
-        return AdafactorState(
-            count=jnp.zeros((), jnp.int32),
-            rows=zeros(
-                lambda leaf, axes: reduced(leaf, axes.output_axis) if axes else None, params
-            ),
-            columns=zeros(
-                lambda leaf, axes: reduced(leaf, axes.reduction_axis) if axes else None, params
-            ),
-            full=zeros(lambda leaf, axes: None if axes else leaf.shape, params),
-        )
+        def zeros(place: int) -> PyTree:
+            def one(name: str, leaf: Leaf) -> jax.Array | optax.MaskedNode:
+                shape = square_shapes(leaf, factored(name, leaf))[place]
+                return optax.MaskedNode() if shape is None else jnp.zeros(shape, jnp.float32)
+
+            return pytree.map_named(one, params)
+
+        return AdafactorState(jnp.zeros((), jnp.int32), *map(zeros, range(3)))
 
     def update(
         updates: PyTree, state: AdafactorState, params: PyTree = None
     ) -> tuple[PyTree, AdafactorState]:
         mean = partial(moving_mean, 1 - (state.count + 1.0) ** -decay_rate)
 
-        # Of rows and columns, or full, one is the node of what is absent.
         def one(
-            name: str,
-            update: jax.Array,
-            weights: jax.Array,
-            rows: PyTree,
-            columns: PyTree,
-            full: PyTree,
+            name: str, update: jax.Array, weights: jax.Array, *squares: PyTree
         ) -> tuple[PyTree, ...]:
-            square, axes = jnp.square(update) + 1e-30, factored(name, update)
-            if axes:
-                rows, columns = (
-                    mean(rows, square, axes.output_axis),
-                    mean(columns, square, axes.reduction_axis),
-                )
-                # Each to the power -1/2 by itself: their product may be too small for fp32.
-                direction = (
-                    update
-                    * (rows / rows.mean(axis=tuple(axes.reduction_axis), keepdims=True)) ** -0.5
-                    * columns**-0.5
-                )
-            else:
-                full = mean(full, square, ())
-                direction = update * full**-0.5
+            direction, *squares_now = normalized(update, factored(name, update), mean, *squares)
             direction = direction / jnp.maximum(
                 1.0, root_mean_square(name, direction) / clipping_threshold
             )
             if multiply_by_parameter_scale:
                 direction = direction * jnp.maximum(root_mean_square(name, weights), 1e-3)
-            return direction, rows, columns, full
+            return direction, *squares_now
 
         directions, rows, columns, full = unzipped(
             one, updates, params, state.rows, state.columns, state.full
@@ -206,6 +175,41 @@ def adafactor(
         return directions, AdafactorState(optax.safe_increment(state.count), rows, columns, full)
 
     return optax.GradientTransformation(init, update)
+
+
+def square_shapes(leaf: Leaf, axes: MuonDimensionNumbers | None) -> tuple[Shape | None, ...]:
+    """Returns the shapes of a parameter's rows, columns and full squares; None where it has none.
+
+    Of a matrix, `axes` are its sides.
+    """
+    if axes is None:
+        return None, None, leaf.shape
+    return reduced(leaf, axes.output_axis), reduced(leaf, axes.reduction_axis), None
+
+
+def normalized(
+    update: jax.Array,
+    axes: MuonDimensionNumbers | None,
+    mean: Callable[[jax.Array, jax.Array, Sequence[int]], jax.Array],
+    rows: PyTree,
+    columns: PyTree,
+    full: PyTree,
+) -> tuple[PyTree, ...]:
+    """Returns a gradient over its root mean square, and its rows, columns and full squares after
+    it.
+
+    Of a matrix, `axes` are its sides. `mean` continues a moving average, with the mean of what is
+    new over some axes.
+    """
+    square = jnp.square(update) + 1e-30
+    if axes is None:
+        full = mean(full, square, ())
+        return update * full**-0.5, rows, columns, full
+    rows = mean(rows, square, axes.output_axis)
+    columns = mean(columns, square, axes.reduction_axis)
+    # Each to the power -1/2 by itself: their product may be too small for fp32.
+    relative = rows / rows.mean(axis=tuple(axes.reduction_axis), keepdims=True)
+    return update * relative**-0.5 * columns**-0.5, rows, columns, full
 
 
 def long_sides(name: str, leaf: Leaf, least: int) -> MuonDimensionNumbers | None:

@@ -1,18 +1,18 @@
-"""Optimizers, built of optax stages that know the parameters by name.
+"""Optimizers, built from optax stages that select parameters by name.
 
-An optimizer is a chain of named stages and its state a dictionary of theirs; a stage that is not
-asked for is left out:
+An optimizer is a chain of named stages, and its state is a dictionary of theirs. Unused stages are
+left out:
 
     freeze -> penalty -> clip -> adam (or another algorithm) -> decay -> scale -> rate -> ema
 
 A parameter is decayed, frozen or scaled by its name, never by its rank: stacked layers give biases
-and norm scales a leading axis. All state is fp32, as the parameters are.
+and norm scales a leading axis. All state is fp32, like the parameters.
 
 AdamW is Loshchilov and Hutter 2019 (decoupled decay, multiplied by the learning rate, as in
-torch.optim.AdamW); penalties are the coupled kind, part of the loss whose gradient the algorithm
-sees, though not of the one that is logged: l1 times the sum of |w|, and l2 / 2 times that of w^2,
-as torch.optim.Adam's weight_decay; clipping by the global norm is Pascanu et al. 2013; layer-wise
-learning rates are BEiT's (Bao et al. 2022); the moving average is Polyak and Juditsky's of 1992
+torch.optim.AdamW); penalties are coupled, that is, part of the loss that is differentiated, but not
+of the logged one: l1 times the sum of |w|, and l2 / 2 times the sum of w^2, as in
+torch.optim.Adam's weight_decay; clipping by the global norm is Pascanu et al. 2013; layer-wise
+learning rates are BEiT's (Bao et al. 2022); the moving average is that of Polyak and Juditsky 1992
 with exponential weights.
 """
 
@@ -42,9 +42,7 @@ Factor: TypeAlias = float | np.ndarray
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation, and the learning rate it has at each update (the first is update
-    0).
-    """
+    """A gradient transformation, and its learning rate at each update (the first is update 0)."""
 
     transform: Transform
     learning_rate: optax.Schedule
@@ -55,9 +53,9 @@ def build(config: Mapping[str, PyTree], params: PyTree, steps: int) -> Optimizer
     updates.
 
     `params` is the tree of parameters or of their shapes: only names and shapes are read. Frozen
-    parameters get an update of zero whatever their gradient, count for no norm, and have no
-    moments: in a state, optax.MaskedNode stands for them, which `map_params` passes over. The
-    average has every parameter.
+    parameters get a zero update regardless of their gradient, do not count in norms, and have no
+    moments: in a state, optax.MaskedNode takes their place, which `map_params` skips. The average
+    has every parameter.
 
     Raises UserError for an unknown setting or choice, a value out of range, or an expression
     without a match.
@@ -80,7 +78,7 @@ def build(config: Mapping[str, PyTree], params: PyTree, steps: int) -> Optimizer
     if settings.freeze:
         trained = trainable(params, settings.freeze)
         zero = optax.masked(optax.set_to_zero(), inverse(trained))
-        # Every stage passes the frozen ones by, so their zeros arrive as constants, which XLA folds
+        # Every stage skips the frozen ones, so their zeros arrive as constants, which XLA folds
         # away.
         stages = {"freeze": zero} | {
             name: optax.masked(stage, trained) for name, stage in stages.items()
@@ -91,9 +89,9 @@ def build(config: Mapping[str, PyTree], params: PyTree, steps: int) -> Optimizer
 
 
 def read(config: Mapping[str, PyTree], params: PyTree) -> tuple[Settings, str, Transform]:
-    """Returns the settings all optimizers share, and the algorithm's name and stage.
+    """Returns the settings that all optimizers share, and the algorithm's name and stage.
 
-    None is unset.
+    None means unset.
     """
     check_section(config)
     given = {key: value for key, value in config.items() if value is not None}
@@ -110,7 +108,7 @@ def own_settings(algorithm: Callable[..., Transform]) -> list[str]:
 def check_section(config: Mapping[str, PyTree]) -> None:
     """Raises UserError for an unknown setting or choice, and a value out of range.
 
-    It reads the config's section `optim` alone. None is unset.
+    It only reads the config's `optim` section. None means unset.
     """
     given = {key: value for key, value in config.items() if value is not None}
     name = given.pop("name", "adamw")
@@ -134,7 +132,7 @@ def check_section(config: Mapping[str, PyTree]) -> None:
 
 
 def trainable(params: PyTree, freeze: Sequence[str]) -> PyTree:
-    """Returns a tree of bool: whether a parameter is trained, which is if it matches none of the
+    """Returns a tree of bool: whether a parameter is trained, that is, matches none of the
     expressions.
 
     Raises UserError if an expression matches nothing, or nothing is left to train.
@@ -154,21 +152,21 @@ def inverse(mask: PyTree) -> PyTree:
 def factors(
     params: PyTree, multipliers: Mapping[str, float], layer_decay: float
 ) -> dict[str, Factor]:
-    """Returns by name what multiplies the learning rate: a float, or fp32 [layers, 1, ...] of
+    """Returns the factor on the learning rate by name: a float, or fp32 [layers, 1, ...] for
     stacked layers.
 
     It is `layer_decay ** distance`, times every multiplier whose expression is found in the name.
     The distances are BEiT's: layer i of N (from 0) is N - i away from the output, embeddings are
-    one farther than the first layer, and all else (pooler, final norms, heads with any layers of
-    their own) is at 0. An encoder and a decoder each count their own layers.
+    one farther than the first layer, and everything else (pooler, final norms, heads with any
+    layers of their own) is at 0. An encoder and a decoder count their layers separately.
 
-    Raises UserError if an expression matches nothing, or there are no layers to decay over.
+    Raises UserError if an expression matches nothing, or if there are no layers to decay over.
     """
     leaves = pytree.names(params)
     depth = max((leaf.shape[0] for name, leaf in leaves.items() if BACKBONE.match(name)), default=0)
     if layer_decay != 1 and not depth:
         raise UserError(
-            f"optim.layer_decay={layer_decay}: the model has no stacked layers; leave it at 1"
+            f"optim.layer_decay={layer_decay}: the model has no stacked layers; keep it at 1"
         )
     found = {
         expression: pytree.names(pytree.mask(params, [expression], "optim.multipliers"))
@@ -191,7 +189,8 @@ def factors(
 
 
 def penalize(l1: float, l2: float) -> Transform:
-    """Returns the stage that adds the gradient of l1 |w| + l2 / 2 w^2; that of |w| is 0 at 0."""
+    """Returns the stage that adds the gradient of l1 |w| + l2 / 2 w^2, where that of |w| is 0 at
+    0."""
 
     def add(updates: PyTree, params: PyTree) -> PyTree:
         return jax.tree.map(lambda update, w: update + l1 * jnp.sign(w) + l2 * w, updates, params)
@@ -209,7 +208,7 @@ def scale_by_name(scales: Mapping[str, Factor]) -> Transform:
 
 
 class EmaState(NamedTuple):
-    """The moving average of the parameters, a tree like theirs."""
+    """The moving average of the parameters, a tree of the same structure."""
 
     ema: PyTree
 
@@ -223,12 +222,13 @@ def track_ema(decay: float) -> Transform:
     """
 
     def init(params: PyTree) -> EmaState:
-        # A copy: parameters and average are donated together, so they may not share a buffer.
+        # This is a copy: parameters and average are donated together, so they must not share a
+        # buffer.
         return EmaState(jax.tree.map(jnp.copy, params))
 
     def update(updates: PyTree, state: EmaState, params: PyTree = None) -> tuple[PyTree, EmaState]:
         # Written as a step toward the parameters, which leaves the average of a frozen one exactly
-        # as it is.
+        # unchanged.
         def step(average: jax.Array, param: jax.Array, change: jax.Array) -> jax.Array:
             return average + (1 - decay) * (param + change - average)
 
@@ -238,7 +238,7 @@ def track_ema(decay: float) -> Transform:
 
 
 def chain(stages: Mapping[str, Transform]) -> Transform:
-    """Returns the stages one after the other, as optax.named_chain does, with a plain dictionary as
+    """Returns the composition of the stages, like optax.named_chain, with a plain dictionary as
     state.
     """
     inner = optax.named_chain(*stages.items())
@@ -263,10 +263,9 @@ def map_params(
     other: Callable[[PyTree], PyTree],
 ) -> PyTree:
     """Maps `function(leaf, *leaves)` over a state's copies of the parameter tree, and `other` over
-    all else in it.
+    everything else.
 
-    It is optax.tree_utils.tree_map_params, but passes over frozen parameters, which have no
-    moments.
+    Like optax.tree_utils.tree_map_params, but skips frozen parameters, which have no moments.
     """
 
     def absent(node: PyTree) -> bool:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the rate as a function of the update's number."""
+"""Learning-rate schedules: the rate as a function of the update index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from fmjax.errors import UserError
 from fmjax.optim.settings import Settings, choose
 
-# After warm-up: functions of the update's number, warm-up's length, and progress (0 to 1).
+# After warm-up: functions of the update index, the length of warm-up, and progress (0 to 1).
 SHAPES: dict[str, Callable[[jax.Array, int, jax.Array], jax.Array]] = {
     "constant": lambda number, warmup, progress: jnp.ones_like(progress),
     "linear": lambda number, warmup, progress: 1 - progress,
@@ -25,7 +25,7 @@ SHAPES: dict[str, Callable[[jax.Array, int, jax.Array], jax.Array]] = {
 def warmup_count(settings: Settings, steps: int) -> int:
     """Returns the number of warm-up updates.
 
-    Raises UserError if that is given twice, or is more than all.
+    Raises UserError if it is set twice, or exceeds the number of updates.
     """
     if settings.warmup_steps is not None and settings.warmup_ratio is not None:
         raise UserError(
@@ -42,7 +42,7 @@ def warmup_count(settings: Settings, steps: int) -> int:
 def schedule(
     name: str, learning_rate: float, steps: int, warmup_steps: int, end_fraction: float = 0.0
 ) -> optax.Schedule:
-    """Returns the learning rate (fp32) as a function of the update's number, the first being 0.
+    """Returns the learning rate (fp32) as a function of the update index; the first is 0.
 
     The rate rises from 0 at update 0 to `learning_rate` at update `warmup_steps`, and then is
     - constant: `learning_rate`;
@@ -50,8 +50,8 @@ def schedule(
     - inverse_sqrt: `learning_rate * sqrt(warmup_steps / number)` (Vaswani et al. 2017, section
       5.3).
 
-    With warm-up the first update has rate 0, as in transformers (get_linear_schedule_with_warmup
-    and the like).
+    With warm-up, the first update has rate 0, as in transformers (get_linear_schedule_with_warmup
+    and similar ones).
 
     Raises UserError for an unknown name, inverse_sqrt without warm-up, or an `end_fraction` without
     effect.
@@ -59,7 +59,7 @@ def schedule(
     shape = choose("schedule", name, SHAPES)
     if name == "inverse_sqrt" and not warmup_steps:
         raise UserError(
-            "optim.schedule=inverse_sqrt falls from the end of warm-up; set optim.warmup_steps"
+            "optim.schedule=inverse_sqrt decays from the end of warm-up; set optim.warmup_steps"
         )
     if end_fraction and name not in ("linear", "cosine"):
         raise UserError(

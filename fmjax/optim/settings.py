@@ -1,4 +1,4 @@
-"""The settings that every optimizer has, and what their values must be."""
+"""The settings that all optimizers share, and their limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Settings:
     learning_rate: float = 1e-4
     schedule: str = "linear"
     warmup_steps: int | None = None  # at most one of warmup_steps and warmup_ratio
-    warmup_ratio: float | None = None  # of all steps, rounded up as transformers does
+    warmup_ratio: float | None = None  # fraction of all steps, rounded up as in transformers
     end_fraction: float = 0.0
     weight_decay: float = 0.01
     l1: float = 0.0
@@ -30,16 +30,16 @@ class Settings:
     freeze: Sequence[str] = ()
     # Regular expression -> factor.
     multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    layer_decay: float = 1.0  # of the learning rate, for each layer farther from the output
+    layer_decay: float = 1.0  # factor on the learning rate for each layer farther from the output
     ema: float | None = None
 
 
-# What a setting must be: the test, and its name in words.
+# Limits of settings: the test, and its description.
 Limit = tuple[Callable[[float], bool], str]
 FRACTION: Limit = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
-BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "a number from 0 to below 1")
+BELOW_ONE: Limit = (lambda value: 0 <= value < 1, "a number from 0 to less than 1")
 POSITIVE: Limit = (lambda value: value > 0, "a number above 0")
-NOT_NEGATIVE: Limit = (lambda value: value >= 0, "a number that is 0 or more")
+NOT_NEGATIVE: Limit = (lambda value: value >= 0, "a number that is not negative")
 COUNT: Limit = (
     lambda value: isinstance(value, int) and 0 <= value <= limits.MOST,
     "a whole number that is 0 or more",
@@ -63,7 +63,7 @@ LIMITS: dict[str, Limit] = {
     "layer_decay": (lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
     "ema": BELOW_ONE,
 }
-# The settings that are no numbers.
+# Settings that are not numbers.
 OTHERS: dict[str, limits.Limit] = {
     "schedule": limits.text,
     "no_decay": limits.texts,
@@ -74,11 +74,11 @@ OTHERS: dict[str, limits.Limit] = {
 
 
 def choose(setting: str, name: str, choices: Mapping[str, T]) -> T:
-    """Returns the choice of that name. Raises UserError if there is none."""
+    """Returns the choice named `name`. Raises UserError if there is none."""
     if not isinstance(name, str) or name not in choices:
         hint = nearest(str(name), choices)
         raise UserError(
-            f'optim.{setting}: there is no "{name}"{hint}; choose from {", ".join(choices)}'
+            f'optim.{setting}: "{name}" is not known{hint}; choose from {", ".join(choices)}'
         )
     return choices[name]
 
@@ -88,4 +88,4 @@ def check(setting: str, value: object, limit: Limit) -> None:
     fits, words = limit
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not (number and isinstance(value, int | float) and fits(value)):
-        raise UserError(f"optim.{setting}={value!r} is out of range; give {words}")
+        raise UserError(f"optim.{setting}={value!r} is out of range; use {words}")

@@ -1,8 +1,8 @@
-"""What a compiled program sends between devices, read from its text.
+"""The communication between devices in a compiled program, read from its text.
 
-XLA counts the body of a loop once; here each loop's instructions are counted as often as it turns.
-A CPU's compiler notes that beside the loop; a TPU's leaves the number in the condition, with which
-a scan compares its index. Other loops count once."""
+XLA counts the body of a loop once; here, each loop's instructions are multiplied by its trip count.
+The CPU compiler notes it beside the loop; the TPU compiler leaves the number in the condition,
+where a scan compares its index with it. Other loops count once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]
 
 
 class Traffic(NamedTuple):
-    """How often a kind of collective runs in a step, and how many bytes a device sends in it."""
+    """How often a kind of collective runs in a step, and how many bytes a device sends."""
 
     times: int
     sent: float
@@ -41,13 +41,13 @@ class Computation(NamedTuple):
     collectives: list[tuple[str, float]]  # kind, bytes sent
     called: list[
         tuple[str, int, str]
-    ]  # name, how often, and of what a loop calls, its condition if that alone says how often
+    ]  # name, count, and, for the callee of a loop, its condition if that determines the count
     bounds: list[int]  # the integer constants
     compares: list[bool]  # whether it ends in a comparison
 
 
 def collectives(text: str, devices: int) -> dict[str, Traffic]:
-    """Returns by kind what one run of a compiled program (`compiled.as_text()`) sends between
+    """Returns, by kind, the traffic of one run of a compiled program (`compiled.as_text()`) between
     `devices`.
     """
     parts, entry = computations(text, devices)
@@ -71,8 +71,8 @@ def collectives(text: str, devices: int) -> dict[str, Traffic]:
 
 
 def turns_of(condition: Computation | None) -> int:
-    """Returns the trip count of a loop that counts from 0 to the one constant in its condition; 1
-    for any other loop.
+    """Returns the trip count of a loop that counts from 0 to the single constant in its condition;
+    1 for any other loop.
     """
     return (
         condition.bounds[0]
@@ -120,8 +120,8 @@ def collective(instruction: str, devices: int) -> Iterator[tuple[str, float]]:
         math.prod(int(size) for size in shape.split(",") if size) * item_size(dtype)
         for dtype, shape in ARRAY.findall(instruction[: operation.start()])
     ]
-    # What is begun asynchronously has its operands and its results, of which the largest is the
-    # whole.
+    # An asynchronous start has its operands and results as outputs, and the largest is the full
+    # array.
     size = max(arrays, default=0) if operation[2] else sum(arrays)
     members = group_size(instruction, devices)
     share = (members - 1) / members

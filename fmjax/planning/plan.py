@@ -1,11 +1,11 @@
-"""What a training step will need on hardware that is not here: memory, time, and what it sends
-between chips.
+"""Resources of a training step on hardware that is not available here: memory, time, and
+communication between chips.
 
-For a TPU slice the real step is compiled, sharded, by the TPU's own compiler
-(`jax.experimental.topologies` and the libtpu wheel; no TPU is touched and no array is made), its
-layers scanned whatever the config says. For a GPU or a CPU the figures are analytic. Of the data
-only the first records are read, for the shapes of a batch, and a tokenizer is trained on those
-alone: the vocabulary is as large as the config says."""
+For a TPU slice, the TPU's own compiler compiles the real sharded step (with
+`jax.experimental.topologies` and the libtpu wheel; no TPU is used and no array is created), with
+scanned layers regardless of the config. For a GPU or a CPU, the numbers are analytic. Only the
+first records of the data are read, for the shapes of a batch, and a tokenizer is trained only on
+those: the vocabulary has the size in the config."""
 
 from __future__ import annotations
 
@@ -27,29 +27,24 @@ from fmjax.contracts import Config, PyTree, Value
 from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle, ConcatenatedSources, Source, Subset
 from fmjax.data.splits import open_sources
+from fmjax.data.stream.batches import batch_shapes
 from fmjax.distributed.layout import accumulation, lay_out
 from fmjax.distributed.sharding import batch_shardings
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
-from fmjax.limits import check_config
 from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
 from fmjax.train.budget import device_bytes, saved_bytes
+from fmjax.train.chunks import chunked_logits, logits_bytes
 from fmjax.train.kernels import attention_kernels, described
 from fmjax.train.length import total_steps
-from fmjax.train.stages import (
-    Abstract,
-    Built,
-    batch_shapes,
-    build_model,
-    describe,
-    training_step,
-)
+from fmjax.train.limits import check_config
+from fmjax.train.stages import Abstract, Built, build_model, describe, training_step
 
-RECORDS = 200  # of the data that are looked at
-PIECES = 1000  # of the tokenizer that is trained on them
-# What libtpu reads of its surroundings, set where there is no TPU; without the last, two processes
-# could not compile at once.
+RECORDS = 200  # number of records that are read
+PIECES = 1000  # vocabulary size of the tokenizer trained on them
+# Environment variables of libtpu, set if there is no TPU; without the last one, two processes could
+# not compile at once.
 DEVICELESS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -66,13 +61,13 @@ class Topology:
     """Chips of one kind: a TPU slice of some shape, a number of GPUs, or this machine's CPU."""
 
     written: str
-    chip: Chip | None  # None: a CPU, of which no figures are known
+    chip: Chip | None  # None: a CPU, whose specifications are unknown
     count: int
     tpu: bool
 
     def devices(self) -> Sequence[PyTree]:
-        """Returns the devices, which are not here. Raises UserError if libtpu is not installed or
-        knows no such slice.
+        """Returns the devices, which are not attached. Raises UserError if libtpu is not installed
+        or does not know the slice.
         """
         if not self.tpu:
             platform = "gpu" if self.chip else "cpu"
@@ -94,13 +89,13 @@ class Topology:
                 ) from None
             reason = one_line(error, 200)
             raise UserError(
-                f"--topology={self.written}: libtpu has no such slice ({reason}); give another"
+                f"--topology={self.written}: libtpu has no such slice ({reason}); name another"
             ) from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Absent:
-    """A device that is not here, for the shape of a mesh."""
+    """A placeholder for a device that is not attached, for the shape of a mesh."""
 
     id: int
     platform: str
@@ -115,7 +110,7 @@ def read_topology(text: str) -> Topology:
     kind, *rest = text.split(":")
     gpus = [name for name in CHIPS if not name.startswith("v")]
     tpus = [name for name in CHIPS if name.startswith("v")]
-    form = "give v5e:4x4, v5p:4x4x8, gpu:h200, gpu:h200:8, cpu or cpu:8"
+    form = "choose from v5e:4x4, v5p:4x4x8, gpu:h200, gpu:h200:8, cpu or cpu:8"
     if (
         kind == "gpu"
         and rest
@@ -153,14 +148,14 @@ class Step:
 
 
 def describe_step(config: Config, devices: Sequence[PyTree] | None = None) -> Step:
-    """Returns the step that a config describes, over devices.
+    """Returns the step of a config over devices.
 
-    Raises UserError for whatever does not fit.
+    Raises UserError if the parts of the config do not fit together.
     """
     check_config(config)
     layout = lay_out(config, devices)
     if origin := config.get("init", {}).get("weights"):
-        why = "a plan reads no weights; leave it out, and name the model's sizes"
+        why = "a plan reads no weights; leave it out, and set the model's sizes"
         raise UserError(f"init.weights={origin}: {why}")
     built = build_from_first_records(config)
     spec = batch_shapes(config, built.examples["train"])
@@ -168,7 +163,7 @@ def describe_step(config: Config, devices: Sequence[PyTree] | None = None) -> St
 
 
 def build_from_first_records(config: Config) -> Built:
-    """Returns the task, model and examples by the first records of the training data."""
+    """Returns the task, model and examples for the first records of the training data."""
     task = tasks.make(config["task"])
     source = first_records(open_sources(config["data"], task.splits)["train"])
     config = config | {"task": config["task"] | task.resolve(source)}
@@ -192,8 +187,8 @@ def first_records(source: Source | Bundle) -> PyTree:
 
 
 def compile_step(step: Step) -> PyTree:
-    """Returns the compiled step, of abstract arrays. Raises UserError if the compiler says that it
-    does not fit.
+    """Returns the compiled step for abstract arrays. Raises UserError if the compiler reports that
+    it does not fit.
     """
     abstract, built = step.abstract, step.built
     layout, state = abstract.layout, abstract.state
@@ -217,16 +212,15 @@ def plan_config(
     overrides: Mapping[str, Value] | None = None,
     analytic: bool = False,
 ) -> Config:
-    """Returns what a training step needs on hardware that is not here; nothing is trained.
+    """Returns the resources of a training step on hardware that you do not have. Trains nothing.
 
     Args:
       config: "path/to/file.py" or "path/to/file.py:argument".
       topology: "v5e:4x4", "v5p:4x4x8", "gpu:h200", "gpu:h200:8", "cpu" or "cpu:8".
       overrides: values by key, such as {"data.batch_size": 64}.
-      analytic: whether to compile nothing for a TPU, and calculate by formula as for a GPU.
+      analytic: whether to use formulas for a TPU, as for a GPU, instead of compiling.
 
-    Returns bytes per device, FLOPs, traffic, seconds per step, and whether it fits, as JSON holds
-    them.
+    Returns bytes per device, FLOPs, traffic, seconds per step, and whether it fits, as JSON values.
 
     Raises UserError for a config or topology that does not fit together.
     """
@@ -242,39 +236,31 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
     begun = time.perf_counter()
     if (
         topology.tpu and compiled
-    ):  # an unrolled step says the same, after as many times longer as there are layers
+    ):  # an unrolled step gives the same numbers, but compiles much longer
         config = config | {"model": config["model"] | {"scan_layers": True}}
     step = describe_step(config, topology.devices())
-    state = step.abstract.state
-    kernels = attention_kernels(
-        step.built.config,
-        step.built.model,
-        state.params,
-        step.abstract.spec,
-        step.abstract.layout,
-    )
+    state, layout, spec = step.abstract.state, step.abstract.layout, step.abstract.spec
+    loss = (step.built.model, step.built.task, state.params, spec, layout, step.built.config)
     held = {
         "parameters": device_bytes(state.params),
         "optimizer": device_bytes(state.opt_state),
         "gradients": device_bytes(state.params),
-        "activations": saved_bytes(
-            step.built.model,
-            step.built.task,
-            state.params,
-            step.abstract.spec,
-            step.abstract.layout,
-            step.built.config,
-        ),
+        "activations": saved_bytes(*loss),
     }
     result: Config = {
         "topology": topology.written,
         "devices": topology.count,
-        "mesh": dict(step.abstract.layout.mesh.shape),
+        "mesh": dict(layout.mesh.shape),
         "rules": config["mesh"]["rules"] if not config["mesh"].get("table") else "table",
         "model_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         "bytes_per_device": held,
-        "attention": described(kernels),
-        "flops_per_step": 3 * step.built.model.forward_flops(step.abstract.spec),
+        "attention": described(attention_kernels(*loss)),
+        "chunked_logits": {
+            head: dict(zip(("chunk", "whole"), logits_bytes(logits, layout), strict=True))
+            | {"rows": logits.rows}
+            for head, logits in chunked_logits(*loss).items()
+        },
+        "flops_per_step": 3 * step.built.model.forward_flops(spec),
         "analytic": not (topology.tpu and compiled),
     }
     sent: dict[str, Traffic] = {}
@@ -294,8 +280,8 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
 
 
 def with_compiler(step: Step, result: Config, estimate: int) -> tuple[int, dict[str, Traffic]]:
-    """Compiles the step; returns the bytes that a device needs and its traffic, and adds what the
-    compiler says to the result.
+    """Compiles the step. Returns the bytes that a device needs and its traffic, and adds the
+    compiler's numbers to the result.
     """
     try:
         program = compile_step(step)
@@ -324,8 +310,8 @@ def with_compiler(step: Step, result: Config, estimate: int) -> tuple[int, dict[
 
 
 def analytic_traffic(step: Step) -> dict[str, Traffic]:
-    """Returns the bytes that data-parallel and FSDP rules send: sharded parameters are gathered
-    twice, gradients reduced once.
+    """Returns the bytes sent under data-parallel and FSDP rules: sharded parameters are gathered
+    twice, and gradients are reduced once.
     """
     gathered = reduced = 0.0
     for leaf in jax.tree.leaves(step.abstract.state.params):
@@ -341,12 +327,12 @@ def analytic_traffic(step: Step) -> dict[str, Traffic]:
 
 
 def roofline(step: Step, topology: Topology, result: Config) -> Config:
-    """Returns the least seconds a step can take, by its slowest resource, and the share of the
-    peak.
+    """Returns the minimum seconds per step, determined by its slowest resource, and the fraction of
+    the peak FLOP/s.
 
-    A step multiplies three times as much as its forward pass, four times where everything is
-    computed again. It reads its parameters in three passes and its optimizer's state in one, writes
-    both, and writes and reads what it keeps."""
+    A step has three times the FLOPs of its forward pass, or four times if everything is recomputed.
+    It reads its parameters three times and its optimizer state once, writes both, and writes and
+    reads the stored activations."""
     chip, held = topology.chip, result["bytes_per_device"]
     assert chip is not None
     again = {"none": 0.0, "dots": 0.0, "everything": 1 / 3}[
@@ -392,16 +378,18 @@ def hint(step: Step, topology: Topology, held: Mapping[str, int]) -> str:
         )
         if whole and topology.count > 1:
             return (
-                "the whole state is on every device: --config.mesh.rules=fsdp "
+                "every device holds the whole state: --config.mesh.rules=fsdp "
                 "--config.mesh.axes='{\"fsdp\": -1}'"
             )
         return (
-            f"the state alone needs about {need} such chips: take more, or "
+            f"the state alone needs about {need} such chips: use more, or "
             "--config.optim.name=adafactor"
         )
     if step.built.config["model"].get("remat", "everything") != "everything":
-        return "--config.model.remat=everything, which keeps of each layer only what it read"
+        return "--config.model.remat=everything, which stores only the input of each layer"
+    if step.built.config["model"].get("loss_chunk", 0) < 0:
+        return "--config.model.loss_chunk=0, which computes large logits in chunks of rows"
     rows = step.built.config["data"]["batch_size"]
     if step.parts < rows // step.abstract.layout.mesh.size:
-        return f"--config.train.accumulate={2 * step.parts}, which halves what is kept at once"
+        return f"--config.train.accumulate={2 * step.parts}, which halves the activations in memory"
     return "a mesh with a tensor axis and --config.mesh.rules=fsdp_tp, or more chips"

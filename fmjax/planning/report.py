@@ -1,4 +1,4 @@
-"""The text of a plan: the figures of a step, and where each parameter goes."""
+"""The text of a plan: the resources of a step, and the sharding of each parameter."""
 
 from __future__ import annotations
 
@@ -29,13 +29,18 @@ def table(result: Config) -> str:
         "per device, GiB",
         *(f"  {name:<12} {size / GIB:10.3f}" for name, size in held.items()),
     ]
+    lines += [
+        f"logits of {head}: {size['rows']:,} rows at once, {size['chunk'] / GIB:.3f} GiB instead "
+        f"of {size['whole'] / GIB:.3f}"
+        for head, size in result["chunked_logits"].items()
+    ]
     if compiler := result.get("compiler"):
         lines += [
             "as compiled, GiB",
             *(f"  {name:<12} {compiler[name] / GIB:10.3f}" for name in MEMORY),
         ]
     if "refused" in result:
-        lines.append(f"the compiler refuses it: {result['refused']}")
+        lines.append(f"the compiler rejects it: {result['refused']}")
     lines.append(f"needs {result['total_bytes'] / GIB:.2f} GiB per device")
     lines.append(
         f"{result['flops_per_step']:.4g} FLOPs per step (forward and backward, by formula)"
@@ -54,7 +59,7 @@ def table(result: Config) -> str:
         )
         lines.append("fits" if result["fits"] else f"does not fit; try {result['hint']}")
     if result["analytic"]:
-        lines.append("by formula alone: nothing was compiled")
+        lines.append("estimated by formula; nothing was compiled")
     return "\n".join(lines)
 
 
@@ -62,9 +67,9 @@ MEMORY = ("arguments", "outputs", "aliased", "temporaries")
 
 
 def sharding_rows(config: Config, topology: Topology) -> list[Record]:
-    """Returns of each parameter its name, shape, logical axes, mesh axes and bytes per device.
+    """Returns the name, shape, logical axes, mesh axes and bytes per device of each parameter.
 
-    Raises UserError as `plan` does.
+    Raises UserError like `plan`.
     """
     step = describe_step(config, topology.devices())
     boxed = jax.eval_shape(

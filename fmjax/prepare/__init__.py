@@ -1,4 +1,4 @@
-"""Preparing a corpus: raw text to shards of ArrayRecord.
+"""Prepares a corpus: from raw text to shards of ArrayRecord.
 
-`run` and `steps` need datatrove, `report` does not.
+`run` and `steps` need datatrove; `command`, which has the flags, and `report` do not.
 """

@@ -1,4 +1,4 @@
-"""Guards of a preparation: it can be interrupted, and only one runs in an output folder."""
+"""Guards for preparing data: interruption, and a lock on the output folder."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_one(output: Path, work: Path) -> Iterator[None]:
-    """Locks the output folder. Raises UserError if another process has."""
+    """Locks the output folder. Raises UserError if another process has locked it."""
     with (work / "lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"--output={output}: another process is preparing into it; "
-                "wait for it, or name another"
+                f"--output={output}: another process is preparing data in it; wait for it, or name "
+                "another folder"
             ) from error
         yield

@@ -1,8 +1,8 @@
-"""The output of preparing a corpus: the shards, the settings that made them, and a report of what
-was dropped and why.
+"""The output of preparing a corpus: the shards, their settings, and a report of what was dropped
+and why.
 
-Every task writes what it did to a small JSON file of its own; `gather` adds them up. Nothing here
-needs datatrove.
+Every task writes its counts to a small JSON file; `gather` adds them up. Nothing here needs
+datatrove.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from fmjax.contracts import Config, Value
 from fmjax.errors import UserError, nearest
 
 REPORT, SETTINGS, TALLIES, PARTS = "report.json", "settings.json", "tallies", "parts"
-FIRST, LAST = "documents", "written"  # the tallies of what was read, and of what was written
+FIRST, LAST = "documents", "written"  # names of the tallies of read and of written documents
 EXAMPLES = 3  # of each reason, in the report
 LETTERS = 200  # of an example
-Counts: TypeAlias = Config  # numbers, names and lists of such, as JSON holds them
+Counts: TypeAlias = Config  # JSON values: numbers, names and lists of them
 
 
 class Shards:
     """Writes documents in turn to the shards of a task: numbers `rank`, `rank + tasks`, ... below
     `shards`.
 
-    A shard gets its name once it is complete; a task that was killed writes its shards again.
+    A shard gets its final name when it is complete; a killed task writes its shards again.
     """
 
     def __init__(self, folder: Path, rank: int, tasks: int, shards: int):
@@ -40,7 +40,7 @@ class Shards:
             folder / f"{number:05d}.array_record" for number in range(rank, shards, tasks)
         ]
         self.parts = [name.with_name(f".{name.name}.{os.getpid()}.part") for name in self.names]
-        # Groups of one record, so that any is read without its neighbors.
+        # Groups of one record, so that each can be read without its neighbors.
         self.writers = [ArrayRecordWriter(str(part), "group_size:1") for part in self.parts]
         self.counts = [0] * len(self.names)
         self.written = 0
@@ -53,7 +53,7 @@ class Shards:
         self.written += 1
 
     def close(self) -> dict[str, int]:
-        """Gives the shards their names; returns the number of records in each."""
+        """Gives the shards their final names. Returns the number of records in each."""
         for writer, part, name in zip(self.writers, self.parts, self.names, strict=True):
             writer.close()
             part.replace(name)
@@ -67,7 +67,7 @@ class Shards:
 
 
 def write_json(path: Path, values: Counts) -> None:
-    """Writes a JSON file that is there whole or not at all."""
+    """Writes a JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     json_files.write_json(path, values)
 
@@ -115,7 +115,7 @@ def parse_steps(flag: str, text: str, known: Mapping[str, Sequence[str]]) -> dic
         if name not in known:
             raise UserError(
                 f'{flag}: "{name}" is not known{nearest(name, known)}; '
-                f"there are {', '.join(known)}, and none"
+                f"choose from {', '.join(known)}, or none"
             )
         if not isinstance(options, dict):
             raise UserError(
@@ -135,7 +135,7 @@ def parse_steps(flag: str, text: str, known: Mapping[str, Sequence[str]]) -> dic
 def claim(output: Path, settings: Counts) -> None:
     """Writes the settings into the output folder.
 
-    Raises UserError if it has others, or holds something else.
+    Raises UserError if it has different settings or other content.
     """
     path = output / SETTINGS
     if output.exists() and not output.is_dir():
@@ -187,7 +187,8 @@ def read_tallies(folder: Path) -> list[Counts]:
 def gather(work: Path, settings: Counts, steps: Iterable[str]) -> Counts:
     """Returns the report, added up from the tallies of all tasks, in the order of the steps.
 
-    Raises RuntimeError if documents are neither dropped nor written: then a task has lost some.
+    Raises RuntimeError if documents are neither dropped nor written, which means that a task lost
+    some.
     """
     first, last = (read_tallies(work / TALLIES / name) for name in (FIRST, LAST))
     twins = {int(number): twin for tally in last for number, twin in tally["clusters"].items()}
@@ -199,7 +200,7 @@ def gather(work: Path, settings: Counts, steps: Iterable[str]) -> Counts:
     lost = read["documents"] - kept["documents"] - sum(row["documents"] for row in dropped)
     if lost:
         raise RuntimeError(
-            f"{lost} documents are neither written nor dropped; the logs are in {work / 'logs'}"
+            f"{lost} documents were neither written nor dropped; see the logs in {work / 'logs'}"
         )
     report: Counts = {"settings": settings, "read": read, "written": kept, "dropped": dropped}
     if settings.get("tokenizer"):
@@ -209,8 +210,8 @@ def gather(work: Path, settings: Counts, steps: Iterable[str]) -> Counts:
 
 
 def added_up(step: str, tallies: Iterable[Counts], twins: Mapping[int, Counts]) -> list[Counts]:
-    """Returns the reasons of a step, the most frequent first, with examples, and for a
-    near-duplicate what it resembles."""
+    """Returns the reasons of a step, most frequent first, with examples; for near-duplicates, also
+    the similar document."""
     rows: dict[str, Counts] = {}
     for tally in tallies:
         for reason, part in tally.items():
@@ -228,10 +229,10 @@ def added_up(step: str, tallies: Iterable[Counts], twins: Mapping[int, Counts]) 
 
 
 def place_shards(work: Path, output: Path) -> list[Counts]:
-    """Moves the shards that have records to the output folder, renumbered; returns their names,
-    records and bytes.
+    """Moves non-empty shards to the output folder and renumbers them. Returns their names, records
+    and bytes.
 
-    It can be repeated after an interruption. An empty shard, which readers refuse, is left out.
+    It can be repeated after an interruption. Empty shards, which readers reject, are left out.
     """
     counts = {
         name: count

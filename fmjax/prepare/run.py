@@ -1,11 +1,11 @@
 """Turns raw text into a training corpus: filtered, deduplicated, tokenized, in shards of
 ArrayRecord.
 
-The engine is datatrove (Penedo et al. 2024, which made FineWeb): its quality filters, exact and
+The engine is datatrove (Penedo et al. 2024), which produced FineWeb: its quality filters, exact and
 MinHash deduplication, and its executors, local, Slurm or Ray. The stages follow its
 examples/fineweb.py: read and filter; hash, find exact duplicates; MinHash signatures, buckets,
-clusters; write; report. Each is split into tasks; a finished task leaves a mark and is not
-repeated.
+clusters; write; report. Each stage is split into tasks. A finished task leaves a marker file and is
+not repeated.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ FILTERS = {
     "c4_quality": C4QualityFilter,
     "c4_paragraph": C4ParagraphFilter,
 }
-# Thresholds of the Gopher paper that hold only for English.
+# Thresholds of the Gopher paper that only apply to English.
 ENGLISH = {"gopher_quality": ("min_stop_words", "min_avg_word_length", "max_avg_word_length")}
 DEDUPS = {"exact": (), "minhash": ("n_grams", "num_buckets", "hashes_per_bucket", "seed")}
 EXECUTORS = {
@@ -85,8 +85,8 @@ EXECUTORS = {
     "ray": RayPipelineExecutor,
     "slurm": SlurmPipelineExecutor,
 }
-MOST = 1000  # shards by default
-Settings: TypeAlias = dict[str, Any]  # as JSON holds them, or arguments of datatrove
+MOST = 1000  # default number of shards
+Settings: TypeAlias = dict[str, Any]  # JSON values, or arguments of datatrove
 
 
 class Stage(NamedTuple):
@@ -123,7 +123,7 @@ def check_steps(filters: str, dedup: str) -> tuple[Settings, Settings]:
 
 
 def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stage]:
-    """Returns the stages, in order; each reads what those before it wrote."""
+    """Returns the stages in order; each reads the output of earlier ones."""
     tasks, dedup = settings["tasks"], settings["dedup"]
     reader = Documents(
         settings["kind"],
@@ -161,7 +161,7 @@ def stages(output: Path, work: Path, root: str, settings: Settings) -> list[Stag
 
 
 def exact_stages(work: Path, kept: str, tasks: int) -> tuple[list[Stage], list[PipelineStep]]:
-    """Returns the stages that find exact duplicates, and the step that leaves them out."""
+    """Returns the stages that find exact duplicates, and the step that removes them."""
     exact, config = work / "exact", ExactDedupConfig(content_getter=content)
     hashes, duplicates = str(exact / "hashes"), str(exact / "found")
     stages = [
@@ -202,7 +202,7 @@ def make_filter(name: str, options: Settings, language: str, work: Path) -> Pipe
 def executors(
     found: list[Stage], work: Path, kind: str, workers: int, slurm: Settings
 ) -> list[PipelineExecutor]:
-    """Returns one executor per stage; Slurm's wait for each other."""
+    """Returns one executor per stage; those of Slurm wait for each other."""
     made: list[PipelineExecutor] = []
     for stage in found:
         options: Settings = {
@@ -229,7 +229,7 @@ def check_executor(kind: str) -> None:
     """Raises UserError if the command or package that an executor needs is missing."""
     if kind == "slurm" and shutil.which("sbatch") is None:
         raise UserError(
-            "--executor=slurm: there is no sbatch here; start this on a login node of the cluster"
+            "--executor=slurm: sbatch was not found; run this on a login node of the cluster"
         )
     if kind == "ray" and importlib.util.find_spec("ray") is None:
         raise UserError("--executor=ray: ray is not installed; pip install 'ray[default]'")
@@ -243,7 +243,7 @@ def slurm_options(text: str) -> Settings:
     try:
         options = parse_json(text)
     except ValueError as error:
-        raise UserError(f"--slurm={text}: is not JSON ({error})") from error
+        raise UserError(f"--slurm={text}: is not JSON ({error}); correct it") from error
     known = [
         name
         for name in inspect.signature(SlurmPipelineExecutor).parameters
@@ -255,7 +255,7 @@ def slurm_options(text: str) -> Settings:
     for name in ("partition", "time"):
         if name not in options:
             raise UserError(
-                f"--executor=slurm: needs the {name}; give "
+                f"--executor=slurm: needs the {name}; set "
                 f'--slurm=\'{{"partition": "cpu", "time": "10:00:00"}}\''
             )
     return options
@@ -265,19 +265,19 @@ def find_input(text: str, source: str) -> tuple[str, list[str], str, Settings]:
     """Returns the folder that contains all files, their names below it, their kind, and their sizes
     and times of modification.
 
-    Raises UserError if there are none, or their kind is not read here.
+    Raises UserError if there are none, or their kind is not supported.
     """
     if "://" in text:
         raise UserError(
-            f"--input={text}: files are read where they lie, here or on a shared file system; "
-            "mount or copy them"
+            f"--input={text}: remote files are not supported; mount them, or copy them to this "
+            "machine or a shared file system"
         )
     chosen = None if source == AUTO else find_kind(source)
     paths = [path.absolute() for path in named_files(text, chosen)]
     kind = (chosen or kind_of_files(paths)).name
     if kind not in READERS:
         raise UserError(
-            f"{paths[0]}: {kind} is not read here, but {', '.join(READERS)}; convert it"
+            f"{paths[0]}: {kind} is not supported, only {', '.join(READERS)}; convert it"
         )
     root = os.path.commonpath([path.parent for path in paths])
     names = [os.path.relpath(path, root) for path in paths]
@@ -289,12 +289,12 @@ def find_input(text: str, source: str) -> tuple[str, list[str], str, Settings]:
 
 
 def settle(args: Namespace) -> tuple[str, Settings]:
-    """Returns the folder of the input, and all settings that the result depends on.
+    """Returns the input folder, and all settings that affect the result.
 
     Raises UserError.
     """
     root, names, kind, states = find_input(args.input, args.source)
-    in_range("--shards", args.shards, least=0, hint="0 is one per input file")
+    in_range("--shards", args.shards, least=0, hint="0 means one per input file")
     in_range("--workers", args.workers, least=1)
     one_of("--record", args.record, RECORDS)
     shards = args.shards or min(len(names), MOST)
@@ -319,8 +319,8 @@ def settle(args: Namespace) -> tuple[str, Settings]:
 
 
 def prepare(args: Namespace, say: Callable[[str], None]) -> Settings | None:
-    """Prepares a corpus, or continues to; returns the report, or None if Slurm's jobs will write
-    it.
+    """Prepares a corpus, or continues an interrupted preparation. Returns the report, or None if
+    Slurm jobs will write it.
 
     Raises UserError for mistakes in the flags, the input or the output folder.
     """
@@ -369,8 +369,8 @@ def run_stages(
         say(f"{number}/{len(found)} {stage.name}: {took}")
         if number == 1 and not list((work / "kept").glob("*.jsonl.gz")):
             raise UserError(
-                f"--filters={args.filters}: they drop every document; "
-                f"{work / TALLIES} says why. Choose others"
+                f"--filters={args.filters}: they drop every document; {work / TALLIES} says why. "
+                "Choose others"
             )
 
 
@@ -386,6 +386,6 @@ def console(path: Path) -> Iterator[None]:
             logging.setup_default_logger()
             yield
     finally:
-        logging.logger.remove()  # it would write to the closed file
+        logging.logger.remove()  # otherwise it would write to the closed file
         os.dup2(before, 2)
         os.close(before)

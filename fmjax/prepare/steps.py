@@ -1,5 +1,5 @@
-"""Pipeline steps that datatrove lacks: a reader that names records it cannot read, words without
-models to download, counts of dropped documents, and a writer of ArrayRecord."""
+"""Pipeline steps that datatrove lacks: a reader that names unreadable records, words without models
+to download, counts of dropped documents, and a writer for ArrayRecord."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from fmjax.errors import RecordError, UserError
 from fmjax.prepare import report as reports
 from fmjax.prepare.report import FIRST, LAST, PARTS, TALLIES, Shards, Tally, write_json
 
-SHOWN = 1000  # clusters of near-duplicates whose remaining document is kept for the report
-# Scripts without spaces between words: each letter counts as one.
+SHOWN = 1000  # number of near-duplicate clusters whose remaining document is stored for the report
+# Scripts without spaces between words: each letter counts as a word.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 )
@@ -67,13 +67,13 @@ class Dropped(Tally):
         self.note(reason, document.text, document.metadata["where"], cluster)
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and self.reasons:  # a task that failed is run again
+        if kind is None and self.reasons:  # a failed task is run again
             self.end(self.rank)
 
 
 class Documents(BaseDiskReader):
     """Reads documents from files of texts, JSON lines, tables or Parquet, also compressed, and
-    names each by its file and place.
+    names each by its file and location.
 
     Raises RecordError for a record that cannot be read; datatrove's own readers skip it.
     """
@@ -87,7 +87,7 @@ class Documents(BaseDiskReader):
     def run(
         self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[Document]:
-        """Yields the task's documents; those without text are counted as dropped."""
+        """Yields the task's documents. Those without text count as dropped."""
         blank = Tally(self.work, "blank")
         counts = {"documents": 0, "characters": 0}
         began = time.monotonic()
@@ -181,7 +181,7 @@ class Documents(BaseDiskReader):
         if self.text_key not in record:
             raise RecordError(
                 place,
-                f'has no "{self.text_key}", but {", ".join(map(str, record))}; '
+                f'has no "{self.text_key}"; it has {", ".join(map(str, record))}; '
                 "name the right --column",
             )
         text = record[self.text_key]
@@ -190,7 +190,7 @@ class Documents(BaseDiskReader):
         return place, text or ""
 
 
-# How files of each kind of source are read.
+# Readers of each kind of source.
 READERS: dict[str, Callable[[Documents, str], Iterator[tuple[str, str]]]] = {
     "text": Documents.read_text,
     "jsonl": Documents.read_jsonl,
@@ -201,7 +201,7 @@ READERS: dict[str, Callable[[Documents, str], Iterator[tuple[str, str]]]] = {
 
 
 class NotBlank(BaseFilter):
-    """Drops documents of which the filters before it, such as C4's, have left no line."""
+    """Drops documents that earlier filters, such as C4's, have left empty."""
 
     name = "not blank"
 
@@ -210,8 +210,8 @@ class NotBlank(BaseFilter):
 
 
 class ArrayRecords(PipelineStep):
-    """Writes documents as JSON objects {"text": ...} to the task's shards; with a tokenizer, their
-    ids beside the text."""
+    """Writes documents as JSON objects {"text": ...} to the task's shards; with a tokenizer,
+    including their ids."""
 
     name, type = "array_record", "writer"
 
@@ -246,7 +246,7 @@ class ArrayRecords(PipelineStep):
         if not self.tokenizer:
             yield from ((document, {"text": document.text}) for document in data)
             return
-        # Imported here because few tasks need it.
+        # Imported here because few tasks use it.
         from fmjax.data.tokenizers.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(self.tokenizer)
@@ -258,10 +258,10 @@ class ArrayRecords(PipelineStep):
 
 
 class MarkKept(PipelineStep):
-    """Gives kept documents the number of their cluster too, for the report.
+    """Also gives kept documents the number of their cluster, for the report.
 
-    datatrove's filter does so only for tasks that drop a document, which it sees by a file; this
-    makes that file for all.
+    datatrove's filter only does so for tasks that drop a document, which it detects by a file. This
+    creates that file for all tasks.
     """
 
     name, type = "mark kept", "dedup"

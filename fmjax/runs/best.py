@@ -1,5 +1,5 @@
-"""Which metric chooses the best step or ends a run, and which of its values are better: that
-follows from the metric.
+"""The metric that chooses the best step or ends a run, and whether higher or lower values are
+better, which the metric determines.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ MODES = ("max", "min")
 
 
 def best_step(config: Config, task: Task) -> Best | None:
-    """Returns the metric whose best step is kept, None if none is. Raises UserError as `chosen`
-    does.
-    """
+    """Returns the metric whose best step is kept, or None. Raises UserError like `chosen`."""
     section = config["checkpoint"]
     metric = section.get("best")
     return (
@@ -28,9 +26,7 @@ def best_step(config: Config, task: Task) -> Best | None:
 
 
 def stopped_by(config: Config, task: Task) -> Best | None:
-    """Returns the metric that ends the run where it no longer improves, None if none does. Raises
-    UserError as `chosen` does.
-    """
+    """Returns the metric for early stopping, or None. Raises UserError like `chosen`."""
     section = config["train"]["early_stopping"]
     if not section["patience"]:
         return None
@@ -39,40 +35,38 @@ def stopped_by(config: Config, task: Task) -> Best | None:
 
 
 def check_metrics(config: Config, task: Task) -> None:
-    """Raises UserError, as `chosen` does, for a metric that the config chooses by or stops by."""
+    """Raises UserError, like `chosen`, for the metrics of the best step and of early stopping."""
     best_step(config, task)
     stopped_by(config, task)
 
 
 def check_evaluated(config: Config, splits: Collection[str]) -> None:
-    """Says if no step can be the best, as there is no validation data.
+    """Prints a line if no step can be the best because there is no validation data.
 
-    Raises UserError if early stopping is asked for and nothing is evaluated during the run.
+    Raises UserError if early stopping is on but nothing is evaluated during the run.
     """
     best = config["checkpoint"].get("best")
     if best and "validation" not in splits:
         say(
-            f"checkpoint.best={best}: there is no validation data to choose by; only the newest "
-            "steps are kept"
+            f"checkpoint.best={best}: without validation data, no step can be chosen; only the "
+            "newest steps are kept"
         )
     patience = config["train"]["early_stopping"]["patience"]
     if patience and "validation" not in splits:
-        how = "give data.files.validation or data.hold_out"
+        how = "set data.files.validation or data.hold_out"
         raise UserError(
-            f"train.early_stopping.patience={patience}: there is no validation data to stop by; "
-            f"{how}"
+            f"train.early_stopping.patience={patience}: early stopping needs validation data; {how}"
         )
     if patience and not config["train"].get("eval_every"):
         how = "set train.eval_every, the steps between two evaluations"
         raise UserError(
-            f"train.early_stopping.patience={patience}: the run is evaluated at its end alone; "
-            f"{how}"
+            f"train.early_stopping.patience={patience}: the run is evaluated only at its end; {how}"
         )
 
 
 def stored_best(config: Config, task: Task) -> Best | None:
-    """Returns the metric whose best step a run has kept. The metric decides, whatever an old config
-    says of it.
+    """Returns the metric whose best step a run has kept. The metric determines the mode, even if an
+    old config contradicts it.
     """
     metric = config["checkpoint"].get("best")
     return (
@@ -85,8 +79,8 @@ def stored_best(config: Config, task: Task) -> Best | None:
 def chosen(key: str, metric: str, mode_key: str, mode: str | None, task: Task) -> Best:
     """Returns a metric of the task, and whether its largest or its smallest value is the best.
 
-    Raises UserError if the task has no such metric, if the config's `mode` contradicts what is
-    known of the metric, or if nothing is known and the config does not say."""
+    Raises UserError if the task has no such metric, if the config's `mode` contradicts the metric,
+    or if the mode is neither known nor set."""
     measures = task.measures
     if metric not in measures:
         hint = nearest(metric, measures)
@@ -98,13 +92,13 @@ def chosen(key: str, metric: str, mode_key: str, mode: str | None, task: Task) -
         one_of(mode_key, mode, MODES)
     if known is None and mode is None:
         raise UserError(
-            f'{key}="{metric}": whether more or less of it is better is unknown; set {mode_key} to '
+            f'{key}="{metric}": it is unknown whether higher or lower is better; set {mode_key} to '
             "max or min"
         )
     if known is not None and mode not in (None, known):
         better = "less" if known == "min" else "more"
         raise UserError(
-            f"{mode_key}={mode}: {better} {metric} is better; leave {mode_key} out, which follows "
+            f"{mode_key}={mode}: {better} {metric} is better; leave {mode_key} out, as it follows "
             "from the metric"
         )
     return Best(metric, known or mode or "max")

@@ -1,40 +1,33 @@
-"""Checkpoints of a run: saved by Orbax in the background, sealed with a manifest, verified before they are used.
+"""Checkpoints of a run: saved by Orbax in the background, sealed with a manifest, verified before
+they are used.
 
-    checkpoints/20/params/ opt_state/ step/     one Orbax item each, so that evaluation reads `params` alone
-    checkpoints/20/manifest.json                items, data, metrics, SHA-256 and size of every file, written last
-    checkpoints/10.damaged/                     set aside, for a person to look at
+    checkpoints/20/params/ opt_state/ step/   one Orbax item each: evaluation reads `params` alone
+    checkpoints/20/manifest.json              items, data, metrics; SHA-256 and size of every file
+    checkpoints/10.damaged/                   set aside, for a person to look at
 
-Orbax (https://orbax.readthedocs.io) restores files with flipped bits silently and takes an empty folder for a step;
-hence the manifest. A step without one does not exist: it is being written, being deleted, or was left by a kill.
-Items are stored as nested dictionaries by name (`fmjax.pytree`), so no optimizer class is needed to read them.
+The manifest is written last. Orbax restores files with flipped bits silently and takes an empty
+folder for a step; hence the manifest. A step without one does not exist: it is being written, being
+deleted, or was left by a kill. Items are stored as nested dictionaries by name (`fmjax.pytree`), so
+no optimizer class is needed to read them.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import re
 import shutil
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-
-import jax
-import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 
 from fmjax.contracts import Config, PyTree
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.pytree import names, unnames
+from fmjax.runs import orbax_items
 from fmjax.runs.manifest import (
     MANIFEST,
     DamagedError,
@@ -51,35 +44,6 @@ from fmjax.runs.manifest import (
 T = TypeVar("T")
 MADE_BY_ORBAX = "_CHECKPOINT_METADATA"
 LEFTOVER = re.compile(r"\d+\.(deleted|orbax-checkpoint-tmp.*)")
-# Orbax gives up a save after this time, by default ten minutes; a slow disk is no error.
-LONGEST_SAVE = 6 * 3600
-# Below these bytes a copy of an array is written by one device: cutting it up for all that have it compiles a program for each
-# shape and device, which on eight devices took longer than all the rest of a small model's first save.
-LEAST_SLICE = 2**20
-
-
-def quiet_orbax() -> None:
-    """Leaves a failed save to the one line of our UserError; what else fails or speaks in the process is still heard.
-
-    Orbax logs each error that it also raises, through the logger that Grain and TFDS share. It leaves the other writes of
-    that save to themselves: some fail unheard, some were never begun, some report to an event loop that it has closed.
-    """
-    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    usual = sys.unraisablehook
-
-    def hook(unraisable: PyTree) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            usual(unraisable)
-
-    sys.unraisablehook = hook
-
-
-quiet_orbax()
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE), override=True
-)
 
 
 @dataclass(frozen=True)
@@ -91,11 +55,15 @@ class Best:
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
-            raise UserError(f'mode "{self.mode}" of the metric {self.metric} is unknown; choose max or min')
+            raise UserError(
+                f'mode "{self.mode}" of the metric {self.metric} is unknown; choose max or min'
+            )
 
 
 class CheckpointReader:
-    """The checkpoints in a folder, which need not exist. Reading changes nothing there, and may go on beside a writer."""
+    """The checkpoints in a folder, which need not exist. Reading changes nothing there, and may go
+    on beside a writer.
+    """
 
     def __init__(self, directory: Path, *, best: Best | None = None):
         self.directory = directory.absolute()
@@ -105,26 +73,37 @@ class CheckpointReader:
     def steps(self) -> list[int]:
         """Returns the steps that have a manifest, in order."""
         manifests = self.directory.glob(f"*/{MANIFEST}")
-        return sorted(int(path.parent.name) for path in manifests if re.fullmatch(r"0|[1-9]\d*", path.parent.name))
+        return sorted(
+            int(path.parent.name)
+            for path in manifests
+            if re.fullmatch(r"0|[1-9]\d*", path.parent.name)
+        )
 
     def latest(self) -> int | None:
-        """Returns the newest whole step, None if nothing was saved; says so in one line where it passes over a damaged one.
+        """Returns the newest whole step, None if nothing was saved; says so in one line where it
+        passes over a damaged one.
 
-        Raises UserError if there are checkpoints and none is whole: starting afresh would hide a loss.
+        Raises UserError if there are checkpoints and none is whole: starting afresh would hide a
+        loss.
         """
         step = self._first_whole(reversed(self.steps()))
         if step is None and (self.steps() or any(self.directory.glob("*.damaged*"))):
             raise UserError(
-                f"{self.directory}: every checkpoint is damaged; put one back from a copy, or remove this folder to start afresh"
+                f"{self.directory}: every checkpoint is damaged; put one back from a copy, or "
+                "remove this folder to start afresh"
             )
         return step
 
     def best(self) -> int | None:
-        """Returns the whole step with the best metric, the first of equals; None if no step has that metric."""
+        """Returns the whole step with the best metric, the first of equals; None if no step has
+        that metric.
+        """
         return self._first_whole(self._ranked())
 
     def items(self, step: int) -> list[str]:
-        """Returns the names of a step's items. As `data` and `metrics`, raises UserError if there is no such step."""
+        """Returns the names of a step's items. As `data` and `metrics`, raises UserError if there
+        is no such step.
+        """
         return list(self._manifest(step)["items"])
 
     def data(self, step: int) -> Config:
@@ -136,25 +115,20 @@ class CheckpointReader:
         return dict(self._manifest(step)["metrics"])
 
     def restore(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        """Returns the items named in `abstract`, each in the structure and with the shardings of its abstract tree.
+        """Returns the items named in `abstract`, each in the structure and with the shardings of
+        its abstract tree.
 
         Args:
           step: a step of `steps()`.
-          abstract: for each item a tree of ShapeDtypeStruct; a leaf without a sharding comes on the first device of each host.
+          abstract: for each item a tree of ShapeDtypeStruct; a leaf without a sharding comes on the
+            first device of each host.
 
         Raises:
-          UserError: there is no such step, it is damaged, or it does not fit `abstract`, with the names that differ.
+          UserError: there is no such step, it is damaged, or it does not fit `abstract`, with the
+            names that differ.
         """
         check_fits(self._verify(step)["items"], abstract, self._folder(step))
-        targets = {item: unnames({name: placed(leaf) for name, leaf in flat(tree).items()}) for item, tree in abstract.items()}
-        wanted = {item: ocp.args.StandardRestore(target) for item, target in targets.items() if target}
-        with closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as orbax:
-            restored = orbax.restore(self._folder(step), args=ocp.args.Composite(**wanted)) if wanted else {}
-        items = {}
-        for item, tree in abstract.items():
-            found = names(restored[item]) if item in wanted else {}
-            items[item] = jax.tree.unflatten(jax.tree.structure(tree), [found[name] for name in flat(tree)])
-        return items
+        return orbax_items.restore(self._folder(step), abstract)
 
     def _folder(self, step: int) -> Path:
         return self.directory / str(step)
@@ -162,7 +136,10 @@ class CheckpointReader:
     def _manifest(self, step: int) -> Manifest:
         if not (self._folder(step) / MANIFEST).exists():
             known = ", ".join(map(str, self.steps())) or "none"
-            raise UserError(f"{self.directory}: has no checkpoint of step {step}; choose one of its steps: {known}")
+            raise UserError(
+                f"{self.directory}: has no checkpoint of step {step}; choose one of its steps: "
+                f"{known}"
+            )
         return read_manifest(self._folder(step))
 
     def _verify(self, step: int) -> Manifest:
@@ -180,7 +157,8 @@ class CheckpointReader:
         try:
             return read(step)
         except UserError as error:
-            # A step that is deleted loses its manifest before its files: without one it is gone, not damaged.
+            # A step that is deleted loses its manifest before its files: without one it is gone,
+            # not damaged.
             if (self._folder(step) / MANIFEST).exists():
                 if not isinstance(error, DamagedError):
                     raise
@@ -196,32 +174,41 @@ class CheckpointReader:
             return []
         values: dict[int, float] = {}
         for step in self.steps():
-            value = (self._unless_damaged(self.metrics, step) or {}).get(self._best.metric, math.nan)
+            value = (self._unless_damaged(self.metrics, step) or {}).get(
+                self._best.metric, math.nan
+            )
             if math.isfinite(value):
                 values[step] = -value if self._best.mode == "max" else value
         return sorted(values, key=lambda step: (values[step], step))
 
 
 class Checkpoints(CheckpointReader):
-    """The one writer of a run's checkpoints: keeps the newest `keep` and the best. Opening removes what a kill left.
+    """The one writer of a run's checkpoints: keeps the newest `keep` and the best. Opening removes
+    what a kill left.
 
-    A save is copied at once and written behind the training; if that fails, the next call raises UserError.
+    A save is copied at once and written behind the training; if that fails, the next call raises
+    UserError.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2, best: Best | None = None):
         """Raises UserError if the folder cannot be made, or `keep` is below 1."""
         super().__init__(directory, best=best)
         if keep < 1:
-            raise UserError(f"checkpoint.keep={keep}: the newest checkpoint must be kept to continue from; give 1 or more")
+            raise UserError(
+                f"checkpoint.keep={keep}: the newest checkpoint must be kept to continue from; "
+                "give 1 or more"
+            )
         self._first = hosts.first()  # of several hosts, which alone deletes, sets aside and seals
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{directory}: cannot be made ({error.strerror}); name another --workdir") from None
+            raise UserError(
+                f"{directory}: cannot be made ({error.strerror}); name another --workdir"
+            ) from None
         self._keep = keep
         self._clean()
         hosts.meet("checkpoints")
-        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), timeout_secs=LONGEST_SAVE)
+        self._orbax = orbax_items.writer()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
 
@@ -232,7 +219,8 @@ class Checkpoints(CheckpointReader):
         data: Config,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Starts saving a step, after the save before has ended; on return, arrays may be donated and `data` changed.
+        """Starts saving a step, after the save before has ended; on return, arrays may be donated
+        and `data` changed.
 
         Args:
           step: its number; saving a step again is an error.
@@ -247,16 +235,22 @@ class Checkpoints(CheckpointReader):
         trees = {item: flat(tree) for item, tree in items.items()}
         content = {
             "step": step,
-            "items": {item: {name: describe(leaf) for name, leaf in tree.items()} for item, tree in trees.items()},
+            "items": {
+                item: {name: describe(leaf) for name, leaf in tree.items()}
+                for item, tree in trees.items()
+            },
             "data": data,
             # One that is not finite chooses no step.
-            "metrics": {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)},
+            "metrics": {
+                name: float(value)
+                for name, value in (metrics or {}).items()
+                if math.isfinite(value)
+            },
         }
-        content = json.loads(json.dumps(content, allow_nan=False))  # As it is now, and as it will be read.
-        # Orbax refuses an item without arrays, such as the state of plain SGD: the manifest alone remembers it.
-        arguments = {item: ocp.args.StandardSave(unnames(owned(tree))) for item, tree in trees.items() if tree}
+        # As it is now, and as it will be read.
+        content = json.loads(json.dumps(content, allow_nan=False))
         try:
-            self._orbax.save(self._folder(step), args=ocp.args.Composite(**arguments))
+            orbax_items.start(self._orbax, self._folder(step), trees)
         except (OSError, ValueError) as error:
             raise self._failed(step, error) from error
         self._pending = step, self._thread.submit(self._finish, step, content)
@@ -271,7 +265,9 @@ class Checkpoints(CheckpointReader):
             raise self._failed(step, error) from error
 
     def close(self) -> None:
-        """Waits for the last save and ends the threads, also where it raises UserError because that save has failed."""
+        """Waits for the last save and ends the threads, also where it raises UserError because that
+        save has failed.
+        """
         try:
             self.wait()
         finally:
@@ -296,21 +292,27 @@ class Checkpoints(CheckpointReader):
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if len(reason) < 120 else f"...{reason[-120:]}"
         return UserError(
-            f"{self._folder(step)}: the checkpoint could not be written ({reason}); free disk space or fix its permissions, "
-            f"then the same command continues {f'from step {found[-1]}' if found else 'from the start'}"
+            f"{self._folder(step)}: the checkpoint could not be written ({reason}); free disk "
+            "space or fix its permissions, then the same command continues "
+            f"{f'from step {found[-1]}' if found else 'from the start'}"
         )
 
     def _delete(self, step: int) -> None:
         (self._folder(step) / MANIFEST).unlink()
-        # Under this name it is known as a leftover, whichever of its files are still there after a kill.
+        # Under this name it is known as a leftover, whichever of its files are still there after a
+        # kill.
         rest = self._folder(step).rename(self.directory / f"{step}.deleted")
         shutil.rmtree(rest, ignore_errors=True)
 
     def _clean(self) -> None:
-        """Removes leftovers: temporary folders, and steps of Orbax (or empty ones) that have no manifest. Nothing else."""
+        """Removes leftovers: temporary folders, and steps of Orbax (or empty ones) that have no
+        manifest. Nothing else.
+        """
         for path in self.directory.glob("*") if self._first else ():
             unfinished = path.name.isdecimal() and path.is_dir() and not (path / MANIFEST).exists()
-            if LEFTOVER.fullmatch(path.name) or (unfinished and ((path / MADE_BY_ORBAX).exists() or not any(path.iterdir()))):
+            if LEFTOVER.fullmatch(path.name) or (
+                unfinished and ((path / MADE_BY_ORBAX).exists() or not any(path.iterdir()))
+            ):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _pass_over(self, step: int, error: DamagedError) -> None:
@@ -319,22 +321,3 @@ class Checkpoints(CheckpointReader):
             aside = aside.with_name(f"{aside.name}+")
         self._folder(step).rename(aside)
         say(f"warning: {error}; set aside as {aside.name}")
-
-
-def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Returns the abstract leaf with a sharding: Orbax would take the stored one, whose devices may not be here."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or SingleDeviceSharding(jax.local_devices()[0]))
-
-
-def owned(leaves: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Returns arrays whose host memory is ours while Orbax writes it.
-
-    From an accelerator Orbax copies to the host before its `save` returns. On CPU that is a view of the very buffer that the
-    next step is given to overwrite, and only the runtime's reluctance to donate a viewed buffer would protect it.
-    """
-
-    def own(leaf: PyTree) -> PyTree:
-        on_host = isinstance(leaf, jax.Array) and all(device.platform == "cpu" for device in leaf.devices())
-        return jax.device_put(leaf, leaf.sharding, may_alias=False) if on_host else leaf
-
-    return {name: own(leaf) for name, leaf in leaves.items()}

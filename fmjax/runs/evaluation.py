@@ -1,6 +1,6 @@
-"""The evaluation that a run is judged by: its step, its metrics, and what the report shows of it.
+"""The selected evaluation of a run: its step, its metrics, and the details for the report.
 
-It is that of the best step, or the newest one where no metric chooses the best.
+It is that of the best step, or the newest one if no metric chooses the best.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
     step: int
     metrics: Mapping[str, float]
     leading: Sequence[str] = ()  # names of the metrics to show first
-    chosen_by: str = ""  # the metric by which this is the best step; empty: it is the newest
+    chosen_by: str = ""  # the metric that chose this step as the best; empty: it is the newest
     details: Mapping[str, Any] = {}  # see `contracts.Task.details`
 
     def headline(self) -> str:
@@ -40,7 +40,7 @@ def listed(metrics: Mapping[str, float], leading: Sequence[str]) -> str:
 
 
 def short(value: float) -> str:
-    """Returns a number with about four digits, without an exponent where it can do without."""
+    """Returns a number with about four digits, without an exponent if possible."""
     size = abs(value)
     if not math.isfinite(value) or (size and not 1e-3 <= size < 1e9):
         return f"{value:.4g}"
@@ -48,7 +48,7 @@ def short(value: float) -> str:
 
 
 def write(workdir: Path, evaluation: Evaluation) -> None:
-    """Stores an evaluation in a run directory, in place of an earlier one."""
+    """Stores an evaluation in a run directory, replacing an earlier one."""
     write_json(workdir / FILE, evaluation._asdict())
 
 

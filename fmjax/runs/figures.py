@@ -16,15 +16,15 @@ WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = (
     58,
     24,
     10,
-)  # of a figure and the room for its labels, in pixels
-POINTS = 300  # drawn per curve; more are averaged in groups
+)  # size of a figure and room for its labels, in pixels
+POINTS = 300  # maximum points per curve; more are averaged in groups
 Points: TypeAlias = Sequence[tuple[float, float]]  # (step, value)
 
 
 def figures(records: Sequence[Record], first: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Returns a figure per metric; training and validation share one where both have it.
+    """Returns a figure per metric. Training and validation share a figure if both have the metric.
 
-    Those of the metrics `first` come first, as a list of their own.
+    The figures of the metrics `first` are a separate list.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     for record in records:
@@ -98,14 +98,14 @@ def thinned(points: Points) -> Points:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Returns two to seven round numbers, evenly spaced, that enclose a range; one without extent
-    lies between two.
+    """Returns two to seven round numbers, evenly spaced, that enclose a range; a single value lies
+    between two.
     """
     span = high - low
     if span <= max(1e-6 * max(abs(low), abs(high)), 1e-300):  # one value, up to rounding
         span = abs(high) if abs(high) > 1e-300 else 1.0
     unit = 10.0 ** math.floor(math.log10(span / 3))
     step = next(unit * factor for factor in (1, 2, 5, 10) if span / (unit * factor) <= 5)
-    # Rounding aside, a bound that is a multiple of the step stays one.
+    # Apart from rounding, a bound that is a multiple of the step does not change.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, max(last, first + 1) + 1)]

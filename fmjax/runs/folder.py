@@ -1,4 +1,4 @@
-"""The run directory: who may use it, and where its contents came from.
+"""The run directory: locking, and the provenance of its contents.
 
 `config.json` (resolved), `provenance.json`, `tokenizer/`, `processors/`, `checkpoints/`,
 `metrics.jsonl`, `tensorboard/`, `report.html`.
@@ -50,9 +50,9 @@ PACKAGES = (
 
 
 def check_workdir(workdir: Path) -> bool:
-    """Returns whether the folder holds a run to be continued; makes it if it is not there.
+    """Returns whether the folder has a run to continue. Creates it if it is missing.
 
-    Raises UserError if it cannot be written to, or holds something that is not a run.
+    Raises UserError if it is not writable, or has content that is not a run.
     """
     if re.match(r"[a-z0-9]+:/", str(workdir)):
         raise UserError(
@@ -63,11 +63,7 @@ def check_workdir(workdir: Path) -> bool:
         workdir.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in workdir.iterdir()}
         run = is_run(workdir)
-        # What a run that was killed before its config was written has left: only where there is a
-        # lock is it ours.
-        own = {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
-        begun = LOCK in found and found <= own
-        if run or begun or not found:
+        if run or has_failed_start(workdir) or not found:
             (workdir / LOCK).touch()
             return run
     except (FileExistsError, NotADirectoryError):
@@ -78,40 +74,49 @@ def check_workdir(workdir: Path) -> bool:
         ) from None
     listed = ", ".join(sorted(found - {LOCK})[:3])
     raise UserError(
-        f"--workdir={workdir}: is not empty ({listed}) and holds no run of fmjax; name a new folder"
+        f"--workdir={workdir}: is not empty ({listed}) and does not contain a run of fmjax; name a "
+        "new folder"
     )
+
+
+def has_failed_start(folder: Path) -> bool:
+    """Returns whether a folder holds only what a run leaves that ended before its config was
+    written."""
+    own = {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return LOCK in found and found <= own  # only where there is a lock is it ours
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the run directory for this process.
+    """Locks the run directory for this process.
 
-    Raises UserError if another one is training in it.
+    Raises UserError if another process is training in it.
     """
     with open(workdir / LOCK, "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"--workdir={workdir}: another process is training in it; wait for it or name "
-                "another"
+                f"--workdir={workdir}: another process is training in it; wait for it, or name "
+                "another folder"
             ) from None
         yield
 
 
 def read_provenance(workdir: Path) -> Config:
-    """Returns what `record` has written so far, empty if nothing."""
+    """Returns the content of `provenance.json`; empty if there is none."""
     path = workdir / PROVENANCE
     return read_json(path) if path.exists() else {}
 
 
 def left_out(workdir: Path) -> tuple[str, ...]:
-    """Returns which bad records the run has left out so far."""
+    """Returns the bad records that the run has skipped so far."""
     return tuple(read_provenance(workdir).get("left_out", ()))
 
 
 def record_left_out(workdir: Path, records: list[str]) -> None:
-    """Writes which bad records have been left out."""
+    """Stores the bad records that have been skipped."""
     if records:
         write_json(workdir / PROVENANCE, read_provenance(workdir) | {"left_out": records})
 
@@ -134,7 +139,7 @@ def record(workdir: Path, data: Config, notes: Config | None = None) -> None:
 
 
 def record_end(workdir: Path, seconds: float, examples: dict[str, int]) -> None:
-    """Notes in `provenance.json` how long the latest start has trained, and on how many
+    """Stores in `provenance.json` how long the latest start has trained, and on how many
     examples.
     """
     content = read_provenance(workdir)
@@ -144,16 +149,15 @@ def record_end(workdir: Path, seconds: float, examples: dict[str, int]) -> None:
 
 
 def check_same_data(workdir: Path, data: Config) -> None:
-    """Raises UserError with the differences if the data are not those that the run began with."""
+    """Raises UserError, with the differences, if the data has changed since the run started."""
     stored = read_provenance(workdir).get("data", {})
     if PROCESSORS not in stored:  # the run is older than stored processors
         data = {name: value for name, value in data.items() if name != PROCESSORS}
     if changed := data_differences(stored, data):
         raise UserError(
-            f"--workdir={workdir}: the data have changed since the run began "
-            f"({'; '.join(changed)}); "
-            "restore them (a moved or renamed file is no change), or start a new run in another "
-            "folder"
+            f"--workdir={workdir}: the data has changed since the run started "
+            f"({'; '.join(changed)}); restore it (moving or renaming a file is not a change), or "
+            "start a new run in another folder"
         )
 
 
@@ -172,7 +176,7 @@ def commit() -> str:
     from; '' if neither is known.
     """
     checkout = Path(__file__).parents[2]
-    # A project that has fmjax installed in a folder of its own is another repository.
+    # If fmjax is installed in a folder of some project, that is a different repository.
     if git(checkout, "rev-parse", "--show-toplevel") == str(checkout.resolve()):
         return git(checkout, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
@@ -183,8 +187,8 @@ def commit() -> str:
 
 
 def git(folder: Path, *words: str) -> str:
-    """Returns what git says of the repository that a folder is in, '' if it says nothing."""
-    # Under a hook of git these name the repository that the hook belongs to.
+    """Returns git's output for the repository of a folder, '' if there is none."""
+    # In a git hook, these name the repository of the hook.
     own = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE")
     surroundings = {key: value for key, value in os.environ.items() if key not in own}
     try:

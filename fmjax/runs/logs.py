@@ -1,4 +1,4 @@
-"""What a run logs: `metrics.jsonl`, TensorBoard events, and a progress bar or plain lines on the
+"""The logs of a run: `metrics.jsonl`, TensorBoard events, and a progress bar or plain lines on the
 screen.
 """
 
@@ -22,15 +22,15 @@ from fmjax.distributed import hosts
 from fmjax.distributed.hosts import console, say
 
 METRICS = "metrics.jsonl"
-EVALUATION = "eval/validation/"  # before the names of the metrics that training sees
-QUIET_SECONDS = 10.0  # between two lines of progress in a log file
+EVALUATION = "eval/validation/"  # prefix of the names of validation metrics
+QUIET_SECONDS = 10.0  # seconds between two progress lines in a log file
 T = TypeVar("T")
 
 
 def read_metrics(workdir: Path) -> list[Record]:
     """Returns the records of `metrics.jsonl`, none if there is no such file.
 
-    A line cut short by a kill is left out.
+    A line that was truncated by a kill is left out.
     """
     path = workdir / METRICS
     records = []
@@ -45,7 +45,7 @@ def read_metrics(workdir: Path) -> list[Record]:
 class MetricsLog:
     """Writes metrics to `metrics.jsonl` and TensorBoard.
 
-    Opening it cuts both back to the step a run resumes from.
+    Opening it truncates both to the step that a run resumes from.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -53,7 +53,7 @@ class MetricsLog:
         write_atomically(workdir / METRICS, "".join(to_line(record) + "\n" for record in kept))
         # Closed by close().
         self._file = open(workdir / METRICS, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-        # TensorBoard itself drops what an earlier events file says past purge_step.
+        # TensorBoard itself drops events of earlier files past purge_step.
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -68,7 +68,7 @@ class MetricsLog:
 
 
 class Bar:
-    """How far a run or an evaluation is: a progress bar on a terminal, one line that changes in a
+    """The progress of a run or an evaluation: a progress bar on a terminal, one changing line in a
     notebook.
 
     Elsewhere, as in a log file, `progress` prints plain lines, at most one every 10 seconds.
@@ -89,11 +89,11 @@ class Bar:
         disable = not self.terminal or self.notebook is not None
         self._progress = Progress(*columns, console=console(), disable=disable)
         self._task = self._progress.add_task(title, total=total, completed=done, note="")
-        self._printed = -math.inf  # when the last plain line of progress was printed
+        self._printed = -math.inf  # time of the last plain progress line
 
     @property
     def visible(self) -> bool:
-        """Whether there is a bar that moves."""
+        """Whether there is a visible bar."""
         return self.terminal or self.notebook is not None
 
     def __enter__(self) -> Bar:
@@ -113,21 +113,21 @@ class Bar:
             self.notebook.show(f"{self.title} {drawn(done, self.total)} {note}".rstrip())
 
     def busy(self, note: str, line: str = "") -> None:
-        """Says beside the bar what takes longer than a step, such as "compiling ..."; where there
-        is no bar, in a line of its own.
+        """Shows beside the bar what takes longer than a step, such as "compiling ..."; without a
+        bar, prints a line.
         """
         self.advance(self.done, note)
         if line and not self.visible:
             say(line)
 
     def track(self, items: Iterable[T]) -> Iterator[T]:
-        """Yields the items, moving on by one at each."""
+        """Yields the items, advancing the bar by one for each."""
         for done, item in enumerate(items):
             yield item
             self.advance(done + 1)
 
     def progress(self, text: str) -> None:
-        """Prints a line of progress where there is no bar, unless the last one is not 10 seconds
+        """Prints a progress line if there is no bar, unless the last one is less than 10 seconds
         old.
         """
         now = time.monotonic()
@@ -180,6 +180,6 @@ def in_notebook() -> bool:
 
 
 def drawn(done: int, total: int, width: int = 24) -> str:
-    """Returns a bar in characters, and the numbers."""
+    """Returns a text bar and the numbers."""
     full = round(width * min(done / max(total, 1), 1.0))
     return f"[{'#' * full}{'.' * (width - full)}] {done:,} of {total:,}"

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what its files have to be, and what its arrays are.
+"""The manifest of a checkpoint: the checksums of its files, and the description of its arrays.
 
 It is written last. A step without one does not exist, and one whose files differ from it is
 damaged.
@@ -27,7 +27,7 @@ Leaf: TypeAlias = jax.Array | jax.ShapeDtypeStruct
 
 
 class DamagedError(UserError):
-    """A checkpoint is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 def flat(item: PyTree) -> dict[str, PyTree]:
@@ -36,16 +36,14 @@ def flat(item: PyTree) -> dict[str, PyTree]:
 
 
 def describe(leaf: Leaf) -> str:
-    """Returns what must agree between an array and its abstract leaf, as 'float32[2,3]'."""
+    """Returns what must agree between an array and its abstract leaf, such as 'float32[2,3]'."""
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def check_fits(
     stored: Mapping[str, Mapping[str, str]], abstract: Mapping[str, PyTree], folder: Path
 ) -> None:
-    """Raises UserError, with the names grouped, where the stored items that `abstract` names are
-    not what it describes.
-    """
+    """Raises UserError, with the names grouped, if the stored items do not match `abstract`."""
     ours = {
         f"{item}/{name}": describe(leaf)
         for item, tree in abstract.items()
@@ -58,7 +56,7 @@ def check_fits(
         "missing": [name for name in ours if name not in theirs],
         "unexpected": [name for name in theirs if name not in ours],
         "misshapen": [
-            f"{name} {theirs[name]} where {ours[name]} is needed"
+            f"{name} {theirs[name]}, expected {ours[name]}"
             for name in ours
             if theirs.get(name, ours[name]) != ours[name]
         ],
@@ -71,7 +69,7 @@ def check_fits(
 
 
 def list_files(folder: Path) -> Manifest:
-    """Returns size and SHA-256 of each file below a folder, by its path there."""
+    """Returns the size and SHA-256 of each file in a folder, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): {
@@ -92,14 +90,14 @@ def content_digest(content: Manifest) -> str:
 
 
 def write_manifest(folder: Path, content: Manifest) -> None:
-    """Writes a step's manifest, with its own SHA-256, whole or not at all."""
+    """Writes a step's manifest, with its own SHA-256, atomically."""
     write_json(folder / MANIFEST, dict(content) | {"sha256": content_digest(content)})
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Returns a step's manifest.
 
-    Raises DamagedError if it is not what was written for this step.
+    Raises DamagedError if it differs from what was written for this step.
     """
     try:
         content: Manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -112,15 +110,13 @@ def read_manifest(folder: Path) -> Manifest:
         whole = False
     if not whole:
         raise DamagedError(
-            f"{folder}: this checkpoint is damaged: {MANIFEST} is not as it was written"
+            f"{folder}: this checkpoint is damaged: {MANIFEST} does not match its checksum"
         )
     return content
 
 
 def verify_files(folder: Path, files: Mapping[str, Mapping[str, PyTree]]) -> None:
-    """Raises DamagedError, naming the first file of a step that is missing or not as it was
-    written.
-    """
+    """Raises DamagedError, naming the first file of a step that is missing or has changed."""
     for name, entry in files.items():
         path = folder / name
         try:
@@ -133,5 +129,5 @@ def verify_files(folder: Path, files: Mapping[str, Mapping[str, PyTree]]) -> Non
             whole = False
         if not whole:
             raise DamagedError(
-                f"{folder}: this checkpoint is damaged: {name} is not as it was written"
+                f"{folder}: this checkpoint is damaged: {name} does not match its checksum"
             )

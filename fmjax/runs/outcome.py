@@ -1,5 +1,5 @@
-"""The parts of the report about the chosen evaluation: headline, classes, worst examples; as
-HTML.
+"""The parts of the report about the selected evaluation, as HTML: headline, classes, worst
+examples.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 from fmjax.runs.evaluation import LOSS, Evaluation, short
 
 Facts: TypeAlias = Mapping[str, Any]
-MOST_CLASSES = 40  # in the table of classes
-MOST_CELLS = 16  # classes of a confusion matrix; of more, the most frequent confusions are listed
+MOST_CLASSES = 40  # maximum rows of the table of classes
+MOST_CELLS = (
+    16  # maximum classes of a confusion matrix; with more, the most frequent confusions are listed
+)
 CONFUSIONS = 15
 
 
@@ -40,16 +42,14 @@ def cards(evaluation: Evaluation | None, provenance: Facts, config: Facts) -> st
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in the unit that fits it."""
+    """Returns a time in a suitable unit."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def class_section(evaluation: Evaluation | None) -> str:
-    """Returns the table of classes and what is taken for what; nothing for a task without
-    classes.
-    """
+    """Returns the table of classes and their confusions; nothing for a task without classes."""
     details = evaluation.details if evaluation else {}
     classes: Sequence[Facts] = details.get("classes", [])
     if not classes:
@@ -69,7 +69,7 @@ def class_section(evaluation: Evaluation | None) -> str:
 
 
 def confusions(details: Facts) -> str:
-    """Returns the confusion matrix, or of many classes the pairs that are confused most often."""
+    """Returns the confusion matrix or, for many classes, the most frequent confusions."""
     matrix: Sequence[Sequence[int]] = details.get("confusion", [])
     names = [row["label"] for row in details["classes"]]
     if not matrix:
@@ -95,7 +95,7 @@ def confusions(details: Facts) -> str:
 
 
 def grid(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Returns a confusion matrix, shaded by the share of its row: right ones blue, others
+    """Returns a confusion matrix, shaded by the fraction of the row: correct ones blue, others
     orange.
     """
     top = "".join(f"<th>{escape(name)}</th>" for name in names)
@@ -113,25 +113,29 @@ def grid(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     return f'<div class="wide"><table class="matrix">{inner}</table></div>'
 
 
-def worst_section(evaluation: Evaluation | None) -> str:
-    """Returns the examples with the largest losses."""
-    worst: Sequence[Facts] = evaluation.details.get("worst", []) if evaluation else []
-    if not worst:
-        return ""
-    rows = [
-        (
-            f"{row['example']:,}",
-            escape(row["text"]),
-            escape(row["label"]),
-            escape(row["predicted"]),
-            short(row["loss"]),
-        )
-        for row in worst
-    ]
-    head = ("example", "text", "label", "predicted", "loss")
-    return "<h2>Worst validation examples</h2>" + table(
-        head, rows, numbers=(0, 4), kind="examples stacked"
+def example_sections(evaluation: Evaluation | None) -> str:
+    """Returns the worst examples, and a few others where texts are written."""
+    details: Facts = evaluation.details if evaluation else {}
+    return examples_table("Worst validation examples", details.get("worst", [])) + examples_table(
+        "Validation samples", details.get("samples", [])
     )
+
+
+def examples_table(title: str, examples: Sequence[Facts]) -> str:
+    """Returns a table of examples with the same columns; nothing of none."""
+    if not examples:
+        return ""
+    head = list(examples[0])
+    numbers = [at for at, name in enumerate(head) if not isinstance(examples[0][name], str)]
+    rows = [[shown(row[name]) for name in head] for row in examples]
+    return f"<h2>{escape(title)}</h2>" + table(head, rows, numbers, "examples stacked")
+
+
+def shown(value: str | int | float) -> str:
+    """Returns what an example has in a column, as HTML."""
+    if isinstance(value, str):
+        return escape(value)
+    return f"{value:,}" if isinstance(value, int) else short(value)
 
 
 def table(
@@ -140,11 +144,11 @@ def table(
     numbers: Collection[int] = (),
     kind: str = "",
 ) -> str:
-    """Returns an HTML table, which scrolls where it is wider than the screen.
+    """Returns an HTML table, which scrolls if it is wider than the screen.
 
     Args:
       head: the names of the columns.
-      rows: their cells, HTML already.
+      rows: their cells, as HTML.
       numbers: the columns of numbers.
       kind: classes of the table; "stacked" puts cells below each other on a phone.
     """

@@ -1,6 +1,6 @@
-"""`report.html`: what a run is, how well it does and where it came from.
+"""`report.html`: the settings, results and provenance of a run.
 
-One page that needs neither network nor scripts, readable on a phone.
+A single page that needs neither network nor scripts, readable on a phone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fmjax.runs import folder as run_folder
 from fmjax.runs.evaluation import LOSS, Evaluation, short
 from fmjax.runs.figures import figures
 from fmjax.runs.logs import EVALUATION, read_metrics
-from fmjax.runs.outcome import cards, class_section, table, worst_section
+from fmjax.runs.outcome import cards, class_section, example_sections, table
 
 REPORT = "report.html"
 SHOWN_EVALUATIONS, SHOWN_RECORDS = 12, 20
@@ -41,7 +41,8 @@ dl { display: flex; flex-wrap: wrap; gap: 8px; margin: 1em 0 }
 dl div { background: var(--card); border-radius: 8px; padding: 8px 14px }
 dt { color: var(--faint); font-size: 0.85em } dd { margin: 0; font-size: 1.25em; font-weight: 600 }
 .figures { display: flex; flex-wrap: wrap; gap: 6px } figure { margin: 0; max-width: 100% }
-figcaption { padding-left: 58px; font-weight: 600 } svg { max-width: 100%; height: auto }
+figcaption { padding-left: 58px; font-weight: 600 } svg { max-width: 100%; height: auto;
+  overflow: visible }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top;
@@ -98,7 +99,7 @@ def render(
         cards(evaluation, provenance, config),
         data_section(provenance),
         class_section(evaluation),
-        worst_section(evaluation),
+        example_sections(evaluation),
         *curves(records, evaluation),
         history(records),
         folded("Config", settings(("key", "value"), own)),
@@ -123,16 +124,18 @@ def leaves(node: Facts, path: str = "") -> Iterator[tuple[str, Value]]:
 
 
 def progress(records: Sequence[Record]) -> str:
-    """Returns how many steps were taken, and how many of them had no finite loss."""
+    """Returns the number of steps, and of steps without a finite loss."""
     steps = [record["step"] for record in records]
     skipped = max((record.get("nonfinite_steps", 0) for record in records), default=0)
-    left_out = f", {skipped} of them skipped: loss or gradient not finite" if skipped else ""
+    left_out = (
+        f", {skipped} of them skipped because loss or gradient was not finite" if skipped else ""
+    )
     return f"{max(steps, default=0):,} steps{left_out}"
 
 
 def data_section(provenance: Facts) -> str:
-    """Returns the facts of the start, and what else is known of the data; nothing where nothing
-    is.
+    """Returns the facts at the start, and further facts about the data; nothing if there are
+    none.
     """
     facts: Facts = provenance.get("facts", {})
     lines = [fact["warning"] for fact in facts.values() if "warning" in fact]
@@ -146,14 +149,14 @@ def data_section(provenance: Facts) -> str:
         listed = "; ".join(bad[:SHOWN_RECORDS]) + ("; ..." if len(bad) > SHOWN_RECORDS else "")
         lines.append(f"{len(bad):,} bad records were left out: {listed}")
     known = [(escape(name), escape(fact["text"])) for name, fact in facts.items()]
-    parts = [table(("fact", "what was found at the start"), known, kind="facts")] if known else []
+    parts = [table(("fact", "facts at the start of the run"), known, kind="facts")] if known else []
     parts += [f"<p>{escape(line)}</p>" for line in lines]
     return "<h2>Data and model</h2>" + "".join(parts) if parts else ""
 
 
 def curves(records: Sequence[Record], evaluation: Evaluation | None) -> list[str]:
-    """Returns the curves of the loss, the leading metrics and the learning rate, and the others
-    folded.
+    """Returns the curves of the loss, the leading metrics and the learning rate; the others are
+    collapsed.
     """
     leading = evaluation.leading if evaluation else ()
     first, others = figures(records, (LOSS, *leading, "learning_rate"))
@@ -166,8 +169,8 @@ def gallery(drawings: Sequence[str]) -> str:
 
 
 def history(records: Sequence[Record]) -> str:
-    """Returns a table of the evaluations on the validation split: of many, the first, the last and
-    some between.
+    """Returns a table of the evaluations on the validation split; if there are many, the first, the
+    last and some between.
     """
     found = [record for record in records if any(name.startswith(EVALUATION) for name in record)]
     if not found:
@@ -191,7 +194,7 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def folded(title: str, content: str) -> str:
-    """Returns a part of the page that opens when its title is clicked."""
+    """Returns a collapsible part of the page."""
     return f"<details><summary>{escape(title)}</summary>\n{content}</details>"
 
 
@@ -201,7 +204,7 @@ def settings(head: Sequence[str], pairs: Sequence[tuple[str, Value]]) -> str:
 
 
 def starts(provenance: Facts) -> str:
-    """Returns a table with a row for each time that the run was begun or continued."""
+    """Returns a table with a row for each start or continuation of the run."""
     rows: list[Sequence[str]] = []
     for start in provenance.get("starts", []):
         used = [f"{name} {version}" for name, version in start["versions"].items() if version]

@@ -1,4 +1,4 @@
-"""Tasks: what a model learns from a batch and how it is judged. One file per task, found by its
+"""Tasks: what a model learns from a batch and how it is evaluated. One file per task, found by its
 name.
 
 A task module has a class `Task`, a frozen dataclass that derives from `contracts.Task` and is made
@@ -15,8 +15,10 @@ train)` gives random access to fixed-shape examples;
 evaluation; 7. `inputs(examples, processors, max_length, where)` and `describe(outputs, batch,
 processors)`: prediction.
 
-`labels.py`, `token_rows.py`, `images.py` and `facts.py` hold what tasks share. A name with a dot is
-a module outside of fmjax, whose package FMJAX_EXTENSIONS has to permit."""
+`labels.py`, `imbalance.py`, `token_rows.py`, `images.py` and `facts.py` contain shared code;
+`words.py` and `tagged_texts.py` belong to `tag`, `question_windows.py` to `qa`, `denoisers.py` to
+`span_corruption`. A name with a dot is a module outside fmjax, whose package must be listed
+in FMJAX_EXTENSIONS."""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ from fmjax.tasks.settings import check_ranges, typed
 
 
 def task(name: str) -> ModuleType:
-    """Returns the module of the task of that name. Raises UserError listing those there are."""
+    """Returns the module of the named task. Raises UserError, listing the tasks, if there is
+    none."""
     return names.find(__name__, name, "Task", "task.name", "task")
 
 
@@ -46,7 +49,8 @@ def make(settings: Mapping[str, Value]) -> contracts.Task:
     for name in settings:
         if name not in known:
             raise UserError(
-                f"task.{name} is not a setting{nearest(name, known)}; there are {', '.join(known)}"
+                f"task.{name} is not a setting{nearest(name, known)}; choose from "
+                f"{', '.join(known)}"
             )
     made: contracts.Task = module.Task(**typed(module.Task, settings))
     check_ranges(made)

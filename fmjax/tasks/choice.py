@@ -1,8 +1,8 @@
 """Multiple choice: which of N endings continues a context (SWAG, Zellers et al. 2018), or answers a
 question about it.
 
-Each ending is read together with the context in its own row and gets one score. The softmax is over
-the endings."""
+Each ending is read together with the context, in its own row, and gets one score. The softmax is
+over the endings."""
 
 from __future__ import annotations
 
@@ -37,18 +37,27 @@ from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
 from fmjax.tasks.facts import class_fact, length_fact
-from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, pad_rows, readable, tokenizer_of
+from fmjax.tasks.token_rows import (
+    PADDED,
+    SHORTEN,
+    TOO_LONG,
+    Row,
+    pad_rows,
+    readable,
+    tokenizer_of,
+)
 
 OVERLONG = ("error", "truncate")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(contracts.Task):
-    """Settings of multiple choice. `endings` names a column for each, or one that holds a list.
+    """Settings of multiple choice. `endings` names a column for each ending, or one column that
+    holds a list.
 
-    `start` may name a column that stands before every ending, as SWAG's `sent2` or a question;
-    `choices`, the number of endings, is found in the training data. `label` is the right one's
-    number, from 0."""
+    `start` may name a column that is put before every ending, such as SWAG's `sent2` or a question;
+    `choices`, the number of endings, is inferred from the training data. `label` is the index of
+    the correct ending, from 0."""
 
     sized: ClassVar[tuple[str, ...]] = PADDED
 
@@ -83,17 +92,16 @@ class Task(contracts.Task):
         return (*self.reads, self.label)
 
     def resolve(self, source: Source) -> Config:
-        """Returns the number of endings, that of the first record. Raises UserError if a column is
+        """Returns the number of endings of the first record. Raises UserError if a column is
         missing.
         """
         check_columns(source, self.columns)
         return {} if self.choices else {"choices": len(self.read(source[0], source.where(0))[1])}
 
     def read(self, record: Mapping[str, Value], where: str) -> tuple[str, list[str]]:
-        """Returns the context and the endings, each with what stands before it.
+        """Returns the context and the endings, each with the text before it.
 
-        Raises UserError, naming the record, if they are not texts, or not as many as there are to
-        be."""
+        Raises UserError, naming the record, if they are not texts, or have the wrong number."""
         start = record[self.start] if self.start else ""
         endings = (
             record[self.endings[0]]
@@ -109,18 +117,19 @@ class Task(contracts.Task):
             named = ", ".join(self.reads)
             raise RecordError(
                 where,
-                f"{named} are not a context and two or more endings, all texts; correct the record",
+                f"{named} must be a context and two or more endings, all text; correct the record",
             )
         if self.choices and len(endings) != self.choices:
             raise RecordError(
                 where,
-                f"has {len(endings)} endings, unlike {self.choices} elsewhere; correct the record",
+                f"has {len(endings)} endings, but other records have {self.choices}; correct the "
+                "record",
             )
         return texts[0], [f"{start} {ending}".strip() for ending in endings]
 
     def target(self, record: Mapping[str, Value], where: str) -> np.int32:
-        """Returns the number of the right ending. Raises UserError, naming the record, if there is
-        none of that number.
+        """Returns the index of the correct ending. Raises UserError, naming the record, if there is
+        no such ending.
         """
         value = record[self.label]
         number = int(value) if isinstance(value, str) and is_count(value.strip()) else value
@@ -136,6 +145,9 @@ class Task(contracts.Task):
     ) -> Choices:
         """Tokenizes a source into examples of `choices` rows of `max_length` tokens."""
         check_columns(source, self.columns)
+        if not self.choices:  # of a Hugging Face folder, which does not say it
+            resolved = dataclasses.replace(self, **self.resolve(source))
+            return resolved.examples(source, processors, max_length, train)
         tokenizer = tokenizer_of(processors)
         records = [source[index] for index in range(len(source))]
         targets = [self.target(record, source.where(index)) for index, record in enumerate(records)]
@@ -151,7 +163,7 @@ class Task(contracts.Task):
         processors: Processors,
         max_length: int,
     ) -> list[Fact]:
-        """Returns how often each ending is the right one, and how many examples are cut."""
+        """Returns how often each ending is correct, and how many examples are truncated."""
         tokenizer = tokenizer_of(processors)
         read = [self.read(sample[index], sample.where(index)) for index in range(len(sample))]
         contexts = tokenizer.encode_batch([context for context, _ in read])
@@ -164,16 +176,21 @@ class Task(contracts.Task):
         return [class_fact(names, right, "endings"), length_fact(lengths, max_length)]
 
     def rows(
-        self, read: Sequence[tuple[str, list[str]]], tokenizer: Tokenizer, most: int, where: Where
+        self,
+        read: Sequence[tuple[str, list[str]]],
+        tokenizer: Tokenizer,
+        most: int,
+        where: Where,
+        advice: str = TOO_LONG,
     ) -> list[list[Row]]:
         """Returns the (ids, token types) of each ending of each example, in at most `most` tokens;
-        of what is longer, the longer part is cut. Raises UserError, naming the example, where it
-        may not be."""
+        the longer part of longer ones is truncated. Raises UserError, naming the example and with
+        the advice, if truncation is not allowed."""
         room = most - tokenizer.special_count(pair=True)
         if room < 2:
             special = f"the {most - room} special ones"
             raise UserError(
-                f"data.max_length={most} leaves no room for two tokens beside {special}; raise it"
+                f"data.max_length={most} leaves no room for two tokens besides {special}; raise it"
             )
         contexts = tokenizer.encode_batch([context for context, _ in read])
         rows = []
@@ -181,8 +198,8 @@ class Task(contracts.Task):
             endings = tokenizer.encode_batch(texts)
             longest = context.size + max(ending.size for ending in endings)
             if longest > room and self.overlong == "error":
-                problem = f"{longest + most - room} tokens are more than data.max_length={most}"
-                raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
+                problem = f"{longest + most - room} tokens exceed data.max_length={most}"
+                raise RecordError(where(index), f"{problem}; {advice}", index)
             rows.append(
                 [tokenizer.assemble(*shortened(context, ending, room)) for ending in endings]
             )
@@ -200,7 +217,7 @@ class Task(contracts.Task):
         return {"choice": each.sum()}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
-        """Returns the scores [B,N], the right ending and the plain loss of each example."""
+        """Returns the scores [B,N], the correct ending and the plain loss of each example."""
         scores, labels = outputs["choice"][..., 0], batch["labels"]
         return {
             "scores": scores,
@@ -211,7 +228,7 @@ class Task(contracts.Task):
     def metrics(
         self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
     ) -> dict[str, float]:
-        """Returns the loss, and the share of examples with the right ending."""
+        """Returns the loss, and the fraction of examples with the correct ending."""
         lost, scores, labels = class_metrics.real_rows(
             valid, arrays["losses"], arrays["scores"], arrays["labels"]
         )
@@ -222,8 +239,8 @@ class Task(contracts.Task):
     def details(
         self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
     ) -> Record:
-        """Returns the examples with the largest losses: their context and right ending, and the one
-        that was chosen.
+        """Returns the examples with the largest losses: their context, correct ending, and chosen
+        ending.
         """
         assert isinstance(examples, Choices)
         best, labels = arrays["scores"].argmax(axis=1), arrays["labels"]
@@ -257,15 +274,17 @@ class Task(contracts.Task):
                 )
             if not isinstance(example, Mapping) or not set(self.reads) <= set(example):
                 raise UserError(
-                    f"{where(number)}: is not a choice; give an object with {', '.join(self.reads)}"
+                    f"{where(number)}: is not a question with endings; pass an object with "
+                    f"{', '.join(self.reads)}"
                 )
             read.append(self.read(example, where(number)))
             if len(read[-1][1]) != len(read[0][1]):
                 raise UserError(
-                    f"{where(number)}: has {len(read[-1][1])} endings, {where(0)} "
-                    f"{len(read[0][1])}; give as many"
+                    f"{where(number)}: has {len(read[-1][1])} endings, but {where(0)} has "
+                    f"{len(read[0][1])}; use the same number"
                 )
-        flat = [row for rows in self.rows(read, tokenizer, max_length, where) for row in rows]
+        rows = self.rows(read, tokenizer, max_length, where, SHORTEN)
+        flat = [row for own in rows for row in own]
         batch = {
             name: array.reshape(len(read), -1, array.shape[-1])
             for name, array in pad_rows(flat, tokenizer.pad_id).items()
@@ -275,8 +294,8 @@ class Task(contracts.Task):
     def describe(
         self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors
     ) -> list[Record]:
-        """Returns the number and text of the best ending of each example, its probability, and
-        those of all.
+        """Returns the number and text of the best ending of each example, its probability, and the
+        probabilities of all.
         """
         probabilities = np.asarray(jax.nn.softmax(outputs["choice"][..., 0], axis=-1))
         described = []
@@ -289,13 +308,13 @@ class Task(contracts.Task):
 
 
 def shortened(context: np.ndarray, ending: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both parts, in at most `most` tokens: the end of the longer one is cut off, of
-    equally long ones both.
+    """Returns both parts, in at most `most` tokens: the end of the longer one is cut off, or of
+    both if they are equally long.
     """
     half = most // 2
     if context.size + ending.size <= most:
         return context, ending
-    left = max(half, most - ending.size)  # what the other part does not need
+    left = max(half, most - ending.size)  # room that the other part does not need
     return context[:left], ending[: most - min(left, context.size)]
 
 
@@ -315,14 +334,14 @@ class Choices(contracts.Examples):
         sizes = [[ids.size for ids, _ in own] for own in rows]
         self.lengths = np.array(
             [max(own) for own in sizes]
-        )  # of the longest row, to which shorter ones are padded
+        )  # length of the longest row, to which shorter ones are padded
         self.filled = np.array([np.mean(own) for own in sizes])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def ending(self, index: int, number: int) -> str:
-        """Returns the context and an ending of an example, to read."""
+        """Returns the readable context and ending of an example."""
         return details.shortened(readable(self.rows[index][number][0], self.tokenizer))
 
     def __getitem__(self, index: int) -> Example:

@@ -1,8 +1,8 @@
 """Classification of a text or a pair of texts: one label, several, or a number (regression).
 
 The classifier reads BERT's pooled output (`pool="first"`, Devlin et al. 2019), the mean over the
-text's tokens (`"mean"`), or the hidden state at the text's mask token (`"mask"`: which word stands
-here?). Classes of unequal size can be weighed, and easy examples count for less (`labels.py`)."""
+text's tokens (`"mean"`), or the hidden state at the text's mask token (`"mask"`: which word belongs
+here?). Classes of unequal size can be weighted, and easy examples down-weighted (`labels.py`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,16 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.tasks.facts import length_fact
 from fmjax.tasks.labels import LabelTask
-from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, keys_of, pad_rows, readable, tokenizer_of
+from fmjax.tasks.token_rows import (
+    PADDED,
+    SHORTEN,
+    TOO_LONG,
+    Row,
+    keys_of,
+    pad_rows,
+    readable,
+    tokenizer_of,
+)
 
 KINDS = ("single", "multi", "regression")
 POOLS = ("first", "mean", "mask")
@@ -41,9 +50,9 @@ BLANK = ("error", "drop")
 
 @dataclasses.dataclass(frozen=True)
 class Task(LabelTask):
-    """Settings of classification. `labels` are found in the training data where they are not given.
+    """Settings of classification. `labels` are inferred from the training data by default.
 
-    A record whose texts are all blank is an error, or left out (`blank="drop"`) of every split.
+    A record whose texts are all blank is an error, or is dropped from every split (`blank="drop"`).
     """
 
     sized: ClassVar[tuple[str, ...]] = (*PADDED, "pool_weights")
@@ -54,8 +63,8 @@ class Task(LabelTask):
     pool: str = "first"
     overlong: str = "error"
     blank: str = "error"
-    token_dropout: float = 0.0  # share of the tokens that become the unknown one
-    span_mask: float = 0.0  # share of the tokens that become the mask, one span
+    token_dropout: float = 0.0  # fraction of the tokens replaced by the unknown token
+    span_mask: float = 0.0  # fraction of the tokens replaced by the mask, in one span
 
     def __post_init__(self) -> None:
         choices = {"kind": KINDS, "pool": POOLS, "overlong": OVERLONG, "blank": BLANK}
@@ -65,8 +74,7 @@ class Task(LabelTask):
         in_range("task.span_mask", self.span_mask, least=0, below=1)
         if self.span_mask and self.pool == "mask":
             raise UserError(
-                "task.span_mask would put masks beside the one that task.pool=mask reads; set it "
-                "to 0"
+                "task.span_mask would add masks to the one that task.pool=mask reads; set it to 0"
             )
         self.check_balance(self.labels)
         self.check_layout()
@@ -92,12 +100,12 @@ class Task(LabelTask):
         return dict.fromkeys(self.texts, "text")
 
     def resolve(self, source: Source) -> Config:
-        """Returns the label names found in the training data, unless they are given or the task is
-        regression; what separates several in a string, unless that is given or "|"; and the class
-        weights, if they are to follow from the data.
+        """Returns the label names in the training data, unless they are given or the task is
+        regression; the separator of several labels in a string, unless it is given or "|"; and the
+        class weights, if they are inferred from the data.
 
         Raises UserError, naming the record, if whole-number labels are mixed with others, negative,
-        or have gaps, and if what separates labels cannot be told."""
+        or have gaps, and if the separator is unclear."""
         check_columns(source, self.columns)
         needed = self.kind == "multi" or (
             self.kind == "single" and (self.weighs or not self.labels)
@@ -130,7 +138,7 @@ class Task(LabelTask):
         processors: Processors,
         max_length: int,
     ) -> list[Fact]:
-        """Returns the labels with their counts, and how many texts are cut."""
+        """Returns the labels with their counts, and how many texts are truncated."""
         tokenizer = tokenizer_of(processors)
         read = [sample[index] for index in self.kept(sample)]
         parts = [
@@ -145,7 +153,7 @@ class Task(LabelTask):
         ]
 
     def augmentations(self, tokenizer: Tokenizer) -> tuple[Augmentation, ...]:
-        """Returns the augmentations of training texts, applied each time one is drawn."""
+        """Returns the augmentations of training texts, applied at each draw."""
         dropped = (
             (partial(drop_tokens, tokenizer=tokenizer, share=self.token_dropout),)
             if self.token_dropout
@@ -158,7 +166,7 @@ class Task(LabelTask):
         )
 
     def kept(self, source: Source) -> list[int]:
-        """Returns the numbers of the records that are not left out. Raises UserError if none is."""
+        """Returns the indices of the records that are kept. Raises UserError if there are none."""
         kept = [
             index
             for index in range(len(source))
@@ -166,7 +174,7 @@ class Task(LabelTask):
         ]
         if not kept:
             raise UserError(
-                f"{source.where(0)}: this and every other record is blank; give data with text"
+                f"{source.where(0)}: this record and all others are blank; use data with text"
             )
         return kept
 
@@ -177,12 +185,17 @@ class Task(LabelTask):
         )
 
     def rows(
-        self, records: Sequence[Mapping[str, Value]], tokenizer: Tokenizer, most: int, where: Where
+        self,
+        records: Sequence[Mapping[str, Value]],
+        tokenizer: Tokenizer,
+        most: int,
+        where: Where,
+        advice: str = TOO_LONG,
     ) -> list[Row]:
         """Returns (ids, token types) of each record, in at most `most` tokens.
 
-        Raises UserError, naming the record, where a text is not a string, is too long and may not
-        be truncated, or lacks the mask token at which the classifier is to read."""
+        Raises UserError, naming the record, if a text is not a string, is too long and may not be
+        truncated (with the advice), or lacks the mask token that the classifier reads."""
         for index, record in enumerate(records):
             for column in self.texts:
                 if not isinstance(record[column], str):
@@ -198,7 +211,7 @@ class Task(LabelTask):
         special = tokenizer.special_count(pair=len(self.texts) == 2)
         if most <= special:
             raise UserError(
-                f"data.max_length={most} leaves no room for a token beside the {special} special "
+                f"data.max_length={most} leaves no room for a token besides the {special} special "
                 "ones; raise it"
             )
         parts = [
@@ -209,8 +222,8 @@ class Task(LabelTask):
             row = tokenizer.assemble(*ids)
             if row[0].size > most:
                 if self.overlong == "error":
-                    problem = f"{row[0].size} tokens are more than data.max_length={most}"
-                    raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
+                    problem = f"{row[0].size} tokens exceed data.max_length={most}"
+                    raise RecordError(where(index), f"{problem}; {advice}", index)
                 row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
             if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
                 mask = tokenizer.token(tokenizer.mask_id)
@@ -222,8 +235,8 @@ class Task(LabelTask):
     def truncate(
         self, parts: Sequence[np.ndarray], most: int, tokenizer: Tokenizer
     ) -> list[np.ndarray]:
-        """Cuts token by token off the longer text; with `pool="mask"`, keeps a window around the
-        mask.
+        """Cuts tokens off the longer text, one by one; with `pool="mask"`, keeps a window around
+        the mask.
         """
         lengths = [len(ids) for ids in parts]
         while sum(lengths) > most:
@@ -241,7 +254,8 @@ class Task(LabelTask):
         ]
 
     def pool_weights(self, ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-        """Returns float32 weights like `ids`: the first mask token, or all that are not special."""
+        """Returns float32 weights like `ids`: the first mask token, or all tokens that are not
+        special."""
         if self.pool == "mask":
             masks = ids == tokenizer.mask_id
             return np.asarray(masks & (masks.cumsum(axis=-1) == 1), np.float32)
@@ -269,7 +283,7 @@ class Task(LabelTask):
                     f"{', '.join(self.texts)}{has}"
                 )
             records.append(example)
-        rows = self.rows(records, tokenizer, max_length, where)
+        rows = self.rows(records, tokenizer, max_length, where, SHORTEN)
         batch: dict[str, Value] = dict(pad_rows(rows, tokenizer.pad_id))
         return (
             batch
@@ -280,8 +294,8 @@ class Task(LabelTask):
     def describe(
         self, outputs: HostBatch, batch: HostBatch, processors: Processors
     ) -> list[Record]:
-        """Returns the label and score of each text; all labels above one half if there may be
-        several; or the number.
+        """Returns the label and score of each text; all labels above one half in the multi-label
+        case; or the number.
         """
         return self.described(outputs[self.head])
 
@@ -306,7 +320,7 @@ class LabeledTexts(contracts.Examples):
         self.labels = targets
         self.tokenizer, self.max_length, self.augmentations = tokenizer, max_length, augmentations
         self.lengths = np.array([ids.size for ids, _ in rows])
-        self.classes = targets if task.kind == "single" else None  # by which data.balance resamples
+        self.classes = targets if task.kind == "single" else None  # for resampling by data.balance
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -2,9 +2,9 @@
 
 `rows="packed"` cuts documents into pieces, several of which share a row (see
 `data/stream/packing.py`). Tokens attend only to their own piece (`segment_ids`) and predict the
-next token; the last one predicts the end. A document starts after the tokens that the tokenizer
-puts before a text, or else after the token that ends documents. `rows="offset"` reads the data as
-one long text, and each example starts at a random place, as in nanoGPT. In evaluation, rows never
+next token; the last one predicts the end. A document is preceded by the tokens that the tokenizer
+puts before a text, or else by the token that ends documents. `rows="offset"` reads the data as one
+long text, and each example starts at a random position, as in nanoGPT. In evaluation, rows never
 overlap: every token is predicted once, except a first token with nothing before it."""
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ ROWS = ("packed", "offset")
 
 @dataclasses.dataclass(frozen=True)
 class Task(TokenTask):
-    """Settings of causal language modelling; the last five are those of predicting, which is to
-    continue a text.
+    """Settings of causal language modeling. The last five are for prediction, which continues a
+    text.
     """
 
     rows: str = "packed"
     column: str = "text"
     max_new_tokens: int = 64
-    temperature: float = 0.0  # 0: the likeliest token each time
-    top_k: int = 0  # of sampling; 0: all tokens
+    temperature: float = 0.0  # 0: always the most likely token
+    top_k: int = 0  # sample from this many tokens; 0: all tokens
     top_p: float = 1.0
     num_beams: int = 1
 
@@ -66,7 +66,7 @@ class Task(TokenTask):
             "task.temperature",
             self.temperature,
             least=0,
-            hint="0 takes the likeliest token each time",
+            hint="0 always takes the most likely token",
         )
 
     @property
@@ -79,7 +79,7 @@ class Task(TokenTask):
 
     @property
     def generation(self) -> Config:
-        """The settings by which a prompt is continued."""
+        """The settings for continuing a prompt."""
         drawn = {
             "do_sample": True,
             "temperature": self.temperature,
@@ -91,7 +91,7 @@ class Task(TokenTask):
         )
 
     def before(self, tokenizer: Tokenizer) -> np.ndarray:
-        """Returns the special tokens that a text begins with."""
+        """Returns the special tokens before a text."""
         opening = tokenizer.opening
         return opening if opening.size or self.rows == "offset" else after(tokenizer)
 
@@ -100,20 +100,20 @@ class Task(TokenTask):
     ) -> Rows:
         """Tokenizes a source into rows of `max_length` tokens, each with the token that follows it.
 
-        Raises UserError if no document is long enough to predict a token of.
+        Raises UserError if no document is long enough to predict a token.
         """
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
         read = tokenize(source, self.column, tokenizer)
         corpus = read.enclosed(self.before(tokenizer), after(tokenizer))
         if self.rows == "offset":
-            # The last document may have been cut anywhere, so that nothing says that it ends.
+            # The last document may have been cut anywhere, so it has no end token.
             whole = corpus.tokens.size - after(tokenizer).size
             corpus = dataclasses.replace(corpus, bounds=np.array([whole]))
         pieces = cut(corpus.begins, corpus.bounds - 1, max_length)
         if not len(pieces):
             raise UserError(
-                f'column "{self.column}": no text of {len(source)} records has two tokens; give '
+                f'column "{self.column}": none of {len(source)} records has two tokens; use '
                 "longer texts"
             )
         kind = Offsets if self.rows == "offset" and train else Rows
@@ -134,9 +134,7 @@ class Task(TokenTask):
     def inputs(
         self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
     ) -> dict[str, Value]:
-        """Returns a batch from the texts (or {"text": ...}) that are to be continued, padded on the
-        left.
-        """
+        """Returns a batch of texts (or {"text": ...}) to continue, padded on the left."""
         tokenizer = tokenizer_of(processors)
         opening = self.before(tokenizer)
         texts = given_texts(examples, self.column, where)
@@ -145,8 +143,7 @@ class Task(TokenTask):
         for number, row in enumerate(rows):
             if not row.size:
                 raise UserError(
-                    f"{where(number)}: is empty, and the tokenizer has no token that begins a "
-                    "text; give a text"
+                    f"{where(number)}: is empty, and the tokenizer has no start token; pass text"
                 )
             check_length(row.size, max_length, where(number))
         width = max(row.size for row in rows)
@@ -163,7 +160,7 @@ class Task(TokenTask):
     def describe(
         self, outputs: HostBatch, batch: HostBatch, processors: Processors
     ) -> list[Record]:
-        """Returns the continuation of each text, to before the token that ends it."""
+        """Returns the continuation of each text, up to its end token."""
         tokenizer, width = tokenizer_of(processors), batch["input_ids"].shape[1]
         return [
             {"text": tokenizer.written(row[width:])} for row in np.asarray(outputs["generated"])
@@ -171,12 +168,13 @@ class Task(TokenTask):
 
 
 def after(tokenizer: Tokenizer) -> np.ndarray:
-    """Returns the token that ends a document; none if the tokenizer has none."""
+    """Returns the token that ends a document, if the tokenizer has one."""
     return NOTHING if tokenizer.end_id is None else np.array([tokenizer.end_id], np.int32)
 
 
 class Rows(contracts.Examples):
-    """Rows of tokens with the token that follows each; `pieces` [N,2] lie side by side in them."""
+    """Rows of tokens with the token that follows each; they contain `pieces` [N,2] one after the
+    other."""
 
     def __init__(self, corpus: Corpus, pieces: np.ndarray, max_length: int, fill_id: int):
         self.corpus, self.pieces, self.max_length, self.fill_id = (
@@ -212,7 +210,7 @@ class Rows(contracts.Examples):
 
 
 class Offsets(Rows):
-    """As many rows, each from anywhere in the text."""
+    """The same number of rows, each from a random position in the text."""
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         last = int(self.corpus.bounds[-1]) - 1  # the last token is only predicted

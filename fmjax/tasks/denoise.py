@@ -1,5 +1,5 @@
-"""Denoising (BART; Lewis et al. 2020, arXiv:1910.13461, section 2.2): the decoder restores the text
-that was corrupted for the encoder.
+"""Denoising (BART; Lewis et al. 2020, arXiv:1910.13461, section 2.2): the decoder restores a text
+that is corrupted for the encoder.
 
     text    <s> The dog sleeps. It dreams of a long walk. </s>
     input   <s> It <mask> a long <mask>. The <mask> dog sleeps. </s>
@@ -7,8 +7,8 @@ that was corrupted for the encoder.
 
 The sentences of each document are shuffled first. Then spans with Poisson-distributed lengths are
 drawn, and a single mask replaces each span, also an empty one. Several documents, or pieces of long
-ones, share a row (see `data/stream/packing.py`); each is corrupted on its own, has its own special
-tokens, and is told apart by `segment_ids`. The noise is drawn each time a row is seen."""
+ones, share a row (see `data/stream/packing.py`); each is corrupted separately, has its own special
+tokens, and is distinguished by `segment_ids`. The noise is drawn each time a row is seen."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from fmjax.tasks.token_rows import (
 )
 
 STOPS = (".", "!", "?", "。", "！", "？")
-CLOSING = "\"')]»”’」』"  # what may stand behind a stop
+CLOSING = "\"')]»”’」』"  # characters that may follow a stop
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(TokenTask):
-    """Settings of denoising: how many of the tokens are masked, in spans of which mean length (text
-    infilling), and how many of a document's sentences change places. The last two are those of
-    predicting, which is to write the whole text."""
+    """Settings of denoising: the fraction of masked tokens and the mean length of spans (text
+    infilling), and the fraction of a document's sentences that are permuted. The last two are for
+    prediction, which writes the whole text."""
 
     counted: ClassVar[tuple[str, ...]] = token_rows.BOTH_SIDES
 
@@ -56,18 +56,18 @@ class Task(TokenTask):
     num_beams: int = 1
 
     def __post_init__(self) -> None:
-        in_range("task.mask_rate", self.mask_rate, least=0, below=1, hint="BART has 0.3")
-        in_range("task.mean_span", self.mean_span, least=1, most=100, hint="in tokens; BART has 3")
+        in_range("task.mask_rate", self.mask_rate, least=0, below=1, hint="BART uses 0.3")
+        in_range("task.mean_span", self.mean_span, least=1, most=100, hint="in tokens; BART uses 3")
         in_range(
             "task.permute",
             self.permute,
             least=0,
             most=1,
-            hint="the share of sentences that change places",
+            hint="the fraction of sentences that are permuted",
         )
         if not self.mask_rate and not self.permute:
             raise UserError(
-                "task.mask_rate=0 and task.permute=0 leave the text as it is; raise one of them"
+                "task.mask_rate=0 and task.permute=0 leave the text unchanged; raise one of them"
             )
 
     @property
@@ -76,7 +76,7 @@ class Task(TokenTask):
 
     @property
     def generation(self) -> Config:
-        """The settings of generation, which predicting needs and evaluation does not."""
+        """The generation settings, which prediction needs and evaluation does not."""
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
 
     def examples(
@@ -95,8 +95,8 @@ class Task(TokenTask):
     def inputs(
         self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
     ) -> dict[str, Value]:
-        """Returns a batch from texts (or records with the task's column), in which mask tokens may
-        stand for what is missing.
+        """Returns a batch from texts (or records with the task's column), in which mask tokens
+        stand for missing text.
         """
         tokenizer = tokenizer_of(processors)
         rows = [
@@ -111,7 +111,7 @@ class Task(TokenTask):
     def describe(
         self, outputs: HostBatch, batch: HostBatch, processors: Processors
     ) -> list[Record]:
-        """Returns the text that was written for each."""
+        """Returns the generated text of each example."""
         tokenizer = tokenizer_of(processors)
         return [
             {"text": tokenizer.written(row[1:]).strip()} for row in np.asarray(outputs["generated"])
@@ -119,7 +119,7 @@ class Task(TokenTask):
 
 
 class Noise:
-    """Draws how a text is damaged."""
+    """Draws the corruption of a text."""
 
     def __init__(self, task: Task, tokenizer: Tokenizer):
         self.task = task
@@ -129,7 +129,7 @@ class Noise:
         )
 
     def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns the tokens, damaged; never more than there were."""
+        """Returns the corrupted tokens, which are never more than before."""
         tokens = permuted(ids, self.stops[ids], self.task.permute, rng)
         if not self.task.mask_rate:
             return tokens
@@ -148,8 +148,8 @@ def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
 def permuted(
     tokens: np.ndarray, ends: np.ndarray, share: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns the tokens [N] with a share of the sentences in one another's places; `ends` [N] says
-    where each ends.
+    """Returns the tokens [N] with a fraction of the sentences permuted; `ends` [N] marks where each
+    ends.
     """
     sentences = np.split(tokens, np.flatnonzero(ends[:-1]) + 1)
     order = np.arange(len(sentences))
@@ -159,11 +159,11 @@ def permuted(
 
 
 def spans(total: int, mean: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns lengths of spans, Poisson-distributed, that add up to `total`; the last that is drawn
-    takes what is left.
+    """Returns lengths of spans, Poisson-distributed, that add up to `total`; the last one takes the
+    remainder.
 
-    Some may be 0, but there are not more than `total`: a mask in place of each makes no text
-    longer."""
+    Some may be 0, but there are at most `total` of them, so replacing each by a mask does not
+    lengthen the text."""
     ends = np.minimum(np.cumsum(rng.poisson(mean, total)), total)
     ends[-1] = total
     count = int(np.searchsorted(ends, total)) + 1
@@ -173,12 +173,12 @@ def spans(total: int, mean: float, rng: np.random.Generator) -> np.ndarray:
 def infilled(
     tokens: np.ndarray, lengths: np.ndarray, mask_id: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns the tokens with one mask in place of each span; spans lie anywhere but over one
-    another, in the given order.
+    """Returns the tokens with each span replaced by one mask. Spans are at random, non-overlapping
+    positions, in the given order.
     """
     left = np.ones(
         tokens.size - lengths.sum() + lengths.size, np.int64
-    )  # how many tokens each of the input stands for
+    )  # number of original tokens for each input token
     places = np.sort(rng.choice(left.size, lengths.size, replace=False))
     left[places] = lengths
     begins = np.minimum(np.cumsum(left) - left, tokens.size - 1)
@@ -188,7 +188,7 @@ def infilled(
 
 
 class Rows(contracts.Examples):
-    """Documents cut into pieces, which are packed into rows, and damaged when they are drawn."""
+    """Documents cut into pieces, which are packed into rows and corrupted at each draw."""
 
     def __init__(self, corpus: Corpus, noise: Noise, tokenizer: Tokenizer, max_length: int):
         self.corpus, self.noise, self.tokenizer, self.max_length = (
@@ -200,18 +200,18 @@ class Rows(contracts.Examples):
         special = tokenizer.special_count()
         self.pieces = corpus.pieces(max_length - special)
         self.plan = pack(self.pieces[:, 1] - self.pieces[:, 0] + special, max_length)
-        # Of the input, spans are gone, and how many tokens that leaves is drawn.
+        # Spans are removed from the input, so its number of tokens is random.
         self.fill = {"labels": self.plan.fill[0]}
 
     def __len__(self) -> int:
         return self.plan.rows
 
     def __getitem__(self, index: int) -> Example:
-        """Returns the tokens of the row's pieces, and where all but the first begin among them."""
+        """Returns the tokens of the row's pieces, and the begin of each piece but the first."""
         return side_by_side(self.corpus.tokens, self.pieces[self.plan.pieces(index)])
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        """Returns the pieces, damaged and as they were; see `packed_pairs`."""
+        """Returns the corrupted and the original pieces; see `packed_pairs`."""
         texts = np.split(example["tokens"], example["begins"])
         sources = [self.tokenizer.assemble(self.noise(ids, rng))[0] for ids in texts]
         targets = [self.tokenizer.assemble(ids)[0] for ids in texts]

@@ -1,5 +1,5 @@
 """Facts about training data that tasks share: labels and their counts, and how many texts are
-cut.
+truncated.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ import numpy as np
 
 from fmjax.contracts import Fact
 
-LISTED = 8  # labels that are listed with their counts
-RARELY = 0.01  # the share of texts that a longer limit may cut
-MULTIPLE = 8  # of which limits are proposed
+LISTED = 8  # number of labels that are listed with their counts
+RARELY = 0.01  # the fraction of texts that a proposed limit may truncate
+MULTIPLE = 8  # proposed limits are multiples of this
 
 
 def percent(share: float) -> str:
-    """Returns a share in percent: with a digit behind the point below 10 %, and "< 0.1 %" for a
-    little more than none."""
+    """Returns a fraction in percent, with one decimal below 10 %, and "< 0.1 %" for small positive
+    values."""
     if 0 < share < 0.001:
         return "< 0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.0995 or not share else f"{100 * share:.1f} %"
 
 
 def counted(labels: Sequence[str], counts: np.ndarray, total: int) -> str:
-    """Returns labels with their counts and shares of `total`; of many, the most frequent ones."""
+    """Returns labels with their counts and percentages of `total`; if there are many, the most
+    frequent ones."""
     many = len(labels) > LISTED
     shown = np.argsort(-counts, kind="stable")[:LISTED].tolist() if many else range(len(labels))
     listed = [f"{labels[i]} {counts[i]:,} ({percent(counts[i] / max(total, 1))})" for i in shown]
@@ -48,7 +49,7 @@ def class_fact(labels: Sequence[str], classes: np.ndarray, name: str = "labels")
 
 
 def several_fact(labels: Sequence[str], present: np.ndarray, layout: str) -> Fact:
-    """Returns the counts of labels of which an example may have several, `present [N, C]`."""
+    """Returns the counts of labels for examples that may have several, `present [N, C]`."""
     counts, total = (present > 0.5).sum(axis=0), len(present)
     none = float((present < 0.5).all(axis=1).mean())
     text = f"{counted(labels, counts, total)} of {total:,} records; {layout}"
@@ -61,8 +62,8 @@ def by_label(labels: Sequence[str], counts: np.ndarray) -> dict[str, int]:
 
 
 def number_fact(numbers: np.ndarray) -> Fact:
-    """Returns the range of a regression's targets [N], and what always predicting the mean
-    scores.
+    """Returns the range of a regression's targets [N], and the score of always predicting the
+    mean.
     """
     low, high, mean, variance = (float(f(numbers)) for f in (np.min, np.max, np.mean, np.var))
     values = {"min": low, "max": high, "mean": mean, "mean_mse": variance}
@@ -76,14 +77,14 @@ def number_fact(numbers: np.ndarray) -> Fact:
 def length_fact(
     lengths: np.ndarray, most: int, setting: str = "data.max_length", name: str = "lengths"
 ) -> Fact:
-    """Returns the share of texts with more than `most` tokens, and the limit that would cut less
-    than RARELY of them.
+    """Returns the fraction of texts with more than `most` tokens, and the limit that would truncate
+    less than RARELY of them.
 
     Args:
-      lengths: [N] tokens of each text of a sample, special ones included, before any is cut.
+      lengths: [N] tokens of each text of a sample, including special tokens, before truncation.
       most: the limit.
       setting: the key of the limit.
-      name: of the fact.
+      name: the name of the fact.
     """
     cut, longest = float(np.mean(lengths > most)), int(lengths.max())
     fit = int(np.sort(lengths)[::-1][max(-(-lengths.size // round(1 / RARELY)) - 1, 0)])

@@ -1,5 +1,5 @@
 """Image classification with one label per image. In training, images are augmented at random each
-time they are seen, and may be mixed with others, labels along with pixels."""
+time they are seen, and may be mixed with others, including their labels."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ from fmjax.tasks.labels import LabelTask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(LabelTask, ImageTask):
-    """Settings of image classification; `labels` are found in the training data where they are not
-    given.
+    """Settings of image classification; `labels` are inferred from the training data by default.
 
     `rand_augment` operations of RandAugment at `rand_magnitude` of 10; random erasing with
     probability `erase`; `mixup` and `cutmix` are the parameters of their Beta distributions, 0 for
-    never; of both, one is chosen at random."""
+    never; if both are on, one is chosen at random."""
 
     head: str = "classify"
     rand_augment: int = 0
@@ -55,10 +54,10 @@ class Task(LabelTask, ImageTask):
         in_range("task.rand_magnitude", self.rand_magnitude, least=0, most=10)
         in_range("task.erase", self.erase, least=0, most=1, hint="a probability")
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
-            in_range(f"task.{name}", alpha, least=0, hint="0 is never, 1 uniform")
+            in_range(f"task.{name}", alpha, least=0, hint="0 means off, 1 is uniform")
         if self.mixes and self.focal_gamma:
             raise UserError(
-                "task.focal_gamma needs unmixed labels, and mixup and cutmix mix them; set it or "
+                "task.focal_gamma needs unmixed labels, but mixup and cutmix mix them; set it or "
                 "those to 0"
             )
 
@@ -67,15 +66,15 @@ class Task(LabelTask, ImageTask):
         return self.mixup > 0 or self.cutmix > 0
 
     def resolve(self, source: Source) -> Config:
-        """Returns the image size, channels and label names found in the training data, unless they
-        are given, and the class weights, if they are to follow from the data."""
+        """Returns the image size, channels and label names in the training data, unless they are
+        given, and the class weights, if they are inferred from the data."""
         return self.find_images(source) | self.find_labels(source, range(len(source)))
 
     def examples(
         self, source: Source, processors: Processors, max_length: int, train: bool
     ) -> LabeledImages:
-        """Returns a source's labeled images. Raises UserError, naming the record, for a label that
-        is not known.
+        """Returns a source's labeled images. Raises UserError, naming the record, for an unknown
+        label.
         """
         check_columns(source, self.columns)
         targets = self.targets(source, range(len(source)))
@@ -84,7 +83,7 @@ class Task(LabelTask, ImageTask):
     def changed(
         self, image: np.ndarray, processor: image_kind.Processor, rng: np.random.Generator
     ) -> np.ndarray:
-        """Returns an image, uint8, as it is seen this time in training, normalized."""
+        """Returns a randomly augmented, normalized image from uint8."""
         image = self.augmented(image, rng)
         if self.rand_augment:
             image = images.rand_augment(image, rng, self.rand_augment, self.rand_magnitude)
@@ -96,8 +95,8 @@ class Task(LabelTask, ImageTask):
         return {"classify": self.label_weights(batch["labels"]).sum()}
 
     def label_weights(self, labels: jax.Array) -> jax.Array:
-        """Returns the weight of each example [B]: its class's, or that of the classes [B,C] it is
-        mixed of.
+        """Returns the weight of each example [B]: that of its class, or of the classes [B,C] that
+        it mixes.
         """
         if labels.ndim == 1:
             return self.weight(labels)
@@ -106,7 +105,7 @@ class Task(LabelTask, ImageTask):
 
     def losses(self, outputs: Batch, labels: jax.Array) -> jax.Array:
         """Returns the loss of each example [B], times its weight; `labels` are classes [B], or
-        shares of classes [B,C].
+        mixtures of classes [B,C].
         """
         logits = outputs[self.head]
         if labels.ndim == 1:
@@ -119,7 +118,7 @@ class Task(LabelTask, ImageTask):
         self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
     ) -> dict[str, Value]:
         """Returns a batch from paths of image files, Pillow images, arrays of uint8 [H,W,C], or
-        records with such.
+        records that contain these.
         """
         return dict(self.batch(examples, processors, where))
 
@@ -131,7 +130,7 @@ class Task(LabelTask, ImageTask):
 
 
 class LabeledImages(contracts.Examples):
-    """Labeled images; in training `draw` changes them at random and mixes them with others."""
+    """Labeled images; in training, `draw` augments them at random and mixes them with others."""
 
     targets: np.ndarray
 
@@ -160,8 +159,8 @@ class LabeledImages(contracts.Examples):
         return {"images": image, "labels": self.targets[index]}
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        """Returns `images`, fp32 [S,S,C], and `labels`: a class or, where training mixes them,
-        shares of classes [C].
+        """Returns `images`, fp32 [S,S,C], and `labels`: a class or, if training mixes them, a
+        mixture of classes [C].
         """
         task, processor = self.task, self.processor
         if not self.train:

@@ -1,5 +1,5 @@
-"""Shared by image tasks: the settings for reading images, which configure the image processor, and
-random augmentation in training."""
+"""Code shared by image tasks: the settings for reading images, which configure the image processor,
+and random augmentation in training."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FITS = ("stretch", "shortest")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTask(contracts.Task):
-    """A task that reads one column of images. Sizes and channels that are 0 are found in the data.
+    """A task that reads one column of images. Sizes and channels of 0 are inferred from the data.
 
     How an image is resized and normalized is described in `data/kinds/image.py`. In training,
-    images are moved by up to `shift` pixels, mirrored with probability `flip`, and parts of them,
-    of `crop` of the area and more, blown up."""
+    images are shifted by up to `shift` pixels, flipped with probability `flip`, and cropped to at
+    least `crop` of the area and resized."""
 
     image: str = "image"
-    image_size: int | tuple[int, int] = 0  # a side, or (height, width)
+    image_size: int | tuple[int, int] = 0  # one side length, or (height, width)
     resize_size: int = 0
     resize: str = "bilinear"
     fit: str = "stretch"
@@ -41,7 +41,7 @@ class ImageTask(contracts.Task):
     crop: float = 1.0
 
     def check_images(self) -> None:
-        """Raises UserError for settings that are out of range, or do not fit each other."""
+        """Raises UserError for settings that are out of range, or contradict each other."""
         for name, value, choices in (("resize", self.resize, RESAMPLINGS), ("fit", self.fit, FITS)):
             one_of(f"task.{name}", value, choices)
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
@@ -53,20 +53,20 @@ class ImageTask(contracts.Task):
             in_range(f"task.{name}", number, least=0)
         if self.channels not in (0, 1, 3):
             raise UserError(
-                f"task.channels={self.channels}: must be 1 (grey), 3 (colors), or 0 (as the images "
-                "are)"
+                f"task.channels={self.channels}: must be 1 (gray), 3 (color), or 0 (as in the "
+                "images)"
             )
         if self.resize_size and not 0 < min(sides) <= max(sides) <= self.resize_size:
             raise UserError(
                 f"task.resize_size={self.resize_size} needs a task.image_size that is not larger; "
-                "give one"
+                "set one"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels or len(values)) or not all(
                 map(math.isfinite, values)
             ):
                 raise UserError(
-                    f"task.{name}={','.join(map(str, values))}: give one number, or one per channel"
+                    f"task.{name}={','.join(map(str, values))}: use one number, or one per channel"
                 )
         if min(self.std) <= 0:
             raise UserError(f"task.std={','.join(map(str, self.std))}: must be above 0")
@@ -76,7 +76,7 @@ class ImageTask(contracts.Task):
             self.crop,
             above=0,
             most=1,
-            hint="a share of the area; 1 leaves images whole",
+            hint="a fraction of the area; 1 means no crop",
         )
 
     @property
@@ -89,7 +89,7 @@ class ImageTask(contracts.Task):
         return {"image": {name: value for name, value in vars(self).items() if name in names}}
 
     def find_images(self, source: Source) -> Config:
-        """Returns the settings `image_size` and `channels` that are to be found in the data.
+        """Returns the settings `image_size` and `channels` that are inferred from the data.
 
         Raises UserError if a column is missing, or images, which it names, differ from the first or
         are not square."""
@@ -99,7 +99,7 @@ class ImageTask(contracts.Task):
         return image_kind.sizes_in([Column(source, self.image)], self.image_size, self.channels)
 
     def augmented(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns the image, uint8, as it is seen this time in training."""
+        """Returns a randomly augmented image, uint8."""
         if self.crop < 1:
             image = images.resized_crop(image, rng, self.crop, self.resize)
         if self.shift:
@@ -109,7 +109,7 @@ class ImageTask(contracts.Task):
     def batch(
         self, examples: Sequence[Value], processors: Processors, where: Where
     ) -> dict[str, np.ndarray]:
-        """Returns the batch `images [B,H,W,C]` of images, or of records that have them in the
+        """Returns the batch `images [B,H,W,C]` from images, or from records that have them in the
         task's column.
         """
         values: list[Value] = []

@@ -1,5 +1,4 @@
-"""Shared by tasks with classes: label names found in the data, targets, and options for class imbalance (class weights from
-the training data, focal loss)."""
+"""Shared by tasks with classes: label names found in the data, targets, losses and metrics."""
 
 from __future__ import annotations
 
@@ -28,109 +27,22 @@ from fmjax.contracts import (
 )
 from fmjax.data.kinds import label as label_kind
 from fmjax.data.kinds import separators
-from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
+from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
 from fmjax.tasks import facts
-
-WEIGHTINGS = ("none", *losses.WEIGHTINGS)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Balance:
-    """The settings of a loss over classes, from which a task of classes inherits.
-
-    `weighting` says how class weights follow from the training data where `class_weights` does not list them: "balanced"
-    or "effective". The loss is the weighted mean: the sum of weight x loss over the sum of weights.
-    """
-
-    label_smoothing: float = 0.0
-    weighting: str = "none"
-    class_weights: tuple[float | str, ...] = ()  # in the order of the labels; numbers, or as a command line gives them
-    effective_beta: float = 0.999
-    focal_gamma: float = 0.0  # 0: cross entropy
-
-    def check_balance(self, labels: tuple[str, ...]) -> None:
-        """Raises UserError for settings that are out of range, or do not fit each other or the labels."""
-        one_of("task.weighting", self.weighting, WEIGHTINGS)
-        in_range("task.label_smoothing", self.label_smoothing, least=0, below=1)
-        in_range("task.effective_beta", self.effective_beta, least=0, below=1)
-        in_range("task.focal_gamma", self.focal_gamma, least=0, hint="0 is cross entropy, 2 is usual")
-        if self.focal_gamma and self.label_smoothing:
-            raise UserError("task.focal_gamma and task.label_smoothing work against each other; set one of them to 0")
-        try:
-            above = all(number_of(weight) > 0 for weight in self.class_weights)
-        except ValueError:
-            above = False
-        if not above:
-            listed = ",".join(map(str, self.class_weights))
-            raise UserError(f"task.class_weights={listed}: must be numbers above 0, one per label")
-        if self.class_weights and labels and len(self.class_weights) != len(labels):
-            raise UserError(
-                f"task.class_weights has {len(self.class_weights)} numbers for {len(labels)} labels ({', '.join(labels[:10])}); "
-                "give one for each, in that order"
-            )
-
-    @property
-    def weighs(self) -> bool:
-        """Whether class weights are still to be found in the training data."""
-        return self.weighting != "none" and not self.class_weights
-
-    @property
-    def numbers(self) -> np.ndarray:
-        """The class weights [C], none if there are none."""
-        return np.array(self.class_weights, np.float32)
-
-    def find_weights(self, labels: tuple[str, ...], counts: np.ndarray, total: int | None = None) -> Config:
-        """Returns the setting `class_weights` for the number of times that each label occurs in the training data.
-
-        Of `total` examples that have any number of labels, a weight is that of the label present over that of it absent.
-        Raises UserError for a label that never occurs, or always.
-        """
-        counts = np.asarray(counts, np.float64)
-        absent = counts if total is None else total - counts
-        for label, count, other in zip(labels, counts, absent, strict=True):
-            if not count or not other:
-                often = "no" if not count else "every"
-                raise UserError(
-                    f'task.weighting={self.weighting}: {often} example of the training data has the label "{label}"; '
-                    "leave it out of task.labels, or give task.class_weights"
-                )
-        weigh = losses.WEIGHTINGS[self.weighting]
-        if total is None:
-            weights = weigh(counts, self.effective_beta)
-        else:
-            pairs = [weigh(np.array(pair), self.effective_beta) for pair in zip(counts, absent, strict=True)]
-            weights = np.array([present / other for present, other in pairs])
-        return {"class_weights": tuple(round(float(weight), 6) for weight in weights)}
-
-    def weight(self, labels: jax.Array) -> jax.Array:
-        """Returns the weight of each item [...] that has one label of C: its class's, or 1."""
-        if not self.class_weights:
-            return jnp.ones(labels.shape, jnp.float32)
-        return jnp.asarray(self.numbers)[jnp.clip(labels, 0, len(self.class_weights) - 1)]
-
-    def label_weight(self, labels: jax.Array) -> jax.Array:
-        """Returns a weight for each item and class [..., C] of labels (0 or 1) [..., C]: a present one's weight; else 1."""
-        if not self.class_weights:
-            return jnp.ones(labels.shape, jnp.float32)
-        weights = self.numbers.reshape((1,) * (labels.ndim - 1) + (-1,))
-        return jnp.where(labels > 0.5, weights, 1.0)
-
-    def cross_entropy(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """Returns the training loss of each item [...], before its weight, of logits [..., C] and labels [...]."""
-        if self.focal_gamma:
-            return losses.softmax_focal(logits, labels, self.focal_gamma)
-        return losses.softmax_cross_entropy(logits, labels, self.label_smoothing)
+from fmjax.tasks.imbalance import Balance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelTask(Balance, contracts.Task):
-    """A task of examples with one label each, from the column `label`; `labels` are found in the training data where they are
-    not given. Of the kind "multi" an example has any number of labels, of the kind "regression" a number.
+    """A task of examples with one label each, from the column `label`; `labels` are found in the
+    training data where they are not given. Of the kind "multi" an example has any number of labels,
+    of the kind "regression" a number.
 
-    Several labels are a list, a string, or 0 and 1 in columns of their own, `label_columns`. What stands between the labels in
-    a string, `separator`, is found in the training data where it is not given; "none": each string is one label.
+    Several labels are a list, a string, or 0 and 1 in columns of their own, `label_columns`. What
+    stands between the labels in a string, `separator`, is found in the training data where it is
+    not given; "none": each string is one label.
     """
 
     label: str = "label"
@@ -148,19 +60,30 @@ class LabelTask(Balance, contracts.Task):
         return (*self.reads, *(self.label_columns or (self.label,)))
 
     def check_layout(self) -> None:
-        """Raises UserError for a layout of labels that does not fit the kind of labels, or the labels."""
+        """Raises UserError for a layout of labels that does not fit the kind of labels, or the
+        labels.
+        """
         for name in ("separator", "label_columns"):
             if vars(self)[name] and self.kind != "multi":
-                raise UserError(f"task.{name} is for several labels per record; set task.kind=multi, or leave it out")
+                raise UserError(
+                    f"task.{name} is for several labels per record; set task.kind=multi, or leave "
+                    "it out"
+                )
         if self.separator and self.label_columns:
-            raise UserError("task.separator and task.label_columns are two layouts of labels; leave one of them out")
+            raise UserError(
+                "task.separator and task.label_columns are two layouts of labels; leave one of "
+                "them out"
+            )
         for name in self.label_columns:
             if self.label_columns.count(name) > 1:
-                raise UserError(f'task.label_columns: "{name}" is there twice; name each column once')
+                raise UserError(
+                    f'task.label_columns: "{name}" is there twice; name each column once'
+                )
         if self.labels and self.label_columns and self.labels != self.label_columns:
             raise UserError(
-                f"task.labels={','.join(self.labels)} are not task.label_columns={','.join(self.label_columns)}, which name the "
-                "labels; leave task.labels out"
+                f"task.labels={','.join(self.labels)} are not "
+                f"task.label_columns={','.join(self.label_columns)}, which name the labels; leave "
+                "task.labels out"
             )
 
     @property
@@ -172,7 +95,8 @@ class LabelTask(Balance, contracts.Task):
         if self.kind == "single":
             two = class_metrics.TWO_CLASSES if len(self.labels) == 2 else {}
             return {**class_metrics.LOSS, **class_metrics.CLASSIFICATION, **two}
-        return {**class_metrics.LOSS, **(class_metrics.MULTILABEL if self.kind == "multi" else class_metrics.REGRESSION)}
+        more = class_metrics.MULTILABEL if self.kind == "multi" else class_metrics.REGRESSION
+        return {**class_metrics.LOSS, **more}
 
     @property
     def leading(self) -> tuple[str, ...]:
@@ -181,12 +105,12 @@ class LabelTask(Balance, contracts.Task):
         return ("f1_micro", "f1_macro") if self.kind == "multi" else ("pearson", "mae")
 
     def find_labels(self, source: Source, indices: Sequence[int]) -> Config:
-        """Returns the settings `labels`, unless they are given or the task is regression; `separator`, if labels stand in
-        strings with another one than "|" between them; and `class_weights`, if they are to follow from the data: those of the
-        records `indices`.
+        """Returns the settings `labels`, unless they are given or the task is regression;
+        `separator`, if labels stand in strings with another one than "|" between them; and
+        `class_weights`, if they are to follow from the data: those of the records `indices`.
 
-        Raises UserError, naming the record, if whole-number labels are mixed with others, negative, or have gaps, and if what
-        separates labels cannot be told.
+        Raises UserError, naming the record, if whole-number labels are mixed with others, negative,
+        or have gaps, and if what separates labels cannot be told.
         """
         if self.kind == "regression":
             return {}
@@ -223,10 +147,14 @@ class LabelTask(Balance, contracts.Task):
         return {} if found == separators.DEFAULT else {"separator": found}
 
     def label_names(self, source: Source, index: int) -> list[str]:
-        """Returns the label names of a record. Raises UserError, naming it, if there is none or it is not a name."""
+        """Returns the label names of a record. Raises UserError, naming it, if there is none or it
+        is not a name.
+        """
         if self.label_columns:
             record, where = source[index], source.where(index)
-            return [name for name in self.label_columns if label_kind.flag(record[name], where, name)]
+            return [
+                name for name in self.label_columns if label_kind.flag(record[name], where, name)
+            ]
         value, separator = source.value(index, self.label), self.separator or separators.DEFAULT
         several = self.kind == "multi"
         names = label_kind.names_of(value, source.where(index), self.label, several, separator)
@@ -239,7 +167,8 @@ class LabelTask(Balance, contracts.Task):
     def target(self, source: Source, index: int) -> np.generic | np.ndarray:
         """Returns a record's target: int32 class, float32 [C] of 0 and 1, or float32 number.
 
-        Raises UserError, naming the record, for a label that is not among `labels` or a value that is not a number.
+        Raises UserError, naming the record, for a label that is not among `labels` or a value that
+        is not a number.
         """
         if self.kind == "regression":
             value = source.value(index, self.label)
@@ -254,8 +183,9 @@ class LabelTask(Balance, contracts.Task):
             if name not in self.labels:
                 raise RecordError(
                     source.where(index),
-                    f'label "{name}" is out of range{nearest(name, self.labels)}; '
-                    f"the labels are {', '.join(self.labels)}; correct the record, or list all labels in task.labels",
+                    f'label "{name}" is out of range{nearest(name, self.labels)}; the labels are '
+                    f"{', '.join(self.labels)}; correct the record, or list all labels in "
+                    "task.labels",
                     index,
                 )
         if self.kind == "single":
@@ -263,7 +193,11 @@ class LabelTask(Balance, contracts.Task):
         return np.isin(self.labels, names).astype(np.float32)
 
     def facts(
-        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+        self,
+        sample: Source,
+        examples: Sequence[contracts.Examples],
+        processors: Processors,
+        max_length: int,
     ) -> list[Fact]:
         """Returns the labels with their counts, and what a constant answer scores."""
         labels = [one.labels for one in examples if one.labels is not None]
@@ -274,7 +208,11 @@ class LabelTask(Balance, contracts.Task):
             return [facts.number_fact(joined)]
         if self.kind == "single":
             return [facts.class_fact(self.labels, joined)]
-        layout = "columns of 0 and 1" if self.label_columns else f'separated by "{self.separator or separators.DEFAULT}"'
+        layout = (
+            "columns of 0 and 1"
+            if self.label_columns
+            else f'separated by "{self.separator or separators.DEFAULT}"'
+        )
         return [facts.several_fact(self.labels, joined, layout)]
 
     def weights(self, batch: Batch) -> Arrays:
@@ -282,7 +220,9 @@ class LabelTask(Balance, contracts.Task):
         labels = batch["labels"]
         if self.kind == "multi":
             return {"classify": self.label_weight(labels).mean(axis=-1).sum()}
-        return {"classify": jnp.float32(labels.shape[0]) if self.kind == "regression" else self.weight(labels).sum()}
+        if self.kind == "regression":
+            return {"classify": jnp.float32(labels.shape[0])}
+        return {"classify": self.weight(labels).sum()}
 
     def losses(self, outputs: Batch, labels: jax.Array) -> jax.Array:
         """Returns the loss of each example [B], times its weight."""
@@ -290,7 +230,9 @@ class LabelTask(Balance, contracts.Task):
         if self.kind == "regression":
             return losses.squared_error(logits[:, 0], labels)
         if self.kind == "multi":
-            return losses.sigmoid_cross_entropy(logits, labels, self.focal_gamma, self.label_weight(labels))
+            return losses.sigmoid_cross_entropy(
+                logits, labels, self.focal_gamma, self.label_weight(labels)
+            )
         return self.cross_entropy(logits, labels) * self.weight(labels)
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
@@ -298,11 +240,21 @@ class LabelTask(Balance, contracts.Task):
         return {"classify": self.losses(outputs, batch["labels"]).sum()}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
-        """Returns each example's logits, target and plain loss: without smoothing, weights and focus."""
-        plain = dataclasses.replace(self, label_smoothing=0.0, weighting="none", class_weights=(), focal_gamma=0.0)
-        return {"logits": outputs[self.head], "labels": batch["labels"], "losses": plain.losses(outputs, batch["labels"])}
+        """Returns each example's logits, target and plain loss: without smoothing, weights and
+        focus.
+        """
+        plain = dataclasses.replace(
+            self, label_smoothing=0.0, weighting="none", class_weights=(), focal_gamma=0.0
+        )
+        return {
+            "logits": outputs[self.head],
+            "labels": batch["labels"],
+            "losses": plain.losses(outputs, batch["labels"]),
+        }
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
+    def metrics(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> dict[str, float]:
         """Returns the loss and the metrics of the kind of labels."""
         loss = {"loss": float(arrays["losses"][valid > 0].mean())}
         if self.kind == "regression":
@@ -310,39 +262,61 @@ class LabelTask(Balance, contracts.Task):
         judge = class_metrics.multilabel if self.kind == "multi" else class_metrics.classification
         return loss | judge(arrays["logits"], arrays["labels"], valid)
 
-    def details(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> Record:
-        """Returns the table of classes and, of one label per example, which are taken for which; and the worst examples."""
+    def details(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> Record:
+        """Returns the table of classes and, of one label per example, which are taken for which;
+        and the worst examples.
+        """
         logits, labels, real = np.asarray(arrays["logits"], np.float32), arrays["labels"], valid > 0
         found: Record = {}
         if self.kind == "regression":
-            names = [[f"{value:.4g}" for value in values.tolist()] for values in (labels, logits[:, 0])]
+            names = [
+                [f"{value:.4g}" for value in values.tolist()] for values in (labels, logits[:, 0])
+            ]
         elif self.kind == "multi":
             truth, predicted = labels > 0.5, logits > 0
             found = {"classes": details.class_table(truth[real], predicted[real], self.labels)}
-            names = [[", ".join(np.array(self.labels)[row]) or "none" for row in table] for table in (truth, predicted)]
+            names = [
+                [", ".join(np.array(self.labels)[row]) or "none" for row in table]
+                for table in (truth, predicted)
+            ]
         else:
             found = details.one_label(labels[real], logits[real].argmax(axis=1), self.labels)
-            names = [[self.labels[number] for number in numbers] for numbers in (labels, logits.argmax(axis=1))]
+            names = [
+                [self.labels[number] for number in numbers]
+                for numbers in (labels, logits.argmax(axis=1))
+            ]
 
         def row(index: int) -> Record:
             text = details.shortened(examples.text(index)) if examples is not None else ""
-            return {"example": index + 1, "text": text, "label": names[0][index], "predicted": names[1][index]}
+            return {
+                "example": index + 1,
+                "text": text,
+                "label": names[0][index],
+                "predicted": names[1][index],
+            }
 
         return found | {"worst": details.worst(arrays["losses"], valid, row)}
 
     def described(self, logits: Value) -> list[Record]:
-        """Returns the label and score of each example [B, C]; all labels above one half if there may be several; the number of a
-        regression."""
+        """Returns the label and score of each example [B, C]; all labels above one half if there
+        may be several; the number of a regression.
+        """
         logits = np.asarray(logits, np.float32)
         if self.kind == "regression":
             return [{"score": float(value)} for value in logits[:, 0]]
-        scores = np.asarray(jax.nn.sigmoid(logits) if self.kind == "multi" else jax.nn.softmax(logits, axis=-1))
+        scores = np.asarray(
+            jax.nn.sigmoid(logits) if self.kind == "multi" else jax.nn.softmax(logits, axis=-1)
+        )
         described: list[Record] = []
         for row in scores:
             scored = {label: float(score) for label, score in zip(self.labels, row, strict=True)}
             if self.kind == "multi":
-                described.append({"labels": [name for name, score in scored.items() if score > 0.5], "scores": scored})
+                names = [name for name, score in scored.items() if score > 0.5]
+                described.append({"labels": names, "scores": scored})
             else:
                 best = int(row.argmax())
-                described.append({"label": self.labels[best], "score": float(row[best]), "scores": scored})
+                one = {"label": self.labels[best], "score": float(row[best])}
+                described.append(one | {"scores": scored})
         return described

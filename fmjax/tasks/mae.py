@@ -42,16 +42,16 @@ class Task(ImageTask):
 
     patch_size: int = 16
     mask_ratio: float = 0.75
-    target: str = "normalised"  # or "pixels", of the image as the model reads it
+    target: str = "normalised"  # or "pixels", in the scale that the model reads
 
     def __post_init__(self) -> None:
         self.check_images()
-        in_range("task.mask_ratio", self.mask_ratio, above=0, below=1, hint="MAE has 0.75")
+        in_range("task.mask_ratio", self.mask_ratio, above=0, below=1, hint="MAE uses 0.75")
         one_of("task.target", self.target, ("normalised", "pixels"))
         if not isinstance(self.image_size, int):
             raise UserError(
-                f"task.image_size={self.image_size}: masked autoencoding reads squares; give their "
-                "side"
+                f"task.image_size={self.image_size}: masked autoencoding reads square images; use "
+                "one number"
             )
         if self.patch_size < 1 or self.image_size % self.patch_size:
             raise UserError(
@@ -60,8 +60,8 @@ class Task(ImageTask):
             )
         if self.image_size and not 0 < self.kept < self.patches:
             raise UserError(
-                f"task.mask_ratio={self.mask_ratio} of {self.patches} patches leaves none to see, "
-                "or to predict; change it"
+                f"task.mask_ratio={self.mask_ratio} of {self.patches} patches leaves none to see "
+                "or none to predict; change it"
             )
 
     @property
@@ -86,7 +86,7 @@ class Task(ImageTask):
         return int(self.patches * (1 - self.mask_ratio))
 
     def resolve(self, source: Source) -> Config:
-        """Returns the image size and channels found in the training data, unless they are given."""
+        """Returns the image size and channels in the training data, unless they are given."""
         return self.find_images(source)
 
     def examples(
@@ -97,7 +97,7 @@ class Task(ImageTask):
         return MaskedImages(self, source, processor_of(processors), train)
 
     def keep(self, rng: np.random.Generator) -> np.ndarray:
-        """Returns the numbers of the patches that are seen, int32 [K], in order."""
+        """Returns the indices of the visible patches, int32 [K], in order."""
         return np.sort(rng.permutation(self.patches)[: self.kept]).astype(np.int32)
 
     def targets(self, images_BSSC: jax.Array) -> jax.Array:
@@ -113,16 +113,16 @@ class Task(ImageTask):
         if self.target == "pixels":
             return pixels
         centred = pixels - pixels.mean(axis=-1, keepdims=True)
-        # The unbiased variance, as the reference has it.
+        # The unbiased variance, as in the reference.
         variance = jnp.square(centred).sum(axis=-1, keepdims=True) / (pixels.shape[-1] - 1)
         return centred / jnp.sqrt(variance + 1e-6)
 
     def hidden(self, batch: Mapping[str, Value]) -> jax.Array:
-        """Returns fp32 [B,N]: 1 where a patch is not seen."""
+        """Returns fp32 [B,N]: 1 for hidden patches."""
         return 1.0 - jax.nn.one_hot(batch["patch_keep"], self.patches).sum(axis=1)
 
     def errors(self, outputs: Mapping[str, Value], batch: Mapping[str, Value]) -> jax.Array:
-        """Returns the mean squared error of each patch that is not seen, 0 of the others: [B,N].
+        """Returns the mean squared error of each hidden patch, 0 for the others: [B,N].
 
         Raises UserError if the model has patches of another size.
         """
@@ -130,16 +130,15 @@ class Task(ImageTask):
         if predicted.shape != targets.shape:
             raise UserError(
                 f"the model predicts {predicted.shape[1]} patches of {predicted.shape[2]} numbers, "
-                "where task.patch_size="
-                f"{self.patch_size} has {targets.shape[1]} of {targets.shape[2]}; give it the "
-                "value of model.patch_size"
+                f"but task.patch_size={self.patch_size} gives {targets.shape[1]} of "
+                f"{targets.shape[2]}; set it to the value of model.patch_size"
             )
         return jnp.square(predicted.astype(jnp.float32) - targets).mean(axis=-1) * self.hidden(
             batch
         )
 
     def weights(self, batch: Batch) -> Arrays:
-        """Returns the number of patches that are not seen."""
+        """Returns the number of hidden patches."""
         return {"pixels": self.hidden(batch).sum()}
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
@@ -147,7 +146,7 @@ class Task(ImageTask):
         return {"pixels": self.errors(outputs, batch).sum()}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
-        """Returns each image's sum of errors, and of how many patches."""
+        """Returns each image's sum of errors, and the number of patches."""
         return {
             "errors": self.errors(outputs, batch).sum(axis=-1),
             "weights": self.hidden(batch).sum(axis=-1),
@@ -156,7 +155,7 @@ class Task(ImageTask):
     def metrics(
         self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
     ) -> dict[str, float]:
-        """Returns the mean error of a patch that is not seen."""
+        """Returns the mean error of hidden patches."""
         real = valid > 0
         return {
             "loss": float(
@@ -167,8 +166,8 @@ class Task(ImageTask):
     def inputs(
         self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
     ) -> dict[str, Value]:
-        """Returns a batch from images, as those of classification, and patches to see, the same
-        ones each time.
+        """Returns a batch from images, as in classification, with the same visible patches each
+        time.
         """
         keep = [self.keep(np.random.default_rng(number)) for number in range(len(examples))]
         return self.batch(examples, processors, where) | {"patch_keep": np.stack(keep)}
@@ -176,8 +175,8 @@ class Task(ImageTask):
     def describe(
         self, outputs: HostBatch, batch: HostBatch, processors: Processors
     ) -> list[Record]:
-        """Returns the mean squared error of each image over the patches that were not seen, and
-        those that were.
+        """Returns the mean squared error of each image over the hidden patches, and the visible
+        patches.
         """
         errors = np.asarray(self.errors(outputs, batch)).sum(axis=-1) / (self.patches - self.kept)
         return [
@@ -187,7 +186,7 @@ class Task(ImageTask):
 
 
 class MaskedImages(contracts.Examples):
-    """Images; `draw` changes them, in training, and chooses the patches that are seen."""
+    """Images; `draw` augments them, in training, and chooses the visible patches."""
 
     def __init__(self, task: Task, source: Source, processor: image_kind.Processor, train: bool):
         self.task, self.source, self.processor, self.train = task, source, processor, train

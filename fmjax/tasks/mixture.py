@@ -1,10 +1,10 @@
 """Several objectives at once, such as classifying labeled texts and masked language modeling of
 unlabeled ones.
 
-Each part is a task with its own data: it trains on `split`, a name in `data.files`, and its loss
-counts `factor` times. The first part is the main one: an epoch is a pass over its data, and
-evaluation and prediction use its task. The other parts contribute as many examples, drawn at
-random. Arrays of a batch have names such as "mlm/input_ids"."""
+Each part is a task with its own data: it trains on `split`, a name in `data.files`, and its loss is
+multiplied by `factor`. The first part is the main one: an epoch is a pass over its data, and
+evaluation and prediction use its task. The other parts contribute the same number of examples,
+drawn at random. Arrays of a batch have names such as "mlm/input_ids"."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from fmjax.contracts import (
 )
 from fmjax.errors import RecordError, UserError, in_range
 
-OWN = ("factor", "split")  # settings of a part that are not its task's
+OWN = ("factor", "split")  # settings of a part that do not belong to its task
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(contracts.Task):
-    """Settings of a mixture: for each part the settings of its task, its name among them, `factor`
+    """Settings of a mixture: for each part, the settings of its task (including its name), `factor`
     and `split`.
     """
 
@@ -44,12 +44,12 @@ class Task(contracts.Task):
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
             raise UserError(
-                "task.parts: a mixture has two parts or more, the main one first; name them, or "
+                "task.parts: a mixture has at least two parts, the main one first; name them, or "
                 "choose another task"
             )
         for part, settings in self.parts.items():
             key, factor = f"task.parts.{part}.factor", settings.get("factor", 1.0)
-            in_range(key, factor, above=0, most=1e6, hint="leave a part out instead of 0")
+            in_range(key, factor, above=0, most=1e6, hint="to set 0, leave the part out")
         reads = {
             part: list(dict.fromkeys(task.reads.values())) for part, task in self.tasks.items()
         }
@@ -58,20 +58,18 @@ class Task(contracts.Task):
                 f"{part} reads {' and '.join(kinds)}" for part, kinds in reads.items()
             )
             raise UserError(
-                f"task.parts: {listed}; one model reads either, so mix tasks that read the same"
+                f"task.parts: {listed}; a model reads only one kind, so mix tasks that read the "
+                "same"
             )
 
     @functools.cached_property
     def tasks(self) -> dict[str, contracts.Task]:
-        """The task of each part. Raises UserError, naming the part, for settings that it does not
-        have.
-        """
+        """The task of each part. Raises UserError, naming the part, for unknown settings."""
         built = {}
         for part, settings in self.parts.items():
             if "name" not in settings or settings["name"] == "mixture":
                 raise UserError(
-                    f"task.parts.{part}: has no task of its own; give task.parts.{part}.name, such "
-                    'as "mlm"'
+                    f'task.parts.{part}: names no task; set task.parts.{part}.name, such as "mlm"'
                 )
             with naming(part):
                 built[part] = tasks.make(
@@ -105,18 +103,17 @@ class Task(contracts.Task):
 
     @property
     def heads(self) -> Heads:
-        """The heads of all parts. Raises UserError if two have the same kind of head with other
-        numbers.
+        """The heads of all parts. Raises UserError if two have the same kind of head with different
+        sizes.
         """
         heads: dict[str, Mapping[str, Value]] = {}
         for part, task in self.tasks.items():
             for kind, numbers in task.heads.items():
                 if heads.setdefault(kind, numbers) != numbers:
                     raise UserError(
-                        f'task.parts.{part}: its head "{kind}" has {numbers}, but that of a part '
-                        f"before it has {heads[kind]}; "
-                        "a model has one head of a kind, so mix other tasks, or give both the same "
-                        "labels"
+                        f'task.parts.{part}: its head "{kind}" has {numbers}, but that of an '
+                        f"earlier part has {heads[kind]}; a model has one head of each kind, so "
+                        "mix other tasks, or use the same labels in both"
                     )
         return heads
 
@@ -125,7 +122,7 @@ class Task(contracts.Task):
         return self.main.measures
 
     def resolve(self, source: Value) -> Config:
-        """Returns the settings that follow from each part's training data."""
+        """Returns the settings that are inferred from each part's training data."""
         found = {}
         for part, task in self.tasks.items():
             with naming(part):
@@ -135,7 +132,7 @@ class Task(contracts.Task):
     def examples(
         self, source: Value, processors: Processors, max_length: int, train: bool
     ) -> Examples:
-        """Returns the examples of all parts side by side, in training, and else those of the main
+        """Returns the examples of all parts side by side in training, otherwise those of the main
         part.
         """
         if not train:
@@ -149,7 +146,7 @@ class Task(contracts.Task):
         return SideBySide(built)
 
     def weights(self, batch: Batch) -> Arrays:
-        """Returns each part's weights, of terms such as "mlm/mlm"."""
+        """Returns each part's weights, under names such as "mlm/mlm"."""
         nested = pytree.unnames(batch)
         return pytree.names({part: task.weights(nested[part]) for part, task in self.tasks.items()})
 
@@ -174,7 +171,7 @@ class SideBySide(Examples):
         self.parts = parts
         (self.name, self.main), *others = parts.items()
         self.others = dict(others)
-        self.classes = self.main.classes  # by which data.balance resamples
+        self.classes = self.main.classes  # for resampling by data.balance
 
     def __len__(self) -> int:
         return len(self.main)
@@ -183,7 +180,7 @@ class SideBySide(Examples):
         return self.main[index]
 
     def draw(self, example: Undrawn, rng: np.random.Generator) -> Example:
-        """Returns the arrays of all parts by names such as "mlm/input_ids"."""
+        """Returns the arrays of all parts, under names such as "mlm/input_ids"."""
         drawn = {self.name: self.main.draw(example, rng)}
         for part, examples in self.others.items():
             drawn[part] = examples.draw(examples[int(rng.integers(len(examples)))], rng)
@@ -194,7 +191,7 @@ class SideBySide(Examples):
 
 @contextmanager
 def naming(part: str) -> Iterator[None]:
-    """Makes errors name a part's settings as they are in the config."""
+    """Makes errors name a part's settings as in the config."""
     own = f"task.parts.{part}."
     try:
         yield

@@ -34,6 +34,7 @@ from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range
+from fmjax.layers.vocabulary import cross_entropy_sum
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.token_rows import (
     PADDED,
@@ -50,11 +51,12 @@ from fmjax.tasks.token_rows import (
 
 @dataclasses.dataclass(frozen=True)
 class Task(contracts.Task):
-    """Settings of masked language modelling. Of the chosen tokens, 80 % become the mask, 10 % a
+    """Settings of masked language modeling. Of the chosen tokens, 80 % become the mask and 10 % a
     random token.
     """
 
     sized: ClassVar[tuple[str, ...]] = (*PADDED, "masked_positions")
+    chunked: ClassVar[tuple[str, ...]] = ("mlm",)
 
     mask_rate: float = 0.15
     whole_word: bool = False
@@ -62,7 +64,7 @@ class Task(contracts.Task):
     column: str = "text"
 
     def __post_init__(self) -> None:
-        in_range("task.mask_rate", self.mask_rate, above=0, below=1, hint="BERT has 0.15")
+        in_range("task.mask_rate", self.mask_rate, above=0, below=1, hint="BERT uses 0.15")
 
     @property
     def reads(self) -> Mapping[str, str]:
@@ -78,8 +80,8 @@ class Task(contracts.Task):
         return {**class_metrics.TOKEN_LEVEL, **own}
 
     def resolve(self, source: Source) -> Config:
-        """Returns no settings: none follow from the data. Raises UserError if the text column is
-        missing.
+        """Returns no settings, since none depend on the data. Raises UserError if the text column
+        is missing.
         """
         check_columns(source, self.columns)
         return {}
@@ -101,8 +103,8 @@ class Task(contracts.Task):
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sums of the cross-entropies over masked tokens, and over pairs."""
-        tokens = losses.softmax_cross_entropy(outputs["mlm"], batch["masked_labels"])
-        terms = {"mlm": (tokens * batch["masked_weights"]).sum()}
+        labels, weights = batch["masked_labels"], batch["masked_weights"]
+        terms = {"mlm": cross_entropy_sum(outputs["mlm"], labels, weights)}
         return terms | (
             {"nsp": losses.softmax_cross_entropy(outputs["nsp"], batch["nsp_labels"]).sum()}
             if self.nsp
@@ -147,7 +149,7 @@ class Task(contracts.Task):
             if not places.size:
                 mask = tokenizer.token(tokenizer.mask_id)
                 raise UserError(
-                    f"{where(number)}: has no {mask}; put one where a word is to be predicted"
+                    f"{where(number)}: has no {mask}; put one where a word should be predicted"
                 )
             check_length(ids.size, max_length, where(number))
         places_BM = np.zeros((len(rows), max(map(len, masked))), np.int32)
@@ -160,7 +162,8 @@ class Task(contracts.Task):
     ) -> list[Record]:
         """Returns, for each text, the five best tokens with their probabilities at each mask."""
         tokenizer = tokenizer_of(processors)
-        # A model may have more embeddings than the tokenizer has pieces; those beyond are no words.
+        # A model may have more embeddings than the tokenizer has pieces; the extra ones are not
+        # words.
         scores = np.asarray(jax.nn.softmax(outputs["mlm"], axis=-1))[..., : tokenizer.vocab_size]
         counts = (np.asarray(batch["input_ids"]) == tokenizer.mask_id).sum(axis=1)
         best = np.argsort(-scores, axis=-1)[..., :5]
@@ -179,7 +182,7 @@ class Task(contracts.Task):
 
 
 class Masker:
-    """Draws which tokens of a row are masked, and with what."""
+    """Draws which tokens of a row are masked, and their replacements."""
 
     def __init__(self, task: Task, tokenizer: Tokenizer, max_length: int):
         self.rate, self.whole_word, self.tokenizer = task.mask_rate, task.whole_word, tokenizer
@@ -189,7 +192,7 @@ class Masker:
         self.ordinary = np.flatnonzero(~self.special).astype(np.int32)
 
     def choose(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns the positions to mask, in order; special tokens, padding among them, are never
+        """Returns the positions to mask, in order; special tokens, including padding, are never
         masked.
         """
         maskable = np.flatnonzero(~self.special[ids])
@@ -203,8 +206,8 @@ class Masker:
     def choose_words(
         self, ids: np.ndarray, maskable: np.ndarray, wanted: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Returns the positions of words drawn until `wanted` are taken; one that would exceed it
-        is passed over, as in BERT's create_pretraining_data.py."""
+        """Returns the positions of random words until `wanted` are taken. A word that would exceed
+        this is skipped, as in BERT's create_pretraining_data.py."""
         word = np.cumsum(self.tokenizer.word_starts(ids)[maskable])
         words = np.split(maskable, np.flatnonzero(np.diff(word)) + 1)
         chosen: list[int] = []
@@ -214,8 +217,8 @@ class Masker:
         return np.array(sorted(chosen), np.int64)
 
     def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> Example:
-        """Returns `input_ids` with masks, and the positions, labels and weights [M] of what was
-        masked.
+        """Returns `input_ids` with masks, and the positions, labels and weights [M] of the masked
+        tokens.
         """
         places = self.choose(ids, rng)
         count, labels = places.size, ids[places]
@@ -268,11 +271,11 @@ class Rows(contracts.Examples):
 
 
 class Pairs(contracts.Examples):
-    """Pieces of documents split in two, the second half exchanged for that of another document
-    every other time.
+    """Pieces of documents split in two; half of the time, the second half is replaced by that of
+    another document.
 
-    The split falls on the start of a word, not of a sentence: a corpus need not come with
-    sentences."""
+    The split is at the start of a word, not of a sentence, since a corpus need not have sentence
+    boundaries."""
 
     def __init__(self, corpus: Corpus, masker: Masker, tokenizer: Tokenizer, max_length: int):
         self.corpus, self.masker, self.tokenizer, self.max_length = (
@@ -287,7 +290,7 @@ class Pairs(contracts.Examples):
         self.documents = np.searchsorted(corpus.bounds, self.pieces[:, 0], side="right")
         if len(np.unique(self.documents)) < 2:
             raise UserError(
-                "task.nsp=true needs at least two documents of two tokens; give more text, or "
+                "task.nsp=true needs at least two documents of two tokens; add text, or set "
                 "task.nsp=false"
             )
 
@@ -318,7 +321,8 @@ class Pairs(contracts.Examples):
         if random:
             begin, end = self.pieces[self.other(index, rng)]
             other = self.corpus.tokens[begin:end]
-            # From a word inside the piece on: a beginning of a piece would give the pair away.
+            # Starts from a word inside the piece, since the beginning of a piece would reveal the
+            # replacement.
             inside = np.flatnonzero(self.tokenizer.word_starts(other)[1:]) + 1
             at = int(rng.choice(inside)) if inside.size else 0
             second = other[at : at + second.size]

@@ -1,15 +1,17 @@
-"""Extractive question answering: the span of a context that answers a question, or none (SQuAD 1.1 and 2.0).
+"""Extractive question answering: the span of a context that answers a question, or none (SQuAD 1.1
+and 2.0).
 
-As in Devlin et al. 2019, section 4.2: a row is the question and a window of the context; the model scores each token as the
-answer's first and as its last; a window that does not hold the answer points at the first token of the row, [CLS]. A
-question is answered by the span with the highest sum of both scores over all its windows.
+As in Devlin et al. 2019, section 4.2: a row is the question and a window of the context; the model
+scores each token as the answer's first and as its last; a window that does not hold the answer
+points at the first token of the row, [CLS]. A question is answered by the span with the highest sum
+of both scores over all its windows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,6 @@ from fmjax.contracts import (
     Arrays,
     Batch,
     Config,
-    Example,
     Heads,
     HostBatch,
     Measures,
@@ -30,70 +31,30 @@ from fmjax.contracts import (
     Value,
     Where,
 )
-from fmjax.data.characters import is_mark
 from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range
 from fmjax.metrics import answers as answer_metrics
 from fmjax.metrics import classes as class_metrics
-from fmjax.tasks import token_rows
-from fmjax.tasks.token_rows import PADDED, pad_rows, tokenizer_of, windows
+from fmjax.metrics import details
+from fmjax.tasks.question_windows import SIZED, Context, Question, Windows, to_rows
+from fmjax.tasks.token_rows import pad_rows, tokenizer_of
 
+NO_ANSWER = "(no answer)"  # in a report
 NEVER = -1e9  # the score of what cannot be an answer: finite, for sums of two
-
-
-class Context(NamedTuple):
-    """A text, its tokens `ids [N]`, and where each begins and ends in it, in characters [N,2]."""
-
-    text: str
-    ids: np.ndarray
-    offsets: np.ndarray
-
-    def tokens(self, begin: int, end: int) -> tuple[int, int] | None:
-        """Returns the first and the last token of the characters from `begin` to before `end`; None if they have none."""
-        touched = np.flatnonzero((self.offsets[:, 1] > begin) & (self.offsets[:, 0] < end))
-        return (int(touched[0]), int(touched[-1])) if touched.size else None
-
-    def characters(self, first: int, last: int) -> tuple[int, int]:
-        """Returns the begin and end, in characters, of the tokens from `first` to `last`, without white space around.
-
-        Combining marks that a tokenizer drops, as a lower-cased WordPiece does, belong to the token before them.
-        """
-        begin, end = int(self.offsets[first, 0]), int(self.offsets[last, 1])
-        following = int(self.offsets[last + 1, 0]) if last + 1 < len(self.offsets) else len(self.text)
-        while end < following and is_mark(self.text[end]):
-            end += 1
-        inside = self.text[begin:end]
-        begin += len(inside) - len(inside.lstrip())
-        return begin, max(begin, end - (len(inside) - len(inside.rstrip())))
-
-
-class Question(NamedTuple):
-    """A question's tokens, its context's number, the texts of its answers, and the span of the first of them, if any."""
-
-    ids: np.ndarray
-    context: int
-    answers: tuple[str, ...]
-    span: tuple[int, int] | None  # first and last token
-
-
-class Row(NamedTuple):
-    """A question with the tokens of its context from `begin` to before `end`."""
-
-    question: int
-    begin: int
-    end: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(contracts.Task):
-    """Settings of question answering. The lengths are in tokens; windows of a context begin every `stride` of them.
+    """Settings of question answering. The lengths are in tokens; windows of a context begin every
+    `stride` of them.
 
-    Where questions may have no answer (`unanswerable`, found in the training data), there is none if that scores more than
-    `null_threshold` above the best span; that it has none scores what it does in the window that is least sure of it.
+    Where questions may have no answer (`unanswerable`, found in the training data), there is none
+    if that scores more than `null_threshold` above the best span; that it has none scores what it
+    does in the window that is least sure of it.
     """
 
-    sized: ClassVar[tuple[str, ...]] = (*PADDED, "context_mask")
+    sized: ClassVar[tuple[str, ...]] = SIZED
 
     context: str = "context"
     question: str = "question"
@@ -129,28 +90,48 @@ class Task(contracts.Task):
     def resolve(self, source: Source) -> Config:
         """Returns whether questions of the training data have no answer."""
         check_columns(source, self.columns)
-        none = any(not self.read_answers(source[index], source.where(index))[0] for index in range(len(source)))
+        none = any(
+            not self.read_answers(source[index], source.where(index))[0]
+            for index in range(len(source))
+        )
         return {"unanswerable": True} if none else {}
 
     def read_answers(self, record: Mapping[str, Value], where: str) -> tuple[list[str], list[int]]:
-        """Returns the texts of a record's answers, and where each starts in the context, in characters.
+        """Returns the texts of a record's answers, and where each starts in the context, in
+        characters.
 
         Raises UserError, naming the record, if they are not there.
         """
         given = record[self.answers]
-        texts, starts = (given.get(name) for name in ("text", "answer_start")) if isinstance(given, Mapping) else (None, None)
+        texts, starts = (
+            (given.get(name) for name in ("text", "answer_start"))
+            if isinstance(given, Mapping)
+            else (None, None)
+        )
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
             wanted = '{"text": [...], "answer_start": [...]}'
-            raise RecordError(where, f'column "{self.answers}" holds {given!r:.60}, not {wanted}; correct it')
+            raise RecordError(
+                where, f'column "{self.answers}" holds {given!r:.60}, not {wanted}; correct it'
+            )
         for text, start in zip(texts, starts, strict=True):
             if not isinstance(text, str) or not isinstance(record[self.context], str):
                 raise RecordError(where, "context and answers must be texts; correct the record")
-            if not text or type(start) is not int or start < 0 or not record[self.context].startswith(text, start):
-                raise RecordError(where, f'the answer "{text}" is not at character {start} of the context; correct the record')
+            if (
+                not text
+                or type(start) is not int
+                or start < 0
+                or not record[self.context].startswith(text, start)
+            ):
+                problem = f'the answer "{text}" is not at character {start} of the context'
+                raise RecordError(where, f"{problem}; correct the record")
         return texts, starts
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Windows:
-        """Tokenizes a source into rows of `max_length` tokens. Raises UserError, naming the record, for one without text."""
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> Windows:
+        """Tokenizes a source into rows of `max_length` tokens. Raises UserError, naming the record,
+        for one without text.
+        """
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
         records = [source[index] for index in range(len(source))]
@@ -164,7 +145,7 @@ class Task(contracts.Task):
                 problem = f"the answer {texts[0]!r:.60} has no token; correct the record"
                 raise RecordError(source.where(index), problem, index)
             answered.append(question._replace(answers=tuple(texts), span=span))
-        rows = self.rows(contexts, answered, tokenizer, max_length, source.where)
+        rows = to_rows(contexts, answered, tokenizer, max_length, source.where, self.stride)
         return Windows(contexts, answered, rows, tokenizer, max_length)
 
     def read(
@@ -181,7 +162,8 @@ class Task(contracts.Task):
                     raise RecordError(where(index), problem, index)
             if record[self.context] not in contexts:
                 contexts[record[self.context]] = len(encoded)
-                encoded.append(Context(record[self.context], *tokenizer.encode_with_offsets(record[self.context])))
+                text = record[self.context]
+                encoded.append(Context(text, *tokenizer.encode_with_offsets(text)))
                 if not encoded[-1].ids.size:
                     problem = f'column "{self.context}" has no token; correct the record'
                     raise RecordError(where(index), problem, index)
@@ -192,31 +174,12 @@ class Task(contracts.Task):
         ]
         return encoded, questions
 
-    def rows(
-        self, contexts: Sequence[Context], questions: Sequence[Question], tokenizer: Tokenizer, most: int, where: Where
-    ) -> list[Row]:
-        """Returns the rows of at most `most` tokens in which the questions are read."""
-        special = tokenizer.special_count(pair=True)
-        rows = []
-        for index, question in enumerate(questions):
-            room = most - special - question.ids.size
-            if room < 1:
-                raise RecordError(
-                    where(index),
-                    f"a question of {question.ids.size} tokens and {special} special ones leave no room in "
-                    f"data.max_length={most}; raise it, or lower task.max_question",
-                    index,
-                )
-            spans = windows(contexts[question.context].ids.size, room, self.stride)
-            rows += [Row(index, begin, end) for begin, end in spans.tolist()]
-        return rows
-
     def weights(self, batch: Batch) -> Arrays:
         """Returns the number of rows."""
         return {"span": jnp.float32(batch["start_positions"].shape[0])}
 
     def losses(self, outputs: Batch, batch: Batch) -> jax.Array:
-        """Returns the mean of the cross-entropies of the first and the last token of each row [B]."""
+        """Returns the mean cross-entropy of the first and the last token of each row [B]."""
         start, end = possible(outputs["span"], batch["context_mask"], first=0.0)
         first = losses.softmax_cross_entropy(start, batch["start_positions"])
         return (first + losses.softmax_cross_entropy(end, batch["end_positions"])) / 2
@@ -229,10 +192,20 @@ class Task(contracts.Task):
         """Returns each row's best span, its score, that of no answer, and the loss."""
         scores, first, last = self.best(outputs["span"], batch["context_mask"], 1)
         null = outputs["span"][:, 0].sum(axis=-1)
-        return {"scores": scores, "first": first, "last": last, "null": null, "losses": self.losses(outputs, batch)}
+        return {
+            "scores": scores,
+            "first": first,
+            "last": last,
+            "null": null,
+            "losses": self.losses(outputs, batch),
+        }
 
-    def best(self, logits_BL2: jax.Array, mask_BL: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the scores of the best spans of each row, in order, and their first and last tokens [B,count]."""
+    def best(
+        self, logits_BL2: jax.Array, mask_BL: jax.Array, count: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the scores of the best spans of each row, in order, and their first and last
+        tokens [B,count].
+        """
         start, end = possible(logits_BL2, mask_BL, first=NEVER)
         rows, length = mask_BL.shape
         most = min(self.max_answer, length)
@@ -241,44 +214,91 @@ class Task(contracts.Task):
         scores, places = jax.lax.top_k(sums.reshape(rows, length * most), min(count, length * most))
         return scores, places // most, places // most + places % most
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
-        """Returns the mean loss of a row, and the official exact match and F1 over questions, 0 to 100."""
+    def metrics(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> dict[str, float]:
+        """Returns the mean loss of a row, and the official exact match and F1 over questions, 0 to
+        100.
+        """
         assert isinstance(examples, Windows)
         (lost,) = class_metrics.real_rows(valid, arrays["losses"])
-        found = examples.answers(arrays, valid)
-        given = ["" if self.is_null(null, best) else text for text, _, best, null in found]
         references = [question.answers for question in examples.questions]
-        return class_metrics.defined({"loss": lost.mean()} | answer_metrics.answers(given, references))
+        given = self.given_answers(arrays, valid, examples)
+        return class_metrics.defined(
+            {"loss": lost.mean()} | answer_metrics.answers(given, references)
+        )
+
+    def given_answers(self, arrays: HostBatch, valid: np.ndarray, examples: Windows) -> list[str]:
+        """Returns the answer to each question, "" for none."""
+        found = examples.answers(arrays, valid)
+        return ["" if self.is_null(null, best) else text for text, _, best, null in found]
+
+    def details(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> Record:
+        """Returns the questions with the lowest F1, of equal ones with the largest loss: the mean
+        over their windows.
+        """
+        assert isinstance(examples, Windows)
+        given, questions = self.given_answers(arrays, valid, examples), examples.questions
+        references = answer_metrics.counted([question.answers for question in questions])
+        scores = 100 * answer_metrics.each(given, references)[:, 1]
+        real = np.flatnonzero(valid)
+        owners = np.array([examples.rows[number].question for number in real])
+        windows = np.bincount(owners, minlength=len(questions))
+        sums = np.bincount(owners, arrays["losses"][real], minlength=len(questions))
+
+        def row(index: int) -> Record:
+            expected = " / ".join(dict.fromkeys(questions[index].answers))
+            return {
+                "example": index + 1,
+                "question": details.shortened(examples.tokenizer.decode(questions[index].ids)),
+                "expected": details.shortened(expected) or NO_ANSWER,
+                "predicted": details.shortened(given[index]) or NO_ANSWER,
+                "f1": float(scores[index]),
+            }
+
+        return {"worst": details.worst(sums / np.maximum(windows, 1), windows, row, scores)}
 
     def is_null(self, null: float, best: float) -> bool:
         """Returns whether a question has no answer, by the scores of none and of the best span."""
         return self.unanswerable and null - best > self.null_threshold
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
         """Returns a batch from objects with the task's question and context, or pairs of both."""
         tokenizer = tokenizer_of(processors)
         records: list[Mapping[str, Value]] = []
         for number, example in enumerate(examples):
             if isinstance(example, list | tuple) and len(example) == 2:
                 example = dict(zip((self.question, self.context), example, strict=True))
-            if not isinstance(example, Mapping) or not {self.question, self.context} <= set(example):
-                wanted = f'give an object with "{self.question}" and "{self.context}", or a pair of both'
-                raise UserError(f"{where(number)}: is not a question about a context; {wanted}")
+            needed = {self.question, self.context}
+            if not isinstance(example, Mapping) or not needed <= set(example):
+                wanted = f'an object with "{self.question}" and "{self.context}", or a pair of both'
+                raise UserError(
+                    f"{where(number)}: is not a question about a context; give {wanted}"
+                )
             records.append(example)
         contexts, questions = self.read(records, tokenizer, where)
-        rows = self.rows(contexts, questions, tokenizer, max_length, where)
+        rows = to_rows(contexts, questions, tokenizer, max_length, where, self.stride)
         read = Windows(contexts, questions, rows, tokenizer, 0)
         batch = pad_rows([read.assembled(row) for row in rows], tokenizer.pad_id)
         mask = np.stack([read.context_mask(row, batch["input_ids"].shape[1]) for row in rows])
         return {**batch, "context_mask": mask, "_windows": read}
 
-    def describe(self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors) -> list[Record]:
-        """Returns the answer to each question, "" if it has none; its score, a share among the best spans (and none); and
-        where it starts and ends in the context, in characters."""
+    def describe(
+        self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors
+    ) -> list[Record]:
+        """Returns the answer to each question, "" if it has none; its score, a share among the best
+        spans (and none); and where it starts and ends in the context, in characters.
+        """
         read: Windows = batch["_windows"]
         logits = np.asarray(outputs["span"])
-        mask = np.pad(batch["context_mask"], ((0, 0), (0, logits.shape[1] - batch["context_mask"].shape[1])))
-        scores, first, last = map(np.asarray, self.best(jnp.asarray(logits), jnp.asarray(mask), self.n_best))
+        mask = batch["context_mask"]
+        mask = np.pad(mask, ((0, 0), (0, logits.shape[1] - mask.shape[1])))
+        best = self.best(jnp.asarray(logits), jnp.asarray(mask), self.n_best)
+        scores, first, last = map(np.asarray, best)
         spans: list[dict[tuple[int, int], float]] = [{} for _ in read.questions]
         null = np.full(len(spans), np.inf)
         for row, values, *tokens in zip(read.rows, scores, first, last, strict=True):
@@ -294,84 +314,26 @@ class Task(contracts.Task):
             for question, own, none in zip(read.questions, spans, null, strict=True)
         ]
 
-    def answer(self, text: str, spans: Mapping[tuple[int, int], float], null: float) -> dict[str, Value]:
+    def answer(
+        self, text: str, spans: Mapping[tuple[int, int], float], null: float
+    ) -> dict[str, Value]:
         """Returns what `describe` says of one question, by the scores of its spans and of none."""
         (begin, end), best = max(spans.items(), key=lambda item: item[1])
-        among = [*sorted(spans.values(), reverse=True)[: self.n_best], *([null] if self.unanswerable else [])]
+        among = [
+            *sorted(spans.values(), reverse=True)[: self.n_best],
+            *([null] if self.unanswerable else []),
+        ]
         if self.is_null(null, best):
             (begin, end), best = (0, 0), null
         share = float(np.exp(best - max(among)) / np.exp(np.array(among) - max(among)).sum())
         return {"answer": text[begin:end], "score": share, "start": begin, "end": end}
 
 
-def possible(logits_BL2: jax.Array, mask_BL: jax.Array, first: float) -> tuple[jax.Array, jax.Array]:
-    """Returns the scores of each token as the first and as the last of the answer [B,L], NEVER outside the context; `first` is
-    added to those of the row's first token in its place."""
+def possible(
+    logits_BL2: jax.Array, mask_BL: jax.Array, first: float
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the scores of each token as the first and as the last of the answer [B,L], NEVER
+    outside the context; `first` is added to those of the row's first token in its place.
+    """
     outside = jnp.where(mask_BL > 0, 0.0, NEVER).at[:, 0].set(first)
     return logits_BL2[..., 0] + outside, logits_BL2[..., 1] + outside
-
-
-class Windows(contracts.Examples):
-    """Questions with windows of their contexts."""
-
-    sized = Task.sized
-
-    def __init__(
-        self, contexts: list[Context], questions: list[Question], rows: list[Row], tokenizer: Tokenizer, max_length: int
-    ):
-        self.contexts, self.questions, self.rows = contexts, questions, rows
-        self.tokenizer, self.max_length = tokenizer, max_length
-        marked = tokenizer.assemble(np.zeros(0, np.int32), np.array([-1], np.int32))[0]
-        self.before = int(np.flatnonzero(marked == -1)[0])  # special tokens before the context
-        special = tokenizer.special_count(pair=True)
-        self.lengths = np.array([questions[row.question].ids.size + row.end - row.begin + special for row in rows])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def assembled(self, row: Row) -> token_rows.Row:
-        """Returns the ids and token types of a row."""
-        question = self.questions[row.question]
-        return self.tokenizer.assemble(question.ids, self.contexts[question.context].ids[row.begin : row.end])
-
-    def place(self, row: Row) -> int:
-        """Returns where in a row the context's token 0 stands, or would stand."""
-        return self.before + self.questions[row.question].ids.size - row.begin
-
-    def context_mask(self, row: Row, length: int) -> np.ndarray:
-        """Returns [length]: 1 where the context stands."""
-        tokens = np.arange(length) - self.place(row)
-        return ((tokens >= row.begin) & (tokens < row.end)).astype(np.int32)
-
-    def target(self, row: Row) -> tuple[int, int]:
-        """Returns where in a row the answer begins and ends; 0 if it does not stand there whole."""
-        span, place = self.questions[row.question].span, self.place(row)
-        if span is None or span[0] < row.begin or span[1] >= row.end:
-            return 0, 0
-        return span[0] + place, span[1] + place
-
-    def characters(self, row: Row, first: int, last: int) -> tuple[int, int]:
-        """Returns the characters of the context from one place of a row to another."""
-        place = self.place(row)
-        return self.contexts[self.questions[row.question].context].characters(first - place, last - place)
-
-    def __getitem__(self, index: int) -> Example:
-        """Returns `input_ids`, `token_type_ids`, `attention_mask`, `context_mask` [L], `start_positions` and `end_positions`."""
-        row = self.rows[index]
-        padded = pad_rows([self.assembled(row)], self.tokenizer.pad_id, self.max_length)
-        start, end = map(np.int32, self.target(row))
-        example = {name: array[0] for name, array in padded.items()}
-        example["context_mask"] = self.context_mask(row, self.max_length)
-        return example | {"start_positions": start, "end_positions": end}
-
-    def answers(self, arrays: HostBatch, valid: np.ndarray) -> list[tuple[str, tuple[int, int], float, float]]:
-        """Returns of each question the best span over its windows (text, characters, score) and the least score of none."""
-        found = [("", (0, 0), -np.inf, np.inf)] * len(self.questions)
-        for number in np.flatnonzero(valid):
-            row = self.rows[number]
-            text, span, best, null = found[row.question]
-            if (score := float(arrays["scores"][number, 0])) > best:
-                span = self.characters(row, int(arrays["first"][number, 0]), int(arrays["last"][number, 0]))
-                text, best = self.contexts[self.questions[row.question].context].text[slice(*span)], score
-            found[row.question] = (text, span, best, min(null, float(arrays["null"][number])))
-        return found

@@ -2,9 +2,9 @@
 
 The encoder reads the source, the decoder predicts each token of the target from those before it.
 Batches: `input_ids`, `attention_mask` [B,S], `labels` [B,T] unshifted, `label_weights` [B,T]; the
-model puts its start token before them. With `pack`, several short pairs share a row in training
-(see `data/stream/packing.py`): `segment_ids`, `position_ids` [B,S] and `decoder_segment_ids`,
-`decoder_position_ids` [B,T] tell them apart."""
+model adds its start token. With `pack`, several short pairs share a row in training (see
+`data/stream/packing.py`): `segment_ids`, `position_ids` [B,S] and `decoder_segment_ids`,
+`decoder_position_ids` [B,T] distinguish them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fmjax import contracts, losses
+from fmjax import contracts
 from fmjax.contracts import (
     Arrays,
     Batch,
@@ -34,7 +34,9 @@ from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range, one_of
+from fmjax.layers.vocabulary import cross_entropy_sum
 from fmjax.metrics import classes as class_metrics
+from fmjax.metrics import details
 from fmjax.metrics import texts as text_metrics
 from fmjax.tasks.facts import length_fact
 from fmjax.tasks.token_rows import (
@@ -45,6 +47,7 @@ from fmjax.tasks.token_rows import (
     packed_pairs,
     pad_rows,
     pair,
+    readable,
     tokenizer_of,
 )
 
@@ -53,21 +56,21 @@ OVERLONG = ("error", "truncate")
 
 @dataclasses.dataclass(frozen=True)
 class Task(TokenTask):
-    """Settings of text to text. `prefix` goes before every source, as T5's "translate English to
-    German: ".
+    """Settings of text to text. `prefix` is put before every source, such as T5's "translate
+    English to German: ".
 
-    `scores` judge what is written by generation (see `text_metrics.SCORES`); without any,
-    evaluation generates nothing."""
+    `scores` evaluate generated text (see `text_metrics.SCORES`); without any, evaluation generates
+    nothing."""
 
     counted: ClassVar[tuple[str, ...]] = BOTH_SIDES
 
     source: str = "source"
     target: str = "target"
     prefix: str = ""
-    target_length: int = 128  # tokens of a target at most, as data.max_length of a source
+    target_length: int = 128  # maximum tokens of a target, like data.max_length for a source
     overlong: str = "error"
-    pack: bool = False  # for models that read packed pairs
-    # Of a packed row, whose sources are data.max_length; 0: matched to the data
+    pack: bool = False  # for models that support packed pairs
+    # target length of a packed row, whose source length is data.max_length; 0: fitted to the data
     packed_target_length: int = 0
     label_smoothing: float = 0.0
     scores: tuple[str, ...] = ("bleu", "chrf")
@@ -83,15 +86,14 @@ class Task(TokenTask):
         in_range("task.label_smoothing", self.label_smoothing, least=0, below=1)
         if self.target_length < 2:
             raise UserError(
-                f"task.target_length={self.target_length}: must leave room for a token and the "
-                "end; raise it"
+                f"task.target_length={self.target_length}: must leave room for a token and the end "
+                "token; raise it"
             )
         if self.packed_target_length and self.packed_target_length < self.target_length:
             raise UserError(
                 f"task.packed_target_length={self.packed_target_length}: a row must have room for "
-                "one target at least, "
-                f"task.target_length={self.target_length}; raise it, or set it to 0 to match it to "
-                "the data"
+                f"at least one target, task.target_length={self.target_length}; raise it, or set "
+                "it to 0 to fit it to the data"
             )
         text_metrics.measures(self.scores)
 
@@ -130,7 +132,7 @@ class Task(TokenTask):
 
     @property
     def signatures(self) -> dict[str, str]:
-        """How each score is computed, to be reported beside it."""
+        """How each score is computed, to report it with the score."""
         return text_metrics.signatures(self.scores, self.bleu_tokenize)
 
     def examples(
@@ -138,8 +140,8 @@ class Task(TokenTask):
     ) -> Pairs:
         """Tokenizes a source into pairs of `max_length` and `target_length` tokens.
 
-        Raises UserError, naming the record, for what is not text, and for texts that are too long
-        and may not be truncated."""
+        Raises UserError, naming the record, for values that are not text, and for texts that are
+        too long and may not be truncated."""
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
         references = list(texts(source, self.target))
@@ -164,7 +166,7 @@ class Task(TokenTask):
         processors: Processors,
         max_length: int,
     ) -> list[Fact]:
-        """Returns how many sources and targets are cut."""
+        """Returns how many sources and targets are truncated."""
         tokenizer = tokenizer_of(processors)
         sources = tokenizer.encode_batch(
             [f"{self.prefix}{text}" for text in texts(sample, self.source)]
@@ -187,7 +189,7 @@ class Task(TokenTask):
         target: bool = False,
     ) -> list[np.ndarray]:
         """Returns the ids of each source, or target, between special tokens, in at most `most`
-        tokens; a target has an end.
+        tokens; a target has an end token.
         """
         encode = tokenizer.encode_targets if target else tokenizer.encode_batch
         limit = "task.target_length" if target else "data.max_length"
@@ -198,14 +200,14 @@ class Task(TokenTask):
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the smoothed cross-entropies of target tokens."""
-        tokens = losses.softmax_cross_entropy(outputs["lm"], batch["labels"], self.label_smoothing)
-        return {"lm": (tokens * batch["label_weights"]).sum()}
+        labels, weights = batch["labels"], batch["label_weights"]
+        return {"lm": cross_entropy_sum(outputs["lm"], labels, weights, self.label_smoothing)}
 
     def metrics(
         self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
     ) -> dict[str, float]:
-        """Returns loss (nats a target token), perplexity and accuracy, and the scores of what was
-        generated.
+        """Returns loss (nats per target token), perplexity and accuracy, and the scores of
+        generated text.
         """
         values = super().metrics(arrays, valid, examples)
         if not self.scores:
@@ -215,6 +217,32 @@ class Task(TokenTask):
         return values | text_metrics.texts(
             self.scores, hypotheses, examples.references, self.bleu_tokenize
         )
+
+    def details(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> Record:
+        """Returns the pairs with the largest losses per token, and a few others: source, reference
+        and, if texts were generated, the output.
+        """
+        assert isinstance(examples, Pairs)
+
+        def row(index: int) -> Record:
+            tokenizer = examples.tokenizer
+            shown = {
+                "source": readable(examples.source_ids[index], tokenizer),
+                "reference": examples.references[index],
+            }
+            if "generated" in arrays:
+                shown["output"] = written(arrays["generated"][index], tokenizer)
+            return {"example": index + 1} | {
+                name: details.shortened(text) for name, text in shown.items()
+            }
+
+        each = arrays["losses"] / np.maximum(arrays["weights"], 1)
+        return {
+            "worst": details.worst(each, valid, row),
+            "samples": details.samples(valid, row),
+        }
 
     def inputs(
         self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
@@ -229,14 +257,14 @@ class Task(TokenTask):
     def describe(
         self, outputs: HostBatch, batch: HostBatch, processors: Processors
     ) -> list[Record]:
-        """Returns the text that was written for each."""
+        """Returns the generated text of each example."""
         tokenizer = tokenizer_of(processors)
         return [{"text": written(row, tokenizer)} for row in np.asarray(outputs["generated"])]
 
 
 class Pairs(contracts.Examples):
-    """Tokenized sources and targets, a pair an example; nothing in them is random. `references` are
-    the targets' texts, and `row_lengths` (S, T) those of an example."""
+    """Tokenized sources and targets, one pair per example, without randomness. `references` are the
+    target texts, and `row_lengths` are (S, T)."""
 
     sized = ("input_ids", *BOTH_SIDES, "labels")
 
@@ -268,8 +296,8 @@ class Pairs(contracts.Examples):
 
 
 class PackedPairs(Pairs):
-    """Several pairs an example, by a plan; targets are `target_length` in all, 0 being matched to
-    the data.
+    """Several pairs per example, by a plan. Targets have `target_length` tokens in total; 0 fits
+    that to the data.
     """
 
     def __init__(self, pairs: Pairs, max_length: int, target_length: int):
@@ -291,14 +319,14 @@ class PackedPairs(Pairs):
             (max_length, target_length),
         )
         self.fill = dict(zip(self.sides, self.plan.fill, strict=True))
-        self.sides, self.lengths = {}, None  # rows are packed, and of one length
+        self.sides, self.lengths = {}, None  # rows are packed and have one length
 
     @property
     def target_length(self) -> int:
         return self.row_lengths[1]
 
     def repacked(self, target_length: int) -> PackedPairs:
-        """Returns the same pairs in rows with another length of targets."""
+        """Returns the same pairs in rows with another target length."""
         return PackedPairs(self, self.row_lengths[0], target_length)
 
     def __len__(self) -> int:
@@ -314,8 +342,8 @@ class PackedPairs(Pairs):
 
 
 def end(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Returns the token to end a text with, if the tokenizer adds none itself. Raises UserError if
-    there is none.
+    """Returns the end token to add to a text, if the tokenizer adds none itself. Raises UserError
+    if there is none.
     """
     around, _ = tokenizer.assemble(np.zeros(0, np.int32))
     ends = tokenizer.eos_id if tokenizer.end_id is None else tokenizer.end_id
@@ -323,7 +351,7 @@ def end(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def written(row: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Returns the text of a generated row: what follows the start token, up to the end token,
+    """Returns the text of a generated row: everything after the start token, up to the end token,
     without special tokens.
     """
     return tokenizer.written(row[1:]).strip()

@@ -1,29 +1,29 @@
-"""Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4), and UL2's mixture of denoisers (Tay et al. 2022,
-arXiv:2205.05131).
+"""Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4), and UL2's mixture of
+denoisers (Tay et al. 2022, arXiv:2205.05131).
 
-Spans of a text are removed. In the input a sentinel marks each gap; in the target each sentinel precedes its span:
+Spans of a text are removed. In the input a sentinel marks each gap; in the target each sentinel
+precedes its span:
 
     input   Thank you <extra_id_0> me to your party <extra_id_1> week </s>
     target  <extra_id_0> for inviting <extra_id_1> last </s>
 
-`rows="packed"` cuts documents into pieces, several of which share a row (see `data/stream/packing.py`), each with its own
-sentinels and told apart by `segment_ids`. The length of target rows is chosen so that both sides are equally full.
-`rows="joined"` does what T5 did: documents are concatenated and cut into rows. Either way an input has at most
-`data.max_length` tokens after the spans are removed, and spans are drawn each time it is seen.
+`rows="packed"` cuts documents into pieces, several of which share a row (see
+`data/stream/packing.py`), each with its own sentinels and told apart by `segment_ids`. The length
+of target rows is chosen so that both sides are equally full. `rows="joined"` does what T5 did:
+documents are concatenated and cut into rows. Either way an input has at most `data.max_length`
+tokens after the spans are removed, and spans are drawn each time it is seen.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
 from fmjax import contracts
-from fmjax.config.numbers import number_of
 from fmjax.contracts import Config, Example, HostBatch, Processors, Record, Source, Value, Where
 from fmjax.data.sources.open import check_columns
 from fmjax.data.stream.packing import pack, pack_matched
@@ -31,6 +31,7 @@ from fmjax.data.tokenizers.sentencepieces import sentinel
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, one_of
 from fmjax.tasks import token_rows
+from fmjax.tasks.denoisers import Denoiser, corrupt, denoiser
 from fmjax.tasks.token_rows import (
     Corpus,
     TokenTask,
@@ -49,63 +50,13 @@ ROWS = ("packed", "joined")
 UL2 = ("R:3:0.15", "R:8:0.15", "X:3:0.5", "X:8:0.5", "X:64:0.15", "X:64:0.5", "S:0.25")
 
 
-class Denoiser(NamedTuple):
-    """How much of a row is taken out, in spans of which mean length; of mode S, its end alone (prefix language modelling)."""
-
-    mode: str
-    mean_span: float  # 0: one span, at the end
-    density: float
-
-    def counts(self, length: int) -> tuple[int, int]:
-        """Returns the number of corrupted tokens among `length`, and of spans; on average for mode S."""
-        noise = min(max(round(length * self.density), 1), length - 1)
-        spans = max(round(noise / self.mean_span), 1) if self.mean_span else 1
-        return noise, min(spans, noise, length - noise)
-
-    def longest(self, length: int) -> tuple[int, int]:
-        """Returns the largest lengths of input and target of `length` tokens, without special tokens."""
-        noise, spans = self.counts(length)
-        if self.mean_span:
-            return length - noise + spans, noise + spans
-        return length, min(2 * noise - 1, length - 1) + 1
-
-    def draw(self, length: int, rng: np.random.Generator) -> np.ndarray:
-        """Returns bool [length]: which tokens are taken out."""
-        noise, spans = self.counts(length)
-        if not self.mean_span:  # any number with that mean
-            return np.arange(length) >= length - rng.integers(1, min(2 * noise, length))
-        kept, taken = segments(length - noise, spans, rng), segments(noise, spans, rng)
-        return np.repeat(np.tile([False, True], spans), np.stack([kept, taken], axis=1).reshape(-1))
-
-
-def segments(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns [parts] positive numbers that add up to `total`, every such sequence being as likely."""
-    ends = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
-    return np.diff(ends, prepend=0, append=total)
-
-
-def denoiser(written: str) -> Denoiser:
-    """Returns the denoiser of "MODE:MEAN_SPAN:DENSITY", or of "S:DENSITY". Raises UserError if that is neither."""
-    mode, *numbers = written.split(":")
-    try:
-        values = [number_of(number) for number in numbers]
-    except ValueError:
-        values = []
-    found = Denoiser(mode, values[0] if len(values) == 2 else 0.0, values[-1]) if values else Denoiser("", 0.0, 0.0)
-    right = 0 < found.density < 1 and len(values) == (1 if mode == "S" else 2)
-    if mode not in ("R", "X", "S") or not right or not (mode == "S" or 1 <= found.mean_span < math.inf):
-        raise UserError(
-            f'task.denoisers: "{written}" is not a denoiser; write R or X with the mean length of spans '
-            'and the share of tokens, such as R:3:0.15, or "S:0.25" for the end of a row'
-        )
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class Task(TokenTask):
-    """Settings of span corruption. A text's denoiser is drawn from `denoisers`: T5 has the one, `UL2` are seven.
+    """Settings of span corruption. A text's denoiser is drawn from `denoisers`: T5 has the one,
+    `UL2` are seven.
 
-    `mode_text` goes before each input, with the mode's letter for {mode}, as "[{mode}] "; the first denoiser's in predicting.
+    `mode_text` goes before each input, with the mode's letter for {mode}, as "[{mode}] "; the first
+    denoiser's in predicting.
     """
 
     counted: ClassVar[tuple[str, ...]] = token_rows.BOTH_SIDES
@@ -138,12 +89,17 @@ class Task(TokenTask):
         """The settings of generation, which predicting needs and evaluation does not."""
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> Rows | PackedRows:
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> Rows | PackedRows:
         """Tokenizes a source into rows whose inputs are `max_length` tokens."""
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
-        corpus, corrupter = token_rows.tokenize(source, self.column, tokenizer), Corrupter(self, tokenizer, max_length)
-        return Rows(corpus.tokens, corrupter) if self.rows == "joined" else PackedRows(corpus, corrupter)
+        corpus = token_rows.tokenize(source, self.column, tokenizer)
+        corrupter = Corrupter(self, tokenizer, max_length)
+        if self.rows == "joined":
+            return Rows(corpus.tokens, corrupter)
+        return PackedRows(corpus, corrupter)
 
     def mode_prefix(self, mode: str) -> str:
         """Returns the text that goes before the inputs of a mode."""
@@ -154,55 +110,82 @@ class Task(TokenTask):
         written = self.mode_prefix(mode)
         return tokenizer.encode_batch([written])[0] if written else np.zeros(0, np.int32)
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
-        """Returns a batch from texts (or records with the task's column) in which sentinels, or the tokenizer's mask tokens,
-        mark what is missing."""
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
+        """Returns a batch from texts (or records with the task's column) in which sentinels, or the
+        tokenizer's mask tokens, mark what is missing.
+        """
         tokenizer = tokenizer_of(processors)
         read = given_texts(examples, self.column, where)
         marks = sentinels(tokenizer)
         opening = self.opening(tokenizer, denoiser(self.denoisers[0]).mode)
         rows = []
         for number, ids in enumerate(tokenizer.encode_batch(read)):
-            masks = ids == tokenizer.mask_id if "mask" in tokenizer.roles else np.zeros(ids.size, bool)
+            masks = (
+                ids == tokenizer.mask_id if "mask" in tokenizer.roles else np.zeros(ids.size, bool)
+            )
             if masks.sum() > marks.size:
-                raise UserError(f"{where(number)}: has {masks.sum()} masks, more than the {marks.size} sentinels; split it")
+                raise UserError(
+                    f"{where(number)}: has {masks.sum()} masks, more than the {marks.size} "
+                    "sentinels; split it"
+                )
             ids[masks] = marks[: masks.sum()]
             if not np.isin(ids, marks).any():
-                raise UserError(f"{where(number)}: has no {sentinel(0)}; put one where something is missing")
+                raise UserError(
+                    f"{where(number)}: has no {sentinel(0)}; put one where something is missing"
+                )
             ids, _ = tokenizer.assemble(np.concatenate([opening, ids]))
             check_length(ids.size, max_length, where(number))
             rows.append((ids, np.zeros_like(ids)))
         batch = pad_rows(rows, tokenizer.pad_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def describe(self, outputs: HostBatch, batch: HostBatch, processors: Processors) -> list[Record]:
-        """Returns, for each text, the spans that were written for its sentinels, and the text with them put in."""
+    def describe(
+        self, outputs: HostBatch, batch: HostBatch, processors: Processors
+    ) -> list[Record]:
+        """Returns, for each text, the spans that were written for its sentinels, and the text with
+        them put in.
+        """
         tokenizer = tokenizer_of(processors)
         marks = sentinels(tokenizer)
         opening = self.opening(tokenizer, denoiser(self.denoisers[0]).mode).size
         described = []
-        for ids, real, row in zip(batch["input_ids"], batch["attention_mask"], np.asarray(outputs["generated"]), strict=True):
+        rows, masks = batch["input_ids"], batch["attention_mask"]
+        for ids, real, row in zip(rows, masks, np.asarray(outputs["generated"]), strict=True):
             text = ids[real > 0][opening:]
             text = text[~tokenizer.special_mask[text] | np.isin(text, [*marks, tokenizer.unk_id])]
             spans = written_spans(row[1:], tokenizer, marks)
             places = [int(number) for number in text if number in marks]
-            filled = {tokenizer.token(number): tokenizer.decode(spans.get(number, ())).strip() for number in places}
-            whole = np.concatenate([spans.get(number, [number]) for number in text.tolist()]).astype(np.int32)
+            filled = {
+                tokenizer.token(number): tokenizer.decode(spans.get(number, ())).strip()
+                for number in places
+            }
+            whole = np.concatenate([spans.get(number, [number]) for number in text.tolist()])
+            whole = whole.astype(np.int32)
             described.append({"text": tokenizer.decode(whole).strip(), "spans": filled})
         return described
 
 
 def sentinels(tokenizer: Tokenizer) -> np.ndarray:
-    """Returns the ids of a tokenizer's sentinels, int32, in order. Raises UserError if it has none."""
+    """Returns the ids of a tokenizer's sentinels, int32. Raises UserError if it has none."""
     ids = {token: number for number, token in enumerate(tokenizer.pieces.tokens)}
-    found = [ids[name] for name in itertools.takewhile(ids.__contains__, map(sentinel, itertools.count()))]
+    found = [
+        ids[name]
+        for name in itertools.takewhile(ids.__contains__, map(sentinel, itertools.count()))
+    ]
     if not found:
-        raise UserError(f"the tokenizer has no sentinels such as {sentinel(0)}; use T5's, or data.tokenizer_kind=t5")
+        raise UserError(
+            f"the tokenizer has no sentinels such as {sentinel(0)}; use T5's, or "
+            "data.tokenizer_kind=t5"
+        )
     return np.array(found, np.int32)
 
 
-def written_spans(row: np.ndarray, tokenizer: Tokenizer, marks: np.ndarray) -> dict[int, np.ndarray]:
-    """Returns the ids that follow each sentinel of a target, up to its end, without special tokens."""
+def written_spans(
+    row: np.ndarray, tokenizer: Tokenizer, marks: np.ndarray
+) -> dict[int, np.ndarray]:
+    """Returns the ids that follow each sentinel of a target up to its end, no special ones."""
     ends = np.flatnonzero(row == tokenizer.end_id)
     row = row[: ends[0]] if ends.size else row
     # A model may have more embeddings than the tokenizer has pieces; those beyond are no words.
@@ -213,35 +196,48 @@ def written_spans(row: np.ndarray, tokenizer: Tokenizer, marks: np.ndarray) -> d
 
 
 class Corrupter:
-    """Takes spans out of texts of at most `length` tokens; inputs and targets have one shape for all denoisers."""
+    """Takes spans out of texts of at most `length` tokens; inputs and targets have one shape for
+    all denoisers.
+    """
 
     def __init__(self, task: Task, tokenizer: Tokenizer, max_length: int):
-        self.tokenizer, self.max_length, self.special = tokenizer, max_length, tokenizer.special_count()
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.special = tokenizer.special_count()
         self.denoisers = [denoiser(written) for written in task.denoisers]
         self.openings = [task.opening(tokenizer, each.mode) for each in self.denoisers]
         self.marks = sentinels(tokenizer)
         rooms = [max_length - self.special - opening.size for opening in self.openings]
         self.length = min(map(self.fitting, self.denoisers, rooms))
-        self.target_length = self.special + max(each.longest(self.length)[1] for each in self.denoisers)
+        self.target_length = self.special + max(
+            each.longest(self.length)[1] for each in self.denoisers
+        )
         spans = max(each.counts(self.length)[1] for each in self.denoisers)
         if spans > self.marks.size:
             raise UserError(
-                f"data.max_length={max_length} makes {spans} spans in a row, more than the tokenizer's {self.marks.size} "
-                "sentinels; lower it, or make spans longer in task.denoisers"
+                f"data.max_length={max_length} makes {spans} spans in a row, more than the "
+                f"tokenizer's {self.marks.size} sentinels; lower it, or make spans longer in "
+                "task.denoisers"
             )
 
     @staticmethod
     def fitting(each: Denoiser, room: int) -> int:
-        """Returns the length of the longest row whose input fits in `room`. Raises UserError if there is none of two tokens."""
+        """Returns the length of the longest row whose input fits in `room`. Raises UserError if
+        there is none of two tokens.
+        """
         length = 2
         if room < each.longest(length)[0]:
-            raise UserError("data.max_length leaves no room for text beside special tokens and task.mode_text; raise it")
+            raise UserError(
+                "data.max_length leaves no room for text beside special tokens and "
+                "task.mode_text; raise it"
+            )
         while each.longest(length + 1)[0] <= room:
             length += 1
         return length
 
     def sizes(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the lengths of input and target of `length` tokens, at most and on average over denoisers."""
+        """Returns the lengths of input and target of `length` tokens, at most and on average over
+        denoisers.
+        """
         around = self.special + np.array([[opening.size, 0] for opening in self.openings])
         counts = [each.counts(length) for each in self.denoisers]
         mean = np.array([(length - noise + spans, noise + spans) for noise, spans in counts])
@@ -255,14 +251,6 @@ class Corrupter:
         source, _ = self.tokenizer.assemble(np.concatenate([self.openings[lot], kept]))
         target, _ = self.tokenizer.assemble(taken)
         return source, target
-
-
-def corrupt(ids: np.ndarray, noise: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the remaining tokens with a sentinel for each span of noise, and the spans, each after its sentinel."""
-    first = noise & ~np.concatenate([[False], noise[:-1]])
-    marked = np.where(first, marks[np.maximum(np.cumsum(first) - 1, 0)], ids)
-    kept = marked[~noise | first]
-    return kept, np.insert(ids[noise], np.flatnonzero(first[noise]), marked[first])
 
 
 class Rows(contracts.Examples):
@@ -286,19 +274,26 @@ class Rows(contracts.Examples):
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         """Returns `input_ids`, `attention_mask` [S], `labels` and `label_weights` [T]."""
         made = self.corrupter
-        return pair(*made(example["tokens"], rng), (made.max_length, made.target_length), made.tokenizer.pad_id)
+        return pair(
+            *made(example["tokens"], rng),
+            (made.max_length, made.target_length),
+            made.tokenizer.pad_id,
+        )
 
 
 class PackedRows(contracts.Examples):
-    """Documents cut into pieces, which are packed into rows; what is taken out of each is drawn. A piece of one token, of which
-    nothing can be taken out, goes with the one before it, and a document of one token is left out."""
+    """Documents cut into pieces, which are packed into rows; what is taken out of each is drawn. A
+    piece of one token, of which nothing can be taken out, goes with the one before it, and a
+    document of one token is left out.
+    """
 
     def __init__(self, corpus: Corpus, corrupter: Corrupter, target_length: int = 0):
         """`target_length` is that of a row, 0 being matched to the data."""
         self.corpus, self.corrupter = corpus, corrupter
         pieces = corpus.pieces(corrupter.length)
         size = pieces[:, 1] - pieces[:, 0]
-        last = np.flatnonzero((size[1:] == 1) & (size[:-1] > 2) & ~np.isin(pieces[1:, 0], corpus.begins)) + 1
+        first = np.isin(pieces[1:, 0], corpus.begins)  # of a document
+        last = np.flatnonzero((size[1:] == 1) & (size[:-1] > 2) & ~first) + 1
         pieces[last, 0] -= 1
         pieces[last - 1, 1] -= 1
         self.pieces = pieces[pieces[:, 1] - pieces[:, 0] >= 2]
@@ -306,7 +301,9 @@ class PackedRows(contracts.Examples):
             raise UserError("no text has two tokens; give data with more text")
         size = self.pieces[:, 1] - self.pieces[:, 0]
         known, each = np.unique(size, return_inverse=True)
-        most, mean = (np.stack(both)[each] for both in zip(*map(corrupter.sizes, known.tolist()), strict=True))
+        most, mean = (
+            np.stack(both)[each] for both in zip(*map(corrupter.sizes, known.tolist()), strict=True)
+        )
         if target_length:
             self.plan = pack(most, (corrupter.max_length, target_length))
         else:

@@ -1,9 +1,11 @@
-"""Token classification: a tag for each word of a text that is split into words; named entities by BIO tags.
+"""Token classification: a tag for each word of a text that is split into words; named entities by
+BIO tags.
 
-A word's tag is read at its first token, wherever the tokenizer cuts it (Devlin et al. 2019, section 5.3). Entities are
-found and judged by seqeval: leniently, as conlleval does (an I- that follows no B- begins an entity), or strictly (it is
-none). Tags may also be of the schemes BIOES, BILOU and their kin (`metrics/entities.py`); those of no scheme, such as parts
-of speech, are judged one by one.
+A word's tag is read at its first token, wherever the tokenizer cuts it (Devlin et al. 2019, section
+5.3). Entities are found and judged by seqeval: leniently, as conlleval does (an I- that follows no
+B- begins an entity), or strictly (it is none). Tags may also be of the schemes BIOES, BILOU and
+their kin (`metrics/entities.py`); those of no scheme, such as parts of speech, are judged one by
+one.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,6 @@ from fmjax.contracts import (
     Arrays,
     Batch,
     Config,
-    Example,
     Fact,
     Heads,
     HostBatch,
@@ -35,11 +36,9 @@ from fmjax.contracts import (
     Value,
     Where,
 )
-from fmjax.data.augment.texts import drop_tokens
 from fmjax.data.characters import split_fields
 from fmjax.data.kinds.label import known_name
 from fmjax.data.sources.open import check_columns
-from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.hosts import say
 from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
 from fmjax.metrics import classes as class_metrics
@@ -47,8 +46,9 @@ from fmjax.metrics import details
 from fmjax.metrics import entities as entity_metrics
 from fmjax.metrics.entities import OUTSIDE
 from fmjax.tasks.facts import class_fact, length_fact
-from fmjax.tasks.labels import Balance
-from fmjax.tasks.token_rows import PADDED, pad_rows, tokenizer_of, widest_context, windows
+from fmjax.tasks.imbalance import Balance
+from fmjax.tasks.tagged_texts import Sentence, TaggedTexts, places, to_rows
+from fmjax.tasks.token_rows import PADDED, pad_rows, tokenizer_of
 from fmjax.tasks.words import SPLITS, check_split, join, word_spans
 
 CHOICES = {
@@ -59,31 +59,16 @@ CHOICES = {
 }
 
 
-class Sentence(NamedTuple):
-    """A text's tokens `ids [N]`, where each of its words begins among them, and the words' tags as numbers, if known."""
-
-    ids: np.ndarray
-    begins: np.ndarray
-    tags: np.ndarray
-
-
-class Row(NamedTuple):
-    """The tokens of a sentence from `begin` to before `end`, and the numbers of the words that are read there."""
-
-    sentence: int
-    begin: int
-    end: int
-    words: np.ndarray
-
-
 @dataclasses.dataclass(frozen=True)
 class Task(Balance, contracts.Task):
-    """Settings of token classification. `labels` are found in the training data where they are not given.
+    """Settings of token classification. `labels` are found in the training data where they are not
+    given.
 
-    `pieces` says which tokens of a word are trained on; `split`, how a text becomes words when predicting; `scheme`, how
-    strict tags are read, found in the training data where the labels alone do not tell. A text of too
-    many tokens is an error, is cut, or is read in windows that begin every `stride` tokens, each word where it has the most
-    context. Words that were cut off count as outside.
+    `pieces` says which tokens of a word are trained on; `split`, how a text becomes words when
+    predicting; `scheme`, how strict tags are read, found in the training data where the labels
+    alone do not tell. A text of too many tokens is an error, is cut, or is read in windows that
+    begin every `stride` tokens, each word where it has the most context. Words that were cut off
+    count as outside.
     """
 
     sized: ClassVar[tuple[str, ...]] = PADDED
@@ -107,7 +92,10 @@ class Task(Balance, contracts.Task):
         in_range("task.token_dropout", self.token_dropout, least=0, below=1)
         self.check_balance(self.labels)
         if self.mode == "strict" and self.labels and not self.bio:
-            raise UserError(f"task.mode=strict reads BIO tags, unlike {', '.join(self.labels[:10])}; choose default")
+            raise UserError(
+                f"task.mode=strict reads BIO tags, unlike {', '.join(self.labels[:10])}; choose "
+                "default"
+            )
 
     @property
     def reads(self) -> Mapping[str, str]:
@@ -129,7 +117,9 @@ class Task(Balance, contracts.Task):
     @property
     def strict_scheme(self) -> str:
         """The scheme by which tags are read strictly; "" where they are read leniently."""
-        return (self.scheme or entity_metrics.usual_scheme(self.labels)) if self.mode == "strict" else ""
+        if self.mode != "strict":
+            return ""
+        return self.scheme or entity_metrics.usual_scheme(self.labels)
 
     @property
     def measures(self) -> Measures:
@@ -141,8 +131,10 @@ class Task(Balance, contracts.Task):
         return ("f1", "accuracy") if self.bio else ("f1_macro", "accuracy")
 
     def resolve(self, source: Source) -> Config:
-        """Returns the tags found in the training data, unless they are given, that for outside first; and the class weights,
-        if they are to follow from the data. Raises UserError, naming the record, for tags that are no names."""
+        """Returns the tags found in the training data, unless they are given, that for outside
+        first; and the class weights, if they are to follow from the data. Raises UserError, naming
+        the record, for tags that are no names.
+        """
         check_columns(source, self.columns)
         read = (self.read(source[index], source.where(index)) for index in range(len(source)))
         # A run that is continued has its labels; it is not refused.
@@ -151,7 +143,9 @@ class Task(Balance, contracts.Task):
             say(f"warning: {note}")
         if self.labels and not self.weighs and (self.mode != "strict" or self.scheme):
             return {}
-        sentences = [self.read(source[index], source.where(index))[1] for index in range(len(source))]
+        sentences = [
+            self.read(source[index], source.where(index))[1] for index in range(len(source))
+        ]
         counts = Counter(itertools.chain.from_iterable(sentences))
         labels = self.labels or tuple(sorted(counts, key=lambda label: (label != OUTSIDE, label)))
         found: Config = {} if self.labels else {"labels": labels}
@@ -165,28 +159,40 @@ class Task(Balance, contracts.Task):
     def read(self, record: Record, where: str) -> tuple[list[str], list[str]]:
         """Returns the words and tags of a record: lists, or strings with spaces between them.
 
-        Raises UserError, naming the record, if they are not as many, or not strings; numbers stand for the given labels.
+        Raises UserError, naming the record, if they are not as many, or not strings; numbers stand
+        for the given labels.
         """
         given = (record[self.tokens], record[self.tags])
         words, tags = (split_fields(value) if isinstance(value, str) else value for value in given)
         for name, values in ((self.tokens, words), (self.tags, tags)):
             if not isinstance(values, list) or not values:
-                raise RecordError(where, f'column "{name}" holds {values!r:.60}, not one word or more; correct the record')
+                problem = f'column "{name}" holds {values!r:.60}, not one word or more'
+                raise RecordError(where, f"{problem}; correct the record")
         if len(words) != len(tags):
-            raise RecordError(where, f"has {len(words)} words and {len(tags)} tags; correct the record")
+            raise RecordError(
+                where, f"has {len(words)} words and {len(tags)} tags; correct the record"
+            )
         if self.labels:
-            tags = [self.labels[tag] if type(tag) is int and 0 <= tag < len(self.labels) else tag for tag in tags]
+            tags = [
+                self.labels[tag] if type(tag) is int and 0 <= tag < len(self.labels) else tag
+                for tag in tags
+            ]
             tags = [known_name(tag, self.labels) if isinstance(tag, str) else tag for tag in tags]
         for name, values in ((self.tokens, words), (self.tags, tags)):
             for value in values:
                 if not isinstance(value, str) or not (value or name == self.tokens):
-                    also = "; list the names of numbers in task.labels" if type(value) is int else ""
-                    raise RecordError(where, f'column "{name}" holds {value!r:.60}, not a string; correct the record{also}')
+                    number = type(value) is int
+                    also = "; list the names of numbers in task.labels" if number else ""
+                    problem = f'column "{name}" holds {value!r:.60}, not a string'
+                    raise RecordError(where, f"{problem}; correct the record{also}")
         return words, tags
 
-    def examples(self, source: Source, processors: Processors, max_length: int, train: bool) -> TaggedTexts:
-        """Tokenizes a source into rows of `max_length` tokens. Raises UserError, naming the record, for a tag that is not
-        among `labels`, and for a text that is too long."""
+    def examples(
+        self, source: Source, processors: Processors, max_length: int, train: bool
+    ) -> TaggedTexts:
+        """Tokenizes a source into rows of `max_length` tokens. Raises UserError, naming the record,
+        for a tag that is not among `labels`, and for a text that is too long.
+        """
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
         read = [self.read(source[index], source.where(index)) for index in range(len(source))]
@@ -197,42 +203,34 @@ class Task(Balance, contracts.Task):
                 if tag not in numbers:
                     raise RecordError(
                         source.where(index),
-                        f'tag "{tag}" is not one of {", ".join(self.labels[:20])}{nearest(tag, self.labels)}; '
-                        "correct the record, or list all tags in task.labels",
+                        f'tag "{tag}" is not one of '
+                        f"{', '.join(self.labels[:20])}{nearest(tag, self.labels)}; correct the "
+                        "record, or list all tags in task.labels",
                         index,
                     )
             targets.append(np.array([numbers[tag] for tag in tags], np.int32))
         encoded = tokenizer.encode_words([words for words, _ in read])
         sentences = [Sentence(*pair, tags) for pair, tags in zip(encoded, targets, strict=True)]
-        rows = self.rows(sentences, tokenizer, max_length, source.where)
-        return TaggedTexts(self, sentences, rows, tokenizer, max_length, self.token_dropout if train else 0.0)
+        rows = to_rows(sentences, tokenizer, max_length, source.where, self.overlong, self.stride)
+        dropout = self.token_dropout if train else 0.0
+        return TaggedTexts(
+            self.labels, self.pieces, sentences, rows, tokenizer, max_length, dropout
+        )
 
     def facts(
-        self, sample: Source, examples: Sequence[contracts.Examples], processors: Processors, max_length: int
+        self,
+        sample: Source,
+        examples: Sequence[contracts.Examples],
+        processors: Processors,
+        max_length: int,
     ) -> list[Fact]:
         """Returns the tags with their counts, and how many texts have more tokens than a row."""
-        sentences = [sentence for one in examples if isinstance(one, TaggedTexts) for sentence in one.sentences]
-        lengths = np.array([sentence.ids.size for sentence in sentences]) + tokenizer_of(processors).special_count()
+        tagged = [one for one in examples if isinstance(one, TaggedTexts)]
+        sentences = [sentence for one in tagged for sentence in one.sentences]
+        special = tokenizer_of(processors).special_count()
+        lengths = np.array([sentence.ids.size for sentence in sentences]) + special
         tags = np.concatenate([sentence.tags for sentence in sentences])
         return [class_fact(self.labels, tags, "tags"), length_fact(lengths, max_length)]
-
-    def rows(self, sentences: Sequence[Sentence], tokenizer: Tokenizer, most: int, where: Where) -> list[Row]:
-        """Returns the rows of at most `most` tokens in which sentences are read. Raises UserError for one that is too long."""
-        room = most - tokenizer.special_count()
-        if room < 1:
-            raise UserError(f"data.max_length={most} leaves no room for a token beside the {most - room} special ones; raise it")
-        rows = []
-        for index, (ids, begins, _) in enumerate(sentences):
-            spans = np.array([[0, min(ids.size, room)]])
-            if ids.size > room and self.overlong == "error":
-                problem = f"{ids.size + most - room} tokens are more than data.max_length={most}"
-                raise RecordError(where(index), f"{problem}; raise it, or choose task.overlong=split or truncate", index)
-            if ids.size > room and self.overlong == "split":
-                spans = windows(ids.size, room, self.stride)
-            seen = np.flatnonzero(begins < spans[-1, 1])
-            reader = widest_context(spans)[begins[seen]]
-            rows += [Row(index, begin, end, seen[reader == number]) for number, (begin, end) in enumerate(spans.tolist())]
-        return rows
 
     def weights(self, batch: Batch) -> Arrays:
         """Returns the number of tokens that have a tag, or the sum of their class weights."""
@@ -244,67 +242,115 @@ class Task(Balance, contracts.Task):
         return {"tag": (each * batch["label_weights"]).sum()}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
-        """Returns each token's best tag [B,L], and the sums of the plain losses and of the weights of each row."""
+        """Returns each token's best tag [B,L], and the sums of the plain losses and of the weights
+        of each row.
+        """
         weights = batch["label_weights"]
         each = losses.softmax_cross_entropy(outputs["tag"], batch["labels"]) * weights
         best = outputs["tag"].argmax(axis=-1).astype(jnp.int32)
         return {"tags": best, "losses": each.sum(axis=-1), "weights": weights.sum(axis=-1)}
 
-    def metrics(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> dict[str, float]:
-        """Returns the loss of a token, the accuracy over words, and precision, recall and F1 over entities (exact spans and
-        kinds, micro-averaged); where tags mark no entities, the averages over tags."""
+    def metrics(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> dict[str, float]:
+        """Returns the loss of a token, the accuracy over words, and precision, recall and F1 over
+        entities (exact spans and kinds, micro-averaged); where tags mark no entities, the averages
+        over tags.
+        """
         assert isinstance(examples, TaggedTexts)
         total, weight = class_metrics.real_rows(valid, arrays["losses"], arrays["weights"])
         truth, guess = examples.sentence_tags(arrays["tags"], valid)
-        values = {"loss": total.sum() / weight.sum(), "accuracy": seqeval.accuracy_score(truth, guess)}
+        values = {
+            "loss": total.sum() / weight.sum(),
+            "accuracy": seqeval.accuracy_score(truth, guess),
+        }
         if not self.bio:
             true, said = (np.concatenate([list(tags) for tags in both]) for both in (truth, guess))
-            return class_metrics.defined(values | class_metrics.averaged(true, said, np.union1d(true, said)))
-        return class_metrics.defined(values | entity_metrics.scores(truth, guess, self.strict_scheme))
+            return class_metrics.defined(
+                values | class_metrics.averaged(true, said, np.union1d(true, said))
+            )
+        return class_metrics.defined(
+            values | entity_metrics.scores(truth, guess, self.strict_scheme)
+        )
 
     def entities(self, tags: Sequence[str]) -> list[tuple[str, int, int]]:
-        """Returns the kind, first and one-past-last word of each entity; of tags that mark none, of each word."""
+        """Returns the kind, first and one-past-last word of each entity; of tags that mark none, of
+        each word.
+        """
         if not self.bio:
             return [(tag, place, place + 1) for place, tag in enumerate(tags)]
         return entity_metrics.entities(tags, self.strict_scheme)
 
-    def details(self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None) -> Record:
+    def details(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> Record:
         """Returns the table of kinds of entities, or of tags where these mark none."""
         assert isinstance(examples, TaggedTexts)
         truth, guess = (
-            [(kind, (number, *place)) for number, tags in enumerate(side) for kind, *place in self.entities(tags)]
+            [
+                (kind, (number, *place))
+                for number, tags in enumerate(side)
+                for kind, *place in self.entities(tags)
+            ]
             for side in examples.sentence_tags(arrays["tags"], valid)
         )
         return {"classes": details.entity_table(truth, guess)}
 
-    def inputs(self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where) -> dict[str, Value]:
+    def inputs(
+        self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where
+    ) -> dict[str, Value]:
         """Returns a batch from texts, lists of words, or records with the task's column of words.
 
-        Words that are given are joined by spaces, characters by nothing, to the text that places count in.
+        Words that are given are joined by spaces, characters by nothing, to the text that places
+        count in.
         """
         tokenizer = tokenizer_of(processors)
         texts, spans = [], []
         for number, example in enumerate(examples):
-            value = example.get(self.tokens, example.get("text")) if isinstance(example, Mapping) else example
+            value = (
+                example.get(self.tokens, example.get("text"))
+                if isinstance(example, Mapping)
+                else example
+            )
             if isinstance(value, list) and all(isinstance(word, str) for word in value):
                 value, own = join(value, self.split)
                 spans.append(own)
             elif isinstance(value, str):
                 # A column of words is read as in training, where blanks separate them.
-                column = isinstance(example, Mapping) and self.tokens in example and self.tokens != "text"
-                spans.append(word_spans(value, "spaces" if column and self.split == "words" else self.split))
+                column = (
+                    isinstance(example, Mapping)
+                    and self.tokens in example
+                    and self.tokens != "text"
+                )
+                spans.append(
+                    word_spans(value, "spaces" if column and self.split == "words" else self.split)
+                )
             if not isinstance(value, str) or not spans[-1]:
-                raise UserError(f'{where(number)}: has no word; give a text, a list of words, or an object with "{self.tokens}"')
+                raise UserError(
+                    f"{where(number)}: has no word; give a text, a list of words, or an object "
+                    f'with "{self.tokens}"'
+                )
             texts.append(value)
-        words = [[text[begin:end] for begin, end in places] for text, places in zip(texts, spans, strict=True)]
-        sentences = [Sentence(*pair, np.zeros(0, np.int32)) for pair in tokenizer.encode_words(words)]
-        rows = self.rows(sentences, tokenizer, max_length, where)
-        batch = pad_rows([tokenizer.assemble(sentences[row.sentence].ids[row.begin : row.end]) for row in rows], tokenizer.pad_id)
+        words = [
+            [text[begin:end] for begin, end in places]
+            for text, places in zip(texts, spans, strict=True)
+        ]
+        sentences = [
+            Sentence(*pair, np.zeros(0, np.int32)) for pair in tokenizer.encode_words(words)
+        ]
+        rows = to_rows(sentences, tokenizer, max_length, where, self.overlong, self.stride)
+        batch = pad_rows(
+            [tokenizer.assemble(sentences[row.sentence].ids[row.begin : row.end]) for row in rows],
+            tokenizer.pad_id,
+        )
         return {**batch, "_texts": texts, "_spans": spans, "_sentences": sentences, "_rows": rows}
 
-    def describe(self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors) -> list[Record]:
-        """Returns the entities of each text: text, label, score (the mean probability of its tags), and where it starts and
-        ends in the text, in characters."""
+    def describe(
+        self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors
+    ) -> list[Record]:
+        """Returns the entities of each text: text, label, score (the mean probability of its tags),
+        and where it starts and ends in the text, in characters.
+        """
         tokenizer = tokenizer_of(processors)
         probabilities = np.asarray(jax.nn.softmax(outputs["tag"], axis=-1))
         described = []
@@ -314,63 +360,18 @@ class Task(Balance, contracts.Task):
         for text, spans, scores in zip(batch["_texts"], batch["_spans"], sure, strict=True):
             count = int(scores.any(axis=1).sum())  # of the words that were not cut off
             found = []
-            for label, first, last in self.entities([self.labels[best] for best in scores[:count].argmax(axis=1)]):
+            best = [self.labels[number] for number in scores[:count].argmax(axis=1)]
+            for label, first, last in self.entities(best):
                 begin, end = spans[first][0], spans[last - 1][1]
                 score = float(scores[first:last].max(axis=1).mean())
-                found.append({"text": text[begin:end], "label": label, "score": score, "start": begin, "end": end})
+                found.append(
+                    {
+                        "text": text[begin:end],
+                        "label": label,
+                        "score": score,
+                        "start": begin,
+                        "end": end,
+                    }
+                )
             described.append({"entities": found})
         return described
-
-
-def places(row: Row, sentences: Sequence[Sentence], tokenizer: Tokenizer) -> np.ndarray:
-    """Returns where in an assembled row the words stand that are read there."""
-    return np.asarray(tokenizer.opening.size + sentences[row.sentence].begins[row.words] - row.begin)
-
-
-class TaggedTexts(contracts.Examples):
-    """Tagged texts in rows; `draw` replaces tokens by the unknown one with a probability (word dropout)."""
-
-    sized = (*PADDED, "labels", "label_weights")
-
-    def __init__(
-        self, task: Task, sentences: list[Sentence], rows: list[Row], tokenizer: Tokenizer, max_length: int, dropout: float
-    ):
-        self.task, self.sentences, self.rows = task, sentences, rows
-        self.tokenizer, self.max_length, self.dropout = tokenizer, max_length, dropout
-        self.lengths = np.array([row.end - row.begin for row in rows]) + tokenizer.special_count()
-        # The tag of a word's further tokens.
-        known = {label: number for number, label in enumerate(task.labels)}
-        self.inside = [known.get(f"I-{label[2:]}" if label.startswith("B-") else label, known[label]) for label in task.labels]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Example:
-        """Returns `input_ids`, `token_type_ids`, `attention_mask`, `labels` and `label_weights` [L]."""
-        row = self.rows[index]
-        sentence = self.sentences[row.sentence]
-        assembled = self.tokenizer.assemble(sentence.ids[row.begin : row.end])
-        example = {name: array[0] for name, array in pad_rows([assembled], self.tokenizer.pad_id, self.max_length).items()}
-        labels, weights = np.zeros(self.max_length, np.int32), np.zeros(self.max_length, np.float32)
-        at = places(row, self.sentences, self.tokenizer)
-        if self.task.pieces == "all":
-            ends = np.append(sentence.begins, sentence.ids.size)[row.words + 1]
-            for first, last, tag in zip(at, at + ends - sentence.begins[row.words], sentence.tags[row.words], strict=True):
-                last = min(last, self.tokenizer.opening.size + row.end - row.begin)
-                labels[first:last], weights[first:last] = self.inside[tag], 1
-        labels[at], weights[at] = sentence.tags[row.words], 1
-        return example | {"labels": labels, "label_weights": weights}
-
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        if not self.dropout:
-            return example
-        return example | {"input_ids": drop_tokens(example["input_ids"], rng, tokenizer=self.tokenizer, share=self.dropout)}
-
-    def sentence_tags(self, tags: np.ndarray, valid: np.ndarray) -> tuple[list[list[str]], list[list[str]]]:
-        """Returns the true and the predicted tags of each sentence, from the best tag of each token [N,L]."""
-        labels = np.array(self.task.labels)
-        guess = [np.full(sentence.tags.shape, OUTSIDE, object) for sentence in self.sentences]
-        for number in np.flatnonzero(valid):
-            row = self.rows[number]
-            guess[row.sentence][row.words] = labels[tags[number][places(row, self.sentences, self.tokenizer)]]
-        return [labels[sentence.tags].tolist() for sentence in self.sentences], [tags.tolist() for tags in guess]

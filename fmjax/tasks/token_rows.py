@@ -1,16 +1,16 @@
-"""Rows of tokens, shared by text tasks: a tokenized corpus, pieces packed into rows, rows padded to
-one length, texts for prediction, and the loss of a language-model head."""
+"""Rows of tokens for text tasks: a tokenized corpus, pieces packed into rows, rows padded to one
+length, texts for prediction, and the loss of a language-model head."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax
 import numpy as np
 
-from fmjax import contracts, losses
+from fmjax import contracts
 from fmjax.contracts import (
     Arrays,
     Batch,
@@ -30,17 +30,19 @@ from fmjax.data.sources.open import check_columns
 from fmjax.data.tokenizers import stored_ids
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
+from fmjax.layers.vocabulary import Logits, compare, cross_entropy_sum
 from fmjax.metrics import classes as class_metrics
 
 Row: TypeAlias = tuple[np.ndarray, np.ndarray]  # ids and token types [L]
 
 NOTHING = np.zeros(0, np.int32)
-PADDED = ("input_ids", "token_type_ids", "attention_mask")  # what `pad_rows` makes
+PADDED = ("input_ids", "token_type_ids", "attention_mask")  # the result of `pad_rows`
 TOO_LONG = "shorten the text, raise the limit, or choose task.overlong=truncate"
+SHORTEN = "shorten the text"  # where a finished model predicts, its settings are what they are
 BOTH_SIDES = (
     "attention_mask",
     "label_weights",
-)  # `Task.counted` where there is an encoder and a decoder
+)  # `Task.counted` of an encoder-decoder
 
 
 def tokenizer_of(processors: Processors) -> Tokenizer:
@@ -49,9 +51,11 @@ def tokenizer_of(processors: Processors) -> Tokenizer:
 
 
 class TokenTask(contracts.Task):
-    """A task whose model writes: the language-model head predicts each of `labels [B,T]` that has a
-    `label_weights [B,T]`.
+    """A task whose model writes text: the language-model head predicts all `labels [B,T]` with
+    nonzero `label_weights [B,T]`.
     """
+
+    chunked: ClassVar[tuple[str, ...]] = ("lm",)
 
     @property
     def heads(self) -> Heads:
@@ -62,7 +66,7 @@ class TokenTask(contracts.Task):
         return class_metrics.TOKEN_LEVEL
 
     def resolve(self, source: Source) -> Config:
-        """Returns no settings: none follow from the data. Raises UserError if a column is
+        """Returns no settings, since none depend on the data. Raises UserError if a column is
         missing.
         """
         check_columns(source, self.columns)
@@ -74,16 +78,11 @@ class TokenTask(contracts.Task):
 
     def loss(self, outputs: Batch, batch: Batch) -> Arrays:
         """Returns the sum of the cross-entropies of predicted tokens."""
-        return {
-            "lm": (
-                losses.softmax_cross_entropy(outputs["lm"], batch["labels"])
-                * batch["label_weights"]
-            ).sum()
-        }
+        return {"lm": cross_entropy_sum(outputs["lm"], batch["labels"], batch["label_weights"])}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Arrays:
-        """Returns per-row sums over predicted tokens: cross-entropies, their number, and how many
-        are right.
+        """Returns per-row sums over predicted tokens: cross-entropies, their number, and the number
+        of correct ones.
         """
         return token_sums(outputs["lm"], batch["labels"], batch["label_weights"])
 
@@ -97,18 +96,18 @@ class TokenTask(contracts.Task):
 
 
 def readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Returns the text of an assembled row, for a person: without the special tokens around it, but
+    """Returns the readable text of an assembled row, without the surrounding special tokens, but
     with [MASK] and others.
     """
     return tokenizer.decode(ids[tokenizer.opening.size : ids.size - tokenizer.closing.size])
 
 
-def token_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Arrays:
-    """Returns per-row sums [B] over tokens [B,T] with weights: cross-entropies, weights, and how
-    many are right.
+def token_sums(logits: Logits, labels: jax.Array, weights: jax.Array) -> Arrays:
+    """Returns per-row sums [B] over tokens [B,T] with weights: cross-entropies, weights, and the
+    number of correct ones.
     """
-    tokens = losses.softmax_cross_entropy(logits, labels)
-    correct = (logits.argmax(axis=-1) == labels) * weights
+    tokens, right = compare(logits, labels)
+    correct = right * weights
     return {
         "losses": (tokens * weights).sum(-1),
         "weights": weights.sum(-1),
@@ -122,12 +121,12 @@ class Corpus:
 
     tokens: np.ndarray
     bounds: np.ndarray
-    characters: int = 0  # of the text
-    bytes: int = 0  # of the text in UTF-8
+    characters: int = 0  # characters of the text
+    bytes: int = 0  # UTF-8 bytes of the text
 
     @property
     def begins(self) -> np.ndarray:
-        """[documents]: where each begins."""
+        """[documents]: the begin of each."""
         return np.concatenate([[0], self.bounds[:-1]])
 
     def pieces(self, most: int) -> np.ndarray:
@@ -138,12 +137,12 @@ class Corpus:
         """
         if most < 1:
             raise UserError(
-                "data.max_length leaves no room for a token beside the special ones; raise it"
+                "data.max_length leaves no room for a token besides the special ones; raise it"
             )
         return cut(self.begins, self.bounds, most)
 
     def enclosed(self, before: np.ndarray, after: np.ndarray) -> Corpus:
-        """Returns the documents that have a token, each between special tokens."""
+        """Returns the non-empty documents, each between special tokens."""
         kept = self.bounds > self.begins
         begins, ends = self.begins[kept], self.bounds[kept]
         places = np.repeat(
@@ -155,8 +154,8 @@ class Corpus:
 
 
 def cut(begins: np.ndarray, ends: np.ndarray, most: int) -> np.ndarray:
-    """Returns [pieces, 2]: begin and end of consecutive pieces of at most `most`, none crossing a
-    border between spans.
+    """Returns [pieces, 2]: begin and end of consecutive pieces of at most `most`, none crossing the
+    border of a span.
     """
     spans = [
         np.stack([starts := np.arange(begin, end, most), np.minimum(starts + most, end)], axis=1)
@@ -166,23 +165,22 @@ def cut(begins: np.ndarray, ends: np.ndarray, most: int) -> np.ndarray:
 
 
 def windows(count: int, room: int, stride: int) -> np.ndarray:
-    """Returns [windows, 2]: begin and end of spans of at most `room` places that begin every
-    `stride` (0: half of the room) and cover `count`. Raises UserError if places between them would
-    be left out."""
+    """Returns [windows, 2]: begin and end of spans of at most `room` tokens that begin every
+    `stride` tokens (0: half of the room) and cover `count`. Raises UserError if tokens between them
+    would be left out."""
     stride = stride or max(room // 2, 1)
     if not 0 < stride <= room:
         raise UserError(
-            f"task.stride={stride}: windows of {room} tokens (data.max_length without what else "
-            "stands there) can begin every "
-            f"1 to {room}; change one of them"
+            f"task.stride={stride}: windows of {room} tokens (data.max_length less the other "
+            f"tokens of a row) can begin every 1 to {room} tokens; change one of them"
         )
     begins = np.arange(0, max(count - room, 0) + stride, stride)
     return np.stack([begins, np.minimum(begins + room, count)], axis=1)
 
 
 def widest_context(spans: np.ndarray) -> np.ndarray:
-    """Returns, for each place that windows [windows, 2] cover, the number of that in which it has
-    the most places on its poorer side (as BERT's run_squad.py); of equal ones, the first."""
+    """Returns, for each position covered by windows [windows, 2], the index of the window with the
+    most context on the shorter side (as in BERT's run_squad.py); of equal ones, the first."""
     places = np.arange(spans[-1, 1])
     poorer = np.minimum(places - spans[:, :1], spans[:, 1:] - 1 - places)
     return np.asarray(np.where(poorer >= 0, poorer, -1).argmax(axis=0))
@@ -199,33 +197,29 @@ def given_texts(examples: Sequence[Value], column: str, where: Where) -> list[st
         if not isinstance(text, str):
             has = keys_of(examples[number])
             raise UserError(
-                f"{where(number)}: is not a text; give a string, or an object with a "
-                f'"{column}"{has}'
+                f'{where(number)}: is not text; pass a string, or an object with a "{column}"{has}'
             )
     return read
 
 
 def keys_of(example: Value) -> str:
-    """Returns what a message says of the keys of an example that lacks one."""
+    """Returns the part of a message about the keys of an example that lacks one."""
     if not isinstance(example, Mapping) or not example:
         return ""
     return f" (it has {', '.join(map(str, example))}; predict.py --column names another)"
 
 
 def check_length(size: int, most: int, place: str) -> None:
-    """Raises UserError, naming the place, for a text of more tokens than are read when
-    predicting.
-    """
+    """Raises UserError, naming the place, for a text with more tokens than prediction reads."""
     if size > most:
         raise UserError(
-            f"{place}: has {size} tokens, more than {most}, the most that this model reads; "
-            "shorten it"
+            f"{place}: has {size} tokens, more than the {most} that this model reads; shorten it"
         )
 
 
 def tokenize(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 4096) -> Corpus:
-    """Tokenizes a column of every record, a chunk of records at a time; ids by the same tokenizer
-    that the records hold are read.
+    """Tokenizes a column of every record, a chunk of records at a time; stored ids from the same
+    tokenizer are read instead.
 
     Raises UserError if a record's text is not a string or no record has a token.
     """
@@ -248,8 +242,7 @@ def tokenize(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 409
     bounds = np.cumsum(np.array(lengths, np.int64))
     if not len(bounds) or not bounds[-1]:
         raise UserError(
-            f'column "{column}" has no text in any of {len(source)} records; give a data set with '
-            "text"
+            f'column "{column}" has no text in any of {len(source)} records; use data with text'
         )
     return Corpus(np.concatenate(tokens).astype(np.int32), bounds, characters, size)
 
@@ -257,8 +250,8 @@ def tokenize(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 409
 def read_tokens(
     source: Source, tokenizer: Tokenizer, indices: range
 ) -> tuple[list[str], list[np.ndarray]]:
-    """Returns the texts of records and the ids [N] that they hold. Raises UserError, naming the
-    record, for damaged ones.
+    """Returns the texts and stored ids [N] of records. Raises UserError, naming the record, for
+    damaged ids.
     """
     records = [source[index] for index in indices]
     ids = [
@@ -269,8 +262,8 @@ def read_tokens(
 
 
 def side_by_side(tokens: np.ndarray, pieces: np.ndarray) -> Example:
-    """Returns the `tokens` of pieces [N,2] of a text, one behind the other, and where all but the
-    first begin (`begins`).
+    """Returns the concatenated `tokens` of pieces [N,2] of a text, and the begins of all but the
+    first (`begins`).
     """
     parts = [tokens[begin:end] for begin, end in pieces.tolist()]
     return {
@@ -286,8 +279,8 @@ def packed_row(
     before: np.ndarray = NOTHING,
     after: np.ndarray = NOTHING,
 ) -> Example:
-    """Returns pieces side by side, each between special tokens: `input_ids`, `segment_ids` (1, 2,
-    ...; 0 is padding) and `position_ids` [length], which start again at every piece."""
+    """Returns concatenated pieces, each between special tokens: `input_ids`, `segment_ids` (1, 2,
+    ...; 0 is padding) and `position_ids` [length], which restart in every piece."""
     row = {
         name: np.zeros(length, np.int32) for name in ("input_ids", "segment_ids", "position_ids")
     }
@@ -316,8 +309,9 @@ def packed_pairs(
     lengths: tuple[int, int],
     fill_id: int,
 ) -> Example:
-    """Returns pairs side by side: besides what `pair` has, `segment_ids`, `position_ids` [S] and
-    `decoder_segment_ids`, `decoder_position_ids` [T], by which each target sees its own source."""
+    """Returns concatenated pairs: the arrays of `pair`, plus `segment_ids`, `position_ids` [S] and
+    `decoder_segment_ids`, `decoder_position_ids` [T], with which each target only sees its own
+    source."""
     source, target = (
         packed_row(sources, lengths[0], fill_id),
         packed_row(targets, lengths[1], fill_id),
@@ -335,8 +329,8 @@ def packed_pairs(
 
 
 def pad_rows(rows: Sequence[Row], pad_id: int, length: int = 0) -> Example:
-    """Returns a batch [rows, length] from (ids, token types) of several lengths; by default that of
-    the longest.
+    """Returns a batch [rows, length] from (ids, token types) of several lengths; `length` is by
+    default that of the longest row.
     """
     length = length or max(ids.size for ids, _ in rows)
     batch = {
@@ -360,21 +354,21 @@ def enclosed(
     limit: str,
     ending: Sequence[int] = (),
 ) -> list[np.ndarray]:
-    """Returns the ids of texts with the special tokens around them and `ending` behind, in at most
-    `most` tokens, the text cut where it may be.
+    """Returns the ids of texts with the special tokens around them, followed by `ending`, in at
+    most `most` tokens, truncated if allowed.
 
-    Raises UserError, naming the text and the setting that is the limit, if it may not be, or there
-    is no room for any."""
+    Raises UserError, naming the text and the limiting setting, if truncation is not allowed or
+    there is no room for text."""
     special = tokenizer.special_count() + len(ending)
     if most <= special:
         raise UserError(
-            f"{limit}={most} leaves no room for a token beside the {special} special ones; raise it"
+            f"{limit}={most} leaves no room for a token besides the {special} special ones; raise "
+            "it"
         )
     for number, ids in enumerate(rows):
         if ids.size + special > most and not truncate:
             raise UserError(
-                f"{where(number)}: {ids.size + special} tokens are more than {limit}={most}; "
-                f"{TOO_LONG}"
+                f"{where(number)}: {ids.size + special} tokens exceed {limit}={most}; {TOO_LONG}"
             )
     return [
         np.append(tokenizer.assemble(ids[: most - special])[0], ending).astype(np.int32)

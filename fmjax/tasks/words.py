@@ -1,4 +1,4 @@
-"""How a text becomes words when predicting, and whether these are the words that were learnt."""
+"""Splits texts into words for prediction, and checks that these are the words of training."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fmjax.errors import UserError
 
 SPLITS = ("words", "characters", "spaces")
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-SEEN = 10_000  # training words that are compared
-FEWEST = 20  # below which nothing is said of them
-LEAST = 0.5  # of the words must be found again
+SEEN = 10_000  # number of training words to compare
+FEWEST = 20  # minimum number of words for a note
+LEAST = 0.5  # fraction of the words that must be recovered
 
 Span = tuple[int, int]  # begin and end in a text, in characters
 
 
 @functools.cache
 def pattern(split: str) -> re.Pattern[str]:
-    """Returns what a word is: "words", runs of letters and digits, and every other sign and Chinese
-    character; "characters"; "spaces", what white space separates.
+    """Returns the pattern of a word. "words": runs of letters and digits, and every other sign and
+    Chinese character; "characters"; "spaces": separated by white space.
 
     Combining marks, such as vowel signs, belong to the character before them.
     """
@@ -36,13 +36,13 @@ def pattern(split: str) -> re.Pattern[str]:
 
 
 def word_spans(text: str, split: str) -> list[Span]:
-    """Returns where each word of a text begins and ends."""
+    """Returns the begin and end of each word of a text."""
     return [found.span() for found in pattern(split).finditer(text)]
 
 
 def join(words: Sequence[str], split: str) -> tuple[str, list[Span]]:
-    """Returns words as one text, with spaces between them unless they are characters, and where
-    each stands in it."""
+    """Returns words as one text, with spaces between them unless they are characters, and the span
+    of each word."""
     between = "" if split == "characters" else " "
     ends = list(itertools.accumulate((len(word) + len(between) for word in words), initial=0))
     spans = [(begin, begin + len(word)) for begin, word in zip(ends, words, strict=False)]
@@ -50,11 +50,10 @@ def join(words: Sequence[str], split: str) -> tuple[str, list[Span]]:
 
 
 def check_split(split: str, sentences: Iterable[Sequence[str]], refuse: bool) -> str:
-    """Returns a note on the training words that predictions will not find again, empty if these are
-    few.
+    """Returns a note on training words that prediction would not recover; empty if there are few.
 
-    Raises UserError if they are most and `refuse` is set: the model would get other words than it
-    learnt.
+    Raises UserError if these are most words and `refuse` is set, since the model would get other
+    words than in training.
     """
     seen = found = single = 0
     cut = ""  # an example
@@ -64,7 +63,7 @@ def check_split(split: str, sentences: Iterable[Sequence[str]], refuse: bool) ->
         seen += len(words)
         alone = [bool(pattern("characters").fullmatch(word)) for word in words]
         single += sum(alone)
-        # Characters stand side by side in texts, words apart.
+        # Characters are adjacent in texts; words are separated.
         text, spans = join(words, "characters" if all(alone) else "words")
         given = set(word_spans(text, split))
         whole = [span in given for span in spans]
@@ -72,7 +71,7 @@ def check_split(split: str, sentences: Iterable[Sequence[str]], refuse: bool) ->
         cut = cut or next((word for word, kept in zip(words, whole, strict=True) if not kept), "")
     if seen < FEWEST or found > 0.99 * seen:
         return ""
-    share = f"task.split={split}: {1 - found / seen:.1%} of the training words are not found again"
+    share = f"task.split={split}: {1 - found / seen:.1%} of the training words are not recovered"
     example = f'{share} in a text to predict on, as "{cut[:20]}"'
     if found < LEAST * seen:
         characters = single > LEAST * seen

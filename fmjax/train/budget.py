@@ -1,7 +1,7 @@
-"""Whether a training step has room in the memory of this machine, from shapes alone.
+"""Estimates from shapes alone whether a training step fits into the memory of this machine.
 
-Nothing is allocated to find out. Layers are traced once, scanned, however many there are, so that
-the answer takes a second also for a model that would take minutes to trace and then not fit.
+Nothing is allocated. Layers are scanned and traced only once, so the answer takes a second even for
+a model that would take minutes to trace and then not fit.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from fmjax import optim
+from fmjax import optim, pytree
 from fmjax.config.limits import MOST
 from fmjax.contracts import Batch, Config, PyTree, Task
+from fmjax.data.stream.batches import batch_spec
 from fmjax.distributed import sharding
-from fmjax.distributed.layout import Layout, accumulation
+from fmjax.distributed.layout import Layout
 from fmjax.errors import UserError
 from fmjax.hardware import memory_of_devices
 from fmjax.layers.kernels.call import lowered_for
 from fmjax.randomness import dropout_key
+from fmjax.train.chunks import chunked_logits, for_loss, logits_bytes, part_of_batch
 from fmjax.train.state import BatchSpec, abstract_params, abstract_state
-from fmjax.train.wrappers import MixtureModel
+from fmjax.train.wrappers import MixtureModel, unmixed
 
 GIB = 2**30
 FEW = 1e9  # floating-point operations
@@ -31,7 +33,7 @@ TABLES = ("vocab_size", "target_vocab_size", "positions")
 
 
 def device_bytes(tree: PyTree) -> int:
-    """Returns the bytes that each device holds of a tree of abstract arrays with shardings."""
+    """Returns the bytes per device of a tree of abstract arrays with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -41,19 +43,19 @@ def device_bytes(tree: PyTree) -> int:
 def saved_bytes(
     model: PyTree, task: Task, params: PyTree, spec: BatchSpec, layout: Layout, config: Config
 ) -> int:
-    """Returns the bytes per device of what the forward pass keeps for the backward pass, by
-    formula.
+    """Returns the bytes per device that the forward pass stores for the backward pass, by formula.
 
-    They are the residuals of the loss's vjp at its whole shape, over the devices that share the
-    batch and its length: heads and widths that are sharded as well make it less."""
-    parts = accumulation(config)
-    batch = {
-        name: jax.ShapeDtypeStruct((array.shape[0] // parts, *array.shape[1:]), array.dtype)
-        for name, array in spec.items()
-    }
+    They are the residuals of the loss's vjp at its full shape, divided by the number of devices
+    that share the batch and its length. Sharded heads and widths reduce it further. Logits that are
+    computed in chunks count as one chunk."""
+    batch = part_of_batch(spec, config)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     generator = config["train"].get("dropout_rng", "threefry2x32")
     key = jax.eval_shape(lambda: dropout_key(0, generator))
+    chunked = chunked_logits(model, task, params, spec, layout, config)
+    # No mesh is active here, so what a device computes at once is said.
+    rows = pytree.unnames({name: logits.rows for name, logits in chunked.items()})
+    model = for_loss(model, task, rows)
 
     def residuals(params: PyTree, batch: Batch, key: jax.Array) -> list[jax.Array]:
         def loss(params: PyTree) -> jax.Array:
@@ -62,8 +64,7 @@ def saved_bytes(
 
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
-    platform: str = layout.mesh.devices.flat[0].platform
-    with lowered_for(platform, shapes_only=True):
+    with lowered_for(layout.platform, shapes_only=True):
         jaxpr = jax.make_jaxpr(residuals)(shapes, batch, key).jaxpr
     # JAX's own types: tokens have no shape, and keys no item size.
     kept = {
@@ -74,7 +75,8 @@ def saved_bytes(
     whole = sum(
         math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8) for aval in kept.values()
     )
-    return int(whole // devices_per_batch(layout))
+    working = max((logits_bytes(logits, layout)[0] for logits in chunked.values()), default=0)
+    return int(whole // devices_per_batch(layout)) + working
 
 
 def devices_per_batch(layout: Layout) -> int:
@@ -92,17 +94,13 @@ def scanned(model: PyTree) -> PyTree:
         parts = {name: scanned(part) for name, part in model.parts.items()}
         return MixtureModel(scanned(model.model), parts)
     if "scan_layers" not in {field.name for field in dataclasses.fields(model.settings)}:
-        return model  # an extension's, which may not have stacks
+        return model  # a model of an extension, which may not have stacks
     return model.clone(settings=dataclasses.replace(model.settings, scan_layers=True))
 
 
-def needed_bytes(
-    config: Config, model: PyTree, task: Task, spec: BatchSpec, layout: Layout
-) -> dict[str, int]:
-    """Returns the bytes per device of parameters, their gradients, optimizer and activations."""
-    model = scanned(model)
-    params = abstract_params(model, spec, layout.mesh, layout.rules)
-    # The number of steps is for the schedule alone, which has no state.
+def state_bytes(config: Config, params: PyTree, layout: Layout) -> dict[str, int]:
+    """Returns the bytes per device of abstract parameters, their gradients and the optimizer."""
+    # The number of steps only affects the schedule, which has no state.
     optimizer = optim.build(config["optim"], params, steps=MOST)
     state = abstract_state(params, optimizer.transform, layout.mesh)
     trained = optim.trainable(params, config["optim"].get("freeze", ()))
@@ -111,30 +109,53 @@ def needed_bytes(
         "parameters": device_bytes(params),
         "gradients": device_bytes(updated),
         "optimizer": device_bytes(state.opt_state),
-        "activations": saved_bytes(model, task, params, spec, layout, config),
     }
 
 
-def is_small(model: PyTree, spec: BatchSpec) -> bool:
-    """Returns whether a step fits any machine, by formulas that cost nothing to evaluate.
+def needed_bytes(
+    config: Config, model: PyTree, task: Task, spec: BatchSpec, layout: Layout
+) -> dict[str, int]:
+    """Returns the bytes per device of parameters, their gradients, optimizer and activations."""
+    model = scanned(model)
+    params = abstract_params(model, spec, layout.mesh, layout.rules)
+    saved = saved_bytes(model, task, params, spec, layout, config)
+    return state_bytes(config, params, layout) | {"activations": saved}
 
-    A floating-point operation of a layer, at the narrowest, leaves 5 bytes to keep. Tables are read
-    without any.
+
+def is_small(model: PyTree, spec: BatchSpec) -> bool:
+    """Returns whether a step fits any machine, by cheap formulas.
+
+    A floating-point operation of the narrowest layer stores at most 5 bytes. Table lookups have no
+    operations.
     """
     settings = vars(model.settings)
     rows = max(int(settings.get(name, 0)) for name in TABLES)
     return model.forward_flops(spec) < FEW and rows * int(settings.get("width", 1)) < FEW / 100
 
 
+def check_state(config: Config, model: PyTree, layout: Layout) -> None:
+    """Raises UserError as `check_memory` does, if parameters, gradients and optimizer alone have no
+    room. It needs no data, so that none are read in vain."""
+    model = scanned(unmixed(model))
+    spec = batch_spec(model.one_row_batch())
+    room = None if is_small(model, spec) else memory_of_devices()
+    if room is None:
+        return
+    params = abstract_params(model, spec, layout.mesh, layout.rules)
+    need = state_bytes(config, params, layout)
+    if sum(need.values()) > room.per_device:
+        raise UserError(too_large(config, need, sum(need.values()), room.per_device, room.what))
+
+
 def check_memory(
     config: Config, model: PyTree, task: Task, spec: BatchSpec, layout: Layout
 ) -> None:
-    """Raises UserError, in one line with the sizes, if a step needs more memory than there is.
+    """Raises UserError, in one line with the sizes, if a step needs more memory than available.
 
-    What this machine has is asked of its devices, of CPUs of the operating system. Where it is not
-    known, nothing is refused. A step that would fit must not be refused, so of the activations half
-    is counted, as the compiler may keep less than the formula says, and as if all devices shared
-    them, as they do where heads and widths are sharded, too.
+    The available memory comes from the devices or, for CPUs, from the operating system. If it is
+    unknown, no step is rejected. A step that would fit must not be rejected, so only half of the
+    activations are counted, since the compiler may store less than the formula, and as if all
+    devices shared them, as they do if heads and widths are sharded, too.
     """
     room = None if is_small(model, spec) else memory_of_devices()
     if room is None:
@@ -147,8 +168,8 @@ def check_memory(
 
 
 def too_large(config: Config, need: Mapping[str, int], total: int, room: float, what: str) -> str:
-    """Returns the message that a step does not fit, with the settings that would help the most."""
-    state = total - need["activations"] // 2
+    """Returns the message for a step that does not fit, with the settings that would help most."""
+    state = total - need.get("activations", 0) // 2
     sizes = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in need.items())
     if state > room:
         how = (

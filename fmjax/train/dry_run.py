@@ -20,18 +20,17 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.train import start
 from fmjax.train.experiment import Experiment, prepare
 
-ROWS = 2  # of the batch that are shown
-LONGEST = 600  # characters of a row
+ROWS = 2  # displayed rows of the batch
+LONGEST = 600  # displayed characters of a row
 TARGETS = {"labels": "label_weights", "masked_labels": "masked_weights"}  # and their weights
 TOKENS = ("input_ids", "decoder_input_ids")  # arrays of token ids
 
 
 def dry_run(given: Config, workdir: Path, overridden: Collection[str] = ()) -> None:
-    """Prints what a config would train, on stdout, and the first batch of step 1, or of the data
-    where a run continues.
+    """Prints the settings that a config would train with, and its first batch, on stdout.
 
-    A folder that is not there is not made. `overridden` are the keys that do not come from the
-    config's file. Raises UserError if the config or the data do not fit.
+    Creates no folder. `overridden` are the keys that do not come from the config file. Raises
+    UserError if the config or the data do not fit.
     """
     if is_run(workdir):
         show(prepare(given, workdir, overridden))
@@ -42,7 +41,7 @@ def dry_run(given: Config, workdir: Path, overridden: Collection[str] = ()) -> N
 
 def show(experiment: Experiment) -> None:
     """Prints the settings, the size of the run and one batch."""
-    print("Settings (unset keys are left out):")
+    print("Settings (unset keys are not shown):")
     for line in settings(experiment.config):
         print(f"  {line}")
     start.announce(experiment, 0)
@@ -74,7 +73,7 @@ def first_batch(experiment: Experiment) -> dict[str, np.ndarray]:
 
 
 def described(batch: HostBatch, experiment: Experiment) -> Iterator[str]:
-    """Yields the name, type and shape of each array, and the first rows in words."""
+    """Yields the name, type and shape of each array, and readable text of the first rows."""
     for name, array in batch.items():
         yield f"{name}: {array.dtype} [{', '.join(map(str, array.shape))}]"
     processors, task = experiment.data.processors, experiment.built.task
@@ -88,7 +87,7 @@ def described(batch: HostBatch, experiment: Experiment) -> Iterator[str]:
 
 
 def row_lines(batch: HostBatch, row: int, task: Task, tokenizer: Tokenizer | None) -> Iterator[str]:
-    """Yields what a person reads of a row: its texts, and its labels."""
+    """Yields the readable content of a row: its texts and its labels."""
     if tokenizer is not None:
         for name in TOKENS:
             if name in batch:
@@ -112,7 +111,7 @@ def row_lines(batch: HostBatch, row: int, task: Task, tokenizer: Tokenizer | Non
 
 
 def named(labels: np.ndarray, batch: HostBatch, row: int, task: Task) -> str:
-    """Returns the names of a row's labels: of one class, of several, or of each word."""
+    """Returns the label names of a row: one class, several, or one per word."""
     names = np.array(task.labels)
     if labels.ndim == 0:
         return str(names[int(labels)])
@@ -122,7 +121,7 @@ def named(labels: np.ndarray, batch: HostBatch, row: int, task: Task) -> str:
 
 
 def decoded(ids: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Returns the text of a row; its padding as a count."""
+    """Returns the text of a row, with its padding as a count."""
     padded = (
         int((ids[::-1] != tokenizer.fill_id).argmax()) if (ids != tokenizer.fill_id).any() else 0
     )

@@ -1,4 +1,4 @@
-"""The last line of a run: what came of it, and what to do with it."""
+"""The last line of a run: its result, and the next command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fmjax.runs import evaluation
 from fmjax.runs.report import REPORT
 from fmjax.train.experiment import Experiment
 
-# What is learned by these serves to start from.
+# Tasks for pretraining.
 PRETRAINING = ("mlm", "span_corruption", "denoise", "mae")
 
 
@@ -17,14 +17,14 @@ def done(experiment: Experiment, command: str) -> str:
     """Returns the line.
 
     Args:
-      experiment: a run that has ended.
+      experiment: a finished run.
       command: the program that ran it, `sys.argv[0]`.
     """
     workdir, config = experiment.workdir, experiment.config
     found = evaluation.read(workdir)
     if found:
         result = found.headline()
-    else:  # also of a run that an older version began, with a better step before
+    else:  # also for a run of an older version with an earlier best step
         validated = "validation" in experiment.built.examples
         result = f"step {experiment.built.steps:,}{'' if validated else ', no validation data'}"
     if config["task"]["name"] in PRETRAINING:
@@ -35,8 +35,8 @@ def done(experiment: Experiment, command: str) -> str:
 
 
 def predicting(workdir: Path, command: str) -> str:
-    """Returns how to predict with a run, in the way that it was started: a script, an installed
-    command, or Python.
+    """Returns how to predict with a run, in the form in which it was started: a script, an
+    installed command, or Python.
     """
     flags = f"--workdir {quoted(workdir)} --input in.jsonl --output out.jsonl"
     if Path(command).name == "fmjax-train":

@@ -11,19 +11,18 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from fmjax import limits, pytree
 from fmjax.config import continued
 from fmjax.contracts import Config, HostBatch, PyTree
-from fmjax.data.stream.batches import eval_batches
+from fmjax.data.stream.batches import batch_shapes, eval_batches
 from fmjax.distributed import hosts
-from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import lay_out
 from fmjax.runs import folder as run_folder
+from fmjax.train import limits
 from fmjax.train.budget import check_memory
 from fmjax.train.length import steps_before
-from fmjax.train.stages import Abstract, Built, Data, batch_shapes, build, describe, open_data
+from fmjax.train.stages import Abstract, Built, Data, build, describe, open_data
 from fmjax.train.state import TrainState, create_state, with_params
-from fmjax.train.warm_start import FRESH, origin_of, starting_weights
+from fmjax.train.warm_start import replaced, starting_weights
 from fmjax.train.wrappers import main_part, unmixed
 
 
@@ -57,17 +56,12 @@ class Experiment:
         return hosts.rows_of(self._shardings["valid"], self.batch_size)
 
     def initial_state(self) -> TrainState:
-        """Returns the state of step 0, with the parameters of `init.weights`; says which are
-        fresh.
-        """
+        """Returns the state of step 0, with the parameters of `init.weights` if they are given."""
         transform, abstract = self.abstract.optimizer.transform, self.abstract.state
         state = create_state(self.built.model, transform, self.abstract.spec, abstract, self.seed)
         if self.weights is None:
             return state
-        origin = origin_of(self.config)
-        params, fresh, unused = pytree.merge(state.params, self.weights, FRESH, origin)
-        say(f"{origin}: fresh {', '.join(fresh) or 'none'}; not used {', '.join(unused) or 'none'}")
-        return with_params(params, transform, abstract)
+        return with_params(replaced(self.config, state.params, self.weights), transform, abstract)
 
     def eval_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
         """Returns the batches of a split, every example once."""
@@ -98,7 +92,7 @@ def prepare(given: Config, workdir: Path, overridden: Collection[str] = ()) -> E
     config = continued(workdir, given) if resumed else given
     layout = lay_out(config)
     data = open_data(config, workdir, resumed, overridden)
-    built = build(data, resumed)
+    built = build(data, resumed, layout)
     spec = batch_shapes(built.config, built.examples["train"])
     check_memory(built.config, built.model, built.task, spec, layout)
     abstract = describe(built.config, built.model, spec, built.steps, layout)

@@ -1,7 +1,7 @@
 """The block of facts at the start of a run: data, labels, lengths, padding, model, devices, export.
 
-A task adds its own (`contracts.Task.facts`). What needs texts is found on a sample of the training
-data, so that it takes a second at most.
+A task may add its own (`contracts.Task.facts`). Facts about texts come from a sample of the
+training data, which takes at most a second.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from fmjax.train.experiment import Experiment
 from fmjax.train.kernels import attention_kernels, described
 from fmjax.train.wrappers import main_part
 
-KEY = "facts"  # of provenance.json
-RECORDS, CHARACTERS = 2000, 2_000_000  # of a sample, at most
-LETTERS = 10_000  # of a text in which unknown tokens are counted
-MANY_UNKNOWN = 0.1  # a share of unknown tokens that is warned of
-MUCH_PADDING = 0.3  # a share of padding from which other lengths are proposed
+KEY = "facts"  # key of provenance.json
+RECORDS, CHARACTERS = 2000, 2_000_000  # maximum records of a sample
+LETTERS = 10_000  # characters per text in which unknown tokens are counted
+MANY_UNKNOWN = 0.1  # fraction of unknown tokens above which a warning is shown
+MUCH_PADDING = 0.3  # fraction of padding above which other lengths are proposed
 
 
 def gather(experiment: Experiment) -> Config:
-    """Returns the facts of a run by name, as `provenance.json` holds them: the line as `text`, what
-    is wrong as `warning`, and the values."""
+    """Returns the facts of a run by name, as stored in `provenance.json`: the line as `text`, a
+    problem as `warning`, and the values."""
     return {
         fact.name: {"text": fact.text}
         | ({"warning": fact.warning} if fact.warning else {})
@@ -56,7 +56,7 @@ def lines(facts: Mapping[str, Config]) -> list[str]:
 
 
 def found(experiment: Experiment) -> Iterator[Fact]:
-    """Yields the facts of a run in the order in which they are shown."""
+    """Yields the facts of a run in display order."""
     config, built = experiment.config, experiment.built
     yield records(experiment)
     yield from of_data(experiment)
@@ -68,7 +68,7 @@ def found(experiment: Experiment) -> Iterator[Fact]:
 
 
 def records(experiment: Experiment) -> Fact:
-    """Returns the number of records per split, and of examples where these are not records."""
+    """Returns the number of records per split, and of examples if these differ from records."""
     examples = experiment.built.examples
     counts, made = {}, {}
     for split, source in experiment.data.sources.items():
@@ -86,7 +86,7 @@ def records(experiment: Experiment) -> Fact:
 
 
 def of_data(experiment: Experiment) -> Iterator[Fact]:
-    """Yields what the main task and its tokenizer say of the training data."""
+    """Yields the facts of the main task and its tokenizer about the training data."""
     task, source = experiment.built.task, experiment.data.sources["train"]
     examples, processors = experiment.built.examples["train"], experiment.data.processors
     if isinstance(source, Bundle):  # a mixture of tasks; the first is the main one
@@ -100,7 +100,7 @@ def of_data(experiment: Experiment) -> Iterator[Fact]:
     if not len(sample):
         return
     length = int(experiment.config["data"]["max_length"])
-    # Bad records that the run leaves out, or that no batch has met yet, are left out here too.
+    # Bad records that the run skips, or that no batch has reached yet, are also skipped here.
     tolerant = Tolerance(f"skip:{RECORDS}")
     _, facts = tolerant.apply(sample, lambda kept: task.main.facts(kept, parts, processors, length))
     yield from facts
@@ -108,16 +108,16 @@ def of_data(experiment: Experiment) -> Iterator[Fact]:
 
 
 def unwrapped(examples: Examples) -> Examples:
-    """Returns the examples as a task made them, without buckets and resampling."""
+    """Returns a task's original examples, without buckets and resampling."""
     while isinstance(examples, Bucketed | Resampled):
         examples = examples.examples
     return examples
 
 
 def sample_of(source: Source, columns: Sequence[str]) -> Source:
-    """Returns records drawn from a source, as many as are read fast; none that cannot be read.
+    """Returns readable records drawn from a source, as many as can be read fast.
 
-    `columns` are those of texts.
+    `columns` are the text columns.
     """
     count = len(source)
     drawn = np.sort(np.random.default_rng(0).choice(count, min(count, RECORDS), replace=False))
@@ -134,14 +134,14 @@ def sample_of(source: Source, columns: Sequence[str]) -> Source:
 
 
 def strings(record: Mapping[str, Value], columns: Sequence[str]) -> Iterator[str]:
-    """Yields the texts of a record: those of columns of lists one by one."""
+    """Yields the texts of a record; those of list columns one by one."""
     for name in columns:
         value = record[name]
         yield from [value] if isinstance(value, str) else value if isinstance(value, list) else []
 
 
 def unknown(sample: Source, columns: Sequence[str], processors: Processors) -> Iterator[Fact]:
-    """Yields the share of unknown tokens, where texts are read by a tokenizer that has one."""
+    """Yields the fraction of unknown tokens, if the tokenizer has an unknown token."""
     if text.Processor.kind not in processors:
         return
     tokenizer = processors.of(text.Processor).tokenizer
@@ -153,10 +153,9 @@ def unknown(sample: Source, columns: Sequence[str], processors: Processors) -> I
     ids = np.concatenate([np.zeros(0, np.int32), *tokenizer.encode_batch(texts)])
     share = float(np.mean(ids == tokenizer.unk_id)) if ids.size else 0.0
     warning = (
-        f"{percent(share)} of the tokens are unknown to the tokenizer, which was made for other "
-        "texts; name one "
-        "that fits in data.tokenizer, with the weights that belong to it, or leave both out to "
-        "train one"
+        f"{percent(share)} of the tokens are unknown to the tokenizer, which was trained on other "
+        "text; name one that fits in data.tokenizer, with weights that belong to it, or set "
+        "neither to train one"
     )
     values = {"share": share, "tokens": int(ids.size)}
     yield Fact(
@@ -168,7 +167,8 @@ def unknown(sample: Source, columns: Sequence[str], processors: Processors) -> I
 
 
 def padding(train: Examples, data: Config) -> Iterator[Fact]:
-    """Yields the share of padding in the training batches, and the setting that would lower it."""
+    """Yields the fraction of padding in the training batches, and the setting that would lower
+    it."""
     fill = fill_of(train)
     if not fill:
         return
@@ -185,15 +185,17 @@ def padding(train: Examples, data: Config) -> Iterator[Fact]:
         if max(shares.values()) >= MUCH_PADDING and max(better.values()) < max(shares.values()):
             values["with_buckets"] = better
             rows += f"; data.buckets=auto would leave {percent(max(better.values()))}"
+    elif any(part.lengths is not None for part in train.parts.values()):
+        rows = f"batches of {data['max_length']} tokens, as mixtures have no length buckets"
     else:
         rows = "packed rows" if train.fill is not None else ""
     yield Fact("padding", listed + (f" in {rows}" if rows else ""), values)
 
 
 def model(experiment: Experiment) -> Fact:
-    """Returns what the model is, what it computes in, and the kernels of its attention.
+    """Returns the fact about the model, its compute type and its attention kernels.
 
-    Raises UserError if the kernel that is set cannot serve.
+    Raises UserError if the kernel that is set cannot compute an attention.
     """
     config, abstract, built = experiment.config, experiment.abstract, experiment.built
     params, processors = abstract.state.params, experiment.data.processors
@@ -201,7 +203,9 @@ def model(experiment: Experiment) -> Fact:
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     pieces = processors.sizes().get("vocab_size", 0)
     dtype = settings.get("dtype", "float32")
-    kernels = attention_kernels(config, built.model, params, abstract.spec, abstract.layout)
+    kernels = attention_kernels(
+        built.model, built.task, params, abstract.spec, abstract.layout, config
+    )
     values = {
         "name": settings["name"],
         "parameters": count,
@@ -216,7 +220,8 @@ def model(experiment: Experiment) -> Fact:
 
 
 def devices(experiment: Experiment) -> Fact:
-    """Returns the devices, the mesh, and which parameters are divided over it or replicated."""
+    """Returns the fact about the devices, the mesh, and which parameters are sharded or
+    replicated."""
     layout, section = experiment.abstract.layout, experiment.config["mesh"]
     mesh = layout.mesh
     kind = mesh.devices.flat[0].device_kind
@@ -235,7 +240,7 @@ def devices(experiment: Experiment) -> Fact:
         largest = sorted(whole, key=lambda name: -sizes[name])[:3]
         named = f", the largest {', '.join(largest)}" if largest else ""
         divided = (
-            f"{percent(1 - share)} of the parameters divided, {percent(share)} replicated{named}"
+            f"{percent(1 - share)} of the parameters sharded, {percent(share)} replicated{named}"
         )
         return Fact("devices", f"{text}: {divided}", values)
     warning = ""
@@ -244,15 +249,14 @@ def devices(experiment: Experiment) -> Fact:
         axis = layout.rules[wanted[0]]
         axis = axis if isinstance(axis, str) else axis[0]
         warning = (
-            f"rules {rules} divide no parameter over the mesh {axes}, so each device holds all of "
-            "them; "
-            f"give it the axis, mesh.axes='{{\"{axis}\": -1}}'"
+            f"rules {rules} shard no parameter over the mesh {axes}, so each device holds all of "
+            f"them; add the axis, mesh.axes='{{\"{axis}\": -1}}'"
         )
-    return Fact("devices", f"{text}: batches divided, all parameters replicated", values, warning)
+    return Fact("devices", f"{text}: batches sharded, all parameters replicated", values, warning)
 
 
 def export(experiment: Experiment) -> Fact:
-    """Returns whether the run can be exported to Hugging Face's layout, and why not."""
+    """Returns whether the run can be exported to Hugging Face's format, or why not."""
     built = experiment.built
     own, task, _ = main_part(built.model, built.task, experiment.abstract.spec)
     name = experiment.config["model"]["name"]

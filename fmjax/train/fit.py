@@ -1,4 +1,4 @@
-"""Training from Python: what `scripts/train.py` does from the command line."""
+"""Training from Python, like `scripts/train.py` from the command line."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def fit(
         may be text, a path, a number, a list, a group of keys, or a NumPy scalar or array.
 
     Returns the metrics of the last evaluation on the validation data, by name; those of a finished
-    run are read from its log. Empty if there are no validation data. Outside of the main thread,
-    signals are left to the program. Memory that this process frees from now on stays with it
+    run are read from its log. Empty if there is no validation data. Outside the main thread, the
+    program handles signals itself. From now on, this process keeps the memory that it frees
     (`memory.py`).
 
-    With `data.workers`, a script has to call this under `if __name__ == "__main__":`, since the
+    With `data.workers`, a script must call this under `if __name__ == "__main__":`, since the
     worker processes import the script.
 
     Raises UserError for a config, data or settings that do not fit, and Interrupted if SIGTERM or
@@ -41,8 +41,7 @@ def fit(
     if starts_as_worker():
         raise SystemExit(
             "error: a worker process of data.workers imports this script, which calls fmjax.fit "
-            "again; "
-            'put the call under if __name__ == "__main__":'
+            'again; put the call under if __name__ == "__main__":'
         )
     keep_freed()
     described = load_config(os.fspath(config))

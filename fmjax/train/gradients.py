@@ -1,6 +1,4 @@
-"""How the gradient of a batch is computed: as a whole, accumulated over parts, or clipped for each
-example.
-"""
+"""Gradients of a batch: as a whole, accumulated over parts, or clipped per example."""
 
 from __future__ import annotations
 
@@ -14,11 +12,11 @@ import optax
 from fmjax.contracts import Arrays, Batch, PyTree
 
 Key: TypeAlias = jax.Array
-# Of parameters, a batch or a part of one, the weights of the loss's terms, and dropout's key: the
-# loss and its terms.
+# Maps parameters, a batch or a part of one, the weights of the loss terms, and the dropout key to
+# the loss and its terms.
 Loss: TypeAlias = Callable[[PyTree, Batch, Arrays, Key], tuple[jax.Array, Arrays]]
 Weigh: TypeAlias = Callable[[Batch], Arrays]
-# The loss's gradient, and its terms.
+# The gradient of the loss, and its terms.
 Gradients: TypeAlias = Callable[[PyTree, Batch, Key], tuple[PyTree, Arrays]]
 
 
@@ -35,7 +33,7 @@ def whole(loss: Loss, weigh: Weigh) -> Gradients:
 
 
 def accumulated(loss: Loss, weigh: Weigh, parts: int) -> Gradients:
-    """Returns the gradient of a batch part by part, each with a dropout key of its own.
+    """Returns the gradient of a batch part by part, each with its own dropout key.
 
     Weights are those of the whole batch, so the parts add up to the same loss.
     """
@@ -59,12 +57,11 @@ def accumulated(loss: Loss, weigh: Weigh, parts: int) -> Gradients:
 
 
 def clipped(loss: Loss, weigh: Weigh, norm: float, trainable: PyTree) -> Gradients:
-    """Returns the mean over examples of each one's gradient, scaled down to a norm of at most
-    `norm`.
+    """Returns the mean of the per-example gradients, each scaled down to a norm of at most `norm`.
 
-    An example counts as a batch of its own, with its own weights and dropout key (Abadi et al.
-    2016, algorithm 1). Only parameters that train count. Takes the memory of the parameters once
-    for each example.
+    Each example is a separate batch with its own weights and dropout key (Abadi et al. 2016,
+    algorithm 1). Only trainable parameters count. Needs the memory of the parameters once per
+    example.
     """
 
     def gradients(params: PyTree, batch: Batch, key: Key) -> tuple[PyTree, Arrays]:
@@ -86,7 +83,7 @@ def clipped(loss: Loss, weigh: Weigh, norm: float, trainable: PyTree) -> Gradien
 def without_frozen(grads: PyTree, trainable: PyTree) -> PyTree:
     """Returns gradients that are 0 where `trainable`, a tree of bool, is False.
 
-    Where a step does so at once, XLA drops the backward pass that led to them.
+    If a step does so immediately, XLA drops their backward pass.
     """
     return jax.tree.map(
         lambda grad, trained: grad if trained else jnp.zeros_like(grad), grads, trainable
@@ -94,7 +91,7 @@ def without_frozen(grads: PyTree, trainable: PyTree) -> PyTree:
 
 
 def split(x: jax.Array, parts: int) -> jax.Array:
-    """Returns [parts, B / parts, ...], row i going to part i mod parts, so each device keeps rows
-    of its own.
+    """Returns [parts, B / parts, ...], where row i goes to part i mod parts, so each device keeps
+    its own rows.
     """
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

@@ -1,4 +1,4 @@
-"""Evaluation during training: which step is the best, and when there is no more progress."""
+"""Evaluation during training: finds the best step, and detects when there is no more progress."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fmjax.train.experiment import Experiment
 from fmjax.train.recorder import Recorder
 from fmjax.train.wrappers import main_part
 
-UNDEFINED = -math.inf  # no better than any value
+UNDEFINED = -math.inf  # worse than any value
 
 
 def last_evaluation(records: Sequence[Record]) -> tuple[dict[str, float], int]:
-    """Returns the metrics of the last evaluation of all, without those of single sources, and its
-    step; or none and -1.
+    """Returns the metrics of the last evaluation, without those of single sources, and its step; or
+    none and -1.
     """
     for record in reversed(records):
         found = {
@@ -36,7 +36,7 @@ def last_evaluation(records: Sequence[Record]) -> tuple[dict[str, float], int]:
 
 
 class Judge:
-    """Evaluates on the validation split, where there is one."""
+    """Evaluates on the validation split, if there is one."""
 
     def __init__(self, experiment: Experiment, recorder: Recorder):
         config, built = experiment.config, experiment.built
@@ -46,13 +46,13 @@ class Judge:
         self.best = best_step(config, built.task)
         model, self.task, _ = main_part(built.model, built.task, experiment.abstract.spec)
         self.predict = make_predict(model, self.task, experiment.data.processors)
-        # Of the last evaluation, that before a restart included, and its step.
+        # Metrics of the last evaluation, including one before a restart, and its step.
         self.metrics, self.evaluated = last_evaluation(recorder.records)
-        self.undefined: list[str] = []  # metrics that the user was last told of
+        self.undefined: list[str] = []  # undefined metrics in the last message
         self.collected: Collected | None = None  # its predictions
 
     def evaluate(self, params: PyTree, step: int) -> bool:
-        """Evaluates the parameters of a step; returns whether they are the best so far."""
+        """Evaluates the parameters of a step. Returns whether they are the best so far."""
         splits = self.experiment.built.examples
         if "validation" not in splits:
             return False
@@ -70,7 +70,7 @@ class Judge:
         self.recorder.bar.note(f"step {step:,} validation: {listed(self.metrics, self.leading)}")
         self._note_undefined(step)
         improved = self._improved()
-        # Where the metric is undefined at all evaluations, the newest one is shown.
+        # If the metric is undefined in all evaluations, the newest one is shown.
         chosen_by = (
             self.best.metric if self.best and max(self._history(self.best)) > UNDEFINED else ""
         )
@@ -86,25 +86,25 @@ class Judge:
         return (*([self.best.metric] if self.best else []), *self.task.leading)
 
     def _improved(self) -> bool:
-        """Returns whether the last evaluation is the best so far; no if no metric chooses it."""
+        """Returns whether the last evaluation is the best so far; False if no metric chooses it."""
         if self.best is None:
             return False
         *before, value = self._history(self.best)
         return value > max(before, default=-math.inf)
 
     def _evaluation(self, step: int, chosen_by: str) -> Evaluation:
-        """Returns the last evaluation, with what the report shows of it."""
+        """Returns the last evaluation, with its details for the report."""
         details = self.task.details(*self.collected) if self.collected else {}
         self.collected = None
         return Evaluation(step, self.metrics, self.leading, chosen_by, details)
 
     def metrics_at(self, step: int) -> dict[str, float] | None:
-        """Returns the metrics of a step if it is the one that was evaluated last."""
+        """Returns the metrics of a step if it was the last one evaluated."""
         return self.metrics if self.evaluated == step else None
 
     def out_of_patience(self, step: int) -> bool:
-        """Returns whether the last `patience` evaluations were all no better than the best before
-        them; says so.
+        """Returns whether none of the last `patience` evaluations was better than the best before
+        them; if so, prints a line.
         """
         if self.stopping is None:
             return False
@@ -113,20 +113,18 @@ class Judge:
         best = max(before, default=UNDEFINED)
         ended = best > UNDEFINED and max(last) <= best
         if ended:
-            better = f"no better {self.stopping.metric} in {self.patience}"
+            better = f"{self.stopping.metric} has not improved in {self.patience} evaluations"
             self.recorder.bar.note(f"early stopping at step {step}: {better}")
         return ended
 
     def _note_undefined(self, step: int) -> None:
-        """Says which metrics the last evaluation leaves undefined, if others than the one
+        """Prints which metrics are undefined in the last evaluation, if they differ from the one
         before.
         """
         undefined = [name for name in self.task.measures if name not in self.metrics]
         if undefined != self.undefined:
             names = ", ".join(undefined) or "none"
-            why = (
-                ": one class or value alone occurs, or the number is infinite" if undefined else ""
-            )
+            why = ": only one class or value occurs, or the number is infinite" if undefined else ""
             self.recorder.bar.note(f"step {step}: undefined metrics: {names}{why}")
         self.undefined = undefined
 
@@ -142,9 +140,9 @@ class Judge:
         return collected.metrics(self.task)
 
     def _history(self, chosen: Best) -> list[float]:
-        """Returns a metric at each evaluation so far, those before a restart included.
+        """Returns a metric at each evaluation so far, including those before a restart.
 
-        Negated if less is better; below every number where the metric is undefined.
+        Negated if lower is better; below every number if the metric is undefined.
         """
         name, sign = EVALUATION + chosen.metric, 1 if chosen.mode == "max" else -1
         return [

@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import jax
 
-from fmjax.contracts import Config, PyTree
-from fmjax.distributed.layout import Layout, accumulation
+from fmjax.contracts import Config, PyTree, Task
+from fmjax.distributed.layout import Layout
 from fmjax.layers.kernels.call import lowered_for
 from fmjax.layers.kernels.choice import AUTO, PLAIN, PREFERRED, Choice, recorded
 from fmjax.randomness import dropout_key
 from fmjax.train.budget import scanned
+from fmjax.train.chunks import for_loss, part_of_batch
 from fmjax.train.state import BatchSpec
 
 
-def platform_of(layout: Layout) -> str:
-    """Returns the platform of a layout's devices: cpu, gpu or tpu."""
-    platform: str = layout.mesh.devices.flat[0].platform
-    return platform
-
-
 def attention_kernels(
-    config: Config, model: PyTree, params: PyTree, spec: BatchSpec, layout: Layout
+    model: PyTree, task: Task, params: PyTree, spec: BatchSpec, layout: Layout, config: Config
 ) -> list[Choice]:
     """Returns the kernel of each attention; none where all are computed by xla, as on a CPU unless
     the config says otherwise.
 
     Raises UserError if the kernel that is set cannot compute one of them.
     """
-    platform, setting = platform_of(layout), config["model"].get("attention", AUTO)
+    platform, setting = layout.platform, config["model"].get("attention", AUTO)
     if setting == PLAIN or (setting == AUTO and platform not in PREFERRED):
         return []
-    parts = accumulation(config)
-    batch = {
-        name: jax.ShapeDtypeStruct((array.shape[0] // parts, *array.shape[1:]), array.dtype)
-        for name, array in spec.items()
-    }
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     generator = config["train"].get("dropout_rng", "threefry2x32")
     key = jax.eval_shape(lambda: dropout_key(0, generator))
-    apply = scanned(model).apply
+    apply = scanned(for_loss(model, task)).apply
     with layout.active(), lowered_for(platform, shapes_only=True), recorded() as found:
         jax.eval_shape(
             lambda params, batch, key: apply({"params": params}, batch, rngs={"dropout": key}),
             shapes,
-            batch,
+            part_of_batch(spec, config),
             key,
         )
     return found

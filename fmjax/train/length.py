@@ -1,6 +1,4 @@
-"""How long a run is: its number of steps, and what a longer run changes in the learning rate of one
-that goes on.
-"""
+"""The number of steps of a run, and the change of the learning rate when a run is extended."""
 
 from __future__ import annotations
 
@@ -14,14 +12,15 @@ from fmjax.errors import UserError
 
 
 def total_steps(config: Config, examples: int) -> int:
-    """Returns the number of steps: as given, or of as many epochs, the last one rounded up.
+    """Returns the number of steps: as set, or for the number of epochs, rounded up.
 
-    Raises UserError unless exactly one of train.steps and train.epochs is given and positive.
+    Raises UserError unless exactly one of train.steps and train.epochs is set, to a positive
+    number.
     """
     steps, epochs = config["train"].get("steps"), config["train"].get("epochs")
     if (steps is None) == (epochs is None):
         how = "--config.train.steps=none unsets the first"
-        raise UserError(f"give one of train.steps and train.epochs, not both; {how}")
+        raise UserError(f"set either train.steps or train.epochs, not both; {how}")
     size = config["data"]["batch_size"]
     count = int(steps) if epochs is None else math.ceil(epochs * examples / size)
     if count < 1:
@@ -31,32 +30,32 @@ def total_steps(config: Config, examples: int) -> int:
 
 
 def checked_steps(config: Config, train: Examples) -> int:
-    """Returns the number of steps. Raises UserError if the training data have too few examples."""
+    """Returns the number of steps. Raises UserError if the training data has too few examples."""
     size = config["data"]["batch_size"]
     if len(train) < size:
         few = f"the training data has {len(train)} examples, fewer than data.batch_size={size}"
-        raise UserError(f"{few}; lower the batch size or give more data")
+        raise UserError(f"{few}; lower the batch size or add data")
     steps = total_steps(config, len(train))
     train.check_steps(steps, size)
     return steps
 
 
 def steps_before(workdir: Path, train: Examples) -> int:
-    """Returns the number of steps that the stored config of a run asks for."""
+    """Returns the number of steps in the stored config of a run."""
     return total_steps(read_config(workdir), len(train))
 
 
 def schedule_change(
     config: Config, params: PyTree, before: int, now: int, begun: int, workdir: Path
 ) -> str | None:
-    """Returns what another length changes in the learning rate of a run, None if nothing.
+    """Returns a line about the change of a run's learning rate for another length, or None.
 
     Args:
-      config: the run's.
+      config: the run's config.
       params: its parameters, or their shapes.
-      before: how many steps it had.
-      now: how many it has.
-      begun: the step that it goes on from.
+      before: its former number of steps.
+      now: its new number of steps.
+      begun: the step that it continues from.
       workdir: its folder.
     """
     section = config["optim"]
@@ -65,17 +64,17 @@ def schedule_change(
     warmups = warm_up(section, before), warm_up(section, now)
     if warmups[0] == warmups[1] and all(math.isclose(*pair, rel_tol=1e-6) for pair in rates):
         return None
-    longer = f", and warm-up is {warmups[1]:,} steps, not {warmups[0]:,}"
+    longer = f", and warm-up takes {warmups[1]:,} steps, not {warmups[0]:,}"
     return (
-        f"the run now has {now:,} steps, not {before:,}, and so has its schedule: "
-        f"the learning rate is {rates[1][1]:.3g} after step {begun:,}, and was {rates[0][0]:.3g} "
-        f"before it{longer if warmups[0] != warmups[1] else ''}; to choose the schedule of what "
-        f"follows, start a new run with --config.init.weights={workdir}"
+        f"the run now has {now:,} steps, not {before:,}, and so has its schedule: the learning "
+        f"rate is {rates[1][1]:.3g} after step {begun:,}, and was {rates[0][0]:.3g} before "
+        f"it{longer if warmups[0] != warmups[1] else ''}; to choose the new schedule yourself, "
+        f"start a new run with --config.init.weights={workdir}"
     )
 
 
 def warm_up(section: Config, steps: int) -> int:
-    """Returns how many of a run's steps warm up."""
+    """Returns the number of warm-up steps of a run."""
     given = optim.Settings(
         warmup_steps=section.get("warmup_steps"), warmup_ratio=section.get("warmup_ratio")
     )

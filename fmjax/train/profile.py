@@ -27,7 +27,7 @@ class Profile:
         self.tracing = self.done = False
 
     def before(self, step: int) -> None:
-        """To be called before each step."""
+        """Call this before each step."""
         if self.folder and step == self.first:
             jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
             self.tracing = True
@@ -37,7 +37,7 @@ class Profile:
         return self.tracing and step == self.last
 
     def end(self, step: int, running: PyTree = ()) -> None:
-        """Writes the trace, once what is `running` on the device has ended."""
+        """Writes the trace after everything `running` on the device has ended."""
         jax.block_until_ready(running)
         jax.profiler.stop_trace()
         self.tracing, self.done = False, True
@@ -45,9 +45,9 @@ class Profile:
         say(f"profile: steps {self.first} to {step} are in {self.folder} ({viewers})")
 
     def close(self, step: int) -> None:
-        """Writes what there is when a run ends early, or says that nothing was traced."""
+        """Writes the partial trace if a run ends early, or prints that nothing was traced."""
         if self.tracing:
             self.end(step)
         elif self.folder and not self.done:
-            why = f"no step after number {self.first - 1} was taken"
+            why = f"training ended at step {self.first - 1} or earlier"
             say(f"profile: nothing was traced, as {why}; raise train.steps")

@@ -1,4 +1,4 @@
-"""What is recorded of each step: metrics and rates, on the screen and in the log.
+"""Records the metrics and rates of each step on the screen and in the log.
 
 Ends a run that diverges.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +24,13 @@ from fmjax.runs.report import write_report
 from fmjax.train.experiment import Experiment
 from fmjax.train.throughput import Clock, Cost
 
-WINDOW = 10  # steps over which a rate is taken, at least
+WINDOW = 10  # minimum number of steps for a rate
 
 
 class Nonfinite(NamedTuple):
-    """Steps that were left out as their loss or gradient was not finite."""
+    """Steps that were skipped because their loss or gradient was not finite."""
 
-    in_a_row: tuple[int, ...] = ()  # the last ones
+    in_a_row: tuple[int, ...] = ()  # the most recent ones
     total: int = 0
 
     def after(self, step: int, left_out: bool) -> Nonfinite:
@@ -38,7 +38,7 @@ class Nonfinite(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A step that was taken, and its metrics on the device, which may not be computed yet."""
+    """A step and its metrics on the device, which may not be computed yet."""
 
     step: int
     cost: Cost
@@ -46,8 +46,8 @@ class Ended(NamedTuple):
 
 
 class Recorder:
-    """Reads the metrics of a step when the next one is under way, so that the device never waits
-    for the host.
+    """Reads the metrics of a step while the next one is running, so that the device never waits for
+    the host.
     """
 
     def __init__(self, experiment: Experiment, start: int, bar: Bar, nonfinite: Nonfinite):
@@ -68,11 +68,11 @@ class Recorder:
         self.opened = time.monotonic()
 
     def waiting(self) -> AbstractContextManager[None]:
-        """Counts the time in the block as waited for data."""
+        """Counts the time in the block as waiting for data."""
         return self.clock.waiting(self.last.metrics if self.last else {})
 
     def ended(self, step: int, cost: Cost, metrics: Arrays) -> None:
-        """Takes the metrics of a step, and reads those of the one before."""
+        """Takes the metrics of a step, and reads those of the previous one."""
         self.read()
         self.last = Ended(step, cost, metrics)
         if not self.begun:  # which starts the clock
@@ -80,11 +80,9 @@ class Recorder:
             self.read()
 
     def read(self) -> None:
-        """Reads the metrics of the last step, if they are not read: shows them, and logs them when
-        due.
+        """Reads the metrics of the last step, if not done yet. Shows them, and logs them when due.
 
-        Raises UserError, naming the first step, after `max_nonfinite` steps in a row that had to be
-        left out.
+        Raises UserError, naming the first step, after `max_nonfinite` consecutive skipped steps.
         """
         if self.last is None:
             return
@@ -94,7 +92,7 @@ class Recorder:
         self.nonfinite = self.nonfinite.after(step, left_out=bool(metrics.pop("nonfinite")))
         if len(self.nonfinite.in_a_row) >= self.most_nonfinite:
             raise UserError(
-                f"loss or gradient not finite in {len(self.nonfinite.in_a_row)} steps in a row, "
+                f"loss or gradient not finite in {len(self.nonfinite.in_a_row)} consecutive steps, "
                 f"from step {self.nonfinite.in_a_row[0]} on; lower optim.learning_rate, or clip "
                 "with optim.clip_norm"
             )
@@ -106,13 +104,20 @@ class Recorder:
         if (self.every and step % self.every == 0) or step == last:
             self._log(step, metrics, rates)
 
-    def compiling(self) -> None:
-        """Reads the last metrics, and says that a step with a new shape of batch is compiled."""
+    def computing(self, compiled: bool) -> AbstractContextManager[None]:
+        """Returns the context for taking a step.
+
+        If the step is `compiled` first, which takes long, reads the last metrics, shows that, and
+        excludes the time from the rates.
+        """
+        if not compiled:
+            return nullcontext()
         self.read()
         if self.begun:
             self.bar.busy("compiling for another length ...")
         else:
             self.bar.busy("compiling ...", line="compiling the training step ...")
+        return self.clock.paused()
 
     def keep(self, evaluation: Evaluation) -> None:
         """Keeps an evaluation for the report, as that of the best step so far."""
@@ -126,9 +131,7 @@ class Recorder:
             self.log.write(step, values)
 
     def close(self) -> None:
-        """Ends the log, records which bad records were left out and the time it took, and writes
-        the report.
-        """
+        """Closes the log, stores the skipped bad records and the time, and writes the report."""
         if self.log:
             self.log.close()
             run_folder.record_left_out(
@@ -148,7 +151,7 @@ class Recorder:
         self.write(step, {**finite, "learning_rate": rate, **rates, **counts})
 
     def _speed(self, rates: Mapping[str, float]) -> str:
-        """Returns the rates as they are shown beside the loss."""
+        """Returns the rates in the form shown beside the loss."""
         per_second = [rate for name, rate in rates.items() if name.endswith("_per_second")]
         speed = "".join(f"  {rate:,.0f} {self.clock.unit}/s" for rate in per_second)
         waited = rates.get("data_wait", 0.0)

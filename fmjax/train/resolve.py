@@ -1,6 +1,4 @@
-"""What a run's config leaves open of the model: its sizes, from the weights that it starts from,
-the processors or a name.
-"""
+"""Resolves the model settings that a config leaves open, by name or from weights or processors."""
 
 from __future__ import annotations
 
@@ -20,14 +18,13 @@ from fmjax.models import Family
 def resolve_model(
     config: Config, source: Pretrained | None, processors: Processors, task: Task
 ) -> nn.Module:
-    """Returns the model: of the size named in the config, or of that of the weights it starts from.
+    """Returns the model, with the size named in the config or that of the starting weights.
 
-    Raises UserError if family, size, processors or vocabulary do not fit each other.
+    Raises UserError if family, size, processors or vocabulary are incompatible.
     """
-    if "text" not in processors and config["data"].get("tokenizer"):
+    if (named := config["data"].get("tokenizer")) and "text" not in processors:
         raise UserError(
-            f"data.tokenizer={config['data']['tokenizer']} is only for tasks that read text; leave "
-            "it out"
+            f"data.tokenizer={named} only applies to tasks that read text; leave it out"
         )
     section = dict(config["model"])
     name = section.pop("name")
@@ -36,7 +33,7 @@ def resolve_model(
     if source is not None and "size" not in section:
         if (theirs := source.family.name) != name:
             raise UserError(
-                f'init.weights holds a "{theirs}" but model.name="{name}"; add '
+                f'init.weights holds a "{theirs}", but model.name="{name}"; add '
                 f"--config.model.name={theirs}"
             )
         section = dataclasses.asdict(source.model.settings) | section
@@ -48,7 +45,7 @@ def resolve_model(
     for setting, value in task.model_settings.items():
         if settings.get(setting) != value:
             raise UserError(
-                f"task.{setting}={value} is not the model's, "
+                f"task.{setting}={value} differs from the model's, "
                 f"model.{setting}={settings.get(setting)}; make them agree"
             )
     if task.packs_pairs and not isinstance(model, PacksPairs):
@@ -59,17 +56,12 @@ def resolve_model(
 
 
 def check_kinds(config: Config, family: Family, processors: Processors) -> None:
-    """Raises UserError if the task reads another kind of data than the family: it has no setting
-    for what follows from it.
-    """
-    name, fields = config["model"]["name"], family.Settings.__dataclass_fields__
+    """Raises UserError if the task reads other kinds of data than the family has settings for."""
+    name, fields = config["model"]["name"], set(family.Settings.__dataclass_fields__)
     read = {processor.kind: type(processor) for processor in processors.values()}
-    foreign = [kind for kind in read.values() if not set(kind.model_settings) <= set(fields)]
-    wanted = [
-        kind
-        for kind in kinds.known()
-        if kind.model_settings and set(kind.model_settings) <= set(fields)
-    ]
+    foreign = [kind for kind in read.values() if not fields.issuperset(kind.model_settings)]
+    known = [kind for kind in kinds.known() if kind.model_settings]
+    wanted = [kind for kind in known if fields.issuperset(kind.model_settings)]
     if foreign or any(kind.kind not in read for kind in wanted):
         words = " and ".join(kind.reads for kind in read.values())
         raise UserError(
@@ -79,7 +71,7 @@ def check_kinds(config: Config, family: Family, processors: Processors) -> None:
 
 
 def fresh_settings(family: Family, processors: Processors) -> Config:
-    """Returns the settings of a fresh model that follow from its processors."""
+    """Returns the settings of a new model that its processors determine."""
     texts = processors.get("text")
     followed: Config = {}
     if isinstance(texts, text.Processor):
@@ -90,10 +82,10 @@ def fresh_settings(family: Family, processors: Processors) -> Config:
 def check_vocabulary(section: Config, processors: Processors) -> None:
     """Raises UserError if the tokenizer has more pieces than the model has embeddings."""
     pieces = processors.sizes().get("vocab_size", 0)
-    if section.get("vocab_size", pieces) < pieces:
+    size = section.get("vocab_size", pieces)
+    if size < pieces:
         raise UserError(
-            f"the tokenizer has {pieces} pieces, more than "
-            f"model.vocab_size={section['vocab_size']} embeddings; "
-            "leave model.vocab_size out to fit it to the tokenizer, or name the weights' own "
-            "tokenizer"
+            f"the tokenizer has {pieces} pieces, more than model.vocab_size={size} embeddings; "
+            "leave model.vocab_size out to fit it to the tokenizer, or name the "
+            "weights' own tokenizer"
         )

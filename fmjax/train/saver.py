@@ -1,4 +1,5 @@
-"""A run's checkpoints: the training state as items, and what else a run continues from."""
+"""A run's checkpoints: the training state as items, and everything else that a run continues
+from."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from fmjax.train.state import TrainState
 
 
 class Saver:
-    """Saves and restores the state of a run, with its batches."""
+    """Saves and restores the state of a run, including the position in its batches."""
 
     def __init__(self, experiment: Experiment, batches: TrainBatches, best: Best | None):
         keep = int(experiment.config["checkpoint"]["keep"])
@@ -25,12 +26,12 @@ class Saver:
         )
 
     def restore(self) -> tuple[TrainState, Nonfinite]:
-        """Returns the state of the newest whole checkpoint, and sets the batches to follow it.
+        """Returns the state of the newest intact checkpoint, and moves the batches to its position.
 
-        Or the initial state.
+        Without a checkpoint, returns the initial state.
         """
         step = self.checkpoints.latest() if self.experiment.resumed and hosts.first() else None
-        step = hosts.of_first(-1 if step is None else step)  # it may have set others aside
+        step = hosts.of_first(-1 if step is None else step)  # it may have set damaged ones aside
         if step < 0:
             return self.experiment.initial_state(), Nonfinite()
         abstract = self.experiment.abstract.state
@@ -46,7 +47,7 @@ class Saver:
         nonfinite: Nonfinite,
         metrics: Mapping[str, float] | None,
     ) -> None:
-        """Starts writing a checkpoint, with the metrics of an evaluation at this very step."""
+        """Starts writing a checkpoint, with the metrics of an evaluation at this step."""
         counts = {"nonfinite": list(nonfinite.in_a_row), "skipped": nonfinite.total}
         self.checkpoints.save(
             step, to_items(state), {"batches": self.batches.state(), **counts}, metrics
@@ -68,7 +69,7 @@ def evaluated_params(state: TrainState) -> PyTree:
 def to_items(state: TrainState) -> dict[str, PyTree]:
     """Returns the state as checkpoint items.
 
-    A moving average is an item of its own, so that it can be read alone.
+    A moving average is a separate item, so that it can be read alone.
     """
     opt_state = dict(state.opt_state)
     average = opt_state.pop("ema", None)
@@ -77,7 +78,7 @@ def to_items(state: TrainState) -> dict[str, PyTree]:
 
 
 def from_items(items: Mapping[str, PyTree], abstract: TrainState) -> TrainState:
-    """Returns the state of checkpoint items: the inverse of `to_items`."""
+    """Returns the state from checkpoint items: the inverse of `to_items`."""
     opt_state = dict(items["opt_state"])
     if "ema" in items:
         opt_state["ema"] = abstract.opt_state["ema"]._replace(ema=items["ema"])

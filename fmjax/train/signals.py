@@ -1,4 +1,4 @@
-"""Signals that end a run in an orderly way."""
+"""Signals that end a run after saving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 from fmjax.distributed import hosts
 from fmjax.errors import Interrupted
 
-COMPARED = 10  # steps between two comparisons of the hosts' signals
+COMPARED = 10  # steps between comparisons of the hosts' signals
 
 
 class Signals:
@@ -22,7 +22,7 @@ class Signals:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Handles the signals in the block, in the main thread; Python permits no other to."""
+        """Handles the signals in the block; only in the main thread, as Python requires."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -36,9 +36,9 @@ class Signals:
                 signal.signal(number, handler)
 
     def agreed(self, step: int, waiting: bool) -> int:
-        """Returns the signal that ends the run after a step, 0 if none.
+        """Returns the signal that ends the run after a step, 0 for none.
 
-        Several hosts compare theirs where they are `waiting` for each other anyway, and every ten
+        Several hosts compare theirs when they are `waiting` for each other anyway, and every ten
         steps.
         """
         if hosts.several() and step % COMPARED and not waiting:
@@ -52,7 +52,7 @@ class Signals:
 
 
 def interruption(caught: int, step: int) -> Interrupted:
-    """Returns the error that ends a run by a signal, once a step is saved."""
+    """Returns the exception that ends a run by a signal after a step is saved."""
     return Interrupted(
-        f"{signal.Signals(caught).name}: saved step {step}; the same command continues from there"
+        f"{signal.Signals(caught).name}: saved step {step}; run the same command again to continue"
     )

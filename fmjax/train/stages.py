@@ -15,26 +15,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import jax
-
 from fmjax import optim, tasks
 from fmjax.contracts import Config, Examples, Processors, Source, Task
 from fmjax.data.kinds import lifecycle
 from fmjax.data.kinds.choose import choose_processors
 from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
-from fmjax.data.stream.batches import eval_batches
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.examples import check_positions, find_overlap, make_examples
 from fmjax.data.stream.packing import fill_of
-from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance
+from fmjax.data.stream.tolerance import Tolerance
 from fmjax.decoding.settings import check_generation
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
-from fmjax.inference.pretrained import Pretrained, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
+from fmjax.train.budget import check_state
+from fmjax.train.chunks import for_loss
 from fmjax.train.length import checked_steps
 from fmjax.train.resolve import resolve_model
 from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_state
@@ -101,6 +101,7 @@ def open_data(
     sources["train"], settings = tolerance.apply(sources["train"], task.resolve)
     config = config | {"task": config["task"] | settings}
     task = tasks.make(config["task"])
+    best.check_metrics(config, task)  # before a tokenizer is trained
     weights = None if pretrained is None else pretrained.processors
     find = partial(choose_processors, config, task, workdir if resumed else None, weights)
     sources["train"], processors = tolerance.apply(sources["train"], find)
@@ -110,13 +111,15 @@ def open_data(
     return Data(config, sources, facts, tolerance, pretrained, processors)
 
 
-def build(data: Data, resumed: bool) -> Built:
-    """Returns the task, the model and the examples. Raises UserError where they do not fit."""
+def build(data: Data, resumed: bool, layout: Layout) -> Built:
+    """Returns the task, the model and the examples. Raises UserError where they do not fit each
+    other or, before examples are made, the devices' memory.
+    """
     task = tasks.make(data.config["task"])
-    best.check_metrics(data.config, task)
     config, model = build_model(data.config, data.pretrained, data.processors, task)
     check_generation(task, model, data.processors, config["data"]["max_length"])
     check_positions(config)
+    check_state(config, model, layout)
     sources = dict(data.sources)  # without bad records, once examples are made
     examples = make_examples(task, sources, data.processors, config, data.tolerance)
     best.check_evaluated(config, examples)
@@ -141,29 +144,15 @@ def build_model(
 def describe(
     config: Config, model: TrainedModel, spec: BatchSpec, steps: int, layout: Layout
 ) -> Abstract:
-    """Returns a step's abstract inputs. Raises UserError if model, optimizer and layout do not
-    fit.
-    """
+    """Returns a step's abstract inputs. Raises UserError if they do not fit each other."""
     params = abstract_params(model, spec, layout.mesh, layout.rules)
     optimizer = optim.build(config["optim"], params, steps)
     state = abstract_state(params, optimizer.transform, layout.mesh)
     return Abstract(layout, spec, optimizer, state)
 
 
-def batch_shapes(config: Config, examples: Examples) -> BatchSpec:
-    """Returns the shapes of a global batch, by the first example."""
-    # Where bad records are left out, the first may be one.
-    skip = config["data"].get("on_error", "fail") != "fail"
-    first = next(eval_batches(Guarded(examples, skip, lambda index: None), batch_size=1, seed=0))
-    arrays = {name: array for name, array in first.items() if name not in ("valid", SKIPPED)}
-    size = config["data"]["batch_size"]
-    return {
-        name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
-        for name, array in arrays.items()
-    }
-
-
 def training_step(config: Config, model: TrainedModel, task: Task, abstract: Abstract) -> TrainStep:
     """Returns the step, to be compiled."""
     trained = optim.trainable(abstract.state.params, config["optim"].get("freeze", ()))
-    return make_step(model, task, abstract.optimizer.transform, trained, accumulation(config))
+    update, parts = abstract.optimizer.transform, accumulation(config)
+    return make_step(for_loss(model, task), task, update, trained, parts)

@@ -14,6 +14,7 @@ from fmjax.distributed.hosts import say
 from fmjax.runs import folder as run_folder
 from fmjax.train import facts as run_facts
 from fmjax.train.experiment import Experiment
+from fmjax.train.length import schedule_change
 
 
 def record(experiment: Experiment, given: Config) -> None:
@@ -60,13 +61,21 @@ def training_batches(experiment: Experiment) -> TrainBatches:
     )
 
 
-def announce(experiment: Experiment, start: int) -> None:
-    """Prints the facts about the run that is about to go on, and its steps."""
+def announce(experiment: Experiment, begun: int) -> None:
+    """Prints the facts about the run that is about to go on from a step, and its steps.
+
+    Says also what another length than before changes in the learning rate.
+    """
     if not hosts.first():
         return
     stored = run_folder.read_provenance(experiment.workdir).get(run_facts.KEY)  # none in a dry run
     facts = stored or run_facts.gather(experiment)
     rows = experiment.batch_size
-    steps = {"text": f"{start:,} to {experiment.built.steps:,}, of {rows:,} examples each"}
+    steps = {"text": f"{begun:,} to {experiment.built.steps:,}, of {rows:,} examples each"}
     for line in run_facts.lines(facts | {"steps": steps}):
         say(line)
+    if begun:
+        params, now = experiment.abstract.state.params, experiment.built.steps
+        before, workdir = experiment.steps_before, experiment.workdir
+        if changed := schedule_change(experiment.config, params, before, now, begun, workdir):
+            say(changed)

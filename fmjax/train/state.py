@@ -1,4 +1,4 @@
-"""The one training state: described before it exists, and created already sharded."""
+"""The training state: described abstractly first, and created already sharded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmjax.contracts import HostBatch, PyTree
+from fmjax.contracts import PyTree
 from fmjax.distributed.sharding import Rules, kept_axes, parameter_shardings, with_sharding
 from fmjax.optim import map_params
 from fmjax.randomness import seeded_key
@@ -24,19 +24,15 @@ Transform: TypeAlias = optax.GradientTransformation
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes: the step number, the fp32 parameters, and the optimizer's state.
+    """Everything that training changes: the step number, the fp32 parameters, and the optimizer
+    state.
 
-    Randomness is not in it: the key of a step is `fold_in(key(seed), step)`.
+    It has no random key: the key of a step is `fold_in(key(seed), step)`.
     """
 
     step: PyTree  # int32 [], or its shape
     params: PyTree
     opt_state: PyTree
-
-
-def batch_spec(batch: HostBatch) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of a batch."""
-    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
 
 
 def init_params(model: nn.Module, spec: BatchSpec, key: jax.Array) -> PyTree:
@@ -46,13 +42,13 @@ def init_params(model: nn.Module, spec: BatchSpec, key: jax.Array) -> PyTree:
 
 
 def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules) -> PyTree:
-    """Returns the parameters' shapes, dtypes and shardings, without making an array.
+    """Returns the parameters' shapes, dtypes and shardings, without creating an array.
 
-    Raises UserError where an axis does not divide over the devices it is to be sharded over.
+    Raises UserError if an axis does not divide over the devices that it is sharded over.
     """
     boxed = jax.eval_shape(lambda: init_params(model, spec, jax.random.key(0)))
     shardings = parameter_shardings(boxed, rules, mesh)
-    # Under a mesh, unboxing constrains, which a shape alone cannot be.
+    # Under a mesh, unboxing adds a sharding constraint, which is impossible for a shape.
     params = jax.eval_shape(nn.meta.unbox, boxed)
     return jax.tree.map(with_sharding, params, shardings)
 
@@ -60,11 +56,10 @@ def abstract_params(model: nn.Module, spec: BatchSpec, mesh: Mesh, rules: Rules)
 def abstract_state(params: PyTree, transform: Transform, mesh: Mesh) -> TrainState:
     """Returns the abstract state.
 
-    Optimizer moments are sharded as their parameters, except along axes that they are a mean over;
-    counters are on every device.
+    Optimizer moments are sharded like their parameters, except along axes that they are a mean
+    over; counters are replicated.
     """
     whole = NamedSharding(mesh, PartitionSpec())
-
     opt_state = map_params(
         transform,
         lambda leaf, param: with_sharding(leaf, kept_axes(param, leaf.shape)),
@@ -79,7 +74,7 @@ def abstract_state(params: PyTree, transform: Transform, mesh: Mesh) -> TrainSta
 def create_state(
     model: nn.Module, transform: Transform, spec: BatchSpec, abstract: TrainState, seed: int
 ) -> TrainState:
-    """Returns a fresh state; no array is ever whole on one device unless its sharding says so."""
+    """Returns a new state. No array is ever unsharded on a device unless its sharding says so."""
 
     def create(key: jax.Array) -> TrainState:
         params = nn.meta.unbox(init_params(model, spec, key))

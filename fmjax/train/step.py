@@ -18,7 +18,7 @@ TrainStep: TypeAlias = Callable[[TrainState, Batch, Key], tuple[TrainState, Arra
 
 
 class Trainable(Protocol):
-    """What trains: a Linen module, or what stands for it, such as a mixture's model."""
+    """A trainable model: a Linen module, or a wrapper such as that of a mixture."""
 
     def apply(self, variables: PyTree, batch: Batch, *, rngs: Mapping[str, Key]) -> PyTree:
         """Returns the outputs of the heads for {"params": parameters} and {"dropout": key}."""
@@ -35,12 +35,12 @@ def make_step(
     """Returns `train_step(state, batch, key) -> (state, metrics)`.
 
     The loss is the sum over the task's terms of sum / weight. `trainable` is a tree of bool like
-    the parameters: the others stay as they are, and do not count in the gradient's norm. The
-    gradient is that of the whole batch, or accumulated over `accumulate` parts of it, or what
-    `make_gradients` returns.
+    the parameters: the others do not change, and do not count in the gradient's norm. The gradient
+    is that of the whole batch, accumulated over `accumulate` parts of it, or computed by
+    `make_gradients`.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were (they
-    are selected, not multiplied by zero: 0 x NaN is NaN) and reports `nonfinite` 1.
+    A step whose loss or gradient is not finite leaves parameters and optimizer unchanged (by
+    selection, not by multiplication with zero, since 0 x NaN is NaN) and reports `nonfinite` 1.
     """
 
     def forward(params: PyTree, part: Batch, key: Key) -> PyTree:

@@ -1,8 +1,9 @@
-"""How fast a run goes, compared with what its devices could do."""
+"""The speed of a run, compared with the peak of its devices."""
 
 from __future__ import annotations
 
 import collections
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,16 +17,14 @@ from fmjax import pytree
 from fmjax.contracts import Arrays, HostBatch, Task
 from fmjax.hardware import chip_of
 
-# In a batch of tokens, the first of these that is there.
+# The tokens of a batch are in the first of these that exists.
 COUNTED = ("segment_ids", "attention_mask")
 
 
 def count_read(batch: HostBatch, task: Task) -> int:
-    """Returns the number of tokens in a batch, padding not counted, or the number of images or
-    rows.
+    """Returns the number of tokens in a batch without padding, or the number of images or rows.
 
-    The tokens of both sides of an encoder-decoder count, and those of all parts of a mixture of
-    tasks.
+    Counts the tokens of both sides of an encoder-decoder, and of all parts of a mixture of tasks.
     """
     if task.splits:
         nested = pytree.unnames(batch)
@@ -35,11 +34,13 @@ def count_read(batch: HostBatch, task: Task) -> int:
     return tokens or len(next(iter(batch.values())))
 
 
+@functools.cache
 def peak_flops() -> float:
     """Returns the peak FLOP/s of all devices together.
 
-    A data sheet gives it for accelerators; for a CPU, or a kind not listed, it is the best of five
-    fp32 matrix products of 1024 x 1024 timed here and now (some milliseconds).
+    For accelerators, it comes from the data sheet. For a CPU, or an unlisted kind, it is the best
+    of five fp32 matrix products of 1024 x 1024, timed once per process (some
+    milliseconds).
     """
     if chip := chip_of(jax.devices()[0].device_kind):
         return chip.flops * jax.device_count()
@@ -52,19 +53,20 @@ def peak_flops() -> float:
         start = time.perf_counter()
         product(x).block_until_ready()
         best = min(best, time.perf_counter() - start)
-    # The fake devices of one CPU share its cores, so they are not counted.
+    # Simulated devices of one CPU share its cores, so they are not counted.
     return 2 * size**3 / best
 
 
 class Cost(NamedTuple):
-    """What one step, or several, read (tokens without padding, or images) and computed."""
+    """The amount that one or several steps read (tokens without padding, or images) and
+    computed."""
 
     read: int
     flops: float
 
 
 class Costs:
-    """What a step costs, by its batch."""
+    """The cost of a step, by batch."""
 
     def __init__(self, model: Any, task: Task, batch_size: int):
         self.model, self.task, self.batch_size = model, task, batch_size
@@ -72,7 +74,7 @@ class Costs:
 
     def of(self, batch: HostBatch) -> tuple[Cost, bool]:
         """Returns the cost of a step with a batch, and whether its shapes are new, so that the step
-        is compiled.
+        must be compiled.
         """
         shapes = tuple(array.shape for array in batch.values())
         new = shapes not in self.flops
@@ -86,22 +88,22 @@ class Costs:
 
 
 class Clock:
-    """Counts steps and what they read, for the rates of training alone.
+    """Counts steps and what they read, for the rates of pure training time.
 
-    Evaluating, saving, and compiling for another batch length is `paused` time. A rate is over the
+    Evaluating, saving, and compiling for another batch length is `paused` time. A rate covers the
     last `window` steps: the host runs ahead, so it does not know when a single step ended.
     """
 
     def __init__(self, unit: str, window: int):
         self.peak, self.unit = peak_flops(), unit
-        # The time, what was read and computed by then, and the seconds of waiting for it.
+        # The time, the amount read and computed by then, and the seconds of waiting for data.
         self.marks: collections.deque[tuple[float, Cost, float]] = collections.deque(
             maxlen=window + 1
         )
         self.lost = self.waited = 0.0
 
     def now(self) -> float:
-        """Returns the seconds, without those that were paused."""
+        """Returns the seconds without paused time."""
         return time.perf_counter() - self.lost
 
     @contextmanager
@@ -113,7 +115,7 @@ class Clock:
     def count(self, cost: Cost) -> None:
         """Notes that a step has ended.
 
-        The first one only starts the clock: it was being compiled.
+        The first step only starts the clock, since it includes compilation.
         """
         before = self.marks[-1][1] if self.marks else None
         sums = Cost(before.read + cost.read, before.flops + cost.flops) if before else Cost(0, 0.0)
@@ -121,20 +123,20 @@ class Clock:
 
     @contextmanager
     def waiting(self, running: Arrays) -> Iterator[None]:
-        """Counts the time in the block as waited for data, unless the device is still `running` at
+        """Counts the time in the block as waiting for data, unless the device is still `running` at
         its end.
         """
         begun = time.perf_counter()
         yield
-        # Its type has the method, though not in JAX's stubs.
+        # The type has this method, but not in JAX's stubs.
         if all(array.is_ready() for array in running.values()):  # type: ignore[attr-defined]
             self.waited += time.perf_counter() - begun
 
     def rates(self) -> dict[str, float]:
-        """Returns the rates, none before there are two steps.
+        """Returns the rates; none before the second step.
 
         They are tokens (padding not counted) or images per second, model FLOP/s over peak FLOP/s,
-        and the share of the time that was waited for data, at most.
+        and an upper bound on the fraction of time spent waiting for data.
         """
         if len(self.marks) < 2:
             return {}

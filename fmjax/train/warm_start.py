@@ -1,5 +1,5 @@
-"""What weights mean for a run that starts from them: its model's sizes, and which rows of a
-classifier are which labels."""
+"""Starting a run from weights: takes the model's sizes from them, and matches classifier rows to
+labels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fmjax.inference.pretrained import Pretrained, abstract_params
 
 Labels: TypeAlias = tuple[str, ...]
 
-# Where a model is initialized from other weights, these alone may start fresh.
+# With other weights, only these parameters may be newly initialized.
 FRESH = ("^head/", "^encoder/pooler/")
-PLACEHOLDER = "label_"  # LABEL_0, LABEL_1, ...: Hugging Face's names of classes that have none
+PLACEHOLDER = "label_"  # LABEL_0, LABEL_1, ...: Hugging Face's default class names
 NUMBER: Labels = ("(a number)",)  # in place of labels
-IN_PLACE: tuple[int, ...] = ()  # no row moves
-SHOWN = 10  # labels that a message lists
+IN_PLACE: tuple[int, ...] = ()  # the rows do not change
+SHOWN = 10  # number of labels in a message
 
 
 def origin_of(config: Config) -> str:
@@ -32,12 +32,12 @@ def origin_of(config: Config) -> str:
 
 
 def start_from(config: Config, source: Pretrained, overridden: Collection[str]) -> Config:
-    """Returns the config of a run that starts from weights, in which no size contradicts theirs.
+    """Returns the config of a run that starts from weights, with their sizes.
 
-    What a config's file says of sizes is for a model from random weights, and yields. It says too
-    what kind of model of Hugging Face the weights are, where a family has several.
+    Sizes in a config file are for a model from random weights, and are overridden. The config also
+    gets the Hugging Face type of the weights, if a family has several.
 
-    Raises UserError, with both values, for a size among the `overridden` keys that is another.
+    Raises UserError, with both values, for a size among the `overridden` keys that differs.
     """
     section = dict(config["model"])
     if section["name"] == source.family.name:
@@ -53,16 +53,17 @@ def start_from(config: Config, source: Pretrained, overridden: Collection[str]) 
 def check_sizes(
     origin: str, section: Config, source: Pretrained, overridden: Collection[str]
 ) -> None:
-    """Takes out of the section `model` the sizes that are not those of the weights, and says so."""
+    """Removes sizes that differ from those of the weights from the `model` section, and prints
+    them."""
     theirs = dataclasses.asdict(source.model.settings)
     given = {name: (value, f"model.{name}") for name, value in section.items() if name in theirs}
     if (size := section.pop("size", None)) is not None:
-        known = source.family.sizes  # of a family outside of fmjax there may be none
+        known = source.family.sizes  # a family outside fmjax may have none
         if known:
             one_of("model.size", size, known)
         named = known.get(size, {})
         given = {name: (value, "model.size") for name, value in named.items()} | given
-    # Other types than whole numbers and truth values do not shape parameters.
+    # Only whole numbers and booleans affect the shapes of parameters.
     other = {
         name: value
         for name, (value, _) in given.items()
@@ -70,7 +71,7 @@ def check_sizes(
     }
     if not other or fits(source, other):
         return
-    # Together they do not fit: it is those that do not fit alone, if there are any.
+    # Together they do not fit. Blame those that do not fit individually, if any.
     sizes = [name for name, value in other.items() if not fits(source, {name: value})] or [*other]
     for name in sizes:
         key = given[name][1]
@@ -78,15 +79,15 @@ def check_sizes(
             value = f"{size}, which is {name}={other[name]}" if key == "model.size" else other[name]
             raise UserError(
                 f"{key}={value}, but {origin} has {name}={theirs[name]}; "
-                f"leave {key} out to take the size of the weights"
+                f"leave {key} out to use the size of the weights"
             )
         section.pop(name, None)
     listed = ", ".join(f"{name}={theirs[name]} (not {other[name]})" for name in sizes)
-    say(f"{origin}: the weights' sizes are taken, not the config's: {listed}")
+    say(f"{origin}: the sizes of the weights replace those of the config: {listed}")
 
 
 def fits(source: Pretrained, changes: Config) -> bool:
-    """Returns whether the parameters of weights are those of a model with other settings."""
+    """Returns whether the parameters of weights fit a model with changed settings."""
     settings = dataclasses.asdict(source.model.settings) | changes
     try:
         model = source.family.build(heads=source.model.heads, **settings)
@@ -100,7 +101,7 @@ def fits(source: Pretrained, changes: Config) -> bool:
 def starting_weights(
     config: Config, source: Pretrained, model: PyTree, task: Task, abstract: PyTree
 ) -> PyTree:
-    """Returns the parameters to start from, and says which classifiers change.
+    """Returns the parameters to start from, and prints which classifiers change.
 
     Args:
       config: the run's.
@@ -120,13 +121,21 @@ def starting_weights(
     return params
 
 
+def replaced(config: Config, fresh: PyTree, weights: PyTree) -> PyTree:
+    """Returns fresh parameters with those of the weights in their place; says which stay fresh."""
+    origin = origin_of(config)
+    params, kept, unused = pytree.merge(fresh, weights, FRESH, origin)
+    say(f"{origin}: fresh {', '.join(kept) or 'none'}; not used {', '.join(unused) or 'none'}")
+    return params
+
+
 def fit_heads(
     params: PyTree, source: Pretrained, model: PyTree, task: Task
 ) -> tuple[PyTree, list[str]]:
-    """Returns parameters whose classifiers have their rows in the order of a task's labels.
+    """Returns parameters with the rows of classifiers in the order of a task's labels.
 
-    Names decide. A head whose labels are not those of the weights is left out, so that it starts
-    fresh; only its last layer depends on the labels.
+    Rows are matched by name. A head whose labels differ from those of the weights is left out, so
+    that it is newly initialized; only its last layer depends on the labels.
 
     Args:
       params: those of `source`, fitted to the model otherwise.
@@ -134,7 +143,7 @@ def fit_heads(
       model: the run's, with the heads of all parts of a mixture.
       task: the run's, with its labels.
 
-    Returns the parameters, and a line about each head whose labels have another order or set.
+    Returns the parameters, and a line about each head whose labels differ or have another order.
     """
     flat, lines = pytree.names(params), []
     theirs = dict(labels_by_head(source))
@@ -147,15 +156,15 @@ def fit_heads(
         both = f"the run has {listed(ours)}, the weights {listed(theirs[head])}"
         if order is None:
             flat = {name: leaf for name, leaf in flat.items() if name not in axes}
-            lines.append(f"head/{head} starts fresh: {both}{unnamed(theirs[head])}")
+            lines.append(f"head/{head} is newly initialized: {both}{unnamed(theirs[head])}")
         else:
             flat |= {name: np.take(flat[name], order, axis) for name, axis in axes.items()}
-            lines.append(f"head/{head} has its rows by the labels' names: {both}")
+            lines.append(f"head/{head} has its rows matched by label name: {both}")
     return pytree.unnames(flat), lines
 
 
 def labels_of(task: Task) -> Iterator[tuple[str, Labels]]:
-    """Yields each head of classes and its labels, NUMBER where it gives a number instead."""
+    """Yields each classification head and its labels; NUMBER for regression."""
     for part in task.tasks.values():
         for head, numbers in part.heads.items():
             if "classes" in numbers:
@@ -163,7 +172,7 @@ def labels_of(task: Task) -> Iterator[tuple[str, Labels]]:
 
 
 def labels_by_head(source: Pretrained) -> Iterator[tuple[str, Labels]]:
-    """Yields what `labels_of` does of a run, or of each head that a Hugging Face folder holds."""
+    """Like `labels_of`, for a run or for each head in a Hugging Face folder."""
     if source.task is not None:
         yield from labels_of(tasks.make(source.config["task"]))
         return
@@ -174,10 +183,10 @@ def labels_by_head(source: Pretrained) -> Iterator[tuple[str, Labels]]:
 
 
 def rows(ours: Labels, theirs: Labels) -> tuple[int, ...] | None:
-    """Returns the row of each of our labels among others; None if they are not the same labels.
+    """Returns the index of each of our labels among theirs; None if the labels differ.
 
-    Labels are the same if they differ in capitals alone, or are numbers that the others have as
-    LABEL_0, LABEL_1.
+    Labels match if they only differ in case, or if they are numbers and the others are LABEL_0,
+    LABEL_1.
     """
     if NUMBER in (ours, theirs):
         return IN_PLACE if ours == theirs else None
@@ -189,7 +198,7 @@ def rows(ours: Labels, theirs: Labels) -> tuple[int, ...] | None:
 
 
 def class_axes(model: PyTree, head: str) -> dict[str, int]:
-    """Returns the parameters of a head that have a row for each class, and that axis of each."""
+    """Returns the parameters of a head that have one row per class, and the axis of those rows."""
     numbers = model.heads[head]
     more = numbers | {"classes": numbers["classes"] + 1}
     one, other = (
@@ -203,7 +212,7 @@ def class_axes(model: PyTree, head: str) -> dict[str, int]:
 
 
 def listed(labels: Sequence[str]) -> str:
-    """Returns labels in order, as messages have them."""
+    """Returns labels in order, in the form used in messages."""
     return ", ".join(labels[:SHOWN]) + (", ..." if len(labels) > SHOWN else "")
 
 
@@ -211,4 +220,4 @@ def unnamed(labels: Labels) -> str:
     """Returns what to do about weights whose classes have no names."""
     if not all(label.casefold().startswith(PLACEHOLDER) for label in labels):
         return ""
-    return "; to keep it, write its labels into id2label in config.json"
+    return "; to keep it, list its labels in id2label in config.json"

@@ -14,9 +14,10 @@ from fmjax.contracts import Batch, PyTree, Task
 
 @dataclasses.dataclass(frozen=True)
 class MixtureModel:
-    """Stands for the model in training: it has parameters, outputs and costs.
+    """Wraps the model in training: it has parameters, outputs and costs.
 
-    There is one model, with the heads of all parts; each of `parts` has those that its task reads.
+    There is one model with the heads of all parts; each of `parts` has the heads that its task
+    reads.
     """
 
     model: PyTree  # contracts.Model
@@ -27,7 +28,7 @@ class MixtureModel:
         return self.model.settings
 
     def init(self, key: jax.Array, batch: Batch) -> dict[str, PyTree]:
-        """Returns the variables of all parts; those that parts share are alike in each."""
+        """Returns the variables of all parts; shared ones are the same in each."""
         nested = pytree.unnames(batch)
         params: dict[str, PyTree] = {}
         for part, model in self.parts.items():
@@ -37,7 +38,7 @@ class MixtureModel:
     def apply(
         self, variables: PyTree, batch: Batch, rngs: Mapping[str, jax.Array]
     ) -> dict[str, PyTree]:
-        """Returns the outputs of each part, with random numbers of its own."""
+        """Returns the outputs of each part, with separate random numbers."""
         nested = pytree.unnames(batch)
         outputs = {}
         for number, (part, model) in enumerate(self.parts.items()):
@@ -52,7 +53,7 @@ class MixtureModel:
 
 
 def mix(model: nn.Module, task: Task) -> PyTree:
-    """Returns what a task trains: for a mixture, the model as its parts see it; else the model."""
+    """Returns the model that a task trains; a mixture trains a wrapper of it."""
     if not task.splits:
         return model
     parts = {part: model.clone(heads=own.heads) for part, own in task.tasks.items()}
@@ -60,9 +61,7 @@ def mix(model: nn.Module, task: Task) -> PyTree:
 
 
 def unmixed(model: PyTree) -> PyTree:
-    """Returns the Linen module that is trained: that of a mixture has the heads of all its
-    parts.
-    """
+    """Returns the Linen module that is trained; for a mixture, it has the heads of all parts."""
     return model.model if isinstance(model, MixtureModel) else model
 
 

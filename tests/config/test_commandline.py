@@ -74,7 +74,7 @@ def test_flags():
 
 def test_a_path_may_begin_with_the_home_folder(capsys):
     assert parsed("--workdir=~/r", config=False).workdir == Path.home() / "r"
-    assert "there is no such home folder" in refusal(capsys, "--workdir=~nobody_at_all/r", config=False)
+    assert "no such home folder" in refusal(capsys, "--workdir=~nobody_at_all/r", config=False)
 
 
 def test_numbers_of_flags_are_digits(capsys):
@@ -117,7 +117,10 @@ def test_load(tmp_path):
         (["--config=c", "--workdir"], "argument --workdir: expected one argument; see "),
         (["--config=c", "--workdir=w", "--count=x"], 'argument --count: "x" is not a whole number; see '),
         (["--config=c", "--workdir=w", "--verbose=1"], "--verbose: ignored explicit argument '1'; see "),
-        (["--config=c", "--workdir=w", "stray"], '"stray" belongs to no flag; quote spaces, or see '),
+        (
+            ["--config=c", "--workdir=w", "stray"],
+            '"stray" does not belong to any flag; quote values that contain spaces, or see ',
+        ),
         (["--config=c", "--workdir=w", "--config.a"], "--config.a: has no value; write --config.a=VALUE"),
         (["--config.a", "--workdir=w", "--config=c"], "--config.a: has no value; write --config.a=VALUE"),
         (
@@ -175,10 +178,10 @@ def test_debug_shows_the_traceback_of_a_mistaken_flag(capsys):
 
 
 def test_interruptions_end_with_75(capsys):
-    message = "SIGTERM: saved step 3; the same command continues"
+    message = "SIGTERM: saved step 3; run the same command again to continue"
     assert ends(capsys, Interrupted(message)) == (75, f"interrupted: {message}\n")
     code, text = ends(capsys, KeyboardInterrupt())
-    assert (code, text) == (75, "interrupted: by the keyboard; run the same command again\n")
+    assert (code, text) == (75, "interrupted from the keyboard; run the same command again to continue\n")
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), BrokenPipeError("of a worker"), SystemExit(5)])

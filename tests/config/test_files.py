@@ -184,7 +184,7 @@ def test_load_passes_errors_for_the_user_through(tmp_path):
 def test_arguments():
     assert arguments("", "tiny", "zh") == set()
     assert arguments("tiny, zh", "tiny", "zh", "nsp") == {"tiny", "zh"}
-    assert refusal(arguments, "x") == 'config argument "x" is not known; this config takes none'
+    assert refusal(arguments, "x") == 'config argument "x" is not known; this config takes no arguments'
 
 
 # Overrides
@@ -263,7 +263,7 @@ def test_a_stored_config_is_read_by_the_present_names(tmp_path):
     assert stored["init"] == stored["fmjax"]["given"]["init"] == {"weights": "runs/1"} and stored["x"] == 1
     check_resumable(stored["fmjax"]["given"], {"init": {"weights": "runs/1"}})
     check_resumable({"init": {"from": "runs/1"}}, {"init": {"from": "runs/1"}})
-    with pytest.raises(UserError, match=r'init\.weights: "runs/1" -> "runs/2"'):
+    with pytest.raises(UserError, match=r'init\.weights: "runs/1" -> "runs/2"; give init\.weights=runs/1 again, which need not'):
         check_resumable(stored["fmjax"]["given"], {"init": {"from": "runs/2"}})
 
 
@@ -309,14 +309,14 @@ def test_none_unsets_a_placeholder_alone(text):
         ("train.steps", "١٢", "expects int"),
         ("optim.learning_rate", "1_0.5", "expects float"),
         ("optim.learning_rate", "inf", "expects float"),
-        ("mesh.axes.model", "1_0", "expects a number, as beside it"),
-        ("mesh.axes", '{"data": 1, "data": 2}', 'the key "data" occurs twice in a JSON object; take one out'),
+        ("mesh.axes.model", "1_0", "expects a number, like the others"),
+        ("mesh.axes", '{"data": 1, "data": 2}', 'the key "data" occurs twice in a JSON object; remove one'),
         ("optim.learning_rate", "fast", 'expects float, got "fast"; write a number such as 0.1 or 3e-4'),
         ("train.nsp", "maybe", 'expects bool, got "maybe"; write true or false'),
         ("optim.betas", "0.9,x", 'config.optim.betas=x: expects float, got "x"'),
         ("optim.milestones", "[1, 2.5]", 'config.optim.milestones=2.5: expects int, got "2.5"'),
         ("optim.no_decay", "[1, 2]", 'expects a tuple of str, got "[1, 2]"; write a,b or ["a", "b"]'),
-        ("mesh.axes.model", "two", 'expects a number, as beside it, got "two"; write one such as 4'),
+        ("mesh.axes.model", "two", 'expects a number, like the others, got "two"; write one such as 4'),
         ("mesh.axes.data", "true", "expects a number"),
         ("mesh.axes", "{'data': 1}", "write --config.mesh.axes.KEY=VALUE or a JSON object"),
         ("mesh.axes", '{"data": "x"}', "config.mesh.axes.data="),
@@ -337,8 +337,8 @@ def test_override_of_the_wrong_type(key, text, message):
         ("", "config.=1: no such key; config has"),
         ("train.", "config.train.=1: no such key; config.train has"),
         ("data.files.", "config.data.files.=1: no such key; config.data.files has none yet"),
-        ("train.steps.x", "steps is a value and not a group of keys; write --config.train.steps=VALUE"),
-        ("data.batch_size.x.y", "config.data.batch_size.x.y=1: config.data.batch_size is a value"),
+        ("train.steps.x", "steps is a single value, not a group of keys; write --config.train.steps=VALUE"),
+        ("data.batch_size.x.y", "config.data.batch_size.x.y=1: config.data.batch_size is a single value"),
         ("train", "a group of keys (early_stopping, epochs, nsp, steps); write --config.train.KEY=VALUE"),
         ("data.files", "is a group of keys (none yet)"),
         ("optim.multipliers.a.b", "a dot needs the form --config.optim.multipliers='{\"KEY\": VALUE}'"),
@@ -389,7 +389,7 @@ def test_json_sets_the_keys_it_names_in_a_fixed_group():
     assert override(("model", '{"name": "gpt"}')).model.name == "gpt"
     message = refusal(override, ("train", '{"stpes": 5}'))
     assert message.startswith('config.train.stpes=5: no such key (did you mean "steps"?)')
-    assert "null is not a value; leave that key out" in refusal(override, ("train", '{"steps": null}'))
+    assert "null is not allowed; remove that key" in refusal(override, ("train", '{"steps": null}'))
 
 
 def test_an_override_runs_nothing(tmp_path):
@@ -402,6 +402,9 @@ def test_a_plain_none_takes_what_the_text_looks_like():
     config = ConfigDict({"a": None, "b": placeholder(object)})
     apply_overrides(config, [("a", "3"), ("b", "[1, 2]")])
     assert config.to_dict() == {"a": 3, "b": (1, 2)}
+    config.x = None
+    apply_overrides(config, [("x", "none")])
+    assert config.x is None
 
 
 def test_other_placeholder_types():
@@ -444,7 +447,7 @@ def test_to_dict():
 def test_to_dict_refuses_what_json_cannot_hold(value):
     message = refusal(to_dict, {"train": {"x": value}})
     assert message.startswith("config.train.x")
-    assert "JSON cannot hold it; use finite numbers" in message
+    assert "JSON cannot represent it; use finite numbers" in message
 
 
 # The run directory
@@ -509,7 +512,7 @@ def test_write_is_all_or_nothing(tmp_path, monkeypatch):
 
 def test_write_spares_hugging_face_configs(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    assert "belongs to Hugging Face weights" in refusal(write_config, tmp_path, {"x": 1})
+    assert "is from a Hugging Face model" in refusal(write_config, tmp_path, {"x": 1})
     assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "bert"}
 
 
@@ -539,7 +542,7 @@ def test_read_without_a_run(tmp_path):
         (b'{"fmjax": 3}', 'has no valid key "fmjax"'),
         (b'{"fmjax": {"version": "1", "schema": 1}}', 'has no valid key "fmjax"'),
         (b'{"fmjax": {"version": "9.9", "schema": 2, "given": {}}}', "by a newer fmjax, 9.9; update fmjax"),
-        (b'{"model_type": "bert"}', '(model_type "bert"), not to a run; make one: python scripts/convert.py'),
+        (b'{"model_type": "bert"}', '(model_type "bert"), not to a run; create a run: python scripts/convert.py'),
     ],
 )
 def test_read_of_something_else(tmp_path, content, message):
@@ -553,7 +556,7 @@ def test_read_of_something_else(tmp_path, content, message):
 def test_what_differs_is_listed():
     old = {"train": {"seed": 0}, "data": {"files": {"train": "a"}}, "freeze": ("a",), "none": {}}
     new = {"train": {"seed": 1}, "data": {"x": 3}, "freeze": ["a"]}
-    listed = 'train.seed: 0 -> 1; data.files.train: "a" -> (absent); data.x: (absent) -> 3; drop'
+    listed = 'train.seed: 0 -> 1; data.files.train: "a" -> (absent); data.x: (absent) -> 3; undo'
     assert listed in refusal(check_resumable, old, new)
     check_resumable(new, new)
 
@@ -601,11 +604,11 @@ def test_what_a_continued_run_may_not_change(change, message):
     # What may change is not listed with what may not.
     said = refusal(check_resumable, STORED, STORED | {"checkpoint": {"keep": 3}} | change)
     assert said == (
-        f"the run was begun with another config: {message}drop what has changed, or start a new run in another --workdir, "
+        f"the run was started with another config: {message}undo these changes, or start a new run in another --workdir, "
         "from these weights with --config.init.weights=RUN"
     )
 
 
 def test_long_lists_of_differences_are_cut():
     message = refusal(check_resumable, {}, {"data": {f"k{i}": i for i in range(LISTED + 3)}})
-    assert "data.k9: (absent) -> 9; and 3 more; drop" in message
+    assert "data.k9: (absent) -> 9; and 3 more; undo" in message

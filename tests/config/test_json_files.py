@@ -60,7 +60,7 @@ def test_json_is_utf8_and_holds_what_a_command_line_may(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[1]", "holds a JSON list, not an object"),
+        (b"[1]", "contains a JSON list, not an object"),
         (b"{", "is not JSON"),
         (b'"\xff"', "is not JSON"),
         (None, "no such file; here"),
@@ -77,7 +77,7 @@ def test_what_is_no_json_object_is_named(content, message, tmp_path):
 
 def test_a_key_that_occurs_twice_is_refused(tmp_path):
     (tmp_path / "a.json").write_text('{"a": {"b": 1, "c": 2, "b": 3}}', encoding="utf-8")
-    with pytest.raises(UserError, match=r'a\.json: the key "b" occurs twice in a JSON object; take one out$'):
+    with pytest.raises(UserError, match=r'a\.json: the key "b" occurs twice in a JSON object; remove one$'):
         read_json(tmp_path / "a.json")
     with pytest.raises(ValueError, match='the key "a" occurs twice'):
         parse_json('[{"a": 1, "a": 1}]')

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import fmjax
-from fmjax import keys
 from fmjax.config import commandline, load_config
 from fmjax.config.files import find_config, leaves
 from fmjax.config.shipped import shipped_configs
 from fmjax.errors import UserError
+from fmjax.train import keys
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -34,7 +34,7 @@ def test_a_file_that_is_there_comes_first(tmp_path, monkeypatch):
 
 def test_a_config_of_that_name_elsewhere_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no such file; write --config bert_mlm for the one that comes with fmjax"):
+    with pytest.raises(UserError, match=r"no such file; write --config bert_mlm to use the one that comes with fmjax"):
         load_config("bert_mlm.py:tiny")
     with pytest.raises(UserError, match="mine/bert_mlm.py: no such file"):
         load_config("mine/bert_mlm.py")
@@ -69,7 +69,7 @@ def test_help_shows_the_keys(capsys):
     assert not any(line.startswith(("  model.", "  task.")) for line in text.splitlines())
     text = said(capsys, "--help", "--config", "bert_mlm:tiny")
     assert "keys, with the values of bert_mlm:tiny " in text
-    assert "  task.mask_rate=0.15" in text and "share of the tokens that is masked" in text
+    assert "  task.mask_rate=0.15" in text and "fraction of the tokens that is masked" in text
     assert "  model.width=" in text and "width of hidden states" in text
 
 

@@ -115,7 +115,7 @@ def test_the_next_example_takes_the_place_of_a_bad_one():
 
 
 def test_one_bad_record_too_many():
-    with pytest.raises(UserError, match=r"cannot be read.*; 2 bad records were left out already \(data.on_error=skip:2\)"):
+    with pytest.raises(UserError, match=r"cannot be read.*; 2 bad records were already left out \(data.on_error=skip:2\)"):
         read(broken(3, 4, 11), 6, tolerance=Tolerance("skip:2"))
     # Those that a run has met before a restart count.
     known = ("file.bin record 3: cannot be read; fetch it again", "another")
@@ -165,7 +165,7 @@ def test_records_that_a_task_cannot_use_are_left_out(tokenizer):
     assert len(examples) == 5
     places = [message.partition(":")[0] for message in tolerance.found]
     assert sorted(places) == ["a.csv line 4", "a.csv line 6", "a.csv line 7"]
-    with pytest.raises(UserError, match="2 bad records were left out already"):
+    with pytest.raises(UserError, match="2 bad records were already left out"):
         make_examples(task, {"train": labelled()}, using(tokenizer), CONFIG, Tolerance("skip:2"))
     assert len(sources["train"]) == 5
     # Many bad records do not make for as many beginnings.
@@ -223,8 +223,8 @@ def test_a_truncated_image_is_left_out(tmp_path):
     assert next(batches)["images"].shape == (6, 8, 8, 3)
     batches.close()
     [message] = tolerance.found
-    assert message.startswith(f"{files[3]}: is not a whole image")
-    with pytest.raises(UserError, match="3.png: is not a whole image"):
+    assert message.startswith(f"{files[3]}: is not a complete image")
+    with pytest.raises(UserError, match="3.png: is not a complete image"):
         next(TrainBatches(task.examples(records, images_of(task), 0, train=True), batch_size=6, seed=0))
 
 
@@ -269,9 +269,9 @@ QUOTES = {
     "the last": (f'{HEAD}{TAIL}"5 disk,b', (6,), ["1", "two\nlines", 'th"ree']),
     "several": (f'{HEAD}"5 disk,b\n"6 disk,b\n2,a\n{TAIL}"7"x,b\n', (3, 4, 9), ["1", "2", "two\nlines", 'th"ree']),
     "in the header": (f'"text,label\n1,a\n{TAIL}', "a.csv line 1: is not CSV"),
-    "in a text of lines": (f'{HEAD}"he said "no\nand "yes" then",b\n', "a.csv line 3: is not CSV .* cannot be told from line 4$"),
-    "never closed, of lines": (f'{HEAD}"one\ntwo\nthree, four\n', "a.csv line 3: is not CSV .* cannot be told from line 4$"),
-    "one column": ('text\n1\n"5" disk"\n2\n', "a.csv line 3: is not CSV .*; it cannot be left out, for where it ends"),
+    "in a text of lines": (f'{HEAD}"he said "no\nand "yes" then",b\n', "a.csv line 3: is not CSV .* is unclear from line 4$"),
+    "never closed, of lines": (f'{HEAD}"one\ntwo\nthree, four\n', "a.csv line 3: is not CSV .* is unclear from line 4$"),
+    "one column": ('text\n1\n"5" disk"\n2\n', "a.csv line 3: is not CSV .*; it cannot be skipped, because its end"),
 }
 
 
@@ -280,7 +280,7 @@ def test_rows_with_a_mistake_in_their_quotes(case, tmp_path):
     """They are left out, and no others with them, where those after them are sound; else the error stays."""
     content, *expected = QUOTES[case]
     (tmp_path / "a.csv").write_text(content)
-    with pytest.raises(UserError, match=r"a.csv line \d: is not CSV .*; quote fields as RFC 4180 says, or use tsv$"):
+    with pytest.raises(UserError, match=r"a.csv line \d: is not CSV .*; quote fields as in RFC 4180, or use tsv$"):
         open_source("auto", str(tmp_path / "a.csv"), "train")
     tolerance = Tolerance("skip:3")
     with tolerance.active():
@@ -394,10 +394,11 @@ def test_validation_that_is_in_the_training_data_is_counted(monkeypatch, tokeniz
     # Of large data a sample is compared, and that is said.
     monkeypatch.setattr("fmjax.data.stream.overlap.MOST_TRAINED", 10)
     sampled = find_overlap(train, held, reads, processors)
-    assert (sampled.trained, sampled.whole) == (10, False) and "in training (a sample of 10 was compared)" in sampled.warning()
+    assert (sampled.trained, sampled.whole) == (10, False) and "in training (compared with a sample of 10)" in sampled.warning()
 
 
-def test_a_worker_that_dies_before_it_reads_ends_the_run(monkeypatch):
+@pytest.mark.parametrize(("python", "code"), [(b"/bin/false", 1), (b"/bin/true", 0)])
+def test_a_worker_that_dies_before_it_reads_ends_the_run(monkeypatch, python, code):
     """As one does that imports a script without a main guard: what it is sent must fit into the pipe to it."""
     large = Numbers(9, classes=np.zeros(100_000))
     handed = Handed(large)
@@ -409,8 +410,8 @@ def test_a_worker_that_dies_before_it_reads_ends_the_run(monkeypatch):
     assert not path.exists()
     # A Python that is no Python is a worker that dies at once.
     resource_tracker.ensure_running()
-    monkeypatch.setattr(spawn, "get_executable", lambda: b"/bin/false")
-    with pytest.raises(UserError, match=r"data.workers=2: a worker process ended with exit code 1 before it read .*__main__"):
+    monkeypatch.setattr(spawn, "get_executable", lambda: python)
+    with pytest.raises(UserError, match=rf"workers=2: a worker process ended with exit code {code} before it read .*__main__"):
         read(large, 4, workers=2)
 
 

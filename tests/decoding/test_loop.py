@@ -26,7 +26,8 @@ from fmjax.decoding import beam, logits, loop, prompts
 from fmjax.decoding.logits import NONE, Place, process
 from fmjax.decoding.settings import Generation, merge
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import Pretrained, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = ("gpt2", "t5_gated", "marian")
@@ -173,7 +174,7 @@ def test_a_start_token_is_put_before_prompts_without_one():
         ({"decoder_input_ids": np.full((2, 4), 59)}, "decoder_input_ids: has 2 rows"),
         ({"decoder_attention_mask": np.ones((3, 5))}, "decoder_attention_mask: has shape (3, 5), but decoder_input_ids (3, 4)"),
         ({"max_length": 4, "max_new_tokens": None}, "max_length=4 leaves no room after 4 tokens"),
-        ({"max_new_tokens": 46}, "4 tokens and 46 new ones are more than the 48 positions"),
+        ({"max_new_tokens": 46}, "4 tokens and 46 new ones exceed the 48 positions"),
     ],
 )
 def test_wrong_prompts_of_decoders_are_named(changed, message):
@@ -657,13 +658,13 @@ REFUSED = [({name: value}, f"{name}={json.dumps(value)} {needs}; correct it") fo
     ("given", "message"),
     [
         *REFUSED,
-        ({"num_beam": 3}, '"num_beam" is not a setting of generation (did you mean "num_beams"?); choose from max_new_'),
-        ({"pixel_values": 0}, '"pixel_values" is not a setting of generation'),
-        ({"typical_p": 0.9, "penalty_alpha": 0.6}, "not handled: typical_p=0.9 (only 1.0 is), penalty_alpha=0.6; leave it out"),
-        ({"do_sample": True, "num_beams": 2}, "do_sample=true with num_beams=2 is not handled"),
+        ({"num_beam": 3}, '"num_beam" is not a generation setting (did you mean "num_beams"?); choose from max_new_'),
+        ({"pixel_values": 0}, '"pixel_values" is not a generation setting'),
+        ({"typical_p": 0.9, "penalty_alpha": 0.6}, "not supported: typical_p=0.9 (only 1.0 is), penalty_alpha=0.6; leave it out"),
+        ({"do_sample": True, "num_beams": 2}, "do_sample=true with num_beams=2 is not supported"),
         ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences=3 needs do_sample=true or num_beams=3 at least"),
-        ({"max_new_tokens": 41}, "9 tokens and 41 new ones are more than the 48 positions of the model"),
-        ({"max_length": 9}, "max_length=9 leaves no room after 9 tokens; give max_new_tokens"),
+        ({"max_new_tokens": 41}, "9 tokens and 41 new ones exceed the 48 positions of the model"),
+        ({"max_length": 9}, "max_length=9 leaves no room after the 9 tokens of the prompt; pass max_new_tokens"),
     ],
 )
 def test_settings_are_refused_by_name(given, message):
@@ -678,9 +679,9 @@ def test_models_that_do_not_generate_and_tokens_that_they_lack():
         load(GOLDEN / "bert_classify").generate(input_ids=[[1]])
     with pytest.raises(UserError, match="bad_words_ids: 11 is out of range; the vocabulary has 11 entries, 0 to 10"):
         continued(batch_of(PROMPTS), merge({"bad_words_ids": [[3, 11]]}))
-    with pytest.raises(UserError, match="the decoder's start token is unknown; give decoder_start_token_id"):
+    with pytest.raises(UserError, match="the decoder's start token is unknown; pass decoder_start_token_id"):
         prompts.start_id(Listener(), GREEDY)
-    with pytest.raises(UserError, match="Bert has no decoder, so it generates no text"):
+    with pytest.raises(UserError, match="Bert has no decoder, so it cannot generate text"):
         loop.as_generator(load(GOLDEN / "bert_classify").model)
 
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # 21 of the texts are held out: their last batch of 8 has rows that only fill it up.
 CHANGES = (
     "data.batch_size=8", "train.log_every=1", "train.eval_every=2", "checkpoint.every=2", "checkpoint.keep=9",
-    "model.dropout=0.1", "model.vocab_size=512", "data.vocab_size=300", "data.hold_out=0.3", "mesh.rules=fsdp",
+    "model.layers=1", "model.dropout=0.1", "model.vocab_size=512", "data.vocab_size=300", "data.hold_out=0.3", "mesh.rules=fsdp",
     "optim.schedule=constant",
 )  # fmt: skip
 

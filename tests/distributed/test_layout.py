@@ -65,7 +65,7 @@ def mesh(rules: str, axes: dict[str, int], **more) -> dict:
             "fsdp",
             {"data": 8},
             {"data": 8},
-            "warning: mesh.rules=fsdp divides parameters over fsdp, which mesh.axes={'data': 8} has not: "
+            "warning: mesh.rules=fsdp divides parameters over fsdp, which mesh.axes={'data': 8} lacks: "
             "each of 8 devices holds all of them",
         ),
         ("fsdp", {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 4}, ""),

@@ -52,7 +52,7 @@ def test_every_host_that_is_there_names_those_that_are_not():
 
 def test_a_number_that_two_hosts_have():
     said, _ = call([0, 1, 1], 3, 20)
-    assert said == ["--host=1: two hosts have this number; give each of the 3 its own"] * 3
+    assert said == ["--host=1: two hosts have this index; give each of the 3 hosts its own"] * 3
 
 
 def test_the_first_host_is_missing():
@@ -83,7 +83,7 @@ def test_who_is_no_host_of_ours_is_not_counted():
 def test_a_port_that_is_in_use():
     with (
         socket.create_server(("", 0)) as taken,
-        pytest.raises(UserError, match="cannot listen there .*choose a port that is free"),
+        pytest.raises(UserError, match="cannot listen there .*choose a free port"),
     ):
         roll_call(f"localhost:{taken.getsockname()[1]}", 2, 0, 1)
 

@@ -20,7 +20,7 @@ from fmjax.errors import UserError
 from fmjax.hub import families, folders
 from fmjax.inference import export
 from fmjax.inference.generation import with_start
-from fmjax.inference.pretrained import load
+from fmjax.inference.load import load
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ROTARY = ("llama", "mistral", "qwen2")
@@ -54,8 +54,8 @@ def test_rotary_positions_are_written_by_their_old_and_new_names(family, kind):
 @pytest.mark.parametrize(
     ("rotary", "message"),
     [
-        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor=0 has to be above 0"),
-        ({"rope_theta": 0.0}, "rope_theta=0.0 has to be above 0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor=0 must be above 0"),
+        ({"rope_theta": 0.0}, "rope_theta=0.0 must be above 0"),
     ],
 )
 def test_rotary_positions_of_zero_are_refused(rotary, message):
@@ -101,7 +101,7 @@ def test_buffers_of_old_files_are_not_read(case, copied):
 def test_weights_that_are_not_finite_are_named(number, copied):
     name = "bert.encoder.layer.1.output.dense.bias"
     folder = copied("bert_classify", **{name: np.array([0.0] * 35 + [number])})
-    with pytest.raises(UserError, match=f"{name} holds NaN or infinity; get the weights again"):
+    with pytest.raises(UserError, match=f"{name} holds NaN or infinity; download the weights again"):
         load(folder)
 
 
@@ -122,7 +122,7 @@ def test_files_of_another_model_are_not_left_beside(tmp_path):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text("{}")
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        with pytest.raises(UserError, match=f"holds a model with {file}, which this model lacks"):
+        with pytest.raises(UserError, match=f"holds another model's {file}, which would be loaded with this model"):
             model.save(folder)
         assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

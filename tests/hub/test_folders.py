@@ -245,7 +245,7 @@ def test_pickles_are_never_opened(folder, tmp_path):
     assert not (tmp_path / "opened").exists()
 
 
-@pytest.mark.parametrize(("name", "message"), [("tf_model.h5", "h5, which is not read"), ("notes", r"has no .* \(there are")])
+@pytest.mark.parametrize(("name", "message"), [("tf_model.h5", "h5, which is not supported"), ("notes", r"has no .* \(only")])
 def test_other_formats(folder, name, message):
     (folder / folders.WEIGHTS).rename(folder / name)
     with pytest.raises(UserError, match=message):
@@ -256,7 +256,7 @@ def test_faults_of_a_config(folder, tmp_path):
     path = folder / folders.CONFIG
     for content, message in (
         ("{", "is not JSON"),
-        ("[]", "holds a JSON list"),
+        ("[]", "contains a JSON list"),
         ("{}", 'has no "model_type"'),
         ('{"fmjax": {}}', "is a run directory"),
     ):
@@ -279,7 +279,7 @@ def test_architecture_and_classes():
     for wrong in ({"1": "a"}, ["a"], {"0": "a", "2": "b"}):
         with pytest.raises(UserError, match="id2label"):
             class_names({"id2label": wrong})
-    with pytest.raises(UserError, match='"BertLMHeadModel" is not handled'):
+    with pytest.raises(UserError, match='"BertLMHeadModel" is not supported'):
         BERT.architecture({"architectures": ["BertLMHeadModel"]})
 
 

@@ -185,5 +185,6 @@ def test_damaged_files(tmp_path, content, why):
     (tmp_path / FLAX).write_bytes(content)
     with pytest.raises(UserError, match=why) as caught:
         open_tensors(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / FLAX}: is damaged") and str(caught.value).endswith("; get the file again")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / FLAX}: is damaged") and message.endswith("; download the file again")
     assert "\n" not in str(caught.value)

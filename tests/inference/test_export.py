@@ -19,7 +19,8 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.inference.answers import check_answers
 from fmjax.inference.folder_task import folder_task
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.runs.checkpoint import Checkpoints
 
 TEXTS = ["the cat sat", "a dog ran", "the dog sat", "a cat ran"] * 5
@@ -77,7 +78,7 @@ def test_generation_begins_and_ends_with_tokens_of_the_vocabulary(tmp_path):
 @pytest.mark.parametrize("answer", [{"score": float("nan")}, {"spans": [{"score": float("inf")}]}])
 def test_answers_are_numbers(answer):
     check_answers([{"text": "a", "score": 0.5, "scores": {"a": 1.0}}, {}], "line {}".format)
-    with pytest.raises(UserError, match="line 1: the model answers with NaN or infinity"):
+    with pytest.raises(UserError, match="line 1: the model's output is NaN or infinite"):
         check_answers([{}, answer], "line {}".format)
 
 
@@ -91,7 +92,7 @@ def test_a_model_whose_numbers_overflow_gives_no_answer():
     broken = Pretrained(config, family, model, params, using(tokenizer), task)
     nothing = np.full((1, 2), np.nan)
     broken.__dict__["_forward"] = lambda batch: {"classify": nothing}
-    with pytest.raises(UserError, match="example 0: the model answers with NaN"):
+    with pytest.raises(UserError, match="example 0: the model's output is NaN"):
         broken.predict(["the cat"])
 
 

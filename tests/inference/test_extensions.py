@@ -18,7 +18,8 @@ from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.errors import UserError
 from fmjax.hub import families
 from fmjax.inference.convert import convert
-from fmjax.inference.pretrained import abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import abstract_params
 from fmjax.runs.checkpoint import Checkpoints
 
 TOY = """
@@ -141,7 +142,7 @@ def test_an_export_with_a_model_type_of_its_own_is_loaded_where_its_package_is_p
     monkeypatch.delenv(EXTENSIONS)
     with pytest.raises(
         UserError,
-        match='config.json: fmjax_family="toy_models.toy" names a module outside of fmjax; '
-        "if you trust it, permit its package: export FMJAX_EXTENSIONS=toy_models",
+        match='config.json: fmjax_family="toy_models.toy" names a module outside fmjax; '
+        "if you trust it, allow its package: export FMJAX_EXTENSIONS=toy_models",
     ):
         load(tmp_path / "folder")

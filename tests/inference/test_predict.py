@@ -88,11 +88,11 @@ def written(folder: Path, content: str | bytes, name: str = "in.jsonl") -> Path:
 
 BAD = {
     "not json": "is not JSON (Expecting value: line 1 column 1 (char 0)); write one JSON string or object per line",
-    '{"txt": 3}': "is not a text",
+    '{"txt": 3}': "is not text",
     '"' + "x" * 21 + '"': "has 21 letters, more than 20",
     '"\\ud800"': "has half of a surrogate pair",
     '{"text": "a", "text": "b"}': 'has the key "text" twice',
-    '{"text": NaN}': "NaN is no number",
+    '{"text": NaN}': "NaN is not a number",
     "[" * 100_000: "is not JSON",
     b'"the d\xf6g"': "is not UTF-8 (byte 0xf6)",
 }
@@ -144,7 +144,7 @@ def test_examples_that_do_not_fit_each_other_are_answered_one_by_one(model):
 
 def test_nothing_is_written_where_nothing_has_an_answer(model, target, tmp_path):
     source = written(tmp_path, "5\n6\n")
-    with pytest.raises(UserError, match=r"none of the 2 examples could be predicted.* line 1: is not a text"):
+    with pytest.raises(UserError, match=r"none of the 2 examples could be predicted.* line 1: is not text"):
         predict_file(tmp_path, source, target)
     assert list(tmp_path.iterdir()) == [source]
 
@@ -221,7 +221,7 @@ def test_a_table_without_a_header(model, target, tmp_path):
         predict_file(tmp_path, source, target)
     predict_file(tmp_path, source, target, header=("text", "label"))
     assert [(answer["line"], answer["shout"]) for answer in answers(target)] == [(1, "ONE"), (2, "TWO")]
-    with pytest.raises(UserError, match="--header=text: names columns of csv and tsv, not of jsonl"):
+    with pytest.raises(UserError, match="--header=text: applies to csv and tsv, not to jsonl"):
         open_inputs(written(tmp_path, '"a"\n'), header=("text",))
 
 
@@ -231,14 +231,14 @@ def test_names_of_several_columns():
     with pytest.raises(UserError, match="reads question and context; write --column question=NAME,context=NAME"):
         column_names("q", both)
     for wrong in ("answer=a", "question=", "=q"):
-        with pytest.raises(UserError, match="names none of what the model reads: question, context"):
+        with pytest.raises(UserError, match="is not an input of the model, which reads question, context"):
             column_names(wrong, both)
 
 
 def test_an_output_is_never_overwritten(model, target, tmp_path):
     source = written(tmp_path, '"a"\n')
     target.write_text("mine")
-    with pytest.raises(UserError, match="is already there; name another file, or delete it"):
+    with pytest.raises(UserError, match="already exists; name another file, or delete it"):
         predict_file(tmp_path, source, target)
     assert target.read_text() == "mine"
     with pytest.raises(UserError, match="is a folder; name a file in it"):
@@ -283,7 +283,7 @@ def test_from_and_to_pipes(model, tmp_path, monkeypatch, capfdbinary):
 def test_what_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"--input=.*none.jsonl: cannot be read \(No such file or directory\)"):
         open_inputs(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match=r"has no examples; give one per line"):
+    with pytest.raises(UserError, match=r"has no examples; write one per line"):
         open_inputs(written(tmp_path, "\n \n"))
     with pytest.raises(UserError, match='--source="cvs" .did you mean "csv"'):
         open_inputs(written(tmp_path, "a\n"), "cvs")

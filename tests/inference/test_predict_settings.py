@@ -11,10 +11,13 @@ import pytest
 from support.processors import using
 
 from fmjax import tasks
+from fmjax.config.json_files import read_json, write_json
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.errors import UserError
+from fmjax.inference.convert import write_run
+from fmjax.inference.load import load
 from fmjax.inference.predicting import chosen, generation_settings
-from fmjax.inference.pretrained import Pretrained, load
+from fmjax.inference.pretrained import Pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -64,15 +67,15 @@ def test_what_settings_mean():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": 3}, "seed=3 has no effect, as nothing is drawn at random; give a temperature too"),
+        ({"seed": 3}, "seed=3 has no effect, as nothing is sampled; set a temperature too"),
         ({"temperature": 1.0, "seed": -1}, "seed=-1: must be a whole number from 0 to 4294967295"),
-        ({"temperature": 0, "top_p": 0.5}, "temperature=0 takes the likeliest token each time, so top_p has no effect"),
+        ({"temperature": 0, "top_p": 0.5}, "temperature=0 always takes the most likely token, so top_p has no effect"),
         ({"temperature": -1.0}, "temperature=-1.0 must be a number above 0"),
         ({"top_p": 1.5}, "top_p=1.5 must be a number from 0 to 1"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be a whole number, 1 or more"),
-        ({"temperature": 1.0, "num_beams": 2}, "do_sample=true with num_beams=2 is not handled"),
-        ({"max_new_token": 3}, r'"max_new_token" is not a setting of generation \(did you mean "max_new_tokens"\?\)'),
-        ({"num_return_sequences": 2, "temperature": 1.0}, "num_return_sequences=2: each example has one answer"),
+        ({"temperature": 1.0, "num_beams": 2}, "do_sample=true with num_beams=2 is not supported"),
+        ({"max_new_token": 3}, r'"max_new_token" is not a generation setting \(did you mean "max_new_tokens"\?\)'),
+        ({"num_return_sequences": 2, "temperature": 1.0}, "num_return_sequences=2: predict gives one answer per example"),
     ],
 )
 def test_settings_that_do_not_fit(model, settings, message):
@@ -91,14 +94,33 @@ def test_settings_where_nothing_is_generated(tmp_path):
 
 
 def test_prompts_that_are_too_long_are_named(model):
-    message = r"example 1: 25 tokens and 30 new ones are more than the 48 positions of the model; shorten the prompt"
+    message = r"example 1: 25 tokens and 30 new ones exceed the 48 positions of the model; shorten the prompt"
     with pytest.raises(UserError, match=message):
         model.predict(["abc", "a" * 25, "xyz"], max_new_tokens=30)
-    with pytest.raises(UserError, match=r"example 1: has 31 tokens, more than 30, the most that this model reads; shorten it"):
+    with pytest.raises(UserError, match=r"example 1: has 31 tokens, more than the 30 that this model reads; shorten it"):
         model.predict(["abc", "a" * 31])
     found = model.predictor((), None, {}).answers_or_errors(["abc", "a" * 31, "xyz"], "row {}".format)
     assert [found[0], found[2]] == model.predict(["abc", "xyz"])
-    assert str(found[1]) == "row 1: has 31 tokens, more than 30, the most that this model reads; shorten it"
+    assert str(found[1]) == "row 1: has 31 tokens, more than the 30 that this model reads; shorten it"
+
+
+def test_rotary_models_have_a_limit_too(tmp_path):
+    letters = train_tokenizer([string.ascii_lowercase * 9], "char", 40, lowercase=False)
+    llama = dataclasses.replace(load(GOLDEN / "decoders" / "llama_lm"), processors=using(letters))
+    for given, message in (
+        ("a" * 8, "example 0: 8 tokens and 64 new ones exceed the 40 positions of the model"),
+        ("a" * 41, "example 0: has 41 tokens, more than the 40 that this model reads"),
+    ):
+        with pytest.raises(UserError, match=message):
+            llama.predict([given])
+    with pytest.raises(UserError, match="3 tokens and 39 new ones exceed the 40 positions of the model"):
+        llama.generate(input_ids=[[1, 2, 3]], max_new_tokens=39)
+    # A run reads what it was trained on, whatever its model was meant for.
+    write_run(llama, tmp_path)
+    config = read_json(tmp_path / "config.json")
+    assert config["data"]["max_length"] == 40
+    write_json(tmp_path / "config.json", config | {"data": config["data"] | {"max_length": 64}})
+    assert load(tmp_path).model.settings.context == 64 and load(tmp_path)._longest() == 64
 
 
 def test_bad_examples_shift_no_draws(model):
@@ -116,12 +138,12 @@ def test_lengths_that_count_the_prompt_count_each_by_itself(model):
 
 def test_prompts_are_texts(model):
     for wrong, message in (
-        (np.zeros((1, 3), int), r"prompt 0: is ndarray, not a text; give texts, or token ids as input_ids="),
-        (["a", 5], "prompt 1: is int, not a text"),
+        (np.zeros((1, 3), int), r"prompt 0: is ndarray, not text; pass texts, or token ids as input_ids="),
+        (["a", 5], "prompt 1: is int, not text"),
     ):
         with pytest.raises(UserError, match=message):
             model.generate(wrong)
     with pytest.raises(UserError, match="prompts and input_ids were both given"):
         model.generate("a", input_ids=[[1]])
-    with pytest.raises(UserError, match="return_scores=True is for token ids"):
+    with pytest.raises(UserError, match="return_scores=True needs token ids"):
         model.generate("a", return_scores=True)

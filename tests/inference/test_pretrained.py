@@ -28,8 +28,11 @@ from fmjax.errors import UserError
 from fmjax.hub import folders
 from fmjax.hub.reference import class_names
 from fmjax.inference import predict
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.evaluate import evaluate_run
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.runs.checkpoint import Best, Checkpoints
+from fmjax.runs.folder import check_workdir
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"width": 36, "layers": 2, "attention_heads": 3, "mlp_width": 50, "vocab_size": 97, "positions": 130}  # of the goldens
@@ -76,12 +79,12 @@ def test_importing_fmjax_is_cheap():
         ({"input_ids": [[3, 97]]}, r"input_ids: 97 is out of range; the vocabulary has 97 entries"),
         ({"input_ids": [[3, -1]]}, r"input_ids: -1 is out of range"),
         ({"input_ids": np.array([[2**32 + 3]])}, r"input_ids: 4294967299 is out of range"),
-        ({"input_ids": np.zeros((1, 131), int)}, r"131 tokens are more than the 130 positions"),
+        ({"input_ids": np.zeros((1, 131), int)}, r"131 tokens exceed the 130 positions"),
         ({"input_ids": [[3.0]]}, r"input_ids: holds float64"),
         ({"input_ids": [3, 4]}, r"input_ids: has shape \(2,\)"),
         ({"input_ids": np.zeros((2, 0), int)}, r"input_ids: has shape \(2, 0\)"),
         ({"input_ids": [[3], [3, 4]]}, r"input_ids: its rows differ in length"),
-        ({"attention_mask": [[1]]}, r"input_ids are missing"),
+        ({"attention_mask": [[1]]}, r"input_ids is missing"),
         ({"input_ids": IDS, "attention_mask": [[1, 1]]}, r"attention_mask: has shape \(1, 2\), but input_ids \(1, 4\)"),
         ({"input_ids": IDS, "attention_mask": [["a"] * 4]}, r"attention_mask: holds <U1"),
         ({"input_ids": IDS, "token_type_ids": [[0, 1, 2, 0]]}, r"token_type_ids: 2 is out of range; the token-type table has 2"),
@@ -104,7 +107,7 @@ def test_inputs_depend_on_the_family():
     batch = roberta.checked_batch({"input_ids": padded})
     assert batch["position_ids"].tolist() == [[-1] * 5 + list(range(130)) + [-1] * 5]
     padded[0, 4] = 7
-    with pytest.raises(UserError, match="131 tokens are more than the 130 positions"):
+    with pytest.raises(UserError, match="131 tokens exceed the 130 positions"):
         roberta.apply(input_ids=padded)
 
 
@@ -234,7 +237,7 @@ def test_a_run_loads_its_newest_step(tmp_path, tokenizer):
     assert jax.tree.all(jax.tree.map(np.array_equal, model.params, expected[10]))
     assert {"prediction_logits", "seq_relationship_logits"} < set(model.apply(input_ids=IDS))
     assert len(fake(model, []).predict(["the [MASK] sat"])[0]["masks"]) == 1
-    with pytest.raises(UserError, match="tokens, more than 16"):
+    with pytest.raises(UserError, match="tokens, more than the 16"):
         model.predict(["the [MASK] " + "cat " * 14])
 
 
@@ -281,6 +284,11 @@ def test_runs_that_cannot_be_loaded_or_saved(tmp_path, tokenizer):
         load(tmp_path / "mean").save(tmp_path / "folder")
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "nothing")
+    begun = tmp_path / "begun"  # what a run leaves whose data could not be read
+    assert not check_workdir(begun) and [path.name for path in begun.iterdir()] == [".lock"]
+    for read in (load, evaluate_run):
+        with pytest.raises(UserError, match="begun: the run has no checkpoint yet; train it first, with the same --workdir$"):
+            read(begun)
     (tmp_path / "bare").mkdir()
     with pytest.raises(UserError, match=r"config.json: no such file"):
         load(tmp_path / "bare")
@@ -347,5 +355,5 @@ def test_an_encoder_may_read_images():
     assert prompted.tolist() == [[4, 1, 0, 1], [4, 2, 0, 2], [4, 3, 1, 2]]
     with pytest.raises(UserError, match=r"decoder_input_ids: has 2 rows, but pixel_values has shape \(3, 3, 2, 2\)"):
         model.generate(pixel_values=images, decoder_input_ids=[[4], [4]])
-    with pytest.raises(UserError, match="pixel_values are missing"):
+    with pytest.raises(UserError, match="pixel_values is missing"):
         model.generate(decoder_input_ids=[[4], [4]])

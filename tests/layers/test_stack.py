@@ -93,6 +93,11 @@ def randomized(model: nn.Module, x: Any, shared: Any) -> Any:
     return pytree.map_named(lambda name, leaf: 0.3 * draw(*leaf.shape, seed=len(name)), shapes)
 
 
+def run(model: nn.Module, params: Any, x: Any, shared: Any) -> jax.Array:
+    """Returns what the layers give, compiled as a whole."""
+    return jax.jit(model.apply)({"params": params}, x, shared)[0]
+
+
 def by_hand(blocks: Any, params: Any, x: Any, shared: tuple[Context, ...], count: int) -> Any:
     """Returns what the layers give one after the other; `params` are stacked by block."""
     several = blocks_of(blocks)[:count]
@@ -121,21 +126,20 @@ def test_a_pattern_is_its_layers_in_turn(name):
     (_, expected), gradient = with_gradient(
         lambda params: by_hand(blocks, params, x, shared, count)
     )
-    for layers in (Layers(count, False, "dots"), Layers(count, True, "everything")):
-        model = Toy(blocks, layers)
-        (_, found), own = with_gradient(
-            lambda params, model=model: model.apply({"params": params}, x, shared)[0]
-        )
-        np.testing.assert_allclose(found, expected, **TOLERANCE)
-        for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(gradient), strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-3)
+    unrolled = run(Toy(blocks, Layers(count)), params, x, shared)
+    np.testing.assert_allclose(unrolled, expected, **TOLERANCE)
+    scanned = Toy(blocks, Layers(count, True, "everything"))
+    (_, found), own = with_gradient(lambda params: scanned.apply({"params": params}, x, shared)[0])
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
+    for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-3)
 
 
 def test_windows_and_rotary_bases_alternate():
     """Each kind of context is used, and by the right layers."""
     x, shared = draw(ROWS, LENGTH, WIDTH), contexts()
-    params = {"params": randomized(Toy(block(), Layers(4)), x, shared)}
-    right = Toy(block(), Layers(4, scan=True)).apply(params, x, shared)[0]
+    params = randomized(Toy(block(), Layers(4)), x, shared)
+    right = run(Toy(block(), Layers(4, scan=True)), params, x, shared)
     local, whole = shared
     for wrong in (
         (whole, local),
@@ -143,23 +147,23 @@ def test_windows_and_rotary_bases_alternate():
         (whole, whole),
         (local.replace(rotary=whole.rotary), whole),
     ):
-        assert (
-            np.abs(Toy(block(), Layers(4, scan=True)).apply(params, x, wrong)[0] - right).max()
-            > 1e-3
-        )
+        other = run(Toy(block(), Layers(4, scan=True)), params, x, wrong)
+        assert np.abs(other - right).max() > 1e-3
     # With a window, the first position reaches those within the window and no others.
     moved = x.copy()
     moved[:, 0] = draw(ROWS, WIDTH, seed=3)
     one = Toy(block(), Layers(1))
-    params = {"params": randomized(one, x, local)}
-    change = np.abs(one.apply(params, moved, local)[0] - one.apply(params, x, local)[0])
+    params = randomized(one, x, local)
+    change = np.abs(run(one, params, moved, local) - run(one, params, x, local))
     assert (change[:, :WINDOW].max(axis=2) > 1e-4).all() and (change[:, WINDOW:] == 0).all()
 
 
 def test_parameters_have_one_stack_per_block_and_do_not_depend_on_the_choice_of_loop():
     x, shared = draw(ROWS, LENGTH, WIDTH), contexts()
     two = (block(), block(GatedMlp, 6))
-    boxed = [Toy(two, Layers(5, scan)).init(KEY, x, shared)["params"] for scan in (True, False)]
+    boxed = [
+        jax.jit(Toy(two, Layers(5, scan)).init)(KEY, x, shared)["params"] for scan in (True, False)
+    ]
     named = pytree.names(nn.meta.unbox(boxed[0]))
     assert {name.split("/")[1] for name in named} == {"0", "1"}
     assert named["layers/0/mlp/up/kernel"].shape == (3, WIDTH, 12) and named[
@@ -169,7 +173,9 @@ def test_parameters_have_one_stack_per_block_and_do_not_depend_on_the_choice_of_
     for one, other in zip(*(jax.tree.leaves(nn.meta.unbox(tree)) for tree in boxed), strict=True):
         np.testing.assert_array_equal(one, other)
     # A layer's values follow from its number, whatever the pattern.
-    single = pytree.names(nn.meta.unbox(Toy(block(), Layers(5)).init(KEY, x, shared)["params"]))
+    single = pytree.names(
+        nn.meta.unbox(jax.jit(Toy(block(), Layers(5)).init)(KEY, x, shared)["params"])
+    )
     np.testing.assert_array_equal(
         named["layers/0/attention/query/kernel"], single["layers/attention/query/kernel"][::2]
     )
@@ -198,7 +204,8 @@ def test_decoding_in_pieces_is_decoding_at_once(name, scan):
     blocks, kinds, count = PATTERNS[name]
     x, model = draw(ROWS, LENGTH, WIDTH), Toy(blocks, Layers(count, scan))
     params = randomized(model, x, contexts(count=kinds))
-    expected, none = model.apply({"params": params}, x, contexts(count=kinds))
+    apply = jax.jit(model.apply)
+    expected, none = apply({"params": params}, x, contexts(count=kinds))
     assert none is None
     caches: Any = empty_cache(count, ROWS, 9, HEADS, HEAD_WIDTH, jnp.float32)["layers"]
     pieces = []
@@ -208,7 +215,7 @@ def test_decoding_in_pieces_is_decoding_at_once(name, scan):
         (unstack_layers(params), 5, LENGTH),
     ):
         shared = contexts(begin, end - begin, 9, kinds)
-        out, caches = model.apply({"params": own}, x[:, begin:end], shared, caches)
+        out, caches = apply({"params": own}, x[:, begin:end], shared, caches)
         pieces.append(out)
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), expected, **TOLERANCE)
     # The caches are those of the layers in order: the first layer's keys are those of x itself.
@@ -231,7 +238,8 @@ def test_scanned_and_unrolled_patterns_drop_the_same(blocks):
         for scan in (True, False)
     )
     np.testing.assert_allclose(scanned, unrolled, **TOLERANCE)
-    assert np.abs(unrolled - Toy(blocks, Layers(5)).apply(params, x, shared)[0]).max() > 1e-3
+    plain = run(Toy(blocks, Layers(5)), params["params"], x, shared)
+    assert np.abs(unrolled - plain).max() > 1e-3
 
 
 def test_unknown_policies_are_refused_by_name():

@@ -44,7 +44,7 @@ def test_questions_without_an_answer():
 
 @pytest.mark.parametrize(("given", "references"), [([], []), (["a"], []), (["a"], [["a"], ["b"]])])
 def test_as_many_answers_as_questions(given, references):
-    with pytest.raises(UserError, match="give one for each"):
+    with pytest.raises(UserError, match="pass one answer per question"):
         answers(given, references)
 
 

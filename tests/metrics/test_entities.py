@@ -34,7 +34,7 @@ def test_schemes_are_recognized_and_mark_the_same(name):
     assert mark_entities(labels)
     if name == "IOE1":
         assert entities(tags) == FOUND
-        with pytest.raises(UserError, match="task.mode=strict does not read the scheme IOE1"):
+        with pytest.raises(UserError, match="task.mode=strict does not support the scheme IOE1"):
             find_scheme(labels, [tags, tags])
         return
     scheme = find_scheme(labels, [tags, tags])
@@ -58,7 +58,7 @@ def test_tags_that_mark_no_entities():
 
 
 def test_prefixes_of_no_scheme_are_refused_by_name():
-    with pytest.raises(UserError, match="the tags begin with B, L, S, which is no scheme of entities; convert them to BIO"):
+    with pytest.raises(UserError, match="the tags begin with B, L, S, which is not a known tagging scheme; convert them to BIO"):
         mark_entities(["O", "B-PER", "L-PER", "S-PER"])
 
 

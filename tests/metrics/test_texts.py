@@ -34,7 +34,7 @@ def test_chinese_is_split_into_characters():
     text, truth = ["我喜欢这本书。"], ["我喜欢那本书。"]
     assert text_metrics.bleu(text, truth)["bleu"] < 10 < text_metrics.bleu(text, truth, "zh")["bleu"]
     assert text_metrics.chrf(text, truth)["chrf"] > 30
-    with pytest.raises(UserError, match="only words of the letters a to z"):
+    with pytest.raises(UserError, match="only counts words of the letters a to z"):
         text_metrics.rouge(text, truth)
 
 

@@ -15,7 +15,8 @@ import pytest
 from fmjax import models, pytree
 from fmjax.errors import UserError
 from fmjax.hub import families, folders
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = ("bert", "roberta", "distilbert", "electra")

@@ -21,7 +21,8 @@ from fmjax import models, pytree
 from fmjax.errors import UserError
 from fmjax.hub import families, folders
 from fmjax.hub.reference import Reference
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.models import gpt, llama, mistral, qwen2
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoders"
@@ -342,7 +343,7 @@ def test_settings_the_reference_lacks_are_refused():
     ("settings", "message"),
     [
         ({"kv_heads": 2}, "kv_heads=2"),
-        ({"head_width": 3}, "odd number"),
+        ({"head_width": 3}, "odd width"),
         ({"positions": 5}, "model.positions=5"),
         ({"rotary_scaling": "linaer"}, 'did you mean "linear"'),
         ({"width": 13}, "width=13"),
@@ -357,7 +358,7 @@ def test_sizes_that_do_not_fit_are_refused(settings, message):
 
 def test_inputs_out_of_range_are_refused():
     model = golden("gpt2_lm")
-    with pytest.raises(UserError, match="41 tokens are more than the 40 positions"):
+    with pytest.raises(UserError, match="41 tokens exceed the 40 positions"):
         model.apply(input_ids=np.zeros((1, 41), np.int32))
     with pytest.raises(UserError, match=r"position_ids: 40 is out of range"):
         model.apply(input_ids=np.zeros((1, 1), np.int32), position_ids=np.full((1, 1), 40))

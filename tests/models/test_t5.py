@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 from fmjax import models, pytree
 from fmjax.errors import UserError
 from fmjax.hub import families, folders
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.layers.cache import shift_right
 from fmjax.models import t5
 
@@ -272,12 +273,12 @@ def test_older_configs_have_another_name_for_the_greatest_distance():
 @pytest.mark.parametrize(
     ("case", "change", "message"),
     [
-        ("v1_0", {"decoder_input_ids": None, "decoder_attention_mask": None}, "decoder_input_ids are missing"),
+        ("v1_0", {"decoder_input_ids": None, "decoder_attention_mask": None}, "decoder_input_ids is missing"),
         ("v1_0", {"decoder_input_ids": [[41]] * 3, "decoder_attention_mask": None}, "41 is out of range"),
         ("v1_0", {"decoder_input_ids": [[1]] * 2, "decoder_attention_mask": None}, "has 2 rows"),
         ("v1_0", {"labels": [[-1]] * 3, "decoder_input_ids": None, "decoder_attention_mask": None}, "-1 is out of range"),
         ("v1_0", {"labels": [[1]] * 3}, r"labels: has shape \(3, 1\)"),
-        ("encoder", {"decoder_input_ids": [[1]] * 3}, "encoder only"),
+        ("encoder", {"decoder_input_ids": [[1]] * 3}, "only an encoder"),
         ("encoder", {"token_type_ids": [[1]] * 3}, "not an input"),
     ],
 )

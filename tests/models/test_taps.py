@@ -166,11 +166,10 @@ def test_a_delta_is_added_to_the_embedded_input(family, prefix):
 def test_a_delta_of_several_texts_belongs_to_each():
     model = models.family("bert").build(heads={"choice": {}}, **TEXT)
     ids = jnp.stack([IDS, IDS[::-1]], axis=1)
-    params = nn.meta.unbox(model.init(jax.random.key(0), {"input_ids": ids})["params"])
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), {"input_ids": ids})["params"])
+    apply = jax.jit(lambda batch: model.apply({"params": params}, batch)["hidden"])
     delta = jnp.asarray(np.random.default_rng(1).normal(size=(*ids.shape, 8)), jnp.float32)
-    found = model.apply({"params": params}, {"input_ids": ids, "embedded_delta": delta})["hidden"]
+    found = apply({"input_ids": ids, "embedded_delta": delta})
     for choice in (0, 1):
         one = {"input_ids": ids[:, choice][:, None], "embedded_delta": delta[:, choice][:, None]}
-        np.testing.assert_allclose(
-            model.apply({"params": params}, one)["hidden"][:, 0], found[:, choice], atol=1e-6
-        )
+        np.testing.assert_allclose(apply(one)[:, 0], found[:, choice], atol=1e-6)

@@ -17,7 +17,8 @@ from fmjax.errors import UserError
 from fmjax.hub import families, folders
 from fmjax.hub.rules import bind
 from fmjax.hub.tensors import Tensor
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.layers.position import sinusoids
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "seq2seq"
@@ -221,11 +222,11 @@ def test_what_does_not_fit_is_refused():
         build(decoder_attention_heads=5)
     with pytest.raises(UserError, match="model.start_id=11 is not in the target's vocabulary of 11 tokens"):
         build(start_id=11)
-    with pytest.raises(UserError, match="5 tokens are more than model.positions=4"):
+    with pytest.raises(UserError, match="5 tokens exceed model.positions=4"):
         abstract = build(positions=4)
         ids = jnp.zeros((1, 5), jnp.int32)
         jax.eval_shape(abstract.init, jax.random.key(0), {"input_ids": ids, "labels": ids})
-    with pytest.raises(UserError, match="decoder_input_ids are missing"):
+    with pytest.raises(UserError, match="decoder_input_ids is missing"):
         golden("marian").apply(input_ids=np.zeros((1, 3), np.int32))
     with pytest.raises(UserError, match="40 is out of range; the vocabulary has 37"):
         golden("marian_two_tables").apply(input_ids=np.full((1, 3), 40), decoder_input_ids=np.full((1, 3), 40))
@@ -237,5 +238,5 @@ def test_positions_that_are_not_sinusoids_are_refused():
     reference = families.table_of("transformer")
     name, table = "model.encoder.embed_positions.weight", sinusoids(5, 4)
     assert folders.canonical({name: Tensor(table.shape, lambda: table)}, reference) == {}
-    with pytest.raises(UserError, match="not a table of sinusoids"):
+    with pytest.raises(UserError, match="not a sinusoidal table"):
         folders.canonical({name: Tensor(table.shape, lambda: table[::-1])}, reference)

@@ -15,7 +15,8 @@ import pytest
 from fmjax import models, pytree
 from fmjax.errors import UserError
 from fmjax.hub import families, folders
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.layers.grid import bicubic, resized, sinusoids_2d
 from fmjax.models.vit_embed import patches
 from fmjax.tasks import mae
@@ -227,7 +228,7 @@ def test_what_the_reference_lacks_is_not_written(tmp_path):
     [
         ({"pool": "max"}, 'model.pool="max".*first, mean'),
         ({"position_init": "learnt"}, "model.position_init"),
-        ({"class_tokens": 0}, "model.class_tokens=0: must be 1, or 0 where model.pool=mean"),
+        ({"class_tokens": 0}, "model.class_tokens=0: must be 1, or 0 with model.pool=mean"),
         ({"class_tokens": 2, "pool": "mean"}, "model.class_tokens=2"),
         ({"patch_size": 9}, "model.image_size=8 holds no patch of model.patch_size=9"),
         ({"decoder_width": 9}, "model.decoder_width=9 is not divisible by model.decoder_heads=16"),
@@ -243,13 +244,13 @@ def test_sizes_that_do_not_fit_are_refused(change, named):
 @pytest.mark.parametrize(
     ("inputs", "named"),
     [
-        ({}, "pixel_values are missing"),
+        ({}, "pixel_values is missing"),
         ({"pixel_values": np.zeros((1, 1, 20, 20), np.float32)}, r"has shape \(1, 1, 20, 20\).*3 channels"),
         ({"pixel_values": np.zeros((3, 20, 20), np.float32)}, "pixel_values: has shape"),
         ({"pixel_values": np.zeros((0, 3, 20, 20), np.float32)}, "pixel_values: has shape"),
         ({"pixel_values": np.zeros((1, 3, 20, 4), np.float32)}, "less than a patch of 5"),
         ({"pixel_values": np.zeros((1, 3, 20, 20), np.float32), "patch_keep": np.array([[0, 16]])}, "0 to 15"),
-        ({"pixel_values": np.zeros((1, 3, 20, 20), np.float32), "patch_keep": np.array([0])}, "patch_keep: give"),
+        ({"pixel_values": np.zeros((1, 3, 20, 20), np.float32), "patch_keep": np.array([0])}, "patch_keep: pass"),
         ({"pixel_values": np.zeros((1, 3, 25, 20), np.float32), "interpolate_pos_encoding": False}, "25 x 20 pixels are not"),
         ({"pixel_values": np.zeros((1, 3, 20, 20), np.float32), "input_ids": np.array([[1]])}, '"input_ids" is not an input'),
     ],
@@ -283,7 +284,8 @@ def masked_vit(**changes):
     model = models.family("vit").build(**{"heads": {"classify": {}}, **size, **decoder, **changes})
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(model))
-    return lambda **batch: model.apply({"params": params}, {name: jnp.asarray(array) for name, array in batch.items()})
+    apply = jax.jit(model.apply)
+    return lambda **batch: apply({"params": params}, {name: jnp.asarray(array) for name, array in batch.items()})
 
 
 @pytest.mark.parametrize("changes", [{}, {"pool": "mean", "class_tokens": 0}, {"heads": {"pixels": {}}}])

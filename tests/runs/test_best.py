@@ -76,7 +76,7 @@ def test_what_contradicts_the_metric_is_refused():
 
 def test_a_metric_of_which_nothing_is_known_needs_a_word():
     own: Any = Own()
-    with pytest.raises(UserError, match='best="calls": whether more or less of it is better is unknown; set checkpoint.mode'):
+    with pytest.raises(UserError, match='best="calls": it is unknown whether higher or lower is better; set checkpoint.mode'):
         best_step(config("calls"), own)
     assert best_step(config("calls", "min"), own) == Best("calls", "min")
 
@@ -90,9 +90,9 @@ def test_the_metric_decides_in_old_runs_too():
 
 def test_early_stopping_needs_evaluations():
     made = config(None, patience=2)
-    with pytest.raises(UserError, match="patience=2: there is no validation data to stop by; give data.files.validation"):
+    with pytest.raises(UserError, match="patience=2: early stopping needs validation data; set data.files.validation"):
         check_evaluated(made, {"train"})
-    with pytest.raises(UserError, match="patience=2: the run is evaluated at its end alone; set train.eval_every"):
+    with pytest.raises(UserError, match="patience=2: the run is evaluated only at its end; set train.eval_every"):
         check_evaluated(made, {"train", "validation"})
     made["train"]["eval_every"] = 10
     check_evaluated(made, {"train", "validation"})
@@ -103,4 +103,5 @@ def test_a_best_step_needs_validation_data(capsys):
     check_evaluated(config("loss"), {"train", "validation"})
     assert capsys.readouterr().err == ""
     check_evaluated(config("loss"), {"train"})
-    assert capsys.readouterr().err.startswith("checkpoint.best=loss: there is no validation data to choose by; only the newest")
+    warned = capsys.readouterr().err
+    assert warned.startswith("checkpoint.best=loss: without validation data, no step can be chosen; only the newest")

@@ -309,7 +309,7 @@ def test_no_whole_step_is_an_error_and_stays_one(saved: Path) -> None:
 
 def test_a_damaged_step_is_not_restored(saved: Path) -> None:
     flip(saved / "2" / "params" / "_METADATA")
-    with pytest.raises(UserError, match="2: this checkpoint is damaged: params/_METADATA is not as it was written"):
+    with pytest.raises(UserError, match="2: this checkpoint is damaged: params/_METADATA does not match its checksum"):
         CheckpointReader(saved).restore(2, abstract_of(make_items(2)))
 
 
@@ -368,8 +368,8 @@ def test_misfits_are_listed_by_name(saved: Path) -> None:
     message = str(caught.value)
     assert "missing (12): params/head/layer_0, " in message and message.count("params/head") == 10 and ", ...;" in message
     assert "unexpected (5): opt_state/main/1/0/count, opt_state/main/1/0/mu/mlp/bias" in message
-    assert "misshapen (2): params/mlp/bias bfloat16[16] where float32[16] is needed" in message
-    assert "params/mlp/kernel float32[8,16] where float32[8,17] is needed" in message
+    assert "misshapen (2): params/mlp/bias bfloat16[16], expected float32[16]" in message
+    assert "params/mlp/kernel float32[8,16], expected float32[8,17]" in message
     with pytest.raises(UserError, match=r"missing \(1\): ema/value"):
         CheckpointReader(saved).restore(1, {"ema": jax.ShapeDtypeStruct((), jnp.float32)})
 

@@ -69,8 +69,9 @@ def evaluation(classes: int = 2) -> Evaluation:
 def test_what_stands_on_the_page():
     records = [{"step": step, "loss": 5.0 - step, "nonfinite_steps": 1} for step in (1, 2, 3)]
     found = page([*records, {"step": 3, "eval/validation/loss": 2.5, "eval/validation/accuracy": 0.25}], PROVENANCE)
-    for text in ("bert, mlm: run<1>", "3 steps, 1 of them skipped: loss or gradient not finite", "<b>", "train.py a&b", "0.25",
-                 "train.sha256", "ab", "unset", "commit unknown", "loss", "accuracy", "training", "validation"):  # fmt: skip
+    for text in ("bert, mlm: run<1>", "3 steps, 1 of them skipped because loss or gradient was not finite", "<b>", "train.py a&b",
+                 "0.25", "train.sha256", "ab", "unset", "commit unknown", "loss", "accuracy", "training",
+                 "validation"):  # fmt: skip
         assert any(text in said for said in found.texts), text
     # Training and validation loss share a figure, and accuracy has its own; all within the picture.
     assert [len(curve) for curve in found.curves] == [3, 1, 1]
@@ -118,6 +119,15 @@ def test_classes_confusions_and_the_worst_examples():
     for text in ("Classes at step 1,200, validation", "<class 0>", "0.750", "Confusion matrix", "Worst validation examples",
                  "a <b> text", "9.500"):  # fmt: skip
         assert text in found.texts, text
+
+
+def test_answers_and_translations_are_shown_with_what_was_expected():
+    worst = [{"example": 1200, "question": "who <b>?", "expected": "a", "predicted": "b", "f1": 0.0, "loss": 1.5}]
+    samples = [{"example": 1, "source": "a house", "reference": "ein Haus", "output": "Haus"}]
+    found = page([], {}, evaluation()._replace(details={"worst": worst, "samples": samples})).texts
+    for text in ("question", "1,200", "who <b>?", "expected", "1.500", "Validation samples", "ein Haus", "output", "Haus"):
+        assert text in found, text
+    assert found.index("Worst validation examples") < found.index("Validation samples")
 
 
 def test_of_many_classes_the_weakest_and_the_most_frequent_confusions_are_listed():

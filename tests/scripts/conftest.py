@@ -33,6 +33,8 @@ def get_config(arg=""):
     config.data.tokenizer = None if "classify" in words else f"{{folder}}/tokenizer"
     config.data.record = None if "classify" in words else "line"
     config.data.vocab_size, config.data.batch_size, config.data.max_length = 80, 16, 16
+    if "buckets" not in words:
+        config.data.buckets = ("none",)  # one length, hence one program to compile
     config.optim.schedule, config.optim.learning_rate = "constant", 0.01
     config.train.steps, config.train.log_every = 10, 1
     config.checkpoint.every, config.checkpoint.keep = 5, 10

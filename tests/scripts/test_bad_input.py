@@ -87,7 +87,7 @@ CASES = {
     "unknown dtype": ("", ("model.dtype=float8",), ("float32, bfloat16",)),
     "heads": ("", ("model.attention_heads=3",), ("model.width=16", "model.attention_heads=3")),
     "freeze of nothing": ("", ('optim.freeze=["^encodr"]',), ("optim.freeze", "matches no parameter")),
-    "steps and epochs": ("", ("train.epochs=1.0",), ("train.steps and train.epochs",)),
+    "steps and epochs": ("", ("train.epochs=1.0",), ("either train.steps or train.epochs",)),
     "unknown metric": ("", ("checkpoint.best=accurcy",), ('checkpoint.best="accurcy"', 'did you mean "accuracy"?', "perplexity")),
     "unknown stopping metric": (
         "classify",
@@ -153,14 +153,14 @@ def test_foreign_folder(refused, tmp_path):
     assert "is not empty (thesis.tex)" in message and "name a new folder" in message
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')  # a Hugging Face folder
-    assert "holds no run" in refused(tmp_path)
+    assert "does not contain a run" in refused(tmp_path)
     assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'
 
 
 def test_another_experiment(refused, classifier):
     before = {path: path.read_bytes() for path in classifier.rglob("*") if path.is_file()}
     message = refused(classifier)
-    assert "begun with another config" in message and 'task.name: "classify" -> "mlm"' in message
+    assert "started with another config" in message and 'task.name: "classify" -> "mlm"' in message
     assert {path: path.read_bytes() for path in classifier.rglob("*") if path.is_file()} == before
 
 
@@ -236,7 +236,7 @@ INPUTS = {
     '{"txt": "the cat"}\n': 'lacks "text"',
     "\n5\n": "in.jsonl line 2",
     '{"text": 5}\n': "not text",
-    json.dumps({"text": "the cat " * 40}): "more than data.max_length=16",
+    json.dumps({"text": "the cat " * 40}): "tokens exceed data.max_length=16",
 }
 
 
@@ -262,7 +262,7 @@ def test_prediction_files(refused, classifier, tmp_path):
     assert "cannot be written" in fails(output=tmp_path / "none" / "out.jsonl")
     assert "cannot be written" in fails(output=source / "out.jsonl")
     target.write_text("mine")
-    assert "already there" in fails()
+    assert "already exists" in fails()
     assert target.read_text() == "mine"
 
 

@@ -135,5 +135,5 @@ def test_other_tables():
     assert rates == {"prepare": 100, "feed": 300, "epoch": pytest.approx(75)}
     result = {"sides": {"fmjax": rates}, "length": 10, "bar": 1.5, "training": {"step_seconds": 0.5, "data_wait": 0.001}}
     shown = inputs.table(result)
-    assert "no comparison with it" in shown and "a step of 500 ms: 0.10% of the time waited" in shown
+    assert "not compared with it" in shown and "a step of 500 ms: 0.10% of the time was spent waiting" in shown
     assert [cell.strip() for cell in shown.splitlines()[-3].split("|")[1:3]] == ["rows per second", "30"]

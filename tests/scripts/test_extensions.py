@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fmjax.config.names import EXTENSIONS
-from fmjax.inference.pretrained import load
+from fmjax.inference.load import load
 from fmjax.runs.folder import read_provenance
 from scripts import evaluate, predict, train
 
@@ -252,7 +252,7 @@ def test_they_are_refused_unless_permitted(toys, capsys, monkeypatch):
         capsys.readouterr()
         assert call(main, "--workdir", toys / "run", *words) == 2
         error = capsys.readouterr().err
-        assert error.count("error: ") == 1 and ("permit its package: export FMJAX_EXTENSIONS=toys" in error or words)
+        assert error.count("error: ") == 1 and ("allow its package: export FMJAX_EXTENSIONS=toys" in error or words)
 
 
 def test_bad_rows_are_named(toys, capsys):

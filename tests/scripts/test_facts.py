@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from support.sources import MemoryRecords
 
-from fmjax.contracts import Processors
+from fmjax.contracts import Examples, Processors
 from fmjax.data.kinds import text
 from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from fmjax.distributed import sharding
@@ -50,6 +50,18 @@ def test_facts_are_shown_where_there_is_no_terminal(run, tmp_path, capsys):
     assert lines[2].endswith("of input_ids in packed rows") and "BertForMaskedLM" in lines[5]
 
 
+def test_a_mixture_says_that_it_has_no_buckets():
+    class Texts(Examples):
+        lengths, max_length = np.array([4, 12]), 16
+
+    class Mixed(Examples):
+        parts = {"books": Texts(), "wiki": Texts()}  # noqa: RUF012
+
+    (fact,) = facts.padding(Mixed(), {"max_length": 16})
+    rows = "50 % of books/input_ids, 50 % of wiki/input_ids in batches of 16 tokens"
+    assert fact.text == f"{rows}, as mixtures have no length buckets"
+
+
 def test_unknown_tokens_are_counted_and_warned_of(tmp_path):
     tokenizer = train_tokenizer(["a cat and a dog"] * 2, "word", 40)
     sample = MemoryRecords([{"text": "狗 と 猫"}, {"text": "a cat"}])
@@ -66,18 +78,18 @@ def test_unknown_tokens_are_counted_and_warned_of(tmp_path):
 @pytest.mark.parametrize(
     ("axes", "rules", "text", "warning"),
     [
-        ({"data": 8}, "dp", "8 x cpu, mesh data 8, rules dp: batches divided, all parameters replicated", ""),
+        ({"data": 8}, "dp", "8 x cpu, mesh data 8, rules dp: batches sharded, all parameters replicated", ""),
         (
             {"data": 2, "fsdp": 4},
             "fsdp",
-            "8 x cpu, mesh data 2 x fsdp 4, rules fsdp: 80 % of the parameters divided, 20 % replicated, the largest b",
+            "8 x cpu, mesh data 2 x fsdp 4, rules fsdp: 80 % of the parameters sharded, 20 % replicated, the largest b",
             "",
         ),
         (
             {"data": 8},
             "fsdp",
-            "8 x cpu, mesh data 8, rules fsdp: batches divided, all parameters replicated",
-            "rules fsdp divide no parameter over the mesh {'data': 8}, so each device holds all of them; give it the axis, "
+            "8 x cpu, mesh data 8, rules fsdp: batches sharded, all parameters replicated",
+            "rules fsdp shard no parameter over the mesh {'data': 8}, so each device holds all of them; add the axis, "
             "mesh.axes='{\"fsdp\": -1}'",
         ),
         ({"data": 1}, "dp", "1 x cpu", ""),

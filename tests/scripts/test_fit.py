@@ -43,7 +43,7 @@ def test_other_data_are_refused_and_another_rate_is_told_how(classifier, data, t
     config = f"{data / 'config.py'}:classify"
     other = tmp_path / "train.csv"
     other.write_text((data / "train.csv").read_text() + "one more,person\n")
-    with pytest.raises(UserError, match=r"data have changed since the run began \(train: train.csv: .* -> .*moved or renamed"):
+    with pytest.raises(UserError, match=r"data has changed since the run started \(train: train.csv: .* -> .*moving or renaming"):
         fmjax.fit(config, workdir, FINISHED | {"data.files.train": other})
     with pytest.raises(UserError, match=rf"optim.learning_rate: 0.01 -> 0.5; .*--config.init.weights={workdir}$"):
         fmjax.fit(config, workdir, FINISHED | {"optim.learning_rate": np.float64(0.5)})
@@ -58,7 +58,7 @@ def test_a_tokenizer_that_has_moved(run, data, refused, tmp_path):
 
     train_tokenizer(["quite another text"] * 9, "wordpiece", 60).save(tmp_path / "other")
     message = refused(tmp_path / "run", "train.steps=1", f"data.tokenizer={tmp_path / 'other'}")
-    assert "other: is not the tokenizer that the run began with" in message and "; name that" in message
+    assert "other: is not the tokenizer that the run started with" in message and "; use that one" in message
 
 
 def test_a_metric_that_is_undefined_ends_no_run(run, data, tmp_path, capsys):
@@ -70,7 +70,7 @@ def test_a_metric_that_is_undefined_ends_no_run(run, data, tmp_path, capsys):
     settings = ("task.kind=regression", "checkpoint.best=pearson", "train.steps=4", "train.eval_every=2")
     assert run(tmp_path / "run", *files, *settings, arg="classify") == 0
     said = capsys.readouterr().err
-    assert said.count("undefined metrics: pearson, spearman: one class or value alone occurs") == 1
+    assert said.count("undefined metrics: pearson, spearman: only one class or value occurs") == 1
     assert fmjax.load(tmp_path / "run").step == 4  # none is the best, so the newest
     found = fmjax.evaluate(tmp_path / "run")
     assert found["undefined"] == ["pearson", "spearman"] and found["mse"] >= 0
@@ -100,7 +100,7 @@ def test_the_values_of_overrides(tmp_path):
     assert {value: text_of("a.b", value) for value in values} == values
     assert text_of("a", {"b": [tmp_path, np.arange(2)]}) == json.dumps({"b": [str(tmp_path), [0, 1]]})
     assert text_of("a", jnp.float32(2)) == "2.0"
-    with pytest.raises(UserError, match="overrides: a.b is a object, which no config holds; give text, a path"):
+    with pytest.raises(UserError, match="overrides: a.b is a object, which a config cannot contain; use text, a path"):
         text_of("a.b", object())
 
 

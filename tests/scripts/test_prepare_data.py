@@ -144,7 +144,7 @@ def test_stored_ids_are_read_and_not_made_again():
     assert ours.tolist() == np.concatenate(other.encode_batch(texts)).tolist()
     with pytest.raises(UserError, match="record 1: its ids are damaged"):
         tokenize(Stored([stored[0], stored[1] | {"ids": "?"}]), "text", tokenizer)
-    with pytest.raises(UserError, match="record 1: its ids are of another tokenizer"):
+    with pytest.raises(UserError, match="record 1: its ids are from another tokenizer"):
         tokenize(Stored([stored[0], stored[1] | {"tokenizer": "0" * 16}]), "text", tokenizer)
 
 
@@ -196,7 +196,7 @@ def test_the_report_adds_up_and_shows_examples(tmp_path):
 
 def test_a_lost_document_is_a_bug_and_not_silent(tmp_path):
     tallies(tmp_path, kept=2)
-    with pytest.raises(RuntimeError, match="1 documents are neither written nor dropped"):
+    with pytest.raises(RuntimeError, match="1 documents were neither written nor dropped"):
         reports.gather(tmp_path, {}, ["short", "minhash"])
 
 
@@ -206,7 +206,7 @@ def test_steps_of_flags():
     assert reports.parse_steps("--dedup", '{"minhash": {"seed": 2}}', known) == {"minhash": {"seed": 2}}
     assert reports.parse_steps("--dedup", "none", known) == {}
     for text, message in {
-        "minhsh": r'"minhsh" is not known \(did you mean "minhash"\?\); there are exact, minhash, and none',
+        "minhsh": r'"minhsh" is not known \(did you mean "minhash"\?\); choose from exact, minhash, or none',
         '{"minhash": {"ngrams": 2}}': r'minhash has no "ngrams" \(did you mean "n_grams"\?\); it has n_grams, seed',
         '{"exact": {"x": 1}}': "it has no options",
         '{"exact": 1}': "not an object",
@@ -369,12 +369,12 @@ def test_wrong_input_is_named(corpus, tmp_path, refused, monkeypatch):
     folder, _ = corpus
     main, out = prepare_data.main, tmp_path / "out"
     common = ("--output", out, "--workers", 1)
-    assert "there are gopher_repetition" in refused(main, "--input", folder, *common, "--filters", "gopher")
+    assert "choose from gopher_repetition" in refused(main, "--input", folder, *common, "--filters", "gopher")
     assert 'has no "min_words"' in refused(main, "--input", folder, *common, "--filters", '{"gopher_quality": {"min_words": 5}}')
-    assert "mount or copy them" in refused(main, "--input", "gs://bucket/a.txt", *common)
+    assert "mount them, or copy them" in refused(main, "--input", "gs://bucket/a.txt", *common)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "which", lambda name: None)
-        assert "there is no sbatch here" in refused(main, "--input", folder, *common, "--executor", "slurm")
+        assert "sbatch was not found" in refused(main, "--input", folder, *common, "--executor", "slurm")
         patch.setattr(shutil, "which", lambda name: name)
         assert "needs the partition" in refused(main, "--input", folder, *common, "--executor", "slurm")
     assert not out.exists()

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from fmjax.config import apply_overrides, load_config, to_dict
-from fmjax.data.stream.batches import TrainBatches
+from fmjax.data.stream.batches import TrainBatches, batch_shapes
 from fmjax.distributed import sharding
 from fmjax.distributed.layout import Layout
 from fmjax.train.experiment import prepare
-from fmjax.train.stages import batch_shapes, describe, training_step
+from fmjax.train.stages import describe, training_step
 from fmjax.train.state import create_state
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

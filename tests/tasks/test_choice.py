@@ -46,6 +46,8 @@ def test_columns_and_lists_of_endings(tokenizer):
     rows = []
     for source, task in ((columns, {"context": "sent1", "start": "sent2", "endings": ("ending0", "ending1")}), (lists, {})):
         example = Task(choices=2, **task).examples(source, using(tokenizer), 9, train=True)[0]
+        # The task of a Hugging Face folder does not know the number.
+        assert Task(**task).examples(source, using(tokenizer), 9, train=False)[0]["labels"] == 1
         assert example["input_ids"].shape == (2, 9) and example["labels"] == 1 and example["labels"].dtype == np.int32
         assert example["attention_mask"].sum(axis=1).tolist() == [7, 8]
         rows.append([[tokenizer.token(int(i)) for i in row] for row in example["input_ids"]])
@@ -66,7 +68,7 @@ def test_the_longer_part_is_cut(first, second, most):
 
 def test_overlong_is_an_error_unless_cut(tokenizer):
     source = Records([{"context": "w1 w2 w3 w4", "endings": ["w5", "w6 w7 w8"], "label": 0}])
-    with pytest.raises(UserError, match=r"line 2: 10 tokens are more than data\.max_length=8; .*overlong=truncate"):
+    with pytest.raises(UserError, match=r"line 2: 10 tokens exceed data\.max_length=8; .*overlong=truncate"):
         Task(choices=2).examples(source, using(tokenizer), 8, train=True)
     example = Task(choices=2, overlong="truncate").examples(source, using(tokenizer), 8, train=True)[0]
     assert example["attention_mask"].sum(axis=1).tolist() == [8, 8]
@@ -77,10 +79,10 @@ def test_overlong_is_an_error_unless_cut(tokenizer):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"context": "w1", "endings": ["w2"], "label": 0}, "line 3: context, endings are not a context and two or more endings"),
-        ({"context": "w1", "endings": "w2", "label": 0}, "line 3: context, endings are not a context and two or more endings"),
+        ({"context": "w1", "endings": ["w2"], "label": 0}, "line 3: context, endings must be a context and two or more endings"),
+        ({"context": "w1", "endings": "w2", "label": 0}, "line 3: context, endings must be a context and two or more endings"),
         ({"context": None, "endings": ["a", "b"], "label": 0}, "line 3: context, endings are not"),
-        ({"context": "w1", "endings": ["a", "b", "c"], "label": 0}, "line 3: has 3 endings, unlike 2 elsewhere"),
+        ({"context": "w1", "endings": ["a", "b", "c"], "label": 0}, "line 3: has 3 endings, but other records have 2"),
         (
             {"context": "w1", "endings": ["a", "b"], "label": 2},
             'line 3: column "label" holds 2, not the number of an ending, 0 to 1',
@@ -143,10 +145,13 @@ def test_a_folder_predicts(tmp_path):
     first, second = model.predict([("w1 w2", ["w3", "w4 w5", "w6"]), {"context": "w7", "endings": ["w8", "w9", "w10"]}])
     assert first["text"] == ["w3", "w4 w5", "w6"][first["choice"]] and first["score"] == max(first["scores"])
     assert sum(second["scores"]) == pytest.approx(1, abs=1e-5) and len(second["scores"]) == 3
-    with pytest.raises(UserError, match="example 1: has 2 endings, example 0 3; give as many"):
+    with pytest.raises(UserError, match="example 1: has 2 endings, but example 0 has 3; use the same number"):
         model.predict([("w1", ["w3", "w4", "w5"]), ("w1", ["w3", "w4"])])
-    with pytest.raises(UserError, match="example 0: is not a choice; give an object with context, endings"):
+    with pytest.raises(UserError, match="example 0: is not a question with endings; pass an object with context, endings"):
         model.predict(["w1"])
+    # The folder has 40 positions; nothing is cut without a word.
+    with pytest.raises(UserError, match=r"^example 1: 43 tokens exceed data.max_length=40; shorten the text$"):
+        model.predict([("w1", ["w3", "w4"]), ("w1 " * 38, ["w3 w4", "w4"])])
     ids = np.ones((2, 8), np.int32)
     with pytest.raises(UserError, match=r"input_ids: has shape \(2, 8\); give \[rows, choices, tokens\]"):
         model.apply(input_ids=ids)

@@ -59,7 +59,7 @@ def test_labels_are_found_in_the_training_data(kind, labels, expected):
 @pytest.mark.parametrize(
     ("kind", "labels", "message"),
     [
-        ("single", [0, 1, 3], r'line 4: label "3" does not fit; .*without gaps and .* are 0, 1, 3'),
+        ("single", [0, 1, 3], r'line 4: label "3" does not fit; .*without gaps, and .* are 0, 1, 3'),
         ("single", [0, 1, -1], r'line 4: label "-1" does not fit'),
         ("single", [1, 2], r'line 3: label "2" does not fit'),
         ("single", [0, "one", 1], r'line 3: label "one" does not fit'),
@@ -174,7 +174,7 @@ def test_the_longer_text_of_a_pair_is_truncated(tokenizer, first, second, left):
 
 def test_overlong_texts_are_an_error_unless_truncated(tokenizer):
     source = Records([{"text": "w1", "label": "a"}, {"text": " ".join(WORDS[:9]), "label": "a"}])
-    with pytest.raises(UserError, match=r"line 3: 11 tokens are more than data\.max_length=10; .*task\.overlong=truncate"):
+    with pytest.raises(UserError, match=r"line 3: 11 tokens exceed data\.max_length=10; .*task\.overlong=truncate"):
         Task(labels=("a",)).examples(source, using(tokenizer), 10, train=False)
     assert len(Task(labels=("a",)).examples(source, using(tokenizer), 11, train=False)) == 2
     with pytest.raises(UserError, match="example 0: 11 tokens"):

@@ -105,7 +105,7 @@ def test_offset_rows_are_of_one_long_text(characters, bare, texts, length, seed)
             whole += (between if whole else []) + ids.tolist()
         task = Task(rows="offset")
         if len(whole) == 1:
-            with pytest.raises(UserError, match="no text of [1-6] records has two tokens"):
+            with pytest.raises(UserError, match="none of [1-6] records has two tokens"):
                 task.examples(source(*texts), using(tokenizer), length, train=True)
             continue
         evaluated = task.examples(source(*texts), using(tokenizer), length, train=False)
@@ -247,10 +247,10 @@ def test_prompts_are_padded_on_the_left(characters, words, bare):
     ]
     assert Task().inputs(["b"], using(bare), 8, str)["input_ids"].tolist() == [[1]]
     for examples, tokenizer, message in (
-        ([3], characters, 'line 0: is not a text; give a string, or an object with a "text"'),
-        ([{"txt": "a"}], characters, "line 0: is not a text"),
-        (["a", "abcdefgabc"], characters, "line 1: has 11 tokens, more than 8, the most that this model reads; shorten it"),
-        ([""], bare, "line 0: is empty, and the tokenizer has no token that begins a text"),
+        ([3], characters, 'line 0: is not text; pass a string, or an object with a "text"'),
+        ([{"txt": "a"}], characters, "line 0: is not text"),
+        (["a", "abcdefgabc"], characters, "line 1: has 11 tokens, more than the 8 that this model reads; shorten it"),
+        ([""], bare, "line 0: is empty, and the tokenizer has no start token"),
     ):
         with pytest.raises(UserError, match=message):
             Task().inputs(examples, using(tokenizer), 8, "line {}".format)

@@ -205,7 +205,7 @@ def test_predictions_are_texts():
     assert task.generation == {"max_new_tokens": 9, "num_beams": 2}
 
 
-@pytest.mark.parametrize(("example", "message"), [(3, "not a text"), ({"txt": "a"}, 'a "text"'), ("a " * 40, "more than 16")])
+@pytest.mark.parametrize(("example", "message"), [(3, "not text"), ({"txt": "a"}, 'a "text"'), ("a " * 40, "more than 16")])
 def test_texts_that_cannot_be_read_are_refused(example, message):
     with pytest.raises(UserError, match=f"item 0: .*{message}"):
         Task().inputs([example], using(tokenizer()), 16, "item {}".format)
@@ -218,7 +218,7 @@ def test_texts_that_cannot_be_read_are_refused(example, message):
         ({"mask_rate": float("nan")}, "task.mask_rate=nan"),
         ({"mean_span": 0.5}, "task.mean_span=0.5: must be from 1 to 100"),
         ({"permute": 1.5}, "task.permute=1.5: must be from 0 to 1"),
-        ({"mask_rate": 0.0, "permute": 0.0}, "leave the text as it is; raise one"),
+        ({"mask_rate": 0.0, "permute": 0.0}, "leave the text unchanged; raise one"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(values, message):

@@ -19,7 +19,8 @@ from fmjax.config import write_config
 from fmjax.data.stream.batches import TrainBatches, eval_batches
 from fmjax.errors import UserError
 from fmjax.inference.evaluate import evaluate
-from fmjax.inference.pretrained import Pretrained, abstract_params, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.runs.checkpoint import Checkpoints
 from fmjax.tasks import make
 
@@ -60,10 +61,10 @@ def test_settings_are_found_in_the_training_data(name):
     given = dataclasses.replace(task, image_size=4, channels=1)
     assert given.resolve(source(0, 1, 2, shape=(5, 7, 3))) == labels
     unlike = Records([*source(0, 1), *source(2, shape=(8, 9, 3))])
-    refused("image 2: is 8 x 9 pixels, where image 0 is 8 x 8; give them one size with task.image_size", task.resolve, unlike)
+    refused("image 2: is 8 x 9 pixels, but image 0 is 8 x 8; resize all of them with task.image_size", task.resolve, unlike)
     unlike = Records([*source(0, 1), *source(2, shape=(8, 8, 1))])
-    refused("image 2: has 1 channels, where image 0 has 3; choose for all with task.channels", task.resolve, unlike)
-    refused("image 0: is 8 x 9 pixels, not square; give task.image_size", task.resolve, source(0, shape=(8, 9, 3)))
+    refused("image 2: has 1 channels, but image 0 has 3; convert all of them with task.channels", task.resolve, unlike)
+    refused("image 0: is 8 x 9 pixels, not square; set task.image_size", task.resolve, source(0, shape=(8, 9, 3)))
     refused('no column "image"', task.resolve, Records([{"picture": 1, "label": 0}]))
 
 
@@ -95,7 +96,7 @@ def test_labels_and_class_weights():
         ({"shift": -1}, "task.shift=-1"),
         ({"channels": 2}, "task.channels=2"),
         ({"resize_size": 4}, "task.resize_size=4 needs a task.image_size that is not larger"),
-        ({"mean": (0.1, 0.2)}, "task.mean=0.1,0.2: give one number, or one per channel"),
+        ({"mean": (0.1, 0.2)}, "task.mean=0.1,0.2: use one number, or one per channel"),
         ({"mean": (float("nan"),)}, "task.mean=nan"),
         ({"std": (0.0,)}, "task.std=0.0: must be above 0"),
         ({"flip": 1.1}, "task.flip=1.1: must be from 0 to 1; a probability"),
@@ -329,9 +330,9 @@ def test_what_is_no_image_is_named(tmp_path, files):
     model = load(GOLDEN / "vit_classify")
     for wrong, message in (
         ("nowhere.png", 'example 1: "nowhere.png" cannot be read'),
-        (str(tmp_path / "cut.png"), "cut.png: is not a whole image"),
+        (str(tmp_path / "cut.png"), "cut.png: is not a complete image"),
         ({"picture": files[0]}, 'example 1: lacks "image", which the task reads; add it'),
         (5, "example 1: 5 is not an image"),
-        (RNG.integers(0, 256, (8, 8, 4), np.uint8), "example 1: has 4 channels, which cannot become 3"),
+        (RNG.integers(0, 256, (8, 8, 4), np.uint8), "example 1: has 4 channels, which cannot be converted to 3"),
     ):
         refused(message, model.predict, [files[0], wrong])

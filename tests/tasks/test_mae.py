@@ -11,7 +11,7 @@ from support.sources import MemoryRecords
 
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import load
+from fmjax.inference.load import load
 from fmjax.models.vit_embed import patches
 from fmjax.tasks import make
 
@@ -114,7 +114,7 @@ def test_the_loss_of_masked_patches_by_hand(target):
     assert [one["seen"] for one in described] == keep.tolist()
     assert [one["error"] for one in described] == pytest.approx((each / 12).tolist(), rel=1e-5)
     other = make(MAE | {"patch_size": 4})
-    refused("the model predicts 16 patches of 12 numbers, where task.patch_size=4 has 4 of 48", other.loss, outputs, batch)
+    refused("the model predicts 16 patches of 12 numbers, but task.patch_size=4 gives 4 of 48", other.loss, outputs, batch)
 
 
 def test_the_encoder_sees_the_visible_patches_alone():

@@ -19,7 +19,7 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.defaults import experiment
 from fmjax.errors import UserError
 from fmjax.inference.convert import convert
-from fmjax.inference.pretrained import load
+from fmjax.inference.load import load
 from fmjax.models import bert
 from fmjax.tasks import make
 from fmjax.tasks.classify import Task as Classify
@@ -136,9 +136,9 @@ def test_the_model_has_one_body_of_which_each_part_uses_what_its_heads_read():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"classify": CLASSIFY}, "task.parts: a mixture has two parts or more"),
-        ({"classify": CLASSIFY, "mlm": {}}, r"task\.parts\.mlm: has no task of its own; give task\.parts\.mlm\.name"),
-        ({"classify": CLASSIFY, "more": {"name": "mixture"}}, r"task\.parts\.more: has no task of its own"),
+        ({"classify": CLASSIFY}, "task.parts: a mixture has at least two parts"),
+        ({"classify": CLASSIFY, "mlm": {}}, r"task\.parts\.mlm: names no task; set task\.parts\.mlm\.name"),
+        ({"classify": CLASSIFY, "more": {"name": "mixture"}}, r"task\.parts\.more: names no task"),
         ({"classify": CLASSIFY, "mlm": {"name": "mlm", "factor": 0.0}}, r"task\.parts\.mlm\.factor=0\.0: must be above 0"),
         ({"classify": CLASSIFY, "mlm": {"name": "mml"}}, r'task\.parts\.mlm\.name="mml": no such task'),
         ({"classify": CLASSIFY, "mlm": {"name": "mlm", "rate": 1}}, r"task\.parts\.mlm\.rate is not a setting"),
@@ -153,7 +153,7 @@ def test_mistakes_name_the_part(parts, message):
 
 def test_two_parts_cannot_want_different_heads_of_a_kind():
     other = CLASSIFY | {"labels": ["a", "b", "c"]}
-    with pytest.raises(UserError, match=r'task\.parts\.topic: its head "classify" has .*; a model has one head of a kind'):
+    with pytest.raises(UserError, match=r'task\.parts\.topic: its head "classify" has .*; a model has one head of each kind'):
         make({"name": "mixture", "parts": {"mood": CLASSIFY, "topic": other}}).heads  # noqa: B018
 
 
@@ -182,7 +182,7 @@ def test_a_run_trains_all_parts_and_is_judged_and_exported_by_the_first(tmp_path
     run = tmp_path / "run"
     metrics = train(to_dict(given), run)
     assert {"loss", "accuracy", "f1", "roc_auc"} <= set(metrics)
-    assert "data.balance=oversample: [20, 4] examples by class become [20, 20]" in capsys.readouterr().err
+    assert "data.balance=oversample: [20, 4] examples per class become [20, 20]" in capsys.readouterr().err
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last = next(line for line in lines if "loss" in line)
     assert last["loss"] == pytest.approx(last["loss_classify/classify"] + last["loss_mlm/mlm"], rel=1e-5)
@@ -204,5 +204,5 @@ def test_a_run_trains_all_parts_and_is_judged_and_exported_by_the_first(tmp_path
 def test_a_split_that_is_not_there_is_named(tmp_path):
     given = config(tmp_path)
     apply_overrides(given, [("task.parts.mlm.split", "free")])
-    with pytest.raises(UserError, match=r'data\.files has no "free", only .*; give --config\.data\.files\.free=FILE'):
+    with pytest.raises(UserError, match=r'data\.files has no "free", only .*; set --config\.data\.files\.free=FILE'):
         prepare(to_dict(given), tmp_path / "run")

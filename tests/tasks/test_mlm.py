@@ -316,7 +316,7 @@ def test_predictions_are_made_at_every_mask(tokenizer):
     ("example", "message"),
     [
         ("w1 w2", r"example 1: has no \[MASK\]"),
-        ("[MASK] " + "w1 " * 20, "example 1: has 23 tokens, more than 16"),
+        ("[MASK] " + "w1 " * 20, "example 1: has 23 tokens, more than the 16"),
         ({"txt": "[MASK]"}, 'example 1.*"text"'),
         (7, "example 1"),
         ({"text": 7}, "example 1"),

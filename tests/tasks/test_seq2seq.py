@@ -51,9 +51,9 @@ def test_an_example(tokenizer):
 
 def test_texts_that_are_too_long(tokenizer):
     task = Task(target_length=5)
-    with pytest.raises(UserError, match=r"pairs.tsv line 1: \d+ tokens are more than task.target_length=5"):
+    with pytest.raises(UserError, match=r"pairs.tsv line 1: \d+ tokens exceed task.target_length=5"):
         task.examples(PAIRS, using(tokenizer), 30, train=True)
-    with pytest.raises(UserError, match=r"pairs.tsv line 2: \d+ tokens are more than data.max_length=10"):
+    with pytest.raises(UserError, match=r"pairs.tsv line 2: \d+ tokens exceed data.max_length=10"):
         Task().examples(PAIRS, using(tokenizer), 10, train=True)
     cut = Task(target_length=5, overlong="truncate").examples(PAIRS, using(tokenizer), 30, train=True)[0]
     whole = ids(tokenizer, "rot blau")
@@ -104,7 +104,7 @@ def test_targets_of_packed_rows_are_as_long_as_the_data_have_them(tokenizer):
     found = alike(parts)
     assert found["a"] is examples and found["c"] is parts["c"] and found["b"].row_lengths == examples.row_lengths
     assert found["b"][0]["labels"].shape == examples[0]["labels"].shape
-    with pytest.raises(UserError, match="packed_target_length=20: a row must have room for one target .*target_length=30; raise"):
+    with pytest.raises(UserError, match="length=20: a row must have room for at least one target, task.target_length=30; raise"):
         Task(pack=True, target_length=30, packed_target_length=20)
 
 
@@ -139,6 +139,12 @@ def test_scores_of_what_was_generated(tokenizer):
     found = task.metrics(arrays, np.array([1, 1, 0, 0]), examples)
     assert set(found) == set(task.measures) and found["exact_match"] == 0.5 and 0 < found["chrf"] < 100
     assert set(task.signatures) == {"bleu", "chrf"} and "tok:13a" in task.signatures["bleu"]
+    shown = task.details(arrays | {"losses": np.arange(4.0)}, np.array([1, 1, 0, 0]), examples)
+    rows = [
+        {"example": 1 + number, "source": record["source"], "reference": record["target"], "output": output}
+        for number, (record, output) in enumerate(zip(PAIRS, ("rot blau", "rot"), strict=True))
+    ]
+    assert shown == {"worst": [rows[1] | {"loss": 1.0}, rows[0] | {"loss": 0.0}], "samples": rows}
 
 
 def test_what_is_written_ends_at_the_end(tokenizer):
@@ -156,9 +162,9 @@ def test_inputs_are_texts_or_records(tokenizer):
     batch = task.inputs(["red", {"source": "blue"}], using(tokenizer), 30, "example {}".format)
     assert batch["input_ids"][0, : batch["attention_mask"][0].sum()].tolist() == ids(tokenizer, "translate red")
     assert set(batch) == {"input_ids", "attention_mask"}
-    with pytest.raises(UserError, match='example 1: is not a text; give a string, or an object with a "source"'):
+    with pytest.raises(UserError, match='example 1: is not text; pass a string, or an object with a "source"'):
         task.inputs(["red", {"text": "blue"}], using(tokenizer), 30, "example {}".format)
-    with pytest.raises(UserError, match="example 0: .* tokens are more than data.max_length=8"):
+    with pytest.raises(UserError, match="example 0: .* tokens exceed data.max_length=8"):
         task.inputs(["red blue"], using(tokenizer), 8, "example {}".format)
 
 

@@ -25,7 +25,8 @@ from fmjax.errors import UserError
 from fmjax.metrics import classes as class_metrics
 from fmjax.models import bert
 from fmjax.tasks import make
-from fmjax.tasks.tag import TaggedTexts, Task
+from fmjax.tasks.tag import Task
+from fmjax.tasks.tagged_texts import TaggedTexts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -64,4 +64,4 @@ def test_words_that_are_found_again_are_not_spoken_of():
         assert check_split(split, [sentence], refuse=True) == ""
     assert check_split("characters", [ENGLISH[:3]], refuse=True) == ""  # too few to tell
     note = check_split("words", [[*ENGLISH, "U.S."]], refuse=True)
-    assert note == 'task.split=words: 2.8% of the training words are not found again in a text to predict on, as "U.S."'
+    assert note == 'task.split=words: 2.8% of the training words are not recovered in a text to predict on, as "U.S."'

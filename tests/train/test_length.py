@@ -23,7 +23,7 @@ def change(before: int, now: int, begun: int, **section: Any) -> str | None:
 def test_a_longer_run_warms_up_again_and_says_so():
     assert change(100, 1000, 100, warmup_ratio=0.1) == (
         "the run now has 1,000 steps, not 100, and so has its schedule: the learning rate is 1 after step 100, and was 0.0111 "
-        "before it, and warm-up is 100 steps, not 10; to choose the schedule of what follows, start a new run with "
+        "before it, and warm-up takes 100 steps, not 10; to choose the new schedule yourself, start a new run with "
         "--config.init.weights=runs/x"
     )
     falls = change(100, 200, 50)

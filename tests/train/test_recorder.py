@@ -83,7 +83,7 @@ def test_steps_that_are_not_finite_end_a_run_when_too_many_in_a_row(tmp_path):
 def test_a_restart_goes_on_counting(tmp_path):
     made = recorder(tmp_path, start=5, nonfinite=Nonfinite((4, 5), 7))
     with pytest.raises(
-        UserError, match="in 3 steps in a row, from step 4 on; lower optim.learning_rate"
+        UserError, match="in 3 consecutive steps, from step 4 on; lower optim.learning_rate"
     ):
         step(made, 6, nonfinite=True)
     assert made.nonfinite == Nonfinite((4, 5, 6), 8)

@@ -23,7 +23,7 @@ def test_a_signal_is_noted_and_a_second_one_ends_the_process():
     assert signal.getsignal(signal.SIGTERM) is before
     assert (
         str(interruption(signal.SIGTERM, 3))
-        == "SIGTERM: saved step 3; the same command continues from there"
+        == "SIGTERM: saved step 3; run the same command again to continue"
     )
 
 

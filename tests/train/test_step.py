@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType
 
 from fmjax import optim, pytree
+from fmjax.data.stream.batches import batch_spec
 from fmjax.distributed import sharding
 from fmjax.layers.heads import Classify, Heads, MaskedLm
 from fmjax.layers.linear import embedding, normal
@@ -20,7 +21,7 @@ from fmjax.layers.mlp import Mlp, gelu
 from fmjax.models import bert
 from fmjax.tasks.mlm import Task
 from fmjax.train.gradients import clipped
-from fmjax.train.state import abstract_params, abstract_state, batch_spec, create_state, with_params
+from fmjax.train.state import abstract_params, abstract_state, create_state, with_params
 from fmjax.train.step import make_step
 
 ROWS, LENGTH, MASKS, VOCABULARY = 8, 8, 3, 32

@@ -11,7 +11,8 @@ import pytest
 
 from fmjax import pytree, tasks
 from fmjax.errors import UserError
-from fmjax.inference.pretrained import Pretrained, load
+from fmjax.inference.load import load
+from fmjax.inference.pretrained import Pretrained
 from fmjax.train.warm_start import fit_heads, rows, start_from
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -70,7 +71,7 @@ def test_rows_follow_the_names_of_labels(case):
     found, [line] = fitted(source, settings, *theirs[:-1], "other")
     assert set(before) - set(found) == set(leaves)
     assert line.endswith(
-        f"starts fresh: the run has {', '.join(theirs[:-1])}, other, the weights {', '.join(theirs)}"
+        f"is newly initialized: the run has {', '.join(theirs[:-1])}, other, the weights {', '.join(theirs)}"
     )
 
 
@@ -93,7 +94,7 @@ def test_classes_without_names_are_not_taken_by_number():
     source = source_of("bert_classify", "LABEL_0", "LABEL_1", "LABEL_2")
     found, [line] = fitted(source, {"name": "classify"}, "no", "perhaps", "yes")
     assert "head/classify/kernel" not in found and line.endswith(
-        "; to keep it, write its labels into id2label in config.json"
+        "; to keep it, list its labels in id2label in config.json"
     )
 
 
@@ -114,7 +115,7 @@ def test_the_parts_of_a_mixture_have_labels_of_their_own():
     found, [line] = fitted_mixture(source, parts)
     before = pytree.names(source.params)["head/classify/bias"]
     np.testing.assert_array_equal(found["head/classify/bias"], before[[2, 0, 1]])
-    assert line.startswith("head/classify has its rows by the labels' names")
+    assert line.startswith("head/classify has its rows matched by label name")
 
 
 def fitted_mixture(source: Pretrained, parts: dict) -> tuple[dict, list[str]]:
@@ -143,7 +144,7 @@ def test_sizes_of_a_config_file_yield_to_the_weights(family, capsys):
     found = begun(case, {"name": family} | section)
     assert found == {"name": family, "dropout": 0.3}
     said = capsys.readouterr().err
-    assert said.startswith("init.weights=DIR: the weights' sizes are taken, not the config's: width=")
+    assert said.startswith("init.weights=DIR: the sizes of the weights replace those of the config: width=")
     assert "(not 256)" in said and "layers=2 (not 6)" in said
     # Nothing is said, and nothing tried, where all agree.
     settings = dataclasses.asdict(load(GOLDEN / case).model.settings)

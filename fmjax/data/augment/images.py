@@ -1,5 +1,5 @@
-"""Random changes to images that keep their class. Each draws from the generator that is passed, a
-fixed number of draws per image where possible, and returns a new array.
+"""Random changes to images that preserve their class. Each draws from the given generator (a fixed
+number of draws per image where possible) and returns a new array.
 
 Dimensions: H, W height and width, C channels or classes.
 """
@@ -18,13 +18,13 @@ Rng = np.random.Generator
 
 
 def flip(image: np.ndarray, rng: Rng, probability: float) -> np.ndarray:
-    """Returns the image, or with a probability its mirror image, left and right exchanged."""
+    """Returns the image, flipped horizontally with the given probability."""
     return image[:, ::-1] if rng.random() < probability else image
 
 
 def shift(image: np.ndarray, rng: Rng, most: int) -> np.ndarray:
-    """Returns the image moved by -most to most pixels in each direction, black where nothing came:
-    a crop of it with padding around."""
+    """Returns the image shifted by -most to most pixels in each direction and filled with black,
+    like a crop of the padded image."""
     down, right = rng.integers(-most, most + 1, 2).tolist()
     height, width = image.shape[:2]
     moved = np.zeros_like(image)
@@ -37,9 +37,9 @@ def shift(image: np.ndarray, rng: Rng, most: int) -> np.ndarray:
 
 
 def resized_crop(image: np.ndarray, rng: Rng, smallest: float, how: str) -> np.ndarray:
-    """Returns a random part of the image, uint8, at its full size: of an area from `smallest` to
-    the whole, and 3:4 to 4:3 (Szegedy et al. 2015, arXiv:1409.4842). What does not fit after ten
-    tries is the whole image."""
+    """Returns a random crop of the image, uint8, resized to the full size. Its area is from
+    `smallest` to the whole, its aspect ratio from 3:4 to 4:3 (Szegedy et al. 2015,
+    arXiv:1409.4842). If no crop fits after ten tries, returns the whole image."""
     height, width = image.shape[:2]
     draws = rng.random((10, 4))
     for area, ratio, top, left in draws.tolist():
@@ -53,11 +53,11 @@ def resized_crop(image: np.ndarray, rng: Rng, smallest: float, how: str) -> np.n
 
 
 def erase(image: np.ndarray, rng: Rng, probability: float) -> np.ndarray:
-    """Returns a normalised image in which, with a probability, a rectangle is noise of the same
-    mean and variance.
+    """Returns a normalized image in which, with the given probability, a rectangle is replaced by
+    noise of the same mean and variance.
 
-    Random erasing (Zhong et al. 2020, arXiv:1708.04896): an area of 2 % to 33 % and an aspect of
-    0.3 to 3.3."""
+    Random erasing (Zhong et al. 2020, arXiv:1708.04896): an area of 2 % to 33 % and an aspect ratio
+    of 0.3 to 3.3."""
     if rng.random() >= probability:
         return image
     height, width, channels = image.shape
@@ -85,8 +85,8 @@ def mixup(
     rng: Rng,
     alpha: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the same mixture of two normalised images and of their labels [C], its share drawn
-    from Beta(alpha, alpha) (Zhang et al. 2018, arXiv:1710.09412)."""
+    """Returns a mixture of two normalized images, and the same mixture of their labels [C], with a
+    weight drawn from Beta(alpha, alpha) (Zhang et al. 2018, arXiv:1710.09412)."""
     share = np.float32(rng.beta(alpha, alpha))
     return share * image + (1 - share) * other, share * label + (1 - share) * other_label
 
@@ -99,9 +99,9 @@ def cutmix(
     rng: Rng,
     alpha: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the image with a rectangle of another in its place, and the labels [C] mixed by the
-    areas (Yun et al. 2019, arXiv:1905.04899). The rectangle's area is drawn from Beta(alpha,
-    alpha), its centre anywhere."""
+    """Returns the image with a rectangle replaced by that of another image, and the labels [C]
+    mixed in proportion to the areas (Yun et al. 2019, arXiv:1905.04899). The rectangle's area is
+    drawn from Beta(alpha, alpha); its center is uniform."""
     height, width = image.shape[:2]
     side = math.sqrt(1 - rng.beta(alpha, alpha))
     y, x = (rng.random(2) * (height, width)).tolist()
@@ -113,16 +113,16 @@ def cutmix(
     return mixed, (1 - share) * label + share * other_label
 
 
-# RandAugment. Each takes a Pillow image, a strength from 0 to 1, a sign for what goes two ways, and
-# the filling colour.
+# RandAugment operations. Each takes a Pillow image, a strength from 0 to 1, and a sign for
+# operations that go both ways.
 
-GREY = 128  # fills what comes in from outside
+GREY = 128  # fill color for pixels from outside the image
 Operation = Callable[[Image.Image, float, int], Image.Image]
 
 
 def affine(image: Image.Image, *matrix: float) -> Image.Image:
-    """Returns the image whose pixel (x, y) is that at (a x + b y + c, d x + e y + f) of the given
-    one.
+    """Returns the image whose pixel (x, y) is the pixel (a x + b y + c, d x + e y + f) of the given
+    image.
     """
     fill = GREY if image.mode == "L" else (GREY,) * 3
     return image.transform(
@@ -131,7 +131,7 @@ def affine(image: Image.Image, *matrix: float) -> Image.Image:
 
 
 def rotate(image: Image.Image, strength: float, sign: int) -> Image.Image:
-    """Up to 30 degrees."""
+    """Rotates by up to 30 degrees."""
     fill = GREY if image.mode == "L" else (GREY,) * 3
     return image.rotate(sign * 30 * strength, RESAMPLINGS["bilinear"], fillcolor=fill)
 
@@ -147,17 +147,17 @@ def shear_y(image: Image.Image, strength: float, sign: int) -> Image.Image:
 
 
 def translate_x(image: Image.Image, strength: float, sign: int) -> Image.Image:
-    """Up to 0.45 of the width."""
+    """Shifts by up to 0.45 of the width."""
     return affine(image, 1, 0, sign * 0.45 * strength * image.width, 0, 1, 0)
 
 
 def translate_y(image: Image.Image, strength: float, sign: int) -> Image.Image:
-    """Up to 0.45 of the height."""
+    """Shifts by up to 0.45 of the height."""
     return affine(image, 1, 0, 0, 0, 1, sign * 0.45 * strength * image.height)
 
 
 def enhance(enhancer: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
-    """Returns the operation of one of Pillow's enhancers, by a factor from 1 down to 0.1 or up to
+    """Returns the operation of one of Pillow's enhancers, with a factor from 1 down to 0.1 or up to
     1.9.
     """
     return lambda image, strength, sign: enhancer(image).enhance(1 + sign * 0.9 * strength)

@@ -1,5 +1,5 @@
-"""Random changes to a tokenized text that keep its meaning, drawn each time it is seen. Special
-tokens stay.
+"""Random changes to a tokenized text that preserve its meaning, drawn each time it is seen. Special
+tokens do not change.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import numpy as np
 
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 
-Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # int32 ids [L] to as many
+Augmentation = Callable[
+    [np.ndarray, np.random.Generator], np.ndarray
+]  # maps int32 ids [L] to ids [L]
 
 
 def drop_tokens(
     ids: np.ndarray, rng: np.random.Generator, *, tokenizer: Tokenizer, share: float
 ) -> np.ndarray:
-    """Returns ids of which each became the unknown token with probability `share` (word dropout,
-    Iyyer et al. 2015).
+    """Returns ids, each replaced by the unknown token with probability `share` (word dropout, Iyyer
+    et al. 2015).
     """
     hit = (rng.random(ids.size) < share) & ~tokenizer.special_mask[ids]
     return np.where(hit, tokenizer.unk_id, ids).astype(np.int32)
@@ -26,8 +28,8 @@ def drop_tokens(
 def mask_span(
     ids: np.ndarray, rng: np.random.Generator, *, tokenizer: Tokenizer, share: float
 ) -> np.ndarray:
-    """Returns ids of which one span, `share` of the tokens and at least one where there are two,
-    became the mask token.
+    """Returns ids with one span replaced by mask tokens. The span has the fraction `share` of the
+    tokens, but at least one token if the text has two.
 
     In a pair of texts the span may reach from the end of the first to the beginning of the second.
     """

@@ -1,8 +1,9 @@
-"""Kinds of column: one file per kind, with a class `Processor`, found by the kind's name.
+"""Kinds of columns: one file per kind, which has a class `Processor` and is found by the kind's
+name.
 
 A task declares which columns it reads and of which kind they are (`Task.reads`). The kind's
-processor loads a value, is fitted to the training data, is stored in the run, and says which model
-settings follow from it (`contracts.Processor`)."""
+processor loads a value, is fitted to the training data, is stored in the run, and determines some
+model settings (`contracts.Processor`)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from fmjax.config import names
 
 
 def find(kind: str) -> type[contracts.Processor]:
-    """Returns the processor class of a kind. Raises UserError listing those there are."""
+    """Returns the processor class of a kind. Raises UserError, listing the kinds, if there is
+    none."""
     found: type[contracts.Processor] = names.find(
         __name__, kind, "Processor", "task.reads", "kind of column"
     ).Processor

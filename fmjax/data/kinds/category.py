@@ -1,6 +1,4 @@
-"""Categories: each column has the set of names found in the training data, and each name has an
-id.
-"""
+"""Categories: each column has a set of names from the training data, and each name has an id."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ from fmjax.errors import RecordError
 
 @dataclasses.dataclass(frozen=True)
 class Processor(contracts.Processor):
-    """The names that occur in each column. Ids run on over the columns; the first of each column is
-    for unknown names.
+    """The names that occur in each column. Ids are unique across columns; the first id of each
+    column is for unknown names.
     """
 
     kind: ClassVar[str] = "category"
@@ -36,7 +34,7 @@ class Processor(contracts.Processor):
     @classmethod
     def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
         """Returns the names in each column, sorted. Raises UserError, naming the record, for a
-        value that is no name.
+        value that is not a name.
         """
         found: dict[str, set[str]] = {}
         for column in columns:
@@ -59,7 +57,7 @@ class Processor(contracts.Processor):
         return category(value, where)
 
     def sizes(self) -> dict[str, int]:
-        """Returns the number of ids, of all columns together."""
+        """Returns the number of ids of all columns together."""
         return {"categories": sum(len(names) + 1 for names in self.names.values())}
 
     def digest(self, value: Value) -> bytes:
@@ -67,7 +65,7 @@ class Processor(contracts.Processor):
 
     @functools.cached_property
     def ids(self) -> dict[str, dict[str, int]]:
-        """The id of each name, by column; that of unknown ones is under ""."""
+        """The id of each name, by column; the key "" has the id of unknown names."""
         found: dict[str, dict[str, int]] = {}
         first = 0
         for column, names in self.names.items():
@@ -90,8 +88,8 @@ class Processor(contracts.Processor):
 
 
 def category(value: Value, where: str, column: str = "") -> str:
-    """Returns the name of a category, a string or a whole number. Raises RecordError for anything
-    else.
+    """Returns the name of a category from a string or a whole number. Raises RecordError for
+    anything else.
     """
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         of_column = f'column "{column}" ' if column else ""

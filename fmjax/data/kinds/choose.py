@@ -1,5 +1,5 @@
-"""Which processors a run has: those stored in it, those named, those of the weights that it starts
-from, or fitted ones.
+"""Chooses the processors of a run: those stored in it, named in the config, those of the weights
+that it starts from, or fitted ones.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def choose_processors(
     weights: Processors | None,
     train: Source | Bundle,
 ) -> Processors:
-    """Returns the run's processors of the columns that its task reads.
+    """Returns the run's processors for the columns that its task reads.
 
-    Each is that stored in the run, if it is resumed; or the named one; or that which follows from
-    the task's settings; or that of the weights; or one fitted here to the training data.
+    Each comes from the first of these that has it: the run, if it is resumed; the config; the
+    task's settings; the weights; otherwise it is fitted to the training data.
 
     Args:
       config: the run's.
       task: with the settings that follow from the data.
-      workdir: of a run that is resumed, else None.
+      workdir: the folder of a run that is resumed, otherwise None.
       weights: those of the weights that the run starts from, if it does.
-      train: the training data, of a mixture of tasks a `Bundle`.
+      train: the training data; a `Bundle` for a mixture of tasks.
 
     Raises UserError if a named processor is not the one that the weights were trained with, or the
     weights have none."""
@@ -47,7 +47,7 @@ def choose_processors(
 
 def restored_processors(config: Config, task: Task, workdir: Path) -> Processors:
     """Returns the processors stored in a run. Raises UserError if the config now names another
-    place, and it has others.
+    location that has different ones.
     """
     found, before = lifecycle.restore(workdir, task), read_config(workdir)["data"]
     for key, group in lifecycle.groups(task).items():
@@ -56,8 +56,8 @@ def restored_processors(config: Config, task: Task, workdir: Path) -> Processors
         named = group.processor.named(config["data"]) if path != before.get(setting) else None
         if named is not None and named.sha256 != found[key].sha256:
             raise UserError(
-                f"data.{setting}={path}: is not the {setting} that the run began with, "
-                f"{before[setting]}; name that"
+                f"data.{setting}={path}: is not the {setting} that the run started with, "
+                f"{before[setting]}; use that one"
             )
     return found
 

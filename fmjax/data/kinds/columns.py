@@ -12,11 +12,11 @@ from fmjax.contracts import Config, Value, Where
 from fmjax.errors import RecordError, UserError
 
 FILE = "columns.json"
-State = Mapping[str, Value]  # of each column, as JSON holds it
+State = Mapping[str, Value]  # the state of each column, as JSON values
 
 
 def write(folder: Path, state: State) -> None:
-    """Writes the state of columns. Raises UserError if that is not possible."""
+    """Writes the state of columns. Raises UserError if writing fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).write_text(
@@ -43,8 +43,8 @@ def sha256(state: State) -> str:
 def values(
     records: Sequence[Mapping[str, Value]], column: str, where: Where
 ) -> list[tuple[Value, str]]:
-    """Returns a column's value of each record, and where it stands. Raises UserError, naming the
-    record, where it is missing.
+    """Returns a column's value in each record, and its location. Raises UserError, naming the
+    record, if it is missing.
     """
     for number, record in enumerate(records):
         if not isinstance(record, Mapping) or column not in record:

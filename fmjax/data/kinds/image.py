@@ -1,4 +1,4 @@
-"""Images: decoded, brought to one size and number of channels, and normalized.
+"""Images: decoding, conversion to one size and number of channels, and normalization.
 
 Dimensions: B batch, H and W height and width that a model reads, h and w those of a file, C
 channels."""
@@ -27,9 +27,9 @@ class Processor(contracts.Processor):
     """The size, channels and normalization of images.
 
     An image is resized to `resize_size` (0: to `image_size`): both sides (`fitting="stretch"`) or
-    the shorter one ("shortest"), and its middle of `image_size` is cut out. With "pad" it is made
-    as large as fits into `image_size`, at the top left, and the rest is padding, which is 0 in
-    `pixel_mask`. `mean` and `std` are of pixels from 0 to 1."""
+    the shorter one ("shortest"), and its middle of `image_size` is cut out. With "pad" it is scaled
+    to fit into `image_size`, at the top left, and the rest is padding, which is 0 in `pixel_mask`.
+    `mean` and `std` refer to pixels from 0 to 1."""
 
     kind: ClassVar[str] = "image"
     what: ClassVar[str] = "image processor"
@@ -52,8 +52,8 @@ class Processor(contracts.Processor):
             self.resize_size or self.fitting == "shortest"
         ):
             raise UserError(
-                f"task.image_size={self.image_size}: only squares are cut out of images; "
-                "set task.resize_size=0 and task.fit=stretch"
+                f"task.image_size={self.image_size}: only square crops are supported; set "
+                "task.resize_size=0 and task.fit=stretch"
             )
 
     @classmethod
@@ -61,8 +61,8 @@ class Processor(contracts.Processor):
         """Returns the processor of a task's settings (`image_size`, a side or (H, W), `channels`,
         ...).
 
-        A size or channels of 0 are those of the data. Raises UserError, naming the record, if
-        images differ from the first or are not square."""
+        A size or number of channels of 0 is inferred from the data. Raises UserError, naming the
+        record, if images differ from the first or are not square."""
         sizes = {name: settings[name] for name in ("image_size", "channels")}
         if not all(sizes.values()):
             sizes = sizes_in(columns, **sizes)
@@ -70,7 +70,7 @@ class Processor(contracts.Processor):
 
     @classmethod
     def of(cls, settings: Mapping[str, Value]) -> Self:
-        """Returns the processor of a task's settings that leave nothing open."""
+        """Returns the processor of a task's complete settings."""
         names = {"resize": "resample", "fit": "fitting"}
         values = {names.get(name, name): value for name, value in settings.items()}
         side = values["image_size"]
@@ -83,12 +83,13 @@ class Processor(contracts.Processor):
 
     @classmethod
     def restore(cls, folder: Path) -> Self:
-        """Raises UserError if there is no `preprocessor_config.json`, or it has settings that are
-        not handled.
+        """Raises UserError if there is no `preprocessor_config.json`, or it has unsupported
+        settings.
         """
         if not (folder / cls.file).exists():
             raise UserError(
-                f"{folder / cls.file}: no such file; restore it from where the run was copied"
+                f"{folder / cls.file}: no such file; restore it from the run that this one was "
+                "copied from"
             )
         return cls.of(preprocessor_config.read(folder, 0, 0))
 
@@ -100,7 +101,7 @@ class Processor(contracts.Processor):
         return hashlib.sha256(json.dumps(self.settings()).encode()).hexdigest()
 
     def settings(self) -> Config:
-        """Returns the settings of a task that reads images so."""
+        """Returns the settings of a task that reads images this way."""
         height, width = self.image_size
         return {
             "image_size": height if height == width else (height, width),
@@ -125,7 +126,7 @@ class Processor(contracts.Processor):
 
     def resized(self, value: Value, where: str) -> np.ndarray:
         """Returns an image as uint8 [H,W,C]; with "pad" it may be smaller. Raises UserError if it
-        cannot be read or made so.
+        cannot be read or converted.
         """
         image = pixels.with_channels(self.load(value, where), self.channels, where)
         height, width = self.image_size
@@ -164,7 +165,7 @@ class Processor(contracts.Processor):
 
 
 def sizes_in(columns: Sequence[Column], image_size: int | tuple[int, int], channels: int) -> Config:
-    """Returns the size and channels of images, those that are 0 being found in the data.
+    """Returns the size and channels of images; those that are 0 are inferred from the data.
 
     Raises UserError, naming the record, if images differ from the first or are not square.
     """
@@ -178,17 +179,17 @@ def sizes_in(columns: Sequence[Column], image_size: int | tuple[int, int], chann
             if not image_size and shape[:2] != first[:2]:
                 raise RecordError(
                     where,
-                    f"is {shape[0]} x {shape[1]} pixels, where {began} is {first[0]} x {first[1]}; "
-                    "give them one size with task.image_size",
+                    f"is {shape[0]} x {shape[1]} pixels, but {began} is {first[0]} x {first[1]}; "
+                    "resize all of them with task.image_size",
                 )
             if not channels and shape[2] != first[2]:
                 problem = (
-                    f"has {shape[2]} channels, where {began} has {first[2]}; "
-                    "choose for all with task.channels"
+                    f"has {shape[2]} channels, but {began} has {first[2]}; convert all of them "
+                    "with task.channels"
                 )
                 raise RecordError(where, problem)
     if not image_size and first[0] != first[1]:
         raise UserError(
-            f"{began}: is {first[0]} x {first[1]} pixels, not square; give task.image_size"
+            f"{began}: is {first[0]} x {first[1]} pixels, not square; set task.image_size"
         )
     return {"image_size": image_size or first[0], "channels": channels or first[2]}

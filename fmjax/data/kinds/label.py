@@ -1,6 +1,4 @@
-"""Labels: the names of classes. What a source knows by number and by name has one label, its
-name.
-"""
+"""Labels: the names of classes. If a source has both a number and a name, the label is the name."""
 
 from __future__ import annotations
 
@@ -15,9 +13,9 @@ FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True}
 
 
 class ClassName(str):
-    """The name of a class, by which a label is known; `number` is that of the source.
+    """The name of a class, which is its label; `number` is the source's number of it.
 
-    Runs that were trained when sources gave the number alone have it as their label.
+    Older runs, trained when sources only had the number, use the number as the label.
     """
 
     number: int
@@ -38,10 +36,10 @@ def names_of(
     several: bool = False,
     separator: str = separators.DEFAULT,
 ) -> list[str]:
-    """Returns the label names of a value: one, or of several any number, a list or a string with a
-    separator between them.
+    """Returns the label names of a value: one name; or, if `several`, any number of names from a
+    list or a string with separators.
 
-    Raises RecordError if one is not a name or a whole number.
+    Raises RecordError if a label is not a name or a whole number.
     """
     items: list[Value] = [value]
     if several and isinstance(value, str | list):
@@ -62,7 +60,7 @@ def flag(value: Value, where: str, column: str) -> bool:
     """Returns whether a value marks a label as present: 1, and 0 as absent. Raises RecordError for
     another value.
     """
-    if isinstance(value, int | float) and value in (0, 1):  # True and False as well
+    if isinstance(value, int | float) and value in (0, 1):  # also True and False
         return bool(value)
     if isinstance(value, str) and value.strip() in FLAGS:
         return FLAGS[value.strip()]
@@ -70,7 +68,7 @@ def flag(value: Value, where: str, column: str) -> bool:
 
 
 def known_name(name: str, labels: tuple[str, ...]) -> str:
-    """Returns the label that a name stands for: itself, or its number where that is the label."""
+    """Returns the label of a name: the name itself, or its number if that is the label."""
     if name not in labels and isinstance(name, ClassName) and str(name.number) in labels:
         return str(name.number)
     return name
@@ -93,7 +91,7 @@ def ordered(first: Mapping[str, int], where: Where) -> tuple[str, ...]:
             found = ", ".join(sorted(first)[:10])
             raise RecordError(
                 where(index),
-                f'label "{name}" does not fit; whole-number labels run from 0 without gaps and '
+                f'label "{name}" does not fit; whole-number labels run from 0 without gaps, and '
                 f"those of the training data are {found}; correct the record, or list the labels "
                 "in task.labels",
                 index,

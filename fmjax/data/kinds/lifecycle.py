@@ -1,5 +1,5 @@
-"""The life of a processor: fitted to the training data, stored in the run with a hash, restored,
-saved beside weights.
+"""The life cycle of a processor: fitting to the training data, storing in the run with a hash,
+restoring, and saving with weights.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from fmjax.contracts import Column, Config, Processors, Source, Value
 from fmjax.data.kinds import find
 from fmjax.data.records import Bundle
 
-FOLDER = "processors"  # of a run or a model folder: of kinds that have no place of their own there
+FOLDER = (
+    "processors"  # folder in a run or a model folder, for kinds that have no standard place there
+)
 
 
 class Group:
-    """The columns that one processor reads: those of a kind, of all parts of a mixture that have
+    """The columns that one processor reads: all columns of a kind in the parts of a mixture with
     the same settings for it.
     """
 
@@ -34,8 +36,8 @@ def groups(task: contracts.Task, source: Source | Bundle | None = None) -> dict[
     """Returns the groups of columns that a task reads, by the key of their processor.
 
     Args:
-      task: of a mixture, all parts are taken.
-      source: the training data, of a mixture a `Bundle`; None: the groups have no columns.
+      task: the task; for a mixture, all parts count.
+      source: the training data; a `Bundle` for a mixture; None: the groups have no columns.
     """
     found: dict[str, Group] = {}
     for part, own in task.tasks.items():
@@ -64,9 +66,7 @@ def fit_all(task: contracts.Task, source: Source | Bundle, data: Config) -> Proc
 
 
 def from_settings(task: contracts.Task) -> Processors:
-    """Returns the processors of the kinds that a task's settings determine, such as those of
-    images.
-    """
+    """Returns the processors that a task's settings determine, such as those of images."""
     given = {key: group for key, group in groups(task).items() if group.settings is not None}
     return Processors(named={key: fit(group, {}) for key, group in given.items()})
 
@@ -77,8 +77,8 @@ def run_folder(workdir: Path, key: str) -> Path:
 
 
 def restore(workdir: Path, task: contracts.Task) -> Processors:
-    """Returns the processors that a run has stored. One that follows from the task's settings need
-    not be: old runs have none.
+    """Returns the processors stored in a run. One that the task's settings determine may be
+    missing: old runs did not store it.
 
     Raises UserError if one is missing or damaged.
     """
@@ -97,15 +97,13 @@ def store(workdir: Path, processors: Processors) -> None:
 
 
 def save(folder: Path, processors: Processors) -> None:
-    """Writes processors into a model folder of Hugging Face's layout."""
+    """Writes processors into a model folder in Hugging Face's format."""
     for key, processor in processors.items():
         processor.save(folder if processor.at_root and "/" not in key else folder / FOLDER / key)
 
 
 def hashes(processors: Processors) -> Config:
-    """Returns what provenance says of processors: their hashes, that of the tokenizer as
-    "tokenizer".
-    """
+    """Returns the hashes of processors for provenance; that of the tokenizer is "tokenizer"."""
     others = {
         key: {"sha256": processor.sha256} for key, processor in processors.items() if key != "text"
     }
@@ -114,7 +112,7 @@ def hashes(processors: Processors) -> Config:
 
 
 def missing(task: contracts.Task, processors: Processors) -> Iterator[type[contracts.Processor]]:
-    """Yields the processor classes that a task needs and has not."""
+    """Yields the processor classes that a task needs but does not have."""
     for key, group in groups(task).items():
         if key not in processors:
             yield group.processor

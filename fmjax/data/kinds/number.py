@@ -31,7 +31,8 @@ class Processor(contracts.Processor):
 
     @classmethod
     def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
-        """Returns the mean and deviation (of a column that has one value, 1) of each column.
+        """Returns the mean and standard deviation of each column (deviation 1 if all values are
+        equal).
 
         Raises UserError, naming the record, for a value that is not a number.
         """

@@ -1,6 +1,4 @@
-"""One image: from a file's bytes to uint8 [H,W,C], to another size, and to the numbers that a model
-reads.
-"""
+"""Operations on one image: decoding to uint8 [H,W,C], resizing, and normalization for a model."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from PIL import Image, ImageOps
 from fmjax.contracts import Value
 from fmjax.errors import RecordError, UserError
 
-MOST_PIXELS = 64 * 2**20  # of one image: what is larger is taken for a trap and not decoded
+MOST_PIXELS = 64 * 2**20  # per image: a larger one may be a decompression bomb and is not decoded
 RESAMPLINGS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -29,8 +27,8 @@ GREY = ("1", "L", "LA")  # Pillow's modes
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
-    """Returns the image in a file's bytes, uint8 [H,W,1] if it is grey and [H,W,3] else,
-    transparency left out.
+    """Returns the image in a file's bytes, uint8 [H,W,1] if it is gray and [H,W,3] otherwise,
+    without transparency.
 
     Raises UserError, naming `where`, if it is damaged, too large, or of more than eight bits.
     """
@@ -40,33 +38,35 @@ def decode(data: bytes, where: str) -> np.ndarray:
 
 @contextmanager
 def whole(where: str) -> Iterator[None]:
-    """Makes whatever Pillow raises of a damaged image a UserError that names `where`."""
+    """Turns any exception of Pillow for a damaged image into a UserError that names `where`."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes of them
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = "no known format" if "cannot identify" in reason else reason
         raise RecordError(
-            where, f"is not a whole image ({reason}); fetch it again, or leave it out"
+            where, f"is not a complete image ({reason}); fetch it again, or leave it out"
         ) from None
 
 
 def pixels(image: Image.Image, where: str) -> np.ndarray:
-    """Returns a Pillow image, turned as its EXIF data say, as uint8 [H,W,1] or [H,W,3].
+    """Returns a Pillow image, rotated according to its EXIF data, as uint8 [H,W,1] or [H,W,3].
 
     Raises UserError if it is too large or of more than eight bits.
     """
     if image.width * image.height > MOST_PIXELS:
         raise RecordError(
             where,
-            f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}; scale it down",
+            f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}; scale the "
+            "image down",
         )
     if image.mode.startswith(("I", "F")):
         raise RecordError(
             where,
-            f"has more than 8 bits per channel (mode {image.mode}), which is not read; convert it",
+            f"has more than 8 bits per channel (mode {image.mode}), which is not supported; "
+            "convert it",
         )
     image.load()
     image = upright(image)
@@ -76,12 +76,12 @@ def pixels(image: Image.Image, where: str) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Returns an image as it was taken: cameras note in EXIF data how to turn it. Where these
-    cannot be read, it stands.
+    """Returns an image in its original orientation, which cameras store in EXIF data. If these
+    cannot be read, it is not rotated.
     """
     try:
         return ImageOps.exif_transpose(image) if "exif" in image.info else image
-    except Exception:  # of data that are no EXIF, in an image that is whole
+    except Exception:  # invalid EXIF data in an intact image
         return image
 
 
@@ -98,7 +98,7 @@ def load(image: Value, where: str) -> np.ndarray:
             return decode(Path(image).expanduser().read_bytes(), str(image))
         except RecordError as error:
             raise RecordError(where, error.problem, shown=str(image)) from None
-        except (OSError, ValueError) as error:  # the latter for a name that no file can have
+        except (OSError, ValueError) as error:  # the latter for an invalid file name
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise RecordError(
                 where, f'"{image}" cannot be read ({why}); name an image file'
@@ -116,7 +116,7 @@ def load(image: Value, where: str) -> np.ndarray:
     found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else repr(image)[:60]
     raise RecordError(
         where,
-        f"{found} is not an image; give a file's path, or an array of uint8 [height, width, "
+        f"{found} is not an image; give the path of a file, or an array of uint8 [height, width, "
         "channels]",
     )
 
@@ -131,17 +131,16 @@ def with_channels(image: np.ndarray, channels: int, where: str) -> np.ndarray:
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
     raise RecordError(
         where,
-        f"has {image.shape[2]} channels, which cannot become {channels}; change task.channels",
+        f"has {image.shape[2]} channels, which cannot be converted to {channels}; change "
+        "task.channels",
     )
 
 
 def resize(image: np.ndarray, height: int, width: int, how: str) -> np.ndarray:
-    """Returns the image, uint8, in another size, as Pillow resamples it: with a filter against
-    aliasing.
-    """
+    """Returns the image, uint8, resized by Pillow with antialiasing."""
     if image.shape[:2] == (height, width):
         return image
-    # Pillow knows images of one channel, of three or of four.
+    # Pillow supports images with one, three or four channels.
     flat = image[:, :, 0] if image.shape[2] == 1 else image
     array = np.asarray(Image.fromarray(flat).resize((width, height), RESAMPLINGS[how]))
     return array if array.ndim == 3 else array[:, :, None]
@@ -150,14 +149,14 @@ def resize(image: np.ndarray, height: int, width: int, how: str) -> np.ndarray:
 def inside(size: tuple[int, ...], goal: tuple[int, int]) -> tuple[int, int]:
     """Returns the largest size (height, width), with the same aspect ratio, that fits into `goal`.
 
-    As `get_image_size_for_max_height_width` of transformers has it.
+    Equals `get_image_size_for_max_height_width` of transformers.
     """
     scale = min(goal[0] / size[0], goal[1] / size[1])
     return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
 
 
 def center(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns the middle of an image, [height,width,C], black where it is smaller than that."""
+    """Returns the middle of an image, [height,width,C], padded with black if it is smaller."""
     short = max(height - image.shape[0], 0), max(width - image.shape[1], 0)
     if any(short):
         image = np.pad(image, [((lack + 1) // 2, lack // 2) for lack in short] + [(0, 0)])
@@ -175,7 +174,7 @@ def normalized(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...
 
 @functools.cache
 def line(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the slope and the intercept, fp32, that normalise a byte."""
+    """Returns the slope and the intercept, fp32, that normalize a byte."""
     exact = np.asarray(std, np.float64)
     return (1 / (255 * exact)).astype(np.float32), (-np.asarray(mean, np.float64) / exact).astype(
         np.float32

@@ -1,5 +1,5 @@
-"""`preprocessor_config.json` of a Hugging Face folder: how images become a model's input, as the
-settings of a task of images.
+"""`preprocessor_config.json` of a Hugging Face folder: reads and writes image preprocessing as the
+settings of an image task.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fmjax.data.kinds.pixels import RESAMPLINGS
 from fmjax.errors import UserError
 
 PROCESSOR = "preprocessor_config.json"
-# Settings that change nothing in what is computed, or are of another use.
+# Settings that do not affect the result, or serve other purposes.
 NEUTRAL = (
     "image_processor_type",
     "feature_extractor_type",
@@ -24,9 +24,9 @@ NEUTRAL = (
     "data_format",
     "return_tensors",
 )
-# Settings that are handled with this value alone.
+# Settings that are only supported with this value.
 ONLY = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
-APART = "take the file away to use .apply, with images made elsewhere"
+APART = "remove the file to use .apply with images that you preprocess yourself"
 READ = (
     *("default_to_square", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size"),
     *("do_normalize", "image_mean", "image_std", *ONLY),
@@ -34,14 +34,14 @@ READ = (
 
 
 def read(folder: Path, image_size: int, channels: int) -> Config:
-    """Returns the settings of a task of images for a folder whose model reads images of that size
-    and channels.
+    """Returns the settings of an image task for a folder whose model reads images of that size and
+    channels.
 
-    Where the model's channels are not known (0), they are as many as the file has means, 3 for one.
-    Without the file the settings are those of ViT: both sides resized, and pixels from -1 to 1.
-    Raises UserError, naming the setting, for what is not handled."""
+    If the number of channels is unknown (0), it is the number of means in the file, or 3 for a
+    single mean. Without the file the settings are those of ViT: both sides resized, and pixels from
+    -1 to 1. Raises UserError, naming the setting, for an unsupported setting."""
     path = folder / PROCESSOR
-    # What is null is not given.
+    # null counts as not given.
     given = {
         key: value
         for key, value in (read_json(path) if path.exists() else {}).items()
@@ -50,14 +50,14 @@ def read(folder: Path, image_size: int, channels: int) -> Config:
     unknown = [key for key, value in given.items() if value and key not in (*NEUTRAL, *READ)]
     if unknown:
         raise UserError(
-            f"{path}: {unknown[0]}={json.dumps(given[unknown[0]])} is not handled; remove it if it "
-            "has no effect"
+            f"{path}: {unknown[0]}={json.dumps(given[unknown[0]])} is not supported; remove it if "
+            "it has no effect"
         )
     for name, only in ONLY.items():
         value = given.get(name, only)
         if not isinstance(value, int | float) or not math.isclose(value, only, rel_tol=1e-4):
             raise UserError(
-                f"{path}: {name}={json.dumps(value)} is not handled, only {json.dumps(only)} is; "
+                f"{path}: {name}={json.dumps(value)} is not supported, only {json.dumps(only)} is; "
                 f"{APART}"
             )
     names = {int(value): name for name, value in RESAMPLINGS.items()}
@@ -80,16 +80,16 @@ def read(folder: Path, image_size: int, channels: int) -> Config:
 
 
 def read_size(path: Path, given: Config, image_size: int) -> Config:
-    """Returns the settings `image_size`, `resize_size` and `fit`. Raises UserError for sizes that
-    are not handled.
+    """Returns the settings `image_size`, `resize_size` and `fit`. Raises UserError for unsupported
+    sizes.
     """
     size, cropped = given.get("size", image_size), bool(given.get("do_center_crop"))
     if canvas := padded_to(given):
         return {"image_size": canvas, "resize_size": 0, "fit": "pad"}
     if given.get("do_pad"):
         raise UserError(
-            f"{path}: do_pad=true is not handled with size={json.dumps(size)}; remove it if it has "
-            "no effect"
+            f"{path}: do_pad=true is not supported with size={json.dumps(size)}; remove it if it "
+            "has no effect"
         )
     if (sides := rectangle(size)) and sides[0] != sides[1] and not cropped:
         return {"image_size": sides, "resize_size": 0, "fit": "stretch"}
@@ -99,7 +99,8 @@ def read_size(path: Path, given: Config, image_size: int) -> Config:
     crop = edge(path, "crop_size", given.get("crop_size", image_size))[0] if cropped else side
     if crop > side or (fit == "shortest" and not cropped):
         raise UserError(
-            f"{path}: an image of size={json.dumps(size)} holds no square of {crop}; {APART}"
+            f"{path}: an image of size={json.dumps(size)} is smaller than the crop of {crop}; "
+            f"{APART}"
         )
     return {"image_size": crop, "resize_size": side if side > crop else 0, "fit": fit}
 
@@ -119,7 +120,7 @@ def padded_to(given: Config) -> tuple[int, int] | None:
 
 
 def rectangle(size: Value) -> tuple[int, int] | None:
-    """Returns (height, width) of a size that gives both."""
+    """Returns (height, width) of a size that has both."""
     if not isinstance(size, Mapping) or set(size) != {"height", "width"}:
         return None
     sides = (size["height"], size["width"])
@@ -127,8 +128,8 @@ def rectangle(size: Value) -> tuple[int, int] | None:
 
 
 def numbers(path: Path, name: str, given: Config, channels: int) -> tuple[float, ...]:
-    """Returns a number for each channel, or one for all; 0.5 if it is not given. Raises UserError
-    if it is anything else.
+    """Returns a number for each channel, or one for all; 0.5 by default. Raises UserError if it is
+    anything else.
     """
     value = given.get(name, [0.5] * channels)
     found = tuple(value) if isinstance(value, list) else (value,)
@@ -137,15 +138,15 @@ def numbers(path: Path, name: str, given: Config, channels: int) -> tuple[float,
     )
     if not right or (name == "image_std" and min(found) <= 0):
         raise UserError(
-            f"{path}: {name}={json.dumps(value)} is not a number for each of {channels} channels; "
-            "correct it"
+            f"{path}: {name}={json.dumps(value)} does not have one number for each of {channels} "
+            "channels; correct it"
         )
     return found
 
 
 def edge(path: Path, name: str, size: Value) -> tuple[int, str]:
-    """Returns the side of a size, and whether it is of both sides ("stretch") or of the shorter one
-    ("shortest").
+    """Returns the side length of a size, and whether it applies to both sides ("stretch") or to the
+    shorter one ("shortest").
     """
     side, fit = size, "stretch"
     if (
@@ -159,13 +160,13 @@ def edge(path: Path, name: str, size: Value) -> tuple[int, str]:
     if type(side) is int and side > 0:
         return side, fit
     raise UserError(
-        f"{path}: {name}={json.dumps(size)} is not handled, only a square or a shortest_edge; "
+        f"{path}: {name}={json.dumps(size)} is not supported, only a square or a shortest_edge; "
         f"{APART}"
     )
 
 
 def write(folder: Path, settings: Config) -> None:
-    """Writes the settings of a task of images as the reference's image processor reads them.
+    """Writes the settings of an image task in the format of the reference's image processor.
 
     Raises UserError if they cannot be written.
     """

@@ -1,5 +1,5 @@
-"""The separator between several labels in one string, as in a csv file: given, or found by whether
-the parts recur as labels of their own."""
+"""The separator between several labels in one string, as in a csv file: given, or inferred from
+whether the parts recur as separate labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT = "|"
 MARKS = (",", ";")
 SPACE = " "
 NONE = "none"  # each string is one label
-ENOUGH = 0.5  # share of the parts between spaces that makes labels of several words doubtful
+ENOUGH = 0.5  # fraction of recurring parts that makes labels of several words doubtful
 
 
 def split(value: str, separator: str) -> list[str]:
@@ -22,7 +22,8 @@ def split(value: str, separator: str) -> list[str]:
 
 
 def pieces(value: str, separator: str) -> list[str]:
-    """Returns what stands between separators in a string, without a blank end: "a, b, " has two."""
+    """Returns the pieces between separators in a string, without a blank last one: "a, b, " has
+    two."""
     parts = [value] if separator == NONE else value.split(separator)
     return parts if parts[-1].strip() else parts[:-1]
 
@@ -30,16 +31,17 @@ def pieces(value: str, separator: str) -> list[str]:
 def find(first: Mapping[str, int], where: Where, column: str, labels: Collection[str] = ()) -> str:
     """Returns the separator of the strings in a column; DEFAULT if there is none.
 
-    It is "|" wherever that occurs. Of "," and ";" it is the one most of whose parts recur, each in
-    another string or among the labels; it is a space if all parts between spaces recur.
+    It is "|" if that occurs. It is "," or ";" if most of the parts between them recur in other
+    strings or among the labels, and a space if all parts between spaces recur.
 
     Args:
       first: the strings, and the index of the first record that holds each.
       where: a source's `where`.
       column: the name of the column.
-      labels: the names of the labels, where they are known.
+      labels: the names of the labels, if known.
 
-    Raises UserError, naming a record, if strings may be split or not, or at either of two marks.
+    Raises UserError, naming a record, if it is unclear whether to split, or at which of two
+    separators.
     """
     values = [value for value in first if value not in labels]
     if any(DEFAULT in value for value in values):
@@ -59,8 +61,8 @@ def find(first: Mapping[str, int], where: Where, column: str, labels: Collection
 
 
 def recurring(values: Collection[str], separator: str, labels: Collection[str]) -> float:
-    """Returns the share of the parts of strings of several labels that recur, in another string or
-    among the labels; 0 where no string has several."""
+    """Returns the fraction of the parts of multi-label strings that recur in another string or
+    among the labels; 0 if no string has several parts."""
     parts = [set(split(value, separator)) for value in values]
     counts = Counter(part for own in parts for part in own)
     several = {part for own in parts if len(own) > 1 for part in own}
@@ -74,5 +76,5 @@ def doubt(first: Mapping[str, int], where: Where, column: str, marks: tuple[str,
     choices = " or ".join(f'"{mark}"' for mark in (*marks, NONE))
     return (
         f'{where(first[value])}: column "{column}" holds "{value}", which may be one label or '
-        f"several; say what separates labels: task.separator={choices}"
+        f"several; set what separates labels: task.separator={choices}"
     )

@@ -39,8 +39,8 @@ class Processor(contracts.Processor):
 
     @classmethod
     def fit(cls, columns: Sequence[Column], settings: Config, added: Sequence[Value] = ()) -> Self:
-        """Returns a tokenizer trained on the texts of the columns, one after the other, and those
-        added, once per record.
+        """Returns a tokenizer trained on the texts of the columns, one column after the other, and
+        on the added texts, once per record.
 
         Raises RecordError for a value that is not text.
         """
@@ -81,12 +81,12 @@ class Processor(contracts.Processor):
         return {"vocab_size": self.tokenizer.vocab_size}
 
     def digest(self, value: Value) -> bytes:
-        """Returns the text without case and with single spaces; empty for what is not text."""
+        """Returns the text case-folded, with single spaces; empty for other values."""
         return " ".join((joined(value) or "").lower().split()).encode("utf-8", "surrogatepass")
 
     def pad(self, batch: HostBatch, sized: Sequence[str], most: int) -> dict[str, np.ndarray]:
-        """Returns a batch whose `sized` arrays are multiples of 32 long: ids are followed by
-        padding, others by 0.
+        """Returns a batch whose `sized` arrays have lengths that are multiples of 32: ids are
+        padded with the padding id, other arrays with 0.
         """
         padded = dict(batch)
         for name in sized:
@@ -102,7 +102,7 @@ class Processor(contracts.Processor):
 
 
 def joined(value: Value) -> str | None:
-    """Returns a string as it is, and several with spaces between them; None for anything else."""
+    """Returns a string unchanged, and several strings joined by spaces; None for anything else."""
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return " ".join(value)
     return value if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""Tar archives of texts: WebDataset, in which the files of one name belong to one record, and JSON
+"""Tar archives of texts: WebDataset, where files with the same name belong to one record, and JSON
 lines.
 
 An archive is memory-mapped and read by a table of offsets, 16 bytes per file and 8 per record. A
@@ -28,12 +28,12 @@ from fmjax.data.storage.paths import find_files, is_image
 from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS, BROKEN, hidden, members
 from fmjax.errors import RecordError, UserError, nearest
 
-# What the files of a record hold, by extension: a text, an object whose keys become columns, a
+# The content of a record's files, by extension: a text, an object whose keys become columns, a
 # label.
 PARTS = {"txt": "text", "text": "text", "json": "json", "cls": "label"}
 LINES = ("jsonl", "ndjson")
 ENDINGS = (*PARTS, *LINES)
-PEEK = 100  # files of an archive that decide what it is, and records whose keys become columns
+PEEK = 100  # files that determine the kind of an archive; records whose keys become columns
 
 
 class Part(NamedTuple):
@@ -48,11 +48,11 @@ class Part(NamedTuple):
 
 
 class Tar(RecordSource):
-    """Records of archives: `a.txt`, `a.json` and `a.cls` next to each other are one, with the text
-    as `text`, the object's keys, and the label as `label`; each line of `a.jsonl` is one.
+    """Records of archives: adjacent files `a.txt`, `a.json` and `a.cls` form one record, with the
+    text as `text`, the object's keys, and the label as `label`. Each line of `a.jsonl` is a record.
 
-    Raises UserError, naming the archive and the file in it, for an archive that is damaged or holds
-    other files, and a record that lacks a file which the first one has.
+    Raises UserError, naming the archive and the file in it, for an archive that is damaged or
+    contains other files, and for a record that lacks a file of the first record.
     """
 
     def __init__(self, paths: Sequence[Path], split: str):
@@ -69,7 +69,7 @@ class Tar(RecordSource):
             bounds.append(len(heads))
             if bounds[-1] == bounds[-2]:
                 raise UserError(
-                    f"{file.path}: no records for {split}; give an archive that is not empty"
+                    f"{file.path}: no records for {split}; use an archive that is not empty"
                 )
         # Begin and end of each file of a record, [records, files, 2], and the number of records
         # before each archive.
@@ -78,11 +78,11 @@ class Tar(RecordSource):
         self.heads = np.array(heads, np.int64)
         self.columns: tuple[str, ...] = ()
         self.columns = columns_of([self.read(0), *self.more_records()])
-        self.fingerprint()  # before anything can change
+        self.fingerprint()  # computed now, before the files can change
 
     def more_records(self) -> Iterator[Record]:
-        """Yields the first records, where objects of JSON have the columns; one that is bad is an
-        error once it is read."""
+        """Yields the first records if JSON objects define the columns. A bad record is only an
+        error when it is read."""
         objects = any(PARTS.get(ending, "json") == "json" for ending in self.endings)
         for index in range(1, min(len(self), PEEK) if objects else 0):
             with contextlib.suppress(RecordError):
@@ -105,7 +105,7 @@ class Tar(RecordSource):
     def lines(self, part: Part, file: File) -> Iterator[Part]:
         """Yields the lines of JSON in a file of an archive."""
         self.checked([part], file)
-        # A file without a line feed may have carriage returns in its place (old Macs).
+        # A file without line feeds may have carriage returns instead (old Macs).
         line_break = b"\n" if file.data.find(b"\n", part.begin, part.end) >= 0 else b"\r"
         begin = part.begin
         while begin < part.end:
@@ -128,8 +128,7 @@ class Tar(RecordSource):
             )
             raise UserError(
                 f"{file.path}: {record[0].key} has {found}, but the first record has {expected}; "
-                "give every record the same "
-                "files, side by side"
+                "every record needs the same files, one after the other"
             )
         return record
 
@@ -140,7 +139,7 @@ class Tar(RecordSource):
         return fill_columns(self.read(index), self.columns)
 
     def read(self, index: int) -> Record:
-        """Returns all that the files of a record hold.
+        """Returns the content of a record's files.
 
         Raises RecordError if two have the same column.
         """
@@ -161,7 +160,7 @@ class Tar(RecordSource):
                 ) from error
             for name in found:
                 if name in record:
-                    problem = f'has "{name}" in its .json and in a file of its own; take one out'
+                    problem = f'has "{name}" both in its .json and in a file of its own; remove one'
                     raise RecordError(self.where(index), problem, index)
             record |= found
         return record
@@ -191,9 +190,9 @@ class Tar(RecordSource):
 
 
 def values_of(text: str, kind: str) -> Record:
-    """Returns the columns that a file of a record holds.
+    """Returns the columns of one of a record's files.
 
-    Raises ValueError if it should be a JSON object and is none.
+    Raises ValueError if it should be a JSON object but is not.
     """
     if kind == "json":
         return json_object(text)
@@ -201,7 +200,7 @@ def values_of(text: str, kind: str) -> Record:
 
 
 def parts(file: File) -> Iterator[Part]:
-    """Yields the files of an archive, in order, without folders and files that operating systems
+    """Yields the files of an archive in order, without folders and files that operating systems
     leave behind.
 
     Raises UserError, naming the file, for one that does not belong there, and if the archive is
@@ -215,11 +214,11 @@ def parts(file: File) -> Iterator[Part]:
 def as_part(member: tarfile.TarInfo, where: str) -> Part:
     """Returns a file of an archive.
 
-    Raises UserError, naming it, if it is no regular file or of a kind that is not read.
+    Raises UserError, naming it, if it is not a regular file or not of a supported kind.
     """
     if not member.isreg() or member.issparse():
         raise UserError(
-            f"{where}: is a link, a device or sparse, not a file; put the file itself there"
+            f"{where}: is a link, a device or sparse, not a file; replace it with the file itself"
         )
     folder, _, base = member.name.rpartition("/")
     stem, _, ending = base.rpartition(".")
@@ -230,9 +229,9 @@ def as_part(member: tarfile.TarInfo, where: str) -> Part:
                 "images are read from archives of class folders, --config.data.source=class_folders"
             )
         else:
-            hint = f"put files of {', '.join(f'.{each}' for each in ENDINGS)} there alone"
+            hint = f"put files of {', '.join(f'.{each}' for each in ENDINGS)} there only"
         raise UserError(
-            f"{where}: ends in .{ending}{nearest(ending, ENDINGS)}, which is not read; {hint}"
+            f"{where}: ends in .{ending}{nearest(ending, ENDINGS)}, which is not supported; {hint}"
         )
     begin = member.offset_data
     return Part(
@@ -241,8 +240,8 @@ def as_part(member: tarfile.TarInfo, where: str) -> Part:
 
 
 def holds_texts(path: Path) -> bool:
-    """Returns whether an archive holds texts, by its first files: some are texts, and none is an
-    image, since a text next to images may be a readme. False if it cannot be read."""
+    """Returns whether an archive contains texts: among its first files are texts, but no images (a
+    text beside images may be a readme). False if it cannot be read."""
     found = False
     if not path.name.lower().endswith(ARCHIVE_EXTENSIONS):
         return found
@@ -259,7 +258,7 @@ def holds_texts(path: Path) -> bool:
 
 
 def is_text_archive(files: Files) -> int:
-    """Returns how sure it is that files are archives of texts, by the first one."""
+    """Returns the certainty that files are archives of texts, judged by the first one."""
     first = first_path(files)
     if not first.name.lower().endswith(ARCHIVE_EXTENSIONS) or first.is_dir():
         return NO

@@ -1,8 +1,8 @@
 """ArrayRecord files whose records are JSON objects or texts in UTF-8, as `scripts/prepare_data.py`
 writes them.
 
-Any record is read by its number; only the index of a file is in memory. Data sets that TFDS stores
-in such files are read by `data.source=tfds`.
+Records are read by index; only the index of a file is in memory. To read data sets that TFDS stores
+in such files, use `data.source=tfds`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fmjax.data.storage.mapped import decompressed
 from fmjax.errors import RecordError, UserError, one_line
 
 PEEK = 100  # records whose keys become columns
-# Characters that do not occur in text.
+# characters that do not occur in text
 CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")
 
 
@@ -32,15 +32,15 @@ class ArrayRecordFile:
     """
 
     def __init__(self, path: Path, local: Path):
-        # Imported here because it takes a moment.
+        # Imported here because the import takes a moment.
         from array_record.python.array_record_module import ArrayRecordReader
 
         self.path, self.local = path, local
-        # Reading ahead does not help when records are read at random.
+        # Reading ahead does not help random access.
         self.reader = ArrayRecordReader(str(local), "readahead_buffer_size:0")
         if not self.reader.ok():
             raise UserError(
-                f"{path}: is not a whole ArrayRecord file ({self.fault()}); fetch it again"
+                f"{path}: is not a complete ArrayRecord file ({self.fault()}); fetch it again"
             )
 
     def __reduce__(self) -> tuple[type[ArrayRecordFile], tuple[Path, Path]]:
@@ -50,7 +50,7 @@ class ArrayRecordFile:
         return int(self.reader.num_records())
 
     def fault(self) -> str:
-        """Returns what the reader says about a file that it could not open."""
+        """Returns the reader's message about a file that it could not open."""
         try:
             self.reader.read([0])
         except (RuntimeError, IndexError, ValueError) as error:
@@ -65,9 +65,8 @@ class ArrayRecordFile:
         except UnicodeDecodeError as error:
             raise RecordError(
                 place,
-                f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); "
-                "records are to be JSON objects or texts, "
-                "those of a TFDS data set are read with --config.data.source=tfds",
+                f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); records must be JSON "
+                "objects or text; to read a TFDS data set, use --config.data.source=tfds",
             ) from error
         except (RuntimeError, IndexError, ValueError) as error:
             raise RecordError(
@@ -76,8 +75,8 @@ class ArrayRecordFile:
 
 
 class ArrayRecords(RecordSource):
-    """JSON objects, whose columns are the keys of the first `PEEK` records (a value that a record
-    lacks is None), or texts as `{"text": ...}`: all are what the first record is.
+    """Records that are JSON objects, or texts as `{"text": ...}`, all like the first one. The
+    columns are the keys of the first `PEEK` objects; missing values are None.
 
     Raises UserError, naming the file, if one is damaged or empty, and RecordError for a record that
     cannot be read.
@@ -89,7 +88,7 @@ class ArrayRecords(RecordSource):
         for file in self.files:
             if not len(file):
                 raise UserError(
-                    f"{file.path}: no records for {split}; give a file that is not empty"
+                    f"{file.path}: no records for {split}; use a file that is not empty"
                 )
         self.bounds = np.concatenate([[0], np.cumsum([len(file) for file in self.files])])
         first = self.files[0].text(0)
@@ -98,13 +97,14 @@ class ArrayRecords(RecordSource):
         if self.holds == "text" and CONTROL & set(map(ord, first)):
             raise UserError(
                 f"{self.files[0].path} record 0: is neither a JSON object nor text (a "
-                "tf.train.Example, perhaps); data sets of "
-                "TFDS are read with --config.data.source=tfds"
+                "tf.train.Example, perhaps); to read a TFDS data set, use "
+                "--config.data.source=tfds"
             )
-        self.fingerprint()  # before anything can change
+        self.fingerprint()  # computed now, before the files can change
 
     def first_objects(self) -> Iterator[Record]:
-        """Yields the first objects; a record that is none is an error once it is read."""
+        """Yields the first objects. A record that is not an object is only an error when it is
+        read."""
         for index in range(min(len(self), PEEK)):
             number, row = locate(self.bounds, index)
             with contextlib.suppress(ValueError, RecordError):
@@ -123,7 +123,7 @@ class ArrayRecords(RecordSource):
         except ValueError as error:
             place = f"{self.files[number].path} record {row}"
             raise RecordError(
-                place, f"{error}, as the first record is; correct it", index
+                place, f"{error}, like the first record; correct it", index
             ) from error
 
     def where(self, index: int) -> str:

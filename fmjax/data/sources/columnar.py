@@ -23,18 +23,18 @@ from fmjax.errors import RecordError, UserError, nearest, one_line
 
 
 class Columnar(RecordSource):
-    """Records of Arrow or Parquet files: texts, numbers, truth values, bytes, lists and structures
-    of them, class labels by name; files embedded by `datasets` as their bytes, or else their path.
+    """Records of Arrow or Parquet files: text, numbers, booleans, bytes, lists and structs of them,
+    class labels by name; files embedded by `datasets` as their bytes, or else their path.
 
     Args:
       paths: the files.
       split: the name of the split.
       kind: "parquet", "arrow" or "huggingface".
-      columns: those that are read; empty: all.
-      features: how `datasets` describes the columns; None: as the first file says.
+      columns: the columns to read; empty: all.
+      features: the description of the columns by `datasets`; None: that of the first file.
 
-    Raises UserError, naming the file, the row group or the record, if it is malformed or empty, if
-    a column holds other values, and if the columns of files differ.
+    Raises UserError, naming the file, the row group or the record, for malformed or empty files,
+    for columns of other types, and if the columns of files differ.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class Columnar(RecordSource):
         columns: Sequence[str] = (),
         features: Record | None = None,
     ):
-        from fmjax.data.storage import arrow_files  # imported here because pyarrow takes a moment
+        from fmjax.data.storage import (
+            arrow_files,
+        )  # imported here because importing pyarrow takes a moment
 
         self.split, self.kind, self.named = split, kind, tuple(columns)
         schemas = [arrow_files.schema_of(path, kind == "parquet") for path in paths]
@@ -63,10 +65,10 @@ class Columnar(RecordSource):
         for file in self.files:
             if not len(file):
                 raise UserError(
-                    f"{file.path}: no records for {split}; give a file that is not empty"
+                    f"{file.path}: no records for {split}; use a file that is not empty"
                 )
         self.bounds = np.concatenate([[0], np.cumsum([len(file) for file in self.files])])
-        self.fingerprint()  # before anything can change
+        self.fingerprint()  # computed now, before the files can change
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
@@ -99,19 +101,18 @@ class Columnar(RecordSource):
 
 
 def one_folder(files: Files, split: str) -> Path:
-    """Returns the folder that is named. Raises UserError if it is none, or several are named."""
+    """Returns the named folder. Raises UserError if it is not a folder, or several are named."""
     names = [files] if isinstance(files, str) else list(files)
     if len(names) != 1 or not Path(names[0]).expanduser().is_dir():
         raise UserError(
-            f"data.files.{split}={','.join(names)}: data.source=huggingface reads one folder, that "
-            "datasets' save_to_disk wrote; "
-            "correct the path"
+            f"data.files.{split}={','.join(names)}: data.source=huggingface reads one folder, "
+            "written by save_to_disk of datasets; correct the path"
         )
     return Path(names[0]).expanduser()
 
 
 def open_saved_folder(files: Files, split: str, columns: Sequence[str] = ()) -> Columnar:
-    """Returns a split of a folder that `datasets` saved; if the folder holds a single split, that
+    """Returns a split of a folder that `datasets` saved; if the folder has only one split, that
     one, whatever its name.
 
     Raises UserError if there is no such folder, or the split or one of its files is missing.
@@ -128,29 +129,29 @@ def open_saved_folder(files: Files, split: str, columns: Sequence[str] = ()) -> 
         path = path / split
     if not (path / "state.json").is_file():
         raise UserError(
-            f"{path}: has no state.json, as a folder that datasets' save_to_disk wrote; "
-            "name such a folder"
+            f"{path}: has no state.json, so save_to_disk of datasets did not write it; name a "
+            "folder that it wrote"
         )
     state, info = read_json(path / "state.json"), read_json(path / "dataset_info.json")
     if state.get("_indices_data_files"):
         raise UserError(
-            f"{path}: an old version of datasets saved a selection there; "
-            "save it again with a newer one"
+            f"{path}: contains a selection of rows, saved by an old version of datasets; save it "
+            "again with a newer version"
         )
     names = [str(part.get("filename")) for part in state.get("_data_files", [])]
     for name in names:
         if not (path / name).is_file() or Path(name).name != name:
             raise UserError(
-                f"{path / name}: state.json names it and it is not there; fetch the folder again"
+                f"{path / name}: is named in state.json but missing; fetch the folder again"
             )
     if not names:
-        raise UserError(f"{path}: no records for {split}; give a folder that is not empty")
+        raise UserError(f"{path}: no records for {split}; use a folder that is not empty")
     features = info["features"] if isinstance(info.get("features"), dict) else {}
     return Columnar([path / name for name in names], split, "huggingface", columns, features)
 
 
 def read_json(path: Path) -> Record:
-    """Returns the JSON object in a file. Raises UserError if it is none."""
+    """Returns the JSON object in a file. Raises UserError if it is not one."""
     try:
         content = parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -163,7 +164,7 @@ def read_json(path: Path) -> Record:
 
 
 def is_saved_folder(files: Files) -> int:
-    """Returns how sure it is that a folder is one that `datasets` saved."""
+    """Returns the certainty that a folder was saved by `datasets`."""
     folder = first_path(files)
     return (
         BY_CONTENT

@@ -30,7 +30,7 @@ class Conll(RecordFiles):
     columns = ("tokens", "tags")
 
     def scan(self, file: File) -> Iterator[tuple[int, int]]:
-        begin = end = 0  # of the sentence being gathered; equal if there is none
+        begin = end = 0  # bounds of the current sentence; equal if there is none
         for line in lines(file):
             if not is_blank(line.text) and not line.text.startswith(DOCUMENT):
                 problem = "" if tolerates() else wrong(line.text)
@@ -61,7 +61,7 @@ def fields(line: str) -> list[str]:
 
 
 def wrong(line: str) -> str:
-    """Returns what is wrong with a line, "" if nothing is."""
+    """Returns what is wrong with a line, or ""."""
     if "\r" in line.rstrip("\r\n"):
         return BROKEN
     return UNTAGGED if len(fields(line)) < 2 else ""

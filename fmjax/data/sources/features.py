@@ -1,8 +1,8 @@
 """Class labels by name, as Hugging Face's `datasets` describes its columns (`features`, JSON).
 
-Labels are given by name ("positive", "B-PER"), so that they look the same as in other sources, tags
-work as tags, and the order of their numbers does not matter. -1, which marks missing labels in
-GLUE's test sets, is None.
+Labels become names ("positive", "B-PER"), so they look the same as in other sources, tags work as
+tags, and the order of the numbers does not matter. The label -1, which marks missing labels in
+GLUE's test sets, becomes None.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def features_of(metadata: Mapping[bytes, bytes] | None) -> Record:
 
 
 def has_labels(feature: Value) -> bool:
-    """Returns whether a feature is a class label, or has some inside."""
+    """Returns whether a feature is a class label or contains some."""
     if isinstance(feature, list):
         return any(map(has_labels, feature))
     if not isinstance(feature, dict):
@@ -36,7 +36,7 @@ def has_labels(feature: Value) -> bool:
 
 
 def decode(feature: Value, value: Value) -> Value:
-    """Returns a value in which the numbers of class labels are names.
+    """Returns a value in which the numbers of class labels are replaced by names.
 
     Raises ValueError for a number that has no name.
     """
@@ -48,7 +48,7 @@ def decode(feature: Value, value: Value) -> Value:
         return label(feature.get("names"), value)
     if feature.get("_type") in LISTS:
         inner = feature["feature"]
-        if isinstance(value, dict):  # a list of structures is stored as a structure of lists
+        if isinstance(value, dict):  # a list of structs is stored as a struct of lists
             return {
                 name: [decode(inner.get(name), item) for item in part]
                 for name, part in value.items()
@@ -62,7 +62,7 @@ def decode(feature: Value, value: Value) -> Value:
 
 
 def label(names: Sequence[str] | None, value: str | int) -> str | None:
-    """Returns the name of a class label. Raises ValueError for a number that has none."""
+    """Returns the name of a class label. Raises ValueError for a number without a name."""
     if isinstance(value, str):
         return value
     if value == -1:
@@ -71,6 +71,7 @@ def label(names: Sequence[str] | None, value: str | int) -> str | None:
         return str(value)
     if not 0 <= value < len(names):
         raise ValueError(
-            f"label {value} is out of range, there are {len(names)} from 0: {', '.join(names[:10])}"
+            f"label {value} is out of range; the {len(names)} names from 0 on are "
+            f"{', '.join(names[:10])}"
         )
     return names[value]

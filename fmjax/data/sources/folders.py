@@ -1,10 +1,10 @@
 """Labeled images in class folders, or in archives of class folders.
 
 A record is `{"image": uint8 [H,W,C], "label": str}`. Archives are memory-mapped (`mapped.py`),
-compressed ones decompressed once into the cache as a whole; no member becomes a file. In memory are
-each image's name, in an archive also its offsets (16 bytes), and up to MOST_KEPT bytes of the
-images that were decoded first, so that small data sets are decoded once. Other images are decoded
-each time they are read, so a damaged one is found only then.
+compressed ones are decompressed once into the cache as a whole; members are not extracted. Memory
+holds the name of each image, its offsets in an archive (16 bytes), and up to MOST_KEPT bytes of
+decoded images, so that small data sets are decoded once. Other images are decoded on each read, so
+a damaged one is found only then.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ OVERHEAD = 512  # bytes of an array besides its pixels
 
 
 class Item(NamedTuple):
-    """An image file: its name in the archive or folder, its offsets in the archive, its bytes if it
-    is in a folder."""
+    """An image file: its name in the archive or folder, its offsets in the archive, or its bytes in
+    a folder."""
 
     name: PurePosixPath
     begin: int = 0
@@ -45,7 +45,7 @@ class Item(NamedTuple):
 
 
 class Names:
-    """A list of texts in one string of bytes, and 8 bytes for each."""
+    """A list of texts, stored as one byte string plus 8 bytes per text."""
 
     def __init__(self) -> None:
         self.data, self.ends = bytearray(), array("q", [0])
@@ -66,9 +66,9 @@ class ClassFolders(RecordSource):
     """The images of a folder or tar archive of class folders, whose names are the labels; pickled
     without decoded images.
 
-    Raises UserError, naming the member, for one that lies in no folder or outside the archive, is a
-    link or larger than MOST_FILE, and for class folders of several splits; when it is read, for one
-    that is damaged.
+    Raises UserError, naming the member, that is in no folder or outside the archive, is a link or
+    larger than MOST_FILE, and for class folders of several splits. A damaged member is an error
+    when it is read.
     """
 
     columns = ("image", "label")
@@ -76,8 +76,8 @@ class ClassFolders(RecordSource):
     def __init__(self, path: Path, split: str):
         self.path, self.names, self.spans = path, Names(), array("q")
         self.file = None if path.is_dir() else File(path, most=MOST_BYTES)
-        self.kept: dict[int, np.ndarray] = {}  # some of the images, by their numbers
-        self.room = MOST_KEPT  # bytes that may still be kept
+        self.kept: dict[int, np.ndarray] = {}  # some of the decoded images, by index
+        self.room = MOST_KEPT  # remaining bytes for decoded images
         outer: dict[PurePosixPath, str] = {}
         digest = hashlib.sha256()
         for name, begin, end, data in archive_items(self.file) if self.file else folder_items(path):
@@ -101,7 +101,8 @@ class ClassFolders(RecordSource):
         if not len(self):
             endings = ", ".join(IMAGE_EXTENSIONS[:4])
             raise UserError(
-                f"{path}: no images for {split} ({endings}, ...); give class folders that have some"
+                f"{path}: no images for {split} ({endings}, ...); use class folders that contain "
+                "some"
             )
         folder = {"name": path.name, "size": len(self), "sha256": digest.hexdigest()}
         files = [self.file.fingerprint if self.file else folder]
@@ -126,8 +127,8 @@ class ClassFolders(RecordSource):
         return self.names[index].rsplit("/", 2)[-2]
 
     def image(self, index: int) -> np.ndarray:
-        """Returns a decoded image and keeps it while there is room: in shuffled epochs any choice
-        of images is as good.
+        """Returns a decoded image and keeps it while there is room. With shuffled epochs, it does
+        not matter which images are kept.
 
         Raises RecordError if it cannot be read or decoded.
         """
@@ -157,7 +158,7 @@ class ClassFolders(RecordSource):
 
 
 def is_class_folders(files: Files) -> int:
-    """Returns how sure it is that files are a folder of class folders, or an archive of them."""
+    """Returns the certainty that files are a folder or an archive of class folders."""
     first = first_path(files)
     if first.name.lower().endswith(ARCHIVE_EXTENSIONS):
         return BY_NAME
@@ -178,14 +179,14 @@ def open_class_folders(files: Files, split: str) -> ClassFolders:
 
 
 def unreadable(error: OSError) -> str:
-    return f"cannot be read ({error.strerror or error}); fix it, or take it out"
+    return f"cannot be read ({error.strerror or error}); fix it, or remove it"
 
 
 def folder_items(path: Path) -> Iterator[Item]:
     """Yields the images under a folder, in the order of their names.
 
-    Raises RecordError for one that cannot be read; if bad records may be left out, yields it
-    without bytes.
+    Raises RecordError for one that cannot be read; if bad records may be skipped, yields it without
+    bytes.
     """
     for file in files_under(path, path.name):
         name = PurePosixPath(file.relative_to(path).as_posix())
@@ -201,8 +202,8 @@ def folder_items(path: Path) -> Iterator[Item]:
 
 
 def files_under(folder: Path, where: str) -> Iterator[Path]:
-    """Yields the files in a folder and in the folders in it, in the order of their names, which are
-    held of one folder at a time.
+    """Yields the files in a folder and its subfolders, in the order of their names. Memory holds
+    the names of one folder at a time.
 
     Links to folders are not followed. Raises UserError for a folder that cannot be read.
     """
@@ -221,7 +222,7 @@ def files_under(folder: Path, where: str) -> Iterator[Path]:
 def archive_items(file: File) -> Iterator[Item]:
     """Yields the images of a tar archive, in its order.
 
-    Raises UserError, naming the member, for what does not belong there.
+    Raises UserError, naming the member, for members that do not belong there.
     """
     for member in members(file):
         name = PurePosixPath(member.name)
@@ -231,12 +232,13 @@ def archive_items(file: File) -> Iterator[Item]:
                 f"{where}: would be extracted outside the archive; get an archive that you trust"
             )
         if member.size > MOST_FILE:
-            raise UserError(f"{where}: takes more than {MOST_FILE:,} bytes; take it out")
+            raise UserError(f"{where}: takes more than {MOST_FILE:,} bytes; remove it")
         if not is_image(name.name) or hidden(name) or member.isdir():
             continue
         if not member.isreg() or member.issparse():
             raise UserError(
-                f"{where}: is a link or a device, or sparse, not a file; put the image itself there"
+                f"{where}: is a link, a device or sparse, not a file; replace it with the image "
+                "itself"
             )
         yield Item(name, member.offset_data, member.offset_data + member.size)
 

@@ -1,7 +1,7 @@
 """Labeled images in arrays: MNIST's idx files, and the digits that scikit-learn ships.
 
-A record is `{"image": uint8 [H,W,C], "label": int}`. The files are memory-mapped (`mapped.py`),
-compressed ones decompressed once into the cache.
+A record is `{"image": uint8 [H,W,C], "label": int}`. The files are memory-mapped (`mapped.py`), and
+compressed ones are decompressed once into the cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fmjax.data.storage.mapped import File
 from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS
 from fmjax.errors import UserError
 
-IDX_IMAGES = re.compile(r"images[-.]idx3")
+IDX_IMAGES = re.compile(r"images[-.]idx3", re.IGNORECASE)
 MOST_BYTES = 8 * 2**30  # of a decompressed file
 DIGITS = {"train": 1297, "validation": 200, "test": 300}  # images of each split
 
@@ -36,7 +36,7 @@ DIGITS = {"train": 1297, "validation": 200, "test": 300}  # images of each split
 class Images(RecordSource):
     """Images, uint8 [N,H,W,C], and labels, [N].
 
-    `name` says where they are from, `mark` is the fingerprint.
+    `name` says where they come from; `mark` is the fingerprint.
     """
 
     columns = ("image", "label")
@@ -61,12 +61,12 @@ class Idx(Images):
     """The images of an idx file and the labels of another, both memory-mapped and pickled by their
     paths.
 
-    Raises UserError if one is no such file or cut off, if they differ in length, and if they are
-    empty.
+    Raises UserError if one is not such a file or is truncated, if they differ in length, and if
+    they are empty.
     """
 
     def __init__(self, images: File, labels: File, split: str, mark: Record | None = None):
-        """`mark` is the fingerprint, if that is known."""
+        """`mark` is the fingerprint, if known."""
         pixels, numbers = idx_array(images, 3), idx_array(labels, 1)
         if len(pixels) != len(numbers):
             raise UserError(
@@ -74,7 +74,7 @@ class Idx(Images):
                 f"{images.path.name}; fetch both again"
             )
         if not len(pixels):
-            raise UserError(f"{images.path}: no images for {split}; give a file that is not empty")
+            raise UserError(f"{images.path}: no images for {split}; use a file that is not empty")
         self.files, self.split = (images, labels), split
         mark = mark or {
             "source": "idx",
@@ -88,7 +88,7 @@ class Idx(Images):
 
 
 def is_idx(files: Files) -> int:
-    """Returns how sure it is that files are idx files, or a folder of such."""
+    """Returns the certainty that files are idx files, or a folder of them."""
     first = first_path(files)
     if first.name.lower().endswith(ARCHIVE_EXTENSIONS):
         return NO
@@ -97,21 +97,20 @@ def is_idx(files: Files) -> int:
 
 
 def open_idx(files: Files, split: str) -> Idx:
-    """Returns the images of an idx file and the labels in the file next to it; of a folder, those
-    with the name of the split, or t10k if that is not train. Raises UserError if they cannot be
-    read."""
+    """Returns the images of an idx file and the labels in the file beside it; in a folder, those of
+    the split, or t10k for splits other than train. Raises UserError if they cannot be read."""
     path = one_path(files, split, "idx")
     if path.is_dir():
         begins = "train" if split == "train" else ("t10k", "test")
         found = sorted(
             file
             for file in path.iterdir()
-            if IDX_IMAGES.search(file.name) and file.name.startswith(begins)
+            if IDX_IMAGES.search(file.name) and file.name.lower().startswith(begins)
         )
         if not found:
             raise UserError(
-                f"{path}: has no idx file of images for {split}; "
-                f"give --config.data.files.{split}=FILE"
+                f"{path}: has no idx file of images for {split}; set "
+                f"--config.data.files.{split}=FILE"
             )
         path = found[0]
     return Idx(File(path, most=MOST_BYTES), File(beside(path), most=MOST_BYTES), split)
@@ -124,28 +123,32 @@ def beside(path: Path) -> Path:
     """
     if not IDX_IMAGES.search(path.name):
         raise UserError(
-            f"{path}: is not named like an idx file of images, as train-images-idx3-ubyte.gz; "
-            "name that file"
+            f"{path}: is not named like an idx file of images (train-images-idx3-ubyte.gz); name "
+            "the file of the images"
         )
-    plain = path.name.removesuffix(".gz")
+    plain = re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE)
     tried = [
         IDX_IMAGES.sub(f"labels{mark}idx1", plain) + packed
         for mark in "-."
         for packed in (".gz", "")
     ]
-    for name in tried:
-        if (path.parent / name).is_file():
-            return path.parent / name
+    tried = [name.upper() for name in tried] if plain.isupper() else tried
+    files = [file for file in path.parent.iterdir() if file.is_file()]
+    there = {file.name.lower(): file for file in files} | {file.name: file for file in files}
+    for name in (*tried, *map(str.lower, tried)):  # the same case is preferred
+        if name in there:
+            return there[name]
     raise UserError(
-        f"{path}: the file of its labels, {tried[0]} or {tried[1]}, is not beside it; put it there"
+        f"{path}: the file of its labels, {tried[0]} or {tried[1]}, is not in the same folder; put "
+        "it there"
     )
 
 
 def idx_array(file: File, axes: int) -> np.ndarray:
     """Returns the array of an idx file of bytes with that many axes, a view of the mapped file.
 
-    Raises UserError if the file does not begin as such a file does, or is longer or shorter than
-    its header says.
+    Raises UserError if the file does not begin like an idx file, or its length differs from its
+    header.
     """
     begin = 4 + 4 * axes
     head = file.data[:begin]
@@ -159,7 +162,8 @@ def idx_array(file: File, axes: int) -> np.ndarray:
     count, found = int(np.prod(shape, dtype=object)), len(file.data) - begin
     if found != count:
         raise UserError(
-            f"{file.path}: its header says {count:,} bytes and it has {found:,}; fetch it again"
+            f"{file.path}: its header promises {count:,} bytes, but it has {found:,}; fetch it "
+            "again"
         )
     return np.frombuffer(file.data, np.uint8, offset=begin).reshape(shape)
 
@@ -187,9 +191,9 @@ def open_digits(files: None, split: str) -> Images:
 
 @functools.cache
 def all_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images, uint8 [N,8,8,1], and labels [N] of scikit-learn's digits, whose grey runs
-    from 0 to 16."""
-    from sklearn.datasets import load_digits  # imported here because it takes a moment
+    """Returns the images, uint8 [N,8,8,1], and labels [N] of scikit-learn's digits, whose gray
+    values run from 0 to 16."""
+    from sklearn.datasets import load_digits  # imported here because the import takes a moment
 
     found = load_digits()
     return np.rint(found.images[:, :, :, None] * (255 / 16)).astype(np.uint8), found.target

@@ -1,10 +1,10 @@
-"""The kinds of sources: what a module of a source declares about it, and how a kind is found by its
-name.
+"""The kinds of sources: declarations in the modules of sources, and lookup by name.
 
-A module declares `SOURCES`, a tuple of `SourceKind`. Files of this folder are known by the names
-declared there. A module outside of fmjax is named with its dots, as `data.source=my_sources.toy`,
-and declares one kind; `fmjax.config.names` says who may be imported. All modules here are imported
-to find a name, so they import heavy packages in functions.
+A module declares `SOURCES`, a tuple of `SourceKind`. The kinds in this folder are found by the
+names declared there. A module outside fmjax is named with dots, such as
+`data.source=my_sources.toy`, and declares one kind; `fmjax.config.names` checks whether it may be
+imported. All modules here are imported to find a name, so they import heavy packages inside
+functions.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from fmjax.contracts import Source
 from fmjax.errors import UserError, nearest, one_of
 
 PACKAGE = "fmjax.data.sources"
-AUTO = "auto"  # by the files
+AUTO = "auto"  # inferred from the files
 Files: TypeAlias = str | Sequence[str]
-NO, BY_NAME, BY_CONTENT = 0, 1, 2  # how sure it is that files are of a kind
+NO, BY_NAME, BY_CONTENT = 0, 1, 2  # the certainty that files are of a kind
 
 
 def unrecognized(files: Files) -> int:
-    """Says of any files that they are not of a kind."""
+    """Recognizes no files."""
     return NO
 
 
@@ -36,17 +36,17 @@ class SourceKind:
     """A kind of source.
 
     Attributes:
-      name: the value of `data.source`; outside of fmjax, the module's name takes its place.
-      open: called with the files, the split and the options that are set, returns the records.
-      reads: what `data.files` names, and `open` gets. "files": existing files, as a list of paths.
-        "folder": one file or folder, as the user wrote it. "split": the name of a split that the
-        source knows. "nothing": the source is built in.
-      options: the keys of the config's section `data` that it takes.
-      extensions: of its files, such as ".csv"; they tell the kind of a file, and which files of a
-        folder are read.
+      name: the value of `data.source`; outside fmjax, the module's name is used instead.
+      open: returns the records; called with the files, the split and the options that are set.
+      reads: what `data.files` names and `open` receives. "files": existing files, as a list of
+        paths. "folder": one file or folder, as the user wrote it. "split": the name of a split that
+        the source knows. "nothing": the source is built in.
+      options: the keys of the config's `data` section that it accepts.
+      extensions: its file extensions, such as ".csv"; they determine the kind of a file, and which
+        files of a folder are read.
       any_extension: whether it reads the files of a folder that have the extensions of other kinds.
-      recognizes: returns how sure it is that files, of which the first exists, are of the kind, if
-        their extension does not say.
+      recognizes: returns the certainty that files are of the kind, if their extension does not
+        determine it; the first file exists.
     """
 
     name: str
@@ -64,15 +64,15 @@ def first_path(files: Files) -> Path:
 
 
 def one_path(files: Files, split: str, kind: str) -> Path:
-    """Returns the one file or folder that is named.
+    """Returns the single file or folder that is named.
 
     Raises UserError if it does not exist, or several are named.
     """
     given = [files] if isinstance(files, str) else list(files)
     if len(given) != 1:
         raise UserError(
-            f"data.files.{split}: is {len(given)} names; "
-            f"data.source={kind} reads one file or folder"
+            f"data.files.{split}: has {len(given)} names, but data.source={kind} reads one file or "
+            "folder; name one"
         )
     path = Path(given[0]).expanduser()
     if not path.exists():
@@ -96,7 +96,7 @@ def check_split(source: str, split: str, splits: Iterable[str]) -> None:
 
 @functools.cache
 def kinds() -> dict[str, SourceKind]:
-    """Returns the kinds that fmjax has, by name."""
+    """Returns fmjax's own kinds, by name."""
     modules = [
         importlib.import_module(f"{PACKAGE}.{name}") for name in names.choices(PACKAGE, "SOURCES")
     ]
@@ -106,14 +106,14 @@ def kinds() -> dict[str, SourceKind]:
 
 @functools.cache
 def extensions() -> dict[str, str]:
-    """Returns the file extensions that fmjax knows, and the kind that each stands for."""
+    """Returns the known file extensions, with the kind of each."""
     return {extension: kind.name for kind in kinds().values() for extension in kind.extensions}
 
 
 def find_kind(name: str) -> SourceKind:
     """Returns the kind of source of a name.
 
-    Raises UserError for one that does not exist or is not permitted.
+    Raises UserError if it does not exist or is not allowed.
     """
     if "." not in name:
         one_of("data.source", name, [AUTO, *kinds()])
@@ -124,13 +124,13 @@ def find_kind(name: str) -> SourceKind:
     if len(declared) != 1:
         raise UserError(
             f'data.source="{name}": the module declares {len(declared)} kinds of source; '
-            "leave one in SOURCES"
+            "keep only one in SOURCES"
         )
     return dataclasses.replace(declared[0], name=name)
 
 
 def recognize(files: Files) -> SourceKind | None:
-    """Returns the kind that files are recognized as, with the most certainty, or None."""
+    """Returns the kind that recognizes files with the most certainty, or None."""
     certainty = {kind: kind.recognizes(files) for kind in kinds().values()}
     best = max(certainty, key=certainty.__getitem__)
     return best if certainty[best] else None

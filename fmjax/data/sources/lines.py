@@ -1,4 +1,4 @@
-"""Texts and JSON lines in files, each also compressed (.gz, .xz, .bz2, .zst), always UTF-8.
+"""Text and JSON lines files in UTF-8, optionally compressed (.gz, .xz, .bz2, .zst).
 
 Files are memory-mapped, checked once when opened, and read by a table of offsets, 16 bytes per
 record.
@@ -25,8 +25,8 @@ ONE_A_LINE = "write one record per line"
 
 
 class RecordFiles(RecordSource):
-    """Records in files of one kind. A subclass says where the records are (`scan`) and what they
-    hold (`parse`).
+    """Records in files of one kind. A subclass finds the records (`scan`) and parses them
+    (`parse`).
 
     Raises UserError if a file is malformed, naming the line, or has no record.
     """
@@ -43,24 +43,23 @@ class RecordFiles(RecordSource):
                 ends.append(end)
             if len(begins) == bounds[-1]:
                 raise UserError(
-                    f"{file.path}: no records for {split}; give a file that is not empty"
+                    f"{file.path}: no records for {split}; use a file that is not empty"
                 )
             bounds.append(len(begins))
-        # Where each record begins and ends, and the number of records before each file, [files +
-        # 1].
+        # The begin and end of each record, and the number of records before each file, [files + 1].
         self.begins, self.ends, self.bounds = (
             np.array(begins, np.int64),
             np.array(ends, np.int64),
             np.array(bounds),
         )
-        self.fingerprint()  # before anything can change
+        self.fingerprint()  # computed now, before the files can change
 
     def scan(self, file: File) -> Iterator[tuple[int, int]]:
         """Yields the begin and end of each record."""
         raise NotImplementedError
 
     def parse(self, text: str, index: int) -> Record:
-        """Returns the record that a text of the file holds."""
+        """Returns the record in a text of the file."""
         raise NotImplementedError
 
     def options(self) -> Record:
@@ -79,7 +78,7 @@ class RecordFiles(RecordSource):
         return self.parse(text, index)
 
     def place(self, index: int) -> tuple[File, int, int]:
-        """Returns the file of a record, and where in it the record begins and ends."""
+        """Returns the file of a record, and the record's begin and end in it."""
         number, _ = locate(self.bounds, index)
         return self.files[number], int(self.begins[index]), int(self.ends[index])
 
@@ -111,7 +110,7 @@ class Text(RecordFiles):
         return {"record": self.record}
 
     def scan(self, file: File) -> Iterator[tuple[int, int]]:
-        begin = end = 0  # of the record being gathered; equal if there is none
+        begin = end = 0  # bounds of the current record; equal if there is none
         for line in lines(file):
             if line.text.strip():
                 begin = line.begin if begin == end else begin
@@ -133,8 +132,8 @@ class Text(RecordFiles):
 
 
 class JsonLines(RecordFiles):
-    """One JSON object per line; the columns are the keys of all of them, and a value that a line
-    lacks is None.
+    """One JSON object per line; the columns are the keys of all of them, and missing values are
+    None.
 
     Blank lines are left out.
     """

@@ -2,8 +2,8 @@
 arXiv:1606.05250; 2018).
 
 Such a file is one JSON value. It is parsed as a whole when it is first opened, and rewritten into
-the cache, with one line per paragraph and its questions. That copy is memory-mapped; besides 16
-bytes per paragraph, the paragraph read last is kept.
+the cache, with one line per paragraph and its questions. That copy is memory-mapped; memory holds
+16 bytes per paragraph, and the last paragraph that was read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Squad(RecordSource):
     a dictionary of the lists `text` and `answer_start` (in characters), empty if the context has no
     answer.
 
-    Raises UserError, naming the place, for a file that is not of SQuAD's format.
+    Raises UserError, naming the place, for a file that is not in SQuAD's format.
     """
 
     columns = ("id", "title", "context", "question", "answers")
@@ -46,8 +46,8 @@ class Squad(RecordSource):
                 begins.append(line.begin)
                 bounds.append(bounds[-1] + len(json.loads(line.text)["questions"]))
             firsts.append(len(begins))
-        # Where each paragraph begins; the number of questions before each [paragraphs + 1]; of
-        # paragraphs before each file.
+        # The begin of each paragraph; the number of questions before each paragraph [paragraphs +
+        # 1], and of paragraphs before each file.
         self.begins, self.bounds, self.firsts = (
             np.array(begins, np.int64),
             np.array(bounds, np.int64),
@@ -55,12 +55,12 @@ class Squad(RecordSource):
         )
         if not len(self):
             raise UserError(
-                f"{', '.join(str(path) for path in paths)}: no questions for {split}; "
-                "give a file that has some"
+                f"{', '.join(str(path) for path in paths)}: no questions for {split}; use a file "
+                "that contains some"
             )
         # A paragraph and its number: questions are often read in order.
         self.last: tuple[int, Record] = (-1, {})
-        self.fingerprint()  # before anything can change
+        self.fingerprint()  # computed now, before the files can change
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
@@ -127,7 +127,7 @@ def paragraphs(file: File) -> Iterator[Record]:
 
 
 def question_of(question: Value, at: str) -> Record:
-    """Returns the part of a record that is the question's.
+    """Returns the question's part of a record.
 
     Raises UserError, naming the place, if it is malformed.
     """
@@ -143,7 +143,7 @@ def question_of(question: Value, at: str) -> Record:
 
 
 def items(parent: Value, name: str, at: str) -> Iterator[tuple[Value, str]]:
-    """Yields the items of a list in an object, each with its place for messages."""
+    """Yields the items of a list in an object, each with its location for messages."""
     for number, item in enumerate(value(parent, name, list, at)):
         yield item, f"{at}, {name}[{number}]"
 
@@ -153,8 +153,8 @@ def value(parent: Value, name: str, kind: type[T], at: str) -> T:
     found = parent.get(name) if isinstance(parent, dict) else None
     if not isinstance(found, kind):
         raise UserError(
-            f'{at}: has no "{name}" ({kind.__name__}), as SQuAD\'s files have; '
-            "correct the file, or give jsonl"
+            f'{at}: has no "{name}" ({kind.__name__}), unlike SQuAD\'s files; '
+            "correct the file, or convert it to JSON lines"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Opens sources of records: files of texts, tables or images, here or remote, TFDS, and the
+"""Opens sources of records: local or remote files with texts, tables or images, TFDS, and the
 embedded corpora."""
 
 from __future__ import annotations
@@ -23,25 +23,24 @@ from fmjax.errors import UserError
 
 __all__ = ["Source", "check_columns", "hold_out", "kind_of_files", "named_files", "open_source"]
 
-EMBEDDED = "python_docs"  # what "auto" is without files
+EMBEDDED = "python_docs"  # the source for "auto" without files
 
 
 def open_source(source: str, files: Files | None, split: str, **options: Value) -> Source:
     """Returns the records of a split.
 
     Args:
-      source: the name of a kind of source, or "auto": by the files' extension, the embedded corpus
-        if no files are given.
-      files: a path, several joined by commas, a glob or a folder, of which "input.txt[:90%]" is a
-        part. Files of gs:// and the like are downloaded into the cache first. For TFDS, the name of
-        its split, such as "train[:90%]", by default `split`.
+      source: the name of a kind of source, or "auto": inferred from the file extensions, or the
+        embedded corpus if no files are given.
+      files: a path, several joined by commas, a glob or a folder, or a part of these, such as
+        "input.txt[:90%]". Remote files (gs:// and others) are downloaded into the cache first. For
+        TFDS, the name of its split, such as "train[:90%]"; by default `split`.
       split: the name of the split.
       options: `record` of text files (paragraph, line, file); `columns` of CSV and TSV files
-        without a header, of parallel ones, and those read from Parquet and Arrow; `name`,
-        `data_dir` and `download` of TFDS. Those that are empty or None are unset.
+        without a header and of parallel files, and the columns to read from Parquet and Arrow;
+        `name`, `data_dir` and `download` of TFDS. Empty and None mean unset.
 
-    Raises UserError for an unknown kind or option, files that are missing or malformed, and empty
-    data.
+    Raises UserError for an unknown kind or option, missing or malformed files, and empty data.
     """
     kind = None if source == AUTO else find_kind(source)
     wanted: Slice | None = None
@@ -62,7 +61,7 @@ def open_source(source: str, files: Files | None, split: str, **options: Value) 
 def located(kind: SourceKind, files: Files | None, split: str) -> Files | Sequence[Path] | None:
     """Returns what a kind of source opens.
 
-    Raises UserError for files that are missing, or too many.
+    Raises UserError for missing or too many files.
     """
     if kind.reads == "split":
         return files
@@ -75,31 +74,31 @@ def located(kind: SourceKind, files: Files | None, split: str) -> Files | Sequen
         return None
     if not files:
         raise UserError(
-            f"data.source={kind.name} needs files; give --config.data.files.{split}=FILE"
+            f"data.source={kind.name} needs files; set --config.data.files.{split}=FILE"
         )
     return files if kind.reads == "folder" else named_files(files, kind)
 
 
 def named_files(files: Files, kind: SourceKind | None = None) -> list[Path]:
-    """Returns the files that are named; of a folder those of a kind, or with any known extension.
-    Raises UserError if one is missing."""
+    """Returns the named files; in a folder, those of a kind or with any known extension. Raises
+    UserError if one is missing."""
     own = {} if kind is None else dict.fromkeys(kind.extensions, kind.name)
     return find_files(files, extensions() | own, wanted_name(kind))
 
 
 def wanted_name(kind: SourceKind | None) -> str:
-    """Returns the name of the kind whose extensions the files of a folder need, empty if any known
-    one will do."""
+    """Returns the name of the kind whose extensions the files of a folder must have; empty if any
+    known extension is allowed."""
     return "" if kind is None or kind.any_extension else kind.name
 
 
 def check_options(kind: SourceKind, given: Iterable[str]) -> None:
-    """Raises UserError for an option that a kind of source does not take."""
+    """Raises UserError for an option that a kind of source does not accept."""
     for name in given:
         if name not in kind.options:
             takers = [other.name for other in kinds().values() if name in other.options]
             raise UserError(
-                f"data.{name} is of {', '.join(takers) or 'no kind of source'}, not of "
+                f"data.{name} is an option of {', '.join(takers) or 'no kind of source'}, not of "
                 f"{kind.name}; leave it out"
             )
 
@@ -109,7 +108,7 @@ def downloaded(files: Files, kind: SourceKind | None) -> Files:
     addresses = [files] if isinstance(files, str) else files
     if not any("://" in name for name in addresses):
         return files
-    from fmjax.data.storage import remote  # imported here because few runs need it
+    from fmjax.data.storage import remote  # imported here because few runs use it
 
     return remote.local(files, extensions(), wanted_name(kind))
 
@@ -131,5 +130,5 @@ def kind_of_files(paths: Sequence[Path]) -> SourceKind:
         names[name] = path
     if len(names) > 1:
         examples = ", ".join(f"{path.name} is {name}" for name, path in names.items())
-        raise UserError(f"the files are of different kinds ({examples}); give files of one kind")
+        raise UserError(f"the files are of different kinds ({examples}); use files of one kind")
     return kinds()[next(iter(names))]

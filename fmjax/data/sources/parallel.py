@@ -1,4 +1,4 @@
-"""Parallel text, aligned by line: line N says the same thing in files of several languages."""
+"""Parallel text, aligned by line: line N has the same meaning in the files of all languages."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Parallel(RecordSource):
     """Records `{"en": ..., "de": ...}` of files such as train.en.gz and train.de.gz, one line of
     each.
 
-    The columns are named by `columns`, by default by the file extensions. Lines that are blank in
-    every file are left out. Raises UserError, with both counts, if the files differ in length, and
-    naming the line if it is blank in one file only.
+    `columns` names the columns; by default, the file extensions do. Lines that are blank in every
+    file are left out. Raises UserError, with both counts, if the files differ in length, and naming
+    the line, if it is blank in only one file.
     """
 
     def __init__(self, paths: Sequence[Path], split: str, columns: Sequence[str] = ()):
@@ -34,27 +34,27 @@ class Parallel(RecordSource):
         )
         if len({len(ends) for _, ends, _ in found}) > 1:
             raise UserError(
-                f"data.files.{split}: the files are not aligned, their lines are {counts}; "
-                "give files of equal length"
+                f"data.files.{split}: the files are not aligned: numbers of lines are {counts}; "
+                "use files with the same number of lines"
             )
         full = np.stack([filled for _, _, filled in found])
         for number in np.flatnonzero(full.any(axis=0) & ~full.all(axis=0))[:1].tolist():
             blank = paths[int(full[:, number].argmin())]
             raise UserError(
-                f"{blank} line {number + 1}: is blank, and its counterpart is not; "
-                "take both out, or fix it"
+                f"{blank} line {number + 1}: is blank, but its counterpart is not; remove both, or "
+                "fix it"
             )
         self.numbers = np.flatnonzero(full.all(axis=0))
         if not len(self.numbers):
             raise UserError(
-                f"{', '.join(map(str, paths))}: no records for {split}; "
-                "give files that are not empty"
+                f"{', '.join(map(str, paths))}: no records for {split}; use files that are not "
+                "empty"
             )
         # Begin and end of each record in each file, [records, files, 2].
         self.spans = np.stack(
             [np.stack([begins, ends], axis=-1)[self.numbers] for begins, ends, _ in found], axis=1
         )
-        self.fingerprint()  # before anything can change
+        self.fingerprint()  # computed now, before the files can change
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -81,8 +81,8 @@ class Parallel(RecordSource):
 
 
 def places(file: File) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns where each line of a file begins and ends, int64 [lines], and whether it is not
-    blank, bool [lines]."""
+    """Returns the begin and end of each line of a file, int64 [lines], and whether it is not blank,
+    bool [lines]."""
     begins, ends, filled = array("q"), array("q"), array("b")
     for line in lines(file):
         begins.append(line.begin)
@@ -102,13 +102,13 @@ def named(paths: Sequence[Path], columns: Sequence[str]) -> tuple[str, ...]:
     listed = ", ".join(path.name for path in paths)
     if len(paths) < 2:
         raise UserError(
-            f"data.source=parallel: {listed} is one file; "
-            "give one a language, joined by commas: a.en,a.de"
+            f"data.source=parallel: {listed} is one file; give one file per language, joined by "
+            "commas: a.en,a.de"
         )
     if len(names) != len(paths):
         raise UserError(
             f"data.columns names {len(names)} columns ({', '.join(names)}) for {len(paths)} files "
-            f"({listed}); correct it"
+            f"({listed}); name one column per file"
         )
     if len(set(names)) < len(names) or not all(names):
         raise UserError(

@@ -1,7 +1,7 @@
-"""A task whose labels come from the text itself: which preposition was replaced by [MASK] in a
+"""A task whose labels come from the text itself: predicting which preposition [MASK] replaces in a
 window of the corpus.
 
-It measures what pretraining gains when labels are few. The low-label setting is artificial, since
+It measures the gain of pretraining with few labels. The low-label setting is artificial, since
 every preposition is a label.
 """
 
@@ -23,12 +23,12 @@ from fmjax.errors import UserError
 LABELS = ("as", "at", "by", "for", "from", "in", "of", "on", "to", "with")
 MASK = "[MASK]"
 
-# Quoted words are left out: they name keywords of Python.
+# Quoted words are left out: they are keywords of Python.
 PREPOSITION = re.compile(rf"(\(?)({'|'.join(LABELS)})([,.;:)]*)", re.IGNORECASE)
 
 
 class Splits(NamedTuple):
-    """The drawn examples by split, and how many the files of each split hold."""
+    """The drawn examples by split, and the number of examples in the files of each split."""
 
     examples: dict[str, list[dict[str, str]]]
     free: dict[str, int]
@@ -37,10 +37,10 @@ class Splits(NamedTuple):
 def prepositions(
     corpus: Iterable[Document], max_words: int = 18, min_words: int = 4
 ) -> list[dict[str, str]]:
-    """Returns an example for each preposition: `text` with the mask in its place, `label`, and the
+    """Returns an example for each preposition: `text` in which a mask replaces it, `label`, and
     `file`.
 
-    The text is a window of at most `max_words` words around it, of a document that has at least
+    The text is a window of at most `max_words` words around it, from a document with at least
     `min_words`. No text occurs twice.
     """
     found: dict[str, dict[str, str]] = {}
@@ -69,7 +69,7 @@ def preposition_splits(
     """Returns examples drawn from the files of each split of the embedded corpus.
 
     A held-out text that also occurs in the training files is dropped, whether or not it was drawn
-    there. Raises UserError if a split has fewer examples than asked for.
+    there. Raises UserError if a split has fewer examples than requested.
     """
     wanted = dict(zip(SPLITS, (train, validation, test), strict=True))
     every = {split: prepositions(documents(split)) for split in SPLITS}
@@ -81,15 +81,15 @@ def preposition_splits(
         ]
         if count > len(pool):
             raise UserError(
-                f"prepositions: {split}={count} examples are more than the corpus holds, "
-                f"{len(pool)}; ask for fewer"
+                f"prepositions: {split}={count} examples are more than the {len(pool)} in the "
+                "corpus; request fewer"
             )
         drawn[split] = sorted(pool, key=lambda example: lot(example, seed))[:count]
     return Splits(drawn, {split: len(examples) for split, examples in every.items()})
 
 
 def lot(example: dict[str, str], seed: int) -> bytes:
-    """Returns an example's place in the draw, the same for every version of Python."""
+    """Returns an example's sort key for the draw, which is the same in every version of Python."""
     return hashlib.sha256(f"{seed}\0{example['text']}".encode()).digest()
 
 

@@ -2,9 +2,9 @@
 read offline.
 
 The manual is `pydoc_data.topics`; docstrings are read with `ast`, so no module is imported. A fifth
-of the files is held out, for validation and test, by a hash of the file's name; a text that
-training files hold is not held out as well. The texts differ between versions of Python, so a
-source's fingerprint names the version.
+of the files is held out, for validation and test, by a hash of the file's name; a text that also
+occurs in training files is not held out. The texts differ between versions of Python, so the
+fingerprint contains the version.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from fmjax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
-# Folders of the library path that are no part of the library, hold tests, or are packaged apart on
-# some systems.
+# Folders of the library path that are not part of the library, contain tests, or are packaged
+# separately on some systems.
 SKIPPED = frozenset(
     (
         "test",
@@ -45,27 +45,27 @@ SKIPPED = frozenset(
 )
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 RULER = re.compile(r"\s*([*=~^#\"_+-])\1{2,}\s*")
-# Share of letters and spaces below which a paragraph is a table, a signature or code.
+# Fraction of letters and spaces below which a paragraph is considered a table, a signature or code.
 LETTERS = 0.75
 
 
 class Document(NamedTuple):
-    """A docstring or a topic of the manual, one paragraph a line, and the file it comes from."""
+    """A docstring or a topic of the manual, one paragraph per line, and the file it comes from."""
 
     file: str
     text: str
 
 
 def split_of(file: str) -> str:
-    """Returns the split of a file: of twenty files, one is for "validation", three for "test", the
-    others for "train"."""
+    """Returns the split of a file: of twenty files, one is in "validation", three in "test", the
+    others in "train"."""
     lot = int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") % 20
     return "validation" if lot == 0 else "test" if lot < 4 else "train"
 
 
 @functools.cache
 def documents(split: str = "") -> tuple[Document, ...]:
-    """Returns the documents of a split, or of all, in the order of their files' names; no text
+    """Returns the documents of a split, or of all splits, in the order of their file names. No text
     occurs twice.
 
     Raises UserError for an unknown split, and if this Python comes without the sources of its
@@ -75,7 +75,7 @@ def documents(split: str = "") -> tuple[Document, ...]:
         check_split("python_docs", split, SPLITS)
         return tuple(document for document in documents() if split_of(document.file) == split)
     collecting = gc.isenabled()
-    # Trees hold no cycles, and looking for some beside a loaded JAX takes half as long again.
+    # Trees have no cycles, and collecting garbage with JAX loaded takes half as long again.
     gc.disable()
     try:
         return unique(Document(file, text) for file, raw in texts() if (text := clean(raw)))
@@ -85,8 +85,8 @@ def documents(split: str = "") -> tuple[Document, ...]:
 
 
 def unique(found: Iterable[Document]) -> tuple[Document, ...]:
-    """Returns the documents without repetition, by file; of a text on both sides, training files
-    keep the only copy."""
+    """Returns the documents without repetition, by file; if a text is on both sides, only training
+    files keep it."""
     first: dict[str, Document] = {}
     for document in sorted(found, key=lambda document: split_of(document.file) != "train"):
         first.setdefault(" ".join(document.text.casefold().split()), document)
@@ -103,8 +103,8 @@ def texts() -> Iterator[tuple[str, str]]:
     )
     if not files:
         raise UserError(
-            f"{root} holds no sources of Python's standard library, the embedded corpus; "
-            "give data.files instead"
+            f"{root} does not contain the source files of Python's standard library, the embedded "
+            "corpus; set data.files instead"
         )
     for path in files:
         for text in docstrings(path.read_bytes()):
@@ -112,10 +112,10 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def docstrings(source: bytes) -> Iterator[str]:
-    """Yields the docstrings of a module, its classes and functions; none of invalid Python."""
+    """Yields the docstrings of a module, its classes and functions; nothing for invalid Python."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old escapes in the library's own strings
+            warnings.simplefilter("ignore")  # about old escapes in the library's own strings
             nodes: list[ast.AST] = [ast.parse(source)]
     except (SyntaxError, ValueError):
         return
@@ -123,13 +123,13 @@ def docstrings(source: bytes) -> Iterator[str]:
         node = nodes.pop()
         if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
             yield text
-        # Statements alone hold definitions: expressions, most of a tree, are not visited.
+        # Only statements contain definitions: expressions, most of a tree, are not visited.
         for block in ("finalbody", "orelse", "handlers", "body"):
             nodes.extend(reversed(getattr(node, block, [])))
 
 
 def clean(text: str) -> str:
-    """Returns the prose of a text, one paragraph a line, without doctests, grammars, tables and
+    """Returns the prose of a text, one paragraph per line, without doctests, grammars, tables and
     code."""
     paragraphs = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):

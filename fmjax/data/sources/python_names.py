@@ -1,8 +1,8 @@
-"""Tagged words without any file: the names of Python's own manual, by BIO tags.
+"""Tagged words that need no files: the names in Python's manual, with BIO tags.
 
 The words of a paragraph of the embedded corpus, with names split at their dots and brackets
-removed: which are calls, dotted names or constants? The tags follow from how the names are written,
-so nobody has to annotate them."""
+removed: which of them are calls, dotted names or constants? The tags follow from the spelling of
+the names, so no annotation is needed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def tagged(paragraph: str) -> dict[str, list[str]]:
 
 @functools.cache
 def sentences(split: str) -> tuple[Record, ...]:
-    """Returns the tagged paragraphs of a split that hold a name, each with its `file`, in order."""
+    """Returns the tagged paragraphs of a split that contain a name, each with its `file`, in
+    order."""
     found = []
     for file, text in documents(split):
         for paragraph in text.split("\n"):

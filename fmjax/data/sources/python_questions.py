@@ -1,9 +1,9 @@
-"""Questions about paragraphs without any file: which words were taken out of a sentence of Python's
-own manual?
+"""Questions about paragraphs that need no files: which words were removed from a sentence of
+Python's manual?
 
 The context is a paragraph of the embedded corpus. The question is one of its sentences in which
 "what" replaces a few words, which are the answer. So the task is to find the sentence and compare;
-nobody has to annotate it.
+no annotation is needed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.sources.prepositions import lot
 from fmjax.data.sources.python_docs import documents
 
-WORDS = (25, 120)  # of a context, least and most
+WORDS = (25, 120)  # minimum and maximum words of a context
 SENTENCE = re.compile(r"(?<=\S\s)\S.*?[.?!](?=\s|$)|^.+?[.?!](?=\s|$)")
 WORD = re.compile(r"[A-Za-z][\w-]*")
 
 
 def question(file: str, context: str) -> Record | None:
-    """Returns a question about a context, one to three words of one sentence asked for; drawn by a
-    hash of the text. None if no sentence has six words."""
+    """Returns a question about one to three words of a sentence of the context, drawn by a hash of
+    the text. None if no sentence has six words."""
     found = [
         sentence for sentence in SENTENCE.finditer(context) if len(WORD.findall(sentence[0])) >= 6
     ]

@@ -1,4 +1,4 @@
-"""Small tasks over the embedded corpus that need no file, for trying out kinds of labels.
+"""Small tasks on the embedded corpus that need no files, to try out kinds of labels.
 
 `python_sentences` has the sentences of Python's own manual with the prepositions that occur in each
 (several labels) and the number of its words (a number). `python_choices` asks which of four
@@ -19,7 +19,7 @@ from fmjax.data.sources.kinds import SourceKind, check_split
 from fmjax.data.sources.prepositions import LABELS, lot
 from fmjax.data.sources.python_docs import SPLITS, documents
 
-WORDS = (4, 24)  # of a sentence, least and most
+WORDS = (4, 24)  # minimum and maximum words of a sentence
 CHOICES = 4
 END = re.compile(r"(?<=[.?!])\s+(?=[A-Z])")
 
@@ -59,7 +59,7 @@ def labeled(split: str) -> tuple[Record, ...]:
 
 @functools.cache
 def choices(split: str) -> tuple[Record, ...]:
-    """Returns a `context`, four `endings`, and the number of the right one, drawn by a hash."""
+    """Returns a `context`, four `endings`, and the index of the correct one, drawn by a hash."""
     pairs = [pair for pair in neighbors(split) if pair[2]]
     records = []
     for number, (file, context, following) in enumerate(pairs):

@@ -1,9 +1,9 @@
-"""Sections of long texts, to hold out a part of a text that is a single record, as a book without
-blank lines is.
+"""Sections of long texts, to hold out a part of a single record, such as a book without blank
+lines.
 
 The text of all records is cut into sections of about the same length, at lines, sentences or else
-spaces. Some of them, drawn by a hash of their numbers, are held out; those between them stay
-together, so that the rest of a book is as coherent as it can be.
+spaces. Some of them, drawn by a hash of their numbers, are held out; the sections between them stay
+together, so that the rest of a book is as coherent as possible.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fmjax.contracts import Record, Source
 from fmjax.data.characters import is_mark
 from fmjax.data.records import RecordSource, held_count, scrambled
 
-SECTION = 1000  # characters that a section has at least, if that leaves one to hold out
-SHORTEST = 20  # characters of a section on average
+SECTION = 1000  # minimum characters per section, if that leaves one to hold out
+SHORTEST = 20  # mean characters per section
 MOST_HELD = 10  # sections
-# Where a text is cut, what is best first: behind what these match.
+# A text is cut after a match of one of these, the best first.
 BORDERS = {
     "lines": re.compile(r"\n+"),
     "sentences": re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？][」』”’）]*"),
@@ -62,7 +62,7 @@ class Spans(RecordSource):
 
 
 def needs_sections(source: Source, share: float) -> bool:
-    """Returns whether texts have to be cut, so that a share of them can be held out."""
+    """Returns whether texts must be cut to hold out the given fraction."""
     return (
         tuple(source.columns) == ("text",)
         and 0 < share < 1
@@ -71,8 +71,8 @@ def needs_sections(source: Source, share: float) -> bool:
 
 
 def hold_out_sections(source: Source, share: float) -> tuple[Spans, Spans, str] | None:
-    """Returns the texts of a source without a share of them, that share, and a line that says how
-    they were cut; None if the text is too short to be cut, below 40 characters."""
+    """Splits off a fraction of a source's text. Returns the rest, the held-out text, and a line
+    that says how it was cut; None if the text has fewer than 40 characters."""
     texts = [source[index]["text"] for index in range(len(source))]
     ends = np.cumsum([len(text) for text in texts])
     total = int(ends[-1])
@@ -87,7 +87,7 @@ def hold_out_sections(source: Source, share: float) -> tuple[Spans, Spans, str] 
     for is_held, group in itertools.groupby(range(count), key=chosen.__contains__):
         numbers = list(group)
         parts[is_held].extend(spans_of(texts, ends, places[numbers[0]], places[numbers[-1] + 1]))
-    if not all(parts):  # nothing but white space on one side
+    if not all(parts):  # only white space on one side
         return None
     mark: Record = {"hold_out": share, "sections": count}
     rest, out = (
@@ -99,16 +99,17 @@ def hold_out_sections(source: Source, share: float) -> tuple[Spans, Spans, str] 
     note = (
         f"data.hold_out={share}: the training data has {len(texts)} {records}, so the text is cut "
         f"at {how} into {count} sections; {len(chosen)} {'is' if len(chosen) == 1 else 'are'} held "
-        f"out for validation, {size:,} of {total:,} characters"
+        f"out for validation, {size:,} of {total:,} characters; neighbors stay joined, "
+        f"which makes {len(rest)} train and {len(out)} validation records"
     )
     return rest, out, note
 
 
 def borders(texts: list[str], ends: np.ndarray, count: int) -> tuple[list[int], str]:
-    """Returns where sections begin, and where the last one ends, in characters of all texts; and at
-    what they were cut."""
+    """Returns the begins of sections, and the end of the last one, in characters of all texts, and
+    what they were cut at."""
     total = int(ends[-1])
-    reach = max(1, total // count // 2)  # how far a border may be moved
+    reach = max(1, total // count // 2)  # how far a border may move
     places, used = [0], {"records": 0} | dict.fromkeys(BORDERS, 0) | {"characters": 0}
     for number in range(1, count):
         wanted = number * total // count
@@ -126,7 +127,7 @@ def borders(texts: list[str], ends: np.ndarray, count: int) -> tuple[list[int], 
 
 
 def best_border(text: str, wanted: int, reach: int) -> tuple[str, int]:
-    """Returns what a text is cut at near a place, and where."""
+    """Returns the best kind of cut near a position, and its place."""
     begin, end = max(wanted - reach, 0), min(wanted + reach, len(text))
     for name, border in BORDERS.items():
         found = [match.end() for match in border.finditer(text, begin, end)]

@@ -1,8 +1,8 @@
 """Parts of files, in TFDS's notation: `input.txt[:90%]` and `input.txt[90%:]`.
 
 `[BEGIN:END]` counts records, or characters if a record is a whole file, through all files; with a %
-it is a share of them, rounded down, so that two adjacent parts have everything once. A minus counts
-from the end; a missing bound is the beginning or the end.
+it is a fraction of them, rounded down, so that adjacent parts neither overlap nor leave a gap. A
+minus sign counts from the end; a missing bound is the beginning or the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BOUNDS = re.compile(f"(?P<begin>{BOUND}):(?P<end>{BOUND})")
 
 
 class Slice(NamedTuple):
-    """A part of files as the user wrote it, and its two bounds: numbers, shares with a %, or
+    """A part of files as the user wrote it, and its two bounds: numbers, percentages, or
     nothing."""
 
     written: str
@@ -36,14 +36,14 @@ class Slice(NamedTuple):
     def span(self, count: int, unit: str) -> tuple[int, int]:
         """Returns the first and the one-past-last of `count` units.
 
-        Raises UserError if that is empty, or beyond them.
+        Raises UserError if that is empty or out of range.
         """
         begin = place(self.begin, count) if self.begin else 0
         end = place(self.end, count) if self.end else count
         if not 0 <= begin < end <= count:
             raise UserError(
-                f"{self.written}: is not a part of the {count:,} {unit} there are; "
-                "give one that holds some of them"
+                f"{self.written}: selects none of the {count:,} {unit}; choose a part that "
+                "contains some"
             )
         return begin, end
 
@@ -53,16 +53,16 @@ class Slice(NamedTuple):
 
 
 def place(bound: str, count: int) -> int:
-    """Returns the number that a bound stands for, of `count`."""
+    """Returns the index of a bound among `count` units."""
     size = bound.lstrip("-")
     offset = int(Fraction(size[:-1]) * count / 100) if size.endswith("%") else int(size)
     return count - offset if bound.startswith("-") else offset
 
 
 def split_slice(files: str | Sequence[str]) -> tuple[str | Sequence[str], Slice | None]:
-    """Returns the files without the part, and the part, or None.
+    """Returns the files without the part, and the part or None.
 
-    Raises UserError for a part that is malformed, or of one of several names.
+    Raises UserError for a malformed part, or a part of one of several names.
     """
     whole = isinstance(files, str) and Path(files).expanduser().exists()
     names = (
@@ -79,8 +79,8 @@ def split_slice(files: str | Sequence[str]) -> tuple[str | Sequence[str], Slice 
         return files, None
     if len(names) > 1:
         raise UserError(
-            f"{cut[0]}: a part is of one file, glob or folder; "
-            f"name the {len(names)} by a glob, or leave it out"
+            f"{cut[0]}: a part applies to one file, glob or folder; match the {len(names)} files "
+            "with a glob, or leave the part out"
         )
     written = cut[0]
     match = PART.search(written)
@@ -88,8 +88,8 @@ def split_slice(files: str | Sequence[str]) -> tuple[str | Sequence[str], Slice 
     bounds = BOUNDS.fullmatch(match[1].replace(" ", ""))
     if not bounds:
         raise UserError(
-            f"{written}: [{match[1]}] is not a part; write [BEGIN:END] with numbers or shares, as "
-            "[:90%] or [1000:]"
+            f"{written}: [{match[1]}] is not a part; write [BEGIN:END] with numbers or "
+            "percentages, such as [:90%] or [1000:]"
         )
     return written[: match.start()], Slice(written, bounds["begin"], bounds["end"])
 

@@ -19,11 +19,11 @@ from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError
 
 FIELD = r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n]*)'
-# A row of CSV with no quotes but those of RFC 4180.
+# A row of CSV whose quotes all follow RFC 4180.
 CLEAN = re.compile(rf"{FIELD}(?:,{FIELD})*[\r\n]*")
-REST = "..."  # as the last of `columns`: rows may have more fields, which are not read
+REST = "..."  # as the last of `columns`: further fields of rows are not read
 
-csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 128 kB
+csv.field_size_limit(2**31 - 1)  # the default limit is 128 kB
 
 
 class Table(RecordFiles):
@@ -71,10 +71,12 @@ class Table(RecordFiles):
                 raise UserError(f'{place}: two columns have the name "{name}"; rename one')
 
     def ragged(self, row: list[str]) -> str:
-        """Returns what is wrong with a row of too many or too few fields."""
+        """Returns the error message for a row with too many or too few fields."""
         message = f"has {len(row)} fields, not the {len(self.columns)} of {', '.join(self.columns)}"
         if self.kind == "csv" and "\t" in row[0]:
-            return f"{message}; the file seems to be separated by tabs: --config.data.source=tsv"
+            return (
+                f"{message}; the file seems to be separated by tabs: use --config.data.source=tsv"
+            )
         if len(row) > len(self.columns):
             fix = f'name the columns in data.columns and end with "{REST}" to leave out the rest'
             return f"{message}; correct the row, or {fix}"
@@ -90,11 +92,11 @@ class Table(RecordFiles):
                 yield line.begin, line.end, line.number, self.fields(line.text)
 
     def quoted_rows(self, file: File) -> Iterator[tuple[int, int, int, list[str]]]:
-        """Yields the same for CSV; if bad records may be left out, a malformed row has no fields.
+        """Yields the same for CSV; if bad records may be skipped, a malformed row has no fields.
 
-        Raises UserError if a malformed row may not be left out, is the header, or has no clear end.
+        Raises UserError if a malformed row may not be skipped, is the header, or has no clear end.
         """
-        first: Line | None = None  # of the row being read
+        first: Line | None = None  # of the current row
         last = Line(0, 0, 0, "")
 
         def feed(after: Line | None) -> Iterator[str]:
@@ -120,8 +122,8 @@ class Table(RecordFiles):
                 )
                 if not after_header or not tolerates():
                     raise doubt from error
-                # A quote that is not closed makes one row of many. Take it for its first line if
-                # those after it are rows.
+                # An unclosed quote merges many rows into one. If the following lines are rows,
+                # treat it as a single line.
                 yield first.begin, first.end, first.number, []
                 reader, last = csv.reader(feed(first), strict=True), first
                 continue
@@ -130,7 +132,7 @@ class Table(RecordFiles):
             assert first
             if doubt and not self.is_sound(file, first.begin, last.end, row):
                 raise UserError(
-                    f"{doubt}; it cannot be left out, for where it ends cannot be told from line "
+                    f"{doubt}; it cannot be skipped, because its end is unclear from line "
                     f"{first.number}"
                 )
             doubt = doubt if last.end < until else None
@@ -138,12 +140,12 @@ class Table(RecordFiles):
             yield first.begin, last.end, first.number, row
 
     def is_sound(self, file: File, begin: int, end: int, row: list[str]) -> bool:
-        """Returns whether the row after a bad one looks like a row of its own, and not like the
-        rest of the bad one.
+        """Returns whether the row after a bad one looks like a separate row, not like the rest of
+        the bad one.
 
         It has the right number of fields, more than one, and its quotes are in their places. The
-        last line of a text of several lines that lacks its closing quote can look like that too,
-        and is then taken for a row.
+        last line of a multi-line text without its closing quote can also look like that, and then
+        counts as a row.
         """
         return (
             len(row) > 1
@@ -167,7 +169,7 @@ class Table(RecordFiles):
 
 
 def not_csv(error: csv.Error) -> str:
-    return f"is not CSV ({error}); quote fields as RFC 4180 says, or use tsv"
+    return f"is not CSV ({error}); quote fields as in RFC 4180, or use tsv"
 
 
 SOURCES = (

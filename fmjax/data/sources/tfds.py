@@ -1,8 +1,8 @@
 """Data sets of TensorFlow Datasets (TFDS), read without TensorFlow: stored as ArrayRecord, with
 random access.
 
-Class labels are given by name, as from Hugging Face (`features.py`), so a benchmark has one label
-set. -1, which marks missing labels in test sets, is None."""
+Class labels become names, as for Hugging Face (`features.py`), so a benchmark has one label set.
+The label -1, which marks missing labels in test sets, becomes None."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from fmjax.data.records import RecordSource
 from fmjax.data.sources.kinds import Files, SourceKind
 from fmjax.errors import RecordError, UserError, nearest
 
-# Data sets that are modules of these packages are known to TFDS only once the packages are
-# imported.
+# TFDS only knows the data sets in these packages after the packages are imported.
 LEGACY = ("text", "question_answering", "summarization", "text_simplification", "translate")
 
 
@@ -30,8 +29,8 @@ class Tfds(RecordSource):
       files: the split or splits, such as "train[:90%]"; None: `split`.
       split: the name of the split.
       name: the name of the data set, such as "glue/sst2".
-      data_dir: where it is prepared; empty: TFDS's own folder.
-      download: whether to download and prepare it if it is not there.
+      data_dir: the folder where it is prepared; empty: TFDS's default folder.
+      download: whether to download and prepare it if it is missing.
 
     Raises UserError for an unknown data set or split, and for a data set that is not prepared
     unless `download` is set.
@@ -53,7 +52,7 @@ class Tfds(RecordSource):
         except ValueError as error:
             splits = ", ".join(builder.info.splits)
             raise UserError(
-                f'{self.name} has no split "{split}"; there are {splits}, and parts such as '
+                f'{self.name} has no split "{split}"; choose from {splits}, or a part such as '
                 "train[:90%]"
             ) from error
         except NotImplementedError as error:
@@ -102,11 +101,11 @@ class Tfds(RecordSource):
 
 
 def prepared(name: str, data_dir: str, download: bool) -> Any:
-    """Returns the builder of a data set that is prepared in the folder of TFDS, or downloads it
-    there."""
+    """Returns the builder of a data set that is prepared in the folder of TFDS, after downloading
+    it if requested."""
     if not name:
         raise UserError(
-            "data.source=tfds needs the name of a data set; give --config.data.name, such as "
+            "data.source=tfds needs the name of a data set; set --config.data.name, such as "
             "glue/sst2"
         )
     builder = find_builder(name, data_dir)
@@ -116,11 +115,11 @@ def prepared(name: str, data_dir: str, download: bool) -> Any:
         raise UserError(
             f"{name} is not prepared in {builder.data_dir}; "
             "download it with --config.data.download=true, "
-            "or say where it is with --config.data.data_dir=DIR"
+            "or name its folder with --config.data.data_dir=DIR"
         )
     try:
         builder.download_and_prepare()
-    except Exception as error:  # whatever the network, the disk or the builder's own code raises
+    except Exception as error:  # any error of the network, the disk or the builder's own code
         raise UserError(
             f"{name} could not be downloaded and prepared in {builder.data_dir}: {line(error)}"
         ) from error
@@ -129,15 +128,14 @@ def prepared(name: str, data_dir: str, download: bool) -> Any:
 
 def find_builder(name: str, data_dir: str) -> Any:
     """Returns the builder of a data set. Raises UserError, with suggestions, if there is none."""
-    import tensorflow_datasets as tfds  # imported here because it takes a second
+    import tensorflow_datasets as tfds  # imported here because the import takes a second
 
     for package in LEGACY:
         importlib.import_module(f"tensorflow_datasets.{package}")
     where = {"data_dir": data_dir} if data_dir else {}
     try:
         try:
-            # A data set that is prepared is read as it was stored; a new one is stored as
-            # ArrayRecord.
+            # A prepared data set is read in its stored format; a new one is stored as ArrayRecord.
             builder = tfds.builder(name, **where)
             return (
                 builder
@@ -149,7 +147,7 @@ def find_builder(name: str, data_dir: str) -> Any:
             known = tfds.list_builders(with_community_datasets=False)
             close = (
                 nearest(base, known)
-                or f"; TFDS knows {len(known)}, see tensorflow.org/datasets/catalog"
+                or f"; TFDS has {len(known)}, see tensorflow.org/datasets/catalog"
             )
             raise UserError(
                 f'TFDS has no data set "{base}"{close}, and none is in '
@@ -157,7 +155,7 @@ def find_builder(name: str, data_dir: str) -> Any:
             ) from error
     except ImportError as error:
         raise UserError(
-            f"{name} needs a package to be prepared that is not installed ({line(error)}); "
+            f"{name} cannot be prepared without a package that is not installed ({line(error)}); "
             "prepare it elsewhere with "
             'file_format="array_record" and name its folder with --config.data.data_dir=DIR'
         ) from error
@@ -168,7 +166,7 @@ def find_builder(name: str, data_dir: str) -> Any:
 
 
 def line(error: Exception) -> str:
-    """Returns the first line of an error that is not empty."""
+    """Returns the first non-empty line of an error."""
     return next(
         (text.strip(" *") for text in str(error).splitlines() if text.strip(" *")),
         type(error).__name__,
@@ -190,7 +188,7 @@ def plain(value: Value) -> Value:
 
 
 def class_names(feature: Any) -> Any:
-    """Returns the names of a feature's class labels: a tuple; or of features by name, a dictionary;
+    """Returns the names of a feature's class labels as a tuple; for nested features, a dictionary;
     None if it has none.
     """
     import tensorflow_datasets as tfds
@@ -208,8 +206,8 @@ def class_names(feature: Any) -> Any:
 
 
 def named(value: Value, names: Any) -> Value:
-    """Returns a value in which the numbers of class labels are names, as `class_names` gives
-    them.
+    """Returns a value in which the numbers of class labels are replaced by names from
+    `class_names`.
     """
     if names is None:
         return value

@@ -1,8 +1,8 @@
 """Arrow and Parquet files: their columns, checked, and their records, memory-mapped.
 
-Parquet is rewritten once as Arrow in the cache and mapped there: only a whole row group can be
-decoded, so reading records at random would decode up to a million of them for each, and hold as
-many.
+Parquet is rewritten once as Arrow in the cache and mapped there. Only whole row groups can be
+decoded, so random access would decode, and hold in memory, up to a million records for each record
+read.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from fmjax.data.storage import cache
 from fmjax.data.storage.mapped import decompressed
 from fmjax.errors import UserError, nearest, one_line
 
-BATCH = 1024  # records per batch of a file that is rewritten
+BATCH = 1024  # records per batch of a rewritten file
 FILE_MAGIC = b"ARROW1"  # begins a file of the IPC file format; any other is a stream
-END = b"\xff\xff\xff\xff\0\0\0\0"  # ends a whole stream
+END = b"\xff\xff\xff\xff\0\0\0\0"  # ends a complete stream
 BROKEN = (pa.ArrowException, OSError, ValueError)
 
 
@@ -35,8 +35,8 @@ class ArrowFile:
 
     Args:
       path: the file that the user named.
-      local: the file that is mapped.
-      columns: those that are read.
+      local: the mapped file.
+      columns: the columns to read.
     """
 
     def __init__(self, path: Path, local: Path, columns: tuple[str, ...]):
@@ -60,8 +60,8 @@ class ArrowFile:
         }
 
     def is_mapped(self) -> bool:
-        """Returns whether the values are in the file, as they are unless it is compressed or not
-        aligned."""
+        """Returns whether the values are mapped from the file, which must be aligned and not
+        compressed."""
         whole = pa.memory_map(str(self.local)).read_buffer()
         first = next(batches(self.path, self.local, whole), None)
         kept = (
@@ -91,8 +91,8 @@ def opened(path: Path, columns: tuple[str, ...], is_parquet: bool) -> ArrowFile:
 
 
 def rewrite(path: Path, columns: tuple[str, ...], is_parquet: bool, stream: BinaryIO) -> None:
-    """Writes the columns of a file into a stream of small batches that can be mapped, checking
-    each."""
+    """Writes the columns of a file as a stream of small batches that can be mapped, and checks each
+    batch."""
     source = schema_of(path, is_parquet)
     schema = pa.schema([(name, decoded(source.field(name).type)) for name in columns])
     parts = (
@@ -152,14 +152,13 @@ def batches(path: Path, local: Path, whole: pa.Buffer | None = None) -> Iterator
         for batch in pa.ipc.open_stream(whole):
             yield batch
             count += 1
-        # A stream that is cut off between two batches would read as one that ends there.
+        # A stream that is truncated between two batches would look complete.
         if whole.slice(max(whole.size - len(END), 0)).to_pybytes() != END:
             raise pa.ArrowInvalid("its end is missing")
     except BROKEN as error:
         raise UserError(
-            f"{path}: is not a whole Arrow file (batch {count}: {one_line(error, 200)}); "
-            "fetch it again, or say what it is with "
-            "--config.data.source"
+            f"{path}: is not a complete Arrow file (batch {count}: {one_line(error, 200)}); "
+            "fetch it again, or set its kind with --config.data.source"
         ) from error
 
 
@@ -176,16 +175,15 @@ def schema_of(path: Path, is_parquet: bool) -> pa.Schema:
     except BROKEN as error:
         kind = "Parquet" if is_parquet else "Arrow"
         raise UserError(
-            f"{path}: is not a whole {kind} file ({one_line(error, 200)}); "
-            "fetch it again, or say what it is with "
-            "--config.data.source"
+            f"{path}: is not a complete {kind} file ({one_line(error, 200)}); "
+            "fetch it again, or set its kind with --config.data.source"
         ) from error
 
 
 def readable_columns(path: Path, schema: pa.Schema, named: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the columns to be read.
 
-    Raises UserError if one is missing, there twice, or of a type that is not read.
+    Raises UserError if one is missing, occurs twice, or has an unsupported type.
     """
     for name in named:
         if name not in schema.names:
@@ -201,15 +199,15 @@ def readable_columns(path: Path, schema: pa.Schema, named: tuple[str, ...]) -> t
         if name not in fine:
             raise UserError(
                 f'{path}: column "{name}" holds {schema.field(name).type}, not text, numbers, '
-                "bytes, or lists of them; name the columns "
-                f"that are to be read with --config.data.columns={','.join(fine) or 'NAMES'}"
+                "bytes, or lists of them; name the columns to read with "
+                f"--config.data.columns={','.join(fine) or 'NAMES'}"
             )
     return wanted
 
 
 def is_readable(kind: pa.DataType) -> bool:
-    """Returns whether values of a type are text, numbers, truth values, bytes, or lists or
-    structures of them."""
+    """Returns whether values of a type are text, numbers, booleans, bytes, or lists or structs of
+    them."""
     if types.is_dictionary(kind):
         return is_readable(kind.value_type)
     if types.is_struct(kind):
@@ -242,7 +240,7 @@ def is_embedded_file(kind: pa.DataType) -> bool:
 
 
 def decoded(kind: pa.DataType) -> pa.DataType:
-    """Returns the type of a column's values, without the dictionary that they are encoded by."""
+    """Returns the type of a column's values, without dictionary encoding."""
     return kind.value_type if types.is_dictionary(kind) else kind
 
 
@@ -258,14 +256,14 @@ def check_same(
         if kinds[0] != kinds[1]:
             raise UserError(
                 f'{path}: column "{name}" is {kinds[0]}, but that of {first.name} is {kinds[1]}; '
-                "give files of the same columns"
+                "use files with the same columns"
             )
 
 
 def check_values(batch: pa.RecordBatch, place: str, begin: int) -> None:
     """Raises UserError, naming the record, if a value is damaged or not UTF-8;
 
-    `begin` is that of the batch's first.
+    `begin` is the index of the batch's first record.
     """
     try:
         batch.validate(full=True)

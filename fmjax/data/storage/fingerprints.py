@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fmjax.contracts import Record, Value
 
-LISTED = 5  # differences that are listed
+LISTED = 5  # number of listed differences
 
 
 def data_differences(old: Record, new: Record) -> list[str]:
-    """Returns one line per file and option that differs, as "train: a.txt: 10 bytes, sha256 1f.. ->
-    12 bytes, sha256 9c..".
+    """Returns one line per file and option that differs, such as "train: a.txt: 10 bytes, sha256
+    1f.. -> 12 bytes, sha256 9c..".
 
-    The fingerprints are those of sources, by split; files are matched by their names, unless they
-    have new ones and, in the same order, the content that they had.
+    The fingerprints are those of sources, by split. Files are matched by name, unless they were
+    renamed but have the same content in the same order.
     """
     before, after = dict(leaves(renamed(old, new))), dict(leaves(new))
     changed = [path for path in before | after if before.get(path) != after.get(path)]
@@ -29,8 +29,8 @@ def data_differences(old: Record, new: Record) -> list[str]:
 
 
 def renamed(old: Record, new: Mapping[str, Value]) -> Record:
-    """Returns a fingerprint with the names of `new` for files of the same content at the same
-    place.
+    """Returns a fingerprint with the names of `new` for files with the same content at the same
+    position.
     """
     found: Record = {}
     for key, value in old.items():

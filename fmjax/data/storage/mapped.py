@@ -1,8 +1,8 @@
 """Memory-mapped files; compressed ones are decompressed once into the cache.
 
-Records are read at random, so a decompressed copy is kept rather than an index into the compressed
+Records are read at random, so the cache keeps a decompressed copy, not an index into the compressed
 file: with an index, reading a record would decompress about a megabyte, and the index would take 32
-kB per megabyte. The copy is named by the hash of the compressed file.
+kB per megabyte. The hash of the compressed file names the copy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMPRESSIONS = {
     ".zst": "zstd",
 }
 MEGABYTE = 2**20
-BLOCK = 2**14  # bytes between two places whose lines' numbers are known
+BLOCK = 2**14  # bytes between positions with known line numbers
 
 
 class Readable(Protocol):
@@ -49,7 +49,7 @@ class Readable(Protocol):
 
 
 def plain_name(path: Path) -> str:
-    """Returns the name of a file once it is decompressed:
+    """Returns the name of a file after decompression:
 
     "a.txt" for a.txt.gz, "a.tar" for a.tgz.
     """
@@ -67,7 +67,7 @@ def open_compressed(path: Path) -> Readable:
     """Returns a stream of the decompressed content of a file."""
     kind = compression(path)
     if kind == "zstd":
-        import pyarrow  # here, because few need it
+        import pyarrow  # imported here because few files need it
 
         stream: Readable = pyarrow.input_stream(str(path), compression="zstd")
         return stream
@@ -79,8 +79,8 @@ def open_compressed(path: Path) -> Readable:
 def decompressed(path: Path, most: int | None = None) -> Path:
     """Returns the file itself, or its decompressed copy in the cache if it is compressed.
 
-    Raises UserError if it is damaged, has more than `most` bytes decompressed or the cache cannot
-    hold it, and OSError if it cannot be read.
+    Raises UserError if it is damaged, decompresses to more than `most` bytes or does not fit into
+    the cache, and OSError if it cannot be read.
     """
     if not compression(path):
         return path
@@ -101,12 +101,14 @@ def decompressed(path: Path, most: int | None = None) -> Path:
 
 
 def read_compressed(path: Path, compressed: Readable) -> bytes:
-    """Returns the next bytes of a compressed file. Raises UserError if it is damaged or cut off."""
+    """Returns the next bytes of a compressed file. Raises UserError if it is damaged or
+    truncated."""
     try:
         return bytes(compressed.read(MEGABYTE))
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
-            f"{path}: is not a whole {compression(path)} file ({one_line(error)}); fetch it again"
+            f"{path}: is not a complete {compression(path)} file ({one_line(error)}); fetch it "
+            "again"
         ) from error
     except OSError as error:
         raise UserError(
@@ -122,8 +124,8 @@ class File:
         """
         Args:
           path: the file that the user named.
-          local: the decompressed file, if that is known.
-          most: how many bytes it may have decompressed.
+          local: the decompressed file, if known.
+          most: the maximum size after decompression, in bytes.
         """
         self.path = path
         try:
@@ -148,7 +150,8 @@ class File:
 
     @functools.cached_property
     def line_break(self) -> bytes:
-        """What ends a line: a line feed, or in a file without one a carriage return (old Macs)."""
+        """The line break: a line feed, or a carriage return in a file without line feeds (old
+        Macs)."""
         cr_alone = self.data.find(b"\n") < 0 <= self.data.find(b"\r")
         return b"\r" if cr_alone else b"\n"
 
@@ -162,7 +165,7 @@ class File:
 
     @functools.cached_property
     def breaks(self) -> np.ndarray:
-        """How many line breaks there are before each block of the file, [blocks + 1]."""
+        """The number of line breaks before each block of the file, [blocks + 1]."""
         counts = [
             self.data[begin : begin + BLOCK].count(self.line_break)
             for begin in range(0, len(self.data), BLOCK)
@@ -172,7 +175,7 @@ class File:
     def line_at(self, place: int) -> int:
         """Returns the number, from 1, of the line that a byte belongs to.
 
-        Fast, since tasks ask for every record.
+        This is fast, since tasks call it for every record.
         """
         block = place // BLOCK
         return 1 + int(self.breaks[block]) + self.data[block * BLOCK : place].count(self.line_break)
@@ -194,10 +197,10 @@ def not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def lines(file: File, after: Line | None = None) -> Iterator[Line]:
-    """Yields the lines of a file, or those after one.
+    """Yields the lines of a file, or those after a given line.
 
-    Raises RecordError for a line that is not UTF-8; if bad records may be left out, yields it with
-    its bad bytes replaced, and its record cannot be read.
+    Raises RecordError for a line that is not UTF-8; if bad records may be skipped, yields it with
+    bad bytes replaced, and reading its record fails.
     """
     begin, number = (
         (after.end, after.number) if after else (len(BOM) if file.data[: len(BOM)] == BOM else 0, 0)

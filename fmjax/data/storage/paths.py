@@ -1,6 +1,6 @@
-"""Finds files by name, glob or folder. File extensions say what kind of source a file is.
+"""Finds files by name, glob or folder. File extensions determine the kind of source.
 
-`extensions` map those that are known to the name of the kind, as {".csv": "csv"}; see
+`extensions` maps known extensions to the name of the kind, such as {".csv": "csv"}; see
 `sources/kinds.py`.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from fmjax.data.storage.mapped import COMPRESSIONS, plain_name
 from fmjax.errors import UserError, nearest
 
-SHARD = re.compile(r"-\d+-of-\d+$")  # what TFDS writes behind the file extension
+SHARD = re.compile(r"-\d+-of-\d+$")  # suffix that TFDS writes after the file extension
 MAY_FOLLOW = ", ".join(name for name in COMPRESSIONS if not name.startswith(".t")) + " may follow"
 IMAGE_EXTENSIONS = (
     ".jpg",
@@ -31,17 +31,17 @@ IMAGE_EXTENSIONS = (
 
 
 def kind_of(path: Path, extensions: Mapping[str, str]) -> str | None:
-    """Returns the kind of source that a file's extension, in any case, stands for, or None."""
+    """Returns the kind of source for a file's extension in upper or lower case, or None."""
     return extensions.get(Path(SHARD.sub("", plain_name(path))).suffix.lower())
 
 
 def find_files(
     files: str | Sequence[str], extensions: Mapping[str, str], kind: str = ""
 ) -> list[Path]:
-    """Returns the files that are named: a path, several joined by commas, a glob, or a folder.
+    """Returns the named files: a path, several joined by commas, a glob, or a folder.
 
-    Of a folder, returns those with an extension of the kind (of any kind, if none is given), except
-    licenses and readmes. Raises UserError, naming what is there, if a file is missing.
+    From a folder, returns those with an extension of the kind (or of any kind, if none is given),
+    except licenses and readmes. Raises UserError, listing the existing files, if a file is missing.
     """
     if isinstance(files, str):
         files = (
@@ -66,7 +66,7 @@ def expand(path: Path, extensions: Mapping[str, str], kind: str) -> list[Path]:
             known = ", ".join(
                 extension for extension, name in extensions.items() if kind in ("", name)
             )
-            wanted = known or f"what {kind} files end in"
+            wanted = known or f"an extension of {kind} files"
             raise UserError(
                 f"{path}: the folder has no file that ends in {wanted} ({MAY_FOLLOW}); "
                 "name the files"

@@ -1,9 +1,9 @@
-"""Remote files (`gs://bucket/file`, and whatever etils.epath reads), downloaded once into the
-cache.
+"""Remote files (`gs://bucket/file`, and any other address that etils.epath reads), downloaded once
+into the cache.
 
-A copy has the address as its name, in a folder named by a hash of the address, the size and the
-time of modification (or the version tag), so a file that has changed is downloaded again. Only
-files that the user named are downloaded.
+A copy is named by the address, in a folder named by a hash of the address, the size and the
+modification time (or the version tag), so a changed file is downloaded again. Only files that the
+user named are downloaded.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from fmjax.data.storage.paths import is_data, is_image
 from fmjax.errors import UserError, nearest, one_line
 
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
-# And the packages that reach them.
+# The packages that read each scheme.
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
-IDX = re.compile(r"(images|labels)[-.]idx[13]")
-# In folders that Hugging Face's datasets saved.
+IDX = re.compile(r"(images|labels)[-.]idx[13]", re.IGNORECASE)
+# Files in folders that Hugging Face's datasets saved.
 SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
-# What S3, Azure and others call them.
+# Their names for the version tag at S3, Azure and others.
 VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "blob_id", "last_commit")
 BLOCK = 2**23
-THREADS = 8  # files of a folder that are fetched at a time
+THREADS = 8  # files of a folder that are downloaded at a time
 
 
 def is_remote(name: str) -> bool:
@@ -48,7 +48,7 @@ def local(
     Args:
       files: names and addresses.
       extensions: known file extensions, and the kind of source that each stands for.
-      kind: that of the files wanted from a folder; empty for any.
+      kind: the kind of the files to take from a folder; empty for any.
 
     Raises UserError for a file that cannot be downloaded.
     """
@@ -67,7 +67,7 @@ def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[P
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise UserError(
-            f"{address}: {scheme}:// is not read{nearest(scheme, SCHEMES)}; "
+            f"{address}: {scheme}:// is not supported{nearest(scheme, SCHEMES)}; "
             f"name a local file, or one of {known}"
         )
     try:
@@ -85,24 +85,24 @@ def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[P
                 if path.parent.exists()
                 else []
             )
-            listed = f"; there are {', '.join(there[:8])}" if there else ""
+            listed = f"; the folder has {', '.join(there[:8])}" if there else ""
             raise UserError(
                 f"{address}: no such file{nearest(path.name, there)}{listed}; correct the address"
             )
         if IDX.search(path.name):
             raise UserError(
-                f"{address}: images of idx files have labels in another; "
-                f"name the folder of both, {path.parent}"
+                f"{address}: the labels of an idx file of images are in another file; name the "
+                f"folder of both, {path.parent}"
             )
         return fetch_all([path])
     except ImportError as error:
         raise UserError(
-            f"{address}: needs a package to be reached ({one_line(error, 200)}); "
-            f"pip install {SCHEMES[scheme]}, or fetch the file"
+            f"{address}: cannot be read without a package that is not installed "
+            f"({one_line(error, 200)}); pip install {SCHEMES[scheme]}, or fetch the file"
         ) from error
     except UserError:
         raise
-    except Exception as error:  # whatever the network, the service or its package raises
+    except Exception as error:  # any error of the network, the service or its package
         what = one_line(error, 200) or type(error).__name__
         raise UserError(
             f"{address}: cannot be fetched ({what}); correct the address, or your credentials for "
@@ -111,7 +111,7 @@ def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[P
 
 
 def globbed(path: epath.Path) -> Iterator[epath.Path]:
-    """Yields what matches an address with a pattern."""
+    """Yields the matches of an address with a pattern."""
     parts = path.parts
     first = next(number for number, part in enumerate(parts) if re.search(r"[*?\[]", part))
     yield from type(path)(*parts[:first]).glob("/".join(parts[first:]))
@@ -121,7 +121,7 @@ def fetch_folder(path: epath.Path, extensions: Mapping[str, str], kind: str) -> 
     """Returns the local copies of the data files in a folder, or a copy of the whole tree if they
     form one data set.
 
-    Such are class folders of images, idx files, and folders that Hugging Face's datasets saved.
+    These are class folders of images, idx files, and folders that Hugging Face's datasets saved.
     """
     children = sorted(path.iterdir(), key=str)
     names = [child.name for child in children]
@@ -133,7 +133,7 @@ def fetch_folder(path: epath.Path, extensions: Mapping[str, str], kind: str) -> 
     if not wanted:
         listed = f"; it has {', '.join(names[:8])}" if names else ""
         raise UserError(
-            f"{path}: the folder has no file of a kind that is read{listed}; name the files"
+            f"{path}: the folder has no file of a supported kind{listed}; name the files"
         )
     states = [state_of(file) for file in wanted]
     key = hashed(
@@ -164,7 +164,7 @@ def walk(path: epath.Path) -> Iterator[epath.Path]:
 
 
 def fetch_all(paths: Sequence[epath.Path], key: str = "") -> list[Path]:
-    """Returns the local copies of files; those of one key lie in one tree."""
+    """Returns the local copies of files. Files with the same key are stored in one tree."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(lambda path: copied(path, key), paths))
 
@@ -172,7 +172,7 @@ def fetch_all(paths: Sequence[epath.Path], key: str = "") -> list[Path]:
 def copied(path: epath.Path, key: str = "") -> Path:
     """Returns the local copy of a file.
 
-    Raises UserError if it changes meanwhile, or fewer bytes arrive than it has.
+    Raises UserError if it changes during the download, or arrives incomplete.
     """
     before = state_of(path)
     address = str(path)
@@ -187,8 +187,8 @@ def copied(path: epath.Path, key: str = "") -> Path:
                 count += stream.write(block)
         if count != before[0] or state_of(path) != before:
             raise UserError(
-                f"{address}: came with {count:,} bytes of {before[0]:,}, or changed meanwhile; "
-                "run it again"
+                f"{address}: arrived with {count:,} of {before[0]:,} bytes, or changed during the "
+                "download; try again"
             )
 
     return cache.get_or_make(Path("remote", key or hashed([address, *before]), place), copy)
@@ -207,12 +207,12 @@ def state_of(path: epath.Path) -> tuple[int, str]:
         version = next((str(about[name]) for name in VERSIONS if about.get(name)), "")
     if not version:
         raise UserError(
-            f"{path}: its service does not tell its versions apart; "
-            "fetch the file yourself, and name the copy"
+            f"{path}: the server gives no version of the file; download it yourself, and name the "
+            "copy"
         )
     return int(stat.length), version
 
 
 def hashed(content: Sequence[object]) -> str:
-    """Returns a short name for a list that JSON can hold."""
+    """Returns a short name for a list of JSON values."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

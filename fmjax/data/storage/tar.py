@@ -20,7 +20,7 @@ MAGIC = {b"\x1f\x8b": ".gz", b"\xfd7zXZ": ".xz", b"BZh": ".bz2", b"\x28\xb5\x2f\
 class Member(tarfile.TarInfo):
     """A member of an archive.
 
-    A header that is damaged or cut off is an error; tarfile takes it for the archive's end.
+    A damaged or truncated header is an error; tarfile would treat it as the end of the archive.
     """
 
     @classmethod
@@ -36,7 +36,7 @@ class Member(tarfile.TarInfo):
 def members(file: File) -> Iterator[tarfile.TarInfo]:
     """Yields the members of a mapped tar archive, in its order.
 
-    Raises UserError if it is damaged, or has two files of one name.
+    Raises UserError if it is damaged, or has two files with the same name.
     """
     end, seen = 0, set[str]()
     try:
@@ -46,9 +46,7 @@ def members(file: File) -> Iterator[tarfile.TarInfo]:
                 archive.members.clear()  # type: ignore[attr-defined]
                 end = archive.offset
                 if member.isreg() and member.name in seen:
-                    raise UserError(
-                        f'{file.path}: has two files of the name "{member.name}"; take one out'
-                    )
+                    raise UserError(f'{file.path}: has two files named "{member.name}"; remove one')
                 seen.add(member.name)
                 yield member
     except BROKEN as error:
@@ -57,14 +55,14 @@ def members(file: File) -> Iterator[tarfile.TarInfo]:
             "",
         )
         fix = (
-            f"it seems to be packed, and its name to lack {extension}"
+            f"it seems to be compressed; add {extension} to its name"
             if extension
             else "fetch it again"
         )
         raise UserError(
-            f"{file.path}: is not a whole tar archive ({one_line(error)}); {fix}"
+            f"{file.path}: is not a complete tar archive ({one_line(error)}); {fix}"
         ) from error
-    # Python takes the first block of zeros for the end of the archive.
+    # Python treats the first block of zeros as the end of the archive.
     for begin in range(end, len(file.data), MEGABYTE):
         if file.data[begin : begin + MEGABYTE].strip(b"\0"):
             raise UserError(
@@ -74,5 +72,5 @@ def members(file: File) -> Iterator[tarfile.TarInfo]:
 
 
 def hidden(name: PurePosixPath) -> bool:
-    """Returns whether an operating system left a file behind."""
+    """Returns whether a file was left behind by an operating system."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.parts)

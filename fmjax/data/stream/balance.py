@@ -1,8 +1,8 @@
-"""Resamples the classes of training data: which examples an epoch consists of.
+"""Resamples the classes of training data by choosing the examples of an epoch.
 
-A class of n examples gets m (n / m)^(1 - power) of them, where m is the size of the largest class
-(oversample) or of the smallest one (undersample): with power 1 all classes are equally large, with
-power 0 nothing changes.
+A class with n examples gets m (n / m)^(1 - power) examples, where m is the size of the largest
+class (oversample) or of the smallest one (undersample). With power 1 all classes become equally
+large; with power 0 nothing changes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def targets(counts: np.ndarray, kind: str, power: float) -> np.ndarray:
 
 
 def indices(classes: np.ndarray, kind: str, power: float, seed: int) -> np.ndarray:
-    """Returns the examples of an epoch, in order: those of a class equally often, but for a
-    remainder drawn by the seed."""
+    """Returns the examples of an epoch, in order. Those of a class occur equally often, except for
+    a remainder that the seed determines."""
     counts = np.bincount(classes)
     rng = np.random.default_rng([seed, classes.size])
     chosen = []
@@ -38,7 +38,7 @@ def indices(classes: np.ndarray, kind: str, power: float, seed: int) -> np.ndarr
 
 
 class Resampled(Examples):
-    """Examples of which some occur several times, or not at all."""
+    """Examples, some of which occur several times or not at all."""
 
     def __init__(self, examples: Examples, chosen: np.ndarray):
         self.examples, self.chosen = examples, chosen
@@ -59,8 +59,7 @@ class Resampled(Examples):
 
 
 def balance(examples: Examples, kind: str, power: float, seed: int) -> Examples:
-    """Returns training examples resampled by their `classes` [N]; as they are, if the kind is
-    "none".
+    """Returns training examples resampled by their `classes` [N]; unchanged if the kind is "none".
 
     Raises UserError for an unknown kind, a power out of range, and examples that do not have one
     class each.
@@ -71,13 +70,12 @@ def balance(examples: Examples, kind: str, power: float, seed: int) -> Examples:
         power,
         least=0,
         most=1,
-        hint="0 leaves the classes as they are, 1 makes them equal",
+        hint="0 changes nothing, 1 makes the classes equal",
     )
     if kind == "none":
         return examples
     if examples.classes is None:
         raise UserError(
-            f"data.balance={kind} needs examples of one class each, which this task's are not; "
-            "choose none"
+            f"data.balance={kind} needs a task whose examples have one class each; set it to none"
         )
     return Resampled(examples, indices(np.asarray(examples.classes), kind, power, seed))

@@ -3,8 +3,8 @@ workers and restarts.
 
 A stream of examples has random access, so reading can begin anywhere: the state of `TrainBatches`
 is the number of batches it has returned, and it resumes in constant time. Worker processes are
-Grain's; its `ElasticIterator`, whose three lines are here, has no way to set them up, and they must
-end with the process that started them (`watch.py`).
+Grain's. Grain's `ElasticIterator`, whose three lines are reproduced here, cannot set them up, and
+they must end with the process that started them (`watch.py`).
 """
 
 from __future__ import annotations
@@ -17,21 +17,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
-from fmjax.contracts import Example, Examples, Order, Undrawn
+from fmjax.contracts import Config, Example, Examples, HostBatch, Order, Undrawn
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.handing import Handed
-from fmjax.data.stream.tolerance import Guarded, Tolerance, take_skipped
-from fmjax.data.stream.watch import Slots, Watchdog, begin_reader, how_it_ended
+from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance, take_skipped
+from fmjax.data.stream.watch import (
+    Slots,
+    Watchdog,
+    begin_reader,
+    how_it_ended,
+    notice_every_end,
+)
 from fmjax.errors import UserError
 
-NEXT = "global_next_index"  # in the state: how many examples have been returned, on all hosts
+NEXT = "global_next_index"  # key of the state: number of examples returned, over all hosts
 
 
 class Drawable(Protocol):
-    """Random access to examples that are drawn: `Examples`, or guarded ones."""
+    """Random access to examples that `draw` turns into arrays: `Examples`, or guarded ones."""
 
     def __len__(self) -> int: ...
 
@@ -46,13 +53,13 @@ def to_stderr(text: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How batches are read; no batch depends on it.
+    """How batches are read. It does not affect their content.
 
     Attributes:
-      threads: how many read ahead in this process, if there are no workers.
-      workers: how many processes read ahead.
-      prefetch: how many batches are read ahead.
-      stall_seconds: how long a wait for a batch may be before a warning; 0: no limit.
+      threads: number of threads that read ahead in this process, if there are no workers.
+      workers: number of processes that read ahead.
+      prefetch: number of batches to read ahead.
+      stall_seconds: seconds of waiting for a batch before a warning; 0: never.
     """
 
     threads: int = 1
@@ -62,7 +69,7 @@ class Reading:
 
 
 class TrainBatches:
-    """An endless iterator over shuffled training batches, its state a small dictionary.
+    """An endless iterator over shuffled training batches, with a small dictionary as its state.
 
     Each epoch is a new permutation of the examples, cut into batches without regard to the ends of
     epochs, so that none is dropped or repeated. Randomness in an example depends only on the seed
@@ -83,11 +90,11 @@ class TrainBatches:
     ):
         """
         Args:
-          examples: what is read.
-          batch_size: on all hosts.
-          seed: of the order, and of randomness in examples.
+          examples: the examples to read.
+          batch_size: examples per batch, over all hosts.
+          seed: determines the order, and randomness in examples.
           reading: how they are read.
-          rows: those of each batch that this host reads; None: all.
+          rows: the rows of each batch that this host reads; None: all.
           tolerance: what to do about examples that cannot be read; None: an error.
           tell: called with each warning.
         """
@@ -109,8 +116,8 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Example:
-        """Returns the next batch: this host's rows of it. Raises UserError for a record that cannot
-        be read, and for a worker that has died."""
+        """Returns this host's rows of the next batch. Raises UserError for a record that cannot be
+        read, and for a worker that has died."""
         if self._iterator is None:
             self._iterator = iter(self._reader())
         try:
@@ -138,6 +145,7 @@ class TrainBatches:
         batches = rows.batch(self._read, drop_remainder=True).to_iter_dataset(options)
         if not reading.workers:
             return batches
+        notice_every_end()
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain has flags of its own, whose defaults are fine
         each = grain.MultiprocessingOptions(
@@ -159,37 +167,36 @@ class TrainBatches:
         name, reading = f"data.workers={self._reading.workers}", self._slots.reading()
         if not self._slots.begun():
             return (
-                f"{name}: a worker process {how} before it read anything; in a script, call "
-                "fmjax.fit under "
-                'if __name__ == "__main__": as workers import the script; or set data.workers=0'
+                f"{name}: a worker process {how} before it read anything; workers import the "
+                'script, so call fmjax.fit in it under if __name__ == "__main__":, or set '
+                "data.workers=0"
             )
         dead = [reader for reader in self._slots.dead() if reading[reader] >= 0]
         named = [
             f"worker {reader}, reading {self._examples.where(reading[reader])}," for reader in dead
         ]
         return (
-            f"{name}: {' and '.join(named) or 'one of them'} {how}; "
-            "look at that record and at how much "
-            "memory is free, or set data.workers=0"
+            f"{name}: {' and '.join(named) or 'one of them'} {how}; check that record and the free "
+            "memory, or set data.workers=0"
         )
 
     def state(self) -> dict[str, int]:
-        """Returns the position of the iterator as JSON holds it: the same on every host, and for
+        """Returns the position of the iterator as JSON values. It is the same on every host and for
         any number of hosts."""
         return {NEXT: self._returned * self._size}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Goes to the position of a `state`."""
+        """Moves to the position of a `state`."""
         self._stop()
         self._returned = state[NEXT] // self._size
 
     def _stop(self) -> None:
         if self._iterator is not None:
             self._iterator.close()
-        self._iterator = None  # Grain's iterators complain if they are still there when Python ends
+        self._iterator = None  # Grain's iterators complain if they still exist when Python exits
 
     def close(self) -> None:
-        """Ends the threads and processes that read ahead."""
+        """Stops the threads and processes that read ahead."""
         self._watchdog.close()
         self._stop()
         self._slots.close()
@@ -197,14 +204,14 @@ class TrainBatches:
 
 
 def stream(examples: Handed, seed: int, shuffled: bool) -> Any:
-    """Returns Grain's endless data set of guarded examples, drawn, with random access: shuffled
-    anew in each epoch, or as they come."""
+    """Returns Grain's endless data set of drawn, guarded examples with random access, shuffled anew
+    in each epoch or in order."""
     source = grain.MapDataset.source(examples).seed(seed)
     return (source.shuffle().repeat(None) if shuffled else source).random_map(examples.draw)
 
 
 class Ordered:
-    """Examples in an order of their own."""
+    """Examples with their own order."""
 
     def __init__(self, examples: Guarded, order: Order):
         self.examples, self.order = examples, order
@@ -240,7 +247,7 @@ def eval_batches(
     fill up the last batch.
 
     Examples in length buckets come bucket by bucket, each in order, in batches as long as their
-    bucket. `rows` are those of each batch that this host reads; None: all.
+    bucket. `rows` are the rows of each batch that this host reads; None: all.
     """
     drawn = grain.MapDataset.source(examples).seed(seed).random_map(examples.draw)
     chosen = np.arange(batch_size) if rows is None else rows
@@ -254,10 +261,28 @@ def eval_batches(
         }
 
 
+def batch_spec(batch: HostBatch) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes of a batch."""
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
+
+
+def batch_shapes(config: Config, examples: Examples) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes of a global training batch, by the first example."""
+    # Where bad records are left out, the first may be one.
+    skip = config["data"].get("on_error", "fail") != "fail"
+    first = next(eval_batches(Guarded(examples, skip, lambda index: None), batch_size=1, seed=0))
+    size = config["data"]["batch_size"]
+    return {
+        name: jax.ShapeDtypeStruct((size, *one.shape[1:]), one.dtype)
+        for name, one in batch_spec(first).items()
+        if name not in ("valid", SKIPPED)
+    }
+
+
 def groups(
     examples: Drawable, batch_size: int
 ) -> Iterator[tuple[Sequence[int] | np.ndarray, Callable[[Example], Example]]]:
-    """Yields the numbers of the examples of each batch of evaluation, and a function that cuts the
+    """Yields the indices of the examples of each evaluation batch, and a function that trims the
     batch to its length."""
     if isinstance(examples, Bucketed):
         for numbers, length in examples.groups(batch_size):

@@ -1,9 +1,9 @@
-"""Length buckets: batches of rows of similar length, so that little of them is padding, with few
-shapes to compile.
+"""Length buckets: batches of rows with similar lengths, which have little padding and few shapes to
+compile.
 
 An example belongs to the first bucket that it fits in, a batch to one bucket. The bucket of a batch
 and its examples depend only on the seed and the batch's number, by arithmetic and one permutation
-for each bucket and epoch. So reading can begin anywhere, and the number of the batch is all that is
+for each bucket and epoch. So reading can begin anywhere, and only the number of the batch is
 stored.
 
 In every epoch each bucket has a new permutation, cut into batches. A bucket's remainder moves to
@@ -29,7 +29,9 @@ from fmjax.errors import UserError
 ENDLESS = sys.maxsize
 AUTO, NONE = "auto", "none"
 COUNT, MULTIPLE = 4, 8  # "auto" finds at most 4 borders, multiples of 8
-SAVED = 0.05  # the share of all tokens that further borders must save, as each is compiled
+SAVED = (
+    0.05  # the fraction of all tokens that further borders must save, since each adds a compilation
+)
 MASKS = ("attention_mask", "label_weights")  # arrays that are 0 in padding
 
 
@@ -47,7 +49,7 @@ class Plan:
 
     Args:
       lengths: [N], in tokens.
-      borders: the greatest length in each bucket, ascending.
+      borders: the maximum length of each bucket, ascending.
       batch_size: at most N.
     """
 
@@ -57,7 +59,7 @@ class Plan:
         self.borders = [int(borders[number]) for number in there]
         self.members = [np.flatnonzero(bucket == number).astype(np.int64) for number in there]
         self.total, self.size = len(lengths), batch_size
-        # Of each bucket's own examples and the remainder of the bucket before.
+        # Each bucket's own examples, and the remainder of the previous bucket.
         self.counts: list[int] = []
         self.batches: list[int] = []  # of an epoch, per bucket
         carried = 0
@@ -75,7 +77,7 @@ class Plan:
         for bucket, before in enumerate(self.ends):
             if lot < before:
                 return Place(bucket, epoch, (lot - before + self.batches[bucket]) * self.size)
-        # The last bucket's order continues over the ends of epochs.
+        # The last bucket's order continues across epochs.
         last, lot = len(self.members) - 1, lot - (self.ends[-1] if self.ends else 0)
         return Place(last, 0, (epoch * self.counts[last] // self.size + lot) * self.size)
 
@@ -99,15 +101,15 @@ class Plan:
         return self.borders[self.place(batch, seed).bucket]
 
     def places(self, most: int = ENDLESS) -> float:
-        """Returns the number of tokens that fit into the batches of an epoch, on average, in rows
-        of at most `most`."""
+        """Returns the mean number of tokens that fit into the batches of an epoch, in rows of at
+        most `most`."""
         each = [*(number * self.size for number in self.batches[:-1]), self.counts[-1]]
         return float(np.dot(each, np.minimum(self.borders, most)))
 
 
 @functools.lru_cache(maxsize=24)
 def permutation(count: int, *seeds: int) -> np.ndarray:
-    """Returns the permutation of `count` numbers for some seeds; the last few are kept."""
+    """Returns the permutation of `count` numbers for some seeds. Caches the last few."""
     return np.random.default_rng(seeds).permutation(count).astype(np.uint32)
 
 
@@ -128,9 +130,9 @@ class Bucketed(Examples):
     """Examples that are read in buckets.
 
     Args:
-      examples: with `lengths [N]`, and `sized`, the arrays of an example whose last axis is its
-        length, padding last.
-      borders: lengths of buckets, ascending; the last as long as an example may be.
+      examples: with `lengths [N]`, and `sized`, the arrays whose last axis is the length, with
+        padding at the end.
+      borders: the lengths of buckets, ascending; the last is the maximum length of an example.
       batch_size: of training.
     """
 
@@ -161,7 +163,7 @@ class Bucketed(Examples):
         return self.examples.where(index)
 
     def stand_in(self, index: int) -> int:
-        """Returns the next example that fits wherever example `index` fits."""
+        """Returns the next example that fits into the bucket of example `index`."""
         fitting = np.flatnonzero(self.bucket <= self.bucket[index])
         return int(fitting[np.searchsorted(fitting, index, side="right") % fitting.size])
 
@@ -172,7 +174,7 @@ class Bucketed(Examples):
     def trim(self, batch: HostBatch, length: int) -> Example:
         """Returns a batch without the columns from `length` on, which are padding in all rows.
 
-        Raises UserError if not.
+        Raises UserError otherwise.
         """
         if any(batch[name][..., length:].any() for name in MASKS if name in batch):
             raise UserError(
@@ -222,11 +224,10 @@ def bucketed(
     batch_size: int,
     multiple: int = MULTIPLE,
 ) -> Examples:
-    """Returns examples in the buckets that `data.buckets` names; unchanged if it names none, or is
-    "auto" and the examples have no lengths of their own. Borders that are found are multiples of
-    `multiple`.
+    """Returns examples in the buckets of `data.buckets`; unchanged if it names none, or is "auto"
+    and the examples have no lengths. Inferred borders are multiples of `multiple`.
 
-    Raises UserError for malformed lengths, and if lengths are given for examples without lengths.
+    Raises UserError for malformed lengths, and if lengths are set for examples without lengths.
     """
     words = tuple(str(word) for word in given)
     known = examples.lengths is not None and len(examples.lengths) > 0
@@ -234,7 +235,7 @@ def bucketed(
         return examples
     if examples.lengths is None:
         raise UserError(
-            "data.buckets: these examples are of one length, as they are packed or drawn anew, or "
+            "data.buckets: all examples have one length, since they are packed, drawn anew, or "
             "come from several sources; leave it out"
         )
     longest_row = max([max_length, *(most for _, most in examples.sides.values())])
@@ -247,22 +248,29 @@ def bucketed(
     return Bucketed(examples, borders, batch_size)
 
 
-def read_borders(
-    words: Sequence[str], max_length: int, lengths: np.ndarray, multiple: int = MULTIPLE
-) -> list[int]:
-    """Returns the lengths that `data.buckets` names, or those that fit the data best: "auto:6" for
-    six buckets.
-
-    Raises UserError for a malformed length, or one longer than `data.max_length`.
-    """
+def check_words(words: Sequence[str]) -> None:
+    """Raises UserError unless words are lengths, "auto", "auto:N" or "none"."""
     kind, _, count = words[0].partition(":")
-    if len(words) == 1 and kind == AUTO and is_count(count) and int(count):
-        return best_borders(lengths, int(count), max_length, multiple)
-    if not all(is_count(word) for word in words):
+    found = kind == AUTO and is_count(count) and int(count) > 0
+    alone = len(words) == 1 and (words[0] in (AUTO, NONE) or found)
+    if not alone and not all(is_count(word) for word in words):
         raise UserError(
             f"data.buckets={','.join(words)}: write auto, auto:N for N lengths, lengths such as "
             "32,64,128, or none"
         )
+
+
+def read_borders(
+    words: Sequence[str], max_length: int, lengths: np.ndarray, multiple: int = MULTIPLE
+) -> list[int]:
+    """Returns the lengths in `data.buckets`, or those that fit the data best; "auto:6" means six
+    buckets.
+
+    Raises UserError for a malformed length, or one longer than `data.max_length`.
+    """
+    check_words(words)
+    if words[0].startswith(AUTO):
+        return best_borders(lengths, int(words[0].removeprefix(f"{AUTO}:")), max_length, multiple)
     borders = sorted({int(word) for word in words})
     if borders[0] < 1 or borders[-1] > max_length:
         raise UserError(
@@ -275,8 +283,8 @@ def read_borders(
 def fewest_borders(
     lengths: np.ndarray, max_length: int, batch_size: int, multiple: int = MULTIPLE
 ) -> list[int]:
-    """Returns the fewest of at most COUNT borders whose batches hold nearly as little padding as
-    those of COUNT."""
+    """Returns the fewest borders, at most COUNT, whose batches have nearly as little padding as
+    with COUNT borders."""
     ways = [best_borders(lengths, count, max_length, multiple) for count in range(1, COUNT + 1)]
     places = [Plan(lengths, borders, batch_size).places() for borders in ways]
     return next(
@@ -290,7 +298,7 @@ def best_borders(
     lengths: np.ndarray, count: int, max_length: int, multiple: int = MULTIPLE
 ) -> list[int]:
     """Returns at most `count` borders, multiples of `multiple` or `max_length`, with the least
-    padding in all."""
+    total padding."""
     steps = -(-max_length // multiple)
     borders = np.minimum(np.arange(1, steps + 1) * multiple, max_length)
     steps = int(np.searchsorted(borders, lengths.max())) + 1

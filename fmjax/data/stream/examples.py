@@ -1,5 +1,5 @@
-"""The examples of every split, of one source or of a mixture, without the bad records that may be
-left out.
+"""The examples of every split, from one source or a mixture, without the bad records that may be
+skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import length_parts
 from fmjax.errors import UserError
 
-PARTS = "validation/"  # before the name of a source, the split of that part of the validation data
+PARTS = "validation/"  # followed by the name of a source: the split of its validation data
 
 
 def make_examples(
@@ -31,11 +31,11 @@ def make_examples(
     config: Config,
     tolerance: Tolerance,
 ) -> dict[str, Examples]:
-    """Returns a task's examples of each split, and of each source of the validation data where they
-    are of several.
+    """Returns a task's examples of each split, and of each source of the validation data if there
+    are several.
 
-    Bad records are taken out of `sources`. Raises UserError for records that cannot be read and may
-    not be left out."""
+    Removes bad records from `sources`. Raises UserError for records that cannot be read and may not
+    be skipped."""
 
     def build(source: Any, train: bool) -> tuple[Any, Examples]:
         return build_examples(
@@ -66,8 +66,8 @@ def make_examples(
 
 
 def alike(parts: Mapping[str, Examples]) -> dict[str, Examples]:
-    """Returns the examples of several sources, packed ones with targets of one length, that of the
-    longest: batches mix them.
+    """Returns the examples of several sources. Since batches mix them, packed ones get the same
+    target length, the longest.
     """
     longest = max(part.target_length for part in parts.values())
     return {
@@ -77,8 +77,8 @@ def alike(parts: Mapping[str, Examples]) -> dict[str, Examples]:
 
 
 def in_buckets(examples: dict[str, Examples], data: Config, multiple: int) -> dict[str, Examples]:
-    """Returns the examples of each split in the length buckets that the config asks for: those of
-    training, where training has some. Borders that are found are multiples of `multiple`."""
+    """Returns the examples of each split in the length buckets of the config; all splits use the
+    buckets of training, if it has some. Inferred borders are multiples of `multiple`."""
     given, sizes = data.get("buckets") or (), (data["max_length"], data["batch_size"], multiple)
     train = bucketed(examples["train"], given, *sizes)
     if isinstance(train, Bucketed):
@@ -91,16 +91,16 @@ def in_buckets(examples: dict[str, Examples], data: Config, multiple: int) -> di
 def build_examples(
     task: Task, source: Any, processors: Processors, length: int, train: bool, tolerance: Tolerance
 ) -> tuple[Any, Examples]:
-    """Returns a source without the bad records that may be left out, and a task's examples of it.
+    """Returns a source without the bad records that may be skipped, and a task's examples of it.
 
-    Raises UserError for records that cannot be read and may not be left out.
+    Raises UserError for records that cannot be read and may not be skipped.
     """
 
     def use(kept: Any) -> Examples:
         examples = task.examples(kept, processors, length, train=train)
         if (
             tolerance.most and not train
-        ):  # in evaluation nothing can take the place of an example, so all are read once
+        ):  # in evaluation nothing can replace an example, so all are read once
             for index in range(len(examples)):
                 examples[index]
         return examples
@@ -109,13 +109,13 @@ def build_examples(
 
 
 def balanced(examples: Examples, config: Config) -> Examples:
-    """Returns the training examples, resampled as the config says; says how many there are of each
-    class.
+    """Returns the training examples, resampled according to the config. Prints the number of
+    examples per class.
     """
     kind, power = config["data"].get("balance", "none"), config["data"].get("balance_power", 1.0)
     if isinstance(examples, MixedExamples) and kind != "none":
         raise UserError(
-            f"data.balance={kind}: a mixture of sources has weights instead; choose none"
+            f"data.balance={kind}: a mixture of sources has weights instead; set it to none"
         )
     resampled = balance(examples, kind, power, config["train"]["seed"])
     if isinstance(resampled, Resampled) and examples.classes is not None:
@@ -123,12 +123,12 @@ def balanced(examples: Examples, config: Config) -> Examples:
             np.bincount(classes).tolist()
             for classes in (examples.classes, examples.classes[resampled.chosen])
         )
-        say(f"data.balance={kind}: {before} examples by class become {after}")
+        say(f"data.balance={kind}: {before} examples per class become {after}")
     return resampled
 
 
 def find_overlap(task: Task, sources: Mapping[str, Any], processors: Processors) -> Config:
-    """Warns of validation records that also occur in the training data; returns how many, for
+    """Warns about validation records that also occur in the training data. Returns their number for
     provenance.
     """
     train, held = sources["train"], sources.get("validation")
@@ -147,9 +147,9 @@ def find_overlap(task: Task, sources: Mapping[str, Any], processors: Processors)
 
 
 def check_positions(config: Config) -> None:
-    """Raises UserError if rows are longer than the position table; 0 is no limit."""
+    """Raises UserError if rows are longer than the position table; 0 means no limit."""
     length, positions = config["data"]["max_length"], config["model"].get("positions", 0)
     if 0 < positions < length:
         table = f"the position table, model.positions={positions}"
-        how = "lower the one or raise the other"
+        how = "lower the first or raise the second"
         raise UserError(f"data.max_length={length} is longer than {table}; {how}")

@@ -1,8 +1,8 @@
-"""Hands what is read to worker processes in a file.
+"""Passes examples to worker processes in a file.
 
-Python starts a process by writing into a pipe whose reading end it also holds itself. A worker that
-dies before it has read that, as one does whose main script fails when it is imported, would leave
-its parent writing for ever, deaf to signals, unless all fits into the pipe.
+Python starts a process by writing into a pipe, and holds the reading end of the pipe itself. If a
+worker dies before reading, for example because its main script fails on import, its parent would
+block on writing forever and ignore signals, unless everything fits into the pipe.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import cloudpickle
 
 
 class Handed:
-    """Random access to what is drawn, pickled as the path of a file that holds it."""
+    """Random access to examples, pickled as the path of a file that contains them."""
 
     def __init__(self, value: Any):
         self.value, self.path = value, ""
@@ -38,13 +38,13 @@ class Handed:
         return load, (self.path,)
 
     def close(self) -> None:
-        """Removes the file, which workers have read by now."""
+        """Removes the file, which all workers have read."""
         if self.path:
             os.remove(self.path)
             self.path = ""
 
 
 def load(path: str) -> Handed:
-    """Returns what was handed over."""
+    """Returns the examples."""
     with open(path, "rb") as file:
         return Handed(cloudpickle.load(file))

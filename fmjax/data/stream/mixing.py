@@ -1,5 +1,5 @@
-"""Mixes several sources of training data into one stream in given proportions; the order follows by
-arithmetic.
+"""Mixes several sources of training data into one stream in given proportions; the order is
+computed arithmetically.
 
 The section `data` names the sources and their shares, and how these change during training:
 
@@ -8,11 +8,11 @@ The section `data` names the sources and their shares, and how these change duri
     temperature); weights default to sizes curriculum = {"1000": {"wiki": 3.0}}         # weights
     after step 1,000; those not named stay
 
-A source's `epochs` limits how often it is read, `cap` how many of its examples are used at all;
-once it is used up, the others share its place. Each source has its own permutation for each of its
-epochs. The order of the sources repeats a cycle in which example j of a source with c examples is
-at (j + 1/2) / c, so that of the first n examples of a stream of k sources, n times a source's share
-are from it, give or take (1 + k share) / 2.
+A source's `epochs` limits how often it is read, `cap` how many of its examples are used in total;
+once it is used up, the others take over its share. Each source has its own permutation for each of
+its epochs. The order of the sources repeats a cycle in which example j of a source with c examples
+is at (j + 1/2) / c, so that of the first n examples of a stream of k sources, n times a source's
+share are from it, plus or minus at most (1 + k share) / 2.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from fmjax.contracts import Config, Example, Examples, Undrawn
 from fmjax.data.stream.balance import Resampled
 from fmjax.errors import UserError, in_range, nearest
 
-CYCLE = 100_000  # places in which shares are exact
+CYCLE = 100_000  # length of the cycle, in which shares are exact
 OWN = ("weight", "epochs", "cap")  # keys of a source of a mixture besides those of `data`
 ENDLESS = sys.maxsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The settings of one source of a mixture: its weight (None: by its size) and its limits (None:
-    none)."""
+    """The settings of one source of a mixture: its weight (None: its size) and its limits (None: no
+    limit)."""
 
     weight: float | None = None
     epochs: float | None = None
@@ -63,8 +63,8 @@ def parts_of(data: Config, keys: Sequence[str]) -> dict[str, Config]:
             if key not in (*keys, *OWN):
                 choices = (*OWN, *keys)
                 raise UserError(
-                    f"data.mixture.{name}.{key}{nearest(key, choices)}: no such key; "
-                    f"there are {', '.join(choices)}"
+                    f"data.mixture.{name}.{key}{nearest(key, choices)}: no such key; choose from "
+                    f"{', '.join(choices)}"
                 )
         files = settings.get("files", {})
         own = {key: value for key, value in settings.items() if key not in OWN}
@@ -77,8 +77,8 @@ def parts_of(data: Config, keys: Sequence[str]) -> dict[str, Config]:
         )
     if len(parts) == 1:
         raise UserError(
-            f"data.mixture has one source, {next(iter(parts))}; "
-            "name another, or give data.files instead"
+            f"data.mixture has only one source, {next(iter(parts))}; add another, or set "
+            "data.files instead"
         )
     return parts
 
@@ -86,7 +86,7 @@ def parts_of(data: Config, keys: Sequence[str]) -> dict[str, Config]:
 def shares(data: Config) -> dict[str, Share]:
     """Returns the settings of each source of a mixture.
 
-    Raises UserError for those that are no numbers, or out of range.
+    Raises UserError for settings that are not numbers, or out of range.
     """
     settings_of = {}
     for name, settings in data["mixture"].items():
@@ -107,16 +107,16 @@ def shares(data: Config) -> dict[str, Share]:
     if weighted and len(weighted) < len(settings_of):
         missing = ", ".join(name for name in settings_of if name not in weighted)
         raise UserError(
-            f"data.mixture: {missing} has no weight and {weighted[0]} has; "
-            "give all sources one, or none (by size)"
+            f"data.mixture: {missing} has no weight, but {weighted[0]} has one; give a weight to "
+            "all sources, or to none (by size)"
         )
     return settings_of
 
 
 def number(key: str, value: float | str) -> float:
-    """Returns a number that a config has as such or as text.
+    """Returns a number that a config has as a number or as text.
 
-    Raises UserError if it is none, negative or infinite.
+    Raises UserError if it is not a number, negative or infinite.
     """
     try:
         parsed = number_of(value)
@@ -131,14 +131,14 @@ def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[s
     """Returns (step, weights of all sources) of the curriculum, the first at step 0, temperature
     applied.
 
-    Raises UserError for a malformed step, and a source that the mixture does not have.
+    Raises UserError for a malformed step, and for an unknown source.
     """
     temperature = number("data.temperature", data.get("temperature", 1.0))
     in_range(
         "data.temperature",
         temperature,
         above=0,
-        hint="1 leaves weights as they are, more makes them more equal",
+        hint="1 leaves the weights unchanged, more makes them more equal",
     )
     changed: dict[int, Mapping[str, float]] = {0: weights}
     for step, changes in (data.get("curriculum") or {}).items():
@@ -150,14 +150,11 @@ def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[s
         for name in changes:
             if name not in weights:
                 raise UserError(
-                    f"data.curriculum.{step}.{name}{nearest(name, weights)}: is no source of "
-                    "data.mixture, which has "
-                    f"{', '.join(weights)}"
+                    f"data.curriculum.{step}.{name}{nearest(name, weights)}: is not a source of "
+                    f"data.mixture, which has {', '.join(weights)}"
                 )
         if int(step) in changed:
-            raise UserError(
-                f"data.curriculum.{step}: step {int(step)} is there twice; take one out"
-            )
+            raise UserError(f"data.curriculum.{step}: step {int(step)} occurs twice; remove one")
         changed[int(step)] = {
             name: number(f"data.curriculum.{step}.{name}", weight)
             for name, weight in changes.items()
@@ -178,16 +175,16 @@ def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[s
 
 
 class Segment(NamedTuple):
-    """A part of the stream in which shares do not change."""
+    """A part of the stream with constant shares."""
 
     begin: int  # the number of its first example
-    before: np.ndarray  # [sources]: how many of each come before it
+    before: np.ndarray  # [sources]: number of examples of each before it
     order: np.ndarray  # [cycle]: the source at each place
-    ranks: np.ndarray  # [cycle]: how many of the same source come before it in the cycle
-    counts: np.ndarray  # [sources]: how many of each are in a cycle
+    ranks: np.ndarray  # [cycle]: number of the same source before it in the cycle
+    counts: np.ndarray  # [sources]: number of each in a cycle
 
     def used(self, at: int) -> np.ndarray:
-        """Returns [sources]: how many of each come before number `at` of the stream."""
+        """Returns [sources]: the number of examples of each before position `at` of the stream."""
         cycles, place = divmod(at - self.begin, len(self.order))
         return np.asarray(
             self.before
@@ -196,7 +193,7 @@ class Segment(NamedTuple):
         )
 
     def end_of(self, source: int, limit: int) -> int:
-        """Returns the number after the one at which a source has been used `limit` times."""
+        """Returns the position right after the one where a source has been used `limit` times."""
         cycles, rank = divmod(limit - int(self.before[source]) - 1, int(self.counts[source]))
         places = np.flatnonzero(self.order == source)
         return self.begin + cycles * len(self.order) + int(places[rank]) + 1
@@ -227,10 +224,10 @@ def cycle_of(
 
 
 class Schedule:
-    """The source at each number of the stream, and how many of its examples come before.
+    """The source at each position of the stream, and the number of its examples before.
 
     Args:
-      limits: how many examples of each source there may be in all; ENDLESS is no limit.
+      limits: the maximum number of examples of each source; ENDLESS means no limit.
       stages: (step, weights), the first at step 0.
       batch_size: examples per step.
     """
@@ -264,8 +261,8 @@ class Schedule:
                     used = segment.used(end)
 
     def __getitem__(self, at: int) -> tuple[int, int]:
-        """Returns the number of the source at a number of the stream, and how many of its examples
-        come before."""
+        """Returns the index of the source at a position of the stream, and the number of its
+        examples before."""
         if not 0 <= at < self.total:
             raise IndexError(at)
         segment = self.segments[bisect.bisect_right(self.begins, at) - 1]
@@ -277,8 +274,7 @@ class Schedule:
 
 
 class MixtureOrder:
-    """The numbers of the examples of a mixture in the order of its stream, computed when they are
-    read."""
+    """The indices of the examples of a mixture in the order of its stream, computed on demand."""
 
     def __init__(self, schedule: Schedule, sizes: Sequence[int], seed: int):
         self.schedule, self.offsets = schedule, np.cumsum([0, *sizes]).tolist()
@@ -297,12 +293,11 @@ class MixtureOrder:
 
 
 class MixedExamples(Examples):
-    """The training examples of several sources, one source behind the other; `order` mixes them in
-    training.
+    """The concatenated training examples of several sources; `order` mixes them in training.
 
     Args:
       parts: the examples of each source, by name.
-      data: the config's section, which has the shares.
+      data: the config's `data` section, which has the shares.
       seed: chooses the examples of a source with a `cap`.
 
     Raises UserError for settings that do not fit the data.
@@ -313,9 +308,7 @@ class MixedExamples(Examples):
         for index, (name, share) in enumerate(wanted.items()):
             size = len(parts[name])
             if not size:
-                raise UserError(
-                    f"data.mixture.{name}: has no examples; give more data, or leave it out"
-                )
+                raise UserError(f"data.mixture.{name}: has no examples; add data, or leave it out")
             if share.cap is not None and share.cap < size:
                 chosen = np.random.default_rng([seed, index]).permutation(size)[: share.cap]
                 parts = {**parts, name: Resampled(parts[name], np.sort(chosen))}
@@ -336,7 +329,7 @@ class MixedExamples(Examples):
         return sum(self.sizes)
 
     def find(self, index: int) -> tuple[str, int]:
-        """Returns the source of an example, and its number there."""
+        """Returns the source of an example, and its index there."""
         part = bisect.bisect_right(self.begins, index) - 1
         return list(self.parts)[part], index - self.begins[part]
 
@@ -357,17 +350,16 @@ class MixedExamples(Examples):
         return MixtureOrder(self.schedule, self.sizes, seed)
 
     def check_steps(self, steps: int, batch_size: int) -> None:
-        """Raises UserError if the sources are used up before so many steps have been taken."""
+        """Raises UserError if the sources do not suffice for this number of steps."""
         if steps * batch_size > self.schedule.total:
             raise UserError(
-                f"data.mixture is used up after {self.schedule.total:,} examples by its epochs, "
-                f"and {steps:,} steps of "
-                f"{batch_size} need {steps * batch_size:,}; "
+                f"the epochs of data.mixture end after {self.schedule.total:,} examples, but "
+                f"{steps:,} steps of {batch_size} need {steps * batch_size:,}; "
                 "raise data.mixture.*.epochs, or lower train.steps"
             )
 
     def describe(self) -> str:
-        """Returns one line about the sources and their shares in the beginning."""
+        """Returns one line about the sources and their initial shares."""
         first = self.schedule.segments[0]
         parts = zip(self.parts, self.sizes, first.counts / first.counts.sum(), strict=True)
         return "data.mixture: " + ", ".join(

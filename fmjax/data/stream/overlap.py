@@ -1,7 +1,7 @@
 """Finds validation records that also occur in the training data, by 8-byte hashes of the values
 that a task reads.
 
-Of large data a sample is compared, evenly spread, which bounds memory (8 bytes per validation
+For large data, an evenly spread sample is compared, which bounds memory (8 bytes per validation
 record) and time (one pass)."""
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Digest: TypeAlias = Callable[[Value], bytes]
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """How many of `held` validation records are among `trained` training records; `first` is one of
-    them.
+    """The number of `held` validation records that occur among `trained` training records; `first`
+    is one of them.
 
-    `whole` is false if these are a sample.
+    `whole` is false if only a sample was compared.
     """
 
     count: int
@@ -35,12 +35,12 @@ class Overlap:
     first: str = ""
 
     def warning(self) -> str:
-        """Returns a line about the records in both."""
-        sample = "" if self.whole else f" (a sample of {self.trained:,} was compared)"
+        """Returns a warning about the records in both."""
+        sample = "" if self.whole else f" (compared with a sample of {self.trained:,})"
         return (
             f"warning: {self.count:,} of {self.held:,} validation records also occur in "
-            f"training{sample}, "
-            f"the first is {self.first}; metrics will be too good; remove the duplicates"
+            f"training{sample}, the first is {self.first}; metrics will be too good; remove the "
+            "duplicates"
         )
 
 
@@ -54,7 +54,7 @@ def find_overlap(
       train: the training data.
       held: the validation data.
       reads: the columns that a task reads, and the kind of each.
-      processors: by kind; `Processor.digest` says what is compared.
+      processors: by kind; `Processor.digest` defines the comparison.
     """
     chosen, others = spread(len(held), MOST_HELD), spread(len(train), MOST_TRAINED)
     first = held[0]

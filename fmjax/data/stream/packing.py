@@ -1,17 +1,18 @@
 """Plans which pieces of text share a row, so that little of a row is padding.
 
 The plan depends only on the lengths of the pieces and is made once, when a run starts: an array of
-piece numbers, row after row, and the bounds of the rows, so that any row is found at once. Rows are
-filled one at a time. Each begins with the longest piece left, and then takes the piece that fits
-best into the remaining room: with one length the longest that fits, which is first-fit-decreasing;
-with several, such as sources and targets, the one whose lengths have the largest dot product with
-the room (Panigrahy et al. 2011, "Heuristics for vector bin packing"). Pieces of the same lengths
-are alike, so the pattern of a row is repeated while there are such pieces: the time grows with the
-number of different lengths, and hardly with that of pieces.
+piece numbers, row after row, and the bounds of the rows, so that any row is found in constant time.
+Rows are filled one at a time. Each begins with the longest remaining piece, and then takes the
+piece that fits best into the remaining room: with one length the longest that fits, which is
+first-fit-decreasing; with several, such as sources and targets, the one whose lengths have the
+largest dot product with the room (Panigrahy et al. 2011, "Heuristics for vector bin packing").
+Pieces of the same lengths are interchangeable, so the pattern of a row is repeated while such
+pieces remain: the time grows with the number of distinct lengths, and hardly with the number of
+pieces.
 
 The pieces of a row complement each other in length and come from anywhere in the data, since pieces
-of the same lengths are shuffled before they are assigned. They stay together in every epoch; the
-rows are shuffled in each.
+of the same lengths are shuffled before they are assigned. They stay together in all epochs; each
+epoch shuffles the rows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from fmjax.contracts import Examples
 
-# Different lengths that are distinguished; with more, lengths are compared in coarser units.
+# Maximum number of distinct lengths; with more, lengths are compared in coarser units.
 SHAPES = 4096
 
 
@@ -31,7 +32,7 @@ class Plan(NamedTuple):
     """Row i holds the pieces `order[bounds[i]:bounds[i + 1]]`, in ascending order; rows are in the
     order of their first piece.
 
-    `fill` is the share of all rows, per length, that is not padding.
+    `fill` is the fraction of all rows, per length, that is not padding.
     """
 
     order: np.ndarray
@@ -92,8 +93,8 @@ def compared(lengths_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 def patterns(
     shapes: np.ndarray, left: np.ndarray, room: np.ndarray
 ) -> list[tuple[dict[int, int], int]]:
-    """Returns how many pieces of which kind share a row, and the number of such rows, until none of
-    `left [U]` is left."""
+    """Returns how many pieces of each kind share a row, and the number of such rows, until none of
+    `left [U]` remains."""
     shares = shapes / np.maximum(room, 1)
     found = []
     first = 0
@@ -118,7 +119,7 @@ def patterns(
 
 
 def planned(parts: Sequence[np.ndarray], lengths_ND: np.ndarray, room: np.ndarray) -> Plan:
-    """Returns the plan of rows that are given in groups with the same number of pieces."""
+    """Returns the plan of rows, given in groups with the same number of pieces."""
     rows = (
         np.concatenate([np.full(len(part), part.shape[1]) for part in parts])
         if parts
@@ -135,12 +136,12 @@ def planned(parts: Sequence[np.ndarray], lengths_ND: np.ndarray, room: np.ndarra
 
 
 def pack_matched(lengths: np.ndarray, most: int) -> tuple[Plan, int]:
-    """Returns the plan of pieces of two lengths `[N, 2]` in rows whose first side has `most`
-    places, and those of the second.
+    """Returns the plan for pieces with two lengths `[N, 2]` in rows with `most` places for the
+    first side, and the number of places for the second.
 
-    To fill both sides equally, the second is shorter or longer in the ratio of the sums of lengths,
-    with room for the longest at least; of a few such numbers, the one with the fullest rows, both
-    sides together.
+    To fill both sides equally, the second side is scaled by the ratio of the sums of lengths, with
+    room for at least the longest piece. Of a few candidates, the one with the fullest rows on both
+    sides together is chosen.
     """
     lengths = np.asarray(lengths)
     first, second = lengths.sum(axis=0).tolist()
@@ -153,15 +154,15 @@ def pack_matched(lengths: np.ndarray, most: int) -> tuple[Plan, int]:
 
 
 def describe(fill: Mapping[str, float]) -> str:
-    """Returns one line about how full rows are, by the name of the array."""
+    """Returns one line about how full rows are, by array."""
     return (
         ", ".join(f"{100 * share:.1f} % of {name}" for name, share in fill.items()) + " no padding"
     )
 
 
 def fill_of(examples: Examples) -> dict[str, float]:
-    """Returns the share of each array of tokens that is not padding, if that is known; of a
-    mixture, those of each part."""
+    """Returns the fraction of each array of tokens that is not padding, if known; for a mixture, by
+    part."""
     if examples.fill is not None:
         return dict(examples.fill)
     if examples.lengths is not None and examples.max_length:

@@ -1,11 +1,11 @@
-"""Bad records: with `data.on_error="skip:N"` up to N of them are left out and counted; with "fail"
+"""Bad records: with `data.on_error="skip:N"`, up to N of them are skipped and counted; with "fail",
 the first ends the run.
 
-A bad record is one that a RecordError is about. A source that finds one as it opens a file asks
-`tolerates`, and then leaves the error for when the record is read. A record that stops the
-preparation of a task is taken out of the source, and the preparation begins again. If an example
-cannot be read in training, the next one that can be read takes its place, so that a batch still
-depends on the seed and the step alone.
+A bad record is one that raises RecordError. A source that finds one when opening a file calls
+`tolerates`, and then delays the error until the record is read. A record that stops the preparation
+of a task is removed from the source, and the preparation starts again. If an example cannot be read
+in training, the next one that can be read takes its place, so that a batch still depends only on
+the seed and the step.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fmjax.contracts import Example, Examples, Record, Source, Undrawn, Value
 from fmjax.data.records import Bundle, Subset, take
 from fmjax.errors import RecordError, UserError, one_line
 
-SKIPPED = "skipped"  # the array of a batch that says which bad examples its rows replace
-LETTERS = 300  # of the message about a bad record
+SKIPPED = "skipped"  # the array of a batch with the bad examples that its rows replace
+LETTERS = 300  # characters of the message about a bad record
 CHUNK = 1000  # records that are prepared together to find the bad ones among them
 T = TypeVar("T")
 
@@ -33,16 +33,16 @@ _current: contextvars.ContextVar[Tolerance | None] = contextvars.ContextVar(
 
 
 class Tolerance:
-    """Leaves out up to `most` bad records.
+    """Skips up to `most` bad records.
 
     Args:
       on_error: "fail", or "skip:N".
-      known: the messages about bad records that were left out before a restart.
-      tell: called with a line for each bad record that is left out.
+      known: the messages about bad records that were skipped before a restart.
+      tell: called with a line for each bad record that is skipped.
 
     Attributes:
-      most: how many bad records may be left out.
-      found: the messages about those that were, in the order in which they were met.
+      most: how many bad records may be skipped.
+      found: the messages about skipped records, in order.
 
     Raises UserError for another `on_error`.
     """
@@ -63,7 +63,8 @@ class Tolerance:
         self.found = list(known)
 
     def add(self, message: str) -> None:
-        """Counts a bad record, once. Raises UserError, with its message, if it is one too many."""
+        """Counts a bad record, once. Raises UserError, with its message, if that is one too
+        many."""
         message = message[:LETTERS]
         if message in self.found:
             return
@@ -71,7 +72,7 @@ class Tolerance:
             if not self.most:
                 raise UserError(message)
             raise UserError(
-                f"{message}; {self.most} bad records were left out already "
+                f"{message}; {self.most} bad records were already left out "
                 f"(data.on_error=skip:{self.most})"
             )
         self.found.append(message)
@@ -79,7 +80,7 @@ class Tolerance:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Makes `tolerates` ask this tolerance."""
+        """Makes `tolerates` consult this tolerance."""
         token = _current.set(self)
         try:
             yield
@@ -99,16 +100,17 @@ class Tolerance:
     def apply(
         self, source: Source | Bundle, use: Callable[..., T], chunk: int = 0
     ) -> tuple[Source | Bundle, T]:
-        """Returns the source without the records that `use` cannot use, and what `use` returns for
+        """Returns the source without the records that `use` cannot use, and the result of `use` for
         it.
 
         Args:
-          source: the records. A Bundle is left as it is: its parts are sources of their own.
+          source: the records. A Bundle is unchanged: its parts are separate sources.
           use: called with the source, or with some of its records.
-          chunk: if above 0, `use` is tried on so many records at a time to find all bad ones
-            without beginning again for each.
+          chunk: if above 0, `use` is tried on this many records at a time, to find all bad ones
+            without starting again for each.
 
-        Raises UserError for mistakes that are not of one record, and for one bad record too many.
+        Raises UserError for errors that do not concern a single record, and for one bad record too
+        many.
         """
         if not self.most or isinstance(source, Bundle):
             return source, use(source)
@@ -133,8 +135,8 @@ class Tolerance:
     def sweep(
         self, source: Source, kept: np.ndarray, use: Callable[..., object], chunk: int
     ) -> np.ndarray:
-        """Returns the records of `kept` without those that are bad when `use` is given a chunk of
-        them."""
+        """Returns the records of `kept` without those that are bad when `use` reads them in
+        chunks."""
         good = []
         for begin in range(0, len(kept), chunk):
             part = kept[begin : begin + chunk]
@@ -145,7 +147,7 @@ class Tolerance:
                 except UserError as error:
                     bad = watched.bad_record(error)
                     if bad is None:
-                        break  # of no single record; all of them together may be fine
+                        break  # not about a single record; all of them together may be fine
                     self.add(one_line(error))
                     part = np.delete(part, bad)
                 else:
@@ -155,15 +157,15 @@ class Tolerance:
 
 
 def tolerates() -> bool:
-    """Returns whether a source that finds a bad record as it opens a file is to leave the error for
-    when the record is read."""
+    """Returns whether a source that finds a bad record when opening a file should delay the error
+    until the record is read."""
     tolerance = _current.get()
     return tolerance is not None and tolerance.most > 0
 
 
 class Watched(Subset):
-    """Some records of a source; knows which one could not be read, and of which one the place was
-    asked last."""
+    """Some records of a source; remembers which one could not be read, and whose location was
+    requested last."""
 
     def __init__(self, source: Source, kept: np.ndarray):
         super().__init__(source, kept, {})
@@ -193,7 +195,7 @@ class Watched(Subset):
         return place
 
     def bad_record(self, error: UserError) -> int | None:
-        """Returns the number of the record that an error is about: the one that could not be read,
+        """Returns the index of the record that an error is about: the one that could not be read,
         or that the error names."""
         if self.failed is not None:
             return self.failed
@@ -209,14 +211,14 @@ class Watched(Subset):
 
 
 class Guarded:
-    """Examples as a stream reads them: says which is being read, refuses numbers that are not
-    finite, and replaces an example that cannot be read by the next one if that is tolerated.
+    """Examples as a stream reads them: reports which one is being read, rejects non-finite numbers,
+    and, if tolerated, replaces an example that cannot be read by the next one.
 
     Args:
       examples: what is read.
-      skip: whether to go on to the next example; the messages about bad ones are then in the batch
-        as `SKIPPED`.
-      note: called with the number of the example that is about to be read.
+      skip: whether to continue with the next example; the messages about bad ones are then in the
+        batch as `SKIPPED`.
+      note: called with the index of the example that is about to be read.
     """
 
     def __init__(self, examples: Examples, skip: bool, note: Callable[[int], None]):
@@ -226,8 +228,8 @@ class Guarded:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> tuple[int, Undrawn, tuple[str, ...]]:
-        """Returns the number of the first example from `index` on that can be read, it, and what is
-        wrong with the others."""
+        """Returns the index of the first readable example from `index` on, the example, and the
+        errors of the others."""
         return self.readable(int(index), ())
 
     def readable(self, index: int, wrong: tuple[str, ...]) -> tuple[int, Undrawn, tuple[str, ...]]:

@@ -1,13 +1,14 @@
-"""Watches the processes that read ahead of training: which example each is reading, whether it has
-died or hangs.
+"""Watches the processes that read ahead of training: which example each is reading, and whether it
+has died or hangs.
 
-Worker processes end by themselves when the process that started them is gone, however it ended;
-Grain's would not. They ignore signals that a launcher sends to all processes: the process that
-trains saves its state first.
+Worker processes exit when the process that started them is gone, however it ended; Grain's own
+would not. They ignore signals that a launcher sends to all processes, since the training process
+saves its state first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -17,17 +18,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
-_reader = 0  # which worker this process is
+_reader = 0  # the index of this worker process
 
 
 class Slots:
-    """Two numbers per worker process, its id and the example it reads, in a file that all of them
-    map.
+    """Two numbers per worker process, its process id and the example it reads, in a file that all
+    of them map.
 
-    Without workers, those of this process.
+    Without workers, the numbers are those of this process.
     """
 
     def __init__(self, workers: int, path: str = ""):
@@ -49,11 +51,11 @@ class Slots:
         self.table[_reader] = os.getpid(), index
 
     def reading(self) -> list[int]:
-        """Returns the example that each reader began last, -1 if none."""
+        """Returns the example that each reader read last, or -1."""
         return [int(example) for example in self.table[:, 1]]
 
     def dead(self) -> list[int]:
-        """Returns the readers that have begun and have died."""
+        """Returns the readers that have started and died."""
         return [
             reader
             for reader, pid in enumerate(self.table[:, 0].tolist())
@@ -61,7 +63,7 @@ class Slots:
         ]
 
     def begun(self) -> bool:
-        """Returns whether a reader has begun to read."""
+        """Returns whether any reader has started to read."""
         return bool((self.table[:, 0] > 0).any())
 
     def close(self) -> None:
@@ -80,16 +82,14 @@ def alive(pid: int) -> bool:
 
 
 def starts_as_worker() -> bool:
-    """Returns whether this is a process that is just started as a worker, and imports the main
-    script.
-    """
-    # As `multiprocessing` asks itself when it refuses to start a process from there.
+    """Returns whether this process is just starting as a worker and imports the main script."""
+    # The same check as in `multiprocessing`, which refuses to start a process from there.
     return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
 
 
 def begin_reader(parent: int, reader: int, count: int) -> None:
-    """Makes this process reader number `reader`: it ends when its parent, a process id, does, and
-    ignores signals until then."""
+    """Makes this process reader number `reader`. It exits when its parent process does, and ignores
+    signals until then."""
     global _reader
     _reader = reader
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -104,8 +104,8 @@ def end_with(parent: int) -> None:
 
 
 def how_it_ended(error: RuntimeError) -> str | None:
-    """Returns how a worker ended, as Grain reports it; None if the error is another one."""
-    # The exit code is in the text alone.
+    """Returns how a worker ended, according to Grain; None for other errors."""
+    # Only the text has the exit code.
     match = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
     if not match:
         return None
@@ -115,9 +115,24 @@ def how_it_ended(error: RuntimeError) -> str | None:
     )
 
 
+def notice_every_end() -> None:
+    """Makes Grain notice every worker that has ended.
+
+    It would wait for ever for one that ended with exit code 0, as a script does that a worker
+    imports and that calls sys.exit().
+    """
+    with contextlib.suppress(ImportError):  # another version of Grain, with ways of its own
+        from grain._src.python.dataset.transformations import process_prefetch
+
+        def ended(iterator: Any) -> bool:
+            process = iterator._prefetch_process
+            return process is not None and process.exitcode is not None
+
+        process_prefetch.ProcessPrefetchDatasetIterator._process_failed = ended
+
+
 class Watchdog:
-    """Calls `tell` with the seconds waited, once in `seconds`, while a wait takes longer than that;
-    0: never."""
+    """During a wait, calls `tell` with the seconds waited, every `seconds`; 0: never."""
 
     def __init__(self, seconds: float, tell: Callable[[float], None]):
         self.seconds, self.tell = seconds, tell

@@ -1,7 +1,7 @@
 """The tokenizers of Marian's translation models (opus-mt), for `tokenizers.Tokenizer`.
 
-Two SentencePiece models cut texts, `source.spm` and `target.spm`; `vocab.json` gives the ids of
-both's pieces. A source may begin with the language that is asked for, as ">>fra<<". Follows Hugging
+Two SentencePiece models, `source.spm` and `target.spm`, split texts; `vocab.json` has the ids of
+the pieces of both. A source may begin with the target language, such as ">>fra<<". Follows Hugging
 Face's `tokenization_marian.py`.
 """
 
@@ -31,7 +31,7 @@ LANGUAGE = re.compile(r">>.*?<<", re.DOTALL)
 class MarianPieces:
     """Two SentencePiece models over one vocabulary.
 
-    In a text, the special tokens are read as such.
+    Special tokens in a text are recognized.
     """
 
     def __init__(self, source: bytes, target: bytes, vocabulary: Mapping[str, int]):
@@ -49,26 +49,26 @@ class MarianPieces:
 
     @property
     def content(self) -> bytes:
-        """What makes the ids: both models and the vocabulary."""
+        """Everything that determines the ids: both models and the vocabulary."""
         return b"".join(self.protos) + json.dumps(self.vocabulary, sort_keys=True).encode()
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text of the source's language."""
+        """Returns the ids of each text in the source language."""
         return [self.encode(text)[0] for text in texts]
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text of the target's language."""
+        """Returns the ids of each text in the target language."""
         return [self.cut(text, self.target)[0] for text in texts]
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the ids of a text of the source's language, and where each stands in it, in
+        """Returns the ids of a text in the source language, and the offsets of each in
         characters."""
         return self.cut(text, self.source)
 
     def cut(
         self, text: str, processor: sentencepiece.SentencePieceProcessor
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns a text's ids and offsets, by one of the models."""
+        """Returns a text's ids and offsets according to one of the models."""
         pieces: list[str] = []
         offsets: list[tuple[int, int]] = []
         at = 0
@@ -86,10 +86,9 @@ class MarianPieces:
         return [self.vocabulary.get(piece, self.unk) for piece in pieces], offsets
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids; special tokens stand as they are.
+        """Returns the text of ids, including special tokens.
 
-        The source's model writes it, as in the reference: it writes pieces that it does not have as
-        they are spelt.
+        The source model decodes, as in the reference; unknown pieces are written as they are.
         """
         text = ""
         plain: list[str] = []
@@ -103,7 +102,7 @@ class MarianPieces:
         return text.replace(SPACE, " ").strip()
 
     def special(self) -> set[int]:
-        """Returns the ids of the special tokens and of the languages that may be asked for."""
+        """Returns the ids of the special tokens and of the target languages."""
         return {
             number
             for token, number in self.vocabulary.items()
@@ -119,7 +118,7 @@ class MarianPieces:
         return np.zeros(len(self.tokens), bool)
 
     def template(self) -> tokenizers.Tokenizer:
-        """Returns a tokenizer that puts the end token behind a text, or behind two."""
+        """Returns a tokenizer that appends the end token to a text or a pair."""
         shell = tokenizers.Tokenizer(models.WordLevel(self.vocabulary, unk_token=UNKNOWN))
         shell.post_processor = processors.TemplateProcessing(
             single=f"$A {END}", pair=f"$A $B {END}", special_tokens=[(END, self.vocabulary[END])]
@@ -127,7 +126,7 @@ class MarianPieces:
         return shell
 
     def save(self, folder: Path) -> dict[str, Value]:
-        """Writes the three files; returns settings for the reader."""
+        """Writes the three files. Returns settings for the reader."""
         for name, proto in zip((SOURCE, TARGET), self.protos, strict=True):
             (folder / name).write_bytes(proto)
         (folder / VOCABULARY).write_text(
@@ -138,11 +137,11 @@ class MarianPieces:
 
 def read(folder: Path, settings: Mapping[str, Value]) -> MarianPieces:
     """Returns the tokenizer of a Marian folder. Raises UserError if a file is missing or damaged,
-    or source and target have a vocabulary each."""
+    or source and target have separate vocabularies."""
     if settings.get("separate_vocabs"):
         raise UserError(
-            f"{folder}: source and target have a vocabulary each, which is not handled; "
-            "use a model that shares one"
+            f"{folder}: source and target have separate vocabularies, which is not supported; use "
+            "a model that shares one"
         )
     try:
         vocabulary = parse_json((folder / VOCABULARY).read_text(encoding="utf-8-sig"))
@@ -153,11 +152,11 @@ def read(folder: Path, settings: Mapping[str, Value]) -> MarianPieces:
         }
         if pieces != vocabulary or not {PAD, END, UNKNOWN} <= set(pieces):
             raise ValueError(
-                f"{VOCABULARY} does not number tokens, {PAD}, {END} and {UNKNOWN} among them"
+                f"{VOCABULARY} does not map tokens to numbers, including {PAD}, {END} and {UNKNOWN}"
             )
         return MarianPieces((folder / SOURCE).read_bytes(), (folder / TARGET).read_bytes(), pieces)
     except (OSError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"{folder}: is not a whole Marian tokenizer ({error}); "
+            f"{folder}: is not a complete Marian tokenizer ({error}); "
             f"get {SOURCE}, {TARGET} and {VOCABULARY}"
         ) from None

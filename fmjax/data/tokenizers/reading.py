@@ -1,9 +1,8 @@
-"""Reads tokenizers from folders in Hugging Face's layout. Nothing that is read is executed or
-unpickled.
+"""Reads tokenizers from folders in Hugging Face's format. No file is executed or unpickled.
 
-`tokenizer.json` says all. Before it there were `vocab.txt` (BERT's WordPiece) and `vocab.json` with
-`merges.txt` (the byte-level BPE of GPT-2 and RoBERTa), whose settings stand in
-`tokenizer_config.json`; SentencePiece's `*.model`; `*.tiktoken`.
+`tokenizer.json` is self-contained. Older formats are `vocab.txt` (BERT's WordPiece) and
+`vocab.json` with `merges.txt` (the byte-level BPE of GPT-2 and RoBERTa), with settings in
+`tokenizer_config.json`; SentencePiece's `*.model`; and `*.tiktoken`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from fmjax.errors import UserError, in_range
 
 Settings = dict[str, Value]
 
-# The names that a role's token has where no file says so.
+# Names of a role's token if no file defines it.
 ROLES: dict[str, tuple[str, ...]] = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -42,16 +41,16 @@ ROLES: dict[str, tuple[str, ...]] = {
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
-ENDS = ("</s>", "<|endoftext|>")  # the same for the token that ends a text
+ENDS = ("</s>", "<|endoftext|>")  # likewise for the token that ends a text
 LOOKED_FOR = (
     "tokenizer.json, vocab.txt, vocab.json with merges.txt or source.spm, a SentencePiece *.model, "
     "or *.tiktoken"
 )
-# How byte-level tokens write a space, a line feed, a tab and a carriage return.
+# The byte-level letters for a space, a line feed, a tab and a carriage return.
 BLANKS = ("Ġ", "Ċ", "ĉ", "č")
 
-# Tokenizers with the same files that cut texts in another way are refused: their tokenizer.json
-# tells how.
+# Tokenizers with the same files that split text differently are rejected: only their tokenizer.json
+# describes them.
 WORDPIECES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 BYTE_LEVELS = ("RobertaTokenizer", "GPT2Tokenizer")
 T5 = ("T5Tokenizer",)
@@ -60,7 +59,7 @@ SENTINELS = 100
 
 
 class Pieces:
-    """A tokenizer of the tokenizers library: WordPiece, BPE, unigram or words."""
+    """A tokenizer from the tokenizers library: WordPiece, BPE, unigram or words."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer):
         tokenizer.no_padding()
@@ -75,7 +74,7 @@ class Pieces:
 
     @property
     def content(self) -> bytes:
-        """What makes the ids: all of tokenizer.json."""
+        """Everything that determines the ids: all of tokenizer.json."""
         return json.dumps(json.loads(self.tokenizer.to_str()), sort_keys=True).encode()
 
     def encode_batch(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
@@ -88,7 +87,7 @@ class Pieces:
         ]
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the ids of a text, and where each stands in it, in characters."""
+        """Returns the ids of a text, and the offsets of each in characters."""
         row = self.tokenizer.encode(text, add_special_tokens=False)
         return row.ids, row.offsets
 
@@ -116,24 +115,25 @@ class Pieces:
         return np.array([token.startswith(marks) for token in self.tokens])
 
     def closings(self) -> np.ndarray:
-        """Returns [vocabulary] bool: whether a token ends a word by itself, as a line feed does."""
+        """Returns [vocabulary] bool: whether a token by itself ends a word, like a line feed."""
         marks = BLANKS[1:] if self.byte_level else ()
         return np.array([token.endswith(marks) for token in self.tokens])
 
     @functools.cached_property
     def byte_level(self) -> bool:
-        """Whether tokens are written byte by byte, as in GPT-2, with another sign for a space than
-        SentencePiece has."""
+        """Whether tokens are written byte by byte, as in GPT-2, with a different sign for a space
+        than in SentencePiece."""
         return sum(token.startswith(BLANKS[0]) for token in self.tokens) > sum(
             token.startswith(SPACE) for token in self.tokens
         )
 
     def template(self) -> tokenizers.Tokenizer:
-        """Returns the tokenizer whose post-processor puts texts together."""
+        """Returns the tokenizer whose post-processor adds special tokens."""
         return self.tokenizer
 
     def save(self, folder: Path) -> Settings:
-        """Writes `tokenizer.json`, and WordPiece's `vocab.txt`; returns settings for the reader."""
+        """Writes `tokenizer.json`, and WordPiece's `vocab.txt`; and returns settings for the
+        reader."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
         if isinstance(self.tokenizer.model, models.WordPiece):
             self.tokenizer.model.save(str(folder))
@@ -143,8 +143,8 @@ class Pieces:
 def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
     """Returns the tokenizer in a folder or file, and the settings beside it.
 
-    Raises UserError, saying what is looked for, if there is none, or it cuts texts in a way that is
-    not known here.
+    Raises UserError, listing the expected files, if there is none, or if it splits text in an
+    unknown way.
     """
     if path.is_file():
         return read_file(path), {}
@@ -155,7 +155,7 @@ def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
         for name, token in read_json(path / "special_tokens_map.json").items()
         if name.endswith("_token")
     }
-    settings.pop("auto_map", None)  # names code to be executed
+    settings.pop("auto_map", None)  # it would name code to execute
     if settings.get("fmjax") == MODEL and (path / MODEL).is_file():
         return read_model(path / MODEL), settings
     if (path / marian.SOURCE).is_file():
@@ -170,26 +170,29 @@ def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         check_class(path, settings, BYTE_LEVELS)
         return Pieces(byte_level(path / "vocab.json", settings)), settings
-    found = sorted(path.glob("*.model")) or sorted(path.glob(f"*{tiktokens.SUFFIX}"))
+    files = sorted(path.iterdir())
+    found = [file for file in files if file.suffix.lower() == ".model"]
+    found = found or [file for file in files if file.suffix.lower() == tiktokens.SUFFIX]
     if not found:
         raise UserError(f"{path}: no tokenizer; looked for {LOOKED_FOR}")
     if len(found) > 1:
         raise UserError(
             f"{path}: has {', '.join(file.name for file in found)}; name one of the files"
         )
-    # With "legacy": false, T5's tokenizer treats the space after a sentinel in another way.
+    # With "legacy": false, T5's tokenizer treats the space after a sentinel differently.
     check_class(path, settings, T5 if settings.get("legacy", True) else ())
     whole = read_file(found[0], settings)
-    # A T5 that is read has its sentinels, and is saved as a tokenizer.json that says all.
+    # A loaded T5 tokenizer has its sentinels, and is saved as a self-contained tokenizer.json.
     told = ("tokenizer_class", "extra_ids", "legacy") if T5[0] in str(settings) else ()
     return whole, {name: value for name, value in settings.items() if name not in told}
 
 
 def sentencepiece_model(path: Path, settings: Mapping[str, Value]) -> SentencePieces:
-    """Returns the tokenizer of a SentencePiece model, with T5's sentinels if it is a T5's.
+    """Returns the tokenizer of a SentencePiece model, with sentinels if it is a T5 model.
 
-    T5's `spiece.model` has <pad>, </s> and <unk> first and lacks the sentinels, which the reference
-    adds behind its pieces, 100 unless the setting `extra_ids` says otherwise (Raffel et al. 2020).
+    T5's `spiece.model` begins with <pad>, </s> and <unk> and lacks the sentinels. The reference
+    appends them to the pieces: 100 of them, unless the setting `extra_ids` differs (Raffel et al.
+    2020).
     """
     pieces = read_model(path)
     by_name = path.name.lower() == MODEL and pieces.tokens[:3] == T5_FIRST
@@ -205,7 +208,7 @@ def sentencepiece_model(path: Path, settings: Mapping[str, Value]) -> SentencePi
 
 
 def read_text(path: Path) -> str:
-    """Returns a file's text as it stands, without a byte order mark.
+    """Returns a file's text unchanged, but without a byte order mark.
 
     Raises UserError if it cannot be read or is not UTF-8.
     """
@@ -221,10 +224,10 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Returns the lines of a file, one token each, whose numbers are the tokens' ids.
+    """Returns the lines of a file, one token per line; line numbers are token ids.
 
-    Only what ends every line is a line break, so that a carriage return inside a file of line feeds
-    is a token or a part of one. Raises UserError as `read_text` does.
+    Only the character that ends every line is a line break, so a carriage return in a file with
+    line feeds is a token or part of one. Raises UserError like `read_text`.
     """
     text = read_text(path)
     if "\n" not in text:
@@ -236,11 +239,11 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_file(path: Path, settings: Mapping[str, Value] | None = None) -> Pieces | SentencePieces:
-    """Returns the tokenizer in one file, by its name."""
+    """Returns the tokenizer in a single file, whose name determines the format."""
     if path.name == "sentencepiece.bpe.model":
         raise UserError(
             f"{path}: XLM-R and related models renumber these pieces; "
-            "add their tokenizer.json, which has the numbers"
+            "add their tokenizer.json, which has the new numbers"
         )
     ending = path.suffix.lower()
     if ending == ".model":
@@ -251,7 +254,10 @@ def read_file(path: Path, settings: Mapping[str, Value] | None = None) -> Pieces
         return Pieces(read_tokenizer_json(path))
     if ending == tiktokens.SUFFIX:
         return Pieces(tiktokens.read(path, settings or {}))
-    raise UserError(f"{path}: is not a tokenizer; give a folder with, or the file, {LOOKED_FOR}")
+    raise UserError(
+        f"{path}: is not a tokenizer; name one of these files, or a folder that has one: "
+        f"{LOOKED_FOR}"
+    )
 
 
 def read_json(path: Path) -> Settings:
@@ -282,19 +288,19 @@ def read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
 
 
 def check_class(path: Path, settings: Settings, known: Sequence[str]) -> None:
-    """Raises UserError if the settings name a class of tokenizers that the vocabulary files alone
-    do not describe."""
+    """Raises UserError if the settings name a tokenizer class that the vocabulary files do not
+    fully describe."""
     name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     if name and name not in known:
         raise UserError(
-            f"{path}: a {name} cuts texts in its own way; "
-            "add the tokenizer.json that its save_pretrained writes"
+            f"{path}: a {name} splits text in its own way; add the tokenizer.json that its "
+            "save_pretrained writes"
         )
 
 
 def with_settings(tokenizer: tokenizers.Tokenizer, settings: Settings) -> tokenizers.Tokenizer:
-    """Lets settings of BERT's normalisation override those of tokenizer.json, as the reference
-    does."""
+    """Lets settings of BERT's normalization override those of tokenizer.json, as in the
+    reference."""
     normalizer = tokenizer.normalizer
     names = {
         "do_lower_case": "lowercase",
@@ -312,15 +318,15 @@ def with_settings(tokenizer: tokenizers.Tokenizer, settings: Settings) -> tokeni
 def wordpiece(path: Path, settings: Settings) -> tokenizers.Tokenizer:
     """Returns BERT's tokenizer over a vocabulary file. Raises UserError if that lacks [UNK].
 
-    Without the setting `do_lower_case` it lower-cases, unless more than one token of a hundred has
-    a capital letter.
+    Without the setting `do_lower_case`, it lowercases unless more than one token in a hundred has a
+    capital letter.
     """
     tokens = read_lines(path)
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if "[UNK]" not in vocabulary:
         raise UserError(
-            f"{path}: has no [UNK] among its {len(tokens)} tokens; "
-            "give a WordPiece vocabulary, one token per line"
+            f"{path}: has no [UNK] among its {len(tokens)} tokens; use a WordPiece vocabulary, one "
+            "token per line"
         )
     capitals = sum(token != token.lower() for token in tokens if not token.startswith("["))
     return bert(
@@ -356,7 +362,7 @@ def bert(
 
 
 def byte_level(path: Path, settings: Settings) -> tokenizers.Tokenizer:
-    """Returns the tokenizer of RoBERTa, or of GPT-2 where there is no <s>, over vocab.json and
+    """Returns the tokenizer of RoBERTa, or of GPT-2 if there is no <s>, over vocab.json and
     merges.txt."""
     vocabulary, lines = read_json(path), read_lines(path.with_name("merges.txt"))
     try:
@@ -365,20 +371,19 @@ def byte_level(path: Path, settings: Settings) -> tokenizers.Tokenizer:
         model = models.BPE(vocabulary, merges)
     except Exception as error:  # the library raises plain Exceptions
         raise UserError(
-            f"{path}: with merges.txt beside it, is not a BPE vocabulary ({error}); "
-            "fetch them again"
+            f"{path} and merges.txt are not a BPE vocabulary ({error}); fetch them again"
         ) from error
     return roberta(tokenizers.Tokenizer(model), bool(settings.get("add_prefix_space", False)))
 
 
 def roberta(tokenizer: tokenizers.Tokenizer, prefix_space: bool = False) -> tokenizers.Tokenizer:
-    """Gives a byte-level BPE the rest of RoBERTa's tokenizer, or without <s> of GPT-2's."""
+    """Completes a byte-level BPE to RoBERTa's tokenizer, or to GPT-2's if it has no <s>."""
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     special = [names[1] for names in ROLES.values()] + [ENDS[1]]
-    # As in the reference, a mask takes the space before it: what it stands for begins with that
-    # space.
+    # As in the reference, a mask includes the space before it, since the masked token begins with
+    # that space.
     tokenizer.add_special_tokens(
         [
             AddedToken(name, lstrip=name == "<mask>", normalized=False)

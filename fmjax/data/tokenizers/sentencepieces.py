@@ -24,14 +24,14 @@ SENTINEL = re.compile(r"<extra_id_(\d+)>")
 
 
 def sentinel(number: int) -> str:
-    """Returns the name of T5's token for the `number`th span that was taken out of a text."""
+    """Returns the name of T5's token for the `number`th span removed from a text."""
     return f"<extra_id_{number}>"
 
 
 class SentencePieces:
     """A SentencePiece model.
 
-    Of special tokens in a text, its mask and sentinels alone are read as such.
+    Of the special tokens in a text, only masks and sentinels are recognized.
     """
 
     def __init__(self, proto: bytes):
@@ -50,7 +50,7 @@ class SentencePieces:
 
     @property
     def content(self) -> bytes:
-        """What makes the ids: the model's bytes."""
+        """Everything that determines the ids: the model's bytes."""
         return self.proto
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -66,7 +66,7 @@ class SentencePieces:
         return rows
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the ids of a text, and where each stands in it, in characters."""
+        """Returns the ids of a text, and the offsets of each in characters."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         at = 0
@@ -82,7 +82,7 @@ class SentencePieces:
         return ids, offsets
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids; control tokens, such as [CLS], have none."""
+        """Returns the text of ids; control tokens, such as [CLS], have no text."""
         return str(self.processor.decode(list(ids)))
 
     def special(self) -> set[int]:
@@ -101,8 +101,8 @@ class SentencePieces:
         return np.zeros(len(self.tokens), bool)
 
     def template(self) -> tokenizers.Tokenizer:
-        """Returns a tokenizer that puts two texts together in BERT's way, as ALBERT does, where
-        there is [CLS] and [SEP], or in T5's, each before its </s>, where there are sentinels."""
+        """Returns a tokenizer that combines two texts like BERT (and ALBERT) if it has [CLS] and
+        [SEP], or like T5, each followed by </s>, if it has sentinels."""
         shell = tokenizers.Tokenizer(
             models.WordLevel({token: n for n, token in enumerate(self.tokens)}, unk_token=self.unk)
         )
@@ -118,11 +118,12 @@ class SentencePieces:
         return shell
 
     def save(self, folder: Path) -> dict[str, Value]:
-        """Writes `spiece.model`, and a `tokenizer.json` that the reference reads; returns settings
+        """Writes `spiece.model`, and a `tokenizer.json` that the reference reads. Returns settings
         for the reader.
 
-        The reference's reading of a unigram model agrees except where a text joins characters by
-        U+200D and its kin. For models of words and characters no `tokenizer.json` is written.
+        The reference reads a unigram model with the same results, except for texts that join
+        characters by U+200D and similar ones. No `tokenizer.json` is written for models of words
+        and characters.
         """
         (folder / MODEL).write_bytes(self.proto)
         spec = self.specification
@@ -132,7 +133,7 @@ class SentencePieces:
 
     @functools.cached_property
     def specification(self) -> Any:
-        # Here, because it needs protobuf, and saving alone needs it.
+        # Imported here, because it needs protobuf, and only saving uses it.
         from sentencepiece import sentencepiece_model_pb2 as messages
 
         specification = messages.ModelProto()  # type: ignore[attr-defined]
@@ -140,8 +141,8 @@ class SentencePieces:
         return specification
 
     def convert(self) -> tokenizers.Tokenizer:
-        """Returns the model as one of the tokenizers library, as the reference's
-        `convert_slow_tokenizer.py` does."""
+        """Returns the model as a tokenizer of the tokenizers library, like the reference's
+        `convert_slow_tokenizer.py`."""
         spec, trainer = self.specification, self.specification.trainer_spec
         pieces = [(piece.piece, piece.score) for piece in spec.pieces]
         steps: list[normalizers.Normalizer] = []
@@ -158,7 +159,7 @@ class SentencePieces:
                 "byte_fallback": trainer.byte_fallback,
             }
             whole = tokenizers.Tokenizer(models.BPE(known, merges(pieces), **settings))
-            # Pieces may hold several spaces, so a text is not cut at them.
+            # Pieces may contain several spaces, so text is not split at spaces.
             steps += [normalizers.Prepend(SPACE)] * prefixed + [normalizers.Replace(" ", SPACE)]
             shown = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
             whole.decoder = decoders.Sequence(shown + [decoders.Strip(" ", 1, 0)] * prefixed)
@@ -179,8 +180,8 @@ class SentencePieces:
 
 
 def with_sentinels(pieces: SentencePieces, count: int) -> SentencePieces:
-    """Returns a model with T5's sentinels behind its pieces, the last one first, as the reference
-    numbers them: <extra_id_0> has the highest id."""
+    """Returns a model with T5's sentinels appended to its pieces in reverse order, as in the
+    reference: <extra_id_0> has the highest id."""
     from sentencepiece import sentencepiece_model_pb2 as messages
 
     specification = messages.ModelProto()  # type: ignore[attr-defined]
@@ -192,8 +193,8 @@ def with_sentinels(pieces: SentencePieces, count: int) -> SentencePieces:
 
 
 def merges(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
-    """Returns the pairs that a BPE model joins, the best score first: every division of a piece
-    into two others."""
+    """Returns the merges of a BPE model, best score first: every division of a piece into two other
+    pieces."""
     known = {piece: number for number, (piece, _) in enumerate(pieces)}
     found = [
         (-score, known[piece[:at]], known[piece[at:]], (piece[:at], piece[at:]))
@@ -205,7 +206,7 @@ def merges(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
 
 
 def bert_template(cls_id: int, sep_id: int) -> processors.PostProcessor:
-    """Returns BERT's way of putting texts together: [CLS] A [SEP], [CLS] A [SEP] B [SEP]."""
+    """Returns BERT's template: [CLS] A [SEP], [CLS] A [SEP] B [SEP]."""
     return processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -214,7 +215,7 @@ def bert_template(cls_id: int, sep_id: int) -> processors.PostProcessor:
 
 
 def read_model(path: Path) -> SentencePieces:
-    """Reads a SentencePiece model file. Raises UserError if it is none."""
+    """Reads a SentencePiece model file. Raises UserError if it is not one."""
     try:
         return SentencePieces(path.read_bytes())
     except (OSError, RuntimeError) as error:

@@ -1,6 +1,6 @@
-"""Token ids beside a text in a record, as `scripts/prepare_data.py` stores them:
+"""Token ids that `scripts/prepare_data.py` stores with a text in a record:
 
-`ids`, and the `tokenizer` that they are of.
+`ids`, and the `tokenizer` that produced them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ COLUMNS = ("ids", "tokenizer")
 
 
 def record(ids: np.ndarray, sha256: str) -> dict[str, str]:
-    """Returns what is stored of a text's ids, int32 [N]: their bytes, little-endian, in base64, and
-    a tokenizer's hash."""
+    """Returns the stored form of a text's ids, int32 [N]: their little-endian bytes in base64, and
+    the hash of the tokenizer."""
     return {
         "ids": base64.b64encode(ids.astype("<i4").tobytes()).decode("ascii"),
         "tokenizer": sha256[:16],
@@ -25,13 +25,12 @@ def record(ids: np.ndarray, sha256: str) -> dict[str, str]:
 
 
 def unpack(packed: str) -> np.ndarray:
-    """Returns ids, int32 [N]. Raises ValueError if these are none."""
+    """Returns ids, int32 [N]. Raises ValueError if they are malformed."""
     return np.frombuffer(base64.b64decode(packed, validate=True), "<i4").astype(np.int32)
 
 
 def are_of(source: Source, column: str, sha256: str) -> bool:
-    """Returns whether the records hold ids of their texts by this tokenizer, as far as the first
-    one tells."""
+    """Returns whether the records have ids from this tokenizer, judged by the first one."""
     if column != "text" or not set(COLUMNS) <= set(source.columns):
         return False
     return bool(source[0]["tokenizer"] == sha256[:16])
@@ -40,12 +39,13 @@ def are_of(source: Source, column: str, sha256: str) -> bool:
 def read(source: Source, index: int, found: Record, sha256: str) -> np.ndarray:
     """Returns the ids [N] of a record.
 
-    Raises UserError, naming it, if they are damaged or of another tokenizer.
+    Raises UserError, naming it, if they are damaged or from another tokenizer.
     """
     if found["tokenizer"] != sha256[:16]:
         raise RecordError(
             source.where(index),
-            "its ids are of another tokenizer than those before it; prepare all files alike",
+            "its ids are from another tokenizer than those before it; prepare all files with the "
+            "same one",
             index,
         )
     try:

@@ -1,9 +1,9 @@
-"""Tiktoken's files: byte-level BPE as a list of tokens by rank, "base64 rank" a line
+"""Tiktoken's files: byte-level BPE as a list of tokens by rank, one "base64 rank" per line
 (openai/tiktoken, load.py).
 
-The file says neither the merges, which follow from the ranks, nor the pattern that cuts texts into
-words before: that is known by the number of tokens, or named in `tokenizer_config.json` as
-"pattern".
+The file has neither the merges, which follow from the ranks, nor the pattern that splits text into
+words. The pattern is known for some numbers of tokens; otherwise "pattern" in
+`tokenizer_config.json` sets it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# The number of tokens in the file: the pattern, and the id of END (openai/tiktoken,
-# openai_public.py; openai/whisper).
+# Number of tokens in the file -> the pattern, and the id of END (openai/tiktoken, openai_public.py;
+# openai/whisper).
 KNOWN = {50256: (GPT2, 50256), 50257: (GPT2, 50257), 100256: (CL100K, 100257)}
 
 
 def read(path: Path, settings: Mapping[str, Value]) -> tokenizers.Tokenizer:
     """Returns the tokenizer of a file.
 
-    Raises UserError if it is malformed, or its pattern is not known.
+    Raises UserError if it is malformed, or its pattern is unknown.
     """
     ranks = read_ranks(path)
     merged = merges(ranks, path)
@@ -44,10 +44,9 @@ def read(path: Path, settings: Mapping[str, Value]) -> tokenizers.Tokenizer:
     pattern = settings.get("pattern", pattern)
     if not pattern:
         raise UserError(
-            f"{path}: has {len(ranks)} tokens; of {', '.join(map(str, KNOWN))} alone is it known "
-            "how texts are cut into words. "
-            'Name the folder, and in its tokenizer_config.json the "pattern" that the '
-            "tiktoken.Encoding has"
+            f"{path}: has {len(ranks)} tokens; how text is split into words is known only for "
+            f'{", ".join(map(str, KNOWN))} tokens; name the folder, and set "pattern" in its '
+            "tokenizer_config.json to that of the tiktoken.Encoding"
         )
     letters = byte_letters()
     names = {token: "".join(letters[byte] for byte in token) for token in ranks}
@@ -67,14 +66,14 @@ def read(path: Path, settings: Mapping[str, Value]) -> tokenizers.Tokenizer:
 def read_ranks(path: Path) -> dict[bytes, int]:
     """Returns the rank of each token.
 
-    Raises UserError, naming the line, unless all have one, and every byte is a token.
+    Raises UserError, naming the line, unless all tokens have one and every byte is a token.
     """
     ranks: dict[bytes, int] = {}
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             token, rank = line.split()
-            # OpenAI's multilingual file has one token of no bytes at all, written "=".
+            # OpenAI's multilingual file has one token without bytes, written "=".
             ranks[b"" if token == b"=" else base64.b64decode(token, validate=True)] = whole(
                 rank.decode("ascii")
             )
@@ -89,17 +88,17 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         )
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise UserError(
-            f"{path}: not every byte is a token; it is cut off, or another kind of file. Fetch it "
-            "again"
+            f"{path}: some bytes have no token, so the file is truncated or of another kind; fetch "
+            "it again"
         )
     return ranks
 
 
 def merges(ranks: Mapping[bytes, int], path: Path) -> list[tuple[bytes, bytes]]:
-    """Returns the two tokens that each longer one is merged from, by rank: what the merges before
-    it make of its bytes.
+    """Returns the two tokens that each longer token is merged from, by rank: the result of applying
+    the earlier merges to its bytes.
 
-    Raises UserError for a token that they do not make two of.
+    Raises UserError for a token for which the result is not two tokens.
     """
     found = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
@@ -121,8 +120,8 @@ def merges(ranks: Mapping[bytes, int], path: Path) -> list[tuple[bytes, bytes]]:
 
 
 def byte_letters() -> dict[int, str]:
-    """Returns the letter that stands for each byte in GPT-2's vocabulary (openai/gpt-2,
-    encoder.py): itself, if it shows."""
+    """Returns the letter for each byte in GPT-2's vocabulary (openai/gpt-2, encoder.py): the byte
+    itself, if it is printable."""
     shown = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),

@@ -1,9 +1,9 @@
-"""Tokenizers: texts to ids and back, from Hugging Face folders, SentencePiece models, or trained on
-texts.
+"""Tokenizers convert texts to ids and back. They come from Hugging Face folders or SentencePiece
+models, or are trained on texts.
 
-`load_tokenizer` and `train_tokenizer` make a `Tokenizer`. How special tokens are put around texts
-is learnt from the tokenizer's own post-processor, so BERT's `[CLS] A [SEP] B [SEP]` and RoBERTa's
-`<s> A </s></s> B </s>` are one code.
+`load_tokenizer` and `train_tokenizer` return a `Tokenizer`. The layout of special tokens is derived
+from the tokenizer's own post-processor, so the same code handles BERT's `[CLS] A [SEP] B [SEP]` and
+RoBERTa's `<s> A </s></s> B </s>`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fmjax.errors import UserError
 
 
 class Part(NamedTuple):
-    """A part of an assembled row: special tokens, or the first or second text (`text` 0 or 1); and
+    """A part of an assembled row: special tokens, or the first or second text (`text` 0 or 1), and
     its token type."""
 
     ids: tuple[int, ...]
@@ -36,15 +36,15 @@ class Part(NamedTuple):
 
 
 class Tokenizer:
-    """Texts to ids and back. Picklable; the ids depend on `sha256` alone.
+    """Converts texts to ids and back. Picklable; the ids depend only on `sha256`.
 
-    `pad_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `eos_id` raise UserError where the
-    vocabulary has no such token.
+    `pad_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `eos_id` raise UserError if the vocabulary
+    has no such token.
     """
 
     def __init__(self, pieces: Pieces | SentencePieces | MarianPieces, settings: Settings):
         self.pieces, self.settings = pieces, settings
-        # Without the holes in a vocabulary, ids that no token has.
+        # Without holes in the vocabulary, which are ids without a token.
         self._ids = {token: number for number, token in enumerate(pieces.tokens) if token}
         usual = ROLES | {"eos": ENDS}
         self.roles = {
@@ -62,14 +62,14 @@ class Tokenizer:
         return np.isin(np.arange(self.vocab_size), list(self.special_ids))
 
     def _name(self, role: str, usual: Sequence[str]) -> str:
-        """Returns the token of a role: as the settings say, or by the usual names."""
+        """Returns the token of a role, from the settings or by its usual names."""
         given = self.settings.get(f"{role}_token")
         given = given.get("content") if isinstance(given, dict) else given
         return given or next((name for name in usual if name in self._ids), "")
 
     @property
     def vocab_size(self) -> int:
-        """The number of embeddings that the ids need: the highest id and one."""
+        """The number of embeddings that the ids need: the highest id plus one."""
         return len(self.pieces.tokens)
 
     @property
@@ -98,17 +98,16 @@ class Tokenizer:
 
     @property
     def end_id(self) -> int | None:
-        """The token that ends a document: eos, else what separates texts;
+        """The token that ends a document: eos, or else the separator;
 
-        None where there is neither.
+        None if there is neither.
         """
         name = self.roles.get("eos") or self.roles.get("sep")
         return None if name is None else self._ids[name]
 
     @property
     def fill_id(self) -> int:
-        """What rows are filled up with, where a mask leaves it out: the padding token, or 0 where
-        there is none."""
+        """The id that pads masked parts of rows: the padding token, or 0 if there is none."""
         return self._ids[self.roles["pad"]] if "pad" in self.roles else 0
 
     @property
@@ -118,7 +117,7 @@ class Tokenizer:
 
     @property
     def closing(self) -> np.ndarray:
-        """The special tokens, int32, that `assemble` puts behind a text."""
+        """The special tokens, int32, that `assemble` puts after a text."""
         return self._around[1]
 
     @functools.cached_property
@@ -141,22 +140,22 @@ class Tokenizer:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """A hash of the content, wherever it is stored."""
+        """A hash of the content, independent of its location."""
         return hashlib.sha256(
             self.pieces.content + json.dumps(self.roles, sort_keys=True).encode()
         ).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text, int32, without special tokens around it; one inside it, as
-        [MASK], is one token.
+        """Returns the ids of each text, int32, without surrounding special tokens. One inside it,
+        such as [MASK], is one token.
 
         Raises UserError for a text that is not valid Unicode.
         """
         return self._encode_batch(self.pieces.encode_batch, texts)
 
     def encode_targets(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of texts that a model is to write: as `encode_batch`, but by Marian's
-        model of the target language."""
+        """Returns the ids of target texts: like `encode_batch`, but with Marian's model of the
+        target language."""
         encode = (
             self.pieces.encode_targets
             if isinstance(self.pieces, MarianPieces)
@@ -175,7 +174,8 @@ class Tokenizer:
             for text in texts:
                 if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
                     raise UserError(
-                        f"{text[:60]!r} has half of a surrogate pair: not Unicode; correct the text"
+                        f"{text[:60]!r} has half of a surrogate pair, which is not valid Unicode; "
+                        "correct the text"
                     ) from None
             raise
 
@@ -188,12 +188,12 @@ class Tokenizer:
     def encode_words(
         self, sentences: Sequence[Sequence[str]]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Returns, of each text that is split into words already, the ids [N] int32 and where each
-        word begins [words] int64.
+        """Returns, for each text that is already split into words, the ids [N] int32 and the index
+        of each word's first token [words] int64.
 
-        Each word is encoded by itself, as it is behind a space, and has a token at least: one of
-        which nothing is left, as of a control character, is the unknown token, and a warning tells.
-        Raises UserError if there is none.
+        Each word is encoded by itself, as after a space, and has at least one token: a word that
+        becomes empty, such as a control character, is the unknown token, with a warning. Raises
+        UserError if there is no such token.
         """
         unique = list(dict.fromkeys(word for words in sentences for word in words))
         encoded = dict(
@@ -208,8 +208,8 @@ class Tokenizer:
             unknown = np.array([self.unk_id], np.int32)
             encoded |= dict.fromkeys(lost, unknown)
             warnings.warn(
-                f"{len(lost)} words, as {lost[0]!r}, have no token; "
-                "they are read as the unknown one",
+                f"{len(lost)} words, such as {lost[0]!r}, have no token; "
+                "they become the unknown token",
                 stacklevel=2,
             )
         rows = []
@@ -221,8 +221,8 @@ class Tokenizer:
 
     @functools.cached_property
     def _before_word(self) -> str:
-        """What stands before a word, for its first token to be one that begins a word: a space, if
-        that is not implied."""
+        """Prefix that makes a word's first token one that begins a word: a space, unless that is
+        implied."""
         opens = self.pieces.openings()
         starts = [opens[ids[0]] for ids in self.encode_batch(["a", " a"]) if ids.size]
         return " " if starts == [False, True] else ""
@@ -230,8 +230,8 @@ class Tokenizer:
     def assemble(
         self, first: np.ndarray, second: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids and token types, int32, of one text or two with the special tokens around
-        them."""
+        """Returns the ids and token types, int32, of one or two texts with the special tokens
+        around them."""
         ids, types = [], []
         for part in self._layout(second is not None):
             piece = (
@@ -258,10 +258,10 @@ class Tokenizer:
         )
 
     def word_starts(self, ids: np.ndarray) -> np.ndarray:
-        """Returns [N] bool, true where a token begins a word, and at and after special tokens.
+        """Returns [N] bool: true if a token begins a word, and at and after special tokens.
 
-        A word is what white space separates; with WordPiece, punctuation separates words too.
-        Raises UserError if the tokens do not show where words begin.
+        White space separates words; with WordPiece, punctuation does, too. Raises UserError if the
+        tokens do not mark where words begin.
         """
         opens, closes = self._bounds
         starts: np.ndarray = opens[ids]
@@ -275,28 +275,27 @@ class Tokenizer:
         opens, closes = self.pieces.openings(), self.pieces.closings()
         if not opens.any():
             raise UserError(
-                "the tokenizer's tokens do not show where words begin; set task.whole_word=false"
+                "the tokenizer's tokens do not mark where words begin; set task.whole_word=false"
             )
-        # An unknown piece is a piece of a word; the other special tokens are not.
+        # An unknown piece is part of a word; the other special tokens are not.
         unknown = {self._ids[self.roles["unk"]]} if "unk" in self.roles else set()
         alone = np.isin(np.arange(self.vocab_size), sorted(self.special_ids - unknown))
         return opens | alone, closes | alone
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Returns the text that ids stand for."""
+        """Returns the text of ids."""
         return self.pieces.decode([int(number) for number in ids])
 
     def written(self, ids: np.ndarray) -> str:
-        """Returns the text that a model wrote: its ordinary tokens, up to the one that ends a
-        document."""
+        """Returns the text that a model wrote: its ordinary tokens, up to the end token."""
         ends = np.flatnonzero(ids == self.end_id) if self.end_id is not None else ids[:0]
         ids = ids[: ends[0]] if ends.size else ids
-        # A model may have more embeddings than there are tokens; those beyond are no text.
+        # A model may have more embeddings than tokens; the extra ids are not text.
         ids = ids[ids < self.vocab_size]
         return self.decode(ids[~self.special_mask[ids]])
 
     def token(self, number: int) -> str:
-        """Returns the token of an id. Raises UserError if there is none."""
+        """Returns the token of an id. Raises UserError if it has none."""
         if not 0 <= number < self.vocab_size:
             raise UserError(
                 f"token id {number} is out of range; the vocabulary has {self.vocab_size} tokens"
@@ -315,8 +314,8 @@ class Tokenizer:
         roles = {f"{role}_token": name for role, name in self.roles.items()}
         settings = self.settings | roles | extra
         if "tokenizer_class" not in settings:
-            # Without this class the reference would build a tokenizer of its own from the
-            # vocabulary; with it, it answers with token types only where told to.
+            # Without this class, the reference would build its own tokenizer from the vocabulary;
+            # with it, it returns token types only if told to.
             types = (
                 ["token_type_ids"] if any(part.type_id for part in self._layout(pair=True)) else []
             )
@@ -335,8 +334,7 @@ class Tokenizer:
 
 
 def layout(shell: tokenizers.Tokenizer, tokens: Sequence[str], pair: bool) -> tuple[Part, ...]:
-    """Returns how a post-processor puts texts together, learnt from one token put together with
-    another."""
+    """Returns the layout of a post-processor, derived from its result for single tokens."""
     for word in ("a", "A", ".", *tokens):
         row = shell.encode(word, add_special_tokens=False)
         if row.ids:
@@ -361,7 +359,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Returns the tokenizer in a Hugging Face folder, or in a file.
 
     Reads tokenizer.json; vocab.txt; vocab.json with merges.txt; a SentencePiece *.model. Raises
-    UserError if there is none, or if it cuts texts in a way that only a tokenizer.json would tell.
+    UserError if there is none, or if only a tokenizer.json could describe how it splits text.
     """
     return Tokenizer(*reading.read(Path(path).expanduser()))
 
@@ -374,13 +372,13 @@ def train_tokenizer(
     lowercase: bool = True,
     min_frequency: int = 2,
 ) -> Tokenizer:
-    """Returns a tokenizer trained on texts: the same texts give the same one.
+    """Returns a tokenizer trained on texts. The result is deterministic.
 
     `kind` is wordpiece (BERT's), bpe (byte-level, RoBERTa's special tokens), unigram
     (SentencePiece), t5 (SentencePiece with T5's special tokens and sentinels), word (white space
-    and punctuation), char (every character that occurs) or byte (ByT5's ids); the last two keep
-    case and white space. The vocabulary is smaller than `vocab_size` where the texts have no more
-    pieces that occur `min_frequency` times. Raises UserError for an unknown kind, too small a
-    vocabulary, and texts without a word.
+    and punctuation), char (every character that occurs) or byte (ByT5's ids); the last two preserve
+    case and white space. The vocabulary is smaller than `vocab_size` if the texts do not have
+    enough pieces that occur `min_frequency` times. Raises UserError for an unknown kind, too small
+    a vocabulary, and texts without a word.
     """
     return Tokenizer(training.train(texts, kind, vocab_size, lowercase, min_frequency), {})

@@ -1,6 +1,6 @@
 """Trains tokenizers on texts.
 
-The same texts give the same tokenizer, in whatever order threads run.
+The same texts give the same tokenizer, regardless of the order of threads.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ ROBERTA_SPECIAL = [
 T5_SPECIAL = ["<pad>", "</s>", "<unk>"]
 SENTINELS = 100
 BYTES = 256
-# Characters; the time that SentencePiece takes grows with the square of a sentence's length.
+# In characters; SentencePiece's time grows with the square of a sentence's length.
 CHUNK = 2000
-THREADS = 16  # of SentencePiece: sums of floats, and so the model, depend on the number
+THREADS = 16  # of SentencePiece: sums of floats, and therefore the model, depend on this number
 
 
 def train(
@@ -40,19 +40,9 @@ def train(
 ) -> Pieces | SentencePieces:
     """Returns a tokenizer of a kind, of at most `vocab_size` tokens.
 
-    Raises UserError for what it cannot be trained on.
+    Raises UserError if training is impossible.
     """
-    makers: dict[str, Callable[[list[str], int, bool, int], Pieces | SentencePieces]]
-    makers = {
-        "wordpiece": wordpiece,
-        "bpe": bpe,
-        "word": words,
-        "unigram": unigram,
-        "t5": t5,
-        "char": characters,
-        "byte": single_bytes,
-    }
-    one_of("data.tokenizer_kind", kind, makers)
+    one_of("data.tokenizer_kind", kind, KINDS)
     special = T5_SPECIAL if kind in ("t5", "char", "byte") else BERT_SPECIAL
     least = (
         len(special)
@@ -67,18 +57,18 @@ def train(
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError(
-            "there is no text to train a tokenizer on; "
-            "give data with text, or name a tokenizer in data.tokenizer"
+            "the data has no text to train a tokenizer on; add text, or name a tokenizer in "
+            "data.tokenizer"
         )
-    return makers[kind](texts, vocab_size, lowercase, min_frequency)
+    return KINDS[kind](texts, vocab_size, lowercase, min_frequency)
 
 
 def wordpiece(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Pieces:
     """Trains BERT's WordPiece by merging pairs, as the tokenizers library does.
 
     The library numbers the letters within words in an order that changes from run to run, and
-    breaks ties between pairs by these numbers. So a first run finds the letters, and a second is
-    given them in order.
+    breaks ties between pairs by these numbers. So a first run finds the letters, and a second run
+    gets them in order.
     """
     shell = bert({"[UNK]": 0}, lowercase)
     counts: Counter[str] = Counter()
@@ -99,7 +89,7 @@ def wordpiece(texts: list[str], size: int, lowercase: bool, min_frequency: int) 
             special_tokens=special,
             show_progress=False,
         )
-        # The shell itself already has special tokens, with ids that training would keep.
+        # The shell already has special tokens, whose ids training would keep.
         bare = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
         bare.normalizer, bare.pre_tokenizer = shell.normalizer, shell.pre_tokenizer
         bare.train_from_iterator(texts, trainer, length=len(texts))
@@ -147,8 +137,8 @@ def words(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> P
 
 
 def characters(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Pieces:
-    """Collects the characters that occur, the most frequent if they are more than fit; each is a
-    token, as it stands."""
+    """Collects the characters that occur, or the most frequent ones if there are too many. Each
+    becomes a token."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
@@ -159,7 +149,7 @@ def characters(texts: list[str], size: int, lowercase: bool, min_frequency: int)
 def single_bytes(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Pieces:
     """Returns UTF-8 bytes as tokens, with ByT5's ids (Xue et al. 2022): byte b is token b + 3."""
     letters = set(pre_tokenizers.ByteLevel.alphabet())
-    # Bytes that are no printable character are written as the characters from U+0100 on, in their
+    # Bytes that are not printable characters are written as the characters from U+0100 on, in
     # order.
     others = iter(sorted(letter for letter in letters if ord(letter) >= BYTES))
     tokenizer = unmerged(
@@ -200,8 +190,8 @@ def t5(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Sent
     """Trains SentencePiece's unigram model, which falls back to bytes, with T5's special tokens and
     sentinels.
 
-    All white space becomes a space. Unless case is folded nothing else is changed: the usual NFKC
-    would put Latin punctuation for Chinese.
+    All white space becomes a space. Apart from optional lowercasing, nothing else changes: the
+    usual NFKC would replace Chinese punctuation by Latin.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as rules:
         rules.writelines(f"{ord(blank):X}\t20\n" for blank in "\t\n\r\u00a0\u3000")
@@ -220,9 +210,9 @@ def t5(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Sent
 
 
 def sentence_pieces(texts: list[str], size: int, **special: Value) -> SentencePieces:
-    """Trains SentencePiece's unigram model; it has its own way with rare pieces.
+    """Trains SentencePiece's unigram model, which has its own criterion for rare pieces.
 
-    Raises UserError if it cannot.
+    Raises UserError if training fails.
     """
     model = io.BytesIO()
     try:
@@ -242,14 +232,14 @@ def sentence_pieces(texts: list[str], size: int, **special: Value) -> SentencePi
     except (RuntimeError, OSError) as error:
         reason = str(error).rpartition("] ")[2]
         raise UserError(
-            f"data.vocab_size={size}: SentencePiece cannot train as many tokens ({reason}); "
+            f"data.vocab_size={size}: SentencePiece cannot train this many tokens ({reason}); "
             "change it"
         ) from error
     return SentencePieces(model.getvalue())
 
 
 def sentences(texts: list[str]) -> Iterator[str]:
-    """Yields the lines of texts; long ones in parts, cut at spaces if there are any."""
+    """Yields the lines of texts, long ones in parts, cut at spaces if possible."""
     for text in texts:
         for line in text.splitlines():
             while len(line) > CHUNK:
@@ -258,3 +248,15 @@ def sentences(texts: list[str]) -> Iterator[str]:
                 line = line[cut:]
             if line.strip():
                 yield line
+
+
+# What `data.tokenizer_kind` may be, and what trains it.
+KINDS: dict[str, Callable[[list[str], int, bool, int], Pieces | SentencePieces]] = {
+    "wordpiece": wordpiece,
+    "bpe": bpe,
+    "word": words,
+    "unigram": unigram,
+    "t5": t5,
+    "char": characters,
+    "byte": single_bytes,
+}

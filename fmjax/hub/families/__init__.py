@@ -1,4 +1,4 @@
-"""The tables that say what Hugging Face calls each family, one file each; see
+"""The tables of Hugging Face's names for each family, one file per family; see
 `fmjax.hub.reference`."""
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from fmjax.errors import UserError, nearest
 from fmjax.hub.reference import Reference
 
 TABLE = "REFERENCE"
-FAMILY = "fmjax_family"  # the key of config.json that names a family outside of fmjax
+FAMILY = "fmjax_family"  # the key of config.json that names a family outside fmjax
 
 
 def reference(family: str) -> Reference | None:
-    """Returns the counterpart of a family in Hugging Face, None if it has none.
+    """Returns a family's counterpart in Hugging Face, None if it has none.
 
-    A family of fmjax has it in the file of its name here, one outside of fmjax as `REFERENCE` in
-    its own module.
+    For a family of fmjax, it is in the file of that name here; for one outside fmjax, it is
+    `REFERENCE` in the family's module.
     """
     if "." in family:
         found = vars(importlib.import_module(family)).get(TABLE)
@@ -27,16 +27,16 @@ def reference(family: str) -> Reference | None:
 
 
 def table_of(family: str) -> Reference:
-    """Returns the table of a family of fmjax that has one."""
+    """Returns the table of a family of fmjax, which must have one."""
     found: Reference = importlib.import_module(f"{__name__}.{family}").REFERENCE
     return found
 
 
 def reference_for(config: Config, model_type: str) -> tuple[str, Reference]:
-    """Returns the family of a config of Hugging Face and its table, for its `model_type`.
+    """Returns the family and its table for the `model_type` of a Hugging Face config.
 
-    A model of a family outside of fmjax names it, by its module with dots. Raises UserError for one
-    that is not permitted or lacks a table, and as `reference_of` does.
+    The config of a family outside fmjax names its module with dots. Raises UserError for one that
+    is not allowed or lacks a table, and like `reference_of`.
     """
     family = config.get(FAMILY)
     if not isinstance(family, str):
@@ -48,24 +48,24 @@ def reference_for(config: Config, model_type: str) -> tuple[str, Reference]:
 
 
 def is_known(model_type: str) -> bool:
-    """Returns whether a family of fmjax has a `model_type` of Hugging Face."""
+    """Returns whether fmjax has a family for a `model_type` of Hugging Face."""
     return model_type in known_types()
 
 
 def reference_of(model_type: str) -> tuple[str, Reference]:
-    """Returns the family of a `model_type` of Hugging Face, and its table.
+    """Returns the family for a `model_type` of Hugging Face, and its table.
 
-    Raises UserError listing those that are handled.
+    Raises UserError, listing the supported types, if there is none.
     """
     known = known_types()
     if model_type not in known:
-        choices = f"{nearest(model_type, known)}; those that are: {', '.join(known)}"
-        raise UserError(f'config.json: model_type="{model_type}" is not handled{choices}')
+        choices = f"{nearest(model_type, known)}; supported: {', '.join(known)}"
+        raise UserError(f'config.json: model_type="{model_type}" is not supported{choices}')
     return known[model_type]
 
 
 def known_types() -> dict[str, tuple[str, Reference]]:
-    """Returns the family and the table of each `model_type` that fmjax handles."""
+    """Returns the family and the table of each `model_type` that fmjax supports."""
     tables = {family: table_of(family).all() for family in names.choices(__name__, TABLE)}
     return {
         kind: (family, one)

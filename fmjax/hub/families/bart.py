@@ -39,13 +39,13 @@ def complete(config: Config, settings: Config) -> Config:
 
 
 def express(settings: Any, pad_id: int | None) -> Config:
-    """Returns what the config says besides."""
+    """Returns the remaining settings of the config."""
     return fairseq.express(settings) | {"pad_token_id": 1 if pad_id is None else pad_id}
 
 
 def batch(arrays: HostBatch, settings: Any) -> dict[str, np.ndarray]:
-    """Returns the inputs with the decoder's: by default the encoder's, shifted to the right, as in
-    the reference."""
+    """Returns the inputs including the decoder's, which are by default the encoder's shifted to the
+    right, as in the reference."""
     if "decoder_input_ids" in arrays:
         return dict(arrays)
     ids = arrays["input_ids"]

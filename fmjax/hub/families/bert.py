@@ -1,5 +1,4 @@
-"""BERT in Hugging Face, `BertConfig` and `BertModel`; what its descendants have in common with
-it."""
+"""BERT in Hugging Face, `BertConfig` and `BertModel`; code shared with its descendants."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ FIXED: Config = {
     "tie_word_embeddings": True,
     "pooler_type": "first_token_transform",
 }
-# Left behind by BERT's first code.
+# Left over from the original BERT code.
 UNREAD = (
     "directionality",
     "pooler_fc_size",
@@ -77,7 +76,7 @@ BODY: Rules = (
     *under("embed", "embeddings", EMBED),
     *under("encoder/layers", "encoder.layer.{layer}", LAYER),
 )
-# Heads that all descendants name alike.
+# Heads with the same names in all descendants.
 SHARED: Rules = (*linear("head/tag", "classifier"), *linear("head/span", "qa_outputs"))
 
 
@@ -91,8 +90,8 @@ def masked_lm(dense: str, norms: str, bias: str) -> Rules:
 
 
 def complete(config: Config, settings: Config) -> Config:
-    """Returns all settings: dropout of the embeddings is that of the layers, as is the classifier's
-    where none is given."""
+    """Returns all settings: the embeddings have the dropout rate of the layers, and so does the
+    classifier by default."""
     same = {"embedding_dropout": settings["dropout"]}
     if settings["classifier_dropout"] is None:
         same["classifier_dropout"] = settings["dropout"]

@@ -1,4 +1,4 @@
-"""DeiT in Hugging Face, `DeiTConfig` and `DeiTModel`; DeiTs that were not distilled are ViTs there
+"""DeiT in Hugging Face, `DeiTConfig` and `DeiTModel`; DeiTs that were not distilled are ViTs there,
 too."""
 
 from __future__ import annotations

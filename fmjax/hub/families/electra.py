@@ -36,7 +36,7 @@ REFERENCE = Reference(
         "intermediate_size": ("mlp_width", 1024),
         "summary_last_dropout": ("choice_dropout", 0.1),
     },
-    # The reference's sequence summary is what multiple choice reads.
+    # Multiple choice reads the reference's sequence summary.
     fixed={
         **bert.FIXED,
         "summary_type": "first",

@@ -1,4 +1,4 @@
-"""What Marian, BART and mBART have in common in Hugging Face.
+"""Code shared by Marian, BART and mBART in Hugging Face.
 
 They come from fairseq's code (Ott et al. 2019): their settings and the weights of their layers have
 the same names.
@@ -38,12 +38,12 @@ FIXED: Config = {
     "decoder_layerdrop": 0.0,
 }
 UNREAD = (
-    # Read by hand in the families.
+    # Read by the families themselves.
     *("decoder_start_token_id", "tie_word_embeddings"),
     # Read by generation.
     *("force_bos_token_to_be_generated", "num_beam_groups", "diversity_penalty"),
-    # Never read by the reference: the encoder's layers again, a classifier's that is not built, old
-    # code's.
+    # Never read by the reference: duplicates of the encoder's layers, a classifier that is not
+    # built, leftovers.
     *("num_hidden_layers", "extra_pos_embeddings", "classif_dropout", "classifier_dropout"),
     *("prefix", "replacing_rate"),
 )
@@ -59,7 +59,7 @@ LOGITS_BIAS = Rule("head/lm/bias", "final_logits_bias", ROW, zeros=True)
 
 
 def attend(ours: str, theirs: str) -> Rules:
-    """Returns the rules of an attention and its norm."""
+    """Returns the rules of an attention layer and its norm."""
     names = (f"{theirs}.q_proj", f"{theirs}.k_proj", f"{theirs}.v_proj", f"{theirs}.out_proj")
     return (
         *attention(ours, names),
@@ -80,10 +80,10 @@ def layers(part: str) -> Rules:
 
 
 def tokens(config: Config, start: int | None, end: int) -> Config:
-    """Returns the settings of the tokens that a text begins and ends with.
+    """Returns the settings of the start and end tokens.
 
-    `start` and `end` are the reference's defaults, a start of None being the end. Raises UserError
-    if one is no token's id.
+    `start` and `end` are the reference's defaults; a start of None means the end token. Raises
+    UserError if one is not a token id.
     """
     last = config.get("eos_token_id", end)
     first = config.get("decoder_start_token_id", start)
@@ -95,7 +95,7 @@ def tokens(config: Config, start: int | None, end: int) -> Config:
 
 
 def express(settings: Any) -> Config:
-    """Returns what every config says besides; a number of the decoder that is 0 here is the
+    """Returns the remaining settings of every config; decoder sizes that are 0 here equal the
     encoder's."""
     s = settings
     return {

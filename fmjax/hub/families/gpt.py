@@ -10,13 +10,13 @@ from fmjax.hub.reference import Reference, anything, fits
 from fmjax.hub.rules import VECTOR, Fused, Linear, Rule, Rules, embedding, linear, norm, under
 from fmjax.models.gpt import INPUTS
 
-# Its Conv1D is a matrix [in, out].
+# Its Conv1D stores a matrix [in, out].
 CONV1D = Linear(transposed=False)
 MERGE_HEADS = Linear(inputs=2, transposed=False)
 
 
 def fused(leaf: str) -> tuple[str, ...]:
-    """Returns the parameters that stand side by side in `c_attn`."""
+    """Returns the parameters that are concatenated in `c_attn`."""
     return tuple(f"attention/{kind}/{leaf}" for kind in ("query", "key", "value"))
 
 
@@ -32,15 +32,15 @@ LAYER: Rules = (
 
 
 def prepare(config: Config) -> Config:
-    """Returns the config with the width of the feed-forward layers, by default four times the
-    model's."""
+    """Returns the config with the width of the feed-forward layers, by default four times the model
+    width."""
     if config.get("n_inner") is None and fits(width := config.get("n_embd", 768), 1):
         return {**config, "n_inner": 4 * width}
     return config
 
 
 def padding(config: Config, vocab_size: int) -> int:
-    """Returns a config's padding id, -1 where it has none.
+    """Returns a config's padding id, -1 if it has none.
 
     Raises UserError if that is not in the vocabulary.
     """
@@ -49,19 +49,20 @@ def padding(config: Config, vocab_size: int) -> int:
         return -1
     if type(pad_id) is not int or not -1 <= pad_id < vocab_size:
         raise UserError(
-            f"config.json: pad_token_id={pad_id} is not one of the {vocab_size} tokens; "
-            "correct it, or leave it out"
+            f"config.json: pad_token_id={pad_id} is not one of the {vocab_size} tokens; correct "
+            "it, or leave it out"
         )
     return pad_id
 
 
 def complete(config: Config, settings: Config) -> Config:
-    """Returns all settings: the padding id too, which says where a classifier looks."""
+    """Returns all settings, including the padding id, which determines the token that a classifier
+    reads."""
     return settings | {"pad_id": padding(config, settings["vocab_size"])}
 
 
 def express(settings: Any, pad_id: int | None) -> Config:
-    """Returns the padding id: the model's, else the tokenizer's."""
+    """Returns the padding id of the model, or else of the tokenizer."""
     return {"pad_token_id": pad_id if settings.pad_id < 0 else settings.pad_id}
 
 
@@ -95,8 +96,8 @@ REFERENCE = Reference(
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
     },
-    # The reference never reads n_ctx and is_decoder; its sequence summary serves multiple choice
-    # alone.
+    # The reference never reads n_ctx and is_decoder; only multiple choice uses its sequence
+    # summary.
     unread=(
         "n_ctx",
         "is_decoder",

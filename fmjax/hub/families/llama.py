@@ -1,5 +1,4 @@
-"""Llama in Hugging Face, `LlamaConfig` and `LlamaModel`; what Mistral and Qwen2 have in common with
-it."""
+"""Llama in Hugging Face, `LlamaConfig` and `LlamaModel`; code shared with Mistral and Qwen2."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from fmjax.hub.reference import Outputs, Reference, Table, fits, require
 from fmjax.hub.rules import Rules, attention, embedding, linear, norm, under
 from fmjax.models.llama import INPUTS
 
-# The reference's settings of rotary positions -> ours, and the reference's default.
+# The reference's rotary settings -> ours, and the reference's default.
 ROTARY: Table = {
     "rope_theta": ("rotary_base", 10000.0),
     "rope_type": ("rotary_scaling", "default"),
@@ -30,7 +29,7 @@ READ: Mapping[str, tuple[str, ...]] = {
     "llama3": tuple(ROTARY),
 }
 SECTION = "rope_parameters"
-# What Llama and its kin have in common.
+# Shared by Llama and related models.
 SHARED: Table = {
     "vocab_size": ("vocab_size", 32000),
     "hidden_size": ("width", 4096),
@@ -48,12 +47,12 @@ SHARED: Table = {
     **{f"{SECTION}.{key}": row for key, row in ROTARY.items()},
 }
 FIXED: Config = {"is_encoder_decoder": False, "add_cross_attention": False}
-# How the reference once split its products; its results are the same.
+# A former way to split products in the reference, with the same results.
 UNREAD = ("pretraining_tp", "is_decoder")
 
 
 def architectures(stem: str) -> dict[str, Outputs]:
-    """Returns the classes whose names begin with that stem."""
+    """Returns the classes whose names begin with `stem`."""
     return {
         f"{stem}Model": {},
         f"{stem}ForCausalLM": {"lm": "logits"},
@@ -84,15 +83,15 @@ def weights(*, qkv_bias: bool, out_bias: bool, mlp_bias: bool) -> Rules:
 def rotary(config: Config) -> Config:
     """Returns the config with all settings of rotary positions in `rope_parameters`.
 
-    Before transformers 5 they stood in `rope_theta` and `rope_scaling`. Raises UserError naming
-    what is not handled.
+    Before transformers 5, they were in `rope_theta` and `rope_scaling`. Raises UserError, naming
+    what is not supported.
     """
     others = dict(config)
     base, old = others.pop("rope_theta", None), others.pop("rope_scaling", None) or {}
     new = others.pop(SECTION, None) or {}
     if not isinstance(new, dict) or not isinstance(old, dict):
         raise UserError(
-            f"config.json: {SECTION} and rope_scaling have to be objects; correct the config"
+            f"config.json: {SECTION} and rope_scaling must be objects; correct the config"
         )
     given = {"rope_theta": base, **old, **new}
     given["rope_type"] = given.get("rope_type") or given.pop("type", None) or "default"
@@ -101,18 +100,18 @@ def rotary(config: Config) -> Config:
     if kind not in READ:
         known = ", ".join(READ)
         raise UserError(
-            f"config.json: rope_type={json.dumps(kind)} is not handled; those that are: {known}"
+            f"config.json: rope_type={json.dumps(kind)} is not supported; supported: {known}"
         )
     if unknown := [key for key in given if key not in READ[kind]]:
         values = ", ".join(f"{key}={json.dumps(given[key])}" for key in unknown)
         raise UserError(
-            f'config.json: not handled with rope_type="{kind}": {values}; use another model'
+            f'config.json: not supported with rope_type="{kind}": {values}; use another model'
         )
     if missing := [key for key in READ[kind][2:] if key not in given]:
         raise UserError(f'config.json: rope_type="{kind}" needs {", ".join(missing)}; add them')
     for key, value in given.items():
         if key != "rope_type" and fits(value, ROTARY[key][1]) and not value > 0:
-            raise UserError(f"config.json: {key}={json.dumps(value)} has to be above 0; correct it")
+            raise UserError(f"config.json: {key}={json.dumps(value)} must be above 0; correct it")
     return others | {SECTION: given}
 
 
@@ -133,13 +132,13 @@ def prepare(config: Config) -> Config:
 
 
 def complete(config: Config, settings: Config) -> Config:
-    """Returns all settings: where queries have biases, the output has one."""
+    """Returns all settings: the output has a bias if queries do."""
     return gpt.complete(config, settings) | {"out_bias": settings["qkv_bias"]}
 
 
 def express(settings: Any, pad_id: int | None) -> Config:
-    """Returns what Llama and its kin say besides: heads, padding and the settings that the scaling
-    of positions reads, by their names in transformers 5 and, which 4 reads, by the old ones."""
+    """Returns the remaining settings of Llama and related models: heads, padding and the scaling of
+    positions, under the names of transformers 5 and the old names, which transformers 4 reads."""
     read = READ[settings.rotary_scaling]
     positions = {key: getattr(settings, name) for key, (name, _) in ROTARY.items() if key in read}
     scaling = {key: value for key, value in positions.items() if key != "rope_theta"}
@@ -153,9 +152,9 @@ def express(settings: Any, pad_id: int | None) -> Config:
 
 
 def express_llama(settings: Any, pad_id: int | None) -> Config:
-    """Returns what Llama says besides.
+    """Returns the remaining settings of Llama.
 
-    Raises UserError if its output has no bias like the queries'.
+    Raises UserError if its output and its queries do not agree about biases.
     """
     require(settings, {"out_bias": settings.qkv_bias})
     return express(settings, pad_id)

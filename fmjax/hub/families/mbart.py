@@ -12,8 +12,8 @@ from fmjax.models.transformer import INPUTS
 def complete(config: Config, settings: Config) -> Config:
     """Returns all settings.
 
-    Where the config names no start token (in mBART, the language that is asked for), decoding
-    starts from the end token.
+    If the config has no start token (in mBART, the target language), decoding starts from the end
+    token.
     """
     return settings | fairseq.tokens(config, start=None, end=2)
 

@@ -12,21 +12,20 @@ WINDOW = "sliding_window"
 
 
 def prepare(config: Config) -> Config:
-    """Returns the config as Llama's: with 8 key heads by default, and without a window that is
-    null."""
+    """Returns the config in Llama's form: with 8 key heads by default, and without a null
+    window."""
     given = {key: value for key, value in config.items() if value is not None or key != WINDOW}
     return llama.prepare({"num_key_value_heads": 8} | given)
 
 
 def complete(config: Config, settings: Config) -> Config:
-    """Returns all settings: an absent window has the default, one that is null means that there is
-    none."""
+    """Returns all settings: a missing window has the default value; null means no window."""
     none = {"window": 0} if config.get(WINDOW, 0) is None else {}
     return gpt.complete(config, settings) | none
 
 
 def express(settings: Any, pad_id: int | None) -> Config:
-    """Returns what Mistral says besides."""
+    """Returns the remaining settings of Mistral."""
     return llama.express(settings, pad_id) | {WINDOW: settings.window or None}
 
 

@@ -9,11 +9,11 @@ from fmjax.hub.reference import Reference
 
 
 def prepare(config: Config) -> Config:
-    """Returns the config as Llama's. Raises UserError if a layer has a window."""
+    """Returns the config in Llama's form. Raises UserError if a layer has a window."""
     kinds = config.get("layer_types") or ()
     if other := [kind for kind in kinds if kind != "full_attention"]:
         raise UserError(
-            f'config.json: layer_types has "{other[0]}"; only "full_attention" is handled; '
+            f'config.json: layer_types has "{other[0]}"; only "full_attention" is supported; '
             "use another model"
         )
     return llama.prepare({key: value for key, value in config.items() if key != "layer_types"})
@@ -30,7 +30,7 @@ REFERENCE = Reference(
         "max_position_embeddings": ("context", 32768),
     },
     fixed={**llama.FIXED, "use_sliding_window": False},
-    # The window's settings say nothing where it is not used.
+    # The window's settings have no effect if it is not used.
     unread=(*llama.UNREAD, "sliding_window", "max_window_layers"),
     constants={"positions": 0, "window": 0, "qkv_bias": True, "out_bias": False, "mlp_bias": False},
     prepare=prepare,

@@ -1,4 +1,4 @@
-"""RoBERTa in Hugging Face, `RobertaConfig` and `RobertaModel`; XLM-R and CamemBERT too."""
+"""RoBERTa in Hugging Face, `RobertaConfig` and `RobertaModel`; also XLM-R and CamemBERT."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ CLASSES: dict[str, Outputs] = {
     "ForQuestionAnswering": {"span": bert.SPAN},
     "ForMultipleChoice": {"choice": ("logits",)},
 }
-# What config.json calls a kind -> what its classes' names begin with.
+# The `model_type` in config.json -> the prefix of its class names.
 STEMS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
 
 
 def architectures(first: str) -> dict[str, Outputs]:
-    """Returns the classes of all kinds, those of one first."""
+    """Returns the classes of all kinds, beginning with those of one kind."""
     stems = sorted(STEMS.values(), key=lambda stem: stem != first)
     return {stem + kind: outputs for stem in stems for kind, outputs in CLASSES.items()}
 
 
 def complete(config: Config, settings: Config) -> Config:
-    """Returns all settings: positions are counted from behind the padding id, in a table that
-    begins at 0."""
+    """Returns all settings: positions are counted from after the padding id, in a table that begins
+    at 0."""
     padding, rows = config.get("pad_token_id", 1), settings["positions"]
     if type(padding) is not int or not 0 <= padding < rows - 1:
         raise UserError(
@@ -52,16 +52,16 @@ def express(settings: Any, pad_id: int | None) -> Config:
     offset = settings.position_offset
     if pad_id is not None and pad_id != offset - 1:
         raise UserError(
-            f"the tokenizer's padding id is {pad_id} but model.position_offset={offset}, where the "
-            f"reference has the padding id + 1; train with model.position_offset={pad_id + 1}"
+            f"the tokenizer's padding id is {pad_id} but model.position_offset={offset}, which is "
+            f"the padding id + 1 in the reference; train with model.position_offset={pad_id + 1}"
         )
     return {"pad_token_id": offset - 1, "max_position_embeddings": settings.positions + offset}
 
 
 def batch(arrays: HostBatch, settings: Any) -> dict[str, np.ndarray]:
-    """Returns the inputs with positions from 0; the reference counts from behind the padding id.
+    """Returns the inputs with positions from 0; the reference counts from after the padding id.
 
-    Where none are given, tokens are counted and padding is not, wherever it stands, as in the
+    Without given positions, only tokens are counted, not padding, wherever it is, as in the
     reference.
     """
     offset = settings.position_offset

@@ -1,6 +1,6 @@
-"""T5 in Hugging Face, `T5Config` and `T5Model`; T5 v1.1, FLAN and mT5 too.
+"""T5 in Hugging Face, `T5Config` and `T5Model`; also T5 v1.1, FLAN and mT5.
 
-umT5, with a table of distances in every layer, is another model.
+umT5, which has a table of distances in every layer, is a different model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SETTINGS: Table = {
     "initializer_factor": ("initializer_factor", 1.0),
     "dropout_rate": ("dropout", 0.1),
 }
-# mT5's defaults, where they are others.
+# mT5's defaults that differ.
 MT5_SETTINGS: Table = {
     **SETTINGS,
     "vocab_size": ("vocab_size", 250112),
@@ -51,15 +51,15 @@ DISTANCES = "relative_attention_bias.weight"
 
 
 def attend(ours: str, theirs: str) -> Rules:
-    """Returns the rules of an attention."""
+    """Returns the rules of an attention layer."""
     names = (f"{theirs}.q", f"{theirs}.k", f"{theirs}.v", f"{theirs}.o")
     return attention(ours, names, bias=False)
 
 
 def mlp(place: int) -> Rules:
-    """Returns the rules of the feed-forward layer, the part of a block with that number.
+    """Returns the rules of the feed-forward layer, which is part number `place` of a block.
 
-    What the gate multiplies and what has no gate are one to us and two to the reference.
+    The projection is the same with and without a gate here, but has two names in the reference.
     """
     names = (
         Rule("mlp/gate/kernel", "wi_0.weight", LINEAR),
@@ -90,9 +90,9 @@ def stack(part: str) -> Rules:
 
 
 def prepare(config: Config) -> Config:
-    """Returns the config without what follows from its feed-forward layer.
+    """Returns the config without the settings that its feed-forward layer determines.
 
-    Raises UserError if that is not handled.
+    Raises UserError if the layer is not supported.
     """
     default = (MT5_SETTINGS if config.get("model_type") == "mt5" else SETTINGS)[
         "feed_forward_proj"
@@ -101,26 +101,26 @@ def prepare(config: Config) -> Config:
     if name not in list(FEED_FORWARD):
         known = ", ".join(FEED_FORWARD)
         raise UserError(
-            f"config.json: feed_forward_proj={json.dumps(name)} is not handled; "
-            f"those that are: {known}"
+            f"config.json: feed_forward_proj={json.dumps(name)} is not supported; supported: "
+            f"{known}"
         )
     layer, activation = FEED_FORWARD[name]
     follows = {"dense_act_fn": activation, "is_gated_act": layer is GatedMlp}
     if refused := other_values(config, follows):
-        raise UserError(f"config.json: not handled: {', '.join(refused)}; use another model")
+        raise UserError(f"config.json: not supported: {', '.join(refused)}; use another model")
     return {key: value for key, value in config.items() if key not in follows}
 
 
 def complete(config: Config, settings: Config) -> Config:
     """Returns all settings: the decoder's depth and start, and whether its head is tied.
 
-    In T5 a tied head and scaled hidden states go together. The reference says the second in
-    `scale_decoder_outputs`, old files say both in `tie_word_embeddings`.
+    In T5, a tied head and scaled hidden states go together. The reference has the second in
+    `scale_decoder_outputs`; in old files, `tie_word_embeddings` means both.
     """
     start = config.get("decoder_start_token_id") or 0
     if type(start) is not int or not 0 <= start < settings["vocab_size"]:
         raise UserError(
-            f"config.json: decoder_start_token_id={json.dumps(start)} is no id of the "
+            f"config.json: decoder_start_token_id={json.dumps(start)} is not an id of the "
             "vocabulary; correct the config"
         )
     depth = settings["decoder_layers"] or settings["layers"]
@@ -139,7 +139,7 @@ def complete_mt5(config: Config, settings: Config) -> Config:
 
 
 def express(settings: Any, pad_id: int | None) -> Config:
-    """Returns what the config says besides."""
+    """Returns the remaining settings of the config."""
     return {
         "pad_token_id": pad_id or 0,
         "decoder_start_token_id": settings.start_id,
@@ -150,7 +150,7 @@ def express(settings: Any, pad_id: int | None) -> Config:
 
 
 def batch(arrays: HostBatch, settings: Any) -> dict[str, np.ndarray]:
-    """Returns the inputs with labels of -100, which the reference ignores, read as padding."""
+    """Returns the inputs, with labels of -100, which the reference ignores, replaced by padding."""
     if "labels" not in arrays:
         return dict(arrays)
     labels = arrays["labels"]
@@ -163,7 +163,7 @@ REFERENCE = Reference(
     inputs=INPUTS,
     settings=SETTINGS,
     fixed={"is_decoder": False},
-    # Read above; or what follows from the architecture, another class's dropout, and the lengths of
+    # Read above; or determined by the architecture, another class's dropout, and the lengths of
     # T5's pretraining.
     unread=(
         *("decoder_start_token_id", "scale_decoder_outputs", "tie_word_embeddings"),
@@ -177,8 +177,8 @@ REFERENCE = Reference(
         *embedding("embed/word", "shared"),
         *stack("encoder"),
         *stack("decoder"),
-        # Where an untied head is not stored, it is the word table, from which the reference has not
-        # let it part.
+        # If an untied head is not stored, it equals the word table, since the reference has not
+        # separated them.
         Rule("head/lm/kernel", ("lm_head.weight", "shared.weight"), LINEAR),
     ),
     tied=dict.fromkeys(

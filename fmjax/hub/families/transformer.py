@@ -17,22 +17,22 @@ from fmjax.hub.tensors import Tensor
 from fmjax.layers.position import sinusoids
 from fmjax.models.transformer import INPUTS
 
-# Where source and target have a table each, the model has this one too.
+# If source and target have separate tables, the model also has this one.
 TARGET = "embed/target/embedding"
 TABLE = "embed/word/embedding"
 
 
 def sinusoidal(name: str, tensor: Tensor) -> None:
-    """Raises UserError if a stored table of positions is not one of sinusoids."""
+    """Raises UserError if a stored position table is not sinusoidal."""
     if not np.allclose(tensor.read(), sinusoids(*tensor.shape), atol=1e-3):
         raise UserError(
-            f"{name}: is not a table of sinusoids, which alone are handled here; "
-            "get the weights again"
+            f"{name}: is not a sinusoidal table, and no other is supported; download the weights "
+            "again"
         )
 
 
 def complete(config: Config, settings: Config) -> Config:
-    """Returns all settings: tokens, and which tables are shared.
+    """Returns all settings, including tokens and which tables are shared.
 
     Raises UserError if the config contradicts itself.
     """
@@ -47,24 +47,23 @@ def complete(config: Config, settings: Config) -> Config:
         )
     if shared and not tied:
         raise UserError(
-            "config.json: tie_word_embeddings=false is handled with "
-            "share_encoder_decoder_embeddings=false alone; "
-            "use another model"
+            "config.json: tie_word_embeddings=false is only supported with "
+            "share_encoder_decoder_embeddings=false; use another model"
         )
     tables = {"target_vocab_size": 0 if shared else target, "tied": tied}
     return settings | fairseq.tokens(config, start=58100, end=0) | tables
 
 
 def express(settings: Any, pad_id: int | None) -> Config:
-    """Returns what Marian says besides.
+    """Returns the remaining settings of Marian.
 
-    Raises UserError if a shared table does not give the logits.
+    Raises UserError if the logits do not come from a shared table.
     """
     target = settings.target_vocab_size
     if not target and not settings.tied:
         raise UserError(
-            "model.tied=false has no counterpart in Marian, where a shared table gives the "
-            "logits; train with true"
+            "model.tied=false has no counterpart in Marian, where the logits come from a shared "
+            "table; train with model.tied=true"
         )
     return fairseq.express(settings) | {
         "pad_token_id": settings.start_id if pad_id is None else pad_id,

@@ -1,5 +1,5 @@
-"""ViT in Hugging Face, `ViTConfig` and `ViTModel`, and the masked autoencoder on it, `ViTMAEConfig`
-and `ViTMAEModel`."""
+"""ViT in Hugging Face, `ViTConfig` and `ViTModel`, and its masked autoencoder, `ViTMAEConfig` and
+`ViTMAEModel`."""
 
 from __future__ import annotations
 
@@ -85,19 +85,19 @@ def square(key: str, value: Value) -> Value:
         return value
     if len(set(value)) != 1:
         raise UserError(
-            f"config.json: {key}={value} is not handled: only squares are; use another model"
+            f"config.json: {key}={value} is not supported, only squares are; use another model"
         )
     return value[0]
 
 
 def prepare(config: Config) -> Config:
-    """Returns the config with one number for each size."""
+    """Returns the config with a single number for each size."""
     sizes = config.keys() & {"image_size", "patch_size"}
     return config | {key: square(key, config[key]) for key in sizes}
 
 
 def complete(config: Config, settings: Config) -> Config:
-    """Returns all settings: a pooler as wide as the layers is 0 here."""
+    """Returns all settings; a pooler width of 0 means that of the layers."""
     same = settings["pooler_width"] in (None, settings["width"])
     return settings | ({"pooler_width": 0} if same else {})
 
@@ -118,10 +118,10 @@ def nothing(settings: Value, pad_id: int | None) -> Config:
 
 
 def batch(arrays: HostBatch, settings: Value) -> dict[str, np.ndarray]:
-    """Returns `pixel_values [B,C,H,W]` as `images [B,H,W,C]` in fp32, and what else there is.
+    """Returns `pixel_values [B,C,H,W]` as `images [B,H,W,C]` in fp32, and the other inputs.
 
     Raises UserError, naming both sides, for another number of channels, images smaller than a
-    patch, and another image size where `interpolate_pos_encoding` is given as false.
+    patch, and a different image size if `interpolate_pos_encoding` is false.
     """
     others = {name: array for name, array in arrays.items() if name not in INPUTS[:2]}
     if "pixel_values" not in arrays:
@@ -131,12 +131,14 @@ def batch(arrays: HostBatch, settings: Value) -> dict[str, np.ndarray]:
     if pixels.ndim != 4 or not numbers or pixels.shape[1] != settings.channels or not len(pixels):
         wanted = f"[rows, {settings.channels} channels, height, width]"
         raise UserError(
-            f"pixel_values: has shape {pixels.shape} and type {pixels.dtype}; give numbers {wanted}"
+            f"pixel_values: has shape {pixels.shape} and type {pixels.dtype}; pass numbers {wanted}"
         )
     height, width = pixels.shape[2:]
     if min(height, width) < settings.patch_size:
         patch = f"a patch of {settings.patch_size}"
-        raise UserError(f"pixel_values: {height} x {width} pixels are less than {patch}; give more")
+        raise UserError(
+            f"pixel_values: {height} x {width} pixels are fewer than {patch}; use larger images"
+        )
     size = settings.image_size
     if not np.all(arrays.get("interpolate_pos_encoding", True)) and (height, width) != (size, size):
         raise UserError(
@@ -152,7 +154,7 @@ MAE = Reference(
     architectures={"ViTMAEModel": {}, "ViTMAEForPreTraining": {"pixels": "logits"}},
     inputs=INPUTS,
     settings={**SETTINGS, **DECODER},
-    # Of MAE's task, which draws `patch_keep` and makes the targets here.
+    # For MAE's task, which here draws `patch_keep` and computes the targets.
     unread=("encoder_stride", "mask_ratio", "norm_pix_loss"),
     constants={"class_tokens": 1},
     prepare=prepare,

@@ -40,7 +40,7 @@ def test_bytes_paths_and_arrays_are_one_image(tmp_path):
     batch = processor.arrays(values, str)
     assert set(batch) == {"images"} and batch["images"].shape == (5, 6, 8, 3)
     np.testing.assert_allclose(batch["images"][1], PICTURE / np.float32(127.5) - 1, atol=1e-6)
-    with pytest.raises(RecordError, match="here: is not a whole image"):
+    with pytest.raises(RecordError, match="here: is not a complete image"):
         processor.load(bytes_of(PICTURE)[:-30], "here")
 
 
@@ -49,11 +49,11 @@ def test_sizes_are_found_in_the_data():
     fitted = image.Processor.fit(columns(square, bytes_of(square)), SETTINGS)
     assert fitted.image_size == (6, 6) and fitted.sizes() == {"image_size": 6, "channels": 3} and fitted.unit == "images"
     assert image.Processor.fit([], SETTINGS | {"image_size": 4, "channels": 1}).sizes() == {"image_size": 4, "channels": 1}
-    with pytest.raises(RecordError, match="line 2: is 6 x 8 pixels, where line 1 is 6 x 6; give them one size"):
+    with pytest.raises(RecordError, match="line 2: is 6 x 8 pixels, but line 1 is 6 x 6; resize all of them"):
         image.Processor.fit(columns(square, PICTURE), SETTINGS)
-    with pytest.raises(RecordError, match="line 2: has 1 channels, where line 1 has 3"):
+    with pytest.raises(RecordError, match="line 2: has 1 channels, but line 1 has 3"):
         image.Processor.fit(columns(square, square[..., 0]), SETTINGS | {"image_size": 3})
-    with pytest.raises(UserError, match="line 1: is 6 x 8 pixels, not square; give task.image_size"):
+    with pytest.raises(UserError, match="line 1: is 6 x 8 pixels, not square; set task.image_size"):
         image.Processor.fit(columns(PICTURE), SETTINGS)
 
 
@@ -64,7 +64,7 @@ def test_rectangles():
     assert np.array_equal(processor.resized(PICTURE, "here"), expected)
     assert processor.arrays([PICTURE], str)["images"].shape == (1, 4, 10, 3)
     for wrong in ({"fit": "shortest"}, {"resize_size": 12}):
-        with pytest.raises(UserError, match=r"task.image_size=\(4, 10\): only squares are cut out"):
+        with pytest.raises(UserError, match=r"task.image_size=\(4, 10\): only square crops are supported"):
             image.Processor.of(SETTINGS | {"image_size": (4, 10), "channels": 3} | wrong)
 
 

@@ -24,7 +24,7 @@ def test_kinds_are_found_by_name():
     assert kinds.find("image") is image.Processor
     with pytest.raises(UserError, match=r'task.reads="imgae": no such kind of column \(did you mean "image"\?\)'):
         kinds.find("imgae")
-    with pytest.raises(UserError, match="names a module outside of fmjax; if you trust it"):
+    with pytest.raises(UserError, match="names a module outside fmjax; if you trust it"):
         kinds.find("elsewhere.kind")
 
 

@@ -100,13 +100,13 @@ def test_what_an_image_may_be_given_as(tmp_path):
         ("/nowhere/a.png", 'line 3: "/nowhere/a.png" cannot be read .No such file'),
         ("", 'line 3: "" cannot be read'),
         ("a\0b", 'line 3: "a\0b" cannot be read .embedded null byte'),
-        (None, "line 3: None is not an image; give a file's path"),
+        (None, "line 3: None is not an image; give the path of a file"),
         ([1, 2], r"line 3: \[1, 2\] is not an image"),
         (COLOURS[0] / 255, r"line 3: float64 \(4, 5, 3\) is not an image"),
         (COLOURS, r"line 3: uint8 \(6, 4, 5, 3\) is not an image"),
         (COLOURS[:, :0], r"line 3: uint8 \(6, 0, 5, 3\) is not"),
         (Image.new("F", (2, 2)), r"line 3: has more than 8 bits per channel \(mode F\)"),
-        (Image.open(io.BytesIO(encoded(COLOURS[0], "JPEG")[:-40])), r"line 3: is not a whole image \(image file is truncated"),
+        (Image.open(io.BytesIO(encoded(COLOURS[0], "JPEG")[:-40])), r"line 3: is not a complete image \(image file is truncated"),
     ],
     ids=["missing", "empty", "nul", "none", "list", "floats", "four axes", "no width", "mode F", "truncated"],
 )
@@ -120,7 +120,7 @@ def test_channels():
     assert grey.shape == (4, 5, 1) and np.abs(grey[..., 0] - COLOURS[0] @ [0.299, 0.587, 0.114]).max() < 1  # ITU-R 601
     colours = COLOURS[0]
     assert pixels.with_channels(colours, 3, "here") is colours
-    refused(pixels.with_channels, ALPHA, 3, "line 3", match="line 3: has 4 channels, which cannot become 3")
+    refused(pixels.with_channels, ALPHA, 3, "line 3", match="line 3: has 4 channels, which cannot be converted to 3")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -221,28 +221,28 @@ def test_what_a_processor_does_not_say(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"crop_pct": 0.9}, "crop_pct=0.9 is not handled; remove it if it has no effect"),
-        ({"do_resize": False}, "do_resize=false is not handled, only true is"),
-        ({"do_rescale": False}, "do_rescale=false is not handled"),
-        ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.00784.* is not handled, only 0.0039"),
-        ({"rescale_factor": "1/255"}, 'rescale_factor="1/255" is not handled'),
+        ({"crop_pct": 0.9}, "crop_pct=0.9 is not supported; remove it if it has no effect"),
+        ({"do_resize": False}, "do_resize=false is not supported, only true is"),
+        ({"do_rescale": False}, "do_rescale=false is not supported"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.00784.* is not supported, only 0.0039"),
+        ({"rescale_factor": "1/255"}, 'rescale_factor="1/255" is not supported'),
         ({"resample": 9}, "resample=9 is not one of 0, 2, 3, 1, 4, 5"),
         ({"resample": [2]}, r"resample=\[2\] is not one of"),
         (
             {"size": {"height": 4, "width": 5}, "do_center_crop": True},
-            'size={"height": 4, "width": 5} is not handled, only a square or a shortest_edge',
+            'size={"height": 4, "width": 5} is not supported, only a square or a shortest_edge',
         ),
-        ({"size": FOUR, "do_pad": True, "pad_size": FOUR}, "do_pad=true is not handled with size="),
-        ({"size": {"longest_edge": 4}}, 'size={"longest_edge": 4} is not handled'),
-        ({"size": {"height": "4", "width": "4"}}, "size=.* is not handled"),
-        ({"size": {"shortest_edge": 0}}, "size=.* is not handled"),
-        ({"size": 4.5}, "size=4.5 is not handled"),
-        ({"size": {"shortest_edge": 4}}, "an image of size=.* holds no square of 4"),
-        ({"size": FOUR, "do_center_crop": True, "crop_size": 5}, "an image of size=.* holds no square of 5"),
-        ({"image_mean": [0.5, 0.5]}, r"image_mean=\[0.5, 0.5\] is not a number for each of 3 channels"),
-        ({"image_mean": ["0.5"] * 3}, "image_mean=.* is not a number"),
-        ({"image_std": [0.5, 0.5, 0]}, r"image_std=\[0.5, 0.5, 0\] is not a number"),
-        (["size"], "holds a JSON list, not an object"),
+        ({"size": FOUR, "do_pad": True, "pad_size": FOUR}, "do_pad=true is not supported with size="),
+        ({"size": {"longest_edge": 4}}, 'size={"longest_edge": 4} is not supported'),
+        ({"size": {"height": "4", "width": "4"}}, "size=.* is not supported"),
+        ({"size": {"shortest_edge": 0}}, "size=.* is not supported"),
+        ({"size": 4.5}, "size=4.5 is not supported"),
+        ({"size": {"shortest_edge": 4}}, "an image of size=.* is smaller than the crop of 4"),
+        ({"size": FOUR, "do_center_crop": True, "crop_size": 5}, "an image of size=.* is smaller than the crop of 5"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean=\[0.5, 0.5\] does not have one number for each of 3 channels"),
+        ({"image_mean": ["0.5"] * 3}, "image_mean=.* does not have one number"),
+        ({"image_std": [0.5, 0.5, 0]}, r"image_std=\[0.5, 0.5, 0\] does not have one number"),
+        (["size"], "contains a JSON list, not an object"),
     ],
     ids=str,
 )

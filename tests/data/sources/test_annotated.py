@@ -101,7 +101,7 @@ def test_malformed_squad_files(tmp_path, content, message):
 
 def test_a_folder_of_squad_files_is_to_be_named(tmp_path):
     write(tmp_path, "dev.json", json.dumps({"data": [ARTICLE]}))
-    with pytest.raises(UserError, match="what squad files end in.*; name the files"):
+    with pytest.raises(UserError, match="an extension of squad files.*; name the files"):
         open_source("squad", str(tmp_path), "train")
     assert len(open_source("squad", f"{tmp_path}/*.json", "train")) == 2
 
@@ -131,7 +131,7 @@ def test_groups_are_held_out_whole(tmp_path):
     assert len(groups[1]) == 2 and not groups[0] & groups[1] and groups[0] | groups[1] == {f"t{n}" for n in range(7)}
     assert sorted(int(record["text"]) for record in records(rest) + records(held)) == list(range(50))
     assert held.fingerprint()["hold_out_by"] == "title" and groups[1] == {"t2", "t4"}  # frozen: a resumed run depends on it
-    with pytest.raises(UserError, match=r"data\.hold_out=0\.01 of 7 values of title leaves nothing"):
+    with pytest.raises(UserError, match=r"data\.hold_out=0\.01 of 7 values of title leaves one side empty"):
         hold_out(source, 0.01, "title")
     with pytest.raises(UserError, match='no column "titel"'):
         hold_out(source, 0.3, "titel")

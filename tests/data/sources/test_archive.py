@@ -94,13 +94,13 @@ def test_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("1.txt", "x"), ("2.jpg", "x")], "a.tar: 2.jpg: ends in .jpg, which is not read; images are read from"),
+        ([("1.txt", "x"), ("2.jpg", "x")], "a.tar: 2.jpg: ends in .jpg, which is not supported; images are read from"),
         ([("1.txt", "x"), ("2.npy", "x")], "a.tar: 2.npy: ends in .npy.* put files of .txt"),
         ([("1.txt", "x"), ("2.txt", None)], "a.tar: 2.txt: is a link"),
         ([("1.txt", "x"), ("1.json", "{}"), ("2.txt", "x")], "a.tar: 2 has .txt, but the first record has .json, .txt"),
-        ([("1.txt", "x"), ("2.txt", "x"), ("2.txt", "x")], 'a.tar: has two files of the name "2.txt"; take one out'),
+        ([("1.txt", "x"), ("2.txt", "x"), ("2.txt", "x")], 'a.tar: has two files named "2.txt"; remove one'),
         ([("1.txt", "x"), ("2.jsonl", "{}")], "a.tar: 2 has .jsonl, but the first"),
-        ([("1.txt", "x"), ("1.json", '{"text": "y"}')], 'a.tar: 1: has "text" in its .json and in a file of its own'),
+        ([("1.txt", "x"), ("1.json", '{"text": "y"}')], 'a.tar: 1: has "text" both in its .json and in a file of its own'),
     ],
 )
 def test_what_does_not_belong_there(tmp_path, members, message):
@@ -138,7 +138,7 @@ def test_no_archive_that_is_cut_off_is_read(tmp_path):
     # In a head, in a file, between two files, and where the blocks that end an archive begin.
     for size in (100, 512 + 1, 512 * 2, 512 * 2 * 7 + 20, 512 * 2 * 12):
         (tmp_path / "a.tar").write_bytes(whole[:size])
-        with pytest.raises(UserError, match="a.tar: is not a whole tar archive") as caught:
+        with pytest.raises(UserError, match="a.tar: is not a complete tar archive") as caught:
             open_source("tar", str(tmp_path / "a.tar"), "train")
         assert "\n" not in str(caught.value)
     (tmp_path / "a.tar").write_bytes(whole + whole)
@@ -147,7 +147,7 @@ def test_no_archive_that_is_cut_off_is_read(tmp_path):
     damaged = bytearray(whole)
     damaged[512 * 4 + 10] ^= 1  # a head
     (tmp_path / "a.tar").write_bytes(damaged)
-    with pytest.raises(UserError, match="a.tar: is not a whole tar archive"):
+    with pytest.raises(UserError, match="a.tar: is not a complete tar archive"):
         opened(tmp_path / "a.tar")
 
 

@@ -64,7 +64,7 @@ def test_shards_under_the_names_of_tfds(tmp_path):
     ("record", "message"),
     [
         (b"\xff\xfe", r"is not UTF-8 \(byte 0xff\)"),
-        (b"plain", "is not JSON .*, as the first record is"),
+        (b"plain", "is not JSON .*, like the first record"),
         (b"[1]", "is not a JSON object"),
         (b'{"text": "\\ud800"}', "has half of a surrogate pair"),
     ],
@@ -92,7 +92,7 @@ def test_no_file_that_is_cut_off_is_read(tmp_path):
     whole = (tmp_path / "whole.array_record").read_bytes()
     for size in (0, 100, len(whole) // 2, len(whole) - 1):
         (tmp_path / "a.array_record").write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"a.array_record: is not a whole ArrayRecord file \(.+\); fetch it again") as caught:
+        with pytest.raises(UserError, match=r"array_record: is not a complete ArrayRecord file \(.+\); fetch it again") as caught:
             opened(tmp_path / "a.array_record")
         assert "\n" not in str(caught.value)
 

@@ -189,18 +189,21 @@ def test_labels_are_named_in_files_that_datasets_wrote(tmp_path):
     assert records(opened(write_arrow(tmp_path / "a.arrow", table(ROWS[:9], metadata)))) == NAMED[:9]
     few = FEATURES | {"label": {"names": ["bad"], "_type": "ClassLabel"}}
     source = opened(write_saved(tmp_path / "few", [table(ROWS[:9])], few))
-    with pytest.raises(UserError, match=r'arrow record 2: column "label": label 1 is out of range, there are 1 from 0: bad'):
+    with pytest.raises(UserError, match=r'record 2: column "label": label 1 is out of range; the 1 names from 0 on are bad'):
         source[2]
 
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda folder: (folder / "data-00001-of-00002.arrow").unlink(), "data-00001-of-00002.arrow: state.json names it"),
+        (lambda folder: (folder / "data-00001-of-00002.arrow").unlink(), "00002.arrow: is named in state.json but missing"),
         (lambda folder: (folder / "state.json").unlink(), "has no state.json"),
         (lambda folder: (folder / "state.json").write_text('{"_data_files": []}'), "no records for train"),
-        (lambda folder: (folder / "state.json").write_text('{"_data_files": [{"filename": "../a"}]}'), "names it"),
-        (lambda folder: (folder / "state.json").write_text('{"_indices_data_files": [{}]}'), "save it again with a newer one"),
+        (
+            lambda folder: (folder / "state.json").write_text('{"_data_files": [{"filename": "../a"}]}'),
+            "is named in state.json but missing",
+        ),
+        (lambda folder: (folder / "state.json").write_text('{"_indices_data_files": [{}]}'), "it again with a newer version"),
         (lambda folder: (folder / "dataset_info.json").write_text("{"), "dataset_info.json: cannot be read as JSON"),
         (lambda folder: (folder / "dataset_info.json").unlink(), "dataset_info.json: cannot be read as JSON"),
     ],
@@ -220,7 +223,7 @@ def test_no_file_that_is_cut_off_is_read(folder, tmp_path, name):
     whole = (folder / name).read_bytes()
     for size in (0, 3, 100, len(whole) // 2, len(whole) - 8, len(whole) - 1):
         (tmp_path / name).write_bytes(whole[:size])
-        with pytest.raises(UserError, match=f"{name}: is not a whole (Arrow|Parquet) file") as caught:
+        with pytest.raises(UserError, match=f"{name}: is not a complete (Arrow|Parquet) file") as caught:
             opened(tmp_path / name)
         assert "\n" not in str(caught.value)
 

@@ -51,6 +51,21 @@ def mnist(tmp_path) -> Path:
     return tmp_path
 
 
+def test_idx_files_named_in_upper_case(mnist):
+    wanted = open_source("auto", str(mnist), "train").fingerprint()["files"]
+    for file in mnist.iterdir():
+        file.rename(mnist / file.name.upper())
+    whole = open_source("auto", str(mnist), "train")
+    assert len(whole) == 6 and len(open_source("auto", str(mnist), "test")) == 2
+    assert [file["sha256"] for file in whole.fingerprint()["files"]] == [file["sha256"] for file in wanted]
+    images, labels = (mnist / f"T10K-{name}-UBYTE" for name in ("IMAGES.IDX3", "LABELS.IDX1"))
+    labels.rename(mnist / "t10k-labels.idx1-ubyte")  # one of each
+    assert len(open_source("auto", str(images), "test")) == 2
+    (mnist / "t10k-labels.idx1-ubyte").unlink()
+    with pytest.raises(UserError, match=r"T10K-LABELS-IDX1-UBYTE.GZ or T10K-LABELS-IDX1-UBYTE, is not in the same folder"):
+        open_source("auto", str(images), "test")
+
+
 def test_idx_files(mnist):
     train = open_source("auto", str(mnist), "train")
     assert same(train, GREYS[..., None], range(6)) and train.columns == ("image", "label")
@@ -75,11 +90,11 @@ BAD_IDX = {
     "axes": (IMAGES, idx(GREYS[0]), f"{IMAGES}: begins with 00 00 08 02"),
     "empty": (IMAGES, b"", f"{IMAGES}: begins with nothing"),
     "head": (IMAGES, idx(GREYS)[:9], f"{IMAGES}: begins with 00 00 08 03"),
-    "short": (IMAGES, idx(GREYS)[:-1], f"{IMAGES}: its header says 120 bytes and it has 119; fetch it again"),
-    "long": (IMAGES, idx(GREYS) + b"\0", f"{IMAGES}: its header says 120 bytes and it has 121"),
-    "huge": (IMAGES, b"\0\0\x08\x03" + b"\xff" * 12, "its header says 79,228,162,458,924,105,385,300,197,375 bytes and it has 0"),
+    "short": (IMAGES, idx(GREYS)[:-1], f"{IMAGES}: its header promises 120 bytes, but it has 119; fetch it again"),
+    "long": (IMAGES, idx(GREYS) + b"\0", f"{IMAGES}: its header promises 120 bytes, but it has 121"),
+    "huge": (IMAGES, b"\0\0\x08\x03" + b"\xff" * 12, "promises 79,228,162,458,924,105,385,300,197,375 bytes, but it has 0"),
     "fewer": (IMAGES, idx(GREYS[:5]), f"{LABELS}: has 6 labels for the 5 images of {IMAGES}; fetch both again"),
-    "gzip": (f"{IMAGES}.gz", gzip.compress(idx(GREYS))[:-12], f"{IMAGES}.gz: is not a whole gzip file"),
+    "gzip": (f"{IMAGES}.gz", gzip.compress(idx(GREYS))[:-12], f"{IMAGES}.gz: is not a complete gzip file"),
     "page": (f"{IMAGES}.gz", b"<html>", rf"{IMAGES}.gz: cannot be read as gzip \(Not a gzipped file"),
     "flipped": (
         f"{IMAGES}.gz",
@@ -87,7 +102,7 @@ BAD_IDX = {
         f"{IMAGES}.gz: cannot be read as gzip .CRC check failed",
     ),
     "swapped": (LABELS, idx(GREYS), f"{LABELS}: begins with 00 00 08 03, not 00 00 08 01 as an idx file of labels does"),
-    "alone": (LABELS, None, f"{IMAGES}: the file of its labels, {LABELS}.gz or {LABELS}, is not beside it; put it there"),
+    "alone": (LABELS, None, f"{IMAGES}: the file of its labels, {LABELS}.gz or {LABELS}, is not in the same folder; put it"),
 }
 
 
@@ -108,7 +123,7 @@ def test_files_that_are_not_idx_files_of_images(tmp_path):
     (tmp_path / "numbers.bin").write_bytes(idx(GREYS))
     refused("idx", str(tmp_path / "numbers.bin"), "train", match="numbers.bin: is not named like an idx file")
     refused("idx", str(tmp_path), "train", match="has no idx file of images for train")
-    refused("idx", [str(tmp_path), "other"], "train", match="is 2 names; data.source=idx reads one")
+    refused("idx", [str(tmp_path), "other"], "train", match="has 2 names, but data.source=idx reads one")
     refused("idx", f"{tmp_path}/number.bin", "train", match=r'number.bin: no such .*did you mean "numbers.bin"')
 
 
@@ -153,10 +168,10 @@ BAD_CLASSES = {
         {"train/cat/1.png": GOOD, "val/cat/1.png": GOOD},
         "train: val/cat/1.png: class folders lie in train/ and val/",
     ),
-    "cut PNG": ({"cat/1.png": GOOD, "dog/1.png": GOOD[:-30]}, r"train: dog/1.png: is not a whole image \("),
-    "cut JPEG": ({"cat/1.jpg": encoded(COLOURS[0], "JPEG")[:-40]}, r"cat/1.jpg: is not a whole image \(image file is truncated"),
-    "no bytes": ({"cat/1.png": b""}, r"train: cat/1.png: is not a whole image \(no known format\); fetch it again"),
-    "a page": ({"cat/1.png": b"<html>" * 99}, r"train: cat/1.png: is not a whole image \(no known format\)"),
+    "cut PNG": ({"cat/1.png": GOOD, "dog/1.png": GOOD[:-30]}, r"train: dog/1.png: is not a complete image \("),
+    "cut JPEG": ({"cat/1.jpg": encoded(COLOURS[0], "JPEG")[:-40]}, r"cat/1.jpg: is not a complete image \(image file is trunc"),
+    "no bytes": ({"cat/1.png": b""}, r"train: cat/1.png: is not a complete image \(no known format\); fetch it again"),
+    "a page": ({"cat/1.png": b"<html>" * 99}, r"train: cat/1.png: is not a complete image \(no known format\)"),
     "16 bits": ({"cat/1.png": encoded(GREYS[0].astype(np.uint16))}, r"cat/1.png: has more than 8 bits per channel \(mode I;16\)"),
 }
 
@@ -194,9 +209,9 @@ def linked(kind: bytes) -> tarfile.TarInfo:
         ("../cat/2.png", "a.tar: ../cat/2.png: would be extracted outside the archive"),
         ("cat/../../2.txt", "a.tar: cat/../../2.txt: would be extracted outside"),
         ("/cat/2.png", "a.tar: /cat/2.png: would be extracted outside"),
-        (linked(tarfile.SYMTYPE), "a.tar: cat/2.png: is a link or a device"),
-        (linked(tarfile.LNKTYPE), "a.tar: cat/2.png: is a link or a device"),
-        (linked(tarfile.CHRTYPE), "a.tar: cat/2.png: is a link or a device"),
+        (linked(tarfile.SYMTYPE), "a.tar: cat/2.png: is a link, a device or sparse"),
+        (linked(tarfile.LNKTYPE), "a.tar: cat/2.png: is a link, a device or sparse"),
+        (linked(tarfile.CHRTYPE), "a.tar: cat/2.png: is a link, a device or sparse"),
     ],
 )
 def test_members_that_do_not_belong_in_an_archive(tmp_path, member, message):
@@ -230,7 +245,7 @@ def test_a_damaged_head_and_other_files_are_no_archives(tmp_path):
     content[1024 + 10] ^= 1  # in the name of the second
     for wrong in (bytes(content), b"", b"PK\3\4" * 400):
         path.write_bytes(wrong)
-        refused("auto", str(path), "train", match="a.tar: is not a whole tar archive .*; fetch it again")
+        refused("auto", str(path), "train", match="a.tar: is not a complete tar archive .*; fetch it again")
 
 
 def test_what_would_fill_the_memory_or_the_disk_is_refused(tmp_path, monkeypatch):
@@ -239,13 +254,13 @@ def test_what_would_fill_the_memory_or_the_disk_is_refused(tmp_path, monkeypatch
     members = [("cat/1.png", encoded(COLOURS[0])), ("cat/2.txt", bytes(500))]
     path, packed = write_tar(tmp_path / "a.tar", members), write_tar(tmp_path / "b.tar.gz", members, "w:gz")
     monkeypatch.setattr(folders, "MOST_FILE", 499)
-    refused("auto", path, "train", match="a.tar: cat/2.txt: takes more than 499 bytes; take it out")
+    refused("auto", path, "train", match="a.tar: cat/2.txt: takes more than 499 bytes; remove it")
     monkeypatch.setattr(folders, "MOST_BYTES", 9999)
     message = "b.tar.gz: decompresses to more than 9,999 bytes; if you trust it, decompress it yourself"
     refused("auto", packed, "train", match=message)
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     monkeypatch.setattr(pixels, "MOST_PIXELS", 19)
-    refused("auto", folder, "train", match="train: cat/10.png: 5 x 4 pixels are more than 19; scale it down")
+    refused("auto", folder, "train", match="train: cat/10.png: 5 x 4 pixels are more than 19; scale the image down")
 
 
 def test_an_archive_with_more_behind_its_end_or_another_ending(tmp_path):
@@ -253,7 +268,7 @@ def test_an_archive_with_more_behind_its_end_or_another_ending(tmp_path):
     path.write_bytes(path.read_bytes() * 2)
     refused("auto", str(path), "train", match="a.tar: has data after its end; if archives were concatenated")
     path = write_tar(tmp_path / "b.tar", [("cat/1.png", GOOD)], "w:gz")
-    refused("class_folders", path, "train", match=r"b.tar: is not a whole tar archive .*; it seems to be packed, .* lack .gz$")
+    refused("class_folders", path, "train", match=r"b.tar: is not a complete tar archive .*; it seems to be compressed; add .gz")
 
 
 def test_digits():

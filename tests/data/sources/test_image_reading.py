@@ -108,7 +108,7 @@ def test_damaged_images_are_left_out_where_that_is_tolerated(tmp_path):
         with tolerance.active():
             kept, _ = tolerance.apply(open_source("auto", files, "train"), read, 2)
         assert same(kept, COLOURS[[0, 2, 3, 4]], ["cat", "dog", "dog", "Übel"])
-        assert "cat/2.PNG: is not a whole image" in tolerance.found[0] and len(tolerance.found) == most
+        assert "cat/2.PNG: is not a complete image" in tolerance.found[0] and len(tolerance.found) == most
     with pytest.raises(UserError, match="train: dog/0.png: cannot be read"):
         open_source("auto", str(folder), "train")
 

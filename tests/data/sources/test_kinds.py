@@ -81,15 +81,15 @@ def test_what_a_source_outside_of_fmjax_may_not_do(toys, monkeypatch):
     for arguments, message in (
         (("my_sources.toys", str(toys)), 'data.source="my_sources.toys": cannot be imported'),
         (("my_sources.none", str(toys)), "the module has no `SOURCES`; define it there"),
-        (("my_sources.two", str(toys)), "the module declares 2 kinds of source; leave one in SOURCES"),
-        (("my_sources.toy", None), "data.source=my_sources.toy needs files; give --config.data.files.train=FILE"),
+        (("my_sources.two", str(toys)), "the module declares 2 kinds of source; keep only one in SOURCES"),
+        (("my_sources.toy", None), "data.source=my_sources.toy needs files; set --config.data.files.train=FILE"),
     ):
         with pytest.raises(UserError, match=message):
             open_source(*arguments, "train")
-    with pytest.raises(UserError, match="data.record is of text, not of my_sources.toy; leave it out"):
+    with pytest.raises(UserError, match="data.record is an option of text, not of my_sources.toy; leave it out"):
         open_source("my_sources.toy", str(toys), "train", record="line")
     monkeypatch.delenv("FMJAX_EXTENSIONS")
-    with pytest.raises(UserError, match="if you trust it, permit its package: export FMJAX_EXTENSIONS=my_sources"):
+    with pytest.raises(UserError, match="if you trust it, allow its package: export FMJAX_EXTENSIONS=my_sources"):
         open_source("my_sources.toy", str(toys), "train")
 
 

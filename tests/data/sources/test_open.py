@@ -92,9 +92,9 @@ def test_kinds_of_files_are_not_guessed_or_mixed(tmp_path):
         texts(write(tmp_path, "a.raw", "x"))
     with pytest.raises(UserError, match=r'data.source="tekst" \(did you mean "text"\?\)'):
         open_source("tekst", str(tmp_path), "train")
-    with pytest.raises(UserError, match="data.record is of text, not of csv"):
+    with pytest.raises(UserError, match="data.record is an option of text, not of csv"):
         open_source("auto", f"{tmp_path}/a.csv", "train", record="line")
-    with pytest.raises(UserError, match="give --config.data.files.validation=FILE"):
+    with pytest.raises(UserError, match="set --config.data.files.validation=FILE"):
         open_source("text", None, "validation")
     with pytest.raises(UserError, match="is built in and reads no files"):
         open_source("python_docs", f"{tmp_path}/a.txt", "train")
@@ -106,7 +106,7 @@ def test_bad_bytes_are_named_with_their_line(tmp_path):
     with pytest.raises(UserError, match="cannot be read .*gzip"):
         (tmp_path / "b.txt.gz").write_bytes(b"plain")
         texts(f"{tmp_path}/b.txt.gz")
-    with pytest.raises(UserError, match="is not a whole gzip file"):
+    with pytest.raises(UserError, match="is not a complete gzip file"):
         (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"text" * 1000)[:-12])
         texts(f"{tmp_path}/c.txt.gz")
 
@@ -120,7 +120,7 @@ def test_empty_data_are_refused(tmp_path, name, content):
 def test_an_empty_file_among_others_is_named(tmp_path):
     for name, content in (("a.txt", "one"), ("b.txt", "\n"), ("c.txt", "three")):
         write(tmp_path, name, content)
-    with pytest.raises(UserError, match="b.txt: no records for train; give a file that is not empty"):
+    with pytest.raises(UserError, match="b.txt: no records for train; use a file that is not empty"):
         texts(str(tmp_path))
 
 
@@ -177,7 +177,7 @@ def test_tsv_has_no_quoting(tmp_path):
     [
         ("a.csv", "text,label\nx,1\ny\n", (), "a.csv line 3: has 1 fields, not the 2 of text, label"),
         ("a.tsv", "x\t1\ny\t2\t3\n", ("text", "label"), r'line 2: has 3 fields.* end with "..."'),
-        ("a.csv", "x\t1\n", ("text", "label"), "separated by tabs: --config.data.source=tsv"),
+        ("a.csv", "x\t1\n", ("text", "label"), "separated by tabs: use --config.data.source=tsv"),
         ("a.csv", 'text\n"x\ny\n', (), r"a.csv line 2: is not CSV \(unexpected end of data\)"),
         ("a.csv", "text,text\nx,y\n", (), 'two columns have the name "text"'),
     ],
@@ -239,7 +239,7 @@ def test_hold_out_parts_the_records(tmp_path_factory, count, share):
     path = write(tmp_path_factory.mktemp("hold"), "a.txt", "\n".join(map(str, range(count))))
     source = open_source("auto", path, "train", record="line")
     if not 0 < round(share * count) < count:
-        with pytest.raises(UserError, match="leaves nothing on one side"):
+        with pytest.raises(UserError, match="leaves one side empty"):
             hold_out(source, share)
         return
     rest, held = hold_out(source, share)
@@ -254,7 +254,7 @@ def test_hold_out_is_frozen(tmp_path):
     source = open_source("auto", write(tmp_path, "a.txt", "\n".join(map(str, range(20)))), "train", record="line")
     assert [record["text"] for record in records(hold_out(source, 0.25)[1])] == ["2", "4", "6", "8", "18"]
     for share in (0.0, 1.0, -1.0, 1.5):
-        with pytest.raises(UserError, match="choose a share between 0 and 1"):
+        with pytest.raises(UserError, match="choose a fraction between 0 and 1"):
             hold_out(source, share)
 
 
@@ -347,7 +347,7 @@ def test_tfds_parts_of_splits(tfds_report):
 
 
 def test_tfds_refusals(tfds_report):
-    assert 'no split "dev"; there are train, test' in tfds_report["split"]
+    assert 'no split "dev"; choose from train, test' in tfds_report["split"]
     assert "--config.data.download=true" in tfds_report["absent"]
     assert "cola, sst2" in tfds_report["config"]
     assert 'TFDS has no data set "tiny_text"' in tfds_report["unknown"]

@@ -50,8 +50,8 @@ def test_the_fingerprint_tells_order_names_and_content(files, tmp_path):
 @pytest.mark.parametrize(
     ("english", "columns", "named"),
     [
-        ("A dog.\nTwo men.\n", (), "their lines are 2 in train.en, 4 in train.de.gz"),
-        ("A dog.\n\n\nA girl.", (), "train.en line 2: is blank, and its counterpart is not"),
+        ("A dog.\nTwo men.\n", (), "numbers of lines are 2 in train.en, 4 in train.de.gz"),
+        ("A dog.\n\n\nA girl.", (), "train.en line 2: is blank, but its counterpart is not"),
         ("A dog.\nTwo men.\nA cat.\nA girl.", (), "train.de.gz line 3: is blank"),
         (ENGLISH, ("en",), r"names 1 columns \(en\) for 2 files"),
         (ENGLISH, ("en", "en"), "do not name the columns"),

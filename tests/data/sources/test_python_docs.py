@@ -154,5 +154,5 @@ def test_the_label_is_what_stood_at_the_mask():
 
 
 def test_too_many_prepositions_are_refused():
-    with pytest.raises(UserError, match="validation=100000 examples are more than the corpus holds"):
+    with pytest.raises(UserError, match="validation=100000 examples are more than the"):
         preposition_splits(validation=100_000)

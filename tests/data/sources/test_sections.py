@@ -25,6 +25,7 @@ def parts(path, capsys, share: float = 0.05, **more) -> tuple[list[str], list[st
     rest, held = ([source[index]["text"] for index in range(len(source))] for source in opened)
     said = capsys.readouterr().err
     assert said.count("sections") <= 1, "the training part alone says it"
+    assert not said or f"which makes {len(rest)} train and {len(held)} validation records" in said
     return rest, held, " ".join(said.split())
 
 
@@ -85,7 +86,7 @@ def test_where_and_fingerprint(tmp_path):
 
 def test_a_text_of_a_few_words_is_refused(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("a few words")
-    with pytest.raises(UserError, match=r"data\.hold_out=0\.05 of 1 record leaves nothing on one side; give more data, or"):
+    with pytest.raises(UserError, match=r"data\.hold_out=0\.05 of 1 record leaves one side empty; add data, or"):
         parts(tmp_path / "a.txt", capsys)
 
 

@@ -134,13 +134,13 @@ def test_a_folder_that_is_one_data_set_is_fetched_as_a_tree(service):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("gs://b/tran.txt", r'gs://b/tran.txt: no such file \(did you mean "train.txt"\?\); there are other, train-'),
+        ("gs://b/tran.txt", r'gs://b/tran.txt: no such file \(did you mean "train.txt"\?\); the folder has other, train-'),
         ("gs://b/*.csv", r"gs://b/\*.csv: no file matches"),
         ("gs://c/train.txt", "gs://c/train.txt: no such file"),
-        ("gs://b/other", r"the folder has no file of a kind that is read; it has x.pdf"),
+        ("gs://b/other", r"the folder has no file of a supported kind; it has x.pdf"),
         ("gs://b/train-images-idx3-ubyte", "name the folder of both, gs://b"),
-        ("http://b/train.txt", r"http:// is not read; name a local file, or one of gs://, s3://, az://, hf://"),
-        ("gss://b/train.txt", r'gss:// is not read \(did you mean "gs"\?\)'),
+        ("http://b/train.txt", r"http:// is not supported; name a local file, or one of gs://, s3://, az://, hf://"),
+        ("gss://b/train.txt", r'gss:// is not supported \(did you mean "gs"\?\)'),
     ],
 )
 def test_what_cannot_be_fetched(service, address, message):
@@ -155,11 +155,11 @@ def test_what_cannot_be_fetched(service, address, message):
 def test_a_copy_that_is_cut_short_is_not_kept(service, tmp_path, monkeypatch):
     put(service, "b/a.txt", b"one\n")
     monkeypatch.setattr(service, "short", 1)
-    with pytest.raises(UserError, match="gs://b/a.txt: came with 3 bytes of 4"):
+    with pytest.raises(UserError, match="gs://b/a.txt: arrived with 3 of 4 bytes"):
         texts("gs://b/a.txt")
     monkeypatch.setattr(service, "short", 0)
     monkeypatch.setattr(service, "restless", True)
-    with pytest.raises(UserError, match="gs://b/a.txt: .* or changed meanwhile; run it again"):
+    with pytest.raises(UserError, match="gs://b/a.txt: .* or changed during the download; try again"):
         texts("gs://b/a.txt")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     monkeypatch.setattr(service, "restless", False)
@@ -173,7 +173,7 @@ def test_versions_are_told_apart(service, monkeypatch):
     put(service, "b/a.txt", b"two\n", changed=2)
     assert texts("gs://b/a.txt") == ["two"]
     monkeypatch.setattr(service, "version", "")
-    with pytest.raises(UserError, match="does not tell its versions apart; fetch the file yourself"):
+    with pytest.raises(UserError, match="gives no version of the file; download it yourself"):
         texts("gs://b/a.txt")
 
 

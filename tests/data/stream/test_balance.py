@@ -72,7 +72,7 @@ def test_none_leaves_the_examples_as_they_are():
     [
         ("oversampel", 1.0, CLASSES, r'data\.balance="oversampel" \(did you mean "oversample"\?\): choose one of none, '),
         ("oversample", 1.5, CLASSES, r"data\.balance_power=1\.5: must be from 0 "),
-        ("oversample", 1.0, None, r"data\.balance=oversample needs examples of one class each"),
+        ("oversample", 1.0, None, r"data\.balance=oversample needs a task whose examples have one class each"),
     ],
 )
 def test_mistakes_are_named(kind, power, classes, message):

@@ -198,7 +198,7 @@ def test_what_a_config_may_say():
     ):
         with pytest.raises(UserError, match=f"data.buckets=.*{message}"):
             bucketed(examples, given_, LONGEST, 4)
-    with pytest.raises(UserError, match="data.buckets: these examples are of one length"):
+    with pytest.raises(UserError, match="data.buckets: all examples have one length"):
         bucketed(Examples(), (8,), LONGEST, 2)
 
 

@@ -191,5 +191,5 @@ def test_how_data_are_read_may_change_at_a_restart_and_which_may_not():
         ("data", "curriculum", {"5": {"a": 2}}),
         ("data", "temperature", 2.0),
     ):
-        with pytest.raises(UserError, match=rf"begun with another config: {section}.{key}.* -> "):
+        with pytest.raises(UserError, match=rf"started with another config: {section}.{key}.* -> "):
             check_resumable(config, config | {section: config[section] | {key: value}})

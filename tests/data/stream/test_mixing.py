@@ -86,7 +86,7 @@ def test_a_source_that_is_used_up_leaves_its_place_to_the_others():
     assert every.schedule.total == 20
     assert Counter(map(tuple, read(every, 2).tolist())) == {(0, n): 1 for n in range(10)} | {(1, n): 2 for n in range(5)}
     every.check_steps(2, 10)
-    with pytest.raises(UserError, match="used up after 20 examples by its epochs, and 3 steps of 10 need 30; raise"):
+    with pytest.raises(UserError, match="end after 20 examples, but 3 steps of 10 need 30; raise"):
         every.check_steps(3, 10)
 
 
@@ -117,14 +117,14 @@ def test_resuming_reads_no_more_than_what_comes_next():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"mixture": {"a": {"weight": 1}, "b": {}}}, "data.mixture: b has no weight and a has"),
+        ({"mixture": {"a": {"weight": 1}, "b": {}}}, "data.mixture: b has no weight, but a has one"),
         ({"mixture": {"a": {"weight": -1}, "b": {"weight": 1}}}, "data.mixture.a.weight=-1: must be a number, 0 or more"),
         ({"mixture": {"a": {"cap": 1.5}, "b": {}}}, "data.mixture.a.cap=1.5: must be above 0 and whole"),
         ({"mixture": {"a": {"epochs": 0}, "b": {}}}, "data.mixture.a.epochs=0: must be above 0"),
-        ({"temperature": 0}, "data.temperature=0.0: must be above 0; 1 leaves weights as they are"),
+        ({"temperature": 0}, "data.temperature=0.0: must be above 0; 1 leaves the weights unchanged"),
         ({"curriculum": {"soon": {"a": 1}}}, 'data.curriculum.soon: write {"STEP": {"SOURCE": WEIGHT}}'),
         ({"curriculum": {"5": {"a": 1}, "05": {"b": 1}}}, "data.curriculum.05: step 5 is there twice"),
-        ({"curriculum": {"5": {"bb": 1}}}, r'5.bb \(did you mean "b"\?\): is no source of data.mixture, which has a, b'),
+        ({"curriculum": {"5": {"bb": 1}}}, r'5.bb \(did you mean "b"\?\): is not a source of data.mixture, which has a, b'),
         ({"curriculum": {"5": {"a": 0, "b": 0}}}, "all weights are 0 from step 5 on"),
         ({"mixture": {"a": {"weight": 1e-9}, "b": {"weight": 1}}}, "data.mixture.a: its share is below 1 of 100,000"),
     ],
@@ -180,15 +180,15 @@ def test_sources_of_a_mixture_open_as_one(data, tmp_path):
 def test_mistakes_in_the_sources_of_a_mixture(data, tmp_path):
     books = {"files": str(tmp_path / "books.txt")}
     for mixture, message in (
-        ({"books": books}, "data.mixture has one source, books; name another"),
+        ({"books": books}, "data.mixture has only one source, books; add another"),
         ({"a": books, "b": books | {"wieght": 1}}, r'data.mixture.b.wieght \(did you mean "weight"\?\): no such key'),
         ({"a": books, "b": "books.txt"}, r'data.mixture.b=books.txt: is not a group of keys; write {"files"'),
     ):
         with pytest.raises(UserError, match=message):
             parts_of(data | {"mixture": mixture}, PART_KEYS)
-    with pytest.raises(UserError, match="names the training data, and so does data.files.train="):
+    with pytest.raises(UserError, match="names the training data, but so does data.files.train="):
         open_sources(data | {"files": {"train": "x.txt"}}, {})
-    with pytest.raises(UserError, match="and so does a mixture of tasks"):
+    with pytest.raises(UserError, match="but so does a mixture of tasks"):
         open_sources(data, {"mlm": "train"})
-    with pytest.raises(UserError, match="no source has test files; give --config.data.files.test=FILE"):
+    with pytest.raises(UserError, match="no source has test files; set --config.data.files.test=FILE"):
         open_split(data, "test")

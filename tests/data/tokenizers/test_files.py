@@ -108,7 +108,7 @@ def test_other_models_get_no_sentinels(shared_data, tmp_path):
     size = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model")).get_piece_size()
     assert load_tokenizer(tmp_path).vocab_size == size
     shutil.copy(seqio(shared_data), tmp_path / "spiece.model")
-    for settings, message in (({"legacy": False}, "cuts texts in its own way"), ({"extra_ids": -1}, "extra_ids=-1: must be")):
+    for settings, message in (({"legacy": False}, "splits text in its own way"), ({"extra_ids": -1}, "extra_ids=-1: must be")):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"} | settings))
         with pytest.raises(UserError, match=message):
             load_tokenizer(tmp_path)

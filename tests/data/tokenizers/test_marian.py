@@ -91,11 +91,11 @@ def test_stored_pickled_and_read_back(folder, tmp_path):
     ("name", "content", "named"),
     [
         ("target.spm", None, "target.spm"),
-        ("source.spm", b"no model", "not a whole Marian tokenizer"),
-        ("vocab.json", b"{", "not a whole Marian tokenizer"),
+        ("source.spm", b"no model", "not a complete Marian tokenizer"),
+        ("vocab.json", b"{", "not a complete Marian tokenizer"),
         ("vocab.json", b'{"a": 0}', "<pad>, </s> and <unk> among them"),
-        ("vocab.json", b'{"<pad>": "0"}', "does not number tokens"),
-        ("tokenizer_config.json", b'{"separate_vocabs": true}', "a vocabulary each"),
+        ("vocab.json", b'{"<pad>": "0"}', "does not map tokens to numbers"),
+        ("tokenizer_config.json", b'{"separate_vocabs": true}', "separate vocabularies"),
     ],
 )
 def test_damaged_folders_are_refused(folder, tmp_path, name, content, named):

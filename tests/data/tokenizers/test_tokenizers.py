@@ -121,7 +121,7 @@ def test_line_feeds_end_words(trained):
 def test_unmarked_words_are_refused(tmp_path):
     model = tokenizers.models.BPE({"a": 0, "b</w>": 1}, [], end_of_word_suffix="</w>")
     tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="do not show where words begin"):
+    with pytest.raises(UserError, match="do not mark where words begin"):
         load_tokenizer(tmp_path).word_starts(np.array([0, 1]))
 
 
@@ -249,7 +249,7 @@ def test_characters_are_tokens():
     assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id) == (0, 1, 2) and tokenizer.special_ids == {0, 1, 2}
     # Where not all fit, the frequent ones stay.
     assert [train_tokenizer(["cbbaaa"], "char", 5).token(number) for number in (3, 4)] == ["a", "b"]
-    with pytest.raises(UserError, match="do not show where words begin"):
+    with pytest.raises(UserError, match="do not mark where words begin"):
         train_tokenizer(["ab"], "char", 9).word_starts(ids[2])
 
 
@@ -304,9 +304,9 @@ def test_long_lines_train_quickly():
         (TEXTS, "bpe", 100, "a bpe vocabulary has at least 261 tokens"),
         (TEXTS, "byte", 258, "a byte vocabulary has at least 259 tokens"),
         (TEXTS, "char", 3, "a char vocabulary has at least 4 tokens"),
-        (TEXTS, "unigram", 270, "data.vocab_size=270: SentencePiece cannot train as many tokens .*270 vs 317"),
-        ([], "word", 400, "there is no text to train a tokenizer on"),
-        ([" \n"], "unigram", 400, "there is no text to train a tokenizer on"),
+        (TEXTS, "unigram", 270, "data.vocab_size=270: SentencePiece cannot train this many tokens .*270 vs 317"),
+        ([], "word", 400, "the data has no text to train a tokenizer on"),
+        ([" \n"], "unigram", 400, "the data has no text to train a tokenizer on"),
     ],
 )
 def test_refused_training(texts, kind, size, message):
@@ -331,7 +331,7 @@ def test_refused_folders(tmp_path):
     (tmp_path / "vocab.txt").write_text("a\nb\n")
     refused(r"vocab.txt: has no \[UNK\]")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
-    refused("a BertJapaneseTokenizer cuts texts in its own way; add the tokenizer.json")
+    refused("a BertJapaneseTokenizer splits text in its own way; add the tokenizer.json")
     (tmp_path / "tokenizer.json").write_text("{")
     refused("is not a tokenizer.json")
     (tmp_path / "tokenizer_config.json").write_text("[]")
@@ -455,7 +455,7 @@ def tiktoken_file(folder, *tokens: bytes):
 
 def test_a_tiktoken_file_merges_by_rank(tmp_path):
     path = tiktoken_file(tmp_path, b"in", b" r", b"ing", "é".encode(), b" ring")
-    with pytest.raises(UserError, match="has 261 tokens; of 50256, 50257, 100256 alone is it known how texts are cut"):
+    with pytest.raises(UserError, match="261 tokens; how text is split into words is known only for 50256, 50257, 100256 tokens"):
         load_tokenizer(path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pattern": tiktokens.GPT2}))
     tokenizer = load_tokenizer(tmp_path)
@@ -477,5 +477,5 @@ def test_damaged_tiktoken_files_are_refused(tmp_path):
     whole = path.read_bytes()
     refused(whole + b"???? 257\n", 'line 258: is not "base64 rank"')
     refused(whole + b"IGE= 300\n", "its ranks are not 0 to 257, each once")
-    refused(b"".join(whole.splitlines(keepends=True)[:200]), "not every byte is a token")
+    refused(b"".join(whole.splitlines(keepends=True)[:200]), "some bytes have no token")
     refused(tiktoken_file(tmp_path, b"abc").read_bytes(), "no merge makes the token b'abc' of rank 256")

@@ -1,6 +1,6 @@
-"""The keys of a config in lines for a reader: `--help` of the commands that take a config.
+"""Describes the keys of a config for the `--help` of commands that take one.
 
-What a line says of a key is what `config/meanings.py` says, else the comment beside its default, in
+The description of a key is in `config/meanings.py`, or else in the comment beside its default in
 `defaults.py`, in the `Settings` of the model's family or in the task's `Task`.
 """
 
@@ -30,14 +30,17 @@ FIXED = ("model", "task")  # sections whose keys depend on the family and the ta
 def describe(spec: str) -> str:
     """Returns a line for each key of a config: its name, value and meaning.
 
-    Without a config, the keys that all configs have, with their defaults. Raises UserError if there
-    is no such config.
+    Without a config, describes the keys of all configs with their defaults. Raises UserError if the
+    config does not exist.
     """
     known = comments_of(defaults) | COMMON
     if not spec:
         config = defaults.experiment("bert", "mlm")
         common = {name: section for name, section in config.items() if name not in FIXED}
-        about = "keys of every config with their defaults (--config X --help shows those of X):"
+        about = (
+            "keys of every config, with their defaults (for those of one config: --config NAME "
+            "--help):"
+        )
         return "\n".join([about, *lines(common, known)])
     config = load_config(spec)
     known |= meanings("model", models.family(config.model.name).Settings, MODEL)
@@ -45,14 +48,16 @@ def describe(spec: str) -> str:
         known |= meanings("task", tasks.task(part.name).Task, TASK)
     return "\n".join(
         [
-            f"keys, with the values of {spec} (none: not set; of a model, as its size says):",
+            f"keys, with the values of {spec} (none: unset; an unset model key takes its value "
+            "from the size):",
             *lines(config, known),
         ]
     )
 
 
 def meanings(section: str, settings: type, others: Mapping[str, str]) -> dict[str, str]:
-    """Returns what is known of the keys of a section whose keys are a dataclass's fields."""
+    """Returns the descriptions of the keys of a section whose keys are the fields of a
+    dataclass."""
     known = {**field_comments(settings), **others}
     return {f"{section}.{name}": text for name, text in known.items()}
 
@@ -68,7 +73,7 @@ def lines(config: Config, known: Mapping[str, str]) -> Iterator[str]:
 
 
 def values(config: Config, path: Keys = ()) -> Iterator[tuple[Keys, Value]]:
-    """Yields the path and the value of every key, of a group of keys only if it has none."""
+    """Yields the path and the value of every key; of a group only if it is empty."""
     for name, value in config.items():
         if isinstance(value, ConfigDict | Mapping) and value:
             yield from values(value, (*path, str(name)))
@@ -77,7 +82,7 @@ def values(config: Config, path: Keys = ()) -> Iterator[tuple[Keys, Value]]:
 
 
 def meaning(path: Keys, known: Mapping[str, str]) -> str:
-    """Returns what is known of a key, or of the group of free keys that it is in."""
+    """Returns the description of a key, or of the open group that it is in."""
     if path[:2] == ("task", "parts"):
         path = ("task", path[-1])
     names = (".".join(path[:length]) for length in range(len(path), 1, -1))
@@ -86,8 +91,8 @@ def meaning(path: Keys, known: Mapping[str, str]) -> str:
 
 @functools.cache
 def line_comments(module: ModuleType) -> dict[int, str]:
-    """Returns the comment of each line of a module that has code: behind it, or in lines of their
-    own above it."""
+    """Returns the comment of each code line of a module, which is at its end or in the lines
+    above."""
     source = inspect.getsource(module)
     found: dict[int, str] = {}
     above: list[str] = []
@@ -108,9 +113,10 @@ def line_comments(module: ModuleType) -> dict[int, str]:
 
 @functools.cache
 def comments_of(module: ModuleType) -> dict[str, str]:
-    """Returns what comments say of the keys of configs that a module's functions make.
+    """Returns the comments on the config keys that a module's functions define.
 
-    A function `optim` makes the section of that name; `config.train = ConfigDict({...})` another.
+    A function `optim` defines the section of that name, and so does `config.optim =
+    ConfigDict({...})`.
     """
     comments = line_comments(module)
     found: dict[str, str] = {}
@@ -143,7 +149,7 @@ def keys_of(node: ast.Dict, prefix: str = "") -> Iterator[tuple[str, int]]:
 
 
 def field_comments(settings: type) -> dict[str, str]:
-    """Returns what comments say of a dataclass's fields, inherited ones among them."""
+    """Returns the comments on the fields of a dataclass, including inherited ones."""
     found: dict[str, str] = {}
     for own in reversed(settings.__mro__):
         if not dataclasses.is_dataclass(own):

@@ -1,6 +1,6 @@
-"""What every key of a config may be: one table per section, checked before anything slow.
+"""The allowed values of every config key: one table per section, checked before anything slow.
 
-The tables of `model`, `task` and `optim` stand where those settings are defined: in
+The tables of `model`, `task` and `optim` are next to the definitions of those settings, in
 `models/sizes.py`, `tasks/settings.py` and `optim/settings.py`.
 """
 
@@ -25,20 +25,41 @@ from fmjax.config.limits import (
     unique_texts,
 )
 from fmjax.contracts import Config, Value
+from fmjax.data.sources import kinds
 from fmjax.data.sources.lines import RECORDS
-from fmjax.data.stream import balance
-from fmjax.errors import UserError
+from fmjax.data.splits import PART_KEYS
+from fmjax.data.stream import balance, mixing
+from fmjax.data.stream.buckets import check_words
+from fmjax.data.tokenizers import training
+from fmjax.distributed.sharding import resolve_rules
+from fmjax.errors import UserError, one_of
 from fmjax.models import sizes
 from fmjax.randomness import GENERATORS, MOST_SEED
 
-TOKENS = 2**20  # of a row, at most
-ROWS = 2**24  # of a batch, at most
+TOKENS = 2**20  # maximum per row
+ROWS = 2**24  # maximum per batch
 
 
 def on_error(key: str, value: Value) -> None:
-    """Raises UserError unless the value says what happens at a bad record."""
+    """Raises UserError unless the value is a policy for bad records."""
     if not re.fullmatch("fail|skip:[0-9]+", str(value)):
-        raise UserError(f'{key}="{value}": write fail, or skip:N to leave out up to N bad records')
+        raise UserError(f'{key}="{value}": write fail, or skip:N to skip up to N bad records')
+
+
+def source(key: str, value: Value) -> None:
+    """Raises UserError unless the value is the name of a kind of source."""
+    text(key, value)
+    if "." in value:  # outside of fmjax
+        kinds.find_kind(value)
+    else:
+        one_of(key, value, [kinds.AUTO, *kinds.kinds()])
+
+
+def lengths(key: str, value: Value) -> None:
+    """Raises UserError unless the value is a list of lengths, or of a word that finds them."""
+    each(either(text, count(1, TOKENS), words="lengths, such as 32,64, or auto"))(key, value)
+    if value:
+        check_words([str(word) for word in value])
 
 
 FILES = either(text, texts, each(either(text, texts, words="")), words="a file, or a list of files")
@@ -60,48 +81,42 @@ TRAIN: dict[str, Limit] = {
 EARLY_STOPPING: dict[str, Limit] = {
     "metric": text,
     "mode": choice(("max", "min")),
-    "patience": count(0, hint="0 is never"),
+    "patience": count(0, hint="0 means never"),
 }
 CHECKPOINT: dict[str, Limit] = {
-    "every": count(0, hint="0 saves at the end alone"),
-    "keep": count(1, hint="the newest checkpoint must be kept to continue from; give 1 or more"),
+    "every": count(0, hint="0 saves only at the end"),
+    "keep": count(1, hint="the newest checkpoint must be kept to continue from; use 1 or more"),
     "best": text,
     "mode": choice(("max", "min")),
 }
 MESH: dict[str, Limit] = {"axes": each(AXIS), "rules": text, "table": group}
 INIT: dict[str, Limit] = {"weights": text, "from": text}
 DATA: dict[str, Limit] = {
-    "source": text,
+    "source": source,
     "files": FILES,
     "mixture": group,
-    "temperature": number(above=0, most=1e6, hint="1 leaves weights as they are"),
+    "temperature": number(above=0, most=1e6, hint="1 leaves the weights unchanged"),
     "curriculum": group,
     "name": text,
     "data_dir": text,
     "download": truth,
     "record": choice(RECORDS),
     "columns": unique_texts,
-    "hold_out": number(above=0, below=1, hint="a share of the training data"),
+    "hold_out": number(above=0, below=1, hint="a fraction of the training data"),
     "hold_out_by": text,
     "balance": choice(balance.KINDS),
-    "balance_power": number(
-        least=0, most=1, hint="0 leaves the classes as they are, 1 makes them equal"
-    ),
+    "balance_power": number(least=0, most=1, hint="0 changes nothing, 1 makes the classes equal"),
     "tokenizer": text,
-    "tokenizer_kind": text,
+    "tokenizer_kind": choice(training.KINDS),
     "lowercase": truth,
     "vocab_size": count(1, 2**24),
     "batch_size": count(1, ROWS),
     "max_length": count(1, TOKENS, hint="in tokens"),
-    "buckets": either(
-        text,
-        each(either(text, count(1, TOKENS), words="")),
-        words="lengths, such as 32,64, or auto",
-    ),
+    "buckets": lengths,
     "on_error": on_error,
-    "workers": count(0, 1024, hint="0 is a thread"),
+    "workers": count(0, 1024, hint="0 uses a thread"),
     "prefetch": count(0, 2**16),
-    "stall_seconds": number(least=0, hint="0 is never"),
+    "stall_seconds": number(least=0, hint="0 means never"),
 }
 SECTIONS: dict[str, dict[str, Limit]] = {
     "train": TRAIN,
@@ -115,23 +130,37 @@ SECTIONS: dict[str, dict[str, Limit]] = {
 def check_config(config: Config) -> None:
     """Raises UserError, naming the key, if a section is missing or a value is out of range.
 
-    It reads the config alone, so that a mistake is found before data are opened.
+    It only reads the config, so mistakes are found before any data is opened.
     """
     for section in ("model", "task", "data", "optim", "train", "checkpoint", "mesh"):
         if not isinstance(config.get(section), Mapping):
             raise UserError(
-                f"config.{section}: is missing, or no group of keys; start from "
+                f"config.{section}: is missing, or not a group of keys; start from "
                 "fmjax.defaults.experiment(MODEL, TASK)"
             )
     for section, limits in SECTIONS.items():
         check(section, config.get(section) or {}, limits)
     stopping = config["train"].get("early_stopping") or {}
     check("train.early_stopping", stopping, EARLY_STOPPING)
+    resolve_rules(config["mesh"].get("rules") or "", config["mesh"].get("table"))
+    if config["data"].get("mixture"):
+        check_mixture(config["data"])
     optim.check_section(config["optim"])
     for section in ("model", "task"):
         text(f"{section}.name", config[section].get("name"))
     tasks.make(config["task"])
     check_model(config["model"])
+
+
+def check_mixture(data: Config) -> None:
+    """Raises UserError, naming the key, for what a source of a mixture cannot be, and for weights
+    and a curriculum that do not fit.
+    """
+    for name in mixing.parts_of(data, PART_KEYS):
+        check(f"data.mixture.{name}", data["mixture"][name], DATA)
+    weights = {name: share.weight for name, share in mixing.shares(data).items()}
+    # Those that follow from sizes, which are not known yet, are above 0.
+    mixing.stages(data, {name: 1.0 if one is None else one for name, one in weights.items()})
 
 
 def check_model(section: Config) -> None:

@@ -116,7 +116,7 @@ def test_a_step_divides_once_by_the_weights_of_the_whole_batch(weights):
         ({"class_weights": (1.0,), "labels": ("a", "b")}, r"task\.class_weights has 1 numbers for 2 labels \(a, b\)"),
         ({"kind": "regression", "weighting": "balanced"}, r"task\.kind=regression has no classes"),
         ({"kind": "regression", "focal_gamma": 2.0}, r"task\.kind=regression has no classes"),
-        ({"pool": "mask", "span_mask": 0.1}, r"task\.span_mask would put masks beside the one"),
+        ({"pool": "mask", "span_mask": 0.1}, r"task\.span_mask would add masks to the one"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):
