@@ -251,6 +251,6 @@ class Heads(nn.Module):
     kinds: HeadTable
 
     @nn.compact
-    def __call__(self, features: Features, batch: Features) -> dict[str, Logits]:
-        """Returns each head's output by kind."""
+    def __call__(self, features: Features, batch: Features) -> dict[str, Any]:
+        """Returns each head's output by kind: an array, or `VocabularyLogits` where asked for."""
         return {kind: make(name=kind)(features, batch) for kind, make in self.kinds.items()}

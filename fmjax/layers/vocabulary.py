@@ -60,7 +60,8 @@ class VocabularyLogits:
         if shape == self.shape:
             return self
         hidden = self.hidden.reshape(*shape[:-1], self.hidden.shape[-1])
-        return self.replace(hidden=hidden, axes=(self.axes[0], *[None] * (len(shape) - 2)))
+        axes = (self.axes[0], *[None] * (len(shape) - 2))
+        return dataclasses.replace(self, hidden=hidden, axes=axes)
 
 
 Logits: TypeAlias = jax.Array | VocabularyLogits
@@ -163,7 +164,8 @@ class Division:
         if self.embed:
             gradient = jax.lax.psum_scatter(gradient, self.embed, scatter_dimension=1, tiled=True)
         others = tuple(axis for axis in self.shared if axis not in self.embed)
-        return total(gradient, others)
+        summed: jax.Array = total(gradient, others)
+        return summed
 
 
 def total(x: Any, axes: tuple[str, ...]) -> Any:
