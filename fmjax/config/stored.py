@@ -119,7 +119,7 @@ def check_resumable(
         more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
         moved = next((before for path, before, _ in changes if path == WEIGHTS and before), "")
         kept = (
-            f"give init.weights={moved} again, which need not be there any more as the run goes on "
+            f"use init.weights={moved} again, which need not exist any more, since the run continues "
             "from its checkpoint; "
         )
         raise UserError(
