@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from fmjax import optim, pytree
 from fmjax.config.limits import MOST
 from fmjax.contracts import Batch, Config, PyTree, Task
+from fmjax.data.stream.batches import batch_spec
 from fmjax.distributed import sharding
 from fmjax.distributed.layout import Layout
 from fmjax.errors import UserError
 from fmjax.hardware import memory_of_devices
 from fmjax.randomness import dropout_key
 from fmjax.train.chunks import chunked_logits, for_loss, logits_bytes, part_of_batch
-from fmjax.train.state import BatchSpec, abstract_params, abstract_state, batch_spec
+from fmjax.train.state import BatchSpec, abstract_params, abstract_state
 from fmjax.train.wrappers import MixtureModel, unmixed
 
 GIB = 2**30
