@@ -1,8 +1,7 @@
 """Reads tokenizers from folders in Hugging Face's format. No file is executed or unpickled.
 
-`tokenizer.json` is self-contained. Older formats are `vocab.txt` (BERT's WordPiece) and
-`vocab.json` with `merges.txt` (the byte-level BPE of GPT-2 and RoBERTa), with settings in
-`tokenizer_config.json`; SentencePiece's `*.model`; and `*.tiktoken`.
+`tokenizer.json` is self-contained. Older formats are `vocab.txt` (BERT's WordPiece), `vocab.json`
+with `merges.txt` (byte-level BPE), both with `tokenizer_config.json`; `*.model`; and `*.tiktoken`.
 """
 
 from __future__ import annotations
