@@ -169,8 +169,9 @@ def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         check_class(path, settings, BYTE_LEVELS)
         return Pieces(byte_level(path / "vocab.json", settings)), settings
-    found = sorted(path.glob("*.[mM][oO][dD][eE][lL]"))
-    found = found or sorted(path.glob(f"*{tiktokens.SUFFIX}"))
+    files = sorted(path.iterdir())
+    found = [file for file in files if file.suffix.lower() == ".model"]
+    found = found or [file for file in files if file.suffix.lower() == tiktokens.SUFFIX]
     if not found:
         raise UserError(f"{path}: no tokenizer; looked for {LOOKED_FOR}")
     if len(found) > 1:
