@@ -26,6 +26,7 @@ READING = (
 PLACES = ("files", "data_dir", "tokenizer")  # keys of `data` that locate the data
 LENGTH = ("steps", "epochs")  # keys of `train` that may grow
 BUCKETS = ("data", "buckets")
+WEIGHTS = ("init", "weights")
 LISTED = 10  # number of differences that an error lists
 
 
@@ -112,12 +113,19 @@ def check_resumable(
     `train.early_stopping`, the location of the data (`is_place`), which is identified by its
     content, and empty keys that the run did not have; `train.steps` or `train.epochs` may grow.
     `data.buckets=auto` keeps the lengths of the run. `run` is the run's folder."""
-    lines = [_line(*change) for change in _changes(stored, new) if not _may_change(*change)]
+    changes = [change for change in _changes(stored, new) if not _may_change(*change)]
+    lines = [_line(*change) for change in changes]
     if lines:
         more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+        moved = next((before for path, before, _ in changes if path == WEIGHTS and before), "")
+        kept = (
+            f"give init.weights={moved} again, which need not be there any more as the run goes on "
+            "from its checkpoint; "
+        )
         raise UserError(
             f"the run was started with another config: {'; '.join(lines[:LISTED])}{more}; "
-            "undo these changes, or start a new run in another --workdir, from these weights with "
+            f"{kept if moved else ''}undo these changes, or start a new run in another --workdir, "
+            "from these weights with "
             f"--config.init.weights={run}"
         )
 

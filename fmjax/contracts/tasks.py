@@ -183,7 +183,8 @@ class Task:
     def details(self, arrays: HostBatch, valid: np.ndarray, examples: Any = None) -> Record:
         """Returns what a report shows besides the metrics of the same arrays, as JSON values.
 
-        May have `classes`, `confusion` (see `metrics/details.py`) and `worst`, the worst examples.
+        May have `classes`, `confusion` (see `metrics/details.py`), `worst`, the worst examples, and
+        `samples` of others.
         """
         return {}
 

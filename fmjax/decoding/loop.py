@@ -25,7 +25,7 @@ from fmjax.contracts import Arrays, Batch, Encodes, Generates, PyTree
 from fmjax.decoding import beam
 from fmjax.decoding.logits import NONE, Place, process, token_mask
 from fmjax.decoding.prompts import Inputs, fill_up, padded, prompt_ids, prompt_names, select_inputs
-from fmjax.decoding.settings import Generation
+from fmjax.decoding.settings import Generation, token_limit
 from fmjax.errors import UserError
 from fmjax.layers.stack import unstack_layers
 
@@ -88,8 +88,9 @@ def continuations(
     rows = len(next(iter(inputs.values())))
     ids, mask = prompt_names(model)
     width = inputs[ids].shape[1] if ids in inputs else 1
-    most, least = settings.limits(width, model.settings.positions)
-    filled = fill_up(inputs, (ids, mask), settings.pad, model.settings.positions)
+    limit = token_limit(model.settings)
+    most, least = settings.limits(width, limit)
+    filled = fill_up(inputs, (ids, mask), settings.pad, limit)
     numbers = (jnp.int32(number) for number in (0, 0, most, least, width))
     key = jax.random.key(0) if key is None else key
     call = Call(Place(*numbers), jnp.int32(rows), key, jnp.int32(first_row))

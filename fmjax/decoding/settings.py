@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from fmjax.contracts import Config, Encodes, Generates, Model, Processors, Task, Value
+from fmjax.contracts import Config, Encodes, Generates, Model, Processors, PyTree, Task, Value
 from fmjax.data.kinds import text
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, nearest
@@ -124,6 +124,16 @@ class Generation:
         if least is None:
             least = max((self.min_length or 0) - prompt_length, 0)
         return most, least
+
+
+def token_limit(settings: PyTree) -> int:
+    """Returns the most tokens that a model of these settings reads; 0 is no limit.
+
+    It is the size of the position table or, of rotary positions, which have none, the `context`
+    that the model is meant for.
+    """
+    known = vars(settings)
+    return int(known.get("positions", 0) or known.get("context", 0))
 
 
 def is_whole(value: Value, least: int = 0) -> bool:

@@ -12,13 +12,14 @@ from fmjax import pytree
 from fmjax.config import is_run, to_dict, write_config
 from fmjax.contracts import Processors
 from fmjax.data.kinds import lifecycle
+from fmjax.decoding.settings import token_limit
 from fmjax.defaults import experiment
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.inference.export import special_type
 from fmjax.inference.folder_task import folder_task
 from fmjax.inference.load import load
-from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params, position_count
+from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 
@@ -59,7 +60,7 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
     config["task"] |= vars(task)
     if special := special_type(pretrained.config, family):
         config["init"] = config.get("init", {}) | {"model_type": special}
-    config["data"]["max_length"] = min(UNLIMITED, position_count(settings) or UNLIMITED)
+    config["data"]["max_length"] = min(UNLIMITED, token_limit(settings) or UNLIMITED)
     with run_folder.locked(target):
         needed = {key: pretrained.processors[key] for key in lifecycle.groups(task)}
         lifecycle.store(target, Processors(named=needed))

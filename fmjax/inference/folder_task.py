@@ -47,7 +47,7 @@ def folder_task(
     if "span" in kinds:
         return tasks.make({"name": "qa"})
     if "choice" in kinds:
-        return tasks.make({"name": "choice", "overlong": "truncate"})
+        return tasks.make({"name": "choice"})
     if "lm" in kinds:
         if not isinstance(model, Encodes):
             return tasks.make({"name": "clm", "rows": config.get(ROWS, "offset")})

@@ -22,7 +22,7 @@ from fmjax.hub.tensors import check_finite
 from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.runs.best import stored_best
 from fmjax.runs.checkpoint import CheckpointReader
-from fmjax.runs.folder import CHECKPOINTS
+from fmjax.runs.folder import CHECKPOINTS, has_failed_start
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
@@ -41,7 +41,7 @@ def load(path: str | Path) -> Pretrained:
             f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c"
         )
     with explained():
-        return load_run(path) if is_run(path) else load_reference(path)
+        return load_run(path) if is_run(path) or has_failed_start(path) else load_reference(path)
 
 
 def load_llama2c(path: Path) -> Pretrained:
@@ -91,16 +91,21 @@ def reference_processors(folder: Path, inputs: Sequence[str], settings: PyTree) 
 
 def load_run(folder: Path) -> Pretrained:
     """Returns the model of a run directory: its moving average where it keeps one."""
+    none = f"{folder}: the run has no checkpoint yet; train it first, with the same --workdir"
+    if has_failed_start(folder):
+        raise UserError(none)
     config = read_config(folder)
     task = tasks.make(config["task"])
     settings = dict(config["model"])
+    if "context" in settings:  # of rotary positions: the rows that it trained on may be longer
+        settings["context"] = max(settings["context"], config["data"]["max_length"])
     family = models.family(settings.pop("name"))
     model = family.build(heads=task.heads, **settings)
     checkpoints = CheckpointReader(folder / CHECKPOINTS, best=stored_best(config, task))
     step = checkpoints.best()
     step = checkpoints.latest() if step is None else step
     if step is None:
-        raise UserError(f"{folder}: has no checkpoint yet; train it first, with the same --workdir")
+        raise UserError(none)
     item = "ema" if "ema" in checkpoints.items(step) else "params"
     params = checkpoints.restore(step, {item: abstract_params(model)})[item]
     for name, leaf in pytree.names(params).items():

@@ -19,7 +19,13 @@ from fmjax.contracts import Config, Encodes, Generates, HostBatch, Processors, P
 from fmjax.data.kinds import lifecycle, text
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.decoding.loop import as_generator
-from fmjax.decoding.settings import GENERATION, Generation, merge, special_tokens
+from fmjax.decoding.settings import (
+    GENERATION,
+    Generation,
+    merge,
+    special_tokens,
+    token_limit,
+)
 from fmjax.errors import UserError
 from fmjax.hub import families, folders
 from fmjax.hub.reference import Outputs, Reference, plain_outputs
@@ -157,7 +163,7 @@ class Pretrained:
                 f"the model's folder has no {kind.what}, so {kind.reads} cannot be read; add "
                 f"{kind.file}, or use .apply"
             )
-        positions = position_count(self.model.settings)
+        positions = token_limit(self.model.settings)
         if task.generation is None:
             for name, value in {**settings, "seed": seed}.items():
                 if value is not None:
@@ -339,7 +345,7 @@ class Pretrained:
         """Returns how many tokens an example may have: as in training, or as many as there are
         positions.
         """
-        positions = position_count(self.model.settings)
+        positions = token_limit(self.model.settings)
         lengths = [self.config["data"]["max_length"]] if self.task else [positions or UNLIMITED]
         return min(lengths + [positions] * (positions > 0))
 
@@ -370,11 +376,6 @@ class Pretrained:
     def _placed(self) -> PyTree:
         """The parameters on the device."""
         return jax.device_put(self.params)
-
-
-def position_count(settings: PyTree) -> int:
-    """Returns the size of the position table, 0 where rows may be of any length."""
-    return int(dataclasses.asdict(settings).get("positions", 0))
 
 
 def abstract_params(model: nn.Module) -> PyTree:

@@ -47,6 +47,33 @@ def f1(answer: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def counted(references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Returns the references that count: where some questions have no answer, version 2.0 does not
+    count those of which nothing is left to compare.
+    """
+    unanswerable = not all(references)
+    return [
+        [text for text in texts if normalised(text)] if unanswerable else list(texts)
+        for texts in references
+    ]
+
+
+def each(given: Sequence[str], kept: Sequence[Sequence[str]]) -> np.ndarray:
+    """Returns the exact match and F1 of each answer, [N,2], from 0 to 1; `kept` as `counted` has
+    them.
+    """
+    scores = np.zeros((len(given), 2))
+    for row, answer, texts in zip(scores, given, kept, strict=True):
+        if texts:
+            row[:] = (
+                max(exact_match(answer, text) for text in texts),
+                max(f1(answer, text) for text in texts),
+            )
+        else:
+            row[:] = not normalised(answer)
+    return scores
+
+
 def answers(given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Returns the mean exact match and F1 over questions. Each has references, or none if it has no
     answer.
@@ -59,21 +86,8 @@ def answers(given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
             f"evaluation: {len(given)} answers to {len(references)} questions; pass one answer per "
             "question, and at least one"
         )
-    scores = np.zeros((len(given), 2))
-    # Version 2.0 does not count references that become empty.
-    unanswerable = not all(references)
-    kept = [
-        [text for text in texts if normalised(text)] if unanswerable else list(texts)
-        for texts in references
-    ]
-    for row, answer, texts in zip(scores, given, kept, strict=True):
-        if texts:
-            row[:] = (
-                max(exact_match(answer, text) for text in texts),
-                max(f1(answer, text) for text in texts),
-            )
-        else:
-            row[:] = not normalised(answer)
+    unanswerable, kept = not all(references), counted(references)
+    scores = each(given, kept)
     values = dict(zip(ANSWERS, 100 * scores.mean(axis=0), strict=True))
     answered = np.array([bool(texts) for texts in kept])
     if unanswerable and answered.any():

@@ -17,6 +17,7 @@ from fmjax.contracts import Record
 
 Entity: TypeAlias = tuple[str, Hashable]  # its kind and its location
 WORST = 10  # number of listed examples
+SAMPLES = 5  # number of examples that are listed however good they are
 LONGEST = 400  # displayed characters of a text
 
 
@@ -75,17 +76,31 @@ def entity_table(truth: Collection[Entity], predicted: Collection[Entity]) -> li
     return rows
 
 
-def worst(losses: np.ndarray, valid: np.ndarray, row: Callable[[int], Record]) -> list[Record]:
+def worst(
+    losses: np.ndarray,
+    valid: np.ndarray,
+    row: Callable[[int], Record],
+    scores: np.ndarray | None = None,
+) -> list[Record]:
     """Returns the results of `row` for the examples with the largest losses, with the loss of each.
 
     Args:
       losses: [N].
       valid: [N], 1 for a real example.
       row: returns the displayed values of example i.
+      scores: [N], if given: the lowest scores come first, equal ones by their losses.
     """
     real = np.flatnonzero(valid > 0)
-    order = real[np.argsort(-losses[real], kind="stable")][:WORST]
+    keys = [-losses[real]] + ([] if scores is None else [scores[real]])
+    order = real[np.lexsort(keys)][:WORST]
     return [{**row(int(index)), "loss": float(losses[index])} for index in order]
+
+
+def samples(valid: np.ndarray, row: Callable[[int], Record]) -> list[Record]:
+    """Returns what `row` says of a few examples, evenly spread; arguments as of `worst`."""
+    real = np.flatnonzero(valid > 0)
+    places = np.linspace(0, len(real) - 1, min(SAMPLES, len(real))).round().astype(int)
+    return [row(int(index)) for index in real[places]]
 
 
 def shortened(text: str) -> str:

@@ -63,11 +63,7 @@ def check_workdir(workdir: Path) -> bool:
         workdir.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in workdir.iterdir()}
         run = is_run(workdir)
-        # Left over from a run that was killed before its config was written: it is ours only if
-        # there is a lock.
-        own = {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
-        begun = LOCK in found and found <= own
-        if run or begun or not found:
+        if run or has_failed_start(workdir) or not found:
             (workdir / LOCK).touch()
             return run
     except (FileExistsError, NotADirectoryError):
@@ -81,6 +77,14 @@ def check_workdir(workdir: Path) -> bool:
         f"--workdir={workdir}: is not empty ({listed}) and does not contain a run of fmjax; name a "
         "new folder"
     )
+
+
+def has_failed_start(folder: Path) -> bool:
+    """Returns whether a folder holds only what a run leaves that ended before its config was
+    written."""
+    own = {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return LOCK in found and found <= own  # only where there is a lock is it ours
 
 
 @contextmanager

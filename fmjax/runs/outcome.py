@@ -113,25 +113,29 @@ def grid(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     return f'<div class="wide"><table class="matrix">{inner}</table></div>'
 
 
-def worst_section(evaluation: Evaluation | None) -> str:
-    """Returns the examples with the largest losses."""
-    worst: Sequence[Facts] = evaluation.details.get("worst", []) if evaluation else []
-    if not worst:
-        return ""
-    rows = [
-        (
-            f"{row['example']:,}",
-            escape(row["text"]),
-            escape(row["label"]),
-            escape(row["predicted"]),
-            short(row["loss"]),
-        )
-        for row in worst
-    ]
-    head = ("example", "text", "label", "predicted", "loss")
-    return "<h2>Worst validation examples</h2>" + table(
-        head, rows, numbers=(0, 4), kind="examples stacked"
+def example_sections(evaluation: Evaluation | None) -> str:
+    """Returns the worst examples, and a few others where texts are written."""
+    details: Facts = evaluation.details if evaluation else {}
+    return examples_table("Worst validation examples", details.get("worst", [])) + examples_table(
+        "Validation samples", details.get("samples", [])
     )
+
+
+def examples_table(title: str, examples: Sequence[Facts]) -> str:
+    """Returns a table of examples with the same columns; nothing of none."""
+    if not examples:
+        return ""
+    head = list(examples[0])
+    numbers = [at for at, name in enumerate(head) if not isinstance(examples[0][name], str)]
+    rows = [[shown(row[name]) for name in head] for row in examples]
+    return f"<h2>{escape(title)}</h2>" + table(head, rows, numbers, "examples stacked")
+
+
+def shown(value: str | int | float) -> str:
+    """Returns what an example has in a column, as HTML."""
+    if isinstance(value, str):
+        return escape(value)
+    return f"{value:,}" if isinstance(value, int) else short(value)
 
 
 def table(

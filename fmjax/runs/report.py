@@ -19,7 +19,7 @@ from fmjax.runs import folder as run_folder
 from fmjax.runs.evaluation import LOSS, Evaluation, short
 from fmjax.runs.figures import figures
 from fmjax.runs.logs import EVALUATION, read_metrics
-from fmjax.runs.outcome import cards, class_section, table, worst_section
+from fmjax.runs.outcome import cards, class_section, example_sections, table
 
 REPORT = "report.html"
 SHOWN_EVALUATIONS, SHOWN_RECORDS = 12, 20
@@ -41,7 +41,8 @@ dl { display: flex; flex-wrap: wrap; gap: 8px; margin: 1em 0 }
 dl div { background: var(--card); border-radius: 8px; padding: 8px 14px }
 dt { color: var(--faint); font-size: 0.85em } dd { margin: 0; font-size: 1.25em; font-weight: 600 }
 .figures { display: flex; flex-wrap: wrap; gap: 6px } figure { margin: 0; max-width: 100% }
-figcaption { padding-left: 58px; font-weight: 600 } svg { max-width: 100%; height: auto }
+figcaption { padding-left: 58px; font-weight: 600 } svg { max-width: 100%; height: auto;
+  overflow: visible }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top;
@@ -98,7 +99,7 @@ def render(
         cards(evaluation, provenance, config),
         data_section(provenance),
         class_section(evaluation),
-        worst_section(evaluation),
+        example_sections(evaluation),
         *curves(records, evaluation),
         history(records),
         folded("Config", settings(("key", "value"), own)),

@@ -37,7 +37,15 @@ from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
 from fmjax.tasks.facts import class_fact, length_fact
-from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, pad_rows, readable, tokenizer_of
+from fmjax.tasks.token_rows import (
+    PADDED,
+    SHORTEN,
+    TOO_LONG,
+    Row,
+    pad_rows,
+    readable,
+    tokenizer_of,
+)
 
 OVERLONG = ("error", "truncate")
 
@@ -137,6 +145,9 @@ class Task(contracts.Task):
     ) -> Choices:
         """Tokenizes a source into examples of `choices` rows of `max_length` tokens."""
         check_columns(source, self.columns)
+        if not self.choices:  # of a Hugging Face folder, which does not say it
+            resolved = dataclasses.replace(self, **self.resolve(source))
+            return resolved.examples(source, processors, max_length, train)
         tokenizer = tokenizer_of(processors)
         records = [source[index] for index in range(len(source))]
         targets = [self.target(record, source.where(index)) for index, record in enumerate(records)]
@@ -165,11 +176,16 @@ class Task(contracts.Task):
         return [class_fact(names, right, "endings"), length_fact(lengths, max_length)]
 
     def rows(
-        self, read: Sequence[tuple[str, list[str]]], tokenizer: Tokenizer, most: int, where: Where
+        self,
+        read: Sequence[tuple[str, list[str]]],
+        tokenizer: Tokenizer,
+        most: int,
+        where: Where,
+        advice: str = TOO_LONG,
     ) -> list[list[Row]]:
         """Returns the (ids, token types) of each ending of each example, in at most `most` tokens;
-        the longer part of longer ones is truncated. Raises UserError, naming the example, if
-        truncation is not allowed."""
+        the longer part of longer ones is truncated. Raises UserError, naming the example and with
+        the advice, if truncation is not allowed."""
         room = most - tokenizer.special_count(pair=True)
         if room < 2:
             special = f"the {most - room} special ones"
@@ -183,7 +199,7 @@ class Task(contracts.Task):
             longest = context.size + max(ending.size for ending in endings)
             if longest > room and self.overlong == "error":
                 problem = f"{longest + most - room} tokens exceed data.max_length={most}"
-                raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
+                raise RecordError(where(index), f"{problem}; {advice}", index)
             rows.append(
                 [tokenizer.assemble(*shortened(context, ending, room)) for ending in endings]
             )
@@ -267,7 +283,8 @@ class Task(contracts.Task):
                     f"{where(number)}: has {len(read[-1][1])} endings, but {where(0)} has "
                     f"{len(read[0][1])}; use the same number"
                 )
-        flat = [row for rows in self.rows(read, tokenizer, max_length, where) for row in rows]
+        rows = self.rows(read, tokenizer, max_length, where, SHORTEN)
+        flat = [row for own in rows for row in own]
         batch = {
             name: array.reshape(len(read), -1, array.shape[-1])
             for name, array in pad_rows(flat, tokenizer.pad_id).items()

@@ -31,7 +31,16 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.tasks.facts import length_fact
 from fmjax.tasks.labels import LabelTask
-from fmjax.tasks.token_rows import PADDED, TOO_LONG, Row, keys_of, pad_rows, readable, tokenizer_of
+from fmjax.tasks.token_rows import (
+    PADDED,
+    SHORTEN,
+    TOO_LONG,
+    Row,
+    keys_of,
+    pad_rows,
+    readable,
+    tokenizer_of,
+)
 
 KINDS = ("single", "multi", "regression")
 POOLS = ("first", "mean", "mask")
@@ -176,12 +185,17 @@ class Task(LabelTask):
         )
 
     def rows(
-        self, records: Sequence[Mapping[str, Value]], tokenizer: Tokenizer, most: int, where: Where
+        self,
+        records: Sequence[Mapping[str, Value]],
+        tokenizer: Tokenizer,
+        most: int,
+        where: Where,
+        advice: str = TOO_LONG,
     ) -> list[Row]:
         """Returns (ids, token types) of each record, in at most `most` tokens.
 
         Raises UserError, naming the record, if a text is not a string, is too long and may not be
-        truncated, or lacks the mask token that the classifier reads."""
+        truncated (with the advice), or lacks the mask token that the classifier reads."""
         for index, record in enumerate(records):
             for column in self.texts:
                 if not isinstance(record[column], str):
@@ -209,7 +223,7 @@ class Task(LabelTask):
             if row[0].size > most:
                 if self.overlong == "error":
                     problem = f"{row[0].size} tokens exceed data.max_length={most}"
-                    raise RecordError(where(index), f"{problem}; {TOO_LONG}", index)
+                    raise RecordError(where(index), f"{problem}; {advice}", index)
                 row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
             if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
                 mask = tokenizer.token(tokenizer.mask_id)
@@ -269,7 +283,7 @@ class Task(LabelTask):
                     f"{', '.join(self.texts)}{has}"
                 )
             records.append(example)
-        rows = self.rows(records, tokenizer, max_length, where)
+        rows = self.rows(records, tokenizer, max_length, where, SHORTEN)
         batch: dict[str, Value] = dict(pad_rows(rows, tokenizer.pad_id))
         return (
             batch

@@ -36,9 +36,11 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range
 from fmjax.metrics import answers as answer_metrics
 from fmjax.metrics import classes as class_metrics
+from fmjax.metrics import details
 from fmjax.tasks.question_windows import SIZED, Context, Question, Windows, to_rows
 from fmjax.tasks.token_rows import pad_rows, tokenizer_of
 
+NO_ANSWER = "(no answer)"  # in a report
 NEVER = -1e9  # the score of what cannot be an answer: finite, for sums of two
 
 
@@ -220,12 +222,43 @@ class Task(contracts.Task):
         """
         assert isinstance(examples, Windows)
         (lost,) = class_metrics.real_rows(valid, arrays["losses"])
-        found = examples.answers(arrays, valid)
-        given = ["" if self.is_null(null, best) else text for text, _, best, null in found]
         references = [question.answers for question in examples.questions]
+        given = self.given_answers(arrays, valid, examples)
         return class_metrics.defined(
             {"loss": lost.mean()} | answer_metrics.answers(given, references)
         )
+
+    def given_answers(self, arrays: HostBatch, valid: np.ndarray, examples: Windows) -> list[str]:
+        """Returns the answer to each question, "" for none."""
+        found = examples.answers(arrays, valid)
+        return ["" if self.is_null(null, best) else text for text, _, best, null in found]
+
+    def details(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> Record:
+        """Returns the questions with the lowest F1, of equal ones with the largest loss: the mean
+        over their windows.
+        """
+        assert isinstance(examples, Windows)
+        given, questions = self.given_answers(arrays, valid, examples), examples.questions
+        references = answer_metrics.counted([question.answers for question in questions])
+        scores = 100 * answer_metrics.each(given, references)[:, 1]
+        real = np.flatnonzero(valid)
+        owners = np.array([examples.rows[number].question for number in real])
+        windows = np.bincount(owners, minlength=len(questions))
+        sums = np.bincount(owners, arrays["losses"][real], minlength=len(questions))
+
+        def row(index: int) -> Record:
+            expected = " / ".join(dict.fromkeys(questions[index].answers))
+            return {
+                "example": index + 1,
+                "question": details.shortened(examples.tokenizer.decode(questions[index].ids)),
+                "expected": details.shortened(expected) or NO_ANSWER,
+                "predicted": details.shortened(given[index]) or NO_ANSWER,
+                "f1": float(scores[index]),
+            }
+
+        return {"worst": details.worst(sums / np.maximum(windows, 1), windows, row, scores)}
 
     def is_null(self, null: float, best: float) -> bool:
         """Returns whether a question has no answer, by the scores of none and of the best span."""

@@ -36,6 +36,7 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range, one_of
 from fmjax.layers.vocabulary import cross_entropy_sum
 from fmjax.metrics import classes as class_metrics
+from fmjax.metrics import details
 from fmjax.metrics import texts as text_metrics
 from fmjax.tasks.facts import length_fact
 from fmjax.tasks.token_rows import (
@@ -46,6 +47,7 @@ from fmjax.tasks.token_rows import (
     packed_pairs,
     pad_rows,
     pair,
+    readable,
     tokenizer_of,
 )
 
@@ -215,6 +217,32 @@ class Task(TokenTask):
         return values | text_metrics.texts(
             self.scores, hypotheses, examples.references, self.bleu_tokenize
         )
+
+    def details(
+        self, arrays: HostBatch, valid: np.ndarray, examples: contracts.Examples | None = None
+    ) -> Record:
+        """Returns the pairs with the largest losses per token, and a few others: source, reference
+        and, if texts were generated, the output.
+        """
+        assert isinstance(examples, Pairs)
+
+        def row(index: int) -> Record:
+            tokenizer = examples.tokenizer
+            shown = {
+                "source": readable(examples.source_ids[index], tokenizer),
+                "reference": examples.references[index],
+            }
+            if "generated" in arrays:
+                shown["output"] = written(arrays["generated"][index], tokenizer)
+            return {"example": index + 1} | {
+                name: details.shortened(text) for name, text in shown.items()
+            }
+
+        each = arrays["losses"] / np.maximum(arrays["weights"], 1)
+        return {
+            "worst": details.worst(each, valid, row),
+            "samples": details.samples(valid, row),
+        }
 
     def inputs(
         self, examples: Sequence[Value], processors: Processors, max_length: int, where: Where

@@ -38,6 +38,7 @@ Row: TypeAlias = tuple[np.ndarray, np.ndarray]  # ids and token types [L]
 NOTHING = np.zeros(0, np.int32)
 PADDED = ("input_ids", "token_type_ids", "attention_mask")  # the result of `pad_rows`
 TOO_LONG = "shorten the text, raise the limit, or choose task.overlong=truncate"
+SHORTEN = "shorten the text"  # where a finished model predicts, its settings are what they are
 BOTH_SIDES = (
     "attention_mask",
     "label_weights",

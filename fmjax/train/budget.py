@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from fmjax import optim, pytree
 from fmjax.config.limits import MOST
 from fmjax.contracts import Batch, Config, PyTree, Task
+from fmjax.data.stream.batches import batch_spec
 from fmjax.distributed import sharding
 from fmjax.distributed.layout import Layout
 from fmjax.errors import UserError
@@ -23,7 +24,7 @@ from fmjax.hardware import memory_of_devices
 from fmjax.randomness import dropout_key
 from fmjax.train.chunks import chunked_logits, for_loss, logits_bytes, part_of_batch
 from fmjax.train.state import BatchSpec, abstract_params, abstract_state
-from fmjax.train.wrappers import MixtureModel
+from fmjax.train.wrappers import MixtureModel, unmixed
 
 GIB = 2**30
 FEW = 1e9  # floating-point operations
@@ -95,12 +96,8 @@ def scanned(model: PyTree) -> PyTree:
     return model.clone(settings=dataclasses.replace(model.settings, scan_layers=True))
 
 
-def needed_bytes(
-    config: Config, model: PyTree, task: Task, spec: BatchSpec, layout: Layout
-) -> dict[str, int]:
-    """Returns the bytes per device of parameters, their gradients, optimizer and activations."""
-    model = scanned(model)
-    params = abstract_params(model, spec, layout.mesh, layout.rules)
+def state_bytes(config: Config, params: PyTree, layout: Layout) -> dict[str, int]:
+    """Returns the bytes per device of abstract parameters, their gradients and the optimizer."""
     # The number of steps only affects the schedule, which has no state.
     optimizer = optim.build(config["optim"], params, steps=MOST)
     state = abstract_state(params, optimizer.transform, layout.mesh)
@@ -110,8 +107,17 @@ def needed_bytes(
         "parameters": device_bytes(params),
         "gradients": device_bytes(updated),
         "optimizer": device_bytes(state.opt_state),
-        "activations": saved_bytes(model, task, params, spec, layout, config),
     }
+
+
+def needed_bytes(
+    config: Config, model: PyTree, task: Task, spec: BatchSpec, layout: Layout
+) -> dict[str, int]:
+    """Returns the bytes per device of parameters, their gradients, optimizer and activations."""
+    model = scanned(model)
+    params = abstract_params(model, spec, layout.mesh, layout.rules)
+    saved = saved_bytes(model, task, params, spec, layout, config)
+    return state_bytes(config, params, layout) | {"activations": saved}
 
 
 def is_small(model: PyTree, spec: BatchSpec) -> bool:
@@ -123,6 +129,20 @@ def is_small(model: PyTree, spec: BatchSpec) -> bool:
     settings = vars(model.settings)
     rows = max(int(settings.get(name, 0)) for name in TABLES)
     return model.forward_flops(spec) < FEW and rows * int(settings.get("width", 1)) < FEW / 100
+
+
+def check_state(config: Config, model: PyTree, layout: Layout) -> None:
+    """Raises UserError as `check_memory` does, if parameters, gradients and optimizer alone have no
+    room. It needs no data, so that none are read in vain."""
+    model = scanned(unmixed(model))
+    spec = batch_spec(model.one_row_batch())
+    room = None if is_small(model, spec) else memory_of_devices()
+    if room is None:
+        return
+    params = abstract_params(model, spec, layout.mesh, layout.rules)
+    need = state_bytes(config, params, layout)
+    if sum(need.values()) > room.per_device:
+        raise UserError(too_large(config, need, sum(need.values()), room.per_device, room.what))
 
 
 def check_memory(
@@ -147,7 +167,7 @@ def check_memory(
 
 def too_large(config: Config, need: Mapping[str, int], total: int, room: float, what: str) -> str:
     """Returns the message for a step that does not fit, with the settings that would help most."""
-    state = total - need["activations"] // 2
+    state = total - need.get("activations", 0) // 2
     sizes = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in need.items())
     if state > room:
         how = (

@@ -92,7 +92,7 @@ def prepare(given: Config, workdir: Path, overridden: Collection[str] = ()) -> E
     config = continued(workdir, given) if resumed else given
     layout = lay_out(config)
     data = open_data(config, workdir, resumed, overridden)
-    built = build(data, resumed)
+    built = build(data, resumed, layout)
     spec = batch_shapes(built.config, built.examples["train"])
     check_memory(built.config, built.model, built.task, spec, layout)
     abstract = describe(built.config, built.model, spec, built.steps, layout)

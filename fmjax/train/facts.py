@@ -184,6 +184,8 @@ def padding(train: Examples, data: Config) -> Iterator[Fact]:
         if max(shares.values()) >= MUCH_PADDING and max(better.values()) < max(shares.values()):
             values["with_buckets"] = better
             rows += f"; data.buckets=auto would leave {percent(max(better.values()))}"
+    elif any(part.lengths is not None for part in train.parts.values()):
+        rows = f"batches of {data['max_length']} tokens, as mixtures have no length buckets"
     else:
         rows = "packed rows" if train.fill is not None else ""
     yield Fact("padding", listed + (f" in {rows}" if rows else ""), values)

@@ -25,9 +25,14 @@ from fmjax.config.limits import (
     unique_texts,
 )
 from fmjax.contracts import Config, Value
+from fmjax.data.sources import kinds
 from fmjax.data.sources.lines import RECORDS
-from fmjax.data.stream import balance
-from fmjax.errors import UserError
+from fmjax.data.splits import PART_KEYS
+from fmjax.data.stream import balance, mixing
+from fmjax.data.stream.buckets import check_words
+from fmjax.data.tokenizers import training
+from fmjax.distributed.sharding import resolve_rules
+from fmjax.errors import UserError, one_of
 from fmjax.models import sizes
 from fmjax.randomness import GENERATORS, MOST_SEED
 
@@ -39,6 +44,22 @@ def on_error(key: str, value: Value) -> None:
     """Raises UserError unless the value is a policy for bad records."""
     if not re.fullmatch("fail|skip:[0-9]+", str(value)):
         raise UserError(f'{key}="{value}": write fail, or skip:N to skip up to N bad records')
+
+
+def source(key: str, value: Value) -> None:
+    """Raises UserError unless the value is the name of a kind of source."""
+    text(key, value)
+    if "." in value:  # outside of fmjax
+        kinds.find_kind(value)
+    else:
+        one_of(key, value, [kinds.AUTO, *kinds.kinds()])
+
+
+def lengths(key: str, value: Value) -> None:
+    """Raises UserError unless the value is a list of lengths, or of a word that finds them."""
+    each(either(text, count(1, TOKENS), words="lengths, such as 32,64, or auto"))(key, value)
+    if value:
+        check_words([str(word) for word in value])
 
 
 FILES = either(text, texts, each(either(text, texts, words="")), words="a file, or a list of files")
@@ -71,7 +92,7 @@ CHECKPOINT: dict[str, Limit] = {
 MESH: dict[str, Limit] = {"axes": each(AXIS), "rules": text, "table": group}
 INIT: dict[str, Limit] = {"weights": text, "from": text}
 DATA: dict[str, Limit] = {
-    "source": text,
+    "source": source,
     "files": FILES,
     "mixture": group,
     "temperature": number(above=0, most=1e6, hint="1 leaves the weights unchanged"),
@@ -86,16 +107,12 @@ DATA: dict[str, Limit] = {
     "balance": choice(balance.KINDS),
     "balance_power": number(least=0, most=1, hint="0 changes nothing, 1 makes the classes equal"),
     "tokenizer": text,
-    "tokenizer_kind": text,
+    "tokenizer_kind": choice(training.KINDS),
     "lowercase": truth,
     "vocab_size": count(1, 2**24),
     "batch_size": count(1, ROWS),
     "max_length": count(1, TOKENS, hint="in tokens"),
-    "buckets": either(
-        text,
-        each(either(text, count(1, TOKENS), words="")),
-        words="lengths, such as 32,64, or auto",
-    ),
+    "buckets": lengths,
     "on_error": on_error,
     "workers": count(0, 1024, hint="0 uses a thread"),
     "prefetch": count(0, 2**16),
@@ -125,11 +142,25 @@ def check_config(config: Config) -> None:
         check(section, config.get(section) or {}, limits)
     stopping = config["train"].get("early_stopping") or {}
     check("train.early_stopping", stopping, EARLY_STOPPING)
+    resolve_rules(config["mesh"].get("rules") or "", config["mesh"].get("table"))
+    if config["data"].get("mixture"):
+        check_mixture(config["data"])
     optim.check_section(config["optim"])
     for section in ("model", "task"):
         text(f"{section}.name", config[section].get("name"))
     tasks.make(config["task"])
     check_model(config["model"])
+
+
+def check_mixture(data: Config) -> None:
+    """Raises UserError, naming the key, for what a source of a mixture cannot be, and for weights
+    and a curriculum that do not fit.
+    """
+    for name in mixing.parts_of(data, PART_KEYS):
+        check(f"data.mixture.{name}", data["mixture"][name], DATA)
+    weights = {name: share.weight for name, share in mixing.shares(data).items()}
+    # Those that follow from sizes, which are not known yet, are above 0.
+    mixing.stages(data, {name: 1.0 if one is None else one for name, one in weights.items()})
 
 
 def check_model(section: Config) -> None:

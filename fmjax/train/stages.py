@@ -13,17 +13,15 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from fmjax import optim, tasks
-from fmjax.contracts import Config, Examples, Processors, Source, Task
+from fmjax.contracts import Config, Examples, Processors, PyTree, Source, Task
 from fmjax.data.kinds import lifecycle
 from fmjax.data.kinds.choose import choose_processors
 from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
 from fmjax.data.stream.buckets import Bucketed
-from fmjax.data.stream.examples import check_positions, find_overlap, make_examples
-from fmjax.data.stream.packing import fill_of
+from fmjax.data.stream.examples import check_positions, make_examples, notes_of
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.decoding.settings import check_generation
 from fmjax.distributed.hosts import say
@@ -33,6 +31,7 @@ from fmjax.inference.pretrained import Pretrained
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
+from fmjax.train.budget import check_state
 from fmjax.train.chunks import for_loss
 from fmjax.train.length import checked_steps
 from fmjax.train.resolve import resolve_model
@@ -40,8 +39,6 @@ from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_s
 from fmjax.train.step import TrainStep, make_step
 from fmjax.train.warm_start import start_from
 from fmjax.train.wrappers import mix
-
-TrainedModel: TypeAlias = Any  # a Linen module that is a contracts.Model, or a MixtureModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Built:
 
     config: Config  # resolved: as it is stored
     task: Task
-    model: TrainedModel
+    model: PyTree  # a Linen module that is a contracts.Model, or a MixtureModel
     examples: Mapping[str, Examples]  # by split
     steps: int
     notes: Config  # about the data, for provenance
@@ -100,6 +97,7 @@ def open_data(
     sources["train"], settings = tolerance.apply(sources["train"], task.resolve)
     config = config | {"task": config["task"] | settings}
     task = tasks.make(config["task"])
+    best.check_metrics(config, task)  # before a tokenizer is trained
     weights = None if pretrained is None else pretrained.processors
     find = partial(choose_processors, config, task, workdir if resumed else None, weights)
     sources["train"], processors = tolerance.apply(sources["train"], find)
@@ -109,28 +107,28 @@ def open_data(
     return Data(config, sources, facts, tolerance, pretrained, processors)
 
 
-def build(data: Data, resumed: bool) -> Built:
-    """Returns the task, the model and the examples. Raises UserError where they do not fit."""
+def build(data: Data, resumed: bool, layout: Layout) -> Built:
+    """Returns the task, the model and the examples. Raises UserError where they do not fit each
+    other or, before examples are made, the devices' memory.
+    """
     task = tasks.make(data.config["task"])
-    best.check_metrics(data.config, task)
     config, model = build_model(data.config, data.pretrained, data.processors, task)
     check_generation(task, model, data.processors, config["data"]["max_length"])
     check_positions(config)
+    check_state(config, model, layout)
     sources = dict(data.sources)  # without bad records, once examples are made
     examples = make_examples(task, sources, data.processors, config, data.tolerance)
     best.check_evaluated(config, examples)
     train = examples["train"]
     if isinstance(train, Bucketed):
         config = config | {"data": config["data"] | {"buckets": train.borders}}
-    notes = {} if resumed else find_overlap(task, sources, data.processors)
-    if not resumed and (fill := fill_of(train)):
-        notes["fill"] = fill
+    notes = {} if resumed else notes_of(task, sources, data.processors, train)
     return Built(config, task, model, examples, checked_steps(config, train), notes)
 
 
 def build_model(
     config: Config, pretrained: Pretrained | None, processors: Processors, task: Task
-) -> tuple[Config, TrainedModel]:
+) -> tuple[Config, PyTree]:
     """Returns the config with all of the model's settings, and the model."""
     model = mix(resolve_model(config, pretrained, processors, task), task)
     settings = {"name": config["model"]["name"]} | dataclasses.asdict(model.settings)
@@ -138,7 +136,7 @@ def build_model(
 
 
 def describe(
-    config: Config, model: TrainedModel, spec: BatchSpec, steps: int, layout: Layout
+    config: Config, model: PyTree, spec: BatchSpec, steps: int, layout: Layout
 ) -> Abstract:
     """Returns a step's abstract inputs. Raises UserError if they do not fit each other."""
     params = abstract_params(model, spec, layout.mesh, layout.rules)
@@ -147,7 +145,7 @@ def describe(
     return Abstract(layout, spec, optimizer, state)
 
 
-def training_step(config: Config, model: TrainedModel, task: Task, abstract: Abstract) -> TrainStep:
+def training_step(config: Config, model: PyTree, task: Task, abstract: Abstract) -> TrainStep:
     """Returns the step, to be compiled."""
     trained = optim.trainable(abstract.state.params, config["optim"].get("freeze", ()))
     update, parts = abstract.optimizer.transform, accumulation(config)

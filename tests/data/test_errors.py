@@ -397,7 +397,8 @@ def test_validation_that_is_in_the_training_data_is_counted(monkeypatch, tokeniz
     assert (sampled.trained, sampled.whole) == (10, False) and "in training (compared with a sample of 10)" in sampled.warning()
 
 
-def test_a_worker_that_dies_before_it_reads_ends_the_run(monkeypatch):
+@pytest.mark.parametrize(("python", "code"), [(b"/bin/false", 1), (b"/bin/true", 0)])
+def test_a_worker_that_dies_before_it_reads_ends_the_run(monkeypatch, python, code):
     """As one does that imports a script without a main guard: what it is sent must fit into the pipe to it."""
     large = Numbers(9, classes=np.zeros(100_000))
     handed = Handed(large)
@@ -409,8 +410,8 @@ def test_a_worker_that_dies_before_it_reads_ends_the_run(monkeypatch):
     assert not path.exists()
     # A Python that is no Python is a worker that dies at once.
     resource_tracker.ensure_running()
-    monkeypatch.setattr(spawn, "get_executable", lambda: b"/bin/false")
-    with pytest.raises(UserError, match=r"data.workers=2: a worker process ended with exit code 1 before it read .*__main__"):
+    monkeypatch.setattr(spawn, "get_executable", lambda: python)
+    with pytest.raises(UserError, match=rf"workers=2: a worker process ended with exit code {code} before it read .*__main__"):
         read(large, 4, workers=2)
 
 

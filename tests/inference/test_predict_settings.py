@@ -11,8 +11,10 @@ import pytest
 from support.processors import using
 
 from fmjax import tasks
+from fmjax.config.json_files import read_json, write_json
 from fmjax.data.tokenizers.tokenizer import train_tokenizer
 from fmjax.errors import UserError
+from fmjax.inference.convert import write_run
 from fmjax.inference.load import load
 from fmjax.inference.predicting import chosen, generation_settings
 from fmjax.inference.pretrained import Pretrained
@@ -100,6 +102,25 @@ def test_prompts_that_are_too_long_are_named(model):
     found = model.predictor((), None, {}).answers_or_errors(["abc", "a" * 31, "xyz"], "row {}".format)
     assert [found[0], found[2]] == model.predict(["abc", "xyz"])
     assert str(found[1]) == "row 1: has 31 tokens, more than the 30 that this model reads; shorten it"
+
+
+def test_rotary_models_have_a_limit_too(tmp_path):
+    letters = train_tokenizer([string.ascii_lowercase * 9], "char", 40, lowercase=False)
+    llama = dataclasses.replace(load(GOLDEN / "decoders" / "llama_lm"), processors=using(letters))
+    for given, message in (
+        ("a" * 8, "example 0: 8 tokens and 64 new ones exceed the 40 positions of the model"),
+        ("a" * 41, "example 0: has 41 tokens, more than the 40 that this model reads"),
+    ):
+        with pytest.raises(UserError, match=message):
+            llama.predict([given])
+    with pytest.raises(UserError, match="3 tokens and 39 new ones exceed the 40 positions of the model"):
+        llama.generate(input_ids=[[1, 2, 3]], max_new_tokens=39)
+    # A run reads what it was trained on, whatever its model was meant for.
+    write_run(llama, tmp_path)
+    config = read_json(tmp_path / "config.json")
+    assert config["data"]["max_length"] == 40
+    write_json(tmp_path / "config.json", config | {"data": config["data"] | {"max_length": 64}})
+    assert load(tmp_path).model.settings.context == 64 and load(tmp_path)._longest() == 64
 
 
 def test_bad_examples_shift_no_draws(model):

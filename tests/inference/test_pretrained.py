@@ -28,9 +28,11 @@ from fmjax.errors import UserError
 from fmjax.hub import folders
 from fmjax.hub.reference import class_names
 from fmjax.inference import predict
+from fmjax.inference.evaluate import evaluate_run
 from fmjax.inference.load import load
 from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.runs.checkpoint import Best, Checkpoints
+from fmjax.runs.folder import check_workdir
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"width": 36, "layers": 2, "attention_heads": 3, "mlp_width": 50, "vocab_size": 97, "positions": 130}  # of the goldens
@@ -282,6 +284,11 @@ def test_runs_that_cannot_be_loaded_or_saved(tmp_path, tokenizer):
         load(tmp_path / "mean").save(tmp_path / "folder")
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "nothing")
+    begun = tmp_path / "begun"  # what a run leaves whose data could not be read
+    assert not check_workdir(begun) and [path.name for path in begun.iterdir()] == [".lock"]
+    for read in (load, evaluate_run):
+        with pytest.raises(UserError, match="begun: the run has no checkpoint yet; train it first, with the same --workdir$"):
+            read(begun)
     (tmp_path / "bare").mkdir()
     with pytest.raises(UserError, match=r"config.json: no such file"):
         load(tmp_path / "bare")

@@ -29,6 +29,15 @@ def test_the_worst_examples_are_real_ones():
     assert [row["example"] for row in rows] == list(range(19, 9, -1)) and rows[0]["loss"] == 18.0
 
 
+def test_scores_come_before_losses_and_samples_are_spread():
+    scores = np.array([1.0, 0.0, 0.5, 0.0])
+    rows = details.worst(np.array([9.0, 1.0, 5.0, 2.0]), np.ones(4), lambda index: {"example": index}, scores)
+    assert [row["example"] for row in rows] == [3, 1, 2, 0]
+    valid = np.array([1] * 9 + [0])
+    assert details.samples(valid, lambda index: {"example": index}) == [{"example": at} for at in (0, 2, 4, 6, 8)]
+    assert details.samples(np.zeros(2), dict) == [] and len(details.samples(np.ones(3), lambda index: {"example": index})) == 3
+
+
 @pytest.mark.parametrize(
     ("kind", "logits", "labels", "classes", "worst"),
     [

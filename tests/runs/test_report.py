@@ -121,6 +121,15 @@ def test_classes_confusions_and_the_worst_examples():
         assert text in found.texts, text
 
 
+def test_answers_and_translations_are_shown_with_what_was_expected():
+    worst = [{"example": 1200, "question": "who <b>?", "expected": "a", "predicted": "b", "f1": 0.0, "loss": 1.5}]
+    samples = [{"example": 1, "source": "a house", "reference": "ein Haus", "output": "Haus"}]
+    found = page([], {}, evaluation()._replace(details={"worst": worst, "samples": samples})).texts
+    for text in ("question", "1,200", "who <b>?", "expected", "1.500", "Validation samples", "ein Haus", "output", "Haus"):
+        assert text in found, text
+    assert found.index("Worst validation examples") < found.index("Validation samples")
+
+
 def test_of_many_classes_the_weakest_and_the_most_frequent_confusions_are_listed():
     found = page([], {}, evaluation(outcome.MOST_CLASSES + 1))
     assert "Confusion matrix" not in found.texts and "Most frequent confusions" in found.texts

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from support.sources import MemoryRecords
 
-from fmjax.contracts import Processors
+from fmjax.contracts import Examples, Processors
 from fmjax.data.kinds import text
 from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from fmjax.distributed import sharding
@@ -48,6 +48,18 @@ def test_facts_are_shown_where_there_is_no_terminal(run, tmp_path, capsys):
     assert lines[0].startswith("records  120 train, 20 validation (") and lines[0].endswith(" validation examples)")
     assert lines[-1] == "steps    0 to 1, of 16 examples each"
     assert lines[2].endswith("of input_ids in packed rows") and "BertForMaskedLM" in lines[5]
+
+
+def test_a_mixture_says_that_it_has_no_buckets():
+    class Texts(Examples):
+        lengths, max_length = np.array([4, 12]), 16
+
+    class Mixed(Examples):
+        parts = {"books": Texts(), "wiki": Texts()}  # noqa: RUF012
+
+    (fact,) = facts.padding(Mixed(), {"max_length": 16})
+    rows = "50 % of books/input_ids, 50 % of wiki/input_ids in batches of 16 tokens"
+    assert fact.text == f"{rows}, as mixtures have no length buckets"
 
 
 def test_unknown_tokens_are_counted_and_warned_of(tmp_path):

@@ -236,6 +236,14 @@ def test_starting_from_other_weights(exported, whole, run, refused, tmp_path, ca
     assert json.loads((workdir / "config.json").read_text())["init"] == {"weights": str(origin)}
     assert items(workdir)[name].tobytes() == ours[name].tobytes()
 
+    # With a checkpoint it needs the weights no more, by the name that they had.
+    if exported:
+        moved = origin.rename(tmp_path / "moved")
+        others = [setting.replace(str(origin), str(moved)) for setting in settings]
+        said = refused(workdir, *others, arg="classify")
+        assert f"give init.weights={origin} again, which need not be there any more as the run goes on from its" in said
+        assert run(workdir, *settings, arg="classify") == 0
+
 
 KINDS: dict[str, tuple[Callable[[str, str], dict[str, Any]], tuple[str, ...], str]] = {
     "pairs": (

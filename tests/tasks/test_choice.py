@@ -46,6 +46,8 @@ def test_columns_and_lists_of_endings(tokenizer):
     rows = []
     for source, task in ((columns, {"context": "sent1", "start": "sent2", "endings": ("ending0", "ending1")}), (lists, {})):
         example = Task(choices=2, **task).examples(source, using(tokenizer), 9, train=True)[0]
+        # The task of a Hugging Face folder does not know the number.
+        assert Task(**task).examples(source, using(tokenizer), 9, train=False)[0]["labels"] == 1
         assert example["input_ids"].shape == (2, 9) and example["labels"] == 1 and example["labels"].dtype == np.int32
         assert example["attention_mask"].sum(axis=1).tolist() == [7, 8]
         rows.append([[tokenizer.token(int(i)) for i in row] for row in example["input_ids"]])
@@ -147,6 +149,9 @@ def test_a_folder_predicts(tmp_path):
         model.predict([("w1", ["w3", "w4", "w5"]), ("w1", ["w3", "w4"])])
     with pytest.raises(UserError, match="example 0: is not a question with endings; pass an object with context, endings"):
         model.predict(["w1"])
+    # The folder has 40 positions; nothing is cut without a word.
+    with pytest.raises(UserError, match=r"^example 1: 43 tokens exceed data.max_length=40; shorten the text$"):
+        model.predict([("w1", ["w3", "w4"]), ("w1 " * 38, ["w3 w4", "w4"])])
     ids = np.ones((2, 8), np.int32)
     with pytest.raises(UserError, match=r"input_ids: has shape \(2, 8\); give \[rows, choices, tokens\]"):
         model.apply(input_ids=ids)

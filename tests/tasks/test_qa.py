@@ -196,6 +196,20 @@ def test_a_question_may_have_no_answer(tokenizer):
     assert judged(Task(), examples, [examples.questions[0].span, None])["no_answer_exact_match"] == 0.0
 
 
+def test_the_worst_questions_are_shown(tokenizer):
+    source = Records([asked("w1 w2 w3", "w2", "w3"), asked("w4 w5 w6", "w5"), asked("w7 w8")])
+    task = Task(unanswerable=True)
+    examples = task.examples(source, using(tokenizer), 12, train=False)
+    places = np.array([[examples.place(row) + token] for row, token in zip(examples.rows, (1, 0, 0), strict=True)])
+    arrays = {"scores": np.ones((4, 1)), "first": np.append(places, [[0]], 0), "last": np.append(places, [[0]], 0)}
+    arrays |= {"null": np.full(4, -9.0), "losses": np.array([3.0, 1.0, 2.0, 9.0])}
+    worst = task.details(arrays, np.array([1.0, 1.0, 1.0, 0.0]), examples)["worst"]
+    assert [(row["example"], row["expected"], row["predicted"], row["f1"], row["loss"]) for row in worst] == [
+        (3, "(no answer)", "w7", 0.0, 2.0), (2, "w5", "w4", 0.0, 1.0), (1, "w2 / w3", "w2", 100.0, 3.0)
+    ]  # fmt: skip
+    assert worst[0]["question"].startswith("who")
+
+
 def test_no_answer_is_scored_where_it_is_least_sure(tokenizer):
     source = Records([asked(" ".join(WORDS[:12]))])
     examples = Task(stride=4).examples(source, using(tokenizer), 12, train=False)

@@ -139,6 +139,12 @@ def test_scores_of_what_was_generated(tokenizer):
     found = task.metrics(arrays, np.array([1, 1, 0, 0]), examples)
     assert set(found) == set(task.measures) and found["exact_match"] == 0.5 and 0 < found["chrf"] < 100
     assert set(task.signatures) == {"bleu", "chrf"} and "tok:13a" in task.signatures["bleu"]
+    shown = task.details(arrays | {"losses": np.arange(4.0)}, np.array([1, 1, 0, 0]), examples)
+    rows = [
+        {"example": 1 + number, "source": record["source"], "reference": record["target"], "output": output}
+        for number, (record, output) in enumerate(zip(PAIRS, ("rot blau", "rot"), strict=True))
+    ]
+    assert shown == {"worst": [rows[1] | {"loss": 1.0}, rows[0] | {"loss": 0.0}], "samples": rows}
 
 
 def test_what_is_written_ends_at_the_end(tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from fmjax.errors import UserError
 from fmjax.hardware import Room
 from fmjax.planning.plan import build_from_first_records, describe_step
 from fmjax.train import budget
+from fmjax.train.experiment import prepare
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "bert_mlm.py"
 
@@ -44,6 +46,19 @@ def test_what_has_no_room_is_refused(changes, parts):
         budget.check_memory(*given)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_model_without_room_is_refused_before_texts_are_tokenized(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("the cat sat on the mat\n\n" * 40)
+    loaded = load_config(f"{CONFIG}:tiny")
+    files = {"train": str(tmp_path / "a.txt")}
+    apply_overrides(loaded, [("data.files", json.dumps(files)), ("data.vocab_size", "60"), ("data.hold_out", "none")])
+    monkeypatch.setattr("fmjax.train.stages.make_examples", None)
+    monkeypatch.setattr(budget, "FEW", 0)
+    monkeypatch.setattr(budget, "memory_of_devices", lambda: Room(1000, "this machine"))
+    message = r"needs about 0.0 GiB per device \(parameters 0.0, gradients 0.0, optimizer 0.0\), .*; choose a smaller model.size"
+    with pytest.raises(UserError, match=message):
+        prepare(to_dict(loaded), tmp_path / "run")
 
 
 def test_devices_that_share_heads_may_share_activations(monkeypatch):

@@ -19,8 +19,12 @@ WHOLE = 10**9
 ABSURD = (-1, 0, WHOLE, 1e9, math.nan, math.inf, "x")
 GROUPS = ("files", "mixture", "curriculum", "multipliers", "axes", "table", "early_stopping")  # of keys, each checked below
 
-# The absurd values that a number may have, as they mean something. Text may be "x" wherever it names
-# something, which is looked for where it is used.
+# The keys whose text names something that is looked for where it is used: a column, a metric, a file, a folder.
+NAMES = (
+    *("data.name", "data.data_dir", "data.hold_out_by", "data.tokenizer", "init.weights", "init.from"),
+    *("checkpoint.best", "train.early_stopping.metric"),
+)
+# The absurd values that a number may have, as they mean something.
 MEANINGFUL: dict[str, tuple[object, ...]] = {
     "train.steps": (WHOLE,),
     "train.log_every": (0, WHOLE),
@@ -144,6 +148,7 @@ def test_every_key_of_the_defaults(section, key):
         assert passed == []  # not a setting of AdamW; see below
         return
     assert [value for value in passed if value != "x"] == list(MEANINGFUL.get(f"{section}.{key}", ()))
+    assert ("x" in passed) == (f"{section}.{key}" in NAMES)
 
 
 def test_settings_of_other_optimizers():
@@ -203,6 +208,15 @@ def test_a_value_of_a_list_is_checked_too():
     made = config()
     for section, key, value, message in (
         ("data", "buckets", [0], "data.buckets"),
+        ("data", "buckets", ["auto", "8"], "data.buckets=auto,8: write auto, auto:N for N lengths"),
+        ("data", "source", "csw", 'data.source="csw" (did you mean "csv"?): choose one of auto, '),
+        ("data", "source", "my.toy", 'data.source="my.toy" names a module outside fmjax'),
+        ("data", "tokenizer_kind", "wordpeace", 'data.tokenizer_kind="wordpeace" (did you mean "wordpiece"?)'),
+        ("data", "mixture", {"a": {"source": "x"}, "b": {}}, 'data.mixture.a.source="x": choose one of auto, '),
+        ("data", "mixture", {"a": {"wight": 1}, "b": {}}, 'data.mixture.a.wight (did you mean "weight"?)'),
+        ("data", "mixture", {"a": {"weight": 1}, "b": {}}, "data.mixture: b has no weight, but a has one"),
+        ("mesh", "rules", "fdsp", 'mesh.rules="fdsp": no such table (did you mean "fsdp"?)'),
+        ("mesh", "table", {"vocap": "data"}, 'mesh.table: no axis is named "vocap"'),
         ("data", "columns", ["a", "b", "a"], 'data.columns: has "a" twice'),
         ("data", "files", {"train": 3}, "data.files"),
         ("mesh", "axes", {"data": 1.5}, "mesh.axes.data=1.5: must be a whole number of devices"),

@@ -28,7 +28,7 @@ from fmjax.data.storage.mapped import File
 from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS
 from fmjax.errors import UserError
 
-IDX_IMAGES = re.compile(r"images[-.]idx3")
+IDX_IMAGES = re.compile(r"images[-.]idx3", re.IGNORECASE)
 MOST_BYTES = 8 * 2**30  # of a decompressed file
 DIGITS = {"train": 1297, "validation": 200, "test": 300}  # images of each split
 
@@ -105,7 +105,7 @@ def open_idx(files: Files, split: str) -> Idx:
         found = sorted(
             file
             for file in path.iterdir()
-            if IDX_IMAGES.search(file.name) and file.name.startswith(begins)
+            if IDX_IMAGES.search(file.name) and file.name.lower().startswith(begins)
         )
         if not found:
             raise UserError(
@@ -126,15 +126,18 @@ def beside(path: Path) -> Path:
             f"{path}: is not named like an idx file of images (train-images-idx3-ubyte.gz); name "
             "the file of the images"
         )
-    plain = path.name.removesuffix(".gz")
+    plain = re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE)
     tried = [
         IDX_IMAGES.sub(f"labels{mark}idx1", plain) + packed
         for mark in "-."
         for packed in (".gz", "")
     ]
-    for name in tried:
-        if (path.parent / name).is_file():
-            return path.parent / name
+    tried = [name.upper() for name in tried] if plain.isupper() else tried
+    files = [file for file in path.parent.iterdir() if file.is_file()]
+    there = {file.name.lower(): file for file in files} | {file.name: file for file in files}
+    for name in (*tried, *map(str.lower, tried)):  # the same case is preferred
+        if name in there:
+            return there[name]
     raise UserError(
         f"{path}: the file of its labels, {tried[0]} or {tried[1]}, is not in the same folder; put "
         "it there"

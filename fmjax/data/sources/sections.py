@@ -99,7 +99,8 @@ def hold_out_sections(source: Source, share: float) -> tuple[Spans, Spans, str] 
     note = (
         f"data.hold_out={share}: the training data has {len(texts)} {records}, so the text is cut "
         f"at {how} into {count} sections; {len(chosen)} {'is' if len(chosen) == 1 else 'are'} held "
-        f"out for validation, {size:,} of {total:,} characters"
+        f"out for validation, {size:,} of {total:,} characters; neighbors stay joined, "
+        f"which makes {len(rest)} train and {len(out)} validation records"
     )
     return rest, out, note
 

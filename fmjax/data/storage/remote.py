@@ -26,7 +26,7 @@ from fmjax.errors import UserError, nearest, one_line
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
 # The packages that read each scheme.
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
-IDX = re.compile(r"(images|labels)[-.]idx[13]")
+IDX = re.compile(r"(images|labels)[-.]idx[13]", re.IGNORECASE)
 # Files in folders that Hugging Face's datasets saved.
 SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
 # Their names for the version tag at S3, Azure and others.

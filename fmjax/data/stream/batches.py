@@ -25,7 +25,13 @@ from fmjax.contracts import Config, Example, Examples, HostBatch, Order, Undrawn
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.handing import Handed
 from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance, take_skipped
-from fmjax.data.stream.watch import Slots, Watchdog, begin_reader, how_it_ended
+from fmjax.data.stream.watch import (
+    Slots,
+    Watchdog,
+    begin_reader,
+    how_it_ended,
+    notice_every_end,
+)
 from fmjax.errors import UserError
 
 NEXT = "global_next_index"  # key of the state: number of examples returned, over all hosts
@@ -139,6 +145,7 @@ class TrainBatches:
         batches = rows.batch(self._read, drop_remainder=True).to_iter_dataset(options)
         if not reading.workers:
             return batches
+        notice_every_end()
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain has flags of its own, whose defaults are fine
         each = grain.MultiprocessingOptions(

@@ -248,6 +248,18 @@ def bucketed(
     return Bucketed(examples, borders, batch_size)
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Raises UserError unless words are lengths, "auto", "auto:N" or "none"."""
+    kind, _, count = words[0].partition(":")
+    found = kind == AUTO and is_count(count) and int(count) > 0
+    alone = len(words) == 1 and (words[0] in (AUTO, NONE) or found)
+    if not alone and not all(is_count(word) for word in words):
+        raise UserError(
+            f"data.buckets={','.join(words)}: write auto, auto:N for N lengths, lengths such as "
+            "32,64,128, or none"
+        )
+
+
 def read_borders(
     words: Sequence[str], max_length: int, lengths: np.ndarray, multiple: int = MULTIPLE
 ) -> list[int]:
@@ -256,14 +268,9 @@ def read_borders(
 
     Raises UserError for a malformed length, or one longer than `data.max_length`.
     """
-    kind, _, count = words[0].partition(":")
-    if len(words) == 1 and kind == AUTO and is_count(count) and int(count):
-        return best_borders(lengths, int(count), max_length, multiple)
-    if not all(is_count(word) for word in words):
-        raise UserError(
-            f"data.buckets={','.join(words)}: write auto, auto:N for N lengths, lengths such as "
-            "32,64,128, or none"
-        )
+    check_words(words)
+    if words[0].startswith(AUTO):
+        return best_borders(lengths, int(words[0].removeprefix(f"{AUTO}:")), max_length, multiple)
     borders = sorted({int(word) for word in words})
     if borders[0] < 1 or borders[-1] > max_length:
         raise UserError(

@@ -16,6 +16,7 @@ from fmjax.data.stream import overlap
 from fmjax.data.stream.balance import Resampled, balance
 from fmjax.data.stream.buckets import MULTIPLE, Bucketed, bucketed
 from fmjax.data.stream.mixing import MixedExamples
+from fmjax.data.stream.packing import fill_of
 from fmjax.data.stream.tolerance import CHUNK, Tolerance
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import length_parts
@@ -144,6 +145,15 @@ def find_overlap(task: Task, sources: Mapping[str, Any], processors: Processors)
     return {
         "overlap": {"records": found.count, "validation": found.held, "training": found.trained}
     }
+
+
+def notes_of(
+    task: Task, sources: Mapping[str, Any], processors: Processors, train: Examples
+) -> Config:
+    """Returns what provenance records of the data of a new run: overlap of splits, and how full
+    rows are."""
+    fill = fill_of(train)
+    return find_overlap(task, sources, processors) | ({"fill": fill} if fill else {})
 
 
 def check_positions(config: Config) -> None:

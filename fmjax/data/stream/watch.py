@@ -8,6 +8,7 @@ saves its state first.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -111,6 +113,22 @@ def how_it_ended(error: RuntimeError) -> str | None:
     return (
         f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     )
+
+
+def notice_every_end() -> None:
+    """Makes Grain notice every worker that has ended.
+
+    It would wait for ever for one that ended with exit code 0, as a script does that a worker
+    imports and that calls sys.exit().
+    """
+    with contextlib.suppress(ImportError):  # another version of Grain, with ways of its own
+        from grain._src.python.dataset.transformations import process_prefetch
+
+        def ended(iterator: Any) -> bool:
+            process = iterator._prefetch_process
+            return process is not None and process.exitcode is not None
+
+        process_prefetch.ProcessPrefetchDatasetIterator._process_failed = ended
 
 
 class Watchdog:

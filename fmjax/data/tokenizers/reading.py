@@ -1,8 +1,7 @@
 """Reads tokenizers from folders in Hugging Face's format. No file is executed or unpickled.
 
-`tokenizer.json` is self-contained. Older formats are `vocab.txt` (BERT's WordPiece) and
-`vocab.json` with `merges.txt` (the byte-level BPE of GPT-2 and RoBERTa), with settings in
-`tokenizer_config.json`; SentencePiece's `*.model`; and `*.tiktoken`.
+`tokenizer.json` is self-contained. Older formats are `vocab.txt` (BERT's WordPiece), `vocab.json`
+with `merges.txt` (byte-level BPE), both with `tokenizer_config.json`; `*.model`; and `*.tiktoken`.
 """
 
 from __future__ import annotations
@@ -170,7 +169,9 @@ def read(path: Path) -> tuple[Pieces | SentencePieces | MarianPieces, Settings]:
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         check_class(path, settings, BYTE_LEVELS)
         return Pieces(byte_level(path / "vocab.json", settings)), settings
-    found = sorted(path.glob("*.model")) or sorted(path.glob(f"*{tiktokens.SUFFIX}"))
+    files = sorted(path.iterdir())
+    found = [file for file in files if file.suffix.lower() == ".model"]
+    found = found or [file for file in files if file.suffix.lower() == tiktokens.SUFFIX]
     if not found:
         raise UserError(f"{path}: no tokenizer; looked for {LOOKED_FOR}")
     if len(found) > 1:

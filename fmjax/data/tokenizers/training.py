@@ -42,17 +42,7 @@ def train(
 
     Raises UserError if training is impossible.
     """
-    makers: dict[str, Callable[[list[str], int, bool, int], Pieces | SentencePieces]]
-    makers = {
-        "wordpiece": wordpiece,
-        "bpe": bpe,
-        "word": words,
-        "unigram": unigram,
-        "t5": t5,
-        "char": characters,
-        "byte": single_bytes,
-    }
-    one_of("data.tokenizer_kind", kind, makers)
+    one_of("data.tokenizer_kind", kind, KINDS)
     special = T5_SPECIAL if kind in ("t5", "char", "byte") else BERT_SPECIAL
     least = (
         len(special)
@@ -70,7 +60,7 @@ def train(
             "the data has no text to train a tokenizer on; add text, or name a tokenizer in "
             "data.tokenizer"
         )
-    return makers[kind](texts, vocab_size, lowercase, min_frequency)
+    return KINDS[kind](texts, vocab_size, lowercase, min_frequency)
 
 
 def wordpiece(texts: list[str], size: int, lowercase: bool, min_frequency: int) -> Pieces:
@@ -258,3 +248,15 @@ def sentences(texts: list[str]) -> Iterator[str]:
                 line = line[cut:]
             if line.strip():
                 yield line
+
+
+# What `data.tokenizer_kind` may be, and what trains it.
+KINDS: dict[str, Callable[[list[str], int, bool, int], Pieces | SentencePieces]] = {
+    "wordpiece": wordpiece,
+    "bpe": bpe,
+    "word": words,
+    "unigram": unigram,
+    "t5": t5,
+    "char": characters,
+    "byte": single_bytes,
+}

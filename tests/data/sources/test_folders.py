@@ -51,6 +51,21 @@ def mnist(tmp_path) -> Path:
     return tmp_path
 
 
+def test_idx_files_named_in_upper_case(mnist):
+    wanted = open_source("auto", str(mnist), "train").fingerprint()["files"]
+    for file in mnist.iterdir():
+        file.rename(mnist / file.name.upper())
+    whole = open_source("auto", str(mnist), "train")
+    assert len(whole) == 6 and len(open_source("auto", str(mnist), "test")) == 2
+    assert [file["sha256"] for file in whole.fingerprint()["files"]] == [file["sha256"] for file in wanted]
+    images, labels = (mnist / f"T10K-{name}-UBYTE" for name in ("IMAGES.IDX3", "LABELS.IDX1"))
+    labels.rename(mnist / "t10k-labels.idx1-ubyte")  # one of each
+    assert len(open_source("auto", str(images), "test")) == 2
+    (mnist / "t10k-labels.idx1-ubyte").unlink()
+    with pytest.raises(UserError, match=r"T10K-LABELS-IDX1-UBYTE.GZ or T10K-LABELS-IDX1-UBYTE, is not in the same folder"):
+        open_source("auto", str(images), "test")
+
+
 def test_idx_files(mnist):
     train = open_source("auto", str(mnist), "train")
     assert same(train, GREYS[..., None], range(6)) and train.columns == ("image", "label")

@@ -25,6 +25,7 @@ def parts(path, capsys, share: float = 0.05, **more) -> tuple[list[str], list[st
     rest, held = ([source[index]["text"] for index in range(len(source))] for source in opened)
     said = capsys.readouterr().err
     assert said.count("sections") <= 1, "the training part alone says it"
+    assert not said or f"which makes {len(rest)} train and {len(held)} validation records" in said
     return rest, held, " ".join(said.split())
 
 
