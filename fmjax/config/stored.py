@@ -26,6 +26,7 @@ READING = (
 PLACES = ("files", "data_dir", "tokenizer")  # keys of `data` that locate the data
 LENGTH = ("steps", "epochs")  # keys of `train` that may grow
 BUCKETS = ("data", "buckets")
+KERNEL = ("model", "attention")  # depends on the machine
 WEIGHTS = ("init", "weights")
 LISTED = 10  # number of differences that an error lists
 
@@ -109,9 +110,10 @@ def check_resumable(
 ) -> None:
     """Raises UserError, with the differences, unless they are allowed in a continued run.
 
-    These may differ: `checkpoint`, `mesh`, keys ending in `_every`, how data is read (`READING`),
-    `train.early_stopping`, the location of the data (`is_place`), which is identified by its
-    content, and empty keys that the run did not have; `train.steps` or `train.epochs` may grow.
+    These may differ: `checkpoint`, `mesh`, `model.attention`, keys ending in `_every`, how data is
+    read (`READING`), `train.early_stopping`, the location of the data (`is_place`), which is
+    identified by its content, and empty keys that the run did not have; `train.steps` or
+    `train.epochs` may grow.
     `data.buckets=auto` keeps the lengths of the run. `run` is the run's folder."""
     changes = [change for change in _changes(stored, new) if not _may_change(*change)]
     lines = [_line(*change) for change in changes]
@@ -148,7 +150,10 @@ def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
     read = {
         key: given["data"][key] for key in (*READING, *PLACES, "mixture") if key in given["data"]
     }
+    own = {key: value for key, value in config["model"].items() if key != KERNEL[1]}
+    kernel = {key: value for key, value in given["model"].items() if key == KERNEL[1]}
     return config | {
+        "model": own | kernel,
         "data": config["data"] | read,
         "checkpoint": given["checkpoint"],
         "mesh": given["mesh"],
@@ -159,6 +164,7 @@ def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
 def _may_change(path: Keys, before: Value, after: Value) -> bool:
     if (
         path[0] in ("checkpoint", "mesh")
+        or path == KERNEL
         or path[-1].endswith("_every")
         or (path[0] == "data" and path[-1] in READING)
     ):

@@ -28,6 +28,12 @@ class Layout:
     mesh: Mesh
     rules: sharding.Rules
 
+    @property
+    def platform(self) -> str:
+        """The platform of the devices: cpu, gpu or tpu."""
+        platform: str = self.mesh.devices.flat[0].platform
+        return platform
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Applies the mesh and the rules to everything traced in the block."""

@@ -20,6 +20,7 @@ from fmjax.hardware import explained
 from fmjax.hub import families, folders, llama2c
 from fmjax.hub.tensors import check_finite
 from fmjax.inference.pretrained import Pretrained, abstract_params
+from fmjax.layers.kernels.choice import AUTO
 from fmjax.runs.best import stored_best
 from fmjax.runs.checkpoint import CheckpointReader
 from fmjax.runs.folder import CHECKPOINTS, has_failed_start
@@ -96,7 +97,9 @@ def load_run(folder: Path) -> Pretrained:
         raise UserError(none)
     config = read_config(folder)
     task = tasks.make(config["task"])
+    # The stored kernel depends on the machine that trained.
     settings = dict(config["model"])
+    settings |= {"attention": AUTO} if "attention" in settings else {}
     if "context" in settings:  # of rotary positions: the rows that it trained on may be longer
         settings["context"] = max(settings["context"], config["data"]["max_length"])
     family = models.family(settings.pop("name"))

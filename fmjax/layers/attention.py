@@ -3,24 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from fmjax.distributed.sharding import constrain
+from fmjax.layers.kernels.call import Call
+from fmjax.layers.kernels.choice import AUTO, choose
+from fmjax.layers.kernels.plain import attend, heads_first
 from fmjax.layers.linear import Dense, Initializer, normal
-from fmjax.layers.taps import tap
+from fmjax.layers.mask import Mask
+from fmjax.layers.taps import is_tapped, tap
 
 ALL = ("query", "key", "value", "out")
-LOWEST = np.finfo(np.float32).min
-Cache = dict[
-    str, jax.Array
-]  # of one attention layer: "key" and "value" [B,G,S,K], in the layout that products read
+# of one attention layer: "key" and "value" [B,G,S,K], in the layout that products read
+Cache = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -28,81 +30,28 @@ class Context:
     """Inputs of a layer besides x: which positions attend to which, and the positions
     themselves."""
 
-    mask: jax.Array | None = None  # bool, broadcastable to [B,H,L,S]
+    mask: Mask = Mask()  # which keys each query attends to
     bias: jax.Array | None = None  # added to the scores, broadcastable to [B,H,L,S]
     rotary: tuple[jax.Array, jax.Array] | None = None  # see position.rotary
     place: jax.Array | int = 0  # index in the cache of the first position of x
     depth: jax.Array | float = 0.0  # 0 for the first layer, 1 for the last
     memory: jax.Array | None = None  # [B,S,D], from an encoder
-    memory_mask: jax.Array | None = None  # bool, broadcastable to [B,H,L,S]
+    memory_mask: Mask = Mask()  # which of its positions each query attends to
     # [B or 1,L,D], added to x for queries and keys but not for values
     positions: jax.Array | None = None
     # [B or 1,S,D], added to the memory for keys but not for values
     memory_positions: jax.Array | None = None
+    kernel: str = flax.struct.field(pytree_node=False, default=AUTO)  # see kernels/choice.py
+    where: str = flax.struct.field(pytree_node=False, default="")  # the stack's name, for messages
 
-
-def key_mask(attention_mask_BS: jax.Array) -> jax.Array:
-    """Returns bool [B,1,1,S]: the keys that may be attended to. Queries are not masked, as in the
-    reference."""
-    return attention_mask_BS.astype(bool)[:, None, None, :]
-
-
-def segment_mask(segment_ids_BL: jax.Array) -> jax.Array:
-    """Returns bool [B,1,L,L]: a position attends to its own segment. Padding, 0, is a segment,
-    too."""
-    return cross_segment_mask(segment_ids_BL, segment_ids_BL)
-
-
-def cross_segment_mask(segment_ids_BL: jax.Array, memory_segment_ids_BS: jax.Array) -> jax.Array:
-    """Returns bool [B,1,L,S]: a position attends to its own segment's part of the memory."""
-    return segment_ids_BL[:, None, :, None] == memory_segment_ids_BS[:, None, None, :]
-
-
-def causal_mask(length: int, keys: int, place: jax.Array | int = 0, window: int = 0) -> jax.Array:
-    """Returns bool [1,1,L,S]: position `place + i` attends to positions up to itself; with a
-    window, only to the last `window` of them."""
-    query, key = place + jnp.arange(length)[:, None], jnp.arange(keys)[None, :]
-    mask = key <= query
-    return (mask & (key > query - window) if window else mask)[None, None]
-
-
-def heads_first(x: jax.Array) -> jax.Array:
-    """Returns [B,H,L,K] from [B,L,H,K], and vice versa."""
-    return x.swapaxes(1, 2)
-
-
-def attend(
-    q_BLHK: jax.Array,
-    k_BSGK: jax.Array,
-    v_BSGK: jax.Array,
-    mask: jax.Array | None,
-    drop: Callable[[jax.Array], jax.Array],
-    scale: float | None = None,
-    bias: jax.Array | None = None,
-) -> jax.Array:
-    """Returns drop(softmax(scale q k^T + bias)) v as [B,L,H,K]; `scale` is 1 / sqrt(K) unless
-    given.
-
-    `drop` maps the weights [B,H,L,S]. With fewer key heads than query heads, neighboring query
-    heads share one (Ainslie et al. 2023, arXiv:2305.13245). Scores are computed and normalized in
-    fp32. A masked score is the lowest finite number, not -inf, so a row with nothing to attend to
-    averages its values, as in the reference, instead of becoming NaN.
-    """
-    rows, length, heads, width = q_BLHK.shape
-    groups = k_BSGK.shape[2]
-    scale = width**-0.5 if scale is None else scale
-    # With rows and heads in front, the products are plain batched matmuls, which are faster on a
-    # CPU.
-    q = heads_first(q_BLHK * scale).reshape(rows, groups, heads // groups, length, width)
-    k, v = heads_first(k_BSGK), heads_first(v_BSGK)
-    scores = jnp.einsum("BGRLK,BGSK->BGRLS", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(rows, heads, length, -1)
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        scores = jnp.where(mask, scores, LOWEST)
-    weights = drop(jax.nn.softmax(scores, axis=-1).astype(v.dtype)).reshape(*q.shape[:4], -1)
-    return heads_first(jnp.einsum("BGRLS,BGSK->BGRLK", weights, v).reshape(rows, heads, length, -1))
+    def with_dense_masks(self, length: int, keys: int, memory_keys: int) -> Context:
+        """Returns the context whose masks are dense too, made once for all layers that read it; the
+        compiler drops those that no layer reads."""
+        return dataclasses.replace(
+            self,
+            mask=self.mask.made_dense(length, keys),
+            memory_mask=self.memory_mask.made_dense(length, memory_keys),
+        )
 
 
 def rotate(x_BLHK: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -118,7 +67,8 @@ def rotate(x_BLHK: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Self-attention: projections to queries, keys and values, `attend`, and the projection back.
+    """Self-attention: projections to queries, keys and values, the kernel of `context.kernel`, and
+    the projection back.
 
     The tap `weights` [B,H,L,S] has the attention weights before dropout.
     """
@@ -152,16 +102,29 @@ class Attention(nn.Module):
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        mask: jax.Array | None,
-        bias: jax.Array | None,
+        context: Context,
         width: int,
+        crosses: bool = False,
+        cached: bool = False,
     ) -> jax.Array:
         """Returns the attention output, projected back to [B,L,D]."""
-        # Dropout is active exactly when the caller passes a "dropout" key.
-        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
-        out = attend(
-            q, k, v, mask, lambda weights: drop(tap(self, "weights", weights)), self.scale, bias
-        )
+        mask, bias = (context.memory_mask, None) if crosses else (context.mask, context.bias)
+        scale = self.head_width**-0.5 if self.scale is None else self.scale
+        kernel = None
+        if not cached:
+            drops, tapped = self.dropout > 0 and self.has_rng("dropout"), is_tapped(self, "weights")
+            call = Call(q, k, v, mask, scale, bias, crosses, drops, tapped)
+            name = self.path[-1] if self.path else "attention"
+            kernel = choose(context.kernel, call, f"{context.where}/{name}".strip("/"))
+        if kernel is not None:
+            out = kernel.attend(call)
+        else:
+            # Dropout is active exactly when the caller passes a "dropout" key.
+            drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+            seen = mask.dense(q.shape[1], k.shape[1])
+            out = attend(
+                q, k, v, seen, lambda weights: drop(tap(self, "weights", weights)), scale, bias
+            )
         return self.dense("out", (width,), ("heads", "kv", "embed"))(out)
 
     @nn.compact
@@ -186,7 +149,8 @@ class Attention(nn.Module):
                 name: write(old, new[name].astype(old.dtype), at) for name, old in cache.items()
             }
             k, v = heads_first(cache["key"]), heads_first(cache["value"])
-        return self.finish(q, k, v, context.mask, context.bias, x_BLD.shape[-1]), cache
+        cached = cache is not None
+        return self.finish(q, k, v, context, x_BLD.shape[-1], cached=cached), cache
 
 
 class CrossAttention(Attention):
@@ -199,6 +163,7 @@ class CrossAttention(Attention):
         """Attends from x to the memory, whose keys and values are the cache. Returns [B,L,D] and
         the cache."""
         q = self.project(add_positions(x_BLD, context.positions), "query")
+        cached = cache is not None
         if cache is None:
             if context.memory is None:
                 raise ValueError(
@@ -210,7 +175,7 @@ class CrossAttention(Attention):
             }
             cache = {name: heads_first(self.project(memory, name)) for name, memory in read.items()}
         k, v = heads_first(cache["key"]), heads_first(cache["value"])
-        return self.finish(q, k, v, context.memory_mask, None, x_BLD.shape[-1]), cache
+        return self.finish(q, k, v, context, x_BLD.shape[-1], True, cached), cache
 
 
 def add_positions(x_BLD: jax.Array, positions: jax.Array | None) -> jax.Array:

@@ -8,6 +8,7 @@ writes them in place. Padding before or after a prompt takes a place in the cach
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fmjax.layers.attention import Context, causal_mask, cross_segment_mask, key_mask, segment_mask
+from fmjax.layers.attention import Context
+from fmjax.layers.mask import Mask, text_mask
 
 Cache = dict[str, Any]  # arrays, and the tuple of layers
 
@@ -33,21 +35,22 @@ def empty_cache(
     }
 
 
-def advance(
-    cache: Cache, mask_BL: jax.Array, window: int = 0
-) -> tuple[Cache, jax.Array, jax.Array]:
+def advance(cache: Cache, mask_BL: jax.Array, window: int = 0) -> tuple[Cache, Mask, jax.Array]:
     """Adds tokens; `mask` marks the real ones. Returns the cache without their keys and values,
-    bool [B,1,L,S] (the places that each token may attend to), and their positions [B,L]."""
+    the places that each token may attend to, and their positions [B,L]."""
     mask_BL, place = mask_BL.astype(bool), cache["index"]
-    length = mask_BL.shape[1]
     real = jax.lax.dynamic_update_slice(cache["mask"], mask_BL, (0, place))
     counted = jnp.cumsum(mask_BL, axis=1, dtype=jnp.int32)
     positions = jnp.maximum(cache["next"][:, None] + counted - 1, 0)
-    seen = causal_mask(length, real.shape[1], place) & real[:, None, None, :]
+    seen = Mask(keys=real, place=place, causal=True, window=window)
     if window:  # counted in tokens, without padding between them
         stands = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
-        seen &= stands[:, None, None, :] > positions[:, None, :, None] - window
-    moved = {"index": place + length, "mask": real, "next": cache["next"] + counted[:, -1]}
+        seen = dataclasses.replace(seen, query_positions=positions, key_positions=stands)
+    moved = {
+        "index": place + mask_BL.shape[1],
+        "mask": real,
+        "next": cache["next"] + counted[:, -1],
+    }
     return {**cache, **moved}, seen, positions
 
 
@@ -62,37 +65,35 @@ def decoder_context(
     padding, as in the reference's forward; with one, they count only tokens.
     """
     length = batch[f"{prefix}input_ids"].shape[1]
-    real, segments = batch.get(f"{prefix}attention_mask"), batch.get(f"{prefix}segment_ids")
     if cache is not None:
-        place = cache["index"]
+        place, real = cache["index"], batch.get(f"{prefix}attention_mask")
         given = jnp.ones_like(batch[f"{prefix}input_ids"]) if real is None else real
         cache, mask, positions = advance(cache, given, window)
     else:
-        place, mask = 0, causal_mask(length, length, window=window)
+        place, mask = 0, text_mask(batch, prefix, causal=True, window=window)
         positions = jnp.arange(length, dtype=jnp.int32)[None]
-        mask = mask if real is None else mask & key_mask(real)
-        mask = mask if segments is None else mask & segment_mask(segments)
     return Context(mask=mask, place=place), batch.get(f"{prefix}position_ids", positions), cache
 
 
-def encoder_mask(batch: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array | None]:
+def encoder_mask(batch: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], Mask]:
     """Returns what a decoder needs to know about the source (`segments [B,S]` for packed rows, or
     else `mask [B,S]`, if given), and the encoder's mask."""
     if "segment_ids" in batch:
-        return {"segments": batch["segment_ids"]}, segment_mask(batch["segment_ids"])
+        segments = batch["segment_ids"]
+        return {"segments": segments}, Mask(query_segments=segments, key_segments=segments)
     if "attention_mask" in batch:
-        return {"mask": batch["attention_mask"].astype(bool)}, key_mask(batch["attention_mask"])
-    return {}, None
+        real = batch["attention_mask"].astype(bool)
+        return {"mask": real}, Mask(real)
+    return {}, Mask()
 
 
-def memory_mask(
-    batch: Mapping[str, jax.Array], memory: Mapping[str, jax.Array]
-) -> jax.Array | None:
+def memory_mask(batch: Mapping[str, jax.Array], memory: Mapping[str, jax.Array]) -> Mask:
     """Returns the memory positions that a decoder's tokens may attend to: those of their segment,
     or all but padding."""
     if "segments" in memory:
-        return cross_segment_mask(batch["decoder_segment_ids"], memory["segments"])
-    return key_mask(memory["mask"]) if "mask" in memory else None
+        own = batch["decoder_segment_ids"]
+        return Mask(query_segments=own, key_segments=memory["segments"])
+    return Mask(memory["mask"].astype(bool)) if "mask" in memory else Mask()
 
 
 def shift_right(

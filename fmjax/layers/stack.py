@@ -25,6 +25,7 @@ from fmjax.contracts import PyTree
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Context
 from fmjax.layers.blocks import Caches, ModuleFactory
+from fmjax.layers.kernels.choice import AUTO, PLAIN
 from fmjax.layers.taps import PERTURBATIONS, written_collections
 
 # What a layer stores for its backward pass (Chen et al. 2016, arXiv:1604.06174): everything, the
@@ -43,12 +44,13 @@ class Layers:
 
     `scan` compiles one body for all repetitions of the pattern; an unrolled loop, the default, runs
     faster but compiles slower. `remat` names a policy in REMAT: values that are not stored are
-    recomputed in the backward pass.
+    recomputed in the backward pass. `attention` names the kernel (`kernels/choice.py`).
     """
 
     count: int
     scan: bool = False
     remat: str = "none"
+    attention: str = AUTO
 
 
 def stack(
@@ -78,6 +80,7 @@ def stack(
     factories = [blocks] if callable(blocks) else blocks[: layers.count]
     modules = tuple(block(parent=None) for block in factories)
     shared = (contexts,) if isinstance(contexts, Context) else tuple(contexts[: layers.count])
+    shared = tuple(own_context(one, parent, layers, x, caches) for one in shared)
     if parent.has_variable("params", "layers"):
         # `param` would run the initializer again to compare shapes, without a memory if a cache has
         # its keys.
@@ -97,6 +100,28 @@ def stack(
             name, "layers", {str(i): own[name] for i, own in enumerate(values) if name in own}
         )
     return x, None if caches is None else after
+
+
+def own_context(
+    context: Context,
+    parent: nn.Module,
+    layers: Layers,
+    x: jax.Array,
+    caches: Sequence[Caches] | None,
+) -> Context:
+    """Returns the context of a stack's layers: with its kernel, its name, and its masks dense."""
+    # Parameters are initialized by the plain path: nobody reads what it computes.
+    kernel = PLAIN if parent.is_initializing() else layers.attention
+    named = dataclasses.replace(context, kernel=kernel, where="/".join(parent.path))
+    if context.mask.empty and context.memory_mask.empty:
+        return named
+    length, memory = x.shape[1], context.memory
+    keys, memory_keys = length, length if memory is None else memory.shape[1]
+    if caches:
+        keys = caches[0]["attention"]["key"].shape[2]
+        if "cross" in caches[0]:
+            memory_keys = caches[0]["cross"]["key"].shape[2]
+    return named.with_dense_masks(length, keys, memory_keys)
 
 
 def initial(

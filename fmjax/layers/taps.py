@@ -29,6 +29,11 @@ def written_collections(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in COLLECTIONS if module.is_mutable_collection(name))
 
 
+def is_tapped(module: nn.Module, name: str) -> bool:
+    """Returns whether the caller reads or changes a value."""
+    return bool(written_collections(module)) or module.has_variable(PERTURBATIONS, name)
+
+
 def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
     """Returns a value plus its perturbation, if any, and stores it if requested."""
     written = written_collections(module)

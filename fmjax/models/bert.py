@@ -21,7 +21,7 @@ import numpy as np
 from fmjax import contracts
 from fmjax.contracts import Arrays, Batch, Config, HostBatch, Value
 from fmjax.distributed.sharding import constrain, shard_embedded
-from fmjax.layers.attention import Attention, Context, key_mask, segment_mask
+from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import PostNorm
 from fmjax.layers.heads import (
     Classify,
@@ -38,6 +38,7 @@ from fmjax.layers.heads import (
     pooled_is_read,
 )
 from fmjax.layers.linear import Dense, Initializer, embedding, normal
+from fmjax.layers.mask import Mask, text_mask
 from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
 from fmjax.layers.stack import stack
@@ -115,7 +116,7 @@ class Encoder(nn.Module):
     pool: bool
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, mask: jax.Array | None) -> Arrays:
+    def __call__(self, x_BLD: jax.Array, mask: Mask) -> Arrays:
         """Returns the features `hidden [B,L,D]` and, if pooled, `pooled [B,D]`."""
         s = self.settings
         shared: Config = {
@@ -235,13 +236,9 @@ class Bert(nn.Module):
             name: flat_rows(array, rows, 2 if name == "embedded_delta" else 1)
             for name, array in batch.items()
         }
-        mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else None
-        if "attention_mask" in batch:
-            keys = key_mask(batch["attention_mask"])
-            mask = keys if mask is None else mask & keys
-
         x, word_table = Embed(self.settings, name="embed")(batch)
-        features = Encoder(self.settings, pooled_is_read(kinds), name="encoder")(x, mask)
+        encoder = Encoder(self.settings, pooled_is_read(kinds), name="encoder")
+        features = encoder(x, text_mask(batch))
         features |= Heads(kinds, name="head")(features | {"word_table": word_table}, batch)
         return {name: array.reshape(*rows, *array.shape[1:]) for name, array in features.items()}
 

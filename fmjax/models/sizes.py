@@ -10,6 +10,7 @@ from fmjax.config import limits
 from fmjax.contracts import Model, PyTree, Value
 from fmjax.errors import UserError, nearest
 from fmjax.layers.heads import HeadTable, Lm, MaskedLm, chosen
+from fmjax.layers.kernels import choice
 from fmjax.layers.mlp import ACTIVATIONS
 from fmjax.layers.stack import REMAT, Layers
 
@@ -60,6 +61,7 @@ LIMITS: dict[str, limits.Limit] = {
     "pooler_activation": limits.choice(ACTIVATIONS),
     "dtype": limits.choice(DTYPES),
     "remat": limits.choice(REMAT),
+    "attention": limits.choice(choice.NAMES),
     "loss_chunk": limits.count(-1, hint="0 chooses by size, -1 is all rows at once"),
     "stochastic_depth": RATE,
     "dropout": RATE,
@@ -82,13 +84,16 @@ class Compute:
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"  # or dots, everything: what the backward pass recomputes
+    # The kernel: auto (by the machine and the call), or xla, chunked, splash, flash, cudnn,
+    # pallas_gpu; see layers/kernels/choice.py
+    attention: str = "auto"
     # Rows per device whose logits over the vocabulary the loss computes at once; 0: all, or 1,024
     # where that would take more than 256 MiB; -1: all.
     loss_chunk: int = 0
 
     def stacked(self, count: int) -> Layers:
         """Returns the settings of a stack of `count` layers."""
-        return Layers(count, self.scan_layers, self.remat)
+        return Layers(count, self.scan_layers, self.remat, self.attention)
 
 
 class TableModel(Model, Protocol):

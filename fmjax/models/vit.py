@@ -26,6 +26,7 @@ from fmjax.layers.blocks import ModuleFactory, PreNorm
 from fmjax.layers.grid import resized
 from fmjax.layers.heads import Heads, HeadTable, Pooled, chosen, pooled_is_read
 from fmjax.layers.linear import Dense, normal
+from fmjax.layers.mask import Mask
 from fmjax.layers.mlp import Mlp, activation
 from fmjax.layers.norm import LayerNorm
 from fmjax.layers.stack import stack
@@ -106,7 +107,7 @@ class Encoder(nn.Module):
     pool: bool
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, mask: jax.Array | None = None) -> Arrays:
+    def __call__(self, x_BLD: jax.Array, mask: Mask) -> Arrays:
         """Returns the features `hidden [B,L,D]` and, if pooled, `pooled [B,D]`."""
         s = self.settings
         dtype = jnp.dtype(s.dtype)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from fmjax.contracts import Batch, Value
 from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError
-from fmjax.layers.attention import key_mask
 from fmjax.layers.grid import resized, resized_each, sinusoids_2d
 from fmjax.layers.linear import Initializer, normal, parameter
+from fmjax.layers.mask import Mask
 from fmjax.layers.taps import add_delta
 
 
@@ -31,14 +31,13 @@ def patch_mask(pixel_mask_BHW: jax.Array, size: int) -> jax.Array:
     return patches(pixel_mask_BHW[..., None].astype(bool), size).all(axis=(2, 3, 4))
 
 
-def encoder_mask(batch: Batch, tokens: int) -> jax.Array | None:
-    """Returns bool [B,1,1,L]: which of the encoder's tokens and patches may be attended to; None
-    for all."""
+def encoder_mask(batch: Batch, tokens: int) -> Mask:
+    """Returns which of the encoder's tokens and patches may be attended to."""
     if "patch_mask" not in batch:
-        return None
+        return Mask()
     real = batch["patch_mask"]
     real = jnp.take_along_axis(real, batch["patch_keep"], axis=1) if "patch_keep" in batch else real
-    return key_mask(with_tokens(real, tokens))
+    return Mask(with_tokens(real, tokens))
 
 
 def with_tokens(real_BN: jax.Array, tokens: int) -> jax.Array:

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fmjax.distributed.sharding import shard_embedded
-from fmjax.layers.attention import Context, key_mask
+from fmjax.layers.attention import Context
 from fmjax.layers.blocks import ModuleFactory
 from fmjax.layers.grid import bicubic
 from fmjax.layers.heads import Features, linear_head
 from fmjax.layers.linear import Dense, Initializer, normal, parameter
+from fmjax.layers.mask import Mask
 from fmjax.layers.norm import LayerNorm
 from fmjax.layers.stack import Layers, stack
 from fmjax.models.vit_embed import positions, with_tokens
@@ -119,12 +120,8 @@ class Pixels(nn.Module):
             )
             table = jnp.concatenate([table[:, : self.tokens], moved[None]], axis=1)
         x = jnp.concatenate([first, seen], axis=1) + table.astype(x.dtype)
-        real = (
-            key_mask(with_tokens(batch["patch_mask"], self.tokens))
-            if "patch_mask" in batch
-            else None
-        )
-        x, _ = stack(self, self.block, self.layers, x, Context(mask=real))
+        real = with_tokens(batch["patch_mask"], self.tokens) if "patch_mask" in batch else None
+        x, _ = stack(self, self.block, self.layers, x, Context(mask=Mask(real)))
         x = LayerNorm(self.epsilon, self.dtype, name="norm")(x)[:, self.tokens :]
         pixels = self.patch_size**2 * images.shape[-1]
         return Dense((pixels,), ("embed", None), self.kernel_init, dtype=self.dtype, name="out")(

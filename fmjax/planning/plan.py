@@ -36,6 +36,7 @@ from fmjax.planning.hlo import Traffic, collectives
 from fmjax.randomness import dropout_key
 from fmjax.train.budget import device_bytes, saved_bytes
 from fmjax.train.chunks import chunked_logits, logits_bytes
+from fmjax.train.kernels import attention_kernels, described
 from fmjax.train.length import total_steps
 from fmjax.train.limits import check_config
 from fmjax.train.stages import Abstract, Built, build_model, describe, training_step
@@ -69,7 +70,8 @@ class Topology:
         or does not know the slice.
         """
         if not self.tpu:
-            return [Absent(index) for index in range(self.count)]
+            platform = "gpu" if self.chip else "cpu"
+            return [Absent(index, platform) for index in range(self.count)]
         os.environ.update({name: os.environ.get(name, value) for name, value in DEVICELESS.items()})
         kind, shape = self.written.split(":")
         os.environ.setdefault(
@@ -96,7 +98,7 @@ class Absent:
     """A placeholder for a device that is not attached, for the shape of a mesh."""
 
     id: int
-    platform: str = "absent"
+    platform: str
     device_kind: str = "absent"
     process_index: int = 0
 
@@ -252,6 +254,7 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
         "rules": config["mesh"]["rules"] if not config["mesh"].get("table") else "table",
         "model_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         "bytes_per_device": held,
+        "attention": described(attention_kernels(*loss)),
         "chunked_logits": {
             head: dict(zip(("chunk", "whole"), logits_bytes(logits, layout), strict=True))
             | {"rows": logits.rows}

@@ -21,6 +21,7 @@ from fmjax.distributed import sharding
 from fmjax.distributed.layout import Layout
 from fmjax.errors import UserError
 from fmjax.hardware import memory_of_devices
+from fmjax.layers.kernels.call import lowered_for
 from fmjax.randomness import dropout_key
 from fmjax.train.chunks import chunked_logits, for_loss, logits_bytes, part_of_batch
 from fmjax.train.state import BatchSpec, abstract_params, abstract_state
@@ -63,7 +64,8 @@ def saved_bytes(
 
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
-    jaxpr = jax.make_jaxpr(residuals)(shapes, batch, key).jaxpr
+    with lowered_for(layout.platform, shapes_only=True):
+        jaxpr = jax.make_jaxpr(residuals)(shapes, batch, key).jaxpr
     # JAX's own types: tokens have no shape, and keys no item size.
     kept = {
         id(var): var.aval

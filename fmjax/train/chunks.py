@@ -10,6 +10,7 @@ import jax
 from fmjax import pytree
 from fmjax.contracts import Config, PyTree, Task
 from fmjax.distributed.layout import Layout, accumulation
+from fmjax.layers.kernels.call import lowered_for
 from fmjax.layers.vocabulary import VocabularyLogits, devices_along
 from fmjax.models.sizes import with_chunks
 from fmjax.train.state import BatchSpec
@@ -49,7 +50,7 @@ def chunked_logits(
     reads, batch = for_loss(model, task), part_of_batch(spec, config)
     if reads is model:
         return {}
-    with layout.active():
+    with layout.active(), lowered_for(layout.platform, shapes_only=True):
         outputs = jax.eval_shape(
             lambda params, batch: reads.apply({"params": params}, batch, rngs={}), params, batch
         )

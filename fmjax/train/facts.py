@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from fmjax import models, pytree
-from fmjax.contracts import Config, Examples, Fact, Processors, PyTree, Source, Value
+from fmjax.contracts import Config, Examples, Fact, Processors, Source, Value
 from fmjax.data.kinds import text
 from fmjax.data.records import Bundle, Subset
 from fmjax.data.stream.balance import Resampled
@@ -27,6 +27,7 @@ from fmjax.errors import RecordError, UserError
 from fmjax.inference.pretrained import Pretrained
 from fmjax.tasks.facts import percent
 from fmjax.train.experiment import Experiment
+from fmjax.train.kernels import attention_kernels, described
 from fmjax.train.wrappers import main_part
 
 KEY = "facts"  # key of provenance.json
@@ -61,7 +62,7 @@ def found(experiment: Experiment) -> Iterator[Fact]:
     yield from of_data(experiment)
     train = built.examples["train"]
     yield from padding(train, config["data"])
-    yield model(config, experiment.abstract.state.params, experiment.data.processors)
+    yield model(experiment)
     yield devices(experiment)
     yield export(experiment)
 
@@ -191,17 +192,30 @@ def padding(train: Examples, data: Config) -> Iterator[Fact]:
     yield Fact("padding", listed + (f" in {rows}" if rows else ""), values)
 
 
-def model(config: Config, params: PyTree, processors: Processors) -> Fact:
-    """Returns the fact about the model and its compute type."""
+def model(experiment: Experiment) -> Fact:
+    """Returns the fact about the model, its compute type and its attention kernels.
+
+    Raises UserError if the kernel that is set cannot compute an attention.
+    """
+    config, abstract, built = experiment.config, experiment.abstract, experiment.built
+    params, processors = abstract.state.params, experiment.data.processors
     settings = config["model"]
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     pieces = processors.sizes().get("vocab_size", 0)
     dtype = settings.get("dtype", "float32")
-    values = {"name": settings["name"], "parameters": count, "dtype": dtype}
+    kernels = attention_kernels(
+        built.model, built.task, params, abstract.spec, abstract.layout, config
+    )
+    values = {
+        "name": settings["name"],
+        "parameters": count,
+        "dtype": dtype,
+        "attention": {choice.where: choice.kernel for choice in kernels} or "xla",
+    }
     parts = [f"{settings['name']}, {count:,} parameters"]
     parts += [f"vocabulary {pieces:,}"] if pieces else []
     how = [f"remat {settings['remat']}"] if settings.get("remat", "none") != "none" else []
-    parts += [f"computes in {dtype}, XLA kernels", *how]
+    parts += [f"computes in {dtype}, attention by {described(kernels)}", *how]
     return Fact("model", ", ".join(parts), values)
 
 

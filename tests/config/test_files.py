@@ -25,7 +25,7 @@ from fmjax.config import (
     to_dict,
     write_config,
 )
-from fmjax.config.stored import LISTED
+from fmjax.config.stored import LISTED, continued
 from fmjax.errors import UserError
 
 
@@ -265,6 +265,16 @@ def test_a_stored_config_is_read_by_the_present_names(tmp_path):
     check_resumable({"init": {"from": "runs/1"}}, {"init": {"from": "runs/1"}})
     with pytest.raises(UserError, match=r'init\.weights: "runs/1" -> "runs/2"; use init\.weights=runs/1 again, which need not'):
         check_resumable(stored["fmjax"]["given"], {"init": {"from": "runs/2"}})
+
+
+def test_a_run_continues_with_the_kernel_of_its_new_machine(tmp_path):
+    given = {"model": {"name": "gpt", "attention": "splash"}, "data": {}, "train": {}, "checkpoint": {}, "mesh": {}}
+    write_config(tmp_path, {**given, "model": {**given["model"], "width": 8}}, given)
+    for now in ({"attention": "cudnn"}, {}):
+        found = continued(tmp_path, {**given, "model": {"name": "gpt"} | now})
+        assert found["model"] == {"name": "gpt", "width": 8} | now
+    with pytest.raises(UserError, match=r'model\.name: "gpt" -> "bert"'):
+        continued(tmp_path, {**given, "model": {"name": "bert"}})
 
 
 def test_later_overrides_win():

@@ -16,12 +16,11 @@ from fmjax.layers.attention import (
     Attention,
     Context,
     CrossAttention,
-    attend,
-    causal_mask,
-    key_mask,
     rotate,
 )
 from fmjax.layers.blocks import PostNorm, PreNorm
+from fmjax.layers.kernels.plain import attend
+from fmjax.layers.mask import Mask, causal_mask
 from fmjax.layers.mlp import GatedMlp, Mlp, gelu
 from fmjax.layers.norm import LayerNorm, RmsNorm
 from fmjax.layers.stack import Layers, stack
@@ -135,12 +134,12 @@ class Decoder(nn.Module):
 @pytest.mark.parametrize(("block", "scan"), [(PreNorm, False), (PostNorm, True)])
 def test_decoding_in_pieces_with_a_cache_is_decoding_at_once(block, scan):
     x, memory = draw(2, 7, 8), draw(2, 5, 8, seed=1)
-    memory_mask, keys = key_mask(jnp.array([[1, 1, 1, 0, 0], [1] * 5])), jnp.array([[1] * 7, [0, 0] + [1] * 5])
+    memory_mask, keys = Mask(jnp.array([[1, 1, 1, 0, 0], [1] * 5], bool)), jnp.array([[1] * 7, [0, 0] + [1] * 5])
     places = jnp.maximum(jnp.cumsum(keys, axis=1) - 1, 0)
     rotary = position.rotary(places, 2, 10.0)
     shared = Context(memory=jnp.array(memory), memory_mask=memory_mask)
     model = Decoder(block, scan)
-    whole = shared.replace(mask=causal_mask(7, 7) & key_mask(keys), rotary=rotary)
+    whole = shared.replace(mask=Mask(keys.astype(bool), causal=True), rotary=rotary)
     params = {"params": randomised(model, x, whole)}
     apply = jax.jit(model.apply)
     expected, _ = apply(params, x, whole)
@@ -151,7 +150,7 @@ def test_decoding_in_pieces_with_a_cache_is_decoding_at_once(block, scan):
     pieces = []
     for begin, end in ((0, 4), (4, 5), (5, 7)):
         piece = shared.replace(
-            mask=causal_mask(end - begin, 9, begin) & key_mask(room),
+            mask=Mask(room.astype(bool), place=begin, causal=True),
             rotary=tuple(part[:, begin:end] for part in rotary),
             place=jnp.int32(begin),
             memory=None if begin else shared.memory,

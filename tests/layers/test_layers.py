@@ -12,17 +12,12 @@ import numpy as np
 import pytest
 
 from fmjax.errors import UserError
-from fmjax.layers.attention import (
-    Attention,
-    Context,
-    CrossAttention,
-    attend,
-    key_mask,
-    segment_mask,
-)
+from fmjax.layers.attention import Attention, Context, CrossAttention
 from fmjax.layers.blocks import PostNorm
 from fmjax.layers.heads import FEW, ClassifyMean, MaskedLm, project_to_vocabulary
+from fmjax.layers.kernels.plain import attend
 from fmjax.layers.linear import Dense, embedding, normal, product
+from fmjax.layers.mask import Mask, key_mask, segment_mask
 from fmjax.layers.mlp import ACTIVATIONS, Mlp, activation, gelu
 from fmjax.layers.norm import LayerNorm
 from fmjax.layers.stack import Layers, stack
@@ -222,7 +217,7 @@ class Tower(nn.Module):
 
 
 def test_a_block_normalises_after_each_residual_sum():
-    x, context = draw(2, 3, 8), Context(mask=key_mask(jnp.array([[1, 1, 0], [1, 1, 1]])))
+    x, context = draw(2, 3, 8), Context(mask=Mask(jnp.array([[1, 1, 0], [1, 1, 1]], bool)))
     parts = {name: make() for name, make in BLOCK.items()}
     block = PostNorm(**BLOCK)
     p = randomised(block, x, context)
@@ -300,7 +295,7 @@ def test_each_layer_drops_something_else(scan):
 
 
 def test_bf16_computes_near_fp32_with_fp32_parameters():
-    x, context = draw(2, 4, 8), Context(mask=key_mask(jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])))
+    x, context = draw(2, 4, 8), Context(mask=Mask(jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool)))
     low = PostNorm(**{name: partial(make, dtype=jnp.bfloat16) for name, make in BLOCK.items()})
     assert {leaf.dtype for leaf in jax.tree.leaves(low.init(KEY, jnp.array(x, jnp.bfloat16), context))} == {jnp.dtype("float32")}
     params = {"params": randomised(PostNorm(**BLOCK), x, context)}

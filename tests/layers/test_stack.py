@@ -15,9 +15,10 @@ import pytest
 
 from fmjax import pytree
 from fmjax.errors import UserError
-from fmjax.layers.attention import Attention, Context, causal_mask
+from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import PreNorm
 from fmjax.layers.cache import empty_cache
+from fmjax.layers.mask import Mask
 from fmjax.layers.mlp import GatedMlp, Mlp, gelu
 from fmjax.layers.norm import LayerNorm
 from fmjax.layers.position import rotary
@@ -41,7 +42,7 @@ def contexts(
     positions = begin + jnp.arange(length)[None]
     kinds = [
         Context(
-            mask=causal_mask(length, room, begin, window),
+            mask=Mask(place=begin, causal=True, window=window),
             rotary=rotary(positions, HEAD_WIDTH, base),
             place=begin,
         )

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from fmjax import pytree
-from fmjax.layers.attention import Attention, Context, CrossAttention, causal_mask
+from fmjax.layers.attention import Attention, Context, CrossAttention
 from fmjax.layers.blocks import PostNorm, PreNorm
+from fmjax.layers.mask import Mask
 from fmjax.layers.mlp import Mlp, gelu
 from fmjax.layers.norm import LayerNorm
 from fmjax.layers.stack import Layers, stack
@@ -49,7 +50,7 @@ class Tower(nn.Module):
             "norm": partial(LayerNorm, 1e-5),
         }
         memory = draw(ROWS, MEMORY, WIDTH, seed=5)
-        masks = [causal_mask(LENGTH, LENGTH, window=window) for window in self.windows]
+        masks = [Mask(causal=True, window=window) for window in self.windows]
         contexts = [Context(mask=mask, memory=memory) for mask in masks]
         return stack(self, partial(self.block, **parts), self.layers, x, contexts)[0]
 

@@ -88,6 +88,21 @@ def test_remat_keeps_less_and_multiplies_more():
     assert plans["everything"]["seconds"]["compute"] == pytest.approx(4 / 3 * plans["none"]["seconds"]["compute"])
 
 
+def test_a_plan_says_which_kernel_computes_attention():
+    """And counts what it keeps: no scores."""
+    sizes = {"model.dtype": "bfloat16", "model.positions": "128", "data.max_length": "128"}
+
+    def planned(topology: str, **changes: str) -> dict:
+        return plan(config("gpt_clm.py:tiny", **sizes, **changes), read_topology(topology))
+
+    fused, plain = planned("gpu:h100:8", **{"model.attention_dropout": "0"}), planned("gpu:h100:8")
+    assert fused["attention"] == "cudnn" and plain["attention"].startswith("xla (cudnn: attention weights are dropped")
+    assert fused["bytes_per_device"]["activations"] < 0.7 * plain["bytes_per_device"]["activations"]
+    assert planned("cpu")["attention"] == "xla"
+    with pytest.raises(UserError, match='decoder/attention: it is for TPUs and this is a GPU'):
+        planned("gpu:h100", **{"model.attention_dropout": "0", "model.attention": "splash"})
+
+
 def test_what_does_not_fit_is_told_what_would():
     sizes = {"model.width": "8192", "model.layers": "48", "model.attention_heads": "64", "model.mlp_width": "32768"}
     whole = plan(config("gpt_clm.py:tiny", **sizes, **{"model.scan_layers": "true"}), read_topology("gpu:h100:8"))

@@ -1,0 +1,183 @@
+"""The kernel of an attention: by what is set, the machine, and what the call needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax import models
+from fmjax.errors import UserError
+from fmjax.layers.kernels import choice
+from fmjax.layers.kernels.call import Call, lowered_for
+from fmjax.layers.kernels.choice import NAMES, choose, recorded
+from fmjax.layers.mask import Mask
+
+LENGTH = 128
+SIZES = {"width": 32, "layers": 2, "attention_heads": 2, "mlp_width": 16, "vocab_size": 11}
+NO_DROPOUT = {"dropout": 0.0, "embedding_dropout": 0.0, "attention_dropout": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def lines(monkeypatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(choice, "say", said.append)
+    choice.say_once.cache_clear()
+    return said
+
+
+def call(length: int = LENGTH, width: int = 64, dtype: Any = jnp.bfloat16, **needs: Any) -> Call:
+    array = jax.ShapeDtypeStruct((2, length, 2, width), dtype)
+    return Call(array, array, array, **{"mask": Mask(), "scale": 0.1} | needs)
+
+
+BIAS = jax.ShapeDtypeStruct((1, 2, LENGTH, LENGTH), jnp.float32)
+PLACED = Mask(causal=True, place=jnp.int32(3))
+
+
+@pytest.mark.parametrize(
+    ("platform", "needs", "kernel"),
+    [
+        ("cpu", {}, "xla"),
+        ("tpu", {}, "splash"),
+        ("tpu", {"mask": Mask(causal=True, window=9)}, "splash"),
+        ("tpu", {"bias": BIAS}, "flash"),
+        ("tpu", {"bias": BIAS, "mask": Mask(causal=True, window=9)}, "xla"),
+        ("tpu", {"drops": True}, "xla"),
+        ("tpu", {"tapped": True}, "xla"),
+        ("tpu", {"length": 100}, "xla"),
+        ("tpu", {"mask": PLACED}, "xla"),
+        ("gpu", {"mask": Mask(causal=True)}, "cudnn"),
+        ("gpu", {"dtype": jnp.float32}, "xla"),
+        ("gpu", {"width": 20}, "xla"),
+        ("gpu", {"length": 129, "bias": BIAS}, "xla"),
+    ],
+)
+def test_auto_is_the_best_kernel_that_serves(platform, needs, kernel):
+    with lowered_for(platform), recorded() as found:
+        choose("auto", call(**needs), "encoder/attention")
+        choose("auto", call(**needs), "encoder/attention")
+    assert [(one.where, one.kernel) for one in found] == [("encoder/attention", kernel)]
+
+
+def test_auto_says_once_that_dropout_excludes_kernels(lines):
+    for platform in ("cpu", "tpu", "tpu"):
+        with lowered_for(platform):
+            choose("auto", call(drops=True), "encoder/attention")
+    assert lines == [
+        "model.attention=auto: encoder/attention is computed by xla, as attention weights are dropped, which no kernel does; "
+        "set model.attention_dropout=0 (of T5: model.dropout=0)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "platform", "needs", "reason"),
+    [
+        ("splash", "cpu", {}, "it is for TPUs and this is a CPU; set auto or xla"),
+        ("cudnn", "tpu", {}, "it is for GPUs and this is a TPU; set auto or xla"),
+        ("splash", "tpu", {"bias": BIAS}, "it adds no bias; set flash"),
+        ("flash", "tpu", {"mask": Mask(causal=True, window=2)}, "it has no windows; set splash"),
+        ("splash", "tpu", {"mask": PLACED}, "its mask is not known when the program is compiled; set xla or chunked"),
+        ("chunked", "cpu", {"drops": True}, choice.DROPS),
+        ("chunked", "cpu", {"tapped": True}, "attention weights are asked for, and it has none; set model.attention=xla"),
+        ("cudnn", "gpu", {"dtype": jnp.float32}, "it computes in 16 bits, not in float32; set model.dtype=bfloat16, or xla"),
+        ("pallas_gpu", "gpu", {"crosses": True}, "it computes self-attention only; set cudnn or xla"),
+        ("pallas_gpu", "gpu", {"width": 24}, "heads are 24 wide, not a power of two from 16 on; set cudnn or xla"),
+    ],
+)
+def test_a_kernel_that_cannot_serve_is_an_error(setting, platform, needs, reason):
+    with lowered_for(platform), pytest.raises(UserError) as error:
+        choose(setting, call(**needs), "decoder/cross")
+    assert str(error.value) == f'model.attention="{setting}" cannot compute decoder/cross: {reason}'
+
+
+def test_a_wrong_name_is_an_error():
+    with pytest.raises(UserError, match=r'model.attention="splsh" \(did you mean "splash"\?\): choose one of auto, xla, chunked'):
+        models.family("gpt").build(heads={"lm": {}}, attention="splsh", **SIZES)
+    assert NAMES == ("auto", "xla", "chunked", "splash", "flash", "cudnn", "pallas_gpu")
+
+
+FAMILIES = {
+    "gpt": ({"lm": {}}, {}),
+    "mistral": ({"lm": {}}, {"window": 3, "kv_heads": 1}),
+    "bert": ({"mlm": {}}, {}),
+    "t5": ({"lm": {}}, {"decoder_layers": 2, "head_width": 16, "dropout": 0.0}),
+}
+
+
+def built(family: str, **settings: Any) -> tuple[nn.Module, Any, dict[str, jax.Array]]:
+    heads, own = FAMILIES[family]
+    numbers = SIZES | (NO_DROPOUT if family != "t5" else {}) | own | settings
+    model = models.family(family).build(heads=heads, **numbers)
+    rng = np.random.default_rng(0)
+    batch = {"input_ids": jnp.asarray(rng.integers(1, 11, (2, 9))), "attention_mask": jnp.asarray([[1] * 9, [1] * 6 + [0] * 3])}
+    batch |= {"labels": batch["input_ids"][:, :5]} if family == "t5" else {}
+    params = jax.eval_shape(lambda: nn.meta.unbox(model.init(jax.random.key(0), batch)["params"]))
+    leaves, structure = jax.tree.flatten(params)
+    values = [jnp.asarray(0.3 * np.random.default_rng(n).normal(size=leaf.shape), leaf.dtype) for n, leaf in enumerate(leaves)]
+    return model, jax.tree.unflatten(structure, values), batch
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_computes_the_same_in_chunks(family):
+    """The setting reaches every attention, and masks, biases, windows and shared heads the kernel."""
+    real = np.arange(9) < np.array([9, 6])[:, None]
+    outputs, kernels = [], []
+    for settings in ({}, {"attention": "chunked"}, {"attention": "chunked", "scan_layers": True, "remat": "dots"}):
+        model, params, batch = built(family, **settings)
+        with recorded() as found:
+            hidden = jax.jit(model.apply)({"params": params}, batch)
+        name = "encoder_hidden" if family == "t5" else "hidden"
+        outputs.append([np.asarray(hidden[name])[real], np.asarray(hidden["hidden"])[:, :5]])
+        kernels.append({one.where: one.kernel for one in found})
+    for other in outputs[1:]:
+        for one, expected in zip(other, outputs[0], strict=True):
+            np.testing.assert_allclose(one, expected, atol=3e-5)
+    stacks = {"t5": ("encoder/attention", "decoder/attention", "decoder/cross"), "bert": ("encoder/attention",)}
+    where = stacks.get(family, ("decoder/attention",))
+    assert kernels == [dict.fromkeys(where, name) for name in ("xla", "chunked", "chunked")]
+
+
+def test_explicit_kernels_leave_initialization_and_decoding_alone():
+    model, params, _ = built("gpt", attention="splash")
+    token = {"input_ids": jnp.ones((2, 1), jnp.int32)}
+    model.init(jax.random.key(0), token)
+    _, cache = model.apply({"params": params}, token, None, model.empty_cache(2, 4), method="decode")
+    assert int(cache["index"]) == 1
+    with pytest.raises(UserError, match='model.attention="splash" cannot compute decoder/attention: it is for TPUs'):
+        model.apply({"params": params}, token)
+
+
+def gradient_of(setting: str, **needs: Any) -> Any:
+    """Returns the gradient of an attention, of shapes alone."""
+    given = call(**needs)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        kernel = choose(setting, dataclasses.replace(given, q=q, k=k, v=v), "attention")
+        assert kernel is not None
+        return kernel.attend(dataclasses.replace(given, q=q, k=k, v=v)).astype(jnp.float32).sum()
+
+    return jax.jit(jax.grad(loss, (0, 1, 2))).trace(given.q, given.k, given.v)
+
+
+@pytest.mark.parametrize(
+    ("setting", "platform", "lowered", "shown"),
+    [
+        ("pallas_gpu", "gpu", "cuda", "__gpu$xla.gpu.triton"),
+        ("splash", "tpu", "tpu", "tpu_custom_call"),
+        ("flash", "tpu", "tpu", "tpu_custom_call"),
+    ],
+)
+def test_programs_for_devices_that_are_not_here_call_the_kernel(setting, platform, lowered, shown):
+    length = 2 * LENGTH
+    segments = jnp.ones((2, length), jnp.int32)
+    with lowered_for(platform):
+        traced = gradient_of(setting, length=length, mask=Mask(query_segments=segments, key_segments=segments, causal=True))
+        text = traced.lower(lowering_platforms=(lowered,)).as_text()
+    assert text.count(shown) >= 2  # forward and backward
+    assert f"tensor<2x2x{length}x{length}xf32>" not in text

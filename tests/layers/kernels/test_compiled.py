@@ -1,0 +1,23 @@
+"""What the TPU compiler says of the kernels, where libtpu is installed: `pip install -e '.[plan]'`."""
+
+from __future__ import annotations
+
+import pytest
+
+from fmjax.bench.kernels import CASES, gradient
+from fmjax.planning.plan import read_topology
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture(scope="module")
+def device():
+    pytest.importorskip("libtpu")
+    return read_topology("v5e:2x2").devices()[0]
+
+
+@pytest.mark.parametrize(("case", "kernel"), [("all", "splash"), ("window 128", "splash"), ("a bias", "flash")])
+def test_a_kernel_moves_half_the_bytes(device, case, kernel):
+    causal, window, biased, _ = CASES[case]
+    moved = [gradient(name, causal, window, biased, device).cost_analysis()["bytes accessed"] for name in (kernel, "xla")]
+    assert moved[0] < 0.6 * moved[1]
