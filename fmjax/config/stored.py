@@ -121,8 +121,8 @@ def check_resumable(
         more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
         moved = next((before for path, before, _ in changes if path == WEIGHTS and before), "")
         kept = (
-            f"give init.weights={moved} again, which need not be there any more as the run goes on "
-            "from its checkpoint; "
+            f"use init.weights={moved} again, which need not exist any more, since the run "
+            "continues from its checkpoint; "
         )
         raise UserError(
             f"the run was started with another config: {'; '.join(lines[:LISTED])}{more}; "

@@ -83,10 +83,8 @@ class Experiment:
 def prepare(given: Config, workdir: Path, overridden: Collection[str] = ()) -> Experiment:
     """Returns the experiment that a config describes, or continues, in its run directory.
 
-    `overridden` are the keys that do not come from the config's file: a size among them is not
-    given up for that of `init.weights`. Nothing is written but the empty run directory. Raises
-    UserError for whatever does not fit.
-    """
+    `overridden` keys do not come from the config's file: a size among them outweighs that of
+    `init.weights`. Writes only the empty run directory. Raises UserError for what does not fit."""
     limits.check_config(given)
     resumed = run_folder.check_workdir(workdir)
     config = continued(workdir, given) if resumed else given

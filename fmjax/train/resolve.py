@@ -64,19 +64,16 @@ def check_kinds(config: Config, family: Family, processors: Processors) -> None:
     wanted = [kind for kind in known if fields.issuperset(kind.model_settings)]
     if foreign or any(kind.kind not in read for kind in wanted):
         words = " and ".join(kind.reads for kind in read.values())
-        raise UserError(
-            f'task.name="{config["task"]["name"]}" reads {words}, unlike model.name="{name}"; '
-            "change one of them"
-        )
+        unlike = f'reads {words}, unlike model.name="{name}"'
+        raise UserError(f'task.name="{config["task"]["name"]}" {unlike}; change one of them')
 
 
 def fresh_settings(family: Family, processors: Processors) -> Config:
     """Returns the settings of a new model that its processors determine."""
-    texts = processors.get("text")
-    followed: Config = {}
-    if isinstance(texts, text.Processor):
-        followed = family.settings_from_tokenizer(texts.tokenizer)
-    return processors.sizes() | followed
+    sizes = processors.sizes()
+    if isinstance(texts := processors.get("text"), text.Processor):
+        return sizes | family.settings_from_tokenizer(texts.tokenizer)
+    return sizes
 
 
 def check_vocabulary(section: Config, processors: Processors) -> None:

@@ -81,8 +81,7 @@ def open_data(
     """Opens the data, and finds the processors and the task's settings that follow from them.
 
     `overridden` are the config's keys that do not come from its file. Raises UserError for data
-    that cannot be read, or that have changed since the run began.
-    """
+    that cannot be read, or that have changed since the run began."""
     task = tasks.make(config["task"])
     tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
     with tolerance.active():
@@ -108,9 +107,7 @@ def open_data(
 
 
 def build(data: Data, resumed: bool, layout: Layout) -> Built:
-    """Returns the task, the model and the examples. Raises UserError where they do not fit each
-    other or, before examples are made, the devices' memory.
-    """
+    """Returns the task, the model and the examples. Raises UserError where they do not fit."""
     task = tasks.make(data.config["task"])
     config, model = build_model(data.config, data.pretrained, data.processors, task)
     check_generation(task, model, data.processors, config["data"]["max_length"])

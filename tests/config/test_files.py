@@ -263,7 +263,7 @@ def test_a_stored_config_is_read_by_the_present_names(tmp_path):
     assert stored["init"] == stored["fmjax"]["given"]["init"] == {"weights": "runs/1"} and stored["x"] == 1
     check_resumable(stored["fmjax"]["given"], {"init": {"weights": "runs/1"}})
     check_resumable({"init": {"from": "runs/1"}}, {"init": {"from": "runs/1"}})
-    with pytest.raises(UserError, match=r'init\.weights: "runs/1" -> "runs/2"; give init\.weights=runs/1 again, which need not'):
+    with pytest.raises(UserError, match=r'init\.weights: "runs/1" -> "runs/2"; use init\.weights=runs/1 again, which need not'):
         check_resumable(stored["fmjax"]["given"], {"init": {"from": "runs/2"}})
 
 

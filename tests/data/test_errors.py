@@ -302,7 +302,7 @@ def die() -> None:
 
 
 def test_a_worker_that_dies_is_named_with_what_it_read():
-    with pytest.raises(UserError, match=r"data.workers=2: worker [01], reading file.bin record 9, was ended by SIGKILL; look at"):
+    with pytest.raises(UserError, match=r"workers=2: worker [01], reading file.bin record 9, was ended by SIGKILL; check that"):
         read(Numbers(12, bad={9: die}), 4, workers=2)
 
 

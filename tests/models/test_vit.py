@@ -248,7 +248,7 @@ def test_sizes_that_do_not_fit_are_refused(change, named):
         ({"pixel_values": np.zeros((1, 1, 20, 20), np.float32)}, r"has shape \(1, 1, 20, 20\).*3 channels"),
         ({"pixel_values": np.zeros((3, 20, 20), np.float32)}, "pixel_values: has shape"),
         ({"pixel_values": np.zeros((0, 3, 20, 20), np.float32)}, "pixel_values: has shape"),
-        ({"pixel_values": np.zeros((1, 3, 20, 4), np.float32)}, "less than a patch of 5"),
+        ({"pixel_values": np.zeros((1, 3, 20, 4), np.float32)}, "fewer than a patch of 5"),
         ({"pixel_values": np.zeros((1, 3, 20, 20), np.float32), "patch_keep": np.array([[0, 16]])}, "0 to 15"),
         ({"pixel_values": np.zeros((1, 3, 20, 20), np.float32), "patch_keep": np.array([0])}, "patch_keep: pass"),
         ({"pixel_values": np.zeros((1, 3, 25, 20), np.float32), "interpolate_pos_encoding": False}, "25 x 20 pixels are not"),

@@ -241,7 +241,7 @@ def test_starting_from_other_weights(exported, whole, run, refused, tmp_path, ca
         moved = origin.rename(tmp_path / "moved")
         others = [setting.replace(str(origin), str(moved)) for setting in settings]
         said = refused(workdir, *others, arg="classify")
-        assert f"give init.weights={origin} again, which need not be there any more as the run goes on from its" in said
+        assert f"use init.weights={origin} again, which need not exist any more, since the run continues from its" in said
         assert run(workdir, *settings, arg="classify") == 0
 
 

@@ -85,5 +85,5 @@ def test_processors_have_sizes_and_a_unit_together():
     both = Processors(number.Processor({"a": (0.0, 1.0)}), category.Processor({"b": ("x",)}))
     assert both.sizes() == {"numbers": 1, "categories": 2} and both.unit == "rows" and list(both) == ["number", "category"]
     assert both.of(number.Processor).scales == {"a": (0.0, 1.0)} and Processors().unit == "rows"
-    with pytest.raises(TypeError, match="no processor of the kind number, only category"):
+    with pytest.raises(TypeError, match="no processor of the kind number; the kinds here: category"):
         Processors(both["category"]).of(number.Processor)

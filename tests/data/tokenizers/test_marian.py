@@ -93,7 +93,7 @@ def test_stored_pickled_and_read_back(folder, tmp_path):
         ("target.spm", None, "target.spm"),
         ("source.spm", b"no model", "not a complete Marian tokenizer"),
         ("vocab.json", b"{", "not a complete Marian tokenizer"),
-        ("vocab.json", b'{"a": 0}', "<pad>, </s> and <unk> among them"),
+        ("vocab.json", b'{"a": 0}', "including <pad>, </s> and <unk>"),
         ("vocab.json", b'{"<pad>": "0"}', "does not map tokens to numbers"),
         ("tokenizer_config.json", b'{"separate_vocabs": true}', "separate vocabularies"),
     ],
