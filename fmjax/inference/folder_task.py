@@ -64,7 +64,7 @@ def folder_task(
 def text_classification(config: Config, examples: Iterable[Value]) -> Task:
     """Returns the task of a model that classifies texts, or pairs if an example is one.
 
-    Raises UserError if its kind of problem is not handled.
+    Raises UserError if its kind of problem is not supported.
     """
     labels = class_names(config)
     problem = config.get("problem_type") or (
@@ -72,8 +72,7 @@ def text_classification(config: Config, examples: Iterable[Value]) -> Task:
     )
     if problem not in KINDS:
         raise UserError(
-            f'config.json: problem_type="{problem}" is not handled; those that are: '
-            f"{', '.join(KINDS)}"
+            f'config.json: problem_type="{problem}" is not supported; supported: {", ".join(KINDS)}'
         )
     kind = KINDS[problem]
     if kind == "regression" and len(labels) > 1:

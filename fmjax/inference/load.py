@@ -32,7 +32,7 @@ def load(path: str | Path) -> Pretrained:
     """Returns the model of a Hugging Face folder, of a run directory at its best step (the latest,
     if none is best), or of a checkpoint of llama2.c, a file that ends in .bin.
 
-    Raises UserError if it is none of these, is not whole, or holds a model that is not handled.
+    Raises UserError if it is none of these, is incomplete, or holds a model that is not supported.
     """
     path = Path(path).expanduser()
     if path.is_file() and path.suffix.lower() == ".bin":

@@ -238,7 +238,7 @@ class Pretrained:
         model's it needs no mask if `pad_token_id` is given and ends no row. `seed` is that of
         sampling: row i's draws depend on seed and i alone. With `return_scores`, each sequence
         comes with its log-probability. Raises UserError for inputs as `apply` does, and for
-        settings not handled.
+        settings that are not supported.
         """
         given = dict(arrays_and_settings)
         model = self._generator

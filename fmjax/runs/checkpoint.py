@@ -153,7 +153,7 @@ class CheckpointReader:
         return next((step for step in steps if self._unless_damaged(self._verify, step)), None)
 
     def _unless_damaged(self, read: Callable[[int], T], step: int) -> T | None:
-        """Returns what `read` does, None if the step is gone, or is damaged and was passed over."""
+        """Returns what `read` does, or None if the step is gone, or damaged and therefore skipped."""
         try:
             return read(step)
         except UserError as error:
@@ -166,7 +166,7 @@ class CheckpointReader:
             return None
 
     def _pass_over(self, step: int, error: DamagedError) -> None:
-        say(f"warning: {error}; passed over")
+        say(f"warning: {error}; skipped")
 
     def _ranked(self) -> list[int]:
         """Returns the steps that have the metric, best first; not verified."""
@@ -196,7 +196,7 @@ class Checkpoints(CheckpointReader):
         if keep < 1:
             raise UserError(
                 f"checkpoint.keep={keep}: the newest checkpoint must be kept to continue from; "
-                "give 1 or more"
+                "use 1 or more"
             )
         self._first = hosts.first()  # of several hosts, which alone deletes, sets aside and seals
         try:

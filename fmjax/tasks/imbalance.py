@@ -40,7 +40,7 @@ class Balance:
         in_range("task.label_smoothing", self.label_smoothing, least=0, below=1)
         in_range("task.effective_beta", self.effective_beta, least=0, below=1)
         in_range(
-            "task.focal_gamma", self.focal_gamma, least=0, hint="0 is cross entropy, 2 is usual"
+            "task.focal_gamma", self.focal_gamma, least=0, hint="0 means cross-entropy, 2 is usual"
         )
         if self.focal_gamma and self.label_smoothing:
             raise UserError(

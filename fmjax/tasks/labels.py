@@ -76,9 +76,7 @@ class LabelTask(Balance, contracts.Task):
             )
         for name in self.label_columns:
             if self.label_columns.count(name) > 1:
-                raise UserError(
-                    f'task.label_columns: "{name}" is there twice; name each column once'
-                )
+                raise UserError(f'task.label_columns: "{name}" occurs twice; name each column once')
         if self.labels and self.label_columns and self.labels != self.label_columns:
             raise UserError(
                 f"task.labels={','.join(self.labels)} are not "

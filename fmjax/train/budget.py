@@ -135,7 +135,7 @@ def is_small(model: PyTree, spec: BatchSpec) -> bool:
 
 def check_state(config: Config, model: PyTree, layout: Layout) -> None:
     """Raises UserError as `check_memory` does, if parameters, gradients and optimizer alone have no
-    room. It needs no data, so that none are read in vain."""
+    room. It runs before any example is made."""
     model = scanned(unmixed(model))
     spec = batch_spec(model.one_row_batch())
     room = None if is_small(model, spec) else memory_of_devices()

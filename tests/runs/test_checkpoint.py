@@ -407,7 +407,7 @@ def test_a_folder_in_the_way(saved: Path, tmp_path: Path) -> None:
 
 
 def test_bad_settings(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint\.keep=0: .*; give 1 or more"):
+    with pytest.raises(UserError, match=r"checkpoint\.keep=0: .*; use 1 or more"):
         Checkpoints(tmp_path, keep=0)
     with pytest.raises(UserError, match='mode "most" of the metric loss is unknown; choose max or min'):
         Best("loss", "most")

@@ -101,7 +101,7 @@ def test_other_values_in_columns_of_labels_are_refused(value):
         ({"separator": ","}, "task.separator is for several labels per record; set task.kind=multi"),
         ({"label_columns": ("a", "b")}, "task.label_columns is for several labels per record"),
         ({"kind": "multi", "separator": ",", "label_columns": ("a", "b")}, "two layouts of labels"),
-        ({"kind": "multi", "label_columns": ("a", "a")}, 'task.label_columns: "a" is there twice'),
+        ({"kind": "multi", "label_columns": ("a", "a")}, 'task.label_columns: "a" occurs twice'),
         ({"kind": "multi", "label_columns": ("a", "b"), "labels": ("a", "c")}, "task.labels=a,c are not"),
     ],
 )

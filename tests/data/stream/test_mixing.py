@@ -123,7 +123,7 @@ def test_resuming_reads_no_more_than_what_comes_next():
         ({"mixture": {"a": {"epochs": 0}, "b": {}}}, "data.mixture.a.epochs=0: must be above 0"),
         ({"temperature": 0}, "data.temperature=0.0: must be above 0; 1 leaves the weights unchanged"),
         ({"curriculum": {"soon": {"a": 1}}}, 'data.curriculum.soon: write {"STEP": {"SOURCE": WEIGHT}}'),
-        ({"curriculum": {"5": {"a": 1}, "05": {"b": 1}}}, "data.curriculum.05: step 5 is there twice"),
+        ({"curriculum": {"5": {"a": 1}, "05": {"b": 1}}}, "data.curriculum.05: step 5 occurs twice"),
         ({"curriculum": {"5": {"bb": 1}}}, r'5.bb \(did you mean "b"\?\): is not a source of data.mixture, which has a, b'),
         ({"curriculum": {"5": {"a": 0, "b": 0}}}, "all weights are 0 from step 5 on"),
         ({"mixture": {"a": {"weight": 1e-9}, "b": {"weight": 1}}}, "data.mixture.a: its share is below 1 of 100,000"),
