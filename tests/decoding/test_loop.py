@@ -173,7 +173,7 @@ def test_a_start_token_is_put_before_prompts_without_one():
         ({"decoder_input_ids": np.full((3, 4), 61)}, "decoder_input_ids: 61 is out of range"),
         ({"decoder_input_ids": np.full((2, 4), 59)}, "decoder_input_ids: has 2 rows"),
         ({"decoder_attention_mask": np.ones((3, 5))}, "decoder_attention_mask: has shape (3, 5), but decoder_input_ids (3, 4)"),
-        ({"max_length": 4, "max_new_tokens": None}, "max_length=4 leaves no room after 4 tokens"),
+        ({"max_length": 4, "max_new_tokens": None}, "max_length=4 leaves no room after the 4 tokens"),
         ({"max_new_tokens": 46}, "4 tokens and 46 new ones exceed the 48 positions"),
     ],
 )
@@ -662,7 +662,7 @@ REFUSED = [({name: value}, f"{name}={json.dumps(value)} {needs}; correct it") fo
         ({"pixel_values": 0}, '"pixel_values" is not a generation setting'),
         ({"typical_p": 0.9, "penalty_alpha": 0.6}, "not supported: typical_p=0.9 (only 1.0 is), penalty_alpha=0.6; leave it out"),
         ({"do_sample": True, "num_beams": 2}, "do_sample=true with num_beams=2 is not supported"),
-        ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences=3 needs do_sample=true or num_beams=3 at least"),
+        ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences=3 needs do_sample=true or num_beams of at least 3"),
         ({"max_new_tokens": 41}, "9 tokens and 41 new ones exceed the 48 positions of the model"),
         ({"max_length": 9}, "max_length=9 leaves no room after the 9 tokens of the prompt; pass max_new_tokens"),
     ],

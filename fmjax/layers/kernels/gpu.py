@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,9 +72,7 @@ def pallas_refusal(call: Call) -> str:
 def pallas(call: Call) -> jax.Array:
     """Returns [B,L,H,K]. Its segments are those of queries and keys alike: masked keys are texts of
     their own, whose queries attend to each other."""
-    # Imported here, since that takes time which runs on other machines do not have.
-    from jax.experimental.pallas.ops.gpu import attention as library
-
+    library = pallas_library()
     rows, length = call.q.shape[:2]
     over = -length % BLOCK
     _, segments = call.mask.segments(rows, length, length)
@@ -102,3 +102,15 @@ def pallas(call: Call) -> jax.Array:
         return heads_first(out)
 
     return heads_first(over_mesh(local, arrays)[:, :, :length])
+
+
+def pallas_library() -> Any:
+    """Returns JAX's module of the kernel, imported only where it is used, since that takes time.
+
+    JAX 0.12 still has it, deprecated in favor of the library tokamax, which cannot compile for a
+    device that is not there.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu import attention
+    return attention

@@ -165,6 +165,8 @@ def gradient_of(setting: str, **needs: Any) -> Any:
     return jax.jit(jax.grad(loss, (0, 1, 2))).trace(given.q, given.k, given.v)
 
 
+# JAX 0.12 deprecates Pallas's Triton backend; `auto` never chooses the kernel that needs it.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 @pytest.mark.parametrize(
     ("setting", "platform", "lowered", "shown"),
     [
