@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from fmjax import models
 from fmjax.errors import UserError
@@ -178,7 +179,10 @@ def gradient_of(setting: str, **needs: Any) -> Any:
 def test_programs_for_devices_that_are_not_here_call_the_kernel(setting, platform, lowered, shown):
     length = 2 * LENGTH
     segments = jnp.ones((2, length), jnp.int32)
-    with lowered_for(platform):
+    # Pallas reads what a GPU can do from the mesh.
+    chip = AbstractDevice("NVIDIA H200", None, "gpu") if platform == "gpu" else None
+    mesh = AbstractMesh((1,), ("data",), abstract_device=chip)
+    with lowered_for(platform), jax.sharding.use_abstract_mesh(mesh):
         traced = gradient_of(setting, length=length, mask=Mask(query_segments=segments, key_segments=segments, causal=True))
         text = traced.lower(lowering_platforms=(lowered,)).as_text()
     assert text.count(shown) >= 2  # forward and backward
