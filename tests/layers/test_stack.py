@@ -110,7 +110,12 @@ def by_hand(blocks: Any, params: Any, x: Any, shared: tuple[Context, ...], count
     return x
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+QUICK = ("one block, two contexts", "two blocks, two contexts", "more blocks than layers")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.full) for name in PATTERNS]
+)
 def test_a_pattern_is_its_layers_in_turn(name):
     blocks, kinds, count = PATTERNS[name]
     x, shared = draw(ROWS, LENGTH, WIDTH), contexts(count=kinds)
@@ -198,8 +203,9 @@ def test_layers_are_split_in_order():
     assert [int(own["a"]) for own in split_layers({"a": jnp.arange(3)})] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("name", ["one block, two contexts", "two blocks, three contexts"])
+@pytest.mark.parametrize(
+    ("name", "scan"), [("one block, two contexts", True), ("two blocks, three contexts", False)]
+)
 def test_decoding_in_pieces_is_decoding_at_once(name, scan):
     blocks, kinds, count = PATTERNS[name]
     x, model = draw(ROWS, LENGTH, WIDTH), Toy(blocks, Layers(count, scan))

@@ -63,7 +63,7 @@ def text(family: str, **changes: Any) -> str:
 @pytest.mark.parametrize(
     "changes", [{}, {"scan_layers": True, "remat": "dots"}], ids=["unrolled", "scanned"]
 )
-@pytest.mark.parametrize("family", ["bert", "gpt", "t5", "vit"])
+@pytest.mark.parametrize("family", [pytest.param("gpt", marks=pytest.mark.full), "bert", "t5", "vit"])
 def test_without_the_collections_the_program_is_that_of_a_model_without_taps(
     family, changes, monkeypatch
 ):
@@ -110,7 +110,7 @@ def test_every_layer_of_every_stack_is_tapped(family):
         np.testing.assert_array_equal(last, outputs["hidden"])
 
 
-@pytest.mark.parametrize("family", ["bert", "t5"])
+@pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.full), "t5"])
 def test_scanned_taps_and_their_gradients_are_the_unrolled_ones(family):
     results = []
     for scan in (False, True):
@@ -138,7 +138,13 @@ DELTAS = [(family, "") for family in FAMILIES] + [
 ]
 
 
-@pytest.mark.parametrize(("family", "prefix"), DELTAS)
+QUICK = [("bert", ""), ("vit", ""), ("gpt", ""), ("t5", ""), ("transformer", "decoder_")]
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix"),
+    [pytest.param(*one, marks=[] if one in QUICK else pytest.mark.full) for one in DELTAS],
+)
 def test_a_delta_is_added_to_the_embedded_input(family, prefix):
     model, params, batch = built(family)
     name = f"{prefix}embedded_delta"

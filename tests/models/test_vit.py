@@ -288,7 +288,10 @@ def masked_vit(**changes):
     return lambda **batch: apply({"params": params}, {name: jnp.asarray(array) for name, array in batch.items()})
 
 
-@pytest.mark.parametrize("changes", [{}, {"pool": "mean", "class_tokens": 0}, {"heads": {"pixels": {}}}])
+OTHERS = [{"pool": "mean", "class_tokens": 0}, {"heads": {"pixels": {}}}]
+
+
+@pytest.mark.parametrize("changes", [{}, *(pytest.param(one, marks=pytest.mark.full) for one in OTHERS)])
 def test_an_image_on_a_canvas_is_the_image_alone(changes):
     apply, rng = masked_vit(**changes), np.random.default_rng(1)
     head = next(iter(changes.get("heads", {"classify": {}})))

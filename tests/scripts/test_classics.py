@@ -84,6 +84,7 @@ def test_fine_tuning_a_classifier(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "results" / "metrics.jsonl").read_text().splitlines()] == lines
 
 
+@pytest.mark.full
 def test_sentiment_of_two_chinese_sentences(tmp_path):
     rows = [(f"这家酒店很{word[0]}，服务也{word[1]}", label) for letters, label in ((GOOD, "positive"), (BAD, "negative"))
             for word in zip(letters, letters[1:] + letters[:1], strict=True)]  # fmt: skip

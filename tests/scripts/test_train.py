@@ -261,7 +261,9 @@ KINDS: dict[str, tuple[Callable[[str, str], dict[str, Any]], tuple[str, ...], st
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.full if kind == "numbers" else []) for kind in KINDS]
+)
 def test_kinds_of_classification(kind, run, data, tmp_path):
     make, settings, metric = KINDS[kind]
     rows = [line.split(",") for line in (data / "train.csv").read_text().splitlines()[1:]]

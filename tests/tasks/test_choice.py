@@ -81,7 +81,7 @@ def test_overlong_is_an_error_unless_cut(tokenizer):
     [
         ({"context": "w1", "endings": ["w2"], "label": 0}, "line 3: context, endings must be a context and two or more endings"),
         ({"context": "w1", "endings": "w2", "label": 0}, "line 3: context, endings must be a context and two or more endings"),
-        ({"context": None, "endings": ["a", "b"], "label": 0}, "line 3: context, endings are not"),
+        ({"context": None, "endings": ["a", "b"], "label": 0}, "line 3: context, endings must be a context"),
         ({"context": "w1", "endings": ["a", "b", "c"], "label": 0}, "line 3: has 3 endings, but other records have 2"),
         (
             {"context": "w1", "endings": ["a", "b"], "label": 2},
@@ -153,5 +153,5 @@ def test_a_folder_predicts(tmp_path):
     with pytest.raises(UserError, match=r"^example 1: 43 tokens exceed data.max_length=40; shorten the text$"):
         model.predict([("w1", ["w3", "w4"]), ("w1 " * 38, ["w3 w4", "w4"])])
     ids = np.ones((2, 8), np.int32)
-    with pytest.raises(UserError, match=r"input_ids: has shape \(2, 8\); give \[rows, choices, tokens\]"):
+    with pytest.raises(UserError, match=r"input_ids: has shape \(2, 8\); pass \[rows, choices, tokens\]"):
         model.apply(input_ids=ids)

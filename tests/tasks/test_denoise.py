@@ -205,7 +205,7 @@ def test_predictions_are_texts():
     assert task.generation == {"max_new_tokens": 9, "num_beams": 2}
 
 
-@pytest.mark.parametrize(("example", "message"), [(3, "not text"), ({"txt": "a"}, 'a "text"'), ("a " * 40, "more than 16")])
+@pytest.mark.parametrize(("example", "message"), [(3, "not text"), ({"txt": "a"}, 'a "text"'), ("a " * 40, "more than the 16")])
 def test_texts_that_cannot_be_read_are_refused(example, message):
     with pytest.raises(UserError, match=f"item 0: .*{message}"):
         Task().inputs([example], using(tokenizer()), 16, "item {}".format)

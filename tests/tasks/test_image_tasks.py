@@ -100,7 +100,7 @@ def test_labels_and_class_weights():
         ({"mean": (float("nan"),)}, "task.mean=nan"),
         ({"std": (0.0,)}, "task.std=0.0: must be above 0"),
         ({"flip": 1.1}, "task.flip=1.1: must be from 0 to 1; a probability"),
-        ({"crop": 0.0}, "task.crop=0.0: must be above 0 and at most 1; a share"),
+        ({"crop": 0.0}, "task.crop=0.0: must be above 0 and at most 1; a fraction"),
         ({"rand_augment": -1}, "task.rand_augment=-1"),
         ({"rand_magnitude": 10.5}, "task.rand_magnitude=10.5"),
         ({"erase": -0.1}, "task.erase=-0.1"),

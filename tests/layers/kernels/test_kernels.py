@@ -107,8 +107,18 @@ def case(name: str) -> Call:
     return dataclasses.replace(made(**{"length": 7} | sizes), mask=Mask(**mask))
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("kernel", KERNELS)
+MIXED = "packed, causal, keys, shared heads"
+QUICK = [
+    *[("chunked", MIXED), ("chunked", "window"), ("chunked", "memory"), ("chunked", "a bias of all rows")],
+    *[("splash", MIXED), ("splash", "window on both sides"), ("splash", "a row of padding")],
+    *[("flash", "a bias of all heads"), ("pallas_gpu", MIXED)],
+]
+EVERY = [(kernel, name) for kernel in KERNELS for name in CASES]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"), [pytest.param(*one, marks=[] if one in QUICK else pytest.mark.full) for one in EVERY]
+)
 def test_a_kernel_is_the_plain_path(kernel, name):
     call = case(name)
     if REFUSALS[kernel](call):
