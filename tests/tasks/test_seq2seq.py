@@ -58,7 +58,7 @@ def test_texts_that_are_too_long(tokenizer):
     cut = Task(target_length=5, overlong="truncate").examples(PAIRS, using(tokenizer), 30, train=True)[0]
     whole = ids(tokenizer, "rot blau")
     assert cut["labels"].tolist() == [*whole[:4], tokenizer.end_id]
-    with pytest.raises(UserError, match="data.max_length=2 leaves no room for a token beside the 2 special ones"):
+    with pytest.raises(UserError, match="data.max_length=2 leaves no room for a token besides the 2 special ones"):
         Task().examples(PAIRS, using(tokenizer), 2, train=True)
 
 

@@ -198,7 +198,7 @@ def test_predictions_fill_the_text():
         (3, "not text"),
         ({"txt": "a"}, 'object with a "text"'),
         ("no gap", "no <extra_id_0>"),
-        ("<extra_id_0>" * 40, "more than 32"),
+        ("<extra_id_0>" * 40, "more than the 32"),
     ],
 )
 def test_texts_that_cannot_be_filled_are_refused(example, message):

@@ -86,7 +86,7 @@ def test_words_behind_spaces(byte_level):
 
 
 def test_words_that_vanish_are_read_as_unknown(tokenizer):
-    with pytest.warns(UserWarning, match=r"2 words, as '\\u200d', have no token"):
+    with pytest.warns(UserWarning, match=r"2 words, such as '\\u200d', have no token"):
         ids, begins = tokenizer.encode_words([["ann", "\u200d", "", "is"]])[0]
     assert begins.tolist() == [0, 1, 2, 3] and ids.tolist()[1:3] == [tokenizer.unk_id] * 2
 

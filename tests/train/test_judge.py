@@ -29,8 +29,8 @@ def judge(
     )
     recorder.keep = recorder.kept.append
     recorder.write = lambda step, values: recorder.records.append({"step": step, **values})
-    task = SimpleNamespace(needs_generation=False, leading=("f1",), measures={"accuracy": None})
-    built = SimpleNamespace(model=None, task=task, examples={"validation": (), "train": ()})
+    task = SimpleNamespace(needs_generation=False, leading=("f1",), measures={"accuracy": None}, chunked=())
+    built = SimpleNamespace(model=SimpleNamespace(heads={}), task=task, examples={"validation": (), "train": ()})
     experiment: Any = SimpleNamespace(
         config=config,
         built=built,
