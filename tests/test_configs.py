@@ -73,7 +73,7 @@ def small_texts() -> tuple[tuple[str, str], ...]:
     return tuple((f"topics/{name}", text) for name, text in sorted(topics.topics.items()))
 
 
-QUICK = {"bert_mlm.py:tiny", "gpt_clm.py:tiny", "t5_span.py:tiny", "vit_mae.py:tiny", "bert_classify.py:tiny"}
+QUICK = {"bert_mlm.py:tiny", "gpt_clm.py:tiny", "t5_span.py:tiny", "bert_classify.py:tiny"}
 TINY = [
     *(f"{path.name}:tiny" for path in FILES),
     "bert_sst2.py:tiny,pretrain",

@@ -34,7 +34,7 @@ def value_and_predictions(model: Any, task: Any, params: Any, batch: Any) -> tup
     return *jax.value_and_grad(loss)(params), task.predictions(model.apply({"params": params}, batch), batch)
 
 
-@pytest.mark.parametrize("family", ["llama", "transformer"])
+@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.full), "transformer"])
 def test_a_model_has_the_same_loss_gradients_and_predictions(family, tmp_path):
     """Llama has a kernel of its own, and the Transformer a bias and label smoothing."""
     found = case(family, tmp_path)

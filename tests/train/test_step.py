@@ -202,7 +202,11 @@ def check_placed(state, ways: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     ("rules", "ways"),
-    [pytest.param("dp", (1, 1), marks=pytest.mark.full), ("fsdp", (2, 1)), ("fsdp_tp", (2, 2))],
+    [
+        pytest.param("dp", (1, 1), marks=pytest.mark.full),
+        pytest.param("fsdp", (2, 1), marks=pytest.mark.full),
+        ("fsdp_tp", (2, 2)),
+    ],
 )
 def test_sharded_steps_are_those_of_one_device(alone, rules, ways):
     model, mesh, table = build(dropout=0.2), sharding.make_mesh(CUBE), sharding.RULES[rules]
