@@ -378,7 +378,7 @@ def test_wrong_input_is_named(corpus, tmp_path, refused, monkeypatch):
         patch.setattr(shutil, "which", lambda name: name)
         assert "needs the partition" in refused(main, "--input", folder, *common, "--executor", "slurm")
     assert not out.exists()
-    assert 'has no "body", but text, id' in refused(main, "--input", folder, *common, "--column", "body")
+    assert 'has no "body"; it has text, id' in refused(main, "--input", folder, *common, "--column", "body")
     assert "was started with other settings or input (column:" in refused(main, "--input", folder, *common)
     for name, content, message in (
         ("a.jsonl", b'{"text": "a"}\n{"text"\n', "a.jsonl line 2: is not JSON"),
