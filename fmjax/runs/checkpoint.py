@@ -153,7 +153,7 @@ class CheckpointReader:
         return next((step for step in steps if self._unless_damaged(self._verify, step)), None)
 
     def _unless_damaged(self, read: Callable[[int], T], step: int) -> T | None:
-        """Returns what `read` does, or None if the step is gone, or damaged and therefore skipped."""
+        """Returns what `read` does, or None if the step is gone or, with a warning, damaged."""
         try:
             return read(step)
         except UserError as error:
