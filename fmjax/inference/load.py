@@ -39,7 +39,7 @@ def load(path: str | Path) -> Pretrained:
         return load_llama2c(path)
     if path.is_file():
         raise UserError(
-            f"{path}: is a file; give the folder that it stands in, or a .bin of llama2.c"
+            f"{path}: is a file; give the folder that contains it, or a .bin file of llama2.c"
         )
     with explained():
         return load_run(path) if is_run(path) or has_failed_start(path) else load_reference(path)
@@ -66,7 +66,7 @@ def load_reference(folder: Path) -> Pretrained:
     if loaded.fresh:
         lost = f"{reference.architecture(config)} lacks its {', '.join(loaded.fresh)}"
         raise UserError(
-            f"{folder}: {lost}; get the whole weights, or correct architectures in config.json"
+            f"{folder}: {lost}; download the complete weights, or correct architectures in config.json"
         )
     if loaded.unused:
         say(f"warning: {folder}: not used: {', '.join(loaded.unused)}")
@@ -112,7 +112,7 @@ def load_run(folder: Path) -> Pretrained:
     item = "ema" if "ema" in checkpoints.items(step) else "params"
     params = checkpoints.restore(step, {item: abstract_params(model)})[item]
     for name, leaf in pytree.names(params).items():
-        advice = "take an earlier checkpoint, or train anew"
+        advice = "use an earlier checkpoint, or train again"
         check_finite(f"{folder} at step {step}", name, np.asarray(leaf), advice)
     task = task.main  # of a mixture, which was trained with the heads of all its parts
     model = model.clone(heads=task.heads)

@@ -25,7 +25,7 @@ def table(result: Config) -> str:
         f"{result['model_parameters']:,} parameters on {result['topology']}: {result['devices']} "
         f"devices ({axes}), "
         f"rules {result['rules']}",
-        f"attention by {result['attention']}",
+        f"attention kernel: {result['attention']}",
         "per device, GiB",
         *(f"  {name:<12} {size / GIB:10.3f}" for name, size in held.items()),
     ]

@@ -53,7 +53,7 @@ def to_rows(
     room = most - tokenizer.special_count()
     if room < 1:
         raise UserError(
-            f"data.max_length={most} leaves no room for a token beside the {most - room} special "
+            f"data.max_length={most} leaves no room for a token besides the {most - room} special "
             "ones; raise it"
         )
     rows = []

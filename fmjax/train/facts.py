@@ -215,7 +215,7 @@ def model(experiment: Experiment) -> Fact:
     parts = [f"{settings['name']}, {count:,} parameters"]
     parts += [f"vocabulary {pieces:,}"] if pieces else []
     how = [f"remat {settings['remat']}"] if settings.get("remat", "none") != "none" else []
-    parts += [f"computes in {dtype}, attention by {described(kernels)}", *how]
+    parts += [f"computes in {dtype}, attention kernel: {described(kernels)}", *how]
     return Fact("model", ", ".join(parts), values)
 
 

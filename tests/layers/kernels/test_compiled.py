@@ -17,7 +17,7 @@ def device():
 
 
 @pytest.mark.parametrize(("case", "kernel"), [("all", "splash"), ("window 128", "splash"), ("a bias", "flash")])
-def test_a_kernel_moves_half_the_bytes(device, case, kernel):
+def test_a_kernel_moves_at_most_three_fifths_of_the_bytes(device, case, kernel):
     causal, window, biased, _ = CASES[case]
     moved = [gradient(name, causal, window, biased, device).cost_analysis()["bytes accessed"] for name in (kernel, "xla")]
     assert moved[0] < 0.6 * moved[1]
