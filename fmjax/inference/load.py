@@ -66,7 +66,8 @@ def load_reference(folder: Path) -> Pretrained:
     if loaded.fresh:
         lost = f"{reference.architecture(config)} lacks its {', '.join(loaded.fresh)}"
         raise UserError(
-            f"{folder}: {lost}; download the complete weights, or correct architectures in config.json"
+            f"{folder}: {lost}; download the complete weights, or correct architectures in "
+            "config.json"
         )
     if loaded.unused:
         say(f"warning: {folder}: not used: {', '.join(loaded.unused)}")
