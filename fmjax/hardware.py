@@ -27,13 +27,14 @@ class Chip:
     memory: float  # bytes of HBM
     bandwidth: float  # bytes per second between HBM and the chip
     link: float  # bytes per second that the chip sends to the others of its slice or machine
+    network: float = 0.0  # the same to other slices, its share of its host's network; 0: unknown
 
 
 # JAX calls a v5p "TPU v5", which is a prefix of the name of a v5e, so the v5e comes first.
 CHIPS: dict[str, Chip] = {
-    "v6e": Chip(("TPU v6",), 918e12, 32e9, 1640e9, 448e9),
-    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16e9, 819e9, 200e9),
-    "v5p": Chip(("TPU v5",), 459e12, 95e9, 2765e9, 600e9),
+    "v6e": Chip(("TPU v6",), 918e12, 32e9, 1640e9, 448e9, 12.5e9),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16e9, 819e9, 200e9, 3.125e9),
+    "v5p": Chip(("TPU v5",), 459e12, 95e9, 2765e9, 600e9, 6.25e9),
     "v4": Chip(("TPU v4",), 275e12, 32e9, 1228e9, 300e9),
     "h200": Chip(("H200",), 989e12, 141e9, 4800e9, 450e9),
     "h100": Chip(("H100",), 989e12, 80e9, 3350e9, 450e9),

@@ -76,6 +76,11 @@ HASH = define_prng_impl(
 GENERATORS: dict[str, Any] = {"threefry2x32": "threefry2x32", "rbg": "rbg", "hash": HASH}
 
 
+def is_hash(key: jax.Array) -> bool:
+    """Returns whether a key is of the generator "hash", whose numbers are cheap to make twice."""
+    return str(jax.random.key_impl(key)) == str(HASH)
+
+
 def dropout_key(seed: int, generator: str) -> jax.Array:
     """Returns the dropout key of a run. Raises UserError for an unknown generator."""
     if generator not in GENERATORS:

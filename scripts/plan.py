@@ -22,14 +22,19 @@ import jax
 
 from fmjax.config import commandline
 from fmjax.config.json_files import to_line
-from fmjax.planning.plan import plan, read_topology
+from fmjax.planning.plan import plan
 from fmjax.planning.report import sharding_table, table
+from fmjax.planning.topology import read_topology
 from fmjax.train import keys
 
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__, config=True, keys=keys.describe)
-    flags.add("--topology", required=True, help="v5e:4x4, v5p:4x4x8, v6e:4x4, gpu:h200:8, cpu:8")
+    flags.add(
+        "--topology",
+        required=True,
+        help="v5e:4x4, v5p:4x4x8, v6e:4x4:2 (two slices), gpu:h200:8, cpu:8",
+    )
     flags.add(
         "--sharding",
         action="store_true",

@@ -18,7 +18,7 @@ from fmjax.layers.kernels.call import Call, lowered_for
 from fmjax.layers.kernels.choice import KERNELS, PLAIN
 from fmjax.layers.kernels.plain import attend
 from fmjax.layers.mask import Mask
-from fmjax.planning.plan import read_topology
+from fmjax.planning.topology import read_topology
 
 ROWS, LENGTH, HEADS, WIDTH = 32, 512, 12, 64
 # What is computed, always with segments: causal, a window, a bias [1,H,L,L]; and by which kernels.

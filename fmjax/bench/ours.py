@@ -79,6 +79,7 @@ class Ours:
         from fmjax import tasks
         from fmjax.data.stream.batches import batch_spec
         from fmjax.distributed import sharding
+        from fmjax.distributed.compiler import compiler_options
         from fmjax.distributed.layout import Layout
         from fmjax.randomness import dropout_key
         from fmjax.train.stages import describe, training_step
@@ -96,7 +97,8 @@ class Ours:
         )
         self.key = dropout_key(0, RNG.get(devices[0].platform, "rbg"))
         step = training_step(config, model, task, abstract)
-        self.jitted = self.jax.jit(step, donate_argnums=0)
+        options = compiler_options(self.layout.mesh)
+        self.jitted = self.jax.jit(step, donate_argnums=0, compiler_options=options)
         self.shardings = self.layout.of_batch(spec)
 
     def train(self, index: int) -> PyTree:

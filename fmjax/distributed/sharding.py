@@ -26,12 +26,16 @@ from fmjax.errors import UserError, nearest, one_line
 Rules: TypeAlias = Mapping[str, str | tuple[str, ...]]
 Shaped: TypeAlias = np.ndarray | jax.Array | jax.ShapeDtypeStruct
 
+# The mesh axis across slices of TPUs, or machines with GPUs, which a slower network connects.
+# Batches alone are divided over it: the gradients are all that it carries.
+SLICE = "slice"
+
 # Names that are not in a table are not sharded.
 RULES: dict[str, Rules] = {
-    "dp": {"act_batch": "data"},
-    "fsdp": {"act_batch": ("data", "fsdp"), "embed": "fsdp"},
+    "dp": {"act_batch": (SLICE, "data")},
+    "fsdp": {"act_batch": (SLICE, "data", "fsdp"), "embed": "fsdp"},
     "fsdp_tp": {
-        "act_batch": ("data", "fsdp"),
+        "act_batch": (SLICE, "data", "fsdp"),
         "embed": "fsdp",
         "vocab": "tensor",
         "heads": "tensor",
@@ -39,7 +43,11 @@ RULES: dict[str, Rules] = {
         "act_heads": "tensor",
         "act_mlp": "tensor",
     },
-    "fsdp_context": {"act_batch": ("data", "fsdp"), "act_length": "context", "embed": "fsdp"},
+    "fsdp_context": {
+        "act_batch": (SLICE, "data", "fsdp"),
+        "act_length": "context",
+        "embed": "fsdp",
+    },
 }
 PARAMETERS = ("vocab", "embed", "heads", "kv", "mlp", "layers")
 ACTIVATIONS = ("act_batch", "act_length", "act_embed", "act_heads", "act_mlp")
@@ -131,14 +139,24 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     """Returns a mesh over all devices, for example for {"data": -1}; a size of -1 takes the
     remaining devices.
 
+    Devices of several slices have the axis "slice", which is added where `axes` lacks it.
     `devices` may be those of a topology that is not attached. Raises UserError if the sizes do not
     multiply to their number.
     """
     count = jax.device_count() if devices is None else len(devices)
-    sizes = mesh_sizes(axes, count)
+    slices = count_slices(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(axes if slices == 1 else with_slices(axes, slices, count), count)
     # Linen's logical constraints need Auto axes; the default of jax.make_mesh is Explicit.
     kinds = (AxisType.Auto,) * len(sizes)
     try:
+        if slices > 1:
+            grid = mesh_utils.create_hybrid_device_mesh(
+                [1 if axis == SLICE else size for axis, size in sizes.items()],
+                [size if axis == SLICE else 1 for axis, size in sizes.items()],
+                jax.devices() if devices is None else devices,
+                allow_split_physical_axes=True,
+            )
+            return Mesh(grid, tuple(sizes), axis_types=kinds)
         if devices is None:
             return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
         grid = mesh_utils.create_device_mesh(
@@ -151,6 +169,24 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
             "sizes"
         ) from error
     return Mesh(grid, tuple(sizes), axis_types=kinds)
+
+
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """Returns the number of slices that devices are in; 1 where their platform has none."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def with_slices(axes: Mapping[str, int], slices: int, devices: int) -> Mapping[str, int]:
+    """Returns the axes of a mesh over several slices. Raises UserError for another number of them,
+    or sizes that leave no room for it."""
+    there = f"mesh.axes={dict(axes)}: the {devices} devices are in {slices} slices"
+    if axes.get(SLICE, slices) != slices:
+        raise UserError(f"{there}; set {SLICE}={slices}, or leave it out")
+    if SLICE not in axes and math.prod(axes.values()) == devices:
+        raise UserError(
+            f"{there}, for which {SLICE}={slices} is added; divide one of the sizes by {slices}"
+        )
+    return {SLICE: slices, **axes}
 
 
 def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:

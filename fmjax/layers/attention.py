@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fmjax.distributed.sharding import constrain
+from fmjax.layers.dropout import Dropout
 from fmjax.layers.kernels.call import Call
 from fmjax.layers.kernels.choice import AUTO, choose
 from fmjax.layers.kernels.plain import attend, heads_first
@@ -120,7 +121,7 @@ class Attention(nn.Module):
             out = kernel.attend(call)
         else:
             # Dropout is active exactly when the caller passes a "dropout" key.
-            drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+            drop = Dropout(self.dropout)
             seen = mask.dense(q.shape[1], k.shape[1])
             out = attend(
                 q, k, v, seen, lambda weights: drop(tap(self, "weights", weights)), scale, bias

@@ -18,6 +18,7 @@ import jax
 
 from fmjax.distributed.sharding import constrain
 from fmjax.layers.attention import Cache, Context
+from fmjax.layers.dropout import Dropout
 from fmjax.layers.taps import tap
 
 ModuleFactory = Callable[..., nn.Module]
@@ -56,7 +57,7 @@ class PostNorm(nn.Module):
         self, x_BLD: jax.Array, context: Context, cache: Caches | None = None
     ) -> tuple[jax.Array, Caches]:
         """Maps [B,L,D] to [B,L,D]."""
-        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        drop = Dropout(self.dropout)
         skip = StochasticDepth(self.stochastic_depth)
         before, after = cache or {}, Caches()
         seen, after["attention"] = self.attention(name="attention")(
@@ -88,7 +89,7 @@ class PreNorm(nn.Module):
         self, x_BLD: jax.Array, context: Context, cache: Caches | None = None
     ) -> tuple[jax.Array, Caches]:
         """Maps [B,L,D] to [B,L,D]."""
-        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        drop = Dropout(self.dropout)
         skip = StochasticDepth(self.stochastic_depth)
         before, after = cache or {}, Caches()
         normed = self.norm(name="attention_norm")(x_BLD)

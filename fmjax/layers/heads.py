@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from fmjax import contracts
 from fmjax.distributed.sharding import shard_embedded
+from fmjax.layers.dropout import Dropout
 from fmjax.layers.linear import Dense, Initializer, barrier, normal, parameter
 from fmjax.layers.norm import LayerNorm
 from fmjax.layers.vocabulary import Logits, VocabularyLogits, chunk_rows
@@ -74,7 +75,7 @@ class Classify(nn.Module):
     @nn.compact
     def __call__(self, features: Features, batch: Features) -> jax.Array:
         """Returns logits [B,C] in fp32."""
-        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        drop = Dropout(self.dropout)
         return linear_head(self, drop(features["pooled"]))
 
 
@@ -93,7 +94,7 @@ class ClassifyMean(nn.Module):
         weights = batch["pool_weights"].astype(jnp.float32)
         total = jnp.einsum("BL,BLD->BD", weights, features["hidden"].astype(jnp.float32))
         mean = total / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-6)
-        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        drop = Dropout(self.dropout)
         return linear_head(self, drop(mean))
 
 
@@ -108,7 +109,7 @@ class Tag(nn.Module):
     @nn.compact
     def __call__(self, features: Features, batch: Features) -> jax.Array:
         """Returns logits [B,L,C] in fp32."""
-        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        drop = Dropout(self.dropout)
         return linear_head(self, drop(features["hidden"]))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax
@@ -54,28 +55,44 @@ barrier: Callable[[jax.Array], jax.Array] = jax.lax.optimization_barrier  # whic
 CACHE = 2**20  # approximate cache per core, in bytes
 
 
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns x [rows, D] @ kernel [D, F]; on a CPU, the kernel's gradient is faster than the usual
-    one."""
-    return x @ kernel
+def flat(x: jax.Array, kernel: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
+    """Returns x as [rows, D] and the kernel as [D, F] in the dtype of x; D has `axes` axes."""
+    size = math.prod(kernel.shape[:axes])
+    return x.reshape(-1, size), kernel.astype(x.dtype).reshape(size, -1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, axes: int = 1) -> jax.Array:
+    """Returns x [..., *inputs] @ kernel [*inputs, *features], [rows, F] in the dtype of x; `axes`
+    is the number of inputs.
+
+    The arguments are stored for the backward pass as they are, so that layers share what they read
+    and parameters are not stored again. On a CPU, the kernel's gradient is faster than the usual
+    one.
+    """
+    rows, matrix = flat(x, kernel, axes)
+    return rows @ matrix
 
 
 def product_forward(
-    x: jax.Array, kernel: jax.Array
+    x: jax.Array, kernel: jax.Array, axes: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ kernel, (x, kernel)
+    rows, matrix = flat(x, kernel, axes)  # a product that a policy of rematerialization can see
+    return rows @ matrix, (x, kernel)
 
 
 def product_backward(
-    kept: tuple[jax.Array, jax.Array], dy: jax.Array
+    axes: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
+    rows, matrix = flat(x, kernel, axes)
     # A CPU reads the columns of an x larger than its cache one number at a time. Transposing x
     # first is faster; a barrier keeps XLA from undoing that. Other devices transpose while reading.
     by_columns = x.size * x.dtype.itemsize > CACHE
     transpose = {"cpu": lambda x: barrier(x.T)} if by_columns else {}
-    return dy @ kernel.T, jax.lax.platform_dependent(x, default=jnp.transpose, **transpose) @ dy
+    d_matrix = jax.lax.platform_dependent(rows, default=jnp.transpose, **transpose) @ dy
+    dx, d_kernel = (dy @ matrix.T).reshape(x.shape), d_matrix.reshape(kernel.shape)
+    return dx, d_kernel.astype(kernel.dtype)
 
 
 product.defvjp(product_forward, product_backward)
@@ -124,20 +141,19 @@ class Dense(nn.Module):
         """Maps [..., *contracted] to [..., *features], in `dtype`; parameters are fp32."""
         contracted = len(self.axes) - len(self.features)
         inputs = x.shape[x.ndim - contracted :]
-        size = math.prod(inputs)
         stored: Any = self.get_variable("params", "kernel")
         if isinstance(stored, Quantized):
             kernel = stored.kernel()
         else:
             kernel = parameter(self, "kernel", self.kernel_init, self.axes, inputs + self.features)
-        rows = x.reshape(-1, size).astype(self.dtype)
-        y = product(rows, kernel.astype(self.dtype).reshape(size, -1))
+        x = x.astype(self.dtype)
+        y = product(x, kernel, contracted)
         if self.has_variable("params", "lora_a"):
             a, b = (
                 jnp.asarray(self.get_variable("params", name), self.dtype)
                 for name in ("lora_a", "lora_b")
             )
-            y = y + product(product(rows, a.reshape(size, -1)), b.reshape(len(b), -1))
+            y = y + product(product(x, a, contracted), b)
         if self.use_bias:
             bias = parameter(
                 self, "bias", nn.initializers.zeros_init(), self.axes[contracted:], self.features

@@ -13,7 +13,9 @@ from jax.typing import DTypeLike
 
 from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError, nearest
+from fmjax.layers.dropout import Dropout
 from fmjax.layers.linear import Dense, Initializer, normal
+from fmjax.layers.recompute import recomputed
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -65,13 +67,13 @@ class Mlp(nn.Module):
 
     def hidden(self, x_BLD: jax.Array) -> jax.Array:
         """Returns [B,L,F]."""
-        return self.activation(self.part(self.width, "up")(x_BLD))
+        return recomputed(self.activation)(self.part(self.width, "up")(x_BLD))
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """Maps [B,L,D] to [B,L,D] through width F."""
         hidden = constrain(self.hidden(x_BLD), "act_batch", "act_length", "act_mlp")
-        hidden = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(hidden)
+        hidden = Dropout(self.dropout)(hidden)
         return self.part(x_BLD.shape[-1], "down")(hidden)
 
 
@@ -81,6 +83,5 @@ class GatedMlp(Mlp):
 
     def hidden(self, x_BLD: jax.Array) -> jax.Array:
         """Returns [B,L,F]."""
-        return self.activation(self.part(self.width, "gate")(x_BLD)) * self.part(self.width, "up")(
-            x_BLD
-        )
+        gate, up = (self.part(self.width, name)(x_BLD) for name in ("gate", "up"))
+        return recomputed(lambda gate, up: self.activation(gate) * up)(gate, up)

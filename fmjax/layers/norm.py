@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fmjax.layers.linear import parameter
+from fmjax.layers.recompute import recomputed
 
 
 class LayerNorm(nn.Module):
@@ -26,14 +27,18 @@ class LayerNorm(nn.Module):
         shape = (x.shape[-1],)
         scale = parameter(self, "scale", nn.initializers.ones_init(), ("embed",), shape)
         bias = parameter(self, "bias", nn.initializers.zeros_init(), ("embed",), shape)
-        x = x.astype(jnp.float32)
-        centered = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centered).mean(axis=-1, keepdims=True)
         broadcast = (1,) * (x.ndim - 1) + shape
-        y = centered * (
-            jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(broadcast)
-        ) + bias.reshape(broadcast)
-        return y.astype(self.dtype)
+
+        def norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+            x = x.astype(jnp.float32)
+            centered = x - x.mean(axis=-1, keepdims=True)
+            variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+            y = centered * (
+                jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(broadcast)
+            ) + bias.reshape(broadcast)
+            return y.astype(self.dtype)
+
+        return recomputed(norm)(x, scale, bias)
 
 
 class RmsNorm(nn.Module):
@@ -48,6 +53,10 @@ class RmsNorm(nn.Module):
         """Maps [..., D] to [..., D] in `dtype`."""
         shape = (x.shape[-1],)
         scale = parameter(self, "scale", nn.initializers.ones_init(), ("embed",), shape)
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.epsilon)
-        return (x * scale.reshape((1,) * (x.ndim - 1) + shape)).astype(self.dtype)
+
+        def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+            x = x.astype(jnp.float32)
+            x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.epsilon)
+            return (x * scale.reshape((1,) * (x.ndim - 1) + shape)).astype(self.dtype)
+
+        return recomputed(norm)(x, scale)

@@ -23,6 +23,7 @@ from fmjax.contracts import Arrays, Batch, Config, HostBatch, Value
 from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import PostNorm
+from fmjax.layers.dropout import Dropout
 from fmjax.layers.heads import (
     Classify,
     ClassifyMean,
@@ -101,7 +102,7 @@ class Embed(nn.Module):
             types = batch.get("token_type_ids", jnp.zeros_like(ids))
             x = x + shard_embedded(table(s.token_types, axis=None, name="token_type")(types))
         x = LayerNorm(s.epsilon, dtype, name="norm")(x)
-        x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
+        x = Dropout(s.embedding_dropout)(x)
         if width != s.width:
             x = Dense((s.width,), (None, "embed"), init, dtype=dtype, name="projection")(x)
         return add_delta(
@@ -155,13 +156,10 @@ class ClassifyFirst(nn.Module):
     @nn.compact
     def __call__(self, features: Features, batch: Features) -> jax.Array:
         """Returns logits [B,C] in fp32."""
-        fixed = not self.has_rng("dropout")
-        x = nn.Dropout(self.input_dropout, deterministic=fixed)(
-            features["hidden"][:, 0].astype(jnp.float32)
-        )
+        x = Dropout(self.input_dropout)(features["hidden"][:, 0].astype(jnp.float32))
         dense = Dense(x.shape[-1:], ("embed", None), self.kernel_init, name="dense")
         x = self.activation(dense(shard_embedded(x)))
-        return linear_head(self, nn.Dropout(self.dropout, deterministic=fixed)(x))
+        return linear_head(self, Dropout(self.dropout)(x))
 
 
 def masked_lm(settings: Settings, name: str) -> HeadMaker:

@@ -23,6 +23,7 @@ from fmjax.distributed.sharding import constrain, shard_embedded
 from fmjax.layers.attention import Attention, Context
 from fmjax.layers.blocks import Caches, ModuleFactory, PreNorm
 from fmjax.layers.cache import Cache, decoder_context, empty_cache
+from fmjax.layers.dropout import Dropout
 from fmjax.layers.heads import (
     ClassifyMean,
     Features,
@@ -86,7 +87,7 @@ class Embed(nn.Module):
         x = shard_embedded(word(batch["input_ids"]))
         if s.positions:
             x = x + shard_embedded(table(s.positions, axis=None, name="position")(positions_BL))
-        x = nn.Dropout(s.embedding_dropout, deterministic=not self.has_rng("dropout"))(x)
+        x = Dropout(s.embedding_dropout)(x)
         x = add_delta(constrain(x, "act_batch", "act_length", "act_embed"), batch)
         return x, word.embedding
 

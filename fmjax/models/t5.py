@@ -34,6 +34,7 @@ from fmjax.layers.cache import (
     memory_mask,
     shift_right,
 )
+from fmjax.layers.dropout import Dropout
 from fmjax.layers.heads import ClassifyMean, Heads, HeadTable, Lm, chosen
 from fmjax.layers.linear import embedding, normal, parameter
 from fmjax.layers.mlp import GatedMlp, Mlp, activation
@@ -148,7 +149,7 @@ class T5Stack(nn.Module):
         s = self.settings
         dtype, drop = (
             jnp.dtype(s.dtype),
-            nn.Dropout(s.dropout, deterministic=not self.has_rng("dropout")),
+            Dropout(s.dropout),
         )
         keys = x_BLD.shape[1] if caches is None else caches[0]["attention"]["key"].shape[2]
         wide, inner = (

@@ -34,6 +34,7 @@ from fmjax.layers.cache import (
     memory_mask,
     shift_right,
 )
+from fmjax.layers.dropout import Dropout
 from fmjax.layers.heads import Heads, HeadTable, Lm, chosen
 from fmjax.layers.linear import embedding, normal
 from fmjax.layers.mlp import Mlp, activation
@@ -195,7 +196,7 @@ class TransformerStack(nn.Module):
             x = x_BLD + jnp.asarray(sinusoids(places, x_BLD.shape[-1]))[positions_BL].astype(
                 x_BLD.dtype
             )
-        x = nn.Dropout(s.dropout, deterministic=not self.has_rng("dropout"))(x)
+        x = Dropout(s.dropout)(x)
         x = constrain(x, "act_batch", "act_length", "act_embed")
         x, after = stack(self, block, s.stacked(layers), x, context, caches)
         return norm(name="final_norm")(x) if self.form.final_norm else x, after

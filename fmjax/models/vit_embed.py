@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fmjax.contracts import Batch, Value
 from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError
+from fmjax.layers.dropout import Dropout
 from fmjax.layers.grid import resized, resized_each, sinusoids_2d
 from fmjax.layers.linear import Initializer, normal, parameter
 from fmjax.layers.mask import Mask
@@ -121,5 +122,5 @@ class Embed(nn.Module):
         if learned:
             first = jnp.concatenate(learned, axis=1) + table[:, :before]
             x = jnp.concatenate([jnp.broadcast_to(first, (rows, *first.shape[1:])), x], axis=1)
-        x = nn.Dropout(s.dropout, deterministic=not self.has_rng("dropout"))(x)
+        x = Dropout(s.dropout)(x)
         return add_delta(constrain(x, "act_batch", "act_length", "act_embed"), batch)

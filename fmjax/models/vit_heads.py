@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from fmjax.distributed.sharding import shard_embedded
 from fmjax.layers.attention import Context
 from fmjax.layers.blocks import ModuleFactory
+from fmjax.layers.dropout import Dropout
 from fmjax.layers.grid import bicubic
 from fmjax.layers.heads import Features, linear_head
 from fmjax.layers.linear import Dense, Initializer, normal, parameter
@@ -48,9 +49,7 @@ class ClassifyToken(nn.Module):
             x = total / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
         else:
             x = hidden[:, self.tokens :].mean(axis=1)
-        return linear_head(
-            self, nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
-        )
+        return linear_head(self, Dropout(self.dropout)(x))
 
 
 class ClassifyDistilled(nn.Module):
@@ -66,7 +65,7 @@ class ClassifyDistilled(nn.Module):
     def __call__(self, features: Features, batch: Features) -> jax.Array:
         """Returns logits [B,C] in fp32."""
         hidden = features["hidden"].astype(jnp.float32)
-        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        drop = Dropout(self.dropout)
         linear = partial(Dense, (self.classes,), ("embed", None), self.kernel_init)
         first, second = shard_embedded(drop(hidden[:, 0])), shard_embedded(drop(hidden[:, 1]))
         return (linear(name="class_token")(first) + linear(name="distillation_token")(second)) / 2

@@ -12,11 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+# What the TPU compiler turns a collective across slices into: hosts send parts of it to each other.
+BETWEEN_SLICES = "between slices"
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
 OPERATION = re.compile(rf"\s({'|'.join(KINDS)})(-start)?\(")
+SEND = re.compile(r"\ssend\(")
 ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c\d+)\[([\d,]*)\]")
 CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%?[\w.\-]+(?:, %[\w.\-]+)*)\}?"
@@ -112,14 +115,13 @@ def collective(instruction: str, devices: int) -> Iterator[tuple[str, float]]:
 
     Of n devices in a ring each sends (n - 1) / n of what is gathered or exchanged, and twice that
     of what is reduced for all."""
+    if (send := SEND.search(instruction)) and "is_host_transfer=true" in instruction:
+        yield BETWEEN_SLICES, max(sizes(instruction[: send.start()]), default=0.0)
+        return
     operation = OPERATION.search(instruction)
     if not operation:
         return
-    kind = operation[1]
-    arrays = [
-        math.prod(int(size) for size in shape.split(",") if size) * item_size(dtype)
-        for dtype, shape in ARRAY.findall(instruction[: operation.start()])
-    ]
+    kind, arrays = operation[1], sizes(instruction[: operation.start()])
     # An asynchronous start has its operands and results as outputs, and the largest is the full
     # array.
     size = max(arrays, default=0) if operation[2] else sum(arrays)
@@ -133,6 +135,14 @@ def collective(instruction: str, devices: int) -> Iterator[tuple[str, float]]:
         yield kind, float(size)
     else:
         yield kind, share * size
+
+
+def sizes(outputs: str) -> list[float]:
+    """Returns the bytes of each array in the type of an instruction's outputs."""
+    return [
+        math.prod(int(size) for size in shape.split(",") if size) * item_size(dtype)
+        for dtype, shape in ARRAY.findall(outputs)
+    ]
 
 
 def group_size(instruction: str, devices: int) -> int:

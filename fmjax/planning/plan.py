@@ -12,27 +12,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 
 from fmjax import models, tasks
 from fmjax.config import describe_config
-from fmjax.config.numbers import is_count
 from fmjax.contracts import Config, PyTree, Value
 from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle, ConcatenatedSources, Source, Subset
 from fmjax.data.splits import open_sources
 from fmjax.data.stream.batches import batch_shapes
+from fmjax.distributed.compiler import compiler_options
 from fmjax.distributed.layout import accumulation, lay_out
-from fmjax.distributed.sharding import batch_shardings
-from fmjax.errors import UserError, nearest, one_line
-from fmjax.hardware import CHIPS, Chip
-from fmjax.planning.hlo import Traffic, collectives
+from fmjax.distributed.sharding import SLICE, batch_shardings
+from fmjax.errors import UserError, one_line
+from fmjax.planning.hlo import BETWEEN_SLICES, Traffic, collectives
+from fmjax.planning.topology import Topology, read_topology
 from fmjax.randomness import dropout_key
 from fmjax.train.budget import device_bytes, saved_bytes
 from fmjax.train.chunks import chunked_logits, logits_bytes
@@ -43,89 +41,6 @@ from fmjax.train.stages import Abstract, Built, build_model, describe, training_
 
 RECORDS = 200  # number of records that are read
 PIECES = 1000  # vocabulary size of the tokenizer trained on them
-# Environment variables of libtpu, set if there is no TPU; without the last one, two processes could
-# not compile at once.
-DEVICELESS = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_LOG_DIR": "disabled",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """Chips of one kind: a TPU slice of some shape, a number of GPUs, or this machine's CPU."""
-
-    written: str
-    chip: Chip | None  # None: a CPU, whose specifications are unknown
-    count: int
-    tpu: bool
-
-    def devices(self) -> Sequence[PyTree]:
-        """Returns the devices, which are not attached. Raises UserError if libtpu is not installed
-        or does not know the slice.
-        """
-        if not self.tpu:
-            platform = "gpu" if self.chip else "cpu"
-            return [Absent(index, platform) for index in range(self.count)]
-        os.environ.update({name: os.environ.get(name, value) for name, value in DEVICELESS.items()})
-        kind, shape = self.written.split(":")
-        os.environ.setdefault(
-            "TPU_ACCELERATOR_TYPE",
-            f"v5litepod-{self.count}" if kind == "v5e" else f"{kind}-{2 * self.count}",
-        )
-        try:
-            return topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{kind}:{shape}"
-            ).devices
-        except Exception as error:
-            if "libtpu" in str(error) or isinstance(error, ImportError | NotImplementedError):
-                raise UserError(
-                    f"--topology={self.written}: needs libtpu to compile; pip install libtpu"
-                ) from None
-            reason = one_line(error, 200)
-            raise UserError(
-                f"--topology={self.written}: libtpu has no such slice ({reason}); name another"
-            ) from None
-
-
-@dataclasses.dataclass(frozen=True)
-class Absent:
-    """A placeholder for a device that is not attached, for the shape of a mesh."""
-
-    id: int
-    platform: str
-    device_kind: str = "absent"
-    process_index: int = 0
-
-
-def read_topology(text: str) -> Topology:
-    """Parses "v5e:4x4", "gpu:h200", "gpu:h200:8", "cpu" or "cpu:8". Raises UserError for anything
-    else.
-    """
-    kind, *rest = text.split(":")
-    gpus = [name for name in CHIPS if not name.startswith("v")]
-    tpus = [name for name in CHIPS if name.startswith("v")]
-    form = "choose from v5e:4x4, v5p:4x4x8, gpu:h200, gpu:h200:8, cpu or cpu:8"
-    if (
-        kind == "gpu"
-        and rest
-        and rest[0] in gpus
-        and len(rest) <= 2
-        and all(map(is_count, rest[1:]))
-    ):
-        return Topology(text, CHIPS[rest[0]], int(rest[1]) if rest[1:] else 1, False)
-    if kind == "cpu" and len(rest) <= 1 and all(map(is_count, rest)):
-        return Topology(text, None, int(rest[0]) if rest else 1, False)
-    if kind in tpus and len(rest) == 1 and re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*){1,2}", rest[0]):
-        return Topology(text, CHIPS[kind], math.prod(map(int, rest[0].split("x"))), True)
-    known = gpus if kind == "gpu" else [*tpus, "gpu", "cpu"]
-    asked = rest[0] if kind == "gpu" and rest else kind
-    raise UserError(f'--topology="{text}" is not known{nearest(asked, known)}; {form}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +117,10 @@ def compile_step(step: Step) -> PyTree:
     key = jax.ShapeDtypeStruct(step.key.shape, step.key.dtype, sharding=whole)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     with layout.active():
-        jitted = jax.jit(function, donate_argnums=0, out_shardings=(places, None))
+        options = compiler_options(layout.mesh)
+        jitted = jax.jit(
+            function, donate_argnums=0, out_shardings=(places, None), compiler_options=options
+        )
         return jitted.lower(state, batch, key).compile()
 
 
@@ -216,7 +134,7 @@ def plan_config(
 
     Args:
       config: "path/to/file.py" or "path/to/file.py:argument".
-      topology: "v5e:4x4", "v5p:4x4x8", "gpu:h200", "gpu:h200:8", "cpu" or "cpu:8".
+      topology: "v5e:4x4", "v5p:4x4x8:2" (two slices), "gpu:h200", "gpu:h200:8", "cpu" or "cpu:8".
       overrides: values by key, such as {"data.batch_size": 64}.
       analytic: whether to use formulas for a TPU, as for a GPU, instead of compiling.
 
@@ -313,16 +231,24 @@ def analytic_traffic(step: Step) -> dict[str, Traffic]:
     """Returns the bytes sent under data-parallel and FSDP rules: sharded parameters are gathered
     twice, and gradients are reduced once.
     """
-    gathered = reduced = 0.0
+    gathered = reduced = between = 0.0
+    mesh = step.abstract.layout.mesh
+    slices = mesh.shape.get(SLICE, 1)
+    inside = mesh.size // slices
     for leaf in jax.tree.leaves(step.abstract.state.params):
         whole = math.prod(leaf.shape) * leaf.dtype.itemsize
         own = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         gathered += 2 * (whole - own)
-        reduced += (
-            whole - own if own < whole else 2 * whole * (1 - 1 / step.abstract.layout.mesh.size)
-        )
+        reduced += whole - own if own < whole else 2 * whole * (1 - 1 / inside)
+        # The devices of a slice reduce a part each with those of the others.
+        part = own if own < whole else whole / inside
+        between += 2 * part * (1 - 1 / slices)
     count = len(jax.tree.leaves(step.abstract.state.params))
-    found = {"all-gather": Traffic(2 * count, gathered), "all-reduce": Traffic(count, reduced)}
+    found = {
+        "all-gather": Traffic(2 * count, gathered),
+        "all-reduce": Traffic(count, reduced),
+        BETWEEN_SLICES: Traffic(count, between),
+    }
     return {kind: traffic for kind, traffic in found.items() if traffic.sent}
 
 
@@ -344,11 +270,15 @@ def roofline(step: Step, topology: Topology, result: Config) -> Config:
         + 2 * held["optimizer"]
         + 2 * step.parts * held["activations"]
     )
+    sent = {kind: traffic["sent"] for kind, traffic in result["collectives"].items()}
+    between = sent.pop(BETWEEN_SLICES, 0.0)
     seconds = {
         "compute": result["flops_per_step"] * (1 + again) / topology.count / chip.flops,
         "memory": moved / chip.bandwidth,
-        "links": sum(traffic["sent"] for traffic in result["collectives"].values()) / chip.link,
+        "links": sum(sent.values()) / chip.link,
     }
+    if between and chip.network:
+        seconds["network"] = between / chip.network
     slowest = max(seconds, key=seconds.__getitem__)
     least = seconds[slowest]
     return {

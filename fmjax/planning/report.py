@@ -11,7 +11,8 @@ import jax
 from fmjax import pytree
 from fmjax.contracts import Config, Record
 from fmjax.distributed.sharding import named_axes
-from fmjax.planning.plan import Topology, describe_step
+from fmjax.planning.plan import describe_step
+from fmjax.planning.topology import Topology
 from fmjax.train.state import init_params
 
 GIB = 2**30

@@ -11,6 +11,7 @@ import jax
 
 from fmjax.contracts import Config
 from fmjax.distributed import hosts
+from fmjax.distributed.compiler import compiler_options
 from fmjax.errors import UserError
 from fmjax.hardware import explained
 from fmjax.randomness import dropout_key
@@ -75,7 +76,8 @@ class Loop:
         self.costs = Costs(built.model, built.task, experiment.batch_size)
         self.key = dropout_key(experiment.seed, config["train"].get("dropout_rng", "threefry2x32"))
         step = training_step(config, built.model, built.task, experiment.abstract)
-        self.take_step = jax.jit(step, donate_argnums=0)
+        options = compiler_options(experiment.abstract.layout.mesh)
+        self.take_step = jax.jit(step, donate_argnums=0, compiler_options=options)
 
     def run(self, profile: Profile) -> None:
         """Takes the steps that are left.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from fmjax.distributed import sharding
+from fmjax.distributed.compiler import OPTIONS, compiler_options
 from fmjax.errors import UserError
+from fmjax.planning.topology import Absent
 
 CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -34,8 +38,53 @@ def test_meshes_that_do_not_fit_are_refused(axes):
         sharding.make_mesh(axes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sliced:
+    """A device of one of two slices."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
+@pytest.mark.parametrize("axes", [{"data": -1}, {"slice": 2, "data": -1}, {"data": 2, "fsdp": 2}])
+def test_a_mesh_over_slices_divides_batches_over_them_first(axes):
+    devices = [Sliced(10 * index % 77, index % 2) for index in range(8)]
+    mesh = sharding.make_mesh(axes, devices)
+    assert mesh.axis_names[0] == "slice" and mesh.shape["slice"] == 2 and mesh.size == 8
+    for number, part in enumerate(mesh.devices):
+        assert {device.slice_index for device in part.flat} == {number}
+    assert sharding.mesh_axes("act_batch", sharding.RULES["fsdp"], mesh) == mesh.axis_names
+    assert sharding.mesh_axes("embed", sharding.RULES["fsdp"], mesh) == mesh.axis_names[2:]
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"data": 8}, "in 2 slices, for which slice=2 is added; divide one of the sizes by 2"),
+        ({"slice": 4, "data": 2}, "in 2 slices; set slice=2, or leave it out"),
+        ({"data": 3}, "must multiply to the 8 devices"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_slices_are_refused(axes, message):
+    with pytest.raises(UserError, match=message):
+        sharding.make_mesh(axes, [Sliced(index, index // 4) for index in range(8)])
+
+
+def test_options_of_the_compiler_are_for_several_devices():
+    several = sharding.make_mesh({"data": -1}, [Absent(index, "gpu") for index in range(4)])
+    assert compiler_options(several) == {"xla_gpu_enable_latency_hiding_scheduler": True}
+    assert not compiler_options(sharding.make_mesh({"data": 1}, [Absent(0, "gpu")]))
+    assert not compiler_options(sharding.make_mesh({"data": -1}))
+    # A name that this version of XLA does not know would be an error.
+    options = {name: value for own in OPTIONS.values() for name, value in own.items()}
+    assert jax.jit(lambda x: x + 1, compiler_options=options)(jnp.float32(1)) == 2
+
+
 def test_rules_are_found_by_name():
-    assert sharding.resolve_rules("dp") == {"act_batch": "data"}
+    assert sharding.resolve_rules("dp") == {"act_batch": ("slice", "data")}
     with pytest.raises(UserError, match=r'"fsdp_pt".*did you mean "fsdp_tp".*dp, fsdp, fsdp_tp'):
         sharding.resolve_rules("fsdp_pt")
 
@@ -91,6 +140,6 @@ def test_constrain_does_nothing_alone_and_shards_under_a_mesh_and_rules():
     x = jnp.zeros((8, 4))
     assert sharding.constrain(x, "act_batch", "act_embed") is x
     mesh, rules = sharding.make_mesh(CUBE), sharding.RULES["fsdp"]
-    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.in_force(rules, mesh)):
         y = jax.jit(lambda x: sharding.constrain(x, "act_batch", "act_embed"))(x)
     assert y.sharding.shard_shape(y.shape) == (2, 4)

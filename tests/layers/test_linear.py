@@ -154,7 +154,7 @@ class Before(nn.Module):
         kernel = parameter(
             self, "kernel", nn.initializers.ones_init(), ("embed", "heads", "kv"), (8, 2, 6)
         )
-        y = product(x.reshape(-1, 8), kernel.reshape(8, -1))
+        y = product(x, kernel)
         y = y + parameter(
             self, "bias", nn.initializers.zeros_init(), ("heads", "kv"), (2, 6)
         ).reshape(1, -1)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.errors import UserError
 from fmjax.layers.vocabulary import VocabularyLogits, cross_entropy_sum
-from fmjax.planning.plan import read_topology
+from fmjax.planning.topology import read_topology
 
 pytestmark = [pytest.mark.optimized, pytest.mark.full]
 ROWS, WIDTH, CLASSES = 8192, 768, 32000

@@ -17,6 +17,11 @@ from fmjax.planning.hlo import collective, collectives, item_size
         ("(f32[2]{0}, f32[8]{0}) all-gather-start(%x), replica_groups={{0,1,2,3}}", "all-gather", 24),
         ("f32[2]{0:T(128)} all-reduce(%x), replica_groups=mesh['a'=4,'b'=2] {'a'}, to_apply=%a", "all-reduce", 12),
         ("f32[2]{0} all-reduce(%x), replica_groups={}, to_apply=%add", "all-reduce", 14),
+        (
+            "(f32[6,8]{1,0}, u32[], token[]) send(%x, %after), channel_id=2, is_host_transfer=true",
+            "between slices",
+            192,
+        ),
         ("u8[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}", "collective-permute", 10),
     ],
 )
@@ -27,6 +32,7 @@ def test_a_collective_is_its_bytes(instruction, kind, sent):
 def test_what_is_no_collective_sends_nothing():
     assert not list(collective("f32[8]{0} all-gather-done(%x)", 8))
     assert not list(collective("f32[8]{0} add(%x, %all-reduce.3)", 8))
+    assert not list(collective("(f32[8]{0}, u32[], token[]) send(%x, %after), channel_id=2", 8))
     assert [item_size(dtype) for dtype in ("f32", "bf16", "s8", "pred", "f8e4m3fn", "u4")] == [4, 2, 1, 1, 1, 0.5]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,8 +12,16 @@ import pytest
 
 from fmjax.config import apply_overrides, load_config, to_dict
 from fmjax.errors import UserError
-from fmjax.planning.plan import compile_step, describe_step, device_bytes, plan, read_topology
+from fmjax.planning.plan import (
+    analytic_traffic,
+    compile_step,
+    describe_step,
+    device_bytes,
+    plan,
+    roofline,
+)
 from fmjax.planning.report import sharding_rows, sharding_table, table
+from fmjax.planning.topology import Absent, read_topology
 from fmjax.train.experiment import prepare
 from scripts import plan as command
 
@@ -28,14 +37,24 @@ def config(name: str, **changes: str) -> dict:
 
 @pytest.mark.parametrize(
     ("text", "count", "memory"),
-    [("v5e:4x4", 16, 16e9), ("v5p:8x8x4", 256, 95e9), ("gpu:h200", 1, 141e9), ("gpu:h100:8", 8, 80e9), ("cpu:8", 8, 0)],
+    [
+        ("v5e:4x4", 16, 16e9),
+        ("v5e:4x4:2", 32, 16e9),
+        ("v5p:8x8x4", 256, 95e9),
+        ("gpu:h200", 1, 141e9),
+        ("gpu:h100:8", 8, 80e9),
+        ("cpu:8", 8, 0),
+    ],
 )
 def test_topologies_are_read(text, count, memory):
     found = read_topology(text)
     assert found.count == count and (found.chip.memory if found.chip else 0) == memory and found.tpu == text.startswith("v")
 
 
-@pytest.mark.parametrize("text", ["v5e", "v5e:0x4", "v5e:4", "v9:2x2", "gpu", "gpu:h20", "gpu:h100:x", "cpu:", "tpu:4"])
+@pytest.mark.parametrize(
+    "text",
+    ["v5e", "v5e:0x4", "v5e:4", "v5e:4x4:0", "v5e:4x4:2:2", "v9:2x2", "gpu", "gpu:h20", "gpu:h100:0", "cpu:", "cpu:0", "tpu:4"],
+)
 def test_other_topologies_are_refused(text):
     with pytest.raises(UserError, match=r'--topology=".*" is not known.*choose from v5e:4x4'):
         read_topology(text)
@@ -150,3 +169,22 @@ def test_a_large_parameter_that_no_rule_shards_is_refused():
     message = r"embed/word/embedding: 73 MiB would be replicated on each of 8 .*vocab 600000, embed 32"
     with pytest.raises(UserError, match=message):
         plan(config("bert_mlm.py:tiny", **rules, **wide), read_topology("cpu:8"))
+
+
+def test_slices_exchange_gradients_alone():
+    """Each device sends its part of them, and the network between slices has a time of its own."""
+    given = config("gpt_clm.py:tiny", **{"mesh.rules": "fsdp", "mesh.axes": '{"fsdp": -1}'})
+    topology = dataclasses.replace(read_topology("v5e:2x2:2"), tpu=False)
+    devices = [Absent(index, "cpu", slice_index=index // 4) for index in range(8)]
+    step = describe_step(given, devices)
+    assert dict(step.abstract.layout.mesh.shape) == {"slice": 2, "fsdp": 4}
+    sent = analytic_traffic(step)
+    held = 0.0
+    for leaf in jax.tree.leaves(step.abstract.state.params):
+        held += leaf.size * leaf.dtype.itemsize / 4  # of a slice's four devices
+    assert sent["between slices"].sent == held
+    result = {"bytes_per_device": dict.fromkeys(("parameters", "gradients", "optimizer", "activations"), 0), "flops_per_step": 0}
+    result["collectives"] = {kind: traffic._asdict() for kind, traffic in sent.items()}
+    seconds = roofline(step, topology, result)["seconds"]
+    assert seconds["network"] == held / 3.125e9
+    assert seconds["links"] == sum(traffic.sent for kind, traffic in sent.items() if kind != "between slices") / 200e9

@@ -15,8 +15,9 @@ from fmjax import models, tasks
 from fmjax.errors import UserError
 from fmjax.layers.vocabulary import VocabularyLogits
 from fmjax.models.sizes import with_chunks
-from fmjax.planning.plan import plan, read_topology
+from fmjax.planning.plan import plan
 from fmjax.planning.report import table
+from fmjax.planning.topology import read_topology
 from fmjax.train.chunks import for_loss
 from fmjax.train.wrappers import mix
 

@@ -210,7 +210,7 @@ def check_placed(state, ways: tuple[int, int]) -> None:
 )
 def test_sharded_steps_are_those_of_one_device(alone, rules, ways):
     model, mesh, table = build(dropout=0.2), sharding.make_mesh(CUBE), sharding.RULES[rules]
-    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(table.items())):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.in_force(table, mesh)):
         state, transform, trainable = begin(model, table, mesh)
         check_placed(state, ways)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)

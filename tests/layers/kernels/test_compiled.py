@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fmjax.bench.kernels import CASES, gradient
-from fmjax.planning.plan import read_topology
+from fmjax.planning.topology import read_topology
 
 pytestmark = pytest.mark.full
 
