@@ -103,7 +103,8 @@ MODEL = {
     "position_offset": "position id of the first token",
     "positions": "size of the position table: the maximum tokens per row",
     "qkv_bias": "whether queries, keys and values have biases",
-    "remat": "what the backward pass recomputes to save memory: none, dots or everything",
+    "remat": "what the backward pass computes again to save memory: none, dots (all but products "
+    "with parameters and attention), attention (all but attention) or everything",
     "rotary_base": "base (theta) of rotary embeddings",
     "scale_embedding": "whether embeddings are multiplied by the square root of the width",
     "scan_layers": "whether to compile one layer and loop over it",

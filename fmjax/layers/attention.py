@@ -10,11 +10,12 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from fmjax.distributed.sharding import constrain
 from fmjax.layers.dropout import Dropout
-from fmjax.layers.kernels.call import Call
+from fmjax.layers.kernels.call import SAVED, Call
 from fmjax.layers.kernels.choice import AUTO, choose
 from fmjax.layers.kernels.plain import attend, heads_first
 from fmjax.layers.linear import Dense, Initializer, normal
@@ -126,6 +127,7 @@ class Attention(nn.Module):
             out = attend(
                 q, k, v, seen, lambda weights: drop(tap(self, "weights", weights)), scale, bias
             )
+            out = checkpoint_name(out, SAVED)
         return self.dense("out", (width,), ("heads", "kv", "embed"))(out)
 
     @nn.compact

@@ -25,14 +25,20 @@ from fmjax.contracts import PyTree
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Context
 from fmjax.layers.blocks import Caches, ModuleFactory
+from fmjax.layers.kernels.call import SAVED
 from fmjax.layers.kernels.choice import AUTO, PLAIN
 from fmjax.layers.taps import PERTURBATIONS, written_collections
 
-# What a layer stores for its backward pass (Chen et al. 2016, arXiv:1604.06174): everything, the
-# results of matrix products with parameters, or only its input.
+# What a layer stores for its backward pass besides its input (Chen et al. 2016, arXiv:1604.06174):
+# everything, the results of products with parameters and of attention, those of attention, nothing.
+# JAX's kernels flash, cudnn and pallas_gpu do not name their results, and are computed again.
+OF_ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED)
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, OF_ATTENTION
+    ),
+    "attention": OF_ATTENTION,
     "everything": jax.checkpoint_policies.nothing_saveable,
 }
 Taps = Mapping[str, PyTree]

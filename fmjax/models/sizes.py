@@ -83,7 +83,7 @@ class Compute:
     stochastic_depth: float = 0.0  # the last layer's rate; the first layer's is 0
     dtype: str = "float32"
     scan_layers: bool = False
-    remat: str = "none"  # or dots, everything: what the backward pass recomputes
+    remat: str = "none"  # or dots, attention, everything: what layers compute again, see stack.py
     # The kernel: auto (by the machine and the call), or xla, chunked, splash, flash, cudnn,
     # pallas_gpu; see layers/kernels/choice.py
     attention: str = "auto"

@@ -256,14 +256,13 @@ def roofline(step: Step, topology: Topology, result: Config) -> Config:
     """Returns the minimum seconds per step, determined by its slowest resource, and the fraction of
     the peak FLOP/s.
 
-    A step has three times the FLOPs of its forward pass, or four times if everything is recomputed.
-    It reads its parameters three times and its optimizer state once, writes both, and writes and
+    A step has three times the FLOPs of its forward pass, or four times if its products are
+    recomputed. It reads its parameters three times and its optimizer state once, writes both, and writes and
     reads the stored activations."""
     chip, held = topology.chip, result["bytes_per_device"]
     assert chip is not None
-    again = {"none": 0.0, "dots": 0.0, "everything": 1 / 3}[
-        step.built.config["model"].get("remat", "none")
-    ]
+    remat = step.built.config["model"].get("remat", "none")
+    again = 1 / 3 if remat in ("attention", "everything") else 0.0
     moved = (
         4 * held["parameters"]
         + 2 * held["gradients"]

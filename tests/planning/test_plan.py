@@ -100,10 +100,10 @@ def test_flops_and_memory_agree_with_a_compiler(tmp_path):
 def test_remat_keeps_less_and_multiplies_more():
     plans = {
         remat: plan(config("gpt_clm.py:tiny", **{"model.remat": remat, "model.layers": "4"}), read_topology("gpu:h100"))
-        for remat in ("none", "dots", "everything")
+        for remat in ("none", "dots", "attention", "everything")
     }
     kept = [found["bytes_per_device"]["activations"] for found in plans.values()]
-    assert kept[0] > kept[1] > kept[2]
+    assert kept[0] > kept[1] > kept[2] > kept[3]
     assert plans["everything"]["seconds"]["compute"] == pytest.approx(4 / 3 * plans["none"]["seconds"]["compute"])
 
 

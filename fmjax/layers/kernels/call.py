@@ -16,6 +16,10 @@ from fmjax.contracts import PyTree
 from fmjax.distributed.sharding import Rules, mesh_axes
 from fmjax.layers.mask import Mask
 
+# The name of what attention stores for its backward pass, besides its arguments, in policies of
+# rematerialization.
+SAVED = "attention"
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:

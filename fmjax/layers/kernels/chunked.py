@@ -15,8 +15,9 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from fmjax.layers.kernels.call import Call
+from fmjax.layers.kernels.call import SAVED, Call
 from fmjax.layers.kernels.plain import LOWEST, heads_first
 from fmjax.layers.mask import Mask
 
@@ -163,7 +164,7 @@ def joined(parts: jax.Array, axis: int) -> jax.Array:
 
 def saved(arrays: Arrays, blocks: Blocks) -> tuple[jax.Array, tuple[object, ...]]:
     """Returns the result, and what its gradient needs."""
-    out, summed = forward(arrays, blocks)
+    out, summed = (checkpoint_name(found, SAVED) for found in forward(arrays, blocks))
     return out, (arrays, blocks, out, summed)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fmjax.layers.kernels.call import Call, divides, over_mesh
+from fmjax.layers.kernels.call import SAVED, Call, divides, over_mesh
 from fmjax.layers.kernels.plain import heads_first
 from fmjax.layers.mask import MASKED
 
@@ -98,7 +98,11 @@ def splash(call: Call) -> jax.Array:
     def local(arrays: Arrays) -> jax.Array:
         whole = masks.MultiHeadMask([seen] * arrays["q"].shape[1])
         kernel = library.make_splash_mha(
-            mask=whole, block_sizes=blocks, head_shards=1, q_seq_shards=1
+            mask=whole,
+            block_sizes=blocks,
+            head_shards=1,
+            q_seq_shards=1,
+            residual_checkpoint_name=SAVED,
         )
 
         def one(own: Arrays) -> jax.Array:
