@@ -61,7 +61,8 @@ COMMON = {
     "checkpoint.keep": "how many of the newest checkpoints to keep",
     "checkpoint.mode": "max or min; only needed if the metric `best` does not imply it",
     "mesh.rules": "how parameters are sharded: dp, fsdp, fsdp_tp or fsdp_context",
-    "mesh.axes": "number of devices along each mesh axis; -1: all that are left",
+    "mesh.axes": "number of devices along each mesh axis; -1: all that are left; the axis slice is "
+    "added where devices are in several slices",
     "mesh.table": "your own rules, from logical axes to mesh axes",
     "init.weights": "a run directory or a Hugging Face folder to start from",
     "init.from": "the old name of init.weights",
