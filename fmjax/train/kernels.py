@@ -23,7 +23,7 @@ def attention_kernels(
     Raises UserError if the kernel that is set cannot compute one of them.
     """
     platform, setting = layout.platform, config["model"].get("attention", AUTO)
-    with layout.active(), lowered_for(platform):
+    with lowered_for(platform, length_parts=layout.length_parts):
         if setting == PLAIN or (setting == AUTO and not preferences()):
             return []
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)

@@ -4,14 +4,13 @@ travel from device to device in a ring (Liu et al. 2023, arXiv:2310.01889).
 A device computes in blocks, as `chunked.py` does, and its softmax runs over the keys that come by.
 The backward pass sends keys and values around again, and their gradients, in fp32, with them.
 
-Under a causal mask the last device would have almost all the work. Therefore the length is cut into
-two pieces per device, and device i of n computes with the pieces i and 2n-1-i (as in Brandon et al.
-2023, arXiv:2311.09431, and Llama 3): in each turn every device computes two of the four pairs of
-pieces. A window that reaches back less than half of the length needs no such exchange: it ends the
-turns early instead.
+Under a causal mask the last device would have the most work in every turn. Therefore each device
+exchanges its part of the length: device i of n computes with pieces i and 2n-1-i of 2n, as Llama 3
+does (arXiv:2407.21783), which is two of four pairs of pieces in every turn. A window that reaches
+back less than half of the length needs no exchange: it ends the turns early instead.
 
-What a device sends per layer, in arrays of the size of its keys, of R query heads each: forward
-2(n-1), backward 2n and another 2n of fp32; and for the exchange of pieces 2R + 2 in each direction.
+What a device sends per layer, in arrays of the size of its keys: forward 2(n-1), backward 2n and
+another 2n in fp32. The exchange of pieces adds 2R + 2 in each direction.
 
 Letters as in `linear.py`; on one device L queries and S keys, in P pieces of l and s; G key heads,
 R query heads of each; N blocks of q queries.
