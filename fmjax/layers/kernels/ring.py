@@ -123,8 +123,10 @@ class Ring:
 
     @property
     def pairs(self) -> tuple[jax.Array, jax.Array]:
-        """The pieces of queries and of keys that a turn pairs, one after the other: keys of a second
-        piece follow all queries of first ones."""
+        """The pieces of queries and of keys that a turn pairs, one after the other.
+
+        Keys of a second piece follow all queries of first ones.
+        """
         return (jnp.array([0, 1, 1]), jnp.array([0, 0, 1])) if self.folds else (jnp.array([0]),) * 2
 
     @property
