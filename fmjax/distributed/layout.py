@@ -34,6 +34,12 @@ class Layout:
         platform: str = self.mesh.devices.flat[0].platform
         return platform
 
+    @property
+    def length_parts(self) -> int:
+        """The number of parts into which the mesh divides the length of rows."""
+        axes = sharding.mesh_axes("act_length", self.rules, self.mesh)
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Applies the mesh and the rules to everything traced in the block."""
@@ -105,4 +111,4 @@ def length_parts(config: Config) -> int:
     section = config["mesh"]
     rules = sharding.resolve_rules(section["rules"], section.get("table"))
     mesh = sharding.make_mesh(chosen_axes(section, rules))
-    return math.prod(mesh.shape[axis] for axis in sharding.mesh_axes("act_length", rules, mesh))
+    return Layout(mesh, rules).length_parts

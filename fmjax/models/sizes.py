@@ -85,7 +85,7 @@ class Compute:
     scan_layers: bool = False
     remat: str = "none"  # or dots, attention, everything: what layers compute again, see stack.py
     # The kernel: auto (by the machine and the call), or xla, chunked, splash, flash, cudnn,
-    # pallas_gpu; see layers/kernels/choice.py
+    # pallas_gpu, ring; see layers/kernels/choice.py
     attention: str = "auto"
     # Rows per device whose logits over the vocabulary the loss computes at once; 0: all, or 1,024
     # where that would take more than 256 MiB; -1: all.

@@ -64,7 +64,7 @@ def saved_bytes(
 
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
-    with lowered_for(layout.platform, shapes_only=True):
+    with lowered_for(layout.platform, shapes_only=True, length_parts=layout.length_parts):
         jaxpr = jax.make_jaxpr(residuals)(shapes, batch, key).jaxpr
     # JAX's own types: tokens have no shape, and keys no item size.
     kept = {

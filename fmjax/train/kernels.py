@@ -7,7 +7,7 @@ import jax
 from fmjax.contracts import Config, PyTree, Task
 from fmjax.distributed.layout import Layout
 from fmjax.layers.kernels.call import lowered_for
-from fmjax.layers.kernels.choice import AUTO, PLAIN, PREFERRED, Choice, recorded
+from fmjax.layers.kernels.choice import AUTO, PLAIN, Choice, preferences, recorded
 from fmjax.randomness import dropout_key
 from fmjax.train.budget import scanned
 from fmjax.train.chunks import for_loss, part_of_batch
@@ -23,8 +23,9 @@ def attention_kernels(
     Raises UserError if the kernel that is set cannot compute one of them.
     """
     platform, setting = layout.platform, config["model"].get("attention", AUTO)
-    if setting == PLAIN or (setting == AUTO and platform not in PREFERRED):
-        return []
+    with lowered_for(platform, length_parts=layout.length_parts):
+        if setting == PLAIN or (setting == AUTO and not preferences()):
+            return []
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     generator = config["train"].get("dropout_rng", "threefry2x32")
     key = jax.eval_shape(lambda: dropout_key(0, generator))

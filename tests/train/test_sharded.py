@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ import numpy as np
 import pytest
 from support.cases import FAMILIES, case, losses, one_device
 
+from fmjax.data.stream.batches import batch_shapes
 from fmjax.distributed import sharding
+from fmjax.distributed.layout import Layout
 from fmjax.models import bert, deit, electra, gpt, t5, vit
+from fmjax.train.budget import saved_bytes
+from fmjax.train.kernels import attention_kernels, described
 from fmjax.train.state import abstract_params
 
 MESHES: dict[str, list[dict[str, int]]] = {
@@ -62,6 +67,18 @@ def test_sharded_training_is_that_of_one_device(family, layout, folder, capfd):
 def test_every_layout_of_every_family(family, layout, folder, capfd):
     if (family, layout) not in QUICK:
         compare(family, layout, folder, capfd)
+
+
+def test_a_divided_length_is_attended_in_a_ring(folder):
+    """What plans and the start of a run say of the layout under which the tests above train, and what they count."""
+    (rules, axes), found = LAYOUTS[6], case("llama", folder)
+    layout, built = Layout(sharding.make_mesh(axes), sharding.RULES[rules]), found.experiment.built
+    spec = batch_shapes(found.config, built.examples["train"])
+    params = abstract_params(built.model, spec, layout.mesh, layout.rules)
+    assert described(attention_kernels(built.model, built.task, params, spec, layout, found.config)) == "ring"
+    plain = built.model.clone(settings=dataclasses.replace(built.model.settings, attention="xla"))
+    bytes_ = [saved_bytes(model, built.task, params, spec, layout, found.config) for model in (built.model, plain)]
+    assert bytes_[0] < bytes_[1]
 
 
 SMALL = {"width": 48, "layers": 1, "attention_heads": 4, "mlp_width": 96}

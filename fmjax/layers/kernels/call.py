@@ -4,7 +4,8 @@ heads, S keys."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -51,18 +52,23 @@ class Target:
 
     platform: str  # cpu, gpu or tpu
     shapes_only: bool = False  # nothing is compiled: a kernel that needs its machine is not traced
+    # By how many devices the length is divided; None: as many as in the mesh in force.
+    length_parts: int | None = None
 
 
 TARGET: ContextVar[Target | None] = ContextVar("TARGET", default=None)
 
 
 @contextmanager
-def lowered_for(platform: str, shapes_only: bool = False) -> Iterator[None]:
+def lowered_for(
+    platform: str, shapes_only: bool = False, length_parts: int | None = None
+) -> Iterator[None]:
     """What is traced in the block is for a platform (cpu, gpu or tpu), whatever this machine is.
 
-    With `shapes_only` a kernel is represented by one that keeps arrays of the same shapes.
+    With `shapes_only` a kernel is represented by one that keeps arrays of the same shapes; kernels
+    are chosen as for a length that is divided by `length_parts`, if given.
     """
-    token = TARGET.set(Target(platform, shapes_only))
+    token = TARGET.set(Target(platform, shapes_only, length_parts))
     try:
         yield
     finally:
@@ -83,11 +89,21 @@ def rules_in_force() -> Rules:
     return {logical: axes or () for logical, axes in nn.get_logical_axis_rules()}
 
 
-def divides(logical: str) -> bool:
-    """Returns whether the mesh in force divides a logical axis."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return any(mesh.shape[axis] > 1 for axis in mesh_axes(logical, rules_in_force(), mesh))
+def length_axes() -> tuple[str, ...]:
+    """Returns the axes of the mesh in force that divide the length."""
+    return mesh_axes("act_length", rules_in_force(), jax.sharding.get_abstract_mesh())
 
+
+def length_parts() -> int:
+    """Returns by how many devices the length is divided, 1 if it is not."""
+    if (stated := target().length_parts) is not None:
+        return stated
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in length_axes())
+
+
+# Why a kernel that needs whole lengths refuses a divided one.
+DIVIDED = "the mesh divides the length; set ring, or auto"
 
 # The logical axes of the arrays that a kernel takes.
 AXES: dict[str, tuple[str | None, ...]] = {
@@ -101,11 +117,13 @@ AXES: dict[str, tuple[str | None, ...]] = {
 
 
 def over_mesh(
-    kernel: Callable[[dict[str, jax.Array]], jax.Array], arrays: dict[str, jax.Array]
+    kernel: Callable[[dict[str, jax.Array]], jax.Array],
+    arrays: dict[str, jax.Array],
+    axes: Mapping[str, tuple[str | None, ...]] = AXES,
 ) -> jax.Array:
     """Returns kernel(arrays), [B,H,L,K], where each device computes its rows and heads.
 
-    XLA cannot divide a kernel over devices. The arrays have the names in AXES, with heads before
+    XLA cannot divide a kernel over devices. The arrays have the names in `axes`, with heads before
     lengths; an axis of size 1 is not divided.
     """
     rules, mesh = rules_in_force(), jax.sharding.get_abstract_mesh()
@@ -113,7 +131,7 @@ def over_mesh(
         return kernel(arrays)
 
     def spec(name: str, array: PyTree) -> PartitionSpec:
-        named = zip(AXES[name], array.shape, strict=True)
+        named = zip(axes[name], array.shape, strict=True)
         return PartitionSpec(
             *(mesh_axes(axis if size > 1 else None, rules, mesh) or None for axis, size in named)
         )

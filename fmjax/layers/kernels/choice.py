@@ -6,6 +6,8 @@
     flash       JAX's other one: it adds a bias
     cudnn       cuDNN's fused attention for GPUs, in 16 bits
     pallas_gpu  JAX's Pallas kernel for GPUs: causal, segments
+    ring        chunked over the devices that divide the length: keys and values travel from one to
+                the next; `auto` where the mesh divides the length
 
 Decoding with a cache and the initialization of parameters use xla whatever is chosen.
 """
@@ -22,8 +24,8 @@ import jax
 
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.layers.kernels import chunked, gpu, tpu
-from fmjax.layers.kernels.call import Call, target
+from fmjax.layers.kernels import chunked, gpu, ring, tpu
+from fmjax.layers.kernels.call import Call, length_parts, target
 
 AUTO, PLAIN = "auto", "xla"
 DROPS = (
@@ -49,9 +51,10 @@ KERNELS: dict[str, Kernel] = {
     "flash": Kernel(tpu.flash, tpu.flash_refusal, "tpu"),
     "cudnn": Kernel(gpu.cudnn, gpu.cudnn_refusal, "gpu"),
     "pallas_gpu": Kernel(gpu.pallas, gpu.pallas_refusal, "gpu"),
+    "ring": Kernel(ring.attend, ring.refusal),
 }
 NAMES = (AUTO, PLAIN, *KERNELS)
-# What `auto` tries before xla, best first.
+# What `auto` tries before xla, best first; before these, ring where the mesh divides the length.
 PREFERRED: dict[str, tuple[str, ...]] = {"tpu": ("splash", "flash"), "gpu": ("cudnn",)}
 
 
@@ -108,8 +111,8 @@ def choose(setting: str, call: Call, where: str) -> Kernel | None:
 
 def automatic(call: Call, where: str) -> tuple[str, str]:
     """Returns the kernel that serves a call best on its machine, and why not a better one."""
-    preferred = PREFERRED.get(target().platform, ())
-    if preferred and max(call.lengths) < SHORT:
+    preferred = preferences()
+    if preferred and "ring" not in preferred and max(call.lengths) < SHORT:
         return PLAIN, f"fewer than {SHORT} tokens"
     reasons = {}
     for name in preferred:
@@ -119,6 +122,12 @@ def automatic(call: Call, where: str) -> tuple[str, str]:
     if call.drops and preferred:
         say_once(f"model.attention=auto: {where} is computed by xla, as {DROPS}")
     return PLAIN, "; ".join(f"{name}: {why}" for name, why in reasons.items())
+
+
+def preferences() -> tuple[str, ...]:
+    """Returns the kernels that `auto` tries before xla here, best first."""
+    divided = ("ring",) if length_parts() > 1 else ()
+    return divided + PREFERRED.get(target().platform, ())
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from fmjax.layers.kernels.call import SAVED, Call
 from fmjax.layers.kernels.plain import LOWEST, heads_first
@@ -121,38 +122,58 @@ def attention(arrays: Arrays, blocks: Blocks) -> jax.Array:
 def forward(arrays: Arrays, blocks: Blocks) -> tuple[jax.Array, jax.Array]:
     """Returns [B,G,R,L,K], and the log-sum-exp of each query's scores, fp32 [B,G,R,L]."""
     *lead, length, width = arrays.q_BGRLK.shape
-    keys, dtype = arrays.k_BGSK.shape[2], arrays.v_BGSK.dtype
 
     def queries(_: None, number: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        first = number * blocks.query
-
-        def turn(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            highest, total, out = carry
-            scores, seen = blocks.scores(arrays, first, index * blocks.key)
-            if seen is not None:
-                scores = jnp.where(seen, scores, LOWEST)
-            higher = jnp.maximum(highest, scores.max(-1))
-            weights = jnp.exp(scores - higher[..., None])
-            if seen is not None:
-                weights = jnp.where(seen, weights, 0)
-            kept = jnp.exp(highest - higher)
-            v = cut(arrays.v_BGSK, index * blocks.key, blocks.key, 2)
-            part = jnp.einsum(
-                "BGRqs,BGsK->BGRqK", weights.astype(dtype), v, preferred_element_type=jnp.float32
-            )
-            return higher, total * kept + weights.sum(-1), out * kept[..., None] + part
-
-        start = (
-            jnp.full((*lead, blocks.query), LOWEST),
-            jnp.zeros((*lead, blocks.query)),
-            jnp.zeros((*lead, blocks.query, width)),
-        )
-        highest, total, out = jax.lax.fori_loop(*blocks.bounds(first, keys), turn, start)
-        some = jnp.where(total > 0, total, 1)
-        return None, ((out / some[..., None]).astype(dtype), highest + jnp.log(some))
+        start = Running.start((*lead, blocks.query), width)
+        running = folded(arrays, blocks, number * blocks.query, start)
+        return None, running.finished(arrays.v_BGSK.dtype)
 
     _, (out, summed) = jax.lax.scan(queries, None, jnp.arange(length // blocks.query))
     return joined(out, 3), joined(summed, 3)
+
+
+class Running(NamedTuple):
+    """The softmax of the keys that some queries have met, in fp32."""
+
+    highest: jax.Array  # [..., q], the largest score
+    total: jax.Array  # [..., q], of the exponentials below it
+    out: jax.Array  # [..., q, K], of the values, times those
+
+    @classmethod
+    def start(cls, queries: tuple[int, ...], width: int) -> Running:
+        """Returns that of no keys."""
+        return cls(jnp.full(queries, LOWEST), jnp.zeros(queries), jnp.zeros((*queries, width)))
+
+    def finished(self, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+        """Returns the result, in a dtype, and the log-sum-exp of the scores."""
+        some = jnp.where(self.total > 0, self.total, 1)
+        return (self.out / some[..., None]).astype(dtype), self.highest + jnp.log(some)
+
+
+def folded(arrays: Arrays, blocks: Blocks, first: jax.Array, running: Running) -> Running:
+    """Returns the softmax of a block of queries, from number `first` on, after it has met all keys
+    of `arrays` too."""
+    dtype = arrays.v_BGSK.dtype
+
+    def turn(index: jax.Array, carry: Running) -> Running:
+        highest, total, out = carry
+        scores, seen = blocks.scores(arrays, first, index * blocks.key)
+        if seen is not None:
+            scores = jnp.where(seen, scores, LOWEST)
+        higher = jnp.maximum(highest, scores.max(-1))
+        weights = jnp.exp(scores - higher[..., None])
+        if seen is not None:
+            weights = jnp.where(seen, weights, 0)
+        kept = jnp.exp(highest - higher)
+        v = cut(arrays.v_BGSK, index * blocks.key, blocks.key, 2)
+        part = jnp.einsum(
+            "BGRqs,BGsK->BGRqK", weights.astype(dtype), v, preferred_element_type=jnp.float32
+        )
+        return Running(higher, total * kept + weights.sum(-1), out * kept[..., None] + part)
+
+    keys = arrays.k_BGSK.shape[2]
+    found: Running = jax.lax.fori_loop(*blocks.bounds(first, keys), turn, running)
+    return found
 
 
 def joined(parts: jax.Array, axis: int) -> jax.Array:
@@ -173,7 +194,7 @@ def gradient(
 ) -> tuple[Arrays, Blocks]:
     """Returns the gradients of the arrays."""
     arrays, blocks, out, summed = kept
-    length, keys = arrays.q_BGRLK.shape[3], arrays.k_BGSK.shape[2]
+    length = arrays.q_BGRLK.shape[3]
     own = jnp.sum(given.astype(jnp.float32) * out.astype(jnp.float32), -1)
     zeros = partial(jnp.zeros, dtype=jnp.float32)
     start = (
@@ -185,17 +206,33 @@ def gradient(
     def queries(carry: Sums, number: jax.Array) -> tuple[Sums, jax.Array]:
         first = number * blocks.query
         part = [cut(x, first, blocks.query, 3) for x in (arrays.q_BGRLK, given, summed, own)]
-
-        def turn(index: jax.Array, sums: tuple[Sums, jax.Array]) -> tuple[Sums, jax.Array]:
-            return turn_back(arrays, blocks, part, first, index * blocks.key, sums)
-
-        query = zeros(part[0].shape)
-        sums, query = jax.lax.fori_loop(*blocks.bounds(first, keys), turn, (carry, query))
+        sums, query = folded_back(arrays, blocks, part, first, (carry, zeros(part[0].shape)))
         return sums, query.astype(arrays.q_BGRLK.dtype)
 
     (k, v, bias), q = jax.lax.scan(queries, start, jnp.arange(length // blocks.query))
     found = Arrays(joined(q, 3), k.astype(arrays.k_BGSK.dtype), v.astype(arrays.v_BGSK.dtype), bias)
     return found, jax.tree.map(no_gradient, blocks)
+
+
+def folded_back(
+    arrays: Arrays,
+    blocks: Blocks,
+    part: list[jax.Array],
+    first: jax.Array,
+    sums: tuple[Sums, jax.Array],
+) -> tuple[Sums, jax.Array]:
+    """Adds the share of a block of queries, from number `first` on, with all keys of `arrays`.
+
+    `part` holds its queries, the gradient of its result, the log-sum-exp of its scores, and the sum
+    of that gradient times the result over K.
+    """
+
+    def turn(index: jax.Array, sums: tuple[Sums, jax.Array]) -> tuple[Sums, jax.Array]:
+        return turn_back(arrays, blocks, part, first, index * blocks.key, sums)
+
+    keys = arrays.k_BGSK.shape[2]
+    found: tuple[Sums, jax.Array] = jax.lax.fori_loop(*blocks.bounds(first, keys), turn, sums)
+    return found
 
 
 def turn_back(

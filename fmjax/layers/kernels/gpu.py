@@ -9,13 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fmjax.layers.kernels.call import Call, divides, over_mesh
+from fmjax.layers.kernels.call import DIVIDED, Call, length_parts, over_mesh
 from fmjax.layers.kernels.plain import heads_first
 from fmjax.layers.mask import MASKED
 
 WIDEST, EIGHT = 128, 8  # cuDNN's heads: at most so wide, and a multiple of this
 BLOCK = 128  # of the Pallas kernel: lengths are filled up to whole ones
-LENGTH = "the mesh divides the length; set xla"
 
 
 def cudnn_refusal(call: Call) -> str:
@@ -32,7 +31,7 @@ def cudnn_refusal(call: Call) -> str:
         return "lengths are odd, which it cannot mask; set data.max_length to an even one, or xla"
     if mask.window and not mask.causal:
         return "its windows look back only; set xla or chunked"
-    return LENGTH if divides("act_length") else ""
+    return DIVIDED if length_parts() > 1 else ""
 
 
 def cudnn(call: Call) -> jax.Array:
@@ -66,7 +65,7 @@ def pallas_refusal(call: Call) -> str:
         return f"heads are {width} wide, not a power of two from 16 on; set cudnn or xla"
     if mask.key_positions is not None or not isinstance(mask.place, int) or mask.place:
         return "queries and keys do not begin at the same place; set xla or chunked"
-    return LENGTH if divides("act_length") else ""
+    return DIVIDED if length_parts() > 1 else ""
 
 
 def pallas(call: Call) -> jax.Array:

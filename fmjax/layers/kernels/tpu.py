@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fmjax.layers.kernels.call import SAVED, Call, divides, over_mesh
+from fmjax.layers.kernels.call import DIVIDED, SAVED, Call, length_parts, over_mesh
 from fmjax.layers.kernels.plain import heads_first
 from fmjax.layers.mask import MASKED
 
@@ -42,9 +42,7 @@ def static_refusal(call: Call) -> str:
         return "its mask is not known when the program is compiled; set xla or chunked"
     if call.mask.place or (call.mask.causal and call.lengths[0] != call.lengths[1]):
         return "queries and keys do not begin at the same place; set xla or chunked"
-    if divides("act_length"):
-        return "the mesh divides the length; set xla"
-    return ""
+    return DIVIDED if length_parts() > 1 else ""
 
 
 def block_size(length: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -100,7 +101,49 @@ def test_a_kernel_that_cannot_serve_is_an_error(setting, platform, needs, reason
 def test_a_wrong_name_is_an_error():
     with pytest.raises(UserError, match=r'model.attention="splsh" \(did you mean "splash"\?\): choose one of auto, xla, chunked'):
         models.family("gpt").build(heads={"lm": {}}, attention="splsh", **SIZES)
-    assert NAMES == ("auto", "xla", "chunked", "splash", "flash", "cudnn", "pallas_gpu")
+    assert NAMES == ("auto", "xla", "chunked", "splash", "flash", "cudnn", "pallas_gpu", "ring")
+
+
+CONTEXT = AbstractMesh((2,), ("context",))
+
+
+def divided(platform: str) -> contextlib.ExitStack:
+    """A mesh that divides the length in force, for a platform."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(jax.sharding.use_abstract_mesh(CONTEXT))
+    stack.enter_context(nn.logical_axis_rules((("act_length", ("context",)),)))
+    stack.enter_context(lowered_for(platform))
+    return stack
+
+
+@pytest.mark.parametrize(
+    ("platform", "needs", "kernel"),
+    [
+        *[("cpu", {}, "ring"), ("tpu", {"length": 8}, "ring"), ("gpu", {"mask": Mask(causal=True, window=9)}, "ring")],
+        *[("tpu", {"bias": BIAS}, "xla"), ("cpu", {"tapped": True}, "xla"), ("cpu", {"length": 9}, "xla")],
+    ],
+)
+def test_auto_is_the_ring_where_the_mesh_divides_the_length(platform, needs, kernel):
+    with divided(platform), recorded() as found:
+        choose("auto", call(**needs), "encoder/attention")
+    assert [one.kernel for one in found] == [kernel]
+
+
+def test_auto_says_once_that_dropout_excludes_the_ring(lines):
+    for _ in range(2):
+        with divided("cpu"), recorded() as found:
+            assert choose("auto", call(drops=True), "encoder/attention") is None
+    assert [one.reason for one in found] == [f"ring: {choice.DROPS}"]
+    assert lines == [f"model.attention=auto: encoder/attention is computed by xla, as {choice.DROPS}"]
+
+
+@pytest.mark.parametrize(("kernel", "platform"), [("splash", "tpu"), ("flash", "tpu"), ("cudnn", "gpu"), ("pallas_gpu", "gpu")])
+def test_kernels_of_whole_lengths_name_the_ring(kernel, platform):
+    reason = "the mesh divides the length; set ring, or auto"
+    with divided(platform), pytest.raises(UserError, match=f"cannot compute attention: {reason}"):
+        choose(kernel, call(), "attention")
+    with pytest.raises(UserError, match="the mesh does not divide the length; set mesh.rules=fsdp_context, or auto"):
+        choose("ring", call(), "attention")
 
 
 FAMILIES = {
