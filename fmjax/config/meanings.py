@@ -72,7 +72,7 @@ MODEL = {
     "size": "a named size; the other keys override its values",
     "activation": "activation function of the MLPs",
     "activation_dropout": "dropout rate inside the MLPs",
-    "attention": "attention kernel: auto, xla, chunked, splash, flash, cudnn or pallas_gpu",
+    "attention": "attention kernel: auto, xla, chunked, splash, flash, relative, cudnn, pallas_gpu",
     "attention_dropout": "dropout rate of attention weights",
     "attention_heads": "attention heads per layer",
     "channels": "channels of an image",
