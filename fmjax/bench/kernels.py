@@ -46,9 +46,10 @@ def gradient(kernel: str, causal: bool, window: int, biased: Shape, device: PyTr
     def loss(arrays: dict[str, jax.Array], segments: jax.Array) -> jax.Array:
         mask = Mask(None, segments, segments, causal=causal, window=window)
         q, k, v = (arrays[name] for name in ("q", "k", "v"))
-        bias: jax.Array | RelativeBias | None = arrays.get("bias")
-        if bias is not None and bias.shape == DISTANCES:
-            bias = RelativeBias(bias, 0, not causal)
+        given = arrays.get("bias")
+        bias: jax.Array | RelativeBias | None = given
+        if given is not None and given.shape == DISTANCES:
+            bias = RelativeBias(given, 0, not causal)
         call = Call(q, k, v, mask, WIDTH**-0.5, bias)
         if kernel != PLAIN:
             return KERNELS[kernel].attend(call).astype(jnp.float32).sum()

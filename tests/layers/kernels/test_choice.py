@@ -167,7 +167,9 @@ def test_t5_computes_the_same_with_the_kernel_of_distances(monkeypatch):
     for settings in ({}, {"scan_layers": True, "remat": "dots"}):
         with lowered_for("tpu"), recorded() as found:
             own = gradient(attention="relative", **settings)
-        assert {one.kernel for one in found} == {"relative"}
+        assert {one.where: one.kernel for one in found if one.kernel != "xla"} == dict.fromkeys(
+            ("encoder/attention", "decoder/attention", "decoder/cross"), "relative"
+        )  # initialization uses xla
         for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(one, other, atol=3e-5, rtol=3e-5)
 

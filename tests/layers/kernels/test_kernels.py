@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fmjax.distributed.layout import Layout
@@ -180,7 +180,7 @@ CASES = {
     "a bias of all heads": {"bias": (2, 1), "causal": True, "heads": 4, "groups": 2},
     "distances": {"bias": "distances", "keys": KEYS, "length": 19},
     "distances, packed, causal": {**SEGMENTS, "bias": "distances, one way", "causal": True, "heads": 4, "groups": 2},
-    "distances, several blocks": {"bias": "distances, one way", "causal": True, "length": 19, "count": 19},
+    "distances, several blocks": {"bias": "distances, one way", "causal": True, "length": 10, "count": 10},
 }
 
 
@@ -237,6 +237,7 @@ def calls(draws: Any) -> Call:
 @pytest.mark.parametrize("kernel", KERNELS)
 @settings(max_examples=40, deadline=None)
 @given(call=calls())
+@example(call=made(19, 1))  # one key: all queries have the same rounding errors, which add up
 def test_any_call_is_the_plain_path(kernel, call):
     if not REFUSALS[kernel](call):
         assert roundings(KERNELS[kernel], call) <= ROUNDINGS
