@@ -8,6 +8,7 @@ where it is used. Keys without a value are placeholders, which are left out unle
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from typing import Any
 
@@ -170,5 +171,12 @@ def unset(settings: type) -> dict[str, Any]:
     """Returns the fields of a dataclass as typed placeholders, which a named size or given weights
     may fill in.
     """
-    types = typing.get_type_hints(settings)
-    return {field.name: placeholder(types[field.name]) for field in dataclasses.fields(settings)}
+    hints = typing.get_type_hints(settings)
+    fields = dataclasses.fields(settings)
+    return {field.name: placeholder(without_none(hints[field.name])) for field in fields}
+
+
+def without_none(kind: Any) -> Any:
+    """Returns the type of the values of a field that may be None: float for float | None."""
+    parts = [part for part in typing.get_args(kind) if part is not types.NoneType]
+    return parts[0] if isinstance(kind, types.UnionType) and len(parts) == 1 else kind

@@ -14,6 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from fmjax.bench.table import markdown
 from fmjax.contracts import PyTree
 from fmjax.errors import one_line
+from fmjax.layers.bias import RelativeBias
 from fmjax.layers.kernels.call import Call, lowered_for
 from fmjax.layers.kernels.choice import KERNELS, PLAIN
 from fmjax.layers.kernels.plain import attend
@@ -21,16 +22,21 @@ from fmjax.layers.mask import Mask
 from fmjax.planning.topology import read_topology
 
 ROWS, LENGTH, HEADS, WIDTH = 32, 512, 12, 64
-# What is computed, always with segments: causal, a window, a bias [1,H,L,L]; and by which kernels.
-CASES: dict[str, tuple[bool, int, bool, tuple[str, ...]]] = {
-    "all": (False, 0, False, (PLAIN, "chunked", "splash", "flash")),
-    "causal": (True, 0, False, (PLAIN, "splash")),
-    "window 128": (True, 128, False, (PLAIN, "splash")),
-    "a bias": (False, 0, True, (PLAIN, "chunked", "flash")),
+# What is computed, always with segments: causal, a window, the shape of what the bias is made of,
+# an array [1,H,L,L] or T5's 32 distances; and by which kernels.
+Shape = tuple[int, ...]
+ARRAY, DISTANCES = (1, HEADS, LENGTH, LENGTH), (32, HEADS)
+CASES: dict[str, tuple[bool, int, Shape, tuple[str, ...]]] = {
+    "all": (False, 0, (), (PLAIN, "chunked", "splash", "flash", "relative")),
+    "causal": (True, 0, (), (PLAIN, "splash", "relative")),
+    "window 128": (True, 128, (), (PLAIN, "splash")),
+    "a bias": (False, 0, ARRAY, (PLAIN, "chunked", "flash")),
+    "a bias of distances": (False, 0, DISTANCES, (PLAIN, "chunked", "flash", "relative")),
+    "the same, causal": (True, 0, DISTANCES, (PLAIN, "flash", "relative")),
 }
 
 
-def gradient(kernel: str, causal: bool, window: int, biased: bool, device: PyTree) -> PyTree:
+def gradient(kernel: str, causal: bool, window: int, biased: Shape, device: PyTree) -> PyTree:
     """Returns the compiled gradient of an attention with respect to all that has one."""
     place = SingleDeviceSharding(device)
 
@@ -40,17 +46,22 @@ def gradient(kernel: str, causal: bool, window: int, biased: bool, device: PyTre
     def loss(arrays: dict[str, jax.Array], segments: jax.Array) -> jax.Array:
         mask = Mask(None, segments, segments, causal=causal, window=window)
         q, k, v = (arrays[name] for name in ("q", "k", "v"))
-        call = Call(q, k, v, mask, WIDTH**-0.5, arrays.get("bias"))
+        given = arrays.get("bias")
+        bias: jax.Array | RelativeBias | None = given
+        if given is not None and given.shape == DISTANCES:
+            bias = RelativeBias(given, 0, not causal)
+        call = Call(q, k, v, mask, WIDTH**-0.5, bias)
         if kernel != PLAIN:
             return KERNELS[kernel].attend(call).astype(jnp.float32).sum()
         seen = mask.dense(LENGTH, LENGTH)
-        out = attend(call.q, call.k, call.v, seen, lambda weights: weights, call.scale, call.bias)
+        added = call.dense_bias()
+        out = attend(call.q, call.k, call.v, seen, lambda weights: weights, call.scale, added)
         return out.astype(jnp.float32).sum()
 
     each = shape(ROWS, LENGTH, HEADS, WIDTH, dtype=jnp.dtype("bfloat16"))
     arrays = {"q": each, "k": each, "v": each}
     if biased:
-        arrays["bias"] = shape(1, HEADS, LENGTH, LENGTH, dtype=jnp.dtype("float32"))
+        arrays["bias"] = shape(*biased, dtype=jnp.dtype("float32"))
     with lowered_for("tpu"):
         segments = shape(ROWS, LENGTH, dtype=jnp.dtype("int32"))
         return jax.jit(jax.grad(loss)).lower(arrays, segments).compile()

@@ -73,7 +73,8 @@ MODEL = {
     "size": "a named size; the other keys override its values",
     "activation": "activation function of the MLPs",
     "activation_dropout": "dropout rate inside the MLPs",
-    "attention": "attention kernel: auto, xla, chunked, splash, flash, cudnn, pallas_gpu or ring",
+    "attention": "attention kernel: auto, xla, chunked, splash, flash, relative, cudnn, pallas_gpu "
+    "or ring",
     "attention_dropout": "dropout rate of attention weights",
     "attention_heads": "attention heads per layer",
     "channels": "channels of an image",

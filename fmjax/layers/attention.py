@@ -10,12 +10,12 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from fmjax.distributed.sharding import constrain
+from fmjax.layers.bias import RelativeBias
 from fmjax.layers.dropout import Dropout
-from fmjax.layers.kernels.call import SAVED, Call
+from fmjax.layers.kernels.call import Call, to_save
 from fmjax.layers.kernels.choice import AUTO, choose
 from fmjax.layers.kernels.plain import attend, heads_first
 from fmjax.layers.linear import Dense, Initializer, normal
@@ -33,7 +33,8 @@ class Context:
     themselves."""
 
     mask: Mask = Mask()  # which keys each query attends to
-    bias: jax.Array | None = None  # added to the scores, broadcastable to [B,H,L,S]
+    # added to the scores: broadcastable to [B,H,L,S], or of distances
+    bias: jax.Array | RelativeBias | None = None
     rotary: tuple[jax.Array, jax.Array] | None = None  # see position.rotary
     place: jax.Array | int = 0  # index in the cache of the first position of x
     depth: jax.Array | float = 0.0  # 0 for the first layer, 1 for the last
@@ -112,10 +113,10 @@ class Attention(nn.Module):
         """Returns the attention output, projected back to [B,L,D]."""
         mask, bias = (context.memory_mask, None) if crosses else (context.mask, context.bias)
         scale = self.head_width**-0.5 if self.scale is None else self.scale
+        drops, tapped = self.dropout > 0 and self.has_rng("dropout"), is_tapped(self, "weights")
+        call = Call(q, k, v, mask, scale, bias, crosses, drops, tapped)
         kernel = None
         if not cached:
-            drops, tapped = self.dropout > 0 and self.has_rng("dropout"), is_tapped(self, "weights")
-            call = Call(q, k, v, mask, scale, bias, crosses, drops, tapped)
             name = self.path[-1] if self.path else "attention"
             kernel = choose(context.kernel, call, f"{context.where}/{name}".strip("/"))
         if kernel is not None:
@@ -124,10 +125,11 @@ class Attention(nn.Module):
             # Dropout is active exactly when the caller passes a "dropout" key.
             drop = Dropout(self.dropout)
             seen = mask.dense(q.shape[1], k.shape[1])
+            added = call.dense_bias()
             out = attend(
-                q, k, v, seen, lambda weights: drop(tap(self, "weights", weights)), scale, bias
+                q, k, v, seen, lambda weights: drop(tap(self, "weights", weights)), scale, added
             )
-            out = checkpoint_name(out, SAVED)
+            (out,) = to_save(out)
         return self.dense("out", (width,), ("heads", "kv", "embed"))(out)
 
     @nn.compact

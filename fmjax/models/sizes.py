@@ -84,8 +84,8 @@ class Compute:
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"  # or dots, attention, everything: what layers compute again, see stack.py
-    # The kernel: auto (by the machine and the call), or xla, chunked, splash, flash, cudnn,
-    # pallas_gpu, ring; see layers/kernels/choice.py
+    # The kernel: auto (by the machine and the call), or xla, chunked, splash, flash, relative,
+    # cudnn, pallas_gpu, ring; see layers/kernels/choice.py
     attention: str = "auto"
     # Rows per device whose logits over the vocabulary the loss computes at once; 0: all, or 1,024
     # where that would take more than 256 MiB; -1: all.

@@ -25,6 +25,7 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.sharding import constrain
 from fmjax.errors import UserError, nearest
 from fmjax.layers.attention import Attention, Context, CrossAttention
+from fmjax.layers.bias import RelativeBias
 from fmjax.layers.blocks import Caches, PreNorm
 from fmjax.layers.cache import (
     Cache,
@@ -39,7 +40,6 @@ from fmjax.layers.heads import ClassifyMean, Heads, HeadTable, Lm, chosen
 from fmjax.layers.linear import embedding, normal, parameter
 from fmjax.layers.mlp import GatedMlp, Mlp, activation
 from fmjax.layers.norm import RmsNorm
-from fmjax.layers.position import relative_buckets
 from fmjax.layers.stack import stack
 from fmjax.layers.taps import add_delta
 from fmjax.models.inputs import Table, checked_ids
@@ -105,6 +105,7 @@ class Settings(Compute):
     epsilon: float = 1e-6
     initializer_factor: float = 1.0
     dropout: float = 0.1
+    attention_dropout: float | None = None  # None: same as dropout
 
 
 RENAMED = {"furthest": "max_distance"}  # settings of older configs
@@ -165,7 +166,8 @@ class T5Stack(nn.Module):
             "kernel_init": normal(wide),
             "inits": inits,
         }
-        attend = (s.attention_heads, s.head_width, s.dropout)
+        weights = s.dropout if s.attention_dropout is None else s.attention_dropout
+        attend = (s.attention_heads, s.head_width, weights)
         mlp, act = FEED_FORWARD[s.feed_forward]
         down = normal(s.initializer_factor * s.mlp_width**-0.5)
         block = partial(
@@ -183,17 +185,16 @@ class T5Stack(nn.Module):
         x_BLD, after = stack(self, block, s.stacked(self.layers), drop(x_BLD), context, caches)
         return drop(RmsNorm(s.epsilon, dtype, name="norm")(x_BLD)), after
 
-    def bias(self, length: int, keys: int, place: jax.Array | int) -> jax.Array:
-        """Returns [1,H,L,S] to add to scores, by the distances between keys and `length` queries,
-        the first at `place`."""
+    def bias(self, length: int, keys: int, place: jax.Array | int) -> RelativeBias:
+        """Returns what is added to scores, by the distances between keys and `length` queries, the
+        first at `place`."""
         s = self.settings
         init = normal(s.initializer_factor * s.width**-0.5)
         table = parameter(self, "relative", init, (None, "heads"), (s.buckets, s.attention_heads))
         # This is also correct for packed rows: the tokens of a text are adjacent, and those of
         # others are masked.
-        distances_LS = jnp.arange(keys)[None] - (place + jnp.arange(length))[:, None]
-        buckets_LS = relative_buckets(distances_LS, self.cross is None, s.buckets, s.max_distance)
-        return jnp.asarray(table)[buckets_LS].transpose(2, 0, 1)[None]
+        bias = RelativeBias(jnp.asarray(table), place, self.cross is None, s.max_distance)
+        return bias.made_for(length, keys)
 
 
 class T5(nn.Module):

@@ -26,7 +26,9 @@ from fmjax.config import (
     write_config,
 )
 from fmjax.config.stored import LISTED, continued
+from fmjax.defaults import unset
 from fmjax.errors import UserError
+from fmjax.models import t5
 
 
 def experiment() -> ConfigDict:
@@ -412,6 +414,15 @@ def test_other_placeholder_types():
     assert 'expects int | bool, got "x"' in refusal(apply_overrides, config, [("a", "x")])
     apply_overrides(config, [("a", "3")])
     assert config.a == 3
+
+
+def test_a_setting_that_may_be_none_takes_its_other_type():
+    config = ConfigDict(unset(t5.Settings))
+    apply_overrides(config, [("attention_dropout", "0")])
+    assert config.attention_dropout == 0 and isinstance(config.attention_dropout, float)
+    apply_overrides(config, [("attention_dropout", "none")])
+    assert config.attention_dropout is None
+    assert 'expects float, got "x"' in refusal(apply_overrides, config, [("attention_dropout", "x")])
 
 
 def test_the_lock_leaves_open_groups_open():

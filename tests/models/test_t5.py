@@ -318,6 +318,22 @@ def test_the_formula_counts_what_the_compiler_counts():
     assert compiled.cost_analysis()["flops"] == pytest.approx(model.forward_flops(batch), rel=0.15)
 
 
+def test_attention_weights_have_the_dropout_of_the_rest_unless_it_is_set():
+    batch = {"input_ids": jnp.ones((2, 4), jnp.int32), "labels": jnp.ones((2, 3), jnp.int32)}
+
+    def run(**rates: float) -> None:
+        model = t5.build(heads={"lm": {}}, **SIZE | rates, attention="chunked")  # which drops none
+        params = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"])
+        keys = {"dropout": jax.random.key(0)}
+        jax.eval_shape(lambda params, rngs: model.apply({"params": params}, batch, rngs=rngs), params, keys)
+
+    run(dropout=0.1, attention_dropout=0.0)
+    run(dropout=0.0)
+    for rates in ({"dropout": 0.1}, {"dropout": 0.0, "attention_dropout": 0.1}):
+        with pytest.raises(UserError, match=r"attention weights are dropped.* set model.attention_dropout=0"):
+            run(**rates)
+
+
 def test_dropout_acts_in_training_alone():
     model = golden("encoder")
     run = jax.jit(

@@ -11,15 +11,22 @@ from contextvars import ContextVar
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from fmjax.contracts import PyTree
 from fmjax.distributed.sharding import Rules, mesh_axes
+from fmjax.layers.bias import RelativeBias
 from fmjax.layers.mask import Mask
 
 # The name of what attention stores for its backward pass, besides its arguments, in policies of
 # rematerialization.
 SAVED = "attention"
+
+
+def to_save(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns arrays with that name."""
+    return tuple(checkpoint_name(array, SAVED) for array in arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +42,8 @@ class Call:
     v: jax.Array  # [B,S,G,K]
     mask: Mask
     scale: float  # of the scores
-    bias: jax.Array | None = None  # added to the scores, broadcastable to [B,H,L,S]
+    # added to the scores: broadcastable to [B,H,L,S], or of distances
+    bias: jax.Array | RelativeBias | None = None
     crosses: bool = False  # the keys are those of a memory
     drops: bool = False  # weights are dropped
     tapped: bool = False  # the caller reads or changes the weights
@@ -44,6 +52,12 @@ class Call:
     def lengths(self) -> tuple[int, int]:
         """The numbers of queries and keys."""
         return self.q.shape[1], self.k.shape[1]
+
+    def dense_bias(self) -> jax.Array | None:
+        """Returns the bias, broadcastable to [B,H,L,S], if there is one."""
+        if isinstance(self.bias, RelativeBias):
+            return self.bias.dense(*self.lengths)
+        return self.bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +127,7 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "query_segments": ("act_batch", None),
     "key_segments": ("act_batch", None),
     "bias": ("act_batch", "act_heads", None, None),
+    "distances": ("act_heads", None),
 }
 
 

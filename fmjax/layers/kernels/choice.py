@@ -3,7 +3,8 @@
     xla         a product, a softmax, a product: every machine, every call; an array [B,H,L,S]
     chunked     blocks of queries and keys with a running softmax, in XLA: every machine, any length
     splash      JAX's Pallas kernel for TPUs: causal, windows, segments, shared key heads
-    flash       JAX's other one: it adds a bias
+    flash       JAX's other one: it adds a bias, an array [1,H,L,S]
+    relative    our Pallas kernel for TPUs: it adds a bias of distances (T5) as [H, L+S-1]
     cudnn       cuDNN's fused attention for GPUs, in 16 bits
     pallas_gpu  JAX's Pallas kernel for GPUs: causal, segments
     ring        chunked over the devices that divide the length: keys and values travel from one to
@@ -24,14 +25,11 @@ import jax
 
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.layers.kernels import chunked, gpu, ring, tpu
+from fmjax.layers.kernels import chunked, gpu, relative, ring, tpu
 from fmjax.layers.kernels.call import Call, length_parts, target
 
 AUTO, PLAIN = "auto", "xla"
-DROPS = (
-    "attention weights are dropped, which no kernel does; "
-    "set model.attention_dropout=0 (of T5: model.dropout=0)"
-)
+DROPS = "attention weights are dropped, which no kernel does; set model.attention_dropout=0"
 TAPPED = "attention weights are asked for, and it has none; set model.attention=xla"
 SHORT = 128  # of the keys: fewer scores than a kernel's smallest block has
 
@@ -49,13 +47,17 @@ KERNELS: dict[str, Kernel] = {
     "chunked": Kernel(chunked.attend, chunked.refusal),
     "splash": Kernel(tpu.splash, tpu.splash_refusal, "tpu"),
     "flash": Kernel(tpu.flash, tpu.flash_refusal, "tpu"),
+    "relative": Kernel(relative.attend, relative.refusal, "tpu"),
     "cudnn": Kernel(gpu.cudnn, gpu.cudnn_refusal, "gpu"),
     "pallas_gpu": Kernel(gpu.pallas, gpu.pallas_refusal, "gpu"),
     "ring": Kernel(ring.attend, ring.refusal),
 }
 NAMES = (AUTO, PLAIN, *KERNELS)
 # What `auto` tries before xla, best first; before these, ring where the mesh divides the length.
-PREFERRED: dict[str, tuple[str, ...]] = {"tpu": ("splash", "flash"), "gpu": ("cudnn",)}
+PREFERRED: dict[str, tuple[str, ...]] = {
+    "tpu": ("splash", "relative", "flash"),
+    "gpu": ("cudnn",),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,10 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from fmjax.layers.kernels.call import SAVED, Call
+from fmjax.layers.bias import RelativeBias
+from fmjax.layers.kernels.call import Call, to_save
 from fmjax.layers.kernels.plain import LOWEST, heads_first
 from fmjax.layers.mask import Mask
 
@@ -33,7 +33,7 @@ class Arrays(NamedTuple):
     q_BGRLK: jax.Array  # scaled
     k_BGSK: jax.Array
     v_BGSK: jax.Array
-    bias: jax.Array | None  # [B or 1, H or 1, L, S]
+    bias: jax.Array | None  # [B or 1, H or 1, L, S], or [H, L+S-1] of distances
 
 
 @flax.struct.dataclass
@@ -67,11 +67,34 @@ class Blocks:
         k = cut(arrays.k_BGSK, key, self.key, 2)
         scores = jnp.einsum("BGRqK,BGsK->BGRqs", q, k, preferred_element_type=jnp.float32)
         if arrays.bias is not None:
-            bias = cut(cut(arrays.bias, query, self.query, 2), key, self.key, 3)
-            groups = by_group(bias, *scores.shape[1:3])
-            scores = scores + groups
+            bias = jax.lax.dynamic_slice(arrays.bias, *self.bias_at(arrays, query, key))
+            if bias.ndim == 2:
+                bias = diagonals(bias, self.query)[None]
+            scores = scores + by_group(bias, *scores.shape[1:3])
         seen = self.mask.block(query, key, self.query, self.key).dense(self.query, self.key)
         return scores, None if seen is None else seen[:, :, None]
+
+    def bias_at(
+        self, arrays: Arrays, query: jax.Array, key: jax.Array
+    ) -> tuple[tuple[jax.Array | int, ...], tuple[int, ...]]:
+        """Returns the start and the shape of the part of the bias for the queries and keys from
+        those places on."""
+        if arrays.bias is None:
+            return (), ()
+        if arrays.bias.ndim == 4:
+            return (0, 0, query, key), (*arrays.bias.shape[:2], self.query, self.key)
+        start = key - query + arrays.q_BGRLK.shape[3] - self.query
+        return (0, start), (len(arrays.bias), self.query + self.key - 1)
+
+
+def diagonals(window: jax.Array, rows: int) -> jax.Array:
+    """Returns [H, rows, S] of equal numbers along each diagonal from [H, rows+S-1]: the first is
+    that of the last row and the first column."""
+    heads, count = window.shape
+    # Rows that are longer by 1 than where they are written: each moves by 1 against the one before.
+    wide = jnp.pad(window, ((0, 0), (0, 1)))[:, None]
+    flat = jnp.broadcast_to(wide, (heads, rows, count + 1)).reshape(heads, -1)
+    return flat[:, : rows * count].reshape(heads, rows, count)[:, :, rows - 1 :]
 
 
 def cut(x: jax.Array, start: jax.Array, size: int, axis: int) -> jax.Array:
@@ -99,8 +122,12 @@ def attend(call: Call) -> jax.Array:
     mask = dataclasses.replace(call.mask, made=None).padded(length, keys, over, under)
     skips = mask.causal or (bool(mask.window) and mask.key_positions is None)
     q = heads_first(call.q * call.scale).reshape(rows, groups, heads // groups, length, width)
-    bias = call.bias
-    if bias is not None:
+    bias: jax.Array | None = None
+    if isinstance(call.bias, RelativeBias):
+        bias = call.bias.by_distance(length, keys).astype(jnp.float32)
+        bias = jnp.pad(bias, ((0, 0), (over, under)))
+    elif call.bias is not None:
+        bias = call.bias
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], length, keys)).astype(jnp.float32)
         bias = jnp.pad(bias, ((0, 0), (0, 0), (0, over), (0, under)))
     arrays = Arrays(
@@ -185,7 +212,7 @@ def joined(parts: jax.Array, axis: int) -> jax.Array:
 
 def saved(arrays: Arrays, blocks: Blocks) -> tuple[jax.Array, tuple[object, ...]]:
     """Returns the result, and what its gradient needs."""
-    out, summed = (checkpoint_name(found, SAVED) for found in forward(arrays, blocks))
+    out, summed = to_save(*forward(arrays, blocks))
     return out, (arrays, blocks, out, summed)
 
 
@@ -262,8 +289,15 @@ def turn_back(
     if of_bias is not None:
         rows, groups, each, *lengths = by_scores.shape
         by_bias = by_scores.reshape(rows, groups * each, *lengths)
-        axes = tuple(axis for axis in (0, 1) if of_bias.shape[axis] == 1)
-        of_bias = added(of_bias, by_bias.sum(axes, keepdims=True), (2, first), (3, key))
+        start, shape = blocks.bias_at(arrays, first, key)
+        old = jax.lax.dynamic_slice(of_bias, start, shape)
+        if of_bias.ndim == 2:
+            along = jax.linear_transpose(partial(diagonals, rows=blocks.query), old)
+            (by_bias,) = along(by_bias.sum(0))
+        else:
+            axes = tuple(axis for axis in (0, 1) if of_bias.shape[axis] == 1)
+            by_bias = by_bias.sum(axes, keepdims=True)
+        of_bias = jax.lax.dynamic_update_slice(of_bias, old + by_bias, start)
     return (of_k, of_v, of_bias), of_q + product("BGRqs,BGsK->BGRqK", narrow, k)
 
 

@@ -41,11 +41,12 @@ def cudnn(call: Call) -> jax.Array:
     others = plain.dense(length, keys)
     if others is not None:
         others = jnp.broadcast_to(others, (*others.shape[:2], length, keys))
+    bias = call.dense_bias()
     return jax.nn.dot_product_attention(
         call.q,
         call.k,
         call.v,
-        bias=None if call.bias is None else call.bias.astype(call.q.dtype),
+        bias=None if bias is None else bias.astype(call.q.dtype),
         mask=others,
         scale=call.scale,
         is_causal=mask.causal,

@@ -24,10 +24,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from fmjax.layers.kernels import chunked
-from fmjax.layers.kernels.call import SAVED, Call, length_axes, length_parts, over_mesh
+from fmjax.layers.kernels.call import Call, length_axes, length_parts, over_mesh, to_save
 from fmjax.layers.kernels.chunked import Arrays, Blocks, Running, folded, folded_back, no_gradient
 from fmjax.layers.kernels.plain import heads_first
 from fmjax.layers.mask import MASKED, Mask
@@ -316,8 +315,7 @@ Kept: TypeAlias = tuple[jax.Array, Travels, Stays, jax.Array, jax.Array]
 
 def saved(ring: Ring, q: jax.Array, keys: Travels, stays: Stays) -> tuple[jax.Array, Kept]:
     """Returns the result, and what its gradient needs."""
-    found = forward(ring, q, keys, stays)
-    out, summed = (checkpoint_name(one, SAVED) for one in found)
+    out, summed = to_save(*forward(ring, q, keys, stays))
     return out, (q, keys, stays, out, summed)
 
 

@@ -134,9 +134,9 @@ def flash(call: Call) -> jax.Array:
     arrays |= {name: jnp.repeat(arrays[name], each, axis=1) for name in ("k", "v")}
     lengths = arrays["q"].shape[2], arrays["k"].shape[2]
     blocks = flash_blocks(query, key)
-    if call.bias is not None:
-        rows = call.bias.shape[0]
-        bias = jnp.broadcast_to(call.bias, (rows, call.q.shape[2], *call.lengths))
+    dense = call.dense_bias()
+    if dense is not None:
+        bias = jnp.broadcast_to(dense, (len(dense), call.q.shape[2], *call.lengths))
         more = [(0, whole - own) for whole, own in zip(lengths, call.lengths, strict=True)]
         arrays["bias"] = jnp.pad(bias.astype(call.q.dtype), ((0, 0), (0, 0), *more))
 

@@ -15,6 +15,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from fmjax import models
 from fmjax.errors import UserError
+from fmjax.layers.bias import RelativeBias
 from fmjax.layers.kernels import choice
 from fmjax.layers.kernels.call import Call, lowered_for
 from fmjax.layers.kernels.choice import NAMES, choose, recorded
@@ -39,6 +40,7 @@ def call(length: int = LENGTH, width: int = 64, dtype: Any = jnp.bfloat16, **nee
 
 
 BIAS = jax.ShapeDtypeStruct((1, 2, LENGTH, LENGTH), jnp.float32)
+DISTANCES = RelativeBias(jax.ShapeDtypeStruct((32, 2), jnp.float32))
 PLACED = Mask(causal=True, place=jnp.int32(3))
 
 
@@ -50,6 +52,8 @@ PLACED = Mask(causal=True, place=jnp.int32(3))
         ("tpu", {"mask": Mask(causal=True, window=9)}, "splash"),
         ("tpu", {"bias": BIAS}, "flash"),
         ("tpu", {"bias": BIAS, "mask": Mask(causal=True, window=9)}, "xla"),
+        ("tpu", {"bias": DISTANCES, "mask": Mask(causal=True)}, "relative"),
+        ("tpu", {"bias": DISTANCES, "length": 2**15}, "flash"),
         ("tpu", {"drops": True}, "xla"),
         ("tpu", {"tapped": True}, "xla"),
         ("tpu", {"length": 100}, "xla"),
@@ -73,7 +77,7 @@ def test_auto_says_once_that_dropout_excludes_kernels(lines):
             choose("auto", call(drops=True), "encoder/attention")
     assert lines == [
         "model.attention=auto: encoder/attention is computed by xla, as attention weights are dropped, which no kernel does; "
-        "set model.attention_dropout=0 (of T5: model.dropout=0)"
+        "set model.attention_dropout=0"
     ]
 
 
@@ -88,6 +92,9 @@ def test_auto_says_once_that_dropout_excludes_kernels(lines):
         ("chunked", "cpu", {"drops": True}, choice.DROPS),
         ("chunked", "cpu", {"tapped": True}, "attention weights are asked for, and it has none; set model.attention=xla"),
         ("cudnn", "gpu", {"dtype": jnp.float32}, "it computes in 16 bits, not in float32; set model.dtype=bfloat16, or xla"),
+        ("relative", "tpu", {"bias": BIAS}, "its bias is not one of distances; set flash"),
+        ("relative", "tpu", {"mask": Mask(causal=True, window=2)}, "it has no windows; set splash"),
+        ("relative", "tpu", {"length": 2**15}, "there are more than 16,384 queries; set flash or chunked"),
         ("pallas_gpu", "gpu", {"crosses": True}, "it computes self-attention only; set cudnn or xla"),
         ("pallas_gpu", "gpu", {"width": 24}, "heads are 24 wide, not a power of two from 16 on; set cudnn or xla"),
     ],
@@ -101,7 +108,7 @@ def test_a_kernel_that_cannot_serve_is_an_error(setting, platform, needs, reason
 def test_a_wrong_name_is_an_error():
     with pytest.raises(UserError, match=r'model.attention="splsh" \(did you mean "splash"\?\): choose one of auto, xla, chunked'):
         models.family("gpt").build(heads={"lm": {}}, attention="splsh", **SIZES)
-    assert NAMES == ("auto", "xla", "chunked", "splash", "flash", "cudnn", "pallas_gpu", "ring")
+    assert NAMES == ("auto", "xla", "chunked", "splash", "flash", "relative", "cudnn", "pallas_gpu", "ring")
 
 
 CONTEXT = AbstractMesh((2,), ("context",))
@@ -187,6 +194,29 @@ def test_a_model_computes_the_same_in_chunks(family):
     assert kernels == [dict.fromkeys(where, name) for name in ("xla", "chunked", "chunked")]
 
 
+@pytest.mark.full
+def test_t5_computes_the_same_with_the_kernel_of_distances(monkeypatch):
+    from jax.experimental import pallas
+
+    call = pallas.pallas_call
+    monkeypatch.setattr(pallas, "pallas_call", lambda *args, **options: call(*args, **{**options, "interpret": True}))
+
+    def gradient(**settings: Any) -> Any:
+        model, params, batch = built("t5", **settings)
+        loss = lambda params: jnp.sin(model.apply({"params": params}, batch)["lm"]).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)
+
+    expected = gradient()
+    for settings in ({}, {"scan_layers": True, "remat": "dots"}):
+        with lowered_for("tpu"), recorded() as found:
+            own = gradient(attention="relative", **settings)
+        assert {one.where: one.kernel for one in found if one.kernel != "xla"} == dict.fromkeys(
+            ("encoder/attention", "decoder/attention", "decoder/cross"), "relative"
+        )  # initialization uses xla
+        for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, atol=3e-5, rtol=3e-5)
+
+
 def test_explicit_kernels_leave_initialization_and_decoding_alone():
     model, params, _ = built("gpt", attention="splash")
     token = {"input_ids": jnp.ones((2, 1), jnp.int32)}
@@ -217,6 +247,7 @@ def gradient_of(setting: str, **needs: Any) -> Any:
         ("pallas_gpu", "gpu", "cuda", "__gpu$xla.gpu.triton"),
         ("splash", "tpu", "tpu", "tpu_custom_call"),
         ("flash", "tpu", "tpu", "tpu_custom_call"),
+        ("relative", "tpu", "tpu", "tpu_custom_call"),
     ],
 )
 def test_programs_for_devices_that_are_not_here_call_the_kernel(setting, platform, lowered, shown):
