@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -44,7 +44,7 @@ class Absent(type):
 class StandIn(ModuleType):
     """A module in which every name is such a class."""
 
-    __path__: Sequence[str] = ()
+    __path__: MutableSequence[str] = []  # noqa: RUF012 (as in ModuleType)
 
     def __getattr__(self, name: str) -> Absent:
         return absent_class(self, name, self.__name__.partition(".")[0])

@@ -35,6 +35,8 @@ def test_rows():
     lines = rows.table(found).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["kernels", "parity", ""]
     assert "3/4" in lines[2] and len({len(line) for line in lines}) == 1
+    assert [line.split("|")[3].strip() for line in rows.table([Row("w", "a bc d")], 4).splitlines()[2:]] == ["a bc", "d"]
+    assert [rows.size(2**10 * 10**power) for power in (0, 3, 6)] == ["1.0 KiB", "1000 KiB", "977 MiB"]
     assert rows.counts(found) == "1 pass, 1 measured, 1 skipped"
     assert rows.holds(found, ("kernels", "parity"))
     for status in (FAILED, ERROR):
@@ -110,6 +112,11 @@ def test_exit_code(status, code, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.startswith("| part ") and ("FAILED" in out) == bool(code) and "rehearsal" not in out
     stored = json.loads((tmp_path / run.RESULTS).read_text())
+    for part in run.NAMES:
+        one = [Row("w", "r", status=status, part=part)]
+        assert run.Check(tmp_path, 9, True, rows=one).holds == (not code)
+        assert run.Check(tmp_path, 9, False, rows=one).holds == (not code or part not in run.CHECKS)
+    assert [part for part, *_ in run.Check(tmp_path, 9, True, ["parity"]).parts] == ["environment", "parity"]
     assert stored["holds"] == (not code) and len(stored["rows"]) == len(run.PARTS)
 
 
@@ -121,6 +128,7 @@ def test_exit_code(status, code, tmp_path, monkeypatch, capsys):
         (["--out", "{}/used"], "gpu", "has the results of another check"),
         (["--out", "{}/new"], "cpu", "JAX finds no GPU or TPU here; add --rehearse"),
         (["--out", "{}/new"], "", "JAX cannot be used here"),
+        (["--only", "paritee"], "gpu", '--only="paritee" (did you mean "parity"?)'),
         (["--rehearsal"], "gpu", "--rehearsal: no such flag"),
     ],
 )
@@ -207,7 +215,7 @@ def test_a_kernel_that_ignores_the_mask_fails(job, monkeypatch):
     assert {name: row.status for name, row in found.items()} == {
         "right": PASSED, "wrong": FAILED, "refused": SKIPPED, "broken": ERROR,
     }  # fmt: skip
-    assert found["refused"].result == "float32: not offered (it is not written); bfloat16: not offered (it is not written)"
+    assert found["refused"].result == "fp32 not offered (it is not written); bf16 not offered (it is not written)"
 
 
 def test_stand_ins(monkeypatch):

@@ -6,18 +6,19 @@ table.
 
 Needs JAX, Flax, Optax and Orbax, and installs nothing. With torch and transformers in the same
 Python, it also compares outputs and speed with theirs. Exit code 0 if every check of kernels and of
-parity that ran holds, 1 if one does not, 2 for a mistake in the command.
+parity that ran holds (in a rehearsal: if nothing failed), 1 if not, 2 for a mistake in the command.
 """
 
 from __future__ import annotations
 
 import datetime
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from fmjax.bench.device import run
 from fmjax.config import commandline
-from fmjax.errors import in_range
+from fmjax.errors import in_range, one_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,15 +34,24 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--minutes", type=float, help="time limit of the whole (default: 9; of a rehearsal: 6)"
     )
+    flags.add(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help=f"run these parts alone, of {', '.join(run.NAMES[1:])}; the first always runs",
+    )
     held = True
 
-    def checked(args: commandline.argparse.Namespace) -> None:
+    def checked(args: Namespace) -> None:
         nonlocal held
         minutes = args.minutes if args.minutes is not None else 6.0 if args.rehearse else 9.0
         in_range("--minutes", minutes, least=0.5, most=60)
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         out = args.out or Path("runs") / f"device_check-{now}"
-        held = run.check(out, minutes, args.rehearse)
+        for part in args.only:
+            one_of("--only", part, run.NAMES)
+        held = run.check(out, minutes, args.rehearse, args.only)
 
     return commandline.run(flags, checked, argv) or int(not held)
 

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 
 from fmjax.bench import standins, timing
 from fmjax.bench.device.job import Job
-from fmjax.bench.device.rows import SKIPPED, Row, skipped
+from fmjax.bench.device.rows import SKIPPED, Row, size, skipped
 from fmjax.bench.measure import PACKAGES, processor
 from fmjax.errors import UserError
 from fmjax.hardware import chip_of
 from fmjax.runs.folder import commit, version
 
 OPTIONAL = ("tokamax",)
-GIB = 2**30
 
 
 def run(job: Job) -> Iterator[Row]:
@@ -31,7 +30,7 @@ def run(job: Job) -> Iterator[Row]:
     limit = (device.memory_stats() or {}).get("bytes_limit", 0)
     chip = chip_of(device.device_kind)
     peak = f"{chip.flops / 1e12:.0f} TFLOP/s in bf16" if chip else "its peak is not known: no MFU"
-    memory = f", {limit / GIB:.1f} GiB for JAX" if limit else ""
+    memory = f", {size(limit)} for JAX" if limit else ""
     shown = f"{facts['count']} x {facts['kind']}{memory}"
     yield Row("device", shown, peak, facts=facts | {"bytes_limit": limit})
     versions = {name: version(name) for name in PACKAGES if version(name)}
@@ -43,7 +42,7 @@ def run(job: Job) -> Iterator[Row]:
         yield Row("driver", driver())
     yield peer()
     if names := standins.standing_in():
-        yield skipped("not installed", f"{', '.join(names)}: no part of this check calls them")
+        yield skipped("not installed", f"{', '.join(names)}; this check calls none of them")
     for name in OPTIONAL:
         if importlib.util.find_spec(name) is None:
             yield skipped(name, "not installed; no kernel of fmjax is from it")

@@ -25,6 +25,7 @@ class Job:
     out: Path  # for files that are
     device: Result = dataclasses.field(default_factory=dict)  # from the part `environment`
     slowest: str = ""  # the row to profile
+    platforms: str = ""  # JAX_PLATFORMS of what computes on the device
     begun: float = dataclasses.field(default_factory=time.monotonic)
 
     @property

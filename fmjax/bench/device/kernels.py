@@ -23,6 +23,7 @@ from fmjax.layers.kernels.plain import attend
 from fmjax.layers.mask import Mask
 
 DTYPES = ("float32", "bfloat16")
+SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 # Bounds of errors, relative to the largest value. Products that XLA makes are exact to fp32 when
 # asked to be; a Pallas kernel on a chip multiplies fp32 in TF32 or in passes of bf16.
 BOUNDS = {"float32": 2e-5, "bfloat16": 4e-2}
@@ -127,7 +128,8 @@ class Exact:
     def errors(self, function: Callable[[Call], jax.Array]) -> tuple[float, float]:
         """Returns the errors of a kernel's values and gradients, relative to the largest of each
         array."""
-        with jax.default_matmul_precision("highest"):
+        full = "highest" if self.call.q.dtype == jnp.float32 else "default"
+        with jax.default_matmul_precision(full):
             (_, out), own = value_and_gradient(function, self.call)(inputs(self.call))
         slopes = (error(own[name], wanted) for name, wanted in self.gradient.items())
         return error(out, self.out), max(slopes)
@@ -139,14 +141,14 @@ def compared(what: str, name: str, exact: dict[str, Exact], platform: str) -> Ro
     shown, bounds, held, found = [], [], True, {}
     for dtype, wanted in exact.items():
         if why := kernel.refusal(wanted.call):
-            shown.append(f"{dtype}: not offered ({why.partition(';')[0]})")
+            shown.append(f"{SHORT[dtype]} not offered ({why.partition(';')[0]})")
             continue
         out, gradient = wanted.errors(kernel.attend)
         on_chip = platform != "cpu" and kernel.platform != ""
         bound = INSIDE if on_chip and dtype == "float32" else BOUNDS[dtype]
         held = held and out <= bound and gradient <= bound
         found[dtype] = {"forward": out, "gradient": gradient, "bound": bound}
-        shown.append(f"{dtype}: {out:.1e}, gradient {gradient:.1e}")
+        shown.append(f"{SHORT[dtype]} {out:.0e}, gradient {gradient:.0e}")
         bounds.append(f"<= {bound:.0e}")
     if not found:
         return skipped(what, "; ".join(dict.fromkeys(shown)))
@@ -193,7 +195,7 @@ def value_and_gradient(function: Callable[[Call], jax.Array], call: Call) -> PyT
     """Returns a compiled function of `inputs`: attention's values and a loss's gradient."""
     real = jnp.ones((), bool) if call.mask.keys is None else call.mask.keys[:, :, None, None]
 
-    def loss(arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def loss(arrays: PyTree) -> tuple[jax.Array, jax.Array]:
         out = function(dataclasses.replace(call, **arrays)).astype(jnp.float32)
         out = jnp.where(real, out, 0)
         return jnp.sum(jnp.sin(out + 0.5)), out
@@ -220,7 +222,7 @@ def times(job: Job) -> Iterator[Row]:
         call = ordinary(shape)
         base = None
         for name in (PLAIN, *offered):
-            what = f"{name}, {length:,} tokens"
+            what = f"time of {name}, {length:,} tokens"
             if job.left < 3:
                 yield skipped(what, "for want of time")
                 continue
@@ -245,8 +247,8 @@ def times(job: Job) -> Iterator[Row]:
 def ordinary(shape: tuple[int, int, int, int]) -> Call:
     """Returns a causal call in bf16."""
     rng = np.random.default_rng(0)
-    arrays = (jnp.asarray(rng.standard_normal(shape, np.float32), jnp.bfloat16) for _ in range(3))
-    return Call(*arrays, Mask(causal=True), shape[-1] ** -0.5)
+    q, k, v = (jnp.asarray(rng.standard_normal(shape, np.float32), jnp.bfloat16) for _ in range(3))
+    return Call(q, k, v, Mask(causal=True), shape[-1] ** -0.5)
 
 
 def seconds(function: Callable[[Call], jax.Array], call: Call, brief: bool) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from fmjax.bench import worker
 from fmjax.bench.device.job import Job
-from fmjax.bench.device.rows import Row, failed, skipped
+from fmjax.bench.device.rows import Row, failed, size, skipped
 from fmjax.bench.material import prepare
 from fmjax.bench.ours import Ours
 from fmjax.bench.workloads import WORKLOADS, Size
@@ -30,7 +30,7 @@ TINY = MODEL | {
     "mlp_width": 48,
     "vocab_size": 64,
 }
-LENGTHS, TOKENS = (512, 1024, 2048, 4096, 8192, 16384, 32768), 2**15
+LENGTHS, TOKENS = (512, 2048, 8192, 32768), 2**15
 TINY_LENGTHS, TINY_TOKENS = (32, 64), 128
 WORKLOAD = dataclasses.replace(
     WORKLOADS["gpt_train"], family="llama", architecture="LlamaForCausalLM", dropout={}
@@ -49,9 +49,9 @@ def run(job: Job) -> Iterator[Row]:
         if job.left < 2:
             yield skipped(what, "for want of time")
             continue
-        size = Size(TINY if job.rehearse else MODEL, tokens // length, length)
+        shape = Size(TINY if job.rehearse else MODEL, tokens // length, length)
         try:
-            yield measured(what, ours, size, job)
+            yield measured(what, ours, shape, job)
         except Exception as error:
             # How long the plain path gets before the memory is full is a result.
             said = explanation(error)
@@ -59,20 +59,20 @@ def run(job: Job) -> Iterator[Row]:
             break
 
 
-def measured(what: str, ours: Ours, size: Size, job: Job) -> Row:
+def measured(what: str, ours: Ours, shape: Size, job: Job) -> Row:
     """Returns the row of a length."""
     folder = job.work / f"length_{job.argument}"
     folder.mkdir(exist_ok=True)
-    described = prepare(folder, WORKLOAD, size, job.sizes)
-    ours.open(str(folder), "timing", attention=job.argument)
+    described = prepare(folder, WORKLOAD, shape, job.sizes)
+    ours.open(str(folder), "timing", attention=job.argument, scan_layers=True)
     begun = time.perf_counter()
     worker.run(ours, 1, described["batches"])
     compiled = time.perf_counter() - begun
     spent = worker.run(ours, PASSES, described["batches"])["seconds"] / PASSES
     rate = described["useful_per_pass"] / spent
     compiler, peak = ours.memory(), ours.peak()
-    shown = [f"{rate:,.0f} tokens/s", f"{sum(compiler.values()) / 2**30:.2g} GiB by the compiler"]
+    shown = [f"{rate:,.0f} tokens/s", f"{size(sum(compiler.values()))} by the compiler"]
     if peak:
-        shown.append(f"{peak['peak'] / 2**30:.2g} GiB at most so far")
+        shown.append(f"{size(peak['peak'])} at most so far")
     facts = {"tokens_per_second": rate, "first_step_seconds": compiled, **compiler, **peak}
     return Row(what, ", ".join(shown), facts=facts)

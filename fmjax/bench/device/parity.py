@@ -68,8 +68,8 @@ def compared(name: str, folder: Path) -> Row:
     held = found["float32"] <= FULL and found["bfloat16"] <= bound
     return Row(
         name,
-        f"float32: {found['float32']:.1e}; bfloat16: {found['bfloat16']:.1e}",
-        f"<= {FULL:.0e}, <= {bound:.1e} (torch's own rounding: {rounding:.1e})",
+        f"fp32 {found['float32']:.0e}; bf16 {found['bfloat16']:.0e}",
+        f"<= {FULL:.0e}, <= {bound:.0e} (torch's own rounding: {rounding:.0e})",
         PASSED if held else FAILED,
         found | {"rounding": rounding},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,14 @@ def operations(events: Sequence[Mapping[str, Any]]) -> tuple[float, list[tuple[s
     devices = {pid for (pid, _), name in processes.items() if "/device:" in name}
     streams = {place for place, name in lines.items() if name.startswith("Stream")}
     streams = streams or {place for place, name in lines.items() if name == "XLA Ops"}
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     for event in events:
         place = event.get("pid"), event.get("tid")
         on_device = place[0] in devices and place in streams
         on_host = not devices and "hlo_op" in event.get("args", {})
         if event.get("ph") == "X" and (on_device or on_host):
             spent[event["name"]] += event.get("dur", 0)
-    return float(sum(spent.values())), spent.most_common()
+    return sum(spent.values()), sorted(spent.items(), key=lambda pair: -pair[1])
 
 
 def names(events: Sequence[Mapping[str, Any]], what: str) -> dict[tuple[Any, Any], str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from fmjax.bench.table import markdown
@@ -10,6 +12,7 @@ from fmjax.bench.workloads import Result
 
 # Whether a check holds; a measurement, which has no bound; what was not run, and why.
 PASSED, FAILED, MEASURED, SKIPPED, ERROR = "pass", "FAIL", "measured", "skipped", "ERROR"
+UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 HEAD = ("part", "what", "result", "compared with", "status")
 
 
@@ -50,13 +53,19 @@ def merged(rows: Sequence[Row], new: Row) -> list[Row]:
     return [new if (row.part, row.what) == own else row for row in rows]
 
 
-def table(rows: Iterable[Row]) -> str:
-    """Returns the table, with the name of a part in its first line alone."""
-    lines, before = [], None
+def table(rows: Iterable[Row], width: int = 0) -> str:
+    """Returns the table, with the name of a part in its first line alone.
+
+    With a width, longer cells go on in the next line: for a terminal.
+    """
+    lines: list[Sequence[str]] = []
+    before = None
     for row in rows:
         part = "" if row.part == before else row.part
         cells = (part, row.what, row.result, row.against, row.status)
-        lines.append([cell.replace("|", "/") for cell in cells])
+        cells = tuple(cell.replace("|", "/") for cell in cells)
+        parts = [textwrap.wrap(cell, width) if width else [cell] for cell in cells]
+        lines += itertools.zip_longest(*parts, fillvalue="")
         before = row.part
     return markdown(HEAD, lines)
 
@@ -67,6 +76,14 @@ def counts(rows: Sequence[Row]) -> str:
     for row in rows:
         found[row.status] += 1
     return ", ".join(f"{count} {status}" for status, count in found.items() if count)
+
+
+def size(count: float) -> str:
+    """Returns a number of bytes in words."""
+    unit, factor = next(pair for pair in UNITS if count >= pair[1] or pair is UNITS[-1])
+    return (
+        f"{count / factor:.1f} {unit}" if count < 100 * factor else f"{count / factor:.0f} {unit}"
+    )
 
 
 def holds(rows: Iterable[Row], checks: Iterable[str]) -> bool:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from fmjax.bench.device import rows
 from fmjax.bench.device.job import Job
@@ -29,24 +29,26 @@ from fmjax.errors import UserError
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS, TABLE, LOG = "device_check.json", "device_check.md", "device_check.log"
 # What a rehearsal computes takes less time than compiling it well.
-REHEARSED = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+REHEARSED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
 DESCRIBING = 20.0  # seconds that the first part may take, however few there are
 STARTING = 3.0  # seconds without which no process is started
 CHECKS = ("kernels", "parity")  # what decides the exit code
 # The parts, in order, and what each is given of nine minutes; what one leaves goes to the next.
 PARTS: tuple[tuple[str, str, float], ...] = (
-    ("environment", "", 25),
-    ("kernels", "errors", 75),
-    ("kernels", "times", 45),
-    ("parity", "", 60),
-    ("training", "bert", 65),
-    ("training", "gpt", 65),
-    ("training", "t5", 65),
-    ("training", "vit", 55),
-    ("lengths", "auto", 35),
-    ("lengths", "xla", 25),
-    ("profile", "", 25),
+    ("environment", "", 20),
+    ("kernels", "errors", 70),
+    ("kernels", "times", 40),
+    ("parity", "", 55),
+    ("training", "bert", 62),
+    ("training", "gpt", 62),
+    ("training", "t5", 62),
+    ("training", "vit", 62),
+    ("lengths", "auto", 50),
+    ("lengths", "xla", 35),
+    ("profile", "", 22),
 )
+NAMES = tuple(dict.fromkeys(part for part, *_ in PARTS))
+WIDTH = 46  # of a cell in the terminal
 
 
 @dataclasses.dataclass
@@ -56,6 +58,7 @@ class Check:
     out: Path
     minutes: float
     rehearse: bool
+    only: Sequence[str] = ()  # the parts to run; none: all
     begun: float = dataclasses.field(default_factory=time.monotonic)
     rows: list[Row] = dataclasses.field(default_factory=list)
     ends: list[Result] = dataclasses.field(default_factory=list)
@@ -67,6 +70,16 @@ class Check:
     @property
     def left(self) -> float:
         return 60 * self.minutes - self.spent
+
+    @property
+    def parts(self) -> list[tuple[str, str, float]]:
+        """The parts to run; the first always does."""
+        return [part for part in PARTS if not self.only or part[0] in ("environment", *self.only)]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every check that ran holds; in a rehearsal, whether nothing failed."""
+        return rows.holds(self.rows, NAMES if self.rehearse else CHECKS)
 
     @property
     def device(self) -> Result:
@@ -95,7 +108,7 @@ class Check:
                 "rehearse": self.rehearse,
                 "minutes": self.minutes,
                 "seconds": round(self.spent, 1),
-                "holds": rows.holds(self.rows, CHECKS),
+                "holds": self.holds,
                 "parts": self.ends,
                 "rows": [dataclasses.asdict(row) for row in self.rows],
             },
@@ -121,27 +134,27 @@ def slowest(found: Sequence[Row]) -> str:
     return str(min(trained, key=distance).facts["name"])
 
 
-def check(out: Path, minutes: float, rehearse: bool) -> bool:
-    """Runs all parts, prints the table and returns whether every check that ran holds.
+def check(out: Path, minutes: float, rehearse: bool, only: Sequence[str] = ()) -> bool:
+    """Runs the parts, prints the table and returns whether every check that ran holds.
 
     Raises UserError if there is no device to check, or the folder has the results of another check.
     """
     prepare(out)
-    state = Check(out.resolve(), minutes, rehearse)
+    state = Check(out.resolve(), minutes, rehearse, only)
     with tempfile.TemporaryDirectory(prefix="device_check_") as work:
-        for index, (part, argument, _) in enumerate(PARTS):
+        for index, (part, argument, _) in enumerate(state.parts):
             least = DESCRIBING if part == "environment" else 0.0
-            seconds = budget(state.left, [share for *_, share in PARTS[index:]], least)
+            seconds = budget(state.left, [share for *_, share in state.parts[index:]], least)
             asked = Job(
                 part, argument, rehearse, seconds, Path(work), state.out, state.device,
-                slowest(state.rows) if part == "profile" else "",
+                slowest(state.rows) if part == "profile" else "", platforms(rehearse),
             )  # fmt: skip
             run_part(state, asked)
             if part == "environment":
                 check_device(state)
     state.write()
-    print(rows.table(state.rows))
-    held = rows.holds(state.rows, CHECKS)
+    print(rows.table(state.rows, WIDTH))
+    held = state.holds
     note = "; a rehearsal on the CPU with tiny sizes: its times mean nothing" if rehearse else ""
     print(
         f"\n{rows.counts(state.rows)} in {state.spent:.0f} s: "
@@ -211,7 +224,7 @@ def run_part(state: Check, job: Job) -> None:
     state.add(Row(what, said, status=SKIPPED if late else ERROR, part=job.part))
 
 
-def start(job: Job, log: TextIO) -> subprocess.Popen[str]:
+def start(job: Job, log: IO[str]) -> subprocess.Popen[str]:
     """Starts the process of a part, in a group of its own, so that all it starts ends with it."""
     return subprocess.Popen(
         [sys.executable, "-m", "fmjax.bench.device.child", job.text()],
@@ -224,20 +237,27 @@ def start(job: Job, log: TextIO) -> subprocess.Popen[str]:
     )
 
 
+def platforms(rehearse: bool) -> str:
+    """Returns JAX_PLATFORMS of what computes on the device."""
+    return "cpu" if rehearse else os.environ.get("JAX_PLATFORMS", "")
+
+
 def environment(job: Job) -> Mapping[str, str]:
     """Returns the environment of a part. JAX takes memory as it needs it, since a peer is on the
-    same device, and keeps what it compiles, since the profile runs a step again."""
+    same device, and keeps what it compiles, since the profile runs a step again. The process that
+    starts those of training leaves the device to them: a TPU serves one process."""
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     own = {
         "PYTHONPATH": paths,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "JAX_COMPILATION_CACHE_DIR": str(job.work / "compiled"),
+        "JAX_PLATFORMS": "cpu" if job.part == "training" else job.platforms,
         "HF_HUB_OFFLINE": "1",
     }
     return os.environ | own | (REHEARSED if job.rehearse else {})
 
 
-def until(stream: TextIO | None, end: float) -> Iterator[str]:
+def until(stream: IO[str] | None, end: float) -> Iterator[str]:
     """Yields the lines of a stream until it ends or the time is over."""
     assert stream is not None
     lines: queue.Queue[str] = queue.Queue()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fmjax.bench import timing
 from fmjax.bench.device.job import Job
-from fmjax.bench.device.rows import Row
+from fmjax.bench.device.rows import Row, size
 from fmjax.bench.material import prepare
 from fmjax.bench.measure import compared
 from fmjax.bench.workloads import (
@@ -87,8 +87,8 @@ def run(job: Job) -> Iterator[Row]:
     entry = ENTRIES[job.argument]
     folder = job.work / job.argument
     folder.mkdir()
-    size = entry.workload.size(job.sizes, tiny=job.rehearse)
-    described = prepare(folder, entry.workload, size, job.sizes)
+    shape = entry.workload.size(job.sizes, tiny=job.rehearse)
+    described = prepare(folder, entry.workload, shape, job.sizes)
     threads, wanted = len(os.sched_getaffinity(0)), variants(job)
     with contextlib.ExitStack() as stack, logged(folder):
         pool = stack.enter_context(ThreadPoolExecutor())
@@ -100,7 +100,7 @@ def run(job: Job) -> Iterator[Row]:
             return begin(timing.peer(folder, threads, variant, sys.executable, job.sizes))
 
         # Both sides compile at the same time, and are timed in turn afterwards.
-        own = begin(timing.ours(folder, threads))
+        own = begin(timing.ours(folder, threads, {"JAX_PLATFORMS": job.platforms}))
         others = [rival(variant) for variant in wanted[:1]]
         losses = own.losses.result()
         runs = timing.in_turn([own.side], described, ROUNDS, SECONDS)
@@ -190,7 +190,7 @@ def row(
         found |= {"mfu": mfu, "of_aim": mfu / entry.aim}
         shown.append(f"MFU {100 * mfu:.1f} %")
     if "peak" in facts:
-        shown.append(f"{facts['peak'] / 2**30:.1f} GiB")
+        shown.append(size(facts["peak"]))
     against = [without] if without else []
     if parity is not None:
         result = compared(sides, runs, parity)
