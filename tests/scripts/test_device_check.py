@@ -117,6 +117,7 @@ def test_exit_code(status, code, tmp_path, monkeypatch, capsys):
         assert run.Check(tmp_path, 9, True, rows=one).holds == (not code)
         assert run.Check(tmp_path, 9, False, rows=one).holds == (not code or part not in run.CHECKS)
     assert [part for part, *_ in run.Check(tmp_path, 9, True, ["parity"]).parts] == ["environment", "parity"]
+    assert [part[:2] for part in run.Check(tmp_path, 9, True, ["training:t5"]).parts[1:]] == [("training", "t5")]
     assert stored["holds"] == (not code) and len(stored["rows"]) == len(run.PARTS)
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="PART",
-        help=f"run these parts alone, of {', '.join(run.NAMES[1:])}; the first always runs",
+        help=f"run these parts alone, of {', '.join(run.CHOICES[1:])}",
     )
     held = True
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         out = args.out or Path("runs") / f"device_check-{now}"
         for part in args.only:
-            one_of("--only", part, run.NAMES)
+            one_of("--only", part, run.CHOICES)
         held = run.check(out, minutes, args.rehearse, args.only)
 
     return commandline.run(flags, checked, argv) or int(not held)

@@ -62,8 +62,8 @@ def table(rows: Iterable[Row], width: int = 0) -> str:
     before = None
     for row in rows:
         part = "" if row.part == before else row.part
-        cells = (part, row.what, row.result, row.against, row.status)
-        cells = tuple(cell.replace("|", "/") for cell in cells)
+        cells = [part, row.what, row.result, row.against, row.status]
+        cells = [cell.replace("|", "/") for cell in cells]
         parts = [textwrap.wrap(cell, width) if width else [cell] for cell in cells]
         lines += itertools.zip_longest(*parts, fillvalue="")
         before = row.part

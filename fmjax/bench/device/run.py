@@ -48,6 +48,8 @@ PARTS: tuple[tuple[str, str, float], ...] = (
     ("profile", "", 22),
 )
 NAMES = tuple(dict.fromkeys(part for part, *_ in PARTS))
+# What may be asked for alone: a part, or one of its processes.
+CHOICES = (*NAMES, *(f"{part}:{argument}" for part, argument, _ in PARTS if argument))
 WIDTH = 46  # of a cell in the terminal
 
 
@@ -74,7 +76,8 @@ class Check:
     @property
     def parts(self) -> list[tuple[str, str, float]]:
         """The parts to run; the first always does."""
-        return [part for part in PARTS if not self.only or part[0] in ("environment", *self.only)]
+        wanted = {"environment", *(self.only or NAMES)}
+        return [part for part in PARTS if wanted & {part[0], f"{part[0]}:{part[1]}"}]
 
     @property
     def holds(self) -> bool:
