@@ -19,7 +19,9 @@ import transformers
 
 ROWS, LENGTH, TARGET = 3, 160, 136  # long enough for attention kernels
 VOCABULARY, WIDTH, LAYERS, HEADS, INNER = 211, 64, 2, 4, 96
-SCALE = 0.15  # of weights and biases: at the usual initialization, a missing bias would not show
+# Of weights and biases: at the usual initialization, a missing bias would not show. T5 does not
+# divide its scores by a root of the width, and rounding would decide which key is the largest.
+SCALE, T5_SCALE = 0.15, 0.07
 # By name: the class, and the settings of its config.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT": (
@@ -91,9 +93,10 @@ def model(name: str, settings: dict[str, Any]) -> Any:
     """Returns a model with random weights; scales of norms are around 1."""
     kind = getattr(transformers, name)
     made = kind(kind.config_class(**settings)).eval()
+    scale = T5_SCALE if name.startswith("T5") else SCALE
     with torch.no_grad():
         for key, parameter in made.named_parameters():
-            drawn = SCALE * torch.randn_like(parameter)
+            drawn = scale * torch.randn_like(parameter)
             norm = any(word in key.lower() for word in ("norm", ".ln_"))
             parameter.copy_(1 + drawn if norm and key.endswith("weight") else drawn)
     return made

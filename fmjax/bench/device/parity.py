@@ -69,7 +69,7 @@ def compared(name: str, folder: Path) -> Row:
     return Row(
         name,
         f"fp32 {found['float32']:.0e}; bf16 {found['bfloat16']:.0e}",
-        f"<= {FULL:.0e}, <= {bound:.0e} (torch's own rounding: {rounding:.0e})",
+        f"<= {FULL:.0e}, <= {bound:.0e} (torch itself: {rounding:.0e})",
         PASSED if held else FAILED,
         found | {"rounding": rounding},
     )
