@@ -140,6 +140,7 @@ def test_mistakes_end_in_one_line(argv, platform, said, tmp_path, monkeypatch, r
     monkeypatch.setattr(run, "run_part", answering(platform))
     assert said in refused(command.main, *(word.format(tmp_path) for word in argv))
     assert (tmp_path / "used" / run.RESULTS).read_text() == "{}"
+    assert not (tmp_path / "new" / run.RESULTS).exists()
 
 
 def test_what_is_missing_is_skipped(job):

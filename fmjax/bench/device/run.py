@@ -182,12 +182,15 @@ def prepare(out: Path) -> None:
 
 def check_device(state: Check) -> None:
     """Raises UserError if JAX finds no device of the kind that is to be checked."""
-    if not state.device.get("platform"):
+    found = state.device.get("platform")
+    if not found or (found == "cpu" and not state.rehearse):
+        (state.out / RESULTS).unlink(missing_ok=True)  # the folder can be named again
+    if not found:
         said = next((row.result for row in state.rows if row.status in (ERROR, SKIPPED)), "")
         raise UserError(
             f"JAX cannot be used here ({said}); see {state.out / LOG}, and install what is missing"
         )
-    if state.device["platform"] == "cpu" and not state.rehearse:
+    if found == "cpu" and not state.rehearse:
         raise UserError(
             "JAX finds no GPU or TPU here; add --rehearse to try the check on the CPU, or install "
             "JAX for the device: pip install 'jax[cuda13]' or 'jax[tpu]'"
