@@ -85,7 +85,8 @@ def description(
 ) -> Result:
     """Returns what both sides are to do, without what follows from the batches."""
     off = dict.fromkeys(workload.dropout, 0.0)
-    no_decay = ["norm/scale$"] if workload.family == "t5" else ["bias$", "norm/scale$"]
+    unbiased = workload.family in ("llama", "t5")
+    no_decay = ["norm/scale$"] if unbiased else ["bias$", "norm/scale$"]
     return {
         "kind": workload.kind,
         "devices": devices,

@@ -9,10 +9,11 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fmjax.bench import worker
+from fmjax.bench import standins, worker
 from fmjax.bench.workloads import Result
 from fmjax.contracts import PyTree
 
@@ -48,9 +49,9 @@ class Ours:
             "jax": self.jax.__version__,
         }
 
-    def open(self, folder: str, phase: str) -> Result:
-        """Builds the model of a job, with the dropout rates of a phase, and its step function.
-        Compiles nothing yet.
+    def open(self, folder: str, phase: str, **settings: Any) -> Result:
+        """Builds the model of a job, with the dropout rates of a phase and other settings, and its
+        step function. Compiles nothing yet.
         """
         from fmjax.inference.load import load
         from fmjax.inference.pretrained import abstract_params
@@ -59,15 +60,14 @@ class Ours:
         self.folder = folder
         self.job, self.batches = worker.read_job(Path(folder), "ours")
         loaded = load(Path(folder) / "model")
-        settings = dataclasses.replace(
-            loaded.model.settings, **self.job["dropout"][phase], dtype=self.job["dtype"]
-        )
+        given = self.job["dropout"][phase] | {"dtype": self.job["dtype"]} | settings
+        changed = dataclasses.replace(loaded.model.settings, **given)
         wanted = names(abstract_params(loaded.model))
         params = unnames(
             {name: leaf for name, leaf in names(loaded.params).items() if name in wanted}
         )
         self.pretrained = dataclasses.replace(
-            loaded, model=loaded.model.clone(settings=settings), params=params
+            loaded, model=loaded.model.clone(settings=changed), params=params
         )
         self.step = getattr(self, self.job["kind"])
         if self.job["kind"] == "train":
@@ -188,6 +188,11 @@ class Ours:
             return {}
         return {"arguments": found.argument_size_in_bytes, "temporaries": found.temp_size_in_bytes}
 
+    def peak(self) -> dict[str, int]:
+        """Returns the most bytes of the device's memory that this process has used; {} on a CPU."""
+        found = self.jax.devices()[0].memory_stats() or {}
+        return {"peak": found["peak_bytes_in_use"]} if "peak_bytes_in_use" in found else {}
+
 
 def filled(array: np.ndarray, length: int) -> np.ndarray:
     """Returns a batch's array with rows zero-padded to a length."""
@@ -196,4 +201,5 @@ def filled(array: np.ndarray, length: int) -> np.ndarray:
 
 if __name__ == "__main__":
     worker.pin(int(sys.argv[1]))
+    standins.install()
     worker.serve(Ours)
