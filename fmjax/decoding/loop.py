@@ -27,6 +27,7 @@ from fmjax.decoding.logits import NONE, Place, process, token_mask
 from fmjax.decoding.prompts import Inputs, fill_up, padded, prompt_ids, prompt_names, select_inputs
 from fmjax.decoding.settings import Generation, token_limit
 from fmjax.errors import UserError
+from fmjax.layers.cache import branched, chosen
 from fmjax.layers.stack import unstack_layers
 
 STATIC = (
@@ -173,12 +174,11 @@ class Start(NamedTuple):
     memory: Arrays | None  # of an encoder
 
     def repeated(self, times: int) -> Start:
-        """Returns each row repeated `times` times."""
-        per_row = self._replace(
-            cache={name: part for name, part in self.cache.items() if name != "index"}
+        """Returns each row repeated `times` times; a cache keeps the keys and values of a row once."""
+        several: Start = jax.tree.map(
+            lambda leaf: jnp.repeat(leaf, times, axis=0), self._replace(cache=None)
         )
-        several: Start = jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), per_row)
-        return several._replace(cache=self.cache | several.cache)
+        return several._replace(cache=branched(self.cache, times))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +211,8 @@ class Decoder:
         rows, width = tokens.shape
         if width > 1:
             batch["predicted_positions"] = jnp.full((rows, 1), width - 1, jnp.int32)
-        empty = self.model.empty_cache(rows, width + room)
+        times = max(settings.num_beams, settings.num_return_sequences)
+        empty = self.model.empty_cache(rows, width + room * times)
         features, cache = self.apply("decode", batch, memory, empty)
         history = jnp.pad(history.astype(jnp.int32), ((0, 0), (0, room)), constant_values=NONE)
         return Start(features["lm"][:, -1], history, jnp.arange(rows) < call.rows, cache, memory)
@@ -331,7 +332,7 @@ def search_beams(
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
         log_probs = process(log_probs, beams.running.reshape(rows * count, -1), place, settings)
         beams, parents = beam.advance(beams, log_probs.reshape(rows, count, -1), place, settings)
-        return beams, reorder(cache, parents), place.next()
+        return beams, chosen(cache, parents), place.next()
 
     def body(state: State) -> State:
         beams, cache, place = state
@@ -353,21 +354,3 @@ def search_beams(
         return Continuations(tokens, lengths)
     scores = beams.scores[:, :returned].reshape(-1)
     return Continuations(tokens, lengths, scores * lengths**settings.length_penalty, scores)
-
-
-def reorder(cache: PyTree, parents_BK: jax.Array) -> PyTree:
-    """Returns the cache with the keys and values of each beam's parent.
-
-    The keys of the memory, the mask and the positions are the same for all beams of a row, and do
-    not change.
-    """
-    rows, count = parents_BK.shape
-    flat = (jnp.arange(rows)[:, None] * count + parents_BK).reshape(-1)
-    layers = [
-        {
-            name: part if name == "cross" else jax.tree.map(lambda leaf: leaf[flat], part)
-            for name, part in layer.items()
-        }
-        for layer in cache["layers"]
-    ]
-    return cache | {"layers": tuple(layers)}

@@ -178,19 +178,21 @@ class T5Stack(nn.Module):
             stochastic_depth=s.stochastic_depth,
             cross=self.cross and partial(self.cross, *attend, **attending),
         )
-        context = dataclasses.replace(context, bias=self.bias(x_BLD.shape[1], keys, context.place))
+        context = dataclasses.replace(context, bias=self.bias(x_BLD.shape[1], keys, context))
         x_BLD, after = stack(self, block, s.stacked(self.layers), drop(x_BLD), context, caches)
         return drop(RmsNorm(s.epsilon, dtype, name="norm")(x_BLD)), after
 
-    def bias(self, length: int, keys: int, place: jax.Array | int) -> jax.Array:
-        """Returns [1,H,L,S] to add to scores, by the distances between keys and `length` queries,
-        the first at `place`."""
+    def bias(self, length: int, keys: int, context: Context) -> jax.Array:
+        """Returns [1,H,L,S] to add to scores, by the distances between keys and `length`
+        queries."""
         s = self.settings
         init = normal(s.initializer_factor * s.width**-0.5)
         table = parameter(self, "relative", init, (None, "heads"), (s.buckets, s.attention_heads))
         # This is also correct for packed rows: the tokens of a text are adjacent, and those of
         # others are masked.
-        distances_LS = jnp.arange(keys)[None] - (place + jnp.arange(length))[:, None]
+        distances_LS = context.distances
+        if distances_LS is None:
+            distances_LS = jnp.arange(keys)[None] - jnp.arange(length)[:, None]
         buckets_LS = relative_buckets(distances_LS, self.cross is None, s.buckets, s.max_distance)
         return jnp.asarray(table)[buckets_LS].transpose(2, 0, 1)[None]
 
