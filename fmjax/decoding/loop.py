@@ -37,6 +37,8 @@ STATIC = (
     "with_scores",
 )  # static arguments of `decode`
 
+MOST_SHARING = 8  # samples of a row that share its keys
+
 
 class Continuations(NamedTuple):
     """New tokens of N = B * num_return_sequences rows, and their scores if requested."""
@@ -164,6 +166,15 @@ class StaticModel:
         return isinstance(other, StaticModel) and self.model == other.model
 
 
+def sharing(settings: Generation) -> tuple[int, int]:
+    """Returns the continuations of each row, and how many of them share its keys and values. Scores
+    are computed for the keys of all that share: beams need that, and a few samples gain by it."""
+    if settings.num_beams > 1:
+        return settings.num_beams, settings.num_beams
+    times = settings.num_return_sequences
+    return times, max(size for size in range(1, MOST_SHARING + 1) if times % size == 0)
+
+
 class Start(NamedTuple):
     """The initial state of a search."""
 
@@ -173,12 +184,13 @@ class Start(NamedTuple):
     cache: PyTree
     memory: Arrays | None  # of an encoder
 
-    def repeated(self, times: int) -> Start:
-        """Returns each row repeated `times` times; a cache keeps the keys and values of a row once."""
+    def repeated(self, settings: Generation) -> Start:
+        """Returns each row as often as it has continuations, which share its keys and values."""
+        times, together = sharing(settings)
         several: Start = jax.tree.map(
             lambda leaf: jnp.repeat(leaf, times, axis=0), self._replace(cache=None)
         )
-        return several._replace(cache=branched(self.cache, times))
+        return several._replace(cache=branched(self.cache, times, together))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +223,7 @@ class Decoder:
         rows, width = tokens.shape
         if width > 1:
             batch["predicted_positions"] = jnp.full((rows, 1), width - 1, jnp.int32)
-        times = max(settings.num_beams, settings.num_return_sequences)
-        empty = self.model.empty_cache(rows, width + room * times)
+        empty = self.model.empty_cache(rows, width + room * sharing(settings)[1])
         features, cache = self.apply("decode", batch, memory, empty)
         history = jnp.pad(history.astype(jnp.int32), ((0, 0), (0, room)), constant_values=NONE)
         return Start(features["lm"][:, -1], history, jnp.arange(rows) < call.rows, cache, memory)
@@ -277,7 +288,7 @@ def search_single(
 ) -> Continuations:
     """Returns greedy or sampled continuations, with whole histories [N,W] as tokens."""
     times = settings.num_return_sequences
-    start = start.repeated(times) if times > 1 else start
+    start = start.repeated(settings) if times > 1 else start
     count, size = start.logits.shape
     # A row's draws depend on its index, not on the number of other rows.
     fold = jax.random.fold_in
@@ -325,7 +336,7 @@ def search_beams(
 ) -> Continuations:
     """Returns each row's best continuations, best first, with whole histories [N,W] as tokens."""
     rows, count, returned = len(start.history), settings.num_beams, settings.num_return_sequences
-    several = start.repeated(count)
+    several = start.repeated(settings)
     State: TypeAlias = tuple[beam.Beams, PyTree, Place]
 
     def choose(logits: jax.Array, beams: beam.Beams, cache: PyTree, place: Place) -> State:

@@ -45,12 +45,17 @@ def empty_cache(
     }
 
 
+def each_row(tree: Any, apply: Callable[[jax.Array], jax.Array]) -> Any:
+    """Returns the tree with `apply` on its arrays, but not on numbers."""
+    return jax.tree.map(lambda leaf: apply(leaf) if leaf.ndim else leaf, tree)
+
+
 def per_continuation(cache: Cache, apply: Callable[[jax.Array], jax.Array]) -> Cache:
     """Returns the cache with `apply` on every array that has a row for each continuation: all but
     numbers and what SHARED names."""
 
     def mapped(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: apply(leaf) if leaf.ndim else leaf, tree)
+        return each_row(tree, apply)
 
     own = {name: mapped(part) for name, part in cache.items() if name != "layers"}
     layers = tuple(
@@ -60,11 +65,12 @@ def per_continuation(cache: Cache, apply: Callable[[jax.Array], jax.Array]) -> C
     return own | {"layers": layers}
 
 
-def branched(cache: Cache, times: int) -> Cache:
-    """Returns the cache with `times` continuations of each row, the first ones of row 0 first. From
-    here on, each of their tokens takes a place of its own."""
+def branched(cache: Cache, times: int, sharing: int) -> Cache:
+    """Returns the cache with `times` continuations of each row, of which `sharing` share its keys
+    and values, those of row 0 first. From here on, each of their tokens takes a place of its own."""
     begun = {"branch": cache["index"]} if "branch" in cache else {}
-    return per_continuation(cache | begun, lambda leaf: jnp.repeat(leaf, times, axis=0))
+    copied = each_row(cache | begun, lambda leaf: jnp.repeat(leaf, times // sharing, axis=0))
+    return per_continuation(copied, lambda leaf: jnp.repeat(leaf, sharing, axis=0))
 
 
 def chosen(cache: Cache, parents_BM: jax.Array) -> Cache:
@@ -108,7 +114,11 @@ def advance(cache: Cache, mask_NL: jax.Array, window: int = 0) -> tuple[Cache, M
 def distances(cache: Cache, length: int) -> jax.Array:
     """Returns int32 [L,S]: how many tokens later than each of the next `length` tokens the token at
     each place stands. Tokens of a row's continuations stand beside each other."""
-    places, times, branch = jnp.arange(cache["mask"].shape[1]), continuations(cache), cache["branch"]
+    places, times, branch = (
+        jnp.arange(cache["mask"].shape[1]),
+        continuations(cache),
+        cache["branch"],
+    )
 
     def standing(place: jax.Array) -> jax.Array:
         return jnp.where(place < branch, place, branch + (place - branch) // times)
