@@ -67,7 +67,7 @@ def per_continuation(cache: Cache, apply: Callable[[jax.Array], jax.Array]) -> C
 
 def branched(cache: Cache, times: int, sharing: int) -> Cache:
     """Returns the cache with `times` continuations of each row, of which `sharing` share its keys
-    and values, those of row 0 first. From here on, each of their tokens takes a place of its own."""
+    and values, those of row 0 first. From here on, each of their tokens has a place of its own."""
     begun = {"branch": cache["index"]} if "branch" in cache else {}
     copied = each_row(cache | begun, lambda leaf: jnp.repeat(leaf, times // sharing, axis=0))
     return per_continuation(copied, lambda leaf: jnp.repeat(leaf, sharing, axis=0))
