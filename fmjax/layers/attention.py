@@ -127,7 +127,8 @@ class Attention(nn.Module):
                 seen = by_row(seen[:, 0], rows)[:, None]
 
             def weighed(weights: jax.Array) -> jax.Array:
-                return drop(tap(self, "weights", weights))
+                dropped: jax.Array = drop(tap(self, "weights", weights))
+                return dropped
 
             out = attend(by_row(q, rows), k, v, seen, weighed, scale, bias).reshape(q.shape)
         return self.dense("out", (width,), ("heads", "kv", "embed"))(out)
