@@ -49,7 +49,7 @@ def gradient(kernel: str, causal: bool, window: int, biased: Shape, device: PyTr
         given = arrays.get("bias")
         bias: jax.Array | RelativeBias | None = given
         if given is not None and given.shape == DISTANCES:
-            bias = RelativeBias(given, 0, not causal)
+            bias = RelativeBias(given, not causal)
         call = Call(q, k, v, mask, WIDTH**-0.5, bias)
         if kernel != PLAIN:
             return KERNELS[kernel].attend(call).astype(jnp.float32).sum()

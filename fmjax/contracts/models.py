@@ -57,8 +57,9 @@ class Generates(Protocol):
     """A Linen module that decodes with a cache. `settings.positions` limits its input length; 0
     means no limit.
 
-    A cache is a value of constant shape: "index", and arrays with one row per row of the batch (see
-    layers/cache.py)."""
+    A cache is a value of constant shape: "index", "layers", and arrays with one row per row of the
+    batch. In the cache of a layer, "attention" and "cross" hold keys and values. If several rows of
+    the batch continue the same prompt, these have one row for all of them (see layers/cache.py)."""
 
     settings: Any
 

@@ -59,22 +59,27 @@ def take(array: jax.Array, chosen_BM: jax.Array) -> jax.Array:
     return jnp.take_along_axis(array, indices, axis=1)
 
 
-def top_k(scores_BN: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Equivalent of `jax.lax.top_k`: each row's largest scores and their indices [B,count].
+def top_k(scores_BKV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Equivalent of `jax.lax.top_k` of [B,KV]: each row's largest scores and indices [B,count].
 
     Only searches the blocks with the largest maxima: maxima are cheap, and any equal score
-    elsewhere comes after `count` others.
+    elsewhere comes after `count` others. Rows are neither flattened nor padded: the head may have
+    left the vocabulary in front in memory, and either would rewrite all scores in another order.
     """
-    rows, size = scores_BN.shape
-    blocks = -(-size // BLOCK)
-    if blocks <= count:
-        values, indices = jax.lax.top_k(scores_BN, count)
+    rows, beams, size = scores_BKV.shape
+    whole, blocks = size // BLOCK, -(-size // BLOCK)
+    if beams * blocks <= count:
+        values, indices = jax.lax.top_k(scores_BKV.reshape(rows, -1), count)
         return values, indices
-    padded = jnp.pad(scores_BN, ((0, 0), (0, blocks * BLOCK - size)), constant_values=-jnp.inf)
-    parts = padded.reshape(rows, blocks, BLOCK)
-    chosen = jnp.sort(jax.lax.top_k(parts.max(axis=2), count)[1], axis=1)
-    values, at = jax.lax.top_k(take(parts, chosen).reshape(rows, -1), count)
-    return values, jnp.take_along_axis(chosen, at // BLOCK, axis=1) * BLOCK + at % BLOCK
+    full = scores_BKV[:, :, : whole * BLOCK].reshape(rows, beams, whole, BLOCK).max(axis=3)
+    rest = scores_BKV[:, :, whole * BLOCK :]
+    maxima = jnp.concatenate([full, rest.max(axis=2, keepdims=True)] if rest.size else [full], 2)
+    chosen = jnp.sort(jax.lax.top_k(maxima.reshape(rows, -1), count)[1], axis=1)[:, :, None]
+    of, tokens = chosen // blocks, chosen % blocks * BLOCK + jnp.arange(BLOCK)[None, None]
+    found = scores_BKV[jnp.arange(rows)[:, None, None], of, jnp.minimum(tokens, size - 1)]
+    found = jnp.where(tokens < size, found, -jnp.inf).reshape(rows, -1)
+    values, at = jax.lax.top_k(found, count)
+    return values, jnp.take_along_axis((of * size + tokens).reshape(rows, -1), at, axis=1)
 
 
 def advance(
@@ -84,8 +89,7 @@ def advance(
     rows, count, size = log_probs_BKV.shape
     # Enough candidates that K keep running even if every beam ends with each of the ending tokens.
     candidates = min(max(2, 1 + len(settings.eos_token_id)) * count, count * size)
-    total = (log_probs_BKV + beams.log_probs[:, :, None]).reshape(rows, count * size)
-    log_probs, flat = top_k(total, candidates)
+    log_probs, flat = top_k(log_probs_BKV + beams.log_probs[:, :, None], candidates)
     parents, tokens = flat // size, (flat % size).astype(jnp.int32)
     write = jax.lax.dynamic_update_slice
     history = write(take(beams.running, parents), tokens[:, :, None], (0, 0, place.column))

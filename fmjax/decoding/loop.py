@@ -27,6 +27,7 @@ from fmjax.decoding.logits import NONE, Place, process, token_mask
 from fmjax.decoding.prompts import Inputs, fill_up, padded, prompt_ids, prompt_names, select_inputs
 from fmjax.decoding.settings import Generation, token_limit
 from fmjax.errors import UserError
+from fmjax.layers.cache import branched, chosen
 from fmjax.layers.stack import unstack_layers
 
 STATIC = (
@@ -35,6 +36,8 @@ STATIC = (
     "room",
     "with_scores",
 )  # static arguments of `decode`
+
+MOST_SHARING = 8  # samples of a row that share its keys
 
 
 class Continuations(NamedTuple):
@@ -163,6 +166,15 @@ class StaticModel:
         return isinstance(other, StaticModel) and self.model == other.model
 
 
+def sharing(settings: Generation) -> tuple[int, int]:
+    """Returns the continuations of each row, and how many of them share its keys and values. Scores
+    are computed for the keys of all that share: beams need that, and a few samples gain by it."""
+    if settings.num_beams > 1:
+        return settings.num_beams, settings.num_beams
+    times = settings.num_return_sequences
+    return times, max(size for size in range(1, MOST_SHARING + 1) if times % size == 0)
+
+
 class Start(NamedTuple):
     """The initial state of a search."""
 
@@ -172,13 +184,13 @@ class Start(NamedTuple):
     cache: PyTree
     memory: Arrays | None  # of an encoder
 
-    def repeated(self, times: int) -> Start:
-        """Returns each row repeated `times` times."""
-        per_row = self._replace(
-            cache={name: part for name, part in self.cache.items() if name != "index"}
+    def repeated(self, settings: Generation) -> Start:
+        """Returns each row as often as it has continuations, which share its keys and values."""
+        times, together = sharing(settings)
+        several: Start = jax.tree.map(
+            lambda leaf: jnp.repeat(leaf, times, axis=0), self._replace(cache=None)
         )
-        several: Start = jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), per_row)
-        return several._replace(cache=self.cache | several.cache)
+        return several._replace(cache=branched(self.cache, times, together))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +223,7 @@ class Decoder:
         rows, width = tokens.shape
         if width > 1:
             batch["predicted_positions"] = jnp.full((rows, 1), width - 1, jnp.int32)
-        empty = self.model.empty_cache(rows, width + room)
+        empty = self.model.empty_cache(rows, width + room * sharing(settings)[1])
         features, cache = self.apply("decode", batch, memory, empty)
         history = jnp.pad(history.astype(jnp.int32), ((0, 0), (0, room)), constant_values=NONE)
         return Start(features["lm"][:, -1], history, jnp.arange(rows) < call.rows, cache, memory)
@@ -276,7 +288,7 @@ def search_single(
 ) -> Continuations:
     """Returns greedy or sampled continuations, with whole histories [N,W] as tokens."""
     times = settings.num_return_sequences
-    start = start.repeated(times) if times > 1 else start
+    start = start.repeated(settings) if times > 1 else start
     count, size = start.logits.shape
     # A row's draws depend on its index, not on the number of other rows.
     fold = jax.random.fold_in
@@ -324,14 +336,14 @@ def search_beams(
 ) -> Continuations:
     """Returns each row's best continuations, best first, with whole histories [N,W] as tokens."""
     rows, count, returned = len(start.history), settings.num_beams, settings.num_return_sequences
-    several = start.repeated(count)
+    several = start.repeated(settings)
     State: TypeAlias = tuple[beam.Beams, PyTree, Place]
 
     def choose(logits: jax.Array, beams: beam.Beams, cache: PyTree, place: Place) -> State:
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
         log_probs = process(log_probs, beams.running.reshape(rows * count, -1), place, settings)
         beams, parents = beam.advance(beams, log_probs.reshape(rows, count, -1), place, settings)
-        return beams, reorder(cache, parents), place.next()
+        return beams, chosen(cache, parents), place.next()
 
     def body(state: State) -> State:
         beams, cache, place = state
@@ -353,21 +365,3 @@ def search_beams(
         return Continuations(tokens, lengths)
     scores = beams.scores[:, :returned].reshape(-1)
     return Continuations(tokens, lengths, scores * lengths**settings.length_penalty, scores)
-
-
-def reorder(cache: PyTree, parents_BK: jax.Array) -> PyTree:
-    """Returns the cache with the keys and values of each beam's parent.
-
-    The keys of the memory, the mask and the positions are the same for all beams of a row, and do
-    not change.
-    """
-    rows, count = parents_BK.shape
-    flat = (jnp.arange(rows)[:, None] * count + parents_BK).reshape(-1)
-    layers = [
-        {
-            name: part if name == "cross" else jax.tree.map(lambda leaf: leaf[flat], part)
-            for name, part in layer.items()
-        }
-        for layer in cache["layers"]
-    ]
-    return cache | {"layers": tuple(layers)}

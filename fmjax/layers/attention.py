@@ -37,6 +37,7 @@ class Context:
     bias: jax.Array | RelativeBias | None = None
     rotary: tuple[jax.Array, jax.Array] | None = None  # see position.rotary
     place: jax.Array | int = 0  # index in the cache of the first position of x
+    distances: jax.Array | None = None  # with a cache, int32 [L,S]: see `cache.distances`
     depth: jax.Array | float = 0.0  # 0 for the first layer, 1 for the last
     memory: jax.Array | None = None  # [B,S,D], from an encoder
     memory_mask: Mask = Mask()  # which of its positions each query attends to
@@ -124,11 +125,15 @@ class Attention(nn.Module):
         else:
             # Dropout is active exactly when the caller passes a "dropout" key.
             drop = Dropout(self.dropout)
-            seen = mask.dense(q.shape[1], k.shape[1])
+            rows, seen = len(k), mask.dense(q.shape[1], k.shape[1])
+            if seen is not None and len(seen) > 1:
+                seen = by_row(seen[:, 0], rows)[:, None]
+
+            def weighed(weights: jax.Array) -> jax.Array:
+                return drop(tap(self, "weights", weights))
+
             added = call.dense_bias()
-            out = attend(
-                q, k, v, seen, lambda weights: drop(tap(self, "weights", weights)), scale, added
-            )
+            out = attend(by_row(q, rows), k, v, seen, weighed, scale, added).reshape(q.shape)
             (out,) = to_save(out)
         return self.dense("out", (width,), ("heads", "kv", "embed"))(out)
 
@@ -137,7 +142,8 @@ class Attention(nn.Module):
         self, x_BLD: jax.Array, context: Context, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Attends from x to x or, with a cache, to its content after writing the keys and values of
-        x at `context.place`. Returns [B,L,D] and the cache."""
+        x at `context.place`. Returns [B,L,D] and the cache, which may have fewer rows than x:
+        those that the tokens continue (`cache.branched`)."""
         compared = add_positions(x_BLD, context.positions)
         q, k, v = (
             self.project(compared, "query"),
@@ -147,8 +153,8 @@ class Attention(nn.Module):
         if context.rotary is not None:
             q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         if cache is not None:
-            new = {"key": heads_first(k), "value": heads_first(v)}
-            at = (0, 0, context.place, 0)
+            rows, at = len(cache["key"]), (0, 0, context.place, 0)
+            new = {"key": heads_first(by_row(k, rows)), "value": heads_first(by_row(v, rows))}
             write = jax.lax.dynamic_update_slice
             cache = {
                 name: write(old, new[name].astype(old.dtype), at) for name, old in cache.items()
@@ -166,7 +172,7 @@ class CrossAttention(Attention):
         self, x_BLD: jax.Array, context: Context, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Attends from x to the memory, whose keys and values are the cache. Returns [B,L,D] and
-        the cache."""
+        the cache, which may have fewer rows than x, as in `Attention`."""
         q = self.project(add_positions(x_BLD, context.positions), "query")
         cached = cache is not None
         if cache is None:
@@ -181,6 +187,11 @@ class CrossAttention(Attention):
             cache = {name: heads_first(self.project(memory, name)) for name, memory in read.items()}
         k, v = heads_first(cache["key"]), heads_first(cache["value"])
         return self.finish(q, k, v, context, x_BLD.shape[-1], True, cached), cache
+
+
+def by_row(x: jax.Array, rows: int) -> jax.Array:
+    """Returns [B, N/B x L, ...] of x [N,L,...]: a row's continuations as tokens of one row."""
+    return x.reshape(rows, -1, *x.shape[2:])
 
 
 def add_positions(x_BLD: jax.Array, positions: jax.Array | None) -> jax.Array:

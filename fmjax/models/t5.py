@@ -181,19 +181,20 @@ class T5Stack(nn.Module):
             stochastic_depth=s.stochastic_depth,
             cross=self.cross and partial(self.cross, *attend, **attending),
         )
-        context = dataclasses.replace(context, bias=self.bias(x_BLD.shape[1], keys, context.place))
+        context = dataclasses.replace(context, bias=self.bias(x_BLD.shape[1], keys, context))
         x_BLD, after = stack(self, block, s.stacked(self.layers), drop(x_BLD), context, caches)
         return drop(RmsNorm(s.epsilon, dtype, name="norm")(x_BLD)), after
 
-    def bias(self, length: int, keys: int, place: jax.Array | int) -> RelativeBias:
-        """Returns what is added to scores, by the distances between keys and `length` queries, the
-        first at `place`."""
+    def bias(self, length: int, keys: int, context: Context) -> RelativeBias:
+        """Returns what is added to scores, by the distances between keys and `length` queries."""
         s = self.settings
         init = normal(s.initializer_factor * s.width**-0.5)
         table = parameter(self, "relative", init, (None, "heads"), (s.buckets, s.attention_heads))
         # This is also correct for packed rows: the tokens of a text are adjacent, and those of
         # others are masked.
-        bias = RelativeBias(jnp.asarray(table), place, self.cross is None, s.max_distance)
+        bias = RelativeBias(
+            jnp.asarray(table), self.cross is None, s.max_distance, context.distances
+        )
         return bias.made_for(length, keys)
 
 

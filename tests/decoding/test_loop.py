@@ -203,7 +203,7 @@ def test_settings_matter(family, number, changed):
 @pytest.mark.parametrize(
     ("number", "module", "name", "wrong"),
     [
-        (2, loop, "reorder", lambda cache, parents: cache),
+        (2, loop, "chosen", lambda cache, parents: cache),
         (1, beam, "may_improve", lambda running, *_: jnp.ones(running.shape[0], bool)),
         (1, beam, "NEVER", -1.0),
         (1, beam, "unfinished", lambda beams, settings: beams.improvable.all()),

@@ -57,7 +57,7 @@ def made(length: int, keys: int = 7, heads: int = 2, groups: int | None = None, 
     q, (k, v) = draw(2, length, heads, WIDTH), (draw(2, keys, groups or heads, WIDTH, seed=seed) for seed in (1, 2))
     added: jax.Array | RelativeBias | None = None
     if isinstance(bias, str):
-        added = RelativeBias(draw(32, heads, seed=3), 0, bias == "distances", 20)
+        added = RelativeBias(draw(32, heads, seed=3), bias == "distances", 20)
     elif bias is not None:
         added = draw(*bias, length, keys, seed=3)
     return Call(q, k, v, Mask(), 0.3, added, crosses=keys != length)
