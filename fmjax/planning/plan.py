@@ -257,8 +257,8 @@ def roofline(step: Step, topology: Topology, result: Config) -> Config:
     the peak FLOP/s.
 
     A step has three times the FLOPs of its forward pass, or four times if its products are
-    recomputed. It reads its parameters three times and its optimizer state once, writes both, and writes and
-    reads the stored activations."""
+    recomputed. It reads its parameters three times and its optimizer state once, writes both, and
+    writes and reads the stored activations."""
     chip, held = topology.chip, result["bytes_per_device"]
     assert chip is not None
     remat = step.built.config["model"].get("remat", "none")

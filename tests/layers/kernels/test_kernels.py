@@ -256,7 +256,10 @@ def mutations(call: Call) -> dict[str, Call]:
     found = {name: dataclasses.replace(call, mask=other) for name, other in wrong.items()}
     found |= {"bias dropped": dataclasses.replace(call, bias=jax.tree.map(lambda x: 0 * x, call.bias))}
     if isinstance(call.bias, RelativeBias):
-        found["distances off by one"] = dataclasses.replace(call, bias=call.bias.replace(place=1))
+        length, keys = call.lengths
+        apart = jnp.arange(keys)[None] - jnp.arange(length)[:, None] - 1
+        line = call.bias.numbers(jnp.arange(1 - length, keys) - 1).T
+        found["distances off by one"] = dataclasses.replace(call, bias=call.bias.replace(apart=apart, distances=line))
     return found
 
 
