@@ -81,7 +81,11 @@ class GatedMlp(Mlp):
     """down(dropout(activation(gate(x)) * up(x))) (Shazeer 2020, arXiv:2002.05202): SwiGLU with
     silu, GEGLU with gelu."""
 
+    def gated(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """Returns the product of the activated gate and the other projection."""
+        return self.activation(gate) * up
+
     def hidden(self, x_BLD: jax.Array) -> jax.Array:
         """Returns [B,L,F]."""
         gate, up = (self.part(self.width, name)(x_BLD) for name in ("gate", "up"))
-        return recomputed(lambda gate, up: self.activation(gate) * up)(gate, up)
+        return recomputed(self.gated)(gate, up)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias
 
 import jax
 
 from fmjax.layers.kernels.call import target
 
-Function = TypeVar("Function", bound=Callable[..., jax.Array])
+Function: TypeAlias = Callable[..., jax.Array]
 
 
 def recomputed(function: Function) -> Function:

@@ -178,12 +178,12 @@ def made(case: Case, platform: str, dtype: str) -> Call:
 def plain(call: Call) -> jax.Array:
     """Returns what the plain path computes."""
     seen = call.mask.dense(*call.lengths)
-    return attend(call.q, call.k, call.v, seen, lambda weights: weights, call.scale, call.bias)
+    return attend(call.q, call.k, call.v, seen, lambda weights: weights, call.scale, call.dense_bias())
 
 
 def inputs(call: Call) -> dict[str, jax.Array]:
     """Returns the arrays by which a call is differentiated."""
-    arrays = {"q": call.q, "k": call.k, "v": call.v, "bias": call.bias}
+    arrays = {"q": call.q, "k": call.k, "v": call.v, "bias": call.dense_bias()}
     return {name: array for name, array in arrays.items() if array is not None}
 
 
