@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 # GPUs: the scheduler that runs collectives beside products. NVIDIA's JAX images set it, too
 # (docs.nvidia.com/jax-toolbox/environment-variables). Its effect is not measured here.
-# TPUs: none. Their compiler overlaps collectives by default: see fmjax/bench/README.md.
+# TPUs: none. Their compiler overlaps most collectives by default (fmjax/bench/README.md).
 OPTIONS: dict[str, dict[str, bool]] = {"gpu": {"xla_gpu_enable_latency_hiding_scheduler": True}}
 
 

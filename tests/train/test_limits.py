@@ -172,7 +172,7 @@ def test_settings_of_other_optimizers():
 @pytest.mark.parametrize("name", names.choices("fmjax.models", "Settings"))
 def test_every_setting_of_every_family(name):
     settings = models.family(name).Settings
-    numeric = {int, float, "int", "float"}
+    numeric = {int, float, "int", "float", "float | None"}
     for field in dataclasses.fields(settings):
         passed = accepted(lambda value, key=field.name: sizes.check_section(settings, {key: value}))
         numbers = [value for value in passed if value != "x"]

@@ -178,7 +178,9 @@ def made(case: Case, platform: str, dtype: str) -> Call:
 def plain(call: Call) -> jax.Array:
     """Returns what the plain path computes."""
     seen = call.mask.dense(*call.lengths)
-    return attend(call.q, call.k, call.v, seen, lambda weights: weights, call.scale, call.dense_bias())
+    return attend(
+        call.q, call.k, call.v, seen, lambda weights: weights, call.scale, call.dense_bias()
+    )
 
 
 def inputs(call: Call) -> dict[str, jax.Array]:
