@@ -17,6 +17,7 @@ from fmjax.bench.device.job import Job
 from fmjax.bench.device.rows import FAILED, PASSED, Row, failed, skipped
 from fmjax.contracts import PyTree
 from fmjax.hardware import explanation
+from fmjax.layers.bias import RelativeBias
 from fmjax.layers.kernels.call import Call
 from fmjax.layers.kernels.choice import KERNELS, PLAIN
 from fmjax.layers.kernels.plain import attend
@@ -42,6 +43,7 @@ class Case:
     segments: bool = False
     padding: bool = False
     bias: bool = False
+    distances: bool = False  # a bias of distances, as T5 has it
     groups: int = 0  # key heads; 0: as many as query heads
     odd: bool = False  # a length that is no multiple of a block
 
@@ -53,6 +55,7 @@ CASES = (
     Case("causal, segments", causal=True, segments=True),
     Case("causal, window", causal=True, window=100),
     Case("a bias", bias=True),
+    Case("a bias of distances, segments", distances=True, segments=True),
     Case("causal, 1 key head of 4", causal=True, groups=1),
     Case("odd length, padding", padding=True, odd=True),
 )
@@ -103,7 +106,7 @@ def errors(job: Job) -> Iterator[Row]:
             yield failed(what, error)
         longest = max(longest, time.monotonic() - begun)
     if left:
-        yield skipped("other cases", f"{len(left)} for want of time")
+        yield skipped("other cases", f"{len(left)} not run: no time was left")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +166,11 @@ def made(case: Case, platform: str, dtype: str) -> Call:
 
     q = draw(rows, length, heads, width)
     k, v = (draw(rows, length, case.groups or heads, width) for _ in range(2))
-    bias = draw(1, heads, length, length).astype(jnp.float32) if case.bias else None
+    bias: jax.Array | RelativeBias | None = None
+    if case.bias:
+        bias = draw(1, heads, length, length).astype(jnp.float32)
+    if case.distances:
+        bias = RelativeBias(draw(32, heads).astype(jnp.float32))
     places = np.arange(length)
     keys = places[None] < np.array([[length], [length - 37]]) if case.padding else None
     segments = np.stack([places // 60, places // 41]) if case.segments else None
@@ -185,8 +192,16 @@ def plain(call: Call) -> jax.Array:
 
 def inputs(call: Call) -> dict[str, jax.Array]:
     """Returns the arrays by which a call is differentiated."""
-    arrays = {"q": call.q, "k": call.k, "v": call.v, "bias": call.dense_bias()}
+    bias = call.bias.table if isinstance(call.bias, RelativeBias) else call.bias
+    arrays = {"q": call.q, "k": call.k, "v": call.v, "bias": bias}
     return {name: array for name, array in arrays.items() if array is not None}
+
+
+def with_inputs(call: Call, arrays: dict[str, jax.Array]) -> Call:
+    """Returns a call with other `inputs`."""
+    if isinstance(call.bias, RelativeBias):
+        arrays = arrays | {"bias": call.bias.replace(table=arrays["bias"])}
+    return dataclasses.replace(call, **arrays)
 
 
 def value_and_gradient(function: Callable[[Call], jax.Array], call: Call) -> PyTree:
@@ -194,7 +209,7 @@ def value_and_gradient(function: Callable[[Call], jax.Array], call: Call) -> PyT
     real = jnp.ones((), bool) if call.mask.keys is None else call.mask.keys[:, :, None, None]
 
     def loss(arrays: PyTree) -> tuple[jax.Array, jax.Array]:
-        out = function(dataclasses.replace(call, **arrays)).astype(jnp.float32)
+        out = function(with_inputs(call, arrays)).astype(jnp.float32)
         out = jnp.where(real, out, 0)
         return jnp.sum(jnp.sin(out + 0.5)), out
 
@@ -222,7 +237,7 @@ def times(job: Job) -> Iterator[Row]:
         for name in (PLAIN, *offered):
             what = f"time of {name}, {length:,} tokens"
             if job.left < 3:
-                yield skipped(what, "for want of time")
+                yield skipped(what, "no time was left")
                 continue
             if name != PLAIN and (why := KERNELS[name].refusal(call)):
                 yield skipped(what, why)

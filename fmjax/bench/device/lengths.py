@@ -47,7 +47,7 @@ def run(job: Job) -> Iterator[Row]:
     for length in lengths:
         what = f"{kernel}, {tokens // length} x {length:,}"
         if job.left < 2:
-            yield skipped(what, "for want of time")
+            yield skipped(what, "no time was left")
             continue
         shape = Size(TINY if job.rehearse else MODEL, tokens // length, length)
         try:

@@ -35,7 +35,7 @@ def run(job: Job) -> Iterator[Row]:
         raise RuntimeError(f"the peer ended with exit code {made.returncode}; see the log")
     for name in FAMILIES:
         if job.left <= 0:
-            yield skipped(name, "for want of time")
+            yield skipped(name, "no time was left")
             continue
         try:
             yield compared(name, folder / name)

@@ -201,7 +201,7 @@ def run_part(state: Check, job: Job) -> None:
     """Runs one part and keeps its rows; ends it when its time is over."""
     name = job.name
     if job.seconds < STARTING:
-        state.add(Row(name, "for want of time", status=SKIPPED, part=job.part))
+        state.add(Row(name, "no time was left", status=SKIPPED, part=job.part))
         return
     state.say(f"{name}: {job.seconds:.0f} s at most")
     begun, before = time.monotonic(), len(state.rows)
