@@ -199,9 +199,10 @@ def inputs(call: Call) -> dict[str, jax.Array]:
 
 def with_inputs(call: Call, arrays: dict[str, jax.Array]) -> Call:
     """Returns a call with other `inputs`."""
+    bias: jax.Array | RelativeBias | None = arrays.get("bias")
     if isinstance(call.bias, RelativeBias):
-        arrays = arrays | {"bias": call.bias.replace(table=arrays["bias"])}
-    return dataclasses.replace(call, **arrays)
+        bias = dataclasses.replace(call.bias, table=arrays["bias"])
+    return dataclasses.replace(call, q=arrays["q"], k=arrays["k"], v=arrays["v"], bias=bias)
 
 
 def value_and_gradient(function: Callable[[Call], jax.Array], call: Call) -> PyTree:
