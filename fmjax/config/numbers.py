@@ -28,6 +28,11 @@ def is_count(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 18
 
 
+def is_positive(text: str) -> bool:
+    """Returns whether a text is a count of at least 1."""
+    return is_count(text) and int(text) > 0
+
+
 def real(text: str) -> float:
     """Returns the finite number that a text spells: "0.1", "-3", "1e-4", ".5".
 

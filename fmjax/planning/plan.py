@@ -152,9 +152,8 @@ def plan(config: Config, topology: Topology, compiled: bool = True) -> Config:
     Raises UserError for a config or topology that does not fit together.
     """
     begun = time.perf_counter()
-    if (
-        topology.tpu and compiled
-    ):  # an unrolled step gives the same numbers, but compiles much longer
+    if topology.tpu and compiled:
+        # An unrolled step compiles much longer; it may need less memory.
         config = config | {"model": config["model"] | {"scan_layers": True}}
     step = describe_step(config, topology.devices())
     state, layout, spec = step.abstract.state, step.abstract.layout, step.abstract.spec

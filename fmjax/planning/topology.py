@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from jax.experimental import topologies
 
-from fmjax.config.numbers import is_count
+from fmjax.config.numbers import is_positive
 from fmjax.contracts import PyTree
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.hardware import CHIPS, Chip
@@ -105,8 +105,3 @@ def read_topology(text: str) -> Topology:
     known = gpus if kind == "gpu" else [*tpus, "gpu", "cpu"]
     asked = rest[0] if kind == "gpu" and rest else kind
     raise UserError(f'--topology="{text}" is not known{nearest(asked, known)}; {form}')
-
-
-def is_positive(text: str) -> bool:
-    """Returns whether a text is a count of at least 1."""
-    return is_count(text) and int(text) > 0

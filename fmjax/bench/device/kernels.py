@@ -82,10 +82,12 @@ def interpreted(wanted: bool) -> Iterator[None]:
 
 
 def names(platform: str) -> list[str]:
-    """Returns the kernels that a platform has; for a CPU, all that can be interpreted."""
+    """Returns the kernels that one device of a platform has; for a CPU, all that can be
+    interpreted."""
+    alone = {name: kernel for name, kernel in KERNELS.items() if name != "ring"}
     if platform == "cpu":
-        return [name for name in KERNELS if name != "cudnn"]
-    return [name for name, kernel in KERNELS.items() if kernel.platform in ("", platform)]
+        return [name for name in alone if name != "cudnn"]
+    return [name for name, kernel in alone.items() if kernel.platform in ("", platform)]
 
 
 def errors(job: Job) -> Iterator[Row]:

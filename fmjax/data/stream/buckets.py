@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax.config.numbers import is_count
+from fmjax.config.numbers import is_count, is_positive
 from fmjax.contracts import Example, Examples, HostBatch, Undrawn
 from fmjax.errors import UserError
 
@@ -251,7 +251,7 @@ def bucketed(
 def check_words(words: Sequence[str]) -> None:
     """Raises UserError unless words are lengths, "auto", "auto:N" or "none"."""
     kind, _, count = words[0].partition(":")
-    found = kind == AUTO and is_count(count) and int(count) > 0
+    found = kind == AUTO and is_positive(count)
     alone = len(words) == 1 and (words[0] in (AUTO, NONE) or found)
     if not alone and not all(is_count(word) for word in words):
         raise UserError(

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from fmjax.config.numbers import is_count, number_of
+from fmjax.config.numbers import is_positive, number_of
 from fmjax.contracts import Config, Example, Examples, Undrawn
 from fmjax.data.stream.balance import Resampled
 from fmjax.errors import UserError, in_range, nearest
@@ -142,7 +142,7 @@ def stages(data: Config, weights: Mapping[str, float]) -> list[tuple[int, dict[s
     )
     changed: dict[int, Mapping[str, float]] = {0: weights}
     for step, changes in (data.get("curriculum") or {}).items():
-        if not is_count(str(step)) or not int(step) or not isinstance(changes, Mapping):
+        if not is_positive(str(step)) or not isinstance(changes, Mapping):
             raise UserError(
                 f'data.curriculum.{step}: write {{"STEP": {{"SOURCE": WEIGHT}}}}, with a step of 1 '
                 "or more"
