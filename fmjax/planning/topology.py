@@ -104,4 +104,5 @@ def read_topology(text: str) -> Topology:
         return Topology(text, CHIPS[kind], slices * chips, True, slices)
     known = gpus if kind == "gpu" else [*tpus, "gpu", "cpu"]
     asked = rest[0] if kind == "gpu" and rest else kind
-    raise UserError(f'--topology="{text}" is not known{nearest(asked, known)}; {form}')
+    hint = "" if asked in known else nearest(asked, known)
+    raise UserError(f'--topology="{text}" is not known{hint}; {form}')
