@@ -1,4 +1,5 @@
-"""The progress of long work: a bar on a terminal, one changing line in a notebook, or plain lines."""
+"""The progress of long work: a bar on a terminal, one changing line in a notebook, plain lines
+elsewhere."""
 
 from __future__ import annotations
 
