@@ -207,9 +207,9 @@ def not_kept(size: int, error: OSError) -> None:
     _forgotten[place] = before + size
     if before < SLOW <= before + size:
         warn(
-            f"{place}: the cache cannot be written ({error.strerror or error}), so each start reads "
-            "all data again; free disk space, or set the environment variable FMJAX_CACHE to "
-            "another folder"
+            f"{place}: the cache cannot be written ({error.strerror or error}), so each start "
+            "reads all data again; free disk space, or set the environment variable FMJAX_CACHE "
+            "to another folder"
         )
 
 

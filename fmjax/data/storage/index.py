@@ -1,4 +1,4 @@
-"""Sidecar indexes: what was found by reading a whole file, such as the begin and end of each record,
+"""Sidecar indexes: what was found by reading a whole file, such as the offsets of its records,
 so that it is read only once.
 
 An index is one file in the cache: a table of integers, of the smallest type that holds them, which
