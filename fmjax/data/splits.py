@@ -9,6 +9,7 @@ from fmjax.contracts import Config, Source
 from fmjax.data.records import Bundle, ConcatenatedSources, hold_out
 from fmjax.data.sources.open import open_source
 from fmjax.data.sources.sections import hold_out_sections, needs_sections
+from fmjax.data.storage import cache
 from fmjax.data.stream.mixing import parts_of
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
@@ -24,6 +25,12 @@ def open_split(data: Config, split: str) -> Source:
 
     Raises UserError if the split does not exist.
     """
+    with cache.verifying(bool(data.get("verify"))):
+        return open_trusted(data, split)
+
+
+def open_trusted(data: Config, split: str) -> Source:
+    """Returns the data of one split, without regard to `data.verify`."""
     files = data["files"]
     if data.get("mixture") and split not in files:
         return open_mixture(data, split)
