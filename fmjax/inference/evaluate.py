@@ -24,10 +24,10 @@ from fmjax.decoding.loop import as_generator, generate
 from fmjax.decoding.settings import settings_for
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
+from fmjax.distributed.progress import Bar
 from fmjax.inference.load import load_run
 from fmjax.metrics.classes import defined
 from fmjax.models.sizes import with_chunks
-from fmjax.runs.logs import Bar
 
 
 class Collected(NamedTuple):

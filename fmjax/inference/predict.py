@@ -18,6 +18,7 @@ from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config, Value
 from fmjax.data.storage.cache import digest
 from fmjax.distributed.hosts import say
+from fmjax.distributed.progress import Bar
 from fmjax.errors import Interrupted, UserError, one_line
 from fmjax.inference.inputs import (
     AUTO,
@@ -31,7 +32,6 @@ from fmjax.inference.inputs import (
 from fmjax.inference.load import load
 from fmjax.inference.predicting import Predictor
 from fmjax.inference.pretrained import Pretrained
-from fmjax.runs.logs import Bar
 
 
 class Output:
