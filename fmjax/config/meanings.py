@@ -6,7 +6,7 @@ COMMON = {
     "data.columns": "column names of tables without a header; columns to read of Parquet and Arrow",
     "data.curriculum": 'new source weights after a step: {"1000": {"wiki": 0.5}}',
     "data.temperature": "sources are sampled in proportion to weights ** (1 / temperature)",
-    "data.hold_out": "fraction of the training data to validate on if none are given; see data.time",
+    "data.hold_out": "fraction to validate on, if no validation data is given; see data.time",
     "data.hold_out_test": "fraction of the training data to test on, if no test data is given",
     "data.hold_out_by": "records with the same value in this column stay in one split",
     "data.hold_out_from": "time at which the validation data begin, and then that of the test data",
