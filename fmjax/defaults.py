@@ -125,6 +125,9 @@ def data() -> ConfigDict:
             # fail, or skip:N to skip up to N bad records, each counted and
             # reported.
             "on_error": "fail",
+            # Whether to read all data again and compare its digests, instead of trusting those that
+            # are remembered.
+            "verify": False,
             "workers": 0,  # processes that prepare batches; 0: a thread
             "prefetch": 4,  # number of batches to prepare in advance
             # Seconds of waiting for a batch after which a line says what is being read; 0: never.

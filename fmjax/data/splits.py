@@ -14,6 +14,7 @@ from fmjax.data.partitions import KEYS, SPLITS, TRAIN, Partition, Rules, divide
 from fmjax.data.records import Bundle, ConcatenatedSources, Subset, hold_out
 from fmjax.data.sources.open import open_source
 from fmjax.data.sources.sections import hold_out_sections, needs_sections
+from fmjax.data.storage import cache
 from fmjax.data.stream.mixing import parts_of
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
@@ -56,7 +57,8 @@ def open_splits(data: Config, splits: Iterable[str]) -> dict[str, Source]:
 def whole_split(data: Config, split: str) -> Source:
     """Returns all records of the files of a split."""
     options = {name: data[name] for name in SOURCE_OPTIONS if name in data}
-    source = open_source(data["source"], data["files"].get(split), split=split, **options)
+    with cache.verifying(bool(data.get("verify"))):
+        source = open_source(data["source"], data["files"].get(split), split=split, **options)
     by = data.get("group_by")
     if not by or split == "train":
         return source

@@ -126,6 +126,7 @@ DATA: dict[str, Limit] = {
     "max_length": count(1, TOKENS, hint="in tokens"),
     "buckets": lengths,
     "on_error": on_error,
+    "verify": truth,
     "workers": count(0, 1024, hint="0 uses a thread"),
     "prefetch": count(0, 2**16),
     "stall_seconds": number(least=0, hint="0 means never"),
