@@ -38,11 +38,12 @@ def open_splits(data: Config, splits: Iterable[str]) -> dict[str, Source]:
     where other splits are parts of them."""
     files, found = data["files"], dict[str, Source]()
     divided = dict[str, Source]()
-    for split in splits:
+    wanted = tuple(splits)
+    for split in wanted:
         if data.get("mixture") and split not in files:
             found[split] = open_mixture(data, split)
         elif "train" in files and (split == "train" or split in held_out(data)):
-            divided = divided or divided_train(data)
+            divided = divided or divided_train(data, told="train" in wanted)
             found[split] = divided[split]
         elif files and split not in files:
             raise UserError(
@@ -71,13 +72,14 @@ def held_out(data: Config) -> tuple[str, ...]:
     return Rules.of(data).splits if data["files"] and not data.get("mixture") else ()
 
 
-def divided_train(data: Config) -> dict[str, Source]:
-    """Returns the training data, and the splits that are parts of them."""
+def divided_train(data: Config, told: bool) -> dict[str, Source]:
+    """Returns the training data, and the splits that are parts of them. If `told`, prints how texts
+    were cut."""
     rules, whole = Rules.of(data), whole_split(data, "train")
     if not rules.splits and not rules.group_by:
         return {"train": whole}
     if dataclasses.replace(rules, hold_out=0.0, hold_out_by="") == Rules():
-        parts = hold_out_parts(whole, rules.hold_out, rules.hold_out_by)
+        parts = hold_out_parts(whole, rules.hold_out, rules.hold_out_by, told)
         return dict(zip(("train", "validation"), parts, strict=True))
     partition, by = divide(whole, rules), rules.group_by
     return {
@@ -93,12 +95,13 @@ def view(source: Source, partition: Partition, by: str, part: int, mark: Record)
     return Groups(source, by, partition.groups, partition.times, partition.parts, part, mark)
 
 
-def hold_out_parts(source: Source, share: float, by: str) -> tuple[Source, Source]:
+def hold_out_parts(source: Source, share: float, by: str, told: bool) -> tuple[Source, Source]:
     """Returns the training and the validation part of a source. Splits its text if there are too
-    few records, as in a book without blank lines, and prints how it was cut."""
+    few records, as in a book without blank lines, and prints how it was cut if `told`."""
     if not by and needs_sections(source, share) and (cut := hold_out_sections(source, share)):
         rest, held, note = cut
-        say(note)
+        if told:
+            say(note)
         return rest, held
     return hold_out(source, share, by)
 
