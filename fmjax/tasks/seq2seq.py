@@ -145,7 +145,7 @@ class Task(TokenTask):
 
     def examples(
         self, source: Source, processors: Processors, max_length: int, train: bool
-    ) -> Pairs:
+    ) -> Pairs | PackedPairs:
         """Tokenizes a source into pairs of `max_length` and `target_length` tokens.
 
         Raises UserError, naming the record, for values that are not text, and for texts that are
