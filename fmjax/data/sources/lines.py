@@ -55,7 +55,8 @@ class RecordFiles(RecordSource):
         self.fingerprint()  # computed now, before the files can change
 
     def scan(self, file: File, facts: Record) -> Iterator[Rows]:
-        """Yields the begin and end of each record, or of many, and adds what else it finds to `facts`."""
+        """Yields the begin and end of a record, or of many, and adds what else it finds to
+        `facts`."""
         raise NotImplementedError
 
     def use(self, file: File, facts: Record) -> None:

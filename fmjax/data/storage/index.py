@@ -14,7 +14,6 @@ import json
 import mmap
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -23,6 +22,7 @@ import numpy as np
 from fmjax.contracts import Record, Value
 from fmjax.data.storage import cache
 from fmjax.data.stream.tolerance import tolerates
+from fmjax.errors import UserError
 
 VERSION = 1  # raised when a reader of this package finds something else in the same bytes
 MAGIC = b"fmjaxidx"
@@ -55,9 +55,11 @@ def index_of(local: Path, kind: str, options: Value, width: int, scan: Scan) -> 
       width: numbers per row.
       scan: reads the file. The numbers are from 0 to the file's size. May be called twice.
 
-    Raises any exception of `scan`; then there is no index.
+    Raises UserError if the file changes meanwhile, and any exception of `scan`; then there is no
+    index.
     """
-    size = local.stat().st_size
+    state = cache.state_of(local)
+    size = state[0]
     kept = np.min_scalar_type(size).newbyteorder("<")
     if size < cache.SMALL:
         return in_memory(scan, width, kept)
@@ -65,8 +67,14 @@ def index_of(local: Path, kind: str, options: Value, width: int, scan: Scan) -> 
     content = [VERSION, kind, options, cache.digest(local)["sha256"], tolerates()]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
     place = Path("index", key[:2], key)
+
+    def make(stream: BinaryIO) -> None:
+        write(scan, width, kept, stream)
+        if cache.state_of(local) != state:
+            raise UserError(f"{local}: changed while it was read; start again when it is complete")
+
     try:
-        return mapped(cache.found_or_made(place, partial(write, scan, width, kept)))
+        return mapped(cache.found_or_made(place, make))
     except OSError as error:
         cache.not_kept(size, error)
         return in_memory(scan, width, kept)
