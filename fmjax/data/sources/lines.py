@@ -16,7 +16,8 @@ from fmjax.contracts import Record
 from fmjax.data.characters import is_blank
 from fmjax.data.records import RecordSource, fill_columns, json_object, locate
 from fmjax.data.sources.kinds import SourceKind
-from fmjax.data.storage.index import Index, index_of
+from fmjax.data.storage.index import Index, Rows, index_of
+from fmjax.data.storage.line_scan import filled_lines, paragraphs
 from fmjax.data.storage.mapped import File, lines, not_utf8, open_files
 from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError, one_of
@@ -53,8 +54,9 @@ class RecordFiles(RecordSource):
         self.bounds = np.cumsum([0, *map(len, self.places)])
         self.fingerprint()  # computed now, before the files can change
 
-    def scan(self, file: File, facts: Record) -> Iterator[tuple[int, int]]:
-        """Yields the begin and end of each record, and adds what else it finds to `facts`."""
+    def scan(self, file: File, facts: Record) -> Iterator[Rows]:
+        """Yields the begin and end of a record, or of many, and adds what else it finds to
+        `facts`."""
         raise NotImplementedError
 
     def use(self, file: File, facts: Record) -> None:
@@ -112,18 +114,13 @@ class Text(RecordFiles):
     def options(self) -> Record:
         return {"record": self.record}
 
-    def scan(self, file: File, facts: Record) -> Iterator[tuple[int, int]]:
-        begin = end = 0  # bounds of the current record; equal if there is none
-        for line in lines(file):
-            if line.text.strip():
-                begin = line.begin if begin == end else begin
-                end = line.end
-            ended = self.record == "line" or (self.record == "paragraph" and not line.text.strip())
-            if begin < end and ended:
-                yield begin, end
-                begin = end
-        if begin < end:
-            yield begin, end
+    def scan(self, file: File, facts: Record) -> Iterator[Rows]:
+        if self.record == "paragraph":
+            yield from paragraphs(file)
+        elif self.record == "line":
+            yield from filled_lines(file)
+        elif found := [(part[0, 0], part[-1, 1]) for part in filled_lines(file) if part.size]:
+            yield found[0][0], found[-1][1]
 
     def parse(self, text: str, index: int) -> Record:
         if self.record == "file":
@@ -143,7 +140,7 @@ class JsonLines(RecordFiles):
 
     kind = "jsonl"
 
-    def scan(self, file: File, facts: Record) -> Iterator[tuple[int, int]]:
+    def scan(self, file: File, facts: Record) -> Iterator[Rows]:
         known: Record = {}
         for line in lines(file):
             if is_blank(line.text):

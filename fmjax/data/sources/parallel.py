@@ -12,7 +12,8 @@ from fmjax.contracts import Record
 from fmjax.data.records import RecordSource
 from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage.index import index_of
-from fmjax.data.storage.mapped import File, lines, open_files, plain_name
+from fmjax.data.storage.line_scan import line_tables
+from fmjax.data.storage.mapped import File, open_files, plain_name
 from fmjax.errors import UserError
 
 
@@ -82,10 +83,10 @@ class Parallel(RecordSource):
         }
 
 
-def scan(file: File, facts: Record) -> Iterator[tuple[int, int, int]]:
-    """Yields the begin and end of each line of a file, and whether it is not blank."""
-    for line in lines(file):
-        yield line.begin, line.end, bool(line.text.strip())
+def scan(file: File, facts: Record) -> Iterator[np.ndarray]:
+    """Yields the begin and end of each line of a file, and whether it is not blank, [lines, 3]."""
+    for table in line_tables(file):
+        yield np.stack(table, axis=1)
 
 
 def named(paths: Sequence[Path], columns: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ import json
 import mmap
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -23,12 +22,14 @@ import numpy as np
 from fmjax.contracts import Record, Value
 from fmjax.data.storage import cache
 from fmjax.data.stream.tolerance import tolerates
+from fmjax.errors import UserError
 
 VERSION = 1  # raised when a reader of this package finds something else in the same bytes
 MAGIC = b"fmjaxidx"
-CHUNK = 2**16  # numbers that are written at a time
+CHUNK = 2**16  # numbers of rows that are gathered one by one
+Rows: TypeAlias = Sequence[int] | np.ndarray  # one row, or several, [rows, width]
 # Yields the rows of an index, and adds other findings, JSON values, to the record.
-Scan: TypeAlias = Callable[[Record], Iterator[Sequence[int]]]
+Scan: TypeAlias = Callable[[Record], Iterator[Rows]]
 
 
 class Index:
@@ -54,9 +55,11 @@ def index_of(local: Path, kind: str, options: Value, width: int, scan: Scan) -> 
       width: numbers per row.
       scan: reads the file. The numbers are from 0 to the file's size. May be called twice.
 
-    Raises any exception of `scan`; then there is no index.
+    Raises UserError if the file changes meanwhile, and any exception of `scan`; then there is no
+    index.
     """
-    size = local.stat().st_size
+    state = cache.state_of(local)
+    size = state[0]
     kept = np.min_scalar_type(size).newbyteorder("<")
     if size < cache.SMALL:
         return in_memory(scan, width, kept)
@@ -64,8 +67,14 @@ def index_of(local: Path, kind: str, options: Value, width: int, scan: Scan) -> 
     content = [VERSION, kind, options, cache.digest(local)["sha256"], tolerates()]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
     place = Path("index", key[:2], key)
+
+    def make(stream: BinaryIO) -> None:
+        write(scan, width, kept, stream)
+        if cache.state_of(local) != state:
+            raise UserError(f"{local}: changed while it was read; start again when it is complete")
+
     try:
-        return mapped(cache.found_or_made(place, partial(write, scan, width, kept)))
+        return mapped(cache.found_or_made(place, make))
     except OSError as error:
         cache.not_kept(size, error)
         return in_memory(scan, width, kept)
@@ -74,25 +83,34 @@ def index_of(local: Path, kind: str, options: Value, width: int, scan: Scan) -> 
 def in_memory(scan: Scan, width: int, kept: np.dtype) -> Index:
     """Returns an index that is not stored."""
     facts: Record = {}
-    found = array("Q")
-    for row in scan(facts):
-        found.extend(row)
-    return Index(np.array(found, np.uint64).astype(kept).reshape(-1, width), facts)
+    parts = [np.zeros((0, width), kept), *chunks(scan(facts), width, kept)]
+    return Index(np.concatenate(parts), facts)
 
 
 def write(scan: Scan, width: int, kept: np.dtype, stream: BinaryIO) -> None:
     """Writes an index, holding a part of it in memory at a time."""
     facts: Record = {}
-    found, count = array("Q"), 0
-    for row in scan(facts):
-        found.extend(row)
-        count += 1
-        if len(found) >= CHUNK:
-            stream.write(np.array(found, np.uint64).astype(kept).tobytes())
-            found = array("Q")
-    stream.write(np.array(found, np.uint64).astype(kept).tobytes())
+    count = 0
+    for part in chunks(scan(facts), width, kept):
+        count += len(part)
+        stream.write(part.tobytes())
     about = json.dumps({"type": kept.str, "shape": [count, width], "facts": facts}).encode()
     stream.write(about + len(about).to_bytes(8, "little") + MAGIC)
+
+
+def chunks(rows: Iterator[Rows], width: int, kept: np.dtype) -> Iterator[np.ndarray]:
+    """Yields the rows in parts of limited size, [rows, width]."""
+    found = array("Q")
+    for row in rows:
+        if not isinstance(row, np.ndarray):
+            found.extend(row)
+        if found and (isinstance(row, np.ndarray) or len(found) >= CHUNK):
+            yield np.array(found, kept).reshape(-1, width)
+            found = array("Q")
+        if isinstance(row, np.ndarray):
+            yield row.astype(kept)
+    if found:
+        yield np.array(found, kept).reshape(-1, width)
 
 
 def mapped(path: Path) -> Index:

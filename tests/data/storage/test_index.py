@@ -233,6 +233,22 @@ def test_bad_records_that_were_tolerated_are_an_error_again(folder, tmp_path):
             opened(tmp_path / "a.jsonl")
 
 
+def test_a_file_that_changes_while_it_is_read_gets_no_index(folder, tmp_path, monkeypatch):
+    path, real = tmp_path / "a.jsonl", index.write
+
+    def write(*args):
+        path.write_text('{"b": 1}\n{"b": 2}\n')
+        real(*args)
+
+    path.write_text('{"a": 1}\n')
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="a.jsonl: changed while it was read"):
+        patch.setattr(index, "write", write)
+        opened(path)
+    assert not [file for file in (folder / "files").rglob("*") if file.is_file()]
+    path.write_text('{"a": 1}\n')
+    assert opened(path)[0] == {"a": 1}
+
+
 def test_small_files_leave_nothing_behind(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "SMALL", 2**16)
     (tmp_path / "a.jsonl").write_bytes(FILES["a.jsonl"])
