@@ -238,8 +238,8 @@ class Guarded:
         return len(self.order)
 
     def __getitem__(self, index: int) -> tuple[int, Undrawn, tuple[str, ...]]:
-        """Returns the index of the first readable example from order[index] on, the example, and the
-        errors of the others."""
+        """Returns the index of the first readable example from `order[index]` on, the example, and
+        the errors of the others."""
         return self.readable(int(self.order[index]), ())
 
     def readable(self, index: int, wrong: tuple[str, ...]) -> tuple[int, Undrawn, tuple[str, ...]]:
