@@ -13,10 +13,12 @@ from support.sources import MemoryRecords
 
 from fmjax.data.records import ConcatenatedSources, Subset, hold_out
 from fmjax.data.sources.open import open_source
+from fmjax.data.stream.packing import pack_matched
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.errors import RecordError, UserError
-from fmjax.tasks import classify, row_tables
+from fmjax.tasks import classify, row_tables, seq2seq
+from fmjax.tasks.token_rows import packed_pairs, pair
 
 LENGTH = 12
 WORDS = [f"w{number}" for number in range(30)]
@@ -54,7 +56,8 @@ def mute(monkeypatch) -> None:
     def refuse(*_):
         raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(Tokenizer, "encode_batch", refuse)
+    for name in ("encode_batch", "encode_targets", "encode_words", "encode_with_offsets"):
+        monkeypatch.setattr(Tokenizer, name, refuse)
 
 
 def same(one, other) -> bool:
@@ -166,3 +169,29 @@ def test_bad_records_of_later_chunks_are_named_and_may_be_skipped(tmp_path, toke
     assert sorted(places) == ["a.jsonl line 10", "a.jsonl line 14", "a.jsonl line 7"]
     good = Subset(source, np.array([0, 1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 14]), {})
     assert len(kept) == len(examples) == 12 and same(examples, task.examples(good, using(tokenizer), LENGTH, train=True))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_text_to_text_reads_the_rows_that_were_in_memory(tmp_path, tokenizer, monkeypatch, packed):
+    rows, task = records(), seq2seq.Task(source="text", target="other", target_length=4, prefix="w0 ", pack=packed)
+    source = opened(tmp_path, rows)
+    examples = task.examples(source, using(tokenizer), LENGTH, train=True)
+    texts = [[f"w0 {row['text']}" for row in rows], [row["other"] for row in rows]]
+    sides = [[tokenizer.assemble(ids)[0] for ids in tokenizer.encode_batch(side)] for side in texts]
+    lengths, fill = (LENGTH, 4), tokenizer.fill_id
+    sizes = np.array([[row.size for row in side] for side in sides]).T
+    if packed:
+        plan, target = pack_matched(sizes, LENGTH)
+        expected = [
+            packed_pairs(*([side[at] for at in plan.pieces(row)] for side in sides), (LENGTH, target), fill)
+            for row in range(plan.rows)
+        ]
+        assert examples.fill == dict(zip(("input_ids", "labels"), plan.fill, strict=True))
+    else:
+        expected = [pair(*row, lengths, fill) for row in zip(*sides, strict=True)]
+        assert examples.lengths.tolist() == sizes.max(axis=1).tolist()
+        assert examples.references() == texts[1] and examples.references(14) == texts[1][14:]
+    assert same(expected, examples)
+    mute(monkeypatch)
+    assert same(expected, task.examples(source, using(tokenizer), LENGTH, train=True))
+    assert same(expected, pickle.loads(pickle.dumps(examples)))

@@ -90,8 +90,10 @@ class Table:
     def value(self, name: str, index: int) -> np.ndarray:
         """Returns a row of a column: a number [], a vector [C], or an array [n] of a ragged column.
 
-        It is a view of the file.
+        It is a view of the file. Raises IndexError beyond the last row.
         """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         batch = bisect.bisect_right(self._begins, index) - 1
         row = index - self._begins[batch]
         values, ends = self._views[name][batch]
