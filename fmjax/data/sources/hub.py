@@ -1,5 +1,5 @@
-"""Data sets of the Hugging Face Hub, downloaded and prepared by the library `datasets` and then read
-like its Arrow files: memory-mapped, class labels by name, files such as images as their bytes.
+"""Data sets of the Hugging Face Hub: `datasets` downloads and prepares them, and its Arrow files are
+then memory-mapped, with class labels by name, and files such as images as their bytes.
 
 `data.name` is a repository, a configuration if it has several, and a commit or tag to pin:
 "nyu-mll/glue/sst2@main". A folder with such files works, too. The commit is stored with the run.
