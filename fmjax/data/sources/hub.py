@@ -1,5 +1,5 @@
-"""Data sets of the Hugging Face Hub: `datasets` downloads and prepares them, and its Arrow files are
-then memory-mapped, with class labels by name, and files such as images as their bytes.
+"""Data sets of the Hugging Face Hub. The library `datasets` downloads and prepares them as Arrow
+files. These are then memory-mapped, with class labels by name, and images as the bytes of files.
 
 `data.name` is a repository, a configuration if it has several, and a commit or tag to pin:
 "nyu-mll/glue/sst2@main". A folder with such files works, too. The commit is stored with the run.
