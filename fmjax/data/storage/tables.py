@@ -111,7 +111,7 @@ class Table:
     def counts(self, name: str, kinds: int) -> np.ndarray:
         """Returns how often each of the numbers below `kinds` occurs in a column, int64 [kinds]."""
         each = [np.bincount(values, minlength=kinds) for values, _ in self._views[name]]
-        return np.sum(each, axis=0)
+        return np.asarray(np.sum(each, axis=0))
 
 
 def view(array: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
