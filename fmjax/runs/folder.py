@@ -1,4 +1,4 @@
-"""The run directory: locking, and the provenance of its contents.
+"""The run directory: what may be one, and the provenance of its contents.
 
 `config.json` (resolved), `provenance.json`, `tokenizer/`, `processors/`, `checkpoints/`,
 `metrics.jsonl`, `tensorboard/`, `report.html`.
@@ -7,25 +7,24 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
+from fmjax.buckets import BucketPath
 from fmjax.config import is_run
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config
 from fmjax.data.storage.fingerprints import data_differences
 from fmjax.errors import UserError
+from fmjax.paths import RunPath
+from fmjax.runs.lock import LOCK
 
 CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = (
     "config.json",
@@ -34,7 +33,6 @@ CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = (
     "checkpoints",
 )
 PROCESSORS = "processors"
-LOCK = ".lock"
 PACKAGES = (
     "fmjax",
     "jax",
@@ -49,22 +47,20 @@ PACKAGES = (
 )
 
 
-def check_workdir(workdir: Path) -> bool:
+def check_workdir(workdir: RunPath) -> bool:
     """Returns whether the folder has a run to continue. Creates it if it is missing.
 
     Raises UserError if it is not writable, or has content that is not a run.
     """
-    if re.match(r"[a-z0-9]+:/", str(workdir)):
-        raise UserError(
-            f"--workdir={workdir}: is not a folder on this machine; "
-            "mount the bucket on every host (gcsfuse) and name a folder in it"
-        )
+    if isinstance(workdir, BucketPath):
+        workdir.check()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in workdir.iterdir()}
         run = is_run(workdir)
         if run or has_failed_start(workdir) or not found:
-            (workdir / LOCK).touch()
+            if isinstance(workdir, Path):
+                (workdir / LOCK).touch()
             return run
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--workdir={workdir}: is a file, not a folder; name another") from None
@@ -79,7 +75,7 @@ def check_workdir(workdir: Path) -> bool:
     )
 
 
-def has_failed_start(folder: Path) -> bool:
+def has_failed_start(folder: RunPath) -> bool:
     """Returns whether a folder holds only what a run leaves that ended before its config was
     written."""
     own = {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
@@ -87,41 +83,24 @@ def has_failed_start(folder: Path) -> bool:
     return LOCK in found and found <= own  # only where there is a lock is it ours
 
 
-@contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Locks the run directory for this process.
-
-    Raises UserError if another process is training in it.
-    """
-    with open(workdir / LOCK, "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"--workdir={workdir}: another process is training in it; wait for it, or name "
-                "another folder"
-            ) from None
-        yield
-
-
-def read_provenance(workdir: Path) -> Config:
+def read_provenance(workdir: RunPath) -> Config:
     """Returns the content of `provenance.json`; empty if there is none."""
     path = workdir / PROVENANCE
     return read_json(path) if path.exists() else {}
 
 
-def left_out(workdir: Path) -> tuple[str, ...]:
+def left_out(workdir: RunPath) -> tuple[str, ...]:
     """Returns the bad records that the run has skipped so far."""
     return tuple(read_provenance(workdir).get("left_out", ()))
 
 
-def record_left_out(workdir: Path, records: list[str]) -> None:
+def record_left_out(workdir: RunPath, records: list[str]) -> None:
     """Stores the bad records that have been skipped."""
     if records:
         write_json(workdir / PROVENANCE, read_provenance(workdir) | {"left_out": records})
 
 
-def record(workdir: Path, data: Config, notes: Config | None = None) -> None:
+def record(workdir: RunPath, data: Config, notes: Config | None = None) -> None:
     """Writes `provenance.json`: the data's fingerprints and notes about them, and for each start
     the command, versions, device and time.
     """
@@ -138,17 +117,20 @@ def record(workdir: Path, data: Config, notes: Config | None = None) -> None:
     write_json(workdir / PROVENANCE, content)
 
 
-def record_end(workdir: Path, seconds: float, examples: dict[str, int]) -> None:
-    """Stores in `provenance.json` how long the latest start has trained, and on how many
-    examples.
+def record_end(
+    workdir: RunPath, seconds: float, examples: dict[str, int], repeated: int = 0
+) -> None:
+    """Stores in `provenance.json` how long the latest start has trained, on how many examples, and
+    how many requests to a bucket it has repeated.
     """
     content = read_provenance(workdir)
     *before, last = content["starts"]
-    starts = [*before, last | {"seconds": round(seconds, 1)}]
+    ended = {"seconds": round(seconds, 1)} | ({"repeated_requests": repeated} if repeated else {})
+    starts = [*before, last | ended]
     write_json(workdir / PROVENANCE, content | {"starts": starts, "examples": examples})
 
 
-def check_same_data(workdir: Path, data: Config) -> None:
+def check_same_data(workdir: RunPath, data: Config) -> None:
     """Raises UserError, with the differences, if the data has changed since the run started."""
     stored = read_provenance(workdir).get("data", {})
     if PROCESSORS not in stored:  # the run is older than stored processors

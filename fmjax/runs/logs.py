@@ -10,16 +10,18 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from fmjax.buckets import BucketPath
 from fmjax.config.json_files import to_line, write_atomically
 from fmjax.contracts import Record
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import console, say
+from fmjax.paths import RunPath
+from fmjax.runs.spool import Spool
 
 METRICS = "metrics.jsonl"
 EVALUATION = "eval/validation/"  # prefix of the names of validation metrics
@@ -27,7 +29,7 @@ QUIET_SECONDS = 10.0  # seconds between two progress lines in a log file
 T = TypeVar("T")
 
 
-def read_metrics(workdir: Path) -> list[Record]:
+def read_metrics(workdir: RunPath) -> list[Record]:
     """Returns the records of `metrics.jsonl`, none if there is no such file.
 
     A line that was truncated by a kill is left out.
@@ -48,8 +50,12 @@ class MetricsLog:
     Opening it truncates both to the step that a run resumes from.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: RunPath, step: int):
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
+        self._spool: Spool | None = None
+        if isinstance(workdir, BucketPath):
+            self._spool = Spool(workdir)
+            workdir = self._spool.folder
         write_atomically(workdir / METRICS, "".join(to_line(record) + "\n" for record in kept))
         # Closed by close().
         self._file = open(workdir / METRICS, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
@@ -62,9 +68,21 @@ class MetricsLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def upload(self) -> None:
+        """Uploads what was written so far, if the run is in a bucket.
+
+        Raises OSError if that fails.
+        """
+        if self._spool:
+            self._board.flush()
+            self._spool.upload()
+
+    def close(self, upload: bool = True) -> None:
+        """Ends the log, in a bucket with all that was written unless told otherwise."""
         self._file.close()
         self._board.close()
+        if self._spool:
+            self._spool.close(upload)
 
 
 class Bar:

@@ -9,20 +9,24 @@ from pathlib import Path
 
 import jax
 
+from fmjax import paths
 from fmjax.contracts import Config
 from fmjax.distributed import hosts
 from fmjax.distributed.compiler import compiler_options
 from fmjax.errors import UserError
 from fmjax.hardware import explained
+from fmjax.paths import RunPath
 from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
 from fmjax.runs.best import best_step
+from fmjax.runs.lock import Lock, locked
 from fmjax.runs.logs import Bar
 from fmjax.train import ending, start
 from fmjax.train.experiment import Experiment, prepare
 from fmjax.train.judge import Judge
 from fmjax.train.profile import Profile
 from fmjax.train.recorder import Recorder
+from fmjax.train.rescue import rescuing
 from fmjax.train.saver import Saver, evaluated_params
 from fmjax.train.signals import Signals, interruption
 from fmjax.train.stages import training_step
@@ -31,7 +35,7 @@ from fmjax.train.throughput import Costs
 
 def train(
     given: Config,
-    workdir: Path,
+    workdir: RunPath,
     title: str = "train",
     profile: Path | None = None,
     overridden: Collection[str] = (),
@@ -42,28 +46,36 @@ def train(
     config that do not come from its file. Raises UserError if the config or the data do not fit,
     Interrupted if a signal ended the run after its state was saved.
     """
-    run_folder.check_workdir(workdir)
-    with explained(), run_folder.locked(workdir) if hosts.first() else nullcontext():
-        experiment = prepare(given, workdir, overridden)
-        start.record(experiment, given)
-        with experiment.abstract.layout.active(), ExitStack() as stack:
-            loop = Loop(experiment, title, stack)
-            loop.run(Profile(profile, loop.begun))
-        if hosts.first():
-            hosts.say(ending.done(experiment, sys.argv[0]))
-        return loop.judge.metrics
+    with explained(), paths.explained():
+        run_folder.check_workdir(workdir)
+        with locked(workdir) if hosts.first() else nullcontext(Lock()) as lock:
+            experiment = prepare(given, workdir, overridden)
+            start.record(experiment, given)
+            with experiment.abstract.layout.active(), ExitStack() as stack:
+                loop = Loop(experiment, title, stack, lock)
+                with rescuing(loop, given):
+                    loop.run(Profile(profile, loop.begun))
+            if hosts.first():
+                hosts.say(ending.done(experiment, sys.argv[0]))
+            return loop.judge.metrics
 
 
 class Loop:
     """One process's part in a run: takes steps, and evaluates and saves where that is due."""
 
-    def __init__(self, experiment: Experiment, title: str, stack: ExitStack):
+    def __init__(self, experiment: Experiment, title: str, stack: ExitStack, lock: Lock):
         """Restores the newest checkpoint's state, or makes the first; opens what `stack` closes."""
         config, built = experiment.config, experiment.built
-        self.experiment, self.last = experiment, built.steps
+        self.experiment, self.last, self.lock = experiment, built.steps, lock
         self.batches = start.training_batches(experiment)
         stack.callback(self.batches.close)
-        self.saver = Saver(experiment, self.batches, best_step(config, built.task))
+        self.saver = Saver(
+            experiment,
+            self.batches,
+            best_step(config, built.task),
+            # Else a kill would leave a step whose metrics are in no log.
+            before_seal=lambda: self.recorder.upload(),
+        )
         stack.callback(self.saver.close)
         self.state, nonfinite = self.saver.restore()
         self.begun = int(self.state.step)
@@ -139,6 +151,7 @@ class Loop:
             raise
 
     def save(self, step: int) -> None:
+        self.lock.check()
         nonfinite, metrics = self.recorder.nonfinite, self.judge.metrics_at(step)
         self.saver.save(self.state, step, nonfinite, metrics)
 
