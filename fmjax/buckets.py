@@ -16,6 +16,7 @@ import datetime
 import errno
 import fnmatch
 import functools
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 from fmjax.errors import UserError, one_line
 
 T = TypeVar("T")
+REQUEST = re.compile(r"^(\d{3}) [A-Z]+ \S+: ")  # begins a message: "403 GET https://...: Forbidden"
 SCHEME = "gs://"
 PATIENCE = 300.0  # seconds after which a request that keeps failing is given up
 LONGEST_PAUSE = 32.0
@@ -300,4 +302,4 @@ def translated(path: BucketPath) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """Returns what the service said, in a few words."""
-    return one_line(error, 120) or type(error).__name__
+    return REQUEST.sub(r"\1 ", one_line(error))[:120] or type(error).__name__
