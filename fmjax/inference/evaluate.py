@@ -26,11 +26,11 @@ from fmjax.decoding.loop import as_generator, generate
 from fmjax.decoding.settings import settings_for
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
+from fmjax.distributed.progress import Bar
 from fmjax.inference.load import load_run
 from fmjax.metrics.classes import defined
 from fmjax.models.sizes import with_chunks
 from fmjax.paths import run_path
-from fmjax.runs.logs import Bar
 
 
 class Collected(NamedTuple):
@@ -128,14 +128,17 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def evaluate_run(
-    workdir: str | os.PathLike[str], split: str = "validation", files: str | Path | None = None
+    workdir: str | os.PathLike[str],
+    split: str = "validation",
+    files: str | Path | None = None,
+    verify: bool = False,
 ) -> dict[str, PyTree]:
     """Evaluates a run on a split, or on `files` in its place; returns where and at which step, the
     metrics, of a mixture also those of each source ("books/loss"), which are `undefined` if any
     are, and how those of texts are computed.
 
     The parameters are those of the best step if the run keeps one, else of the newest, averaged if
-    the run averages them.
+    the run averages them. `verify` reads files again whose digests are remembered (`data.verify`).
 
     Raises UserError if the run or the data are not there.
     """
@@ -146,6 +149,7 @@ def evaluate_run(
     config, task = loaded.config, loaded.task
     assert task is not None  # a run has one
     data = config["data"] | ({"files": {split: str(files)}} if files else {})
+    data |= {"verify": True} if verify else {}
     tolerance = Tolerance(data.get("on_error", "fail"), tell=say)
     with tolerance.active():
         source = open_split(data, split)

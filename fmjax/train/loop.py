@@ -13,6 +13,7 @@ from fmjax import paths
 from fmjax.contracts import Config
 from fmjax.distributed import hosts
 from fmjax.distributed.compiler import compiler_options
+from fmjax.distributed.progress import Bar
 from fmjax.errors import UserError
 from fmjax.hardware import explained
 from fmjax.paths import RunPath
@@ -20,7 +21,6 @@ from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
 from fmjax.runs.best import best_step
 from fmjax.runs.lock import Lock, locked
-from fmjax.runs.logs import Bar
 from fmjax.train import ending, start
 from fmjax.train.experiment import Experiment, prepare
 from fmjax.train.judge import Judge

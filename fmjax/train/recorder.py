@@ -15,11 +15,12 @@ import jax
 
 from fmjax.contracts import Arrays
 from fmjax.distributed import hosts
+from fmjax.distributed.progress import Bar
 from fmjax.errors import UserError
 from fmjax.runs import evaluation as evaluations
 from fmjax.runs import folder as run_folder
 from fmjax.runs.evaluation import Evaluation
-from fmjax.runs.logs import Bar, MetricsLog, read_metrics
+from fmjax.runs.logs import MetricsLog, read_metrics
 from fmjax.runs.orbax_items import repeated_requests
 from fmjax.runs.report import write_report
 from fmjax.train.experiment import Experiment

@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
+from fmjax.distributed.progress import Bar
 from fmjax.errors import UserError
-from fmjax.runs.logs import Bar
 from fmjax.train.recorder import Nonfinite, Recorder
 from fmjax.train.throughput import Cost
 

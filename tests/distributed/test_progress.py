@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from fmjax.runs import logs
-from fmjax.runs.logs import Bar, drawn
+from fmjax.distributed import progress
+from fmjax.distributed.progress import Bar, drawn
 
 
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 100.0
-        monkeypatch.setattr(logs.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
 
 
 def test_a_log_file_has_at_most_a_line_of_progress_every_10_seconds(monkeypatch, capsys):
