@@ -161,7 +161,7 @@ def serving() -> Iterator[Service]:
     url = f"http://127.0.0.1:{proxy.server_address[1]}"
     values = {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url, "GOOGLE_CLOUD_PROJECT": "test"}
     # The machine is asked for credentials; where there is no network, each question would wait for an answer.
-    values |= {"GCE_METADATA_ROOT": url.removeprefix("http://"), "GCE_METADATA_HOST": url.removeprefix("http://"), "NO_GCE_CHECK": "true"}
+    values |= {"NO_GCE_CHECK": "true"} | dict.fromkeys(("GCE_METADATA_ROOT", "GCE_METADATA_HOST"), url.removeprefix("http://"))
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
