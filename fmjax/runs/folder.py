@@ -21,7 +21,7 @@ from fmjax.buckets import BucketPath
 from fmjax.config import is_run
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config
-from fmjax.data.storage.fingerprints import data_differences
+from fmjax.data.storage.fingerprints import data_differences, hashes_contents
 from fmjax.errors import UserError
 from fmjax.paths import RunPath
 from fmjax.runs.lock import LOCK
@@ -128,6 +128,12 @@ def record_end(
     ended = {"seconds": round(seconds, 1)} | ({"repeated_requests": repeated} if repeated else {})
     starts = [*before, last | ended]
     write_json(workdir / PROVENANCE, content | {"starts": starts, "examples": examples})
+
+
+def needs_contents(workdir: RunPath) -> bool:
+    """Returns whether a run's data can be compared only if folders are read as a whole, since an
+    earlier version of fmjax stored no other digest."""
+    return hashes_contents(read_provenance(workdir).get("data", {}))
 
 
 def check_same_data(workdir: RunPath, data: Config) -> None:

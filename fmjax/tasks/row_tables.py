@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fmjax.contracts import Config, Record, Source, Value
-from fmjax.data.records import ConcatenatedSources, RecordSource, Subset
+from fmjax.data.records import ConcatenatedSources, RecordSource, Selected
 from fmjax.data.storage import cache
 from fmjax.data.storage.tables import RAGGED, Column, Columns, Table, Values, ids, write
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -184,7 +184,7 @@ def name_of(source: Source, key: Mapping[str, Value]) -> str:
 def identity(source: Source) -> Value | None:
     """Returns JSON values that determine the records of a source; None if its fingerprint has no
     digest."""
-    if isinstance(source, Subset):
+    if isinstance(source, Selected):
         indices = np.ascontiguousarray(source.indices, np.int64)
         own = identity(source.source)
         return None if own is None else [own, hashlib.sha256(indices.tobytes()).hexdigest()]

@@ -11,7 +11,7 @@ import pytest
 from support.processors import using
 from support.sources import MemoryRecords
 
-from fmjax.data.records import ConcatenatedSources, Subset, hold_out
+from fmjax.data.records import ConcatenatedSources, Selected, hold_out
 from fmjax.data.sources.open import open_source
 from fmjax.data.stream.packing import pack_matched
 from fmjax.data.stream.tolerance import Tolerance
@@ -115,8 +115,8 @@ def test_a_table_belongs_to_its_records_and_settings(tmp_path, tokenizer, files)
     assert tables() == 5
     rest, held = hold_out(opened(tmp_path, rows), 0.4)
     assert tables(rest) == 6 and tables(held) == 7
-    assert tables(Subset(opened(tmp_path, rows), np.arange(5), {})) == 8
-    assert tables(Subset(opened(tmp_path, rows), np.arange(1, 6), {})) == 9
+    assert tables(Selected(opened(tmp_path, rows), np.arange(5), {})) == 8
+    assert tables(Selected(opened(tmp_path, rows), np.arange(1, 6), {})) == 9
     assert tables(ConcatenatedSources({"one": rest, "two": held})) == 10
     # Records in memory do not say what they contain.
     assert tables(MemoryRecords(rows)) == 10
@@ -167,7 +167,7 @@ def test_bad_records_of_later_chunks_are_named_and_may_be_skipped(tmp_path, toke
     kept, examples = tolerance.apply(source, lambda own: task.examples(own, using(tokenizer), LENGTH, train=True), 5)
     places = [message.partition(":")[0] for message in tolerance.found]
     assert sorted(places) == ["a.jsonl line 10", "a.jsonl line 14", "a.jsonl line 7"]
-    good = Subset(source, np.array([0, 1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 14]), {})
+    good = Selected(source, np.array([0, 1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 14]), {})
     assert len(kept) == len(examples) == 12 and same(examples, task.examples(good, using(tokenizer), LENGTH, train=True))
 
 
