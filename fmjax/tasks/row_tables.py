@@ -147,12 +147,19 @@ def remembered(source: Source, key: Mapping[str, Value], find: Callable[[], Conf
 
 
 def settings(task: Any, ignored: tuple[str, ...] = ()) -> dict[str, Value]:
-    """Returns a task's name and settings as JSON values, without those that rows do not depend
-    on."""
+    """Returns a task's name and settings as JSON values, without the ignored ones."""
     values = dataclasses.asdict(task)
     return {"task": type(task).__module__} | {
         name: value for name, value in values.items() if name not in ignored
     }
+
+
+def row_key(
+    task: Any, tokenizer: Tokenizer, most: int, ignored: tuple[str, ...] = ()
+) -> dict[str, Value]:
+    """Returns the key of rows of at most `most` tokens, on which the ignored settings have no
+    effect."""
+    return settings(task, ignored) | {"most": most, "tokenizer": tokenizer.sha256}
 
 
 def id_columns(tokenizer: Tokenizer, pair: bool = False) -> Columns:
