@@ -13,6 +13,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import jax
@@ -22,9 +24,10 @@ from fmjax.config import is_run
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config
 from fmjax.data.storage.fingerprints import data_differences, hashes_contents
+from fmjax.distributed import hosts
 from fmjax.errors import UserError
-from fmjax.paths import RunPath
-from fmjax.runs.lock import LOCK
+from fmjax.paths import RunPath, explained
+from fmjax.runs.lock import LOCK, Lock, locked
 
 CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = (
     "config.json",
@@ -81,6 +84,18 @@ def has_failed_start(folder: RunPath) -> bool:
     own = {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return LOCK in found and found <= own  # only where there is a lock is it ours
+
+
+@contextmanager
+def entered(workdir: RunPath) -> Iterator[Lock]:
+    """Checks the run directory and, on the first host, locks it for the length of the block.
+
+    Raises UserError like `check_workdir` and `locked`, and if a request to a bucket fails.
+    """
+    with explained():
+        check_workdir(workdir)
+        with locked(workdir) if hosts.first() else nullcontext(Lock()) as lock:
+            yield lock
 
 
 def read_provenance(workdir: RunPath) -> Config:

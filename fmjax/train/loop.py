@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
 
-from fmjax import paths
 from fmjax.contracts import Config
 from fmjax.distributed import hosts
 from fmjax.distributed.compiler import compiler_options
@@ -20,7 +19,7 @@ from fmjax.paths import RunPath
 from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
 from fmjax.runs.best import best_step
-from fmjax.runs.lock import Lock, locked
+from fmjax.runs.lock import Lock
 from fmjax.train import ending, start
 from fmjax.train.experiment import Experiment, prepare
 from fmjax.train.judge import Judge
@@ -46,18 +45,16 @@ def train(
     config that do not come from its file. Raises UserError if the config or the data do not fit,
     Interrupted if a signal ended the run after its state was saved.
     """
-    with explained(), paths.explained():
-        run_folder.check_workdir(workdir)
-        with locked(workdir) if hosts.first() else nullcontext(Lock()) as lock:
-            experiment = prepare(given, workdir, overridden)
-            start.record(experiment, given)
-            with experiment.abstract.layout.active(), ExitStack() as stack:
-                loop = Loop(experiment, title, stack, lock)
-                with rescuing(loop, given):
-                    loop.run(Profile(profile, loop.begun))
-            if hosts.first():
-                hosts.say(ending.done(experiment, sys.argv[0]))
-            return loop.judge.metrics
+    with explained(), run_folder.entered(workdir) as lock:
+        experiment = prepare(given, workdir, overridden)
+        start.record(experiment, given)
+        with experiment.abstract.layout.active(), ExitStack() as stack:
+            loop = Loop(experiment, title, stack, lock)
+            with rescuing(loop, given):
+                loop.run(Profile(profile, loop.begun))
+        if hosts.first():
+            hosts.say(ending.done(experiment, sys.argv[0]))
+        return loop.judge.metrics
 
 
 class Loop:
@@ -69,13 +66,8 @@ class Loop:
         self.experiment, self.last, self.lock = experiment, built.steps, lock
         self.batches = start.training_batches(experiment)
         stack.callback(self.batches.close)
-        self.saver = Saver(
-            experiment,
-            self.batches,
-            best_step(config, built.task),
-            # Else a kill would leave a step whose metrics are in no log.
-            before_seal=lambda: self.recorder.upload(),
-        )
+        best = best_step(config, built.task)
+        self.saver = Saver(experiment, self.batches, best, lambda: self.recorder.upload())
         stack.callback(self.saver.close)
         self.state, nonfinite = self.saver.restore()
         self.begun = int(self.state.step)
@@ -92,10 +84,7 @@ class Loop:
         self.take_step = jax.jit(step, donate_argnums=0, compiler_options=options)
 
     def run(self, profile: Profile) -> None:
-        """Takes the steps that are left.
-
-        Raises Interrupted if a signal ended them, once the state is saved.
-        """
+        """Takes the steps left. Raises Interrupted after a signal, once the state is saved."""
         with self.signals.noted(), self.recorder.bar:
             saved = step = self.begun
             while step < self.last and not self.judge.out_of_patience(step):

@@ -25,6 +25,14 @@ class Saver:
         best: Best | None,
         before_seal: Callable[[], None] = lambda: None,
     ):
+        """
+        Args:
+          experiment: the run.
+          batches: the training batches, whose position is saved.
+          best: the metric whose best step is kept.
+          before_seal: writes the log up to a step before the step counts as saved: else a kill
+            would leave a step whose metrics are in no log.
+        """
         keep = int(experiment.config["checkpoint"]["keep"])
         self.experiment, self.batches, self.best = experiment, batches, best
         folder = experiment.workdir / run_folder.CHECKPOINTS

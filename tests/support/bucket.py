@@ -62,6 +62,7 @@ def no_fault(method: str, path: str) -> Fault:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # which delays an answer of two parts by 40 ms
     service: Service
 
     def carry_out(self) -> None:
@@ -147,9 +148,10 @@ class Proxy(ThreadingHTTPServer):
 @contextmanager
 def serving() -> Iterator[Service]:
     """Runs the service for the block, with the variables that gcsfs, TensorStore and google-cloud-storage read."""
-    from gcp_storage_emulator.server import create_server
+    from gcp_storage_emulator.server import RequestHandler, create_server
 
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    RequestHandler.disable_nagle_algorithm = True
     socketserver.BaseServer.handle_error = Proxy.handle_error  # the emulator's prints a traceback
     with socketserver.TCPServer(("127.0.0.1", 0), Handler) as free:
         port = free.server_address[1]
