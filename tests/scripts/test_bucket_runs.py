@@ -45,6 +45,7 @@ def local(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_every_script_on_a_run_in_a_bucket(workdir, local, run, data, refused, tmp_path, capsys):
     for steps in (6, 10):
         assert run(workdir, *OFTEN, f"train.steps={steps}") == 0
@@ -86,6 +87,7 @@ def test_what_is_refused_on_a_bucket(workdir, run, refused, bucket_service):
             call(f"{workdir.parent}/none")
 
 
+@pytest.mark.full
 def test_damage_in_a_bucket_is_passed_over(workdir, local, run, tmp_path, capsys):
     """A run that was copied from a local disk is verified by its digests, and continues."""
     for path in local.rglob("*"):
