@@ -30,7 +30,7 @@ SCHEME = "gs://"
 PATIENCE = 300.0  # seconds after which a request that keeps failing is given up
 LONGEST_PAUSE = 32.0
 REPLY = 60.0  # seconds without a byte after which a connection is broken
-THREADS = 16  # objects that are copied or removed at a time
+THREADS = 8  # objects that are copied or removed at a time; urllib3 keeps 10 connections
 LOGIN = (
     "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to the key "
     "of a service account"

@@ -1,6 +1,7 @@
 """Google Cloud Storage in this process: gcp-storage-emulator behind a proxy, which injects faults and keeps preconditions.
 
-The emulator ignores ifGenerationMatch; the proxy compares it, for uploads one at a time.
+The emulator ignores ifGenerationMatch, and names no generation in downloads; the proxy compares it, for uploads one at a time,
+and adds it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 NEEDED = ("gcsfs", "gcp_storage_emulator", "google.cloud.storage")
 BUCKET = "runs"
@@ -88,7 +89,10 @@ class Handler(BaseHTTPRequestHandler):
             answer = self.forward(self.command, self.path, body)
         if fault == "lose":
             return self.hang_up()
-        self.answer(*answer)
+        status, headers, content = answer
+        if self.command == "GET" and status in (200, 206) and "alt=media" in self.path:
+            headers = [*headers, ("x-goog-generation", self.generation(b""))]
+        self.answer(status, headers, content)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = carry_out
 
@@ -104,7 +108,9 @@ class Handler(BaseHTTPRequestHandler):
         """Returns the generation of the object that a request writes, "0" if there is none."""
         parts = urlsplit(self.path)
         bucket = parts.path.partition("/b/")[2].split("/")[0]
-        name = parse_qs(parts.query).get("name") or [json.loads(b'"' + found[1] + b'"') for found in [NAME.search(body)] if found]
+        named = parse_qs(parts.query).get("name")
+        name = named or [json.loads(b'"' + found[1] + b'"') for found in [NAME.search(body)] if found]
+        name = name or [unquote(parts.path.partition("/o/")[2])]
         status, _, content = self.forward("GET", f"/storage/v1/b/{bucket}/o/{quote(name[0], safe='')}", b"")
         return json.loads(content)["generation"] if status == 200 else "0"
 
