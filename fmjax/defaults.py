@@ -62,6 +62,26 @@ def experiment(model: str, task: str, *more: str) -> ConfigDict:
     return config.lock()
 
 
+def splits() -> dict[str, Any]:
+    """Returns the keys of the data section that make splits of the training data."""
+    return {
+        # Share of the training data to validate on where no validation is given; with `time`,
+        # the latest records, or a number of last ones, for each value of `hold_out_by` if set.
+        "hold_out": placeholder(float),
+        "hold_out_test": placeholder(float),  # the same for the test data
+        # Column whose values stay together then, as the title of an article.
+        "hold_out_by": placeholder(str),
+        # Time at which the validation data begin, and that of the test data, if wanted.
+        "hold_out_from": placeholder(tuple),
+        "time": placeholder(str),  # column of times: numbers or ISO dates
+        # FOLD/FOLDS, such as 0/5, of the values of `hold_out_by` or of the records; the fold
+        # is validated on, in place of `hold_out`.
+        "fold": placeholder(str),
+        # Column, as of users: a record has all values of a group in lists, in time order.
+        "group_by": placeholder(str),
+    }
+
+
 def data() -> ConfigDict:
     """Returns the data section: location of the data, tokenization, batching."""
     return ConfigDict(
@@ -87,12 +107,7 @@ def data() -> ConfigDict:
             # Column names of csv and tsv files without a header, and of parallel files; for Parquet
             # and Arrow, the columns to read.
             "columns": placeholder(tuple),
-            "hold_out": placeholder(
-                float
-            ),  # share of the training data to validate on where no validation is given
-            "hold_out_by": placeholder(
-                str
-            ),  # column whose values stay together then, as the title of an article
+            **splits(),
             "balance": "none",  # of the training data's classes: or oversample, undersample
             "balance_power": 1.0,  # how far: 0 leaves the classes as they are, 1 makes them equal
             "tokenizer": placeholder(
@@ -113,6 +128,9 @@ def data() -> ConfigDict:
             # fail, or skip:N to skip up to N bad records, each counted and
             # reported.
             "on_error": "fail",
+            # Whether to read all data again and compare its digests, instead of trusting those that
+            # are remembered.
+            "verify": False,
             "workers": 0,  # processes that prepare batches; 0: a thread
             "prefetch": 4,  # number of batches to prepare in advance
             # Seconds of waiting for a batch after which a line says what is being read; 0: never.

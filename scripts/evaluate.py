@@ -13,6 +13,7 @@ if not __package__:  # run as a file: a checkout need not be installed
 
 from fmjax.config import commandline
 from fmjax.config.json_files import to_line
+from fmjax.data.storage import cache
 from fmjax.distributed import hosts
 from fmjax.inference.evaluate import evaluate_run
 
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         "--split", default="validation", help="the split to evaluate on (default: validation)"
     )
     flags.add("--files", help="files to evaluate on, instead of those in the config")
+    flags.add("--verify", action="store_true", help=cache.VERIFY)
     hosts.add_flags(flags)
     return commandline.run(flags, show, argv)
 
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 def show(args: argparse.Namespace) -> None:
     """Evaluates, with the other hosts if there are any; the first prints."""
     hosts.join_if_asked(args)
-    result = evaluate_run(args.workdir, args.split, args.files)
+    result = evaluate_run(args.workdir, args.split, args.files, args.verify)
     if hosts.first():
         print(to_line(result))
 

@@ -23,6 +23,7 @@ if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmjax.config import commandline
+from fmjax.data.storage import cache
 from fmjax.inference import predicting
 from fmjax.inference.inputs import AUTO, KINDS
 from fmjax.inference.predict import predict_file
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         default="",
         help="the names of the columns, text,label, of a csv or tsv file without a header",
     )
+    flags.add("--verify", action="store_true", help=cache.VERIFY)
     predicting.add_flags(flags)
     return commandline.run(flags, predict, argv)
 
@@ -66,9 +68,17 @@ def main(argv: list[str] | None = None) -> int:
 def predict(args: argparse.Namespace) -> None:
     settings = {name: vars(args)[name] for name in predicting.FLAGS}
     header = tuple(name.strip() for name in args.header.split(",") if name.strip())
-    predict_file(
-        args.workdir, args.input, args.output, args.source, args.column, header, args.seed, settings
-    )
+    with cache.verifying(args.verify):
+        predict_file(
+            args.workdir,
+            args.input,
+            args.output,
+            args.source,
+            args.column,
+            header,
+            args.seed,
+            settings,
+        )
 
 
 if __name__ == "__main__":

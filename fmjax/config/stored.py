@@ -20,6 +20,7 @@ STOPPING = "early_stopping"  # keys of `train`: the end of a run changes no step
 READING = (
     "on_error",
     "store",
+    "verify",
     "workers",
     "prefetch",
     "stall_seconds",

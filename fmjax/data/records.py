@@ -134,6 +134,11 @@ def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source
     )
 
 
+def smallest(numbers: np.ndarray) -> np.ndarray:
+    """Returns non-negative numbers in the smallest unsigned integer type that holds them."""
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
+
+
 def held_count(total: int, share: float) -> int | None:
     """Returns how many of `total` are held out; None if that leaves one side empty."""
     count = round(share * total) if 0 < share < 1 else 0

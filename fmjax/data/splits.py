@@ -3,55 +3,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 
-from fmjax.contracts import Config, Source
-from fmjax.data.records import Bundle, ConcatenatedSources, hold_out
+import numpy as np
+
+from fmjax.contracts import Config, Record, Source
+from fmjax.data.groups import Groups
+from fmjax.data.partitions import KEYS, SPLITS, TRAIN, Partition, Rules, divide
+from fmjax.data.records import Bundle, ConcatenatedSources, Subset, hold_out
 from fmjax.data.sources.open import open_source
 from fmjax.data.sources.sections import hold_out_sections, needs_sections
+from fmjax.data.storage import cache
 from fmjax.data.stream.mixing import parts_of
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 
 SOURCE_OPTIONS = ("record", "columns", "name", "data_dir", "download")
 # Keys that a source of a mixture may set itself.
-PART_KEYS = ("files", "source", "hold_out", "hold_out_by", *SOURCE_OPTIONS)
+PART_KEYS = ("files", "source", *KEYS, *SOURCE_OPTIONS)
 
 
 def open_split(data: Config, split: str) -> Source:
-    """Returns the data of one split. `data.hold_out` creates a validation split for files without
-    one.
+    """Returns the data of one split. Keys such as `data.hold_out` create splits for files without
+    them (`partitions.py`).
 
     Raises UserError if the split does not exist.
     """
-    files = data["files"]
-    if data.get("mixture") and split not in files:
-        return open_mixture(data, split)
-    share = data.get("hold_out") if files and "validation" not in files else None
+    return open_splits(data, (split,))[split]
+
+
+def open_splits(data: Config, splits: Iterable[str]) -> dict[str, Source]:
+    """Returns the data of several splits; see `open_split`. Training data are opened once, also
+    where other splits are parts of them."""
+    files, found = data["files"], dict[str, Source]()
+    divided = dict[str, Source]()
+    wanted = tuple(splits)
+    for split in wanted:
+        if data.get("mixture") and split not in files:
+            found[split] = open_mixture(data, split)
+        elif "train" in files and (split == "train" or split in held_out(data)):
+            divided = divided or divided_train(data, told="train" in wanted)
+            found[split] = divided[split]
+        elif files and split not in files:
+            raise UserError(
+                f'data.files has no "{split}", only {", ".join(files)}; '
+                f"set --config.data.files.{split}=FILE"
+            )
+        else:
+            found[split] = whole_split(data, split)
+    return found
+
+
+def whole_split(data: Config, split: str) -> Source:
+    """Returns all records of the files of a split."""
     options = {name: data[name] for name in SOURCE_OPTIONS if name in data}
-    if share and split in ("train", "validation") and "train" in files:
-        whole = open_source(data["source"], files["train"], split="train", **options)
-        return hold_out_part(whole, share, data.get("hold_out_by") or "", split)
-    if files and split not in files:
-        raise UserError(
-            f'data.files has no "{split}", only {", ".join(files)}; '
-            f"set --config.data.files.{split}=FILE"
-        )
-    return open_source(data["source"], files.get(split), split=split, **options)
+    with cache.verifying(bool(data.get("verify"))):
+        source = open_source(data["source"], data["files"].get(split), split=split, **options)
+    by = data.get("group_by")
+    if not by or split == "train":
+        return source
+    rules = Rules(time=data.get("time") or "", group_by=by)
+    return view(source, divide(source, rules), by, TRAIN, rules.mark)
 
 
-def hold_out_part(source: Source, share: float, by: str, split: str) -> Source:
-    """Returns the training or the validation part of a source. Splits its text if there are too few
-    records, as in a book without blank lines.
+def held_out(data: Config) -> tuple[str, ...]:
+    """Returns the splits that are parts of the training data."""
+    return Rules.of(data).splits if data["files"] and not data.get("mixture") else ()
 
-    When the training part is opened, prints how the text was cut.
-    """
+
+def divided_train(data: Config, told: bool) -> dict[str, Source]:
+    """Returns the training data, and the splits that are parts of them. If `told`, prints how texts
+    were cut."""
+    rules, whole = Rules.of(data), whole_split(data, "train")
+    if not rules.splits and not rules.group_by:
+        return {"train": whole}
+    if dataclasses.replace(rules, hold_out=0.0, hold_out_by="") == Rules():
+        parts = hold_out_parts(whole, rules.hold_out, rules.hold_out_by, told)
+        return dict(zip(("train", "validation"), parts, strict=True))
+    partition, by = divide(whole, rules), rules.group_by
+    return {
+        split: view(whole, partition, by, SPLITS.index(split), rules.mark | {"part": split})
+        for split in ("train", *rules.splits)
+    }
+
+
+def view(source: Source, partition: Partition, by: str, part: int, mark: Record) -> Source:
+    """Returns the records of one part of a source, or of one record per group that has some."""
+    if partition.groups is None:
+        return Subset(source, np.flatnonzero(partition.parts == part), mark)
+    return Groups(source, by, partition.groups, partition.times, partition.parts, part, mark)
+
+
+def hold_out_parts(source: Source, share: float, by: str, told: bool) -> tuple[Source, Source]:
+    """Returns the training and the validation part of a source. Splits its text if there are too
+    few records, as in a book without blank lines, and prints how it was cut if `told`."""
     if not by and needs_sections(source, share) and (cut := hold_out_sections(source, share)):
         rest, held, note = cut
-        if split == "train":
+        if told:
             say(note)
-        return held if split == "validation" else rest
-    return hold_out(source, share, by)[split == "validation"]
+        return rest, held
+    return hold_out(source, share, by)
 
 
 def open_mixture(data: Config, split: str) -> ConcatenatedSources:
@@ -73,11 +125,7 @@ def has_split(data: Config, split: str) -> bool:
     splits."""
     if data.get("mixture") and split not in data["files"]:
         return any(has_split(part, split) for part in parts_of(data, PART_KEYS).values())
-    return (
-        not data["files"]
-        or split in data["files"]
-        or bool(split == "validation" and data.get("hold_out"))
-    )
+    return not data["files"] or split in data["files"] or split in held_out(data)
 
 
 def open_sources(data: Config, parts: Mapping[str, str]) -> dict[str, Source | Bundle]:
@@ -98,7 +146,7 @@ def open_sources(data: Config, parts: Mapping[str, str]) -> dict[str, Source | B
         )
     validated = has_split(data, "validation")
     wanted = [*dict.fromkeys(parts.values() or ["train"]), *(["validation"] if validated else [])]
-    splits: dict[str, Source] = {split: open_split(data, split) for split in wanted}
+    splits = open_splits(data, wanted)
     opened: dict[str, Source | Bundle] = {
         split: splits[split] for split in ("train", "validation") if split in splits
     }

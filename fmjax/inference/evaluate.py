@@ -126,14 +126,17 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def evaluate_run(
-    workdir: str | Path, split: str = "validation", files: str | Path | None = None
+    workdir: str | Path,
+    split: str = "validation",
+    files: str | Path | None = None,
+    verify: bool = False,
 ) -> dict[str, PyTree]:
     """Evaluates a run on a split, or on `files` in its place; returns where and at which step, the
     metrics, of a mixture also those of each source ("books/loss"), which are `undefined` if any
     are, and how those of texts are computed.
 
     The parameters are those of the best step if the run keeps one, else of the newest, averaged if
-    the run averages them.
+    the run averages them. `verify` reads files again whose digests are remembered (`data.verify`).
 
     Raises UserError if the run or the data are not there.
     """
@@ -142,6 +145,7 @@ def evaluate_run(
     config, task = loaded.config, loaded.task
     assert task is not None  # a run has one
     data = config["data"] | ({"files": {split: str(files)}} if files else {})
+    data |= {"verify": True} if verify else {}
     tolerance = Tolerance(data.get("on_error", "fail"), tell=say)
     with tolerance.active():
         source = open_split(data, split)

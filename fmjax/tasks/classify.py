@@ -27,10 +27,21 @@ from fmjax.contracts import (
 )
 from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
 from fmjax.data.sources.open import check_columns
+from fmjax.data.storage.tables import Table, Values
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.tasks.facts import length_fact
+from fmjax.tasks.imbalance import LOSS
 from fmjax.tasks.labels import LabelTask
+from fmjax.tasks.row_tables import (
+    Part,
+    id_columns,
+    id_row,
+    id_values,
+    remembered,
+    row_table,
+    settings,
+)
 from fmjax.tasks.token_rows import (
     PADDED,
     SHORTEN,
@@ -46,6 +57,8 @@ KINDS = ("single", "multi", "regression")
 POOLS = ("first", "mean", "mask")
 OVERLONG = ("error", "truncate")
 BLANK = ("error", "drop")
+# Settings on which the rows do not depend.
+NOT_OF_ROWS = (*LOSS, "token_dropout", "span_mask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +123,16 @@ class Task(LabelTask):
         needed = self.kind == "multi" or (
             self.kind == "single" and (self.weighs or not self.labels)
         )
-        return self.find_labels(source, self.kept(source)) if needed else {}
+        if not needed:
+            return {}
+
+        def find() -> Config:
+            kept = self.kept(source)
+            if not kept:
+                raise UserError(all_blank(source))
+            return self.find_labels(source, kept)
+
+        return remembered(source, settings(self), find)
 
     def examples(
         self, source: Source, processors: Processors, max_length: int, train: bool
@@ -118,18 +140,26 @@ class Task(LabelTask):
         """Tokenizes a source into examples of `max_length` tokens."""
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
-        kept = self.kept(source)
-        targets = self.targets(source, kept)
-        records = [source[index] for index in kept]
-        rows = self.rows(records, tokenizer, max_length, lambda index: source.where(kept[index]))
-        return LabeledTexts(
-            self,
-            rows,
-            targets,
-            tokenizer,
-            max_length,
-            self.augmentations(tokenizer) if train else (),
-        )
+        columns = {
+            **id_columns(tokenizer, self.text_pair != ""),
+            "target": self.target_column,
+        }
+
+        def make(part: Part) -> Values:
+            kept = self.kept(part)
+            targets = [self.target(part, index) for index in kept]
+            records = [part[index] for index in kept]
+            rows = self.rows(
+                records, tokenizer, max_length, lambda number: part.where(kept[number])
+            )
+            return {**id_values(rows), "target": targets}
+
+        key = settings(self, NOT_OF_ROWS) | {"most": max_length, "tokenizer": tokenizer.sha256}
+        table = row_table(source, columns, key, make)
+        if not len(table):
+            raise UserError(all_blank(source))
+        augmentations = self.augmentations(tokenizer) if train else ()
+        return LabeledTexts(self, table, tokenizer, max_length, augmentations)
 
     def facts(
         self,
@@ -141,16 +171,16 @@ class Task(LabelTask):
         """Returns the labels with their counts, and how many texts are truncated."""
         tokenizer = tokenizer_of(processors)
         read = [sample[index] for index in self.kept(sample)]
+        of_labels = super().facts(sample, examples, processors, max_length)
+        if not read:
+            return of_labels
         parts = [
             tokenizer.encode_batch([record[column] for record in read]) for column in self.texts
         ]
         lengths = np.sum(
             [[ids.size for ids in part] for part in parts], axis=0
         ) + tokenizer.special_count(len(parts) == 2)
-        return [
-            *super().facts(sample, examples, processors, max_length),
-            length_fact(lengths, max_length),
-        ]
+        return [*of_labels, length_fact(lengths, max_length)]
 
     def augmentations(self, tokenizer: Tokenizer) -> tuple[Augmentation, ...]:
         """Returns the augmentations of training texts, applied at each draw."""
@@ -165,18 +195,11 @@ class Task(LabelTask):
             else ()
         )
 
-    def kept(self, source: Source) -> list[int]:
-        """Returns the indices of the records that are kept. Raises UserError if there are none."""
-        kept = [
-            index
-            for index in range(len(source))
-            if self.blank == "error" or not self.is_blank(source[index])
-        ]
-        if not kept:
-            raise UserError(
-                f"{source.where(0)}: this record and all others are blank; use data with text"
-            )
-        return kept
+    def kept(self, source: Source) -> Sequence[int]:
+        """Returns the indices of the records that are kept."""
+        if self.blank == "error":
+            return range(len(source))
+        return [index for index in range(len(source)) if not self.is_blank(source[index])]
 
     def is_blank(self, record: Mapping[str, Value]) -> bool:
         """Returns whether all of a record's texts are empty or white space."""
@@ -310,34 +333,42 @@ class LabeledTexts(contracts.Examples):
     def __init__(
         self,
         task: Task,
-        rows: list[Row],
-        targets: np.ndarray,
+        table: Table,
         tokenizer: Tokenizer,
         max_length: int,
         augmentations: Sequence[Augmentation],
     ):
-        self.task, self.rows, self.targets = task, rows, targets
-        self.labels = targets
-        self.tokenizer, self.max_length, self.augmentations = tokenizer, max_length, augmentations
-        self.lengths = np.array([ids.size for ids, _ in rows])
-        self.classes = targets if task.kind == "single" else None  # for resampling by data.balance
+        self.task, self.table, self.tokenizer = task, table, tokenizer
+        self.max_length, self.augmentations = max_length, augmentations
+        self.targets = self.labels = table.numbers("target")
+        self.lengths = table.sizes("ids")
+        # For resampling by data.balance.
+        self.classes = self.targets if task.kind == "single" else None
+
+    def __reduce__(self) -> tuple[type[LabeledTexts], tuple[Value, ...]]:
+        own = (self.task, self.table, self.tokenizer, self.max_length, self.augmentations)
+        return LabeledTexts, own
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.table)
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `token_type_ids`, `attention_mask` [L] and `labels`, and
         `pool_weights [L]` if pooled.
         """
-        row = pad_rows([self.rows[index]], self.tokenizer.pad_id, self.max_length)
+        row = pad_rows([id_row(self.table, index)], self.tokenizer.pad_id, self.max_length)
         if self.task.pool != "first":
             row["pool_weights"] = self.task.pool_weights(row["input_ids"], self.tokenizer)
         return {name: array[0] for name, array in row.items()} | {"labels": self.targets[index]}
 
     def text(self, index: int) -> str:
-        return readable(self.rows[index][0], self.tokenizer)
+        return readable(self.table.value("ids", index), self.tokenizer)
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         for augment in self.augmentations:
             example = example | {"input_ids": augment(example["input_ids"], rng)}
         return example
+
+
+def all_blank(source: Source) -> str:
+    return f"{source.where(0)}: this record and all others are blank; use data with text"

@@ -121,3 +121,6 @@ class Balance:
         if self.focal_gamma:
             return losses.softmax_focal(logits, labels, self.focal_gamma)
         return losses.softmax_cross_entropy(logits, labels, self.label_smoothing)
+
+
+LOSS = tuple(field.name for field in dataclasses.fields(Balance))  # settings of a loss alone

@@ -27,6 +27,7 @@ from fmjax.contracts import (
 )
 from fmjax.data.kinds import label as label_kind
 from fmjax.data.kinds import separators
+from fmjax.data.storage.tables import Column
 from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
@@ -157,6 +158,13 @@ class LabelTask(Balance, contracts.Task):
         several = self.kind == "multi"
         names = label_kind.names_of(value, source.where(index), self.label, several, separator)
         return [label_kind.known_name(name, self.labels) for name in names]
+
+    @property
+    def target_column(self) -> Column:
+        """The type of `target`."""
+        if self.kind == "single":
+            return Column("int32")
+        return Column("float32", len(self.labels) if self.kind == "multi" else 0)
 
     def targets(self, source: Source, indices: Iterable[int]) -> np.ndarray:
         """Returns the targets of records [N, ...]; see `target`."""

@@ -18,6 +18,7 @@ from fmjax import contracts
 from fmjax.contracts import (
     Arrays,
     Batch,
+    Column,
     Config,
     Example,
     Fact,
@@ -31,6 +32,7 @@ from fmjax.contracts import (
 )
 from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns
+from fmjax.data.storage.tables import Table, Values, ids
 from fmjax.data.stream.packing import pack, pack_matched
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range, one_of
@@ -39,6 +41,7 @@ from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
 from fmjax.metrics import texts as text_metrics
 from fmjax.tasks.facts import length_fact
+from fmjax.tasks.row_tables import Part, row_table, settings
 from fmjax.tasks.token_rows import (
     BOTH_SIDES,
     TokenTask,
@@ -52,6 +55,11 @@ from fmjax.tasks.token_rows import (
 )
 
 OVERLONG = ("error", "truncate")
+# Settings on which the rows do not depend.
+NOT_OF_ROWS = (
+    *("pack", "packed_target_length", "label_smoothing", "scores", "bleu_tokenize"),
+    *("max_new_tokens", "num_beams", "length_penalty", "no_repeat_ngram_size"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,22 +145,29 @@ class Task(TokenTask):
 
     def examples(
         self, source: Source, processors: Processors, max_length: int, train: bool
-    ) -> Pairs:
+    ) -> Pairs | PackedPairs:
         """Tokenizes a source into pairs of `max_length` and `target_length` tokens.
 
         Raises UserError, naming the record, for values that are not text, and for texts that are
         too long and may not be truncated."""
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
-        references = list(texts(source, self.target))
-        sources = self.cut(
-            [f"{self.prefix}{text}" for text in texts(source, self.source)],
-            tokenizer,
-            max_length,
-            source.where,
-        )
-        targets = self.cut(references, tokenizer, self.target_length, source.where, target=True)
-        pairs = Pairs(sources, targets, references, tokenizer, (max_length, self.target_length))
+        side = ids(tokenizer.vocab_size)
+
+        def make(part: Part) -> Values:
+            references = list(texts(part, self.target))
+            given = [f"{self.prefix}{text}" for text in texts(part, self.source)]
+            return {
+                "source": self.cut(given, tokenizer, max_length, part.where),
+                "target": self.cut(
+                    references, tokenizer, self.target_length, part.where, target=True
+                ),
+            }
+
+        key = settings(self, NOT_OF_ROWS) | {"most": max_length, "tokenizer": tokenizer.sha256}
+        table = row_table(source, {"source": side, "target": side}, key, make)
+        target = Column(source, self.target)
+        pairs = Pairs(table, target, tokenizer, (max_length, self.target_length))
         return (
             PackedPairs(pairs, max_length, self.packed_target_length)
             if self.pack and train
@@ -215,7 +230,7 @@ class Task(TokenTask):
         assert isinstance(examples, Pairs)
         hypotheses = [written(row, examples.tokenizer) for row in arrays["generated"][valid > 0]]
         return values | text_metrics.texts(
-            self.scores, hypotheses, examples.references, self.bleu_tokenize
+            self.scores, hypotheses, examples.references(), self.bleu_tokenize
         )
 
     def details(
@@ -227,10 +242,10 @@ class Task(TokenTask):
         assert isinstance(examples, Pairs)
 
         def row(index: int) -> Record:
-            tokenizer = examples.tokenizer
+            tokenizer, (reference,) = examples.tokenizer, examples.references(index, index + 1)
             shown = {
-                "source": readable(examples.source_ids[index], tokenizer),
-                "reference": examples.references[index],
+                "source": readable(examples.table.value("source", index), tokenizer),
+                "reference": reference,
             }
             if "generated" in arrays:
                 shown["output"] = written(arrays["generated"][index], tokenizer)
@@ -263,63 +278,55 @@ class Task(TokenTask):
 
 
 class Pairs(contracts.Examples):
-    """Tokenized sources and targets, one pair per example, without randomness. `references` are the
-    target texts, and `row_lengths` are (S, T)."""
+    """Tokenized sources and targets, one pair per example, without randomness. `target` is the
+    column of target texts, and `row_lengths` are (S, T)."""
 
     sized = ("input_ids", *BOTH_SIDES, "labels")
 
     def __init__(
-        self,
-        sources: list[np.ndarray],
-        targets: list[np.ndarray],
-        references: list[str],
-        tokenizer: Tokenizer,
-        row_lengths: tuple[int, int],
+        self, table: Table, target: Column, tokenizer: Tokenizer, row_lengths: tuple[int, int]
     ):
-        self.source_ids, self.target_ids, self.references = sources, targets, references
+        self.table, self.target = table, target
         self.tokenizer, self.row_lengths = tokenizer, row_lengths
-        sizes = [np.array([ids.size for ids in side]) for side in (sources, targets)]
+        sizes = [table.sizes(side) for side in ("source", "target")]
         self.sides = dict(
             zip(("input_ids", "labels"), zip(sizes, row_lengths, strict=True), strict=True)
         )
         self.lengths = np.maximum(*sizes)
         self.fill = {name: float(np.mean(own)) / most for name, (own, most) in self.sides.items()}
 
+    def __reduce__(self) -> tuple[type[Pairs], tuple[Value, ...]]:
+        return Pairs, (self.table, self.target, self.tokenizer, self.row_lengths)
+
     def __len__(self) -> int:
-        return len(self.source_ids)
+        return len(self.table)
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `attention_mask` [S] and `labels`, `label_weights` [T]."""
-        return pair(
-            self.source_ids[index], self.target_ids[index], self.row_lengths, self.tokenizer.fill_id
-        )
+        source, target = (self.table.value(side, index) for side in ("source", "target"))
+        return pair(source, target, self.row_lengths, self.tokenizer.fill_id)
+
+    def references(self, begin: int = 0, end: int | None = None) -> list[str]:
+        """Returns the target texts from `begin` to before `end`."""
+        return list(texts(self.target.source, self.target.name, begin, end))
 
 
-class PackedPairs(Pairs):
+class PackedPairs(contracts.Examples):
     """Several pairs per example, by a plan. Targets have `target_length` tokens in total; 0 fits
     that to the data.
     """
 
+    sized = Pairs.sized
+
     def __init__(self, pairs: Pairs, max_length: int, target_length: int):
-        sizes = np.array(
-            [
-                (one.size, other.size)
-                for one, other in zip(pairs.source_ids, pairs.target_ids, strict=True)
-            ]
-        )
+        self.pairs = pairs
+        sizes = np.stack([pairs.table.sizes(side) for side in ("source", "target")], axis=1)
         if target_length:
             self.plan = pack(sizes, (max_length, target_length))
         else:
             self.plan, target_length = pack_matched(sizes, max_length)
-        super().__init__(
-            pairs.source_ids,
-            pairs.target_ids,
-            pairs.references,
-            pairs.tokenizer,
-            (max_length, target_length),
-        )
-        self.fill = dict(zip(self.sides, self.plan.fill, strict=True))
-        self.sides, self.lengths = {}, None  # rows are packed and have one length
+        self.row_lengths = (max_length, target_length)
+        self.fill = dict(zip(pairs.sides, self.plan.fill, strict=True))
 
     @property
     def target_length(self) -> int:
@@ -327,18 +334,18 @@ class PackedPairs(Pairs):
 
     def repacked(self, target_length: int) -> PackedPairs:
         """Returns the same pairs in rows with another target length."""
-        return PackedPairs(self, self.row_lengths[0], target_length)
+        return PackedPairs(self.pairs, self.row_lengths[0], target_length)
 
     def __len__(self) -> int:
         return self.plan.rows
 
     def __getitem__(self, index: int) -> Example:
         """Returns the arrays of one pair, with the segments and positions of both sides."""
-        pieces = self.plan.pieces(index)
+        pieces, table = self.plan.pieces(index).tolist(), self.pairs.table
         sources, targets = (
-            [side[number] for number in pieces] for side in (self.source_ids, self.target_ids)
+            [table.value(side, number) for number in pieces] for side in ("source", "target")
         )
-        return packed_pairs(sources, targets, self.row_lengths, self.tokenizer.fill_id)
+        return packed_pairs(sources, targets, self.row_lengths, self.pairs.tokenizer.fill_id)
 
 
 def end(tokenizer: Tokenizer) -> tuple[int, ...]:

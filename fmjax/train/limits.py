@@ -25,6 +25,7 @@ from fmjax.config.limits import (
     unique_texts,
 )
 from fmjax.contracts import Config, Value
+from fmjax.data.partitions import Rules, fold_of
 from fmjax.data.sources import kinds
 from fmjax.data.sources.lines import RECORDS
 from fmjax.data.splits import PART_KEYS
@@ -38,12 +39,18 @@ from fmjax.randomness import GENERATORS, MOST_SEED
 
 TOKENS = 2**20  # maximum per row
 ROWS = 2**24  # maximum per batch
+HELD = "a fraction of the training data, or with data.time a number of last records"
 
 
 def on_error(key: str, value: Value) -> None:
     """Raises UserError unless the value is a policy for bad records."""
     if not re.fullmatch("fail|skip:[0-9]+", str(value)):
         raise UserError(f'{key}="{value}": write fail, or skip:N to skip up to N bad records')
+
+
+def fold(key: str, value: Value) -> None:
+    """Raises UserError unless the value is a fold."""
+    fold_of(value)
 
 
 def source(key: str, value: Value) -> None:
@@ -109,8 +116,13 @@ DATA: dict[str, Limit] = {
     "download": truth,
     "record": choice(RECORDS),
     "columns": unique_texts,
-    "hold_out": number(above=0, below=1, hint="a fraction of the training data"),
+    "hold_out": number(above=0, most=2**16, hint=HELD),
+    "hold_out_test": number(above=0, most=2**16, hint=HELD),
     "hold_out_by": text,
+    "hold_out_from": texts,
+    "time": text,
+    "fold": fold,
+    "group_by": text,
     "balance": choice(balance.KINDS),
     "balance_power": number(least=0, most=1, hint="0 changes nothing, 1 makes the classes equal"),
     "tokenizer": text,
@@ -122,6 +134,7 @@ DATA: dict[str, Limit] = {
     "max_length": count(1, TOKENS, hint="in tokens"),
     "buckets": lengths,
     "on_error": on_error,
+    "verify": truth,
     "workers": count(0, 1024, hint="0 uses a thread"),
     "prefetch": count(0, 2**16),
     "stall_seconds": number(least=0, hint="0 means never"),
@@ -153,6 +166,8 @@ def check_config(config: Config) -> None:
     resolve_rules(config["mesh"].get("rules") or "", config["mesh"].get("table"))
     if config["data"].get("mixture"):
         check_mixture(config["data"])
+    elif config["data"].get("files"):
+        Rules.of(config["data"])
     optim.check_section(config["optim"])
     for section in ("model", "task"):
         text(f"{section}.name", config[section].get("name"))

@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from fmjax.bench import cold, growth, inputs, table, timing
+from fmjax.bench import cold, growth, inputs, opening, table, timing
 from fmjax.bench.material import prepare
 from fmjax.bench.measure import compared
 from fmjax.bench.worker import read_job
 from fmjax.bench.workloads import DEFAULT, SST2_LENGTHS, WORKLOADS
+from fmjax.errors import UserError
 from scripts import bench
 
 MACHINE = {
@@ -137,3 +138,11 @@ def test_other_tables():
     shown = inputs.table(result)
     assert "not compared with it" in shown and "a step of 500 ms: 0.10% of the time was spent waiting" in shown
     assert [cell.strip() for cell in shown.splitlines()[-3].split("|")[1:3]] == ["rows per second", "30"]
+
+
+def test_opening_is_measured(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\none,1\ntwo,2\n")
+    found = opening.opened(str(tmp_path / "a.csv"))
+    assert found["records"] == 2 and found["seconds"] > 0 and found["bytes"] >= 0
+    with pytest.raises(UserError, match=r'CASE="cvs" \(did you mean "csv"\?\)'):
+        opening.main(["cvs"])

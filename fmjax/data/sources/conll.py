@@ -29,7 +29,7 @@ class Conll(RecordFiles):
     kind = "conll"
     columns = ("tokens", "tags")
 
-    def scan(self, file: File) -> Iterator[tuple[int, int]]:
+    def scan(self, file: File, facts: Record) -> Iterator[tuple[int, int]]:
         begin = end = 0  # bounds of the current sentence; equal if there is none
         for line in lines(file):
             if not is_blank(line.text) and not line.text.startswith(DOCUMENT):

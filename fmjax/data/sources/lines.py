@@ -1,13 +1,13 @@
 """Text and JSON lines files in UTF-8, optionally compressed (.gz, .xz, .bz2, .zst).
 
-Files are memory-mapped, checked once when opened, and read by a table of offsets, 16 bytes per
-record.
+Files are memory-mapped. The first time, they are read and checked as a whole; the offsets of their
+records are kept in an index (`storage/index.py`), which is memory-mapped, too.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from fmjax.contracts import Record
 from fmjax.data.characters import is_blank
 from fmjax.data.records import RecordSource, fill_columns, json_object, locate
 from fmjax.data.sources.kinds import SourceKind
-from fmjax.data.storage.mapped import File, lines, not_utf8
+from fmjax.data.storage.index import Index, Rows, index_of
+from fmjax.data.storage.line_scan import filled_lines, paragraphs
+from fmjax.data.storage.mapped import File, lines, not_utf8, open_files
 from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError, one_of
 
@@ -26,37 +28,39 @@ ONE_A_LINE = "write one record per line"
 
 class RecordFiles(RecordSource):
     """Records in files of one kind. A subclass finds the records (`scan`) and parses them
-    (`parse`).
+    (`parse`). If other records are found in the same bytes than before, raise its `version`.
 
     Raises UserError if a file is malformed, naming the line, or has no record.
     """
 
     kind = ""
+    version = 1
 
     def __init__(self, paths: Sequence[Path], split: str):
         self.split = split
-        self.files = [File(path) for path in paths]
-        begins, ends, bounds = array("q"), array("q"), [0]
+        self.files = open_files(paths)
+        reader = f"{type(self).__module__}.{type(self).__qualname__}"
+        options = {"version": self.version, **self.options()}
+        self.places: list[Index] = []  # the begin and end of the records of each file
         for file in self.files:
-            for begin, end in self.scan(file):
-                begins.append(begin)
-                ends.append(end)
-            if len(begins) == bounds[-1]:
+            found = index_of(file.local, reader, options, 2, partial(self.scan, file))
+            self.use(file, found.facts)
+            if not len(found):
                 raise UserError(
                     f"{file.path}: no records for {split}; use a file that is not empty"
                 )
-            bounds.append(len(begins))
-        # The begin and end of each record, and the number of records before each file, [files + 1].
-        self.begins, self.ends, self.bounds = (
-            np.array(begins, np.int64),
-            np.array(ends, np.int64),
-            np.array(bounds),
-        )
+            self.places.append(found)
+        # The number of records before each file, [files + 1].
+        self.bounds = np.cumsum([0, *map(len, self.places)])
         self.fingerprint()  # computed now, before the files can change
 
-    def scan(self, file: File) -> Iterator[tuple[int, int]]:
-        """Yields the begin and end of each record."""
+    def scan(self, file: File, facts: Record) -> Iterator[Rows]:
+        """Yields the begin and end of a record, or of many, and adds what else it finds to
+        `facts`."""
         raise NotImplementedError
+
+    def use(self, file: File, facts: Record) -> None:
+        """Uses the facts of a file that was scanned, now or earlier."""
 
     def parse(self, text: str, index: int) -> Record:
         """Returns the record in a text of the file."""
@@ -67,7 +71,7 @@ class RecordFiles(RecordSource):
         return {}
 
     def __len__(self) -> int:
-        return len(self.begins)
+        return int(self.bounds[-1])
 
     def __getitem__(self, index: int) -> Record:
         file, begin, end = self.place(index)
@@ -79,8 +83,9 @@ class RecordFiles(RecordSource):
 
     def place(self, index: int) -> tuple[File, int, int]:
         """Returns the file of a record, and the record's begin and end in it."""
-        number, _ = locate(self.bounds, index)
-        return self.files[number], int(self.begins[index]), int(self.ends[index])
+        number, row = locate(self.bounds, index)
+        begin, end = self.places[number].rows[row].tolist()
+        return self.files[number], begin, end
 
     def where(self, index: int) -> str:
         file, begin, _ = self.place(index)
@@ -109,18 +114,13 @@ class Text(RecordFiles):
     def options(self) -> Record:
         return {"record": self.record}
 
-    def scan(self, file: File) -> Iterator[tuple[int, int]]:
-        begin = end = 0  # bounds of the current record; equal if there is none
-        for line in lines(file):
-            if line.text.strip():
-                begin = line.begin if begin == end else begin
-                end = line.end
-            ended = self.record == "line" or (self.record == "paragraph" and not line.text.strip())
-            if begin < end and ended:
-                yield begin, end
-                begin = end
-        if begin < end:
-            yield begin, end
+    def scan(self, file: File, facts: Record) -> Iterator[Rows]:
+        if self.record == "paragraph":
+            yield from paragraphs(file)
+        elif self.record == "line":
+            yield from filled_lines(file)
+        elif found := [(part[0, 0], part[-1, 1]) for part in filled_lines(file) if part.size]:
+            yield found[0][0], found[-1][1]
 
     def parse(self, text: str, index: int) -> Record:
         if self.record == "file":
@@ -140,8 +140,8 @@ class JsonLines(RecordFiles):
 
     kind = "jsonl"
 
-    def scan(self, file: File) -> Iterator[tuple[int, int]]:
-        known = dict.fromkeys(self.columns)
+    def scan(self, file: File, facts: Record) -> Iterator[Rows]:
+        known: Record = {}
         for line in lines(file):
             if is_blank(line.text):
                 continue
@@ -153,7 +153,10 @@ class JsonLines(RecordFiles):
                         f"{file.path} line {line.number}", f"{error}; {ONE_A_LINE}"
                     ) from error
             yield line.begin, line.end
-        self.columns = tuple(known)
+        facts["columns"] = list(known)
+
+    def use(self, file: File, facts: Record) -> None:
+        self.columns = tuple(dict.fromkeys((*self.columns, *facts["columns"])))
 
     def parse(self, text: str, index: int) -> Record:
         try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy as np
 from fmjax.contracts import Record
 from fmjax.data.records import RecordSource
 from fmjax.data.sources.kinds import SourceKind
-from fmjax.data.storage.mapped import File, lines, plain_name
+from fmjax.data.storage.index import index_of
+from fmjax.data.storage.line_scan import line_tables
+from fmjax.data.storage.mapped import File, open_files, plain_name
 from fmjax.errors import UserError
 
 
@@ -27,40 +29,41 @@ class Parallel(RecordSource):
     def __init__(self, paths: Sequence[Path], split: str, columns: Sequence[str] = ()):
         self.split = split
         self.columns = named(paths, columns)
-        self.files = [File(path) for path in paths]
-        found = [places(file) for file in self.files]
+        self.files = open_files(paths)
+        # The begin and end of each line of each file, and whether it is not blank.
+        self.places = [
+            index_of(file.local, "parallel", None, 3, partial(scan, file)) for file in self.files
+        ]
         counts = ", ".join(
-            f"{len(ends)} in {path.name}" for (_, ends, _), path in zip(found, paths, strict=True)
+            f"{len(found)} in {path.name}" for found, path in zip(self.places, paths, strict=True)
         )
-        if len({len(ends) for _, ends, _ in found}) > 1:
+        if len(set(map(len, self.places))) > 1:
             raise UserError(
                 f"data.files.{split}: the files are not aligned: numbers of lines are {counts}; "
                 "use files with the same number of lines"
             )
-        full = np.stack([filled for _, _, filled in found])
+        full = np.stack([found.rows[:, 2] > 0 for found in self.places])
         for number in np.flatnonzero(full.any(axis=0) & ~full.all(axis=0))[:1].tolist():
             blank = paths[int(full[:, number].argmin())]
             raise UserError(
                 f"{blank} line {number + 1}: is blank, but its counterpart is not; remove both, or "
                 "fix it"
             )
-        self.numbers = np.flatnonzero(full.all(axis=0))
+        smallest = np.min_scalar_type(full.shape[1])
+        self.numbers = np.flatnonzero(full.all(axis=0)).astype(smallest)
         if not len(self.numbers):
             raise UserError(
                 f"{', '.join(map(str, paths))}: no records for {split}; use files that are not "
                 "empty"
             )
-        # Begin and end of each record in each file, [records, files, 2].
-        self.spans = np.stack(
-            [np.stack([begins, ends], axis=-1)[self.numbers] for begins, ends, _ in found], axis=1
-        )
         self.fingerprint()  # computed now, before the files can change
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> Record:
-        places = self.spans[index].tolist()
+        line = self.numbers[index]
+        places = [found.rows[line, :2].tolist() for found in self.places]
         texts = [
             file.text(begin, end).strip()
             for file, (begin, end) in zip(self.files, places, strict=True)
@@ -80,15 +83,10 @@ class Parallel(RecordSource):
         }
 
 
-def places(file: File) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the begin and end of each line of a file, int64 [lines], and whether it is not blank,
-    bool [lines]."""
-    begins, ends, filled = array("q"), array("q"), array("b")
-    for line in lines(file):
-        begins.append(line.begin)
-        ends.append(line.end)
-        filled.append(bool(line.text.strip()))
-    return np.array(begins, np.int64), np.array(ends, np.int64), np.array(filled, bool)
+def scan(file: File, facts: Record) -> Iterator[np.ndarray]:
+    """Yields the begin and end of each line of a file, and whether it is not blank, [lines, 3]."""
+    for table in line_tables(file):
+        yield np.stack(table, axis=1)
 
 
 def named(paths: Sequence[Path], columns: Sequence[str]) -> tuple[str, ...]:

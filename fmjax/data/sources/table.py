@@ -43,24 +43,32 @@ class Table(RecordFiles):
     def options(self) -> Record:
         return {"columns": list(self.named)} if self.named else {}
 
-    def scan(self, file: File) -> Iterator[tuple[int, int]]:
-        header = not self.named
+    def scan(self, file: File, facts: Record) -> Iterator[tuple[int, int]]:
         for begin, end, line, row in self.rows(file):
-            place = f"{file.path} line {line}"
-            if header:
-                header = False
-                if self.columns and tuple(row) != self.columns:
-                    names, others = ", ".join(row), ", ".join(self.columns)
-                    raise UserError(
-                        f"{place}: the columns are {names}, but those of {self.files[0].path.name} "
-                        f"are {others}"
-                    )
-                self.columns = tuple(row)
-                self.check_names(place)
+            if not self.named and not facts:
+                facts |= {"columns": row, "line": line}
+                self.use(file, facts)
                 continue
             if not self.fits(row) and not tolerates():
-                raise RecordError(place, self.ragged(row))
+                raise RecordError(f"{file.path} line {line}", self.ragged(row))
             yield begin, end
+
+    def use(self, file: File, facts: Record) -> None:
+        """Takes the columns from the header of a file.
+
+        Raises UserError if they are not those of the first file, or two have the same name.
+        """
+        if not facts:
+            return
+        place, found = f"{file.path} line {facts['line']}", tuple(facts["columns"])
+        if self.columns and found != self.columns:
+            names, others = ", ".join(found), ", ".join(self.columns)
+            raise UserError(
+                f"{place}: the columns are {names}, but those of {self.files[0].path.name} "
+                f"are {others}"
+            )
+        self.columns = found
+        self.check_names(place)
 
     def fits(self, row: list[str]) -> bool:
         return len(row) == len(self.columns) or (len(row) > len(self.columns) and self.open_end)

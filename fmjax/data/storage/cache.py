@@ -1,29 +1,54 @@
-"""The cache folder for files that are downloaded, decompressed or rewritten once, so that they can
-be memory-mapped.
+"""The cache folder: files that are downloaded, decompressed or rewritten once, so that they can be
+memory-mapped, and what is remembered of files, their digests and indexes.
 
 It is `$FMJAX_CACHE`, else `$XDG_CACHE_HOME/fmjax`, else `~/.cache/fmjax`, and may be removed at any
-time between runs. The files are in `files/`; their sizes and SHA-256, checked whenever a file is
+time between runs. The files are in `files/`; their sizes and SHA-256, compared whenever a file is
 used again, have the same paths in `hashes/`. A path contains the hash of what the file was made
 from, so a file is created again when its origin changes.
+
+The SHA-256 of a file is computed once and remembered in `digests/` with the file's size, times and
+inode, as Git does in its index; a file of which one of these has changed is read again. A file that
+changed within the last seconds is not remembered, since a change in the same tick of the clock
+would leave no trace ("racy Git").
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import hashlib
 import json
 import os
-import threading
+import sys
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from fmjax.contracts import Record
 from fmjax.errors import UserError
 
 SETTLED = 2 * 10**9  # nanoseconds after which a change of a file certainly changes its timestamps
-# Files that this process has read, and their state at the time.
-HASHES: dict[Path, tuple[tuple[int, ...], str]] = {}
+SMALL = 2**16  # bytes; a smaller file is read as fast as what is remembered of it
+SLOW = 2**30  # bytes to read again at each start that are worth a warning
+THREADS = 8  # files that are read at a time
+FORMAT = 1  # of remembered digests
+VERIFY = "read all data again and compare its digests, instead of trusting those remembered"
+
+
+class Known(NamedTuple):
+    """A file's SHA-256, its state at the time, and whether this process has read the file."""
+
+    state: tuple[int, ...]  # size, times of modification and change in ns, inode
+    sha256: str
+    read: bool
+
+
+HASHES: dict[Path, Known] = {}  # by absolute path; also serves if the cache cannot be written
+_verifying = contextvars.ContextVar("verifying", default=False)
+_forgotten: dict[Path, int] = {}  # bytes read in vain, by the cache that could not keep the result
 
 
 def folder() -> Path:
@@ -39,20 +64,25 @@ def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
     Raises UserError if the cache cannot be written, and any exception of `make`; then nothing is
     left behind.
     """
-    file, mark = folder() / "files" / relative, folder() / "hashes" / f"{relative}.json"
     try:
-        if is_whole(file, mark):
-            return file
-        for parent in (file.parent, mark.parent):
-            parent.mkdir(parents=True, exist_ok=True)
-        replace(file, make)
-        content = json.dumps(digest(file)).encode()
-        replace(mark, lambda stream: stream.write(content))
+        return found_or_made(relative, make)
     except OSError as error:
         raise UserError(
             f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); "
             "free disk space, or set the environment variable FMJAX_CACHE to another folder"
         ) from error
+
+
+def found_or_made(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
+    """Returns a file of the cache like `get_or_make`; raises OSError if it cannot be written."""
+    file, mark = folder() / "files" / relative, folder() / "hashes" / f"{relative}.json"
+    if is_whole(file, mark):
+        return file
+    for parent in (file.parent, mark.parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    replace(file, make)
+    content = json.dumps(digest(file, own=True)).encode()
+    replace(mark, lambda stream: stream.write(content))
     return file
 
 
@@ -64,25 +94,125 @@ def is_whole(file: Path, mark: Path) -> bool:
         return False
 
 
-def replace(file: Path, make: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under another name and renames it, so that readers never see a part of it."""
-    part = file.with_name(f".{os.getpid()}-{threading.get_ident()}.part")
+def replace(file: Path, make: Callable[[BinaryIO], object], durable: bool = True) -> None:
+    """Writes a file under another name and renames it, so that readers never see a part of it; if
+    `durable`, not even after a crash of the machine."""
+    part = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with part.open("wb") as stream:
             make(stream)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
 
 
-def digest(path: Path) -> Record:
-    """Returns the size and SHA-256 of a file, which is read once per process unless it changes."""
-    state = path.stat()
-    seen = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
-    known, sha256 = HASHES.get(path, ((), ""))
-    if known != seen:
+@contextlib.contextmanager
+def verifying(wanted: bool) -> Iterator[None]:
+    """Reads all files inside again, instead of trusting remembered digests, if `wanted`."""
+    token = _verifying.set(wanted or _verifying.get())
+    try:
+        yield
+    finally:
+        _verifying.reset(token)
+
+
+def digest(path: Path, own: bool = False) -> Record:
+    """Returns the size and SHA-256 of a file, which is read only if they are not remembered.
+
+    A file of the cache that was just made here, `own`, is remembered at once: nobody changes it.
+    Raises OSError if the file cannot be read.
+    """
+    return _digest(Path(os.path.abspath(path)), own, _verifying.get())
+
+
+def digests(paths: Sequence[Path]) -> list[Record]:
+    """Returns the sizes and SHA-256 of files, several of which are read at a time."""
+    verify = _verifying.get()
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(
+            pool.map(lambda path: _digest(Path(os.path.abspath(path)), False, verify), paths)
+        )
+
+
+def _digest(path: Path, own: bool, verify: bool) -> Record:
+    begun, state = time.time_ns(), state_of(path)
+    known = HASHES.get(path)
+    if known is None or known.state != state:
+        known = recall(path, state)
+    if known is None or own or (verify and not known.read):
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    if time.time_ns() - state.st_ctime_ns > SETTLED:
-        HASHES[path] = seen, sha256
-    return {"size": state.st_size, "sha256": sha256}
+        if known is not None and known.sha256 != sha256:
+            warn(
+                f"{path}: its content has changed, but neither its size nor its times, so what was "
+                "remembered of it is discarded; check the disk"
+            )
+        known = Known(state, sha256, True)
+        if state_of(path) != state or not (own or begun - state[2] > SETTLED):
+            return {"size": state[0], "sha256": sha256}
+        remember(path, known)
+    HASHES[path] = known
+    return {"size": state[0], "sha256": known.sha256}
+
+
+def state_of(path: Path) -> tuple[int, int, int, int]:
+    """Returns what changes when a file changes: size, times of modification and change, inode."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def note_of(path: Path) -> Path:
+    """Returns the file in which the digest of a file is remembered."""
+    return folder() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+
+
+def recall(path: Path, state: tuple[int, ...]) -> Known | None:
+    """Returns what is remembered of a file in this state; None if nothing is, or it is damaged."""
+    if state[0] < SMALL:
+        return None
+    try:
+        note = json.loads(note_of(path).read_text(encoding="utf-8"))
+        found = Known(tuple(note["state"]), note["sha256"], False)
+        return found if note == as_note(path, found) and found.state == state else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def remember(path: Path, known: Known) -> None:
+    """Stores a file's digest; if the cache cannot be written, only for this process."""
+    if known.state[0] < SMALL:
+        return
+    content, note = json.dumps(as_note(path, known)).encode(), note_of(path)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        replace(note, lambda stream: stream.write(content), durable=False)
+    except OSError as error:
+        not_kept(known.state[0], error)
+
+
+def as_note(path: Path, known: Known) -> Record:
+    """Returns the JSON object in which a digest is remembered; `check` reveals damage."""
+    note = {"format": FORMAT, "path": os.fsencode(path).decode("utf-8", "replace")}
+    note |= {"state": list(known.state), "sha256": known.sha256}
+    return note | {"check": hashlib.sha256(json.dumps(note).encode()).hexdigest()[:16]}
+
+
+def not_kept(size: int, error: OSError) -> None:
+    """Counts bytes that the next start must read again, and says so once if they are many."""
+    place = folder()
+    before = _forgotten.get(place, 0)
+    _forgotten[place] = before + size
+    if before < SLOW <= before + size:
+        warn(
+            f"{place}: the cache cannot be written ({error.strerror or error}), so each start "
+            "reads all data again; free disk space, or set the environment variable FMJAX_CACHE "
+            "to another folder"
+        )
+
+
+def warn(text: str) -> None:
+    """Prints a warning; each host has its own disk."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -8,12 +8,13 @@ kB per megabyte. The hash of the compressed file names the copy.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import functools
 import gzip
 import lzma
 import mmap
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from fmjax.contracts import Record
 from fmjax.data.storage import cache
+from fmjax.data.storage.index import index_of
 from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError, one_line
 
@@ -166,11 +168,15 @@ class File:
     @functools.cached_property
     def breaks(self) -> np.ndarray:
         """The number of line breaks before each block of the file, [blocks + 1]."""
-        counts = [
-            self.data[begin : begin + BLOCK].count(self.line_break)
-            for begin in range(0, len(self.data), BLOCK)
-        ]
-        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        return index_of(self.local, "breaks", BLOCK, 1, self.count_breaks).rows[:, 0]
+
+    def count_breaks(self, facts: Record) -> Iterator[tuple[int]]:
+        """Yields the number of line breaks before each block, and that of all."""
+        count = 0
+        for begin in range(0, len(self.data), BLOCK):
+            yield (count,)
+            count += self.data[begin : begin + BLOCK].count(self.line_break)
+        yield (count,)
 
     def line_at(self, place: int) -> int:
         """Returns the number, from 1, of the line that a byte belongs to.
@@ -179,6 +185,16 @@ class File:
         """
         block = place // BLOCK
         return 1 + int(self.breaks[block]) + self.data[block * BLOCK : place].count(self.line_break)
+
+
+def open_files(paths: Sequence[Path]) -> list[File]:
+    """Returns mapped files, whose digests are computed several at a time.
+
+    Raises UserError if one cannot be read.
+    """
+    with contextlib.suppress(OSError):  # File says which it is
+        cache.digests(paths)
+    return [File(path) for path in paths]
 
 
 class Line(NamedTuple):

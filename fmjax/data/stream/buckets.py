@@ -116,14 +116,15 @@ def permutation(count: int, *seeds: int) -> np.ndarray:
 class Order:
     """The numbers of examples in the order of training."""
 
-    def __init__(self, plan: Plan, seed: int):
-        self.plan, self.seed = plan, seed
+    def __init__(self, examples: Bucketed, seed: int):
+        self.examples, self.seed = examples, seed
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, at: int) -> int:
-        return self.plan.example(*divmod(at, self.plan.size), self.seed)
+        plan = self.examples.plan
+        return plan.example(*divmod(at, plan.size), self.seed)
 
 
 class Bucketed(Examples):
@@ -144,6 +145,9 @@ class Bucketed(Examples):
             name: float(np.sum(filled)) / self.plan.places(most)
             for name, (filled, most) in sides_of(examples).items()
         }
+
+    def __reduce__(self) -> tuple[type[Bucketed], tuple[Examples, list[int], int]]:
+        return Bucketed, (self.examples, self.borders, self.batch_size)
 
     @functools.cached_property
     def bucket(self) -> np.ndarray:
@@ -169,7 +173,7 @@ class Bucketed(Examples):
 
     def order(self, seed: int) -> Order:
         """Returns the numbers of the examples in the order of training."""
-        return Order(self.plan, seed)
+        return Order(self, seed)
 
     def trim(self, batch: HostBatch, length: int) -> Example:
         """Returns a batch without the columns from `length` on, which are padding in all rows.
