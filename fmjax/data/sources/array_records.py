@@ -84,6 +84,7 @@ class ArrayRecords(RecordSource):
 
     def __init__(self, paths: Sequence[Path], split: str):
         self.split = split
+        cache.read_digests(paths)
         self.files = [ArrayRecordFile(path, decompressed(path)) for path in paths]
         for file in self.files:
             if not len(file):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fmjax.config.json_files import parse_json
-from fmjax.contracts import Record
+from fmjax.contracts import Record, Value
 from fmjax.data.records import RecordSource, locate
 from fmjax.data.sources.features import decode, features_of, has_labels
 from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind, first_path
@@ -50,6 +50,7 @@ class Columnar(RecordSource):
         )  # imported here because importing pyarrow takes a moment
 
         self.split, self.kind, self.named = split, kind, tuple(columns)
+        cache.read_digests(paths)
         schemas = [arrow_files.schema_of(path, kind == "parquet") for path in paths]
         self.columns = arrow_files.readable_columns(paths[0], schemas[0], self.named)
         for path, schema in zip(paths, schemas, strict=True):
@@ -76,16 +77,28 @@ class Columnar(RecordSource):
     def __getitem__(self, index: int) -> Record:
         number, row = locate(self.bounds, index)
         record = self.files[number].row(row)
-        for name in self.labels:
+        return {name: self.converted(name, value, index) for name, value in record.items()}
+
+    def value(self, index: int, name: str) -> Value:
+        """Returns one value of a record: the label without the bytes of the image."""
+        number, row = locate(self.bounds, index)
+        return self.converted(name, self.files[number].value(row, name), index)
+
+    def converted(self, name: str, value: Value, index: int) -> Value:
+        """Returns a value with names of class labels; of an embedded file, its bytes or its path,
+        which is relative to the file's folder if it is there."""
+        if name in self.labels:
             try:
-                record[name] = decode(self.features[name], record[name])
+                return decode(self.features[name], value)
             except (ValueError, TypeError, KeyError) as error:
                 problem = f'column "{name}": {error}; correct the record'
                 raise RecordError(self.where(index), problem, index) from error
-        for name in self.embedded:
-            file = record[name] or {}
-            record[name] = file.get("path") if file.get("bytes") is None else file["bytes"]
-        return record
+        if name not in self.embedded or value is None:
+            return value
+        if value["bytes"] is not None or value["path"] is None:
+            return value["bytes"]
+        beside = self.files[locate(self.bounds, index)[0]].path.parent / value["path"]
+        return str(beside) if beside.is_file() else value["path"]
 
     def where(self, index: int) -> str:
         number, row = locate(self.bounds, index)

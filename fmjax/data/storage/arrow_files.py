@@ -18,13 +18,15 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet, types
 
-from fmjax.contracts import Record
+from fmjax.contracts import Record, Value
 from fmjax.data.records import locate
 from fmjax.data.storage import cache
+from fmjax.data.storage.index import index_of
 from fmjax.data.storage.mapped import decompressed
 from fmjax.errors import UserError, nearest, one_line
 
-BATCH = 1024  # records per batch of a rewritten file
+BATCH = 1024  # records per batch of a rewritten file, at most
+BYTES = 2**24  # of such a batch, about; images are large
 FILE_MAGIC = b"ARROW1"  # begins a file of the IPC file format; any other is a stream
 END = b"\xff\xff\xff\xff\0\0\0\0"  # ends a complete stream
 BROKEN = (pa.ArrowException, OSError, ValueError)
@@ -59,6 +61,17 @@ class ArrowFile:
             for name, column in zip(self.columns, self.batches[number].columns, strict=True)
         }
 
+    def value(self, index: int, name: str) -> Value:
+        """Returns one value of a record; the others are not read."""
+        number, row = locate(self.bounds, index)
+        return self.batches[number].columns[self.columns.index(name)][row].as_py()
+
+    def check(self, facts: Record) -> Iterator[tuple[int]]:
+        """Checks all values, and yields nothing. Raises UserError, naming the record."""
+        for begin, batch in zip(self.bounds.tolist(), self.batches, strict=False):
+            check_values(batch, f"{self.path} record", begin)
+        yield from ()
+
     def is_mapped(self) -> bool:
         """Returns whether the values are mapped from the file, which must be aligned and not
         compressed."""
@@ -78,8 +91,7 @@ def opened(path: Path, columns: tuple[str, ...], is_parquet: bool) -> ArrowFile:
     if not is_parquet:
         file = ArrowFile(path, decompressed(path), columns)
         if file.is_mapped():
-            for begin, batch in zip(file.bounds.tolist(), file.batches, strict=False):
-                check_values(batch, f"{path} record", begin)
+            index_of(file.local, "arrow", columns, 1, file.check)  # checked once
             return file
     key = hashlib.sha256(json.dumps([cache.digest(path)["sha256"], columns]).encode()).hexdigest()[
         :32
@@ -121,9 +133,9 @@ def row_groups(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[pa.Record
     file = parquet.ParquetFile(decompressed(path), memory_map=True, page_checksum_verification=True)
     for group in range(file.num_row_groups):
         place = f" row group {group}"
-        read = file.iter_batches(
-            BATCH, row_groups=[group], columns=list(columns), use_threads=False
-        )
+        about = file.metadata.row_group(group)
+        rows = max(1, min(BATCH, BYTES * about.num_rows // max(about.total_byte_size, 1)))
+        read = file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
         while True:
             try:
                 batch = next(read, None)

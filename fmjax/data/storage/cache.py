@@ -128,13 +128,19 @@ def digest(path: Path, own: bool = False) -> Record:
     return _digest(Path(os.path.abspath(path)), own, _verifying.get())
 
 
-def digests(paths: Sequence[Path]) -> list[Record]:
-    """Returns the sizes and SHA-256 of files, several of which are read at a time."""
+def read_digests(paths: Sequence[Path]) -> None:
+    """Computes the digests of files, several at a time, for `digest` to find.
+
+    A file that cannot be read is left to `digest`.
+    """
     verify = _verifying.get()
+
+    def read(path: Path) -> None:
+        with contextlib.suppress(OSError):
+            _digest(Path(os.path.abspath(path)), False, verify)
+
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(
-            pool.map(lambda path: _digest(Path(os.path.abspath(path)), False, verify), paths)
-        )
+        list(pool.map(read, paths))
 
 
 def _digest(path: Path, own: bool, verify: bool) -> Record:

@@ -8,7 +8,6 @@ kB per megabyte. The hash of the compressed file names the copy.
 from __future__ import annotations
 
 import bz2
-import contextlib
 import functools
 import gzip
 import lzma
@@ -192,8 +191,7 @@ def open_files(paths: Sequence[Path]) -> list[File]:
 
     Raises UserError if one cannot be read.
     """
-    with contextlib.suppress(OSError):  # File says which it is
-        cache.digests(paths)
+    cache.read_digests(paths)
     return [File(path) for path in paths]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -15,7 +16,7 @@ from pyarrow import parquet
 from fmjax.contracts import Column, Processors
 from fmjax.data.kinds import image as image_kind
 from fmjax.data.sources.open import check_columns, open_source
-from fmjax.data.storage import arrow_files
+from fmjax.data.storage import arrow_files, cache
 from fmjax.errors import UserError
 from fmjax.tasks import image_classify
 from fmjax.tasks.classify import Task
@@ -300,3 +301,62 @@ def test_images_of_parquet_reach_their_task(tmp_path):
     for number, image in enumerate(drawn):
         np.testing.assert_array_equal(processors["image"].load(source[number]["image"], ""), image)
         np.testing.assert_array_equal(examples[number]["images"], image)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Returns a function that writes a table of four images in a column, the last two of them damaged and absent."""
+
+    def write(name: str, kind: pa.DataType):
+        Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(stream := io.BytesIO(), "PNG")
+        (tmp_path / "beside.png").write_bytes(stream.getvalue())
+        files = [stream.getvalue(), stream.getvalue(), stream.getvalue()[:40], None]
+        if pa.types.is_struct(kind):
+            files = [{"bytes": data, "path": "beside.png"} for data in (files[0], None, files[2], None)]
+            files[3]["path"] = "nowhere.png"
+        content = pa.table({"image": pa.array(files, kind), "label": [0, 1, 1, 0]})
+        return (write_parquet if name.endswith("parquet") else write_arrow)(tmp_path / name, content)
+
+    return write
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.struct({"bytes": pa.binary(), "path": pa.string()})], ids=str)
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_images_that_cannot_be_read_are_named_by_file_and_row(images, name, kind):
+    source = opened(images(name, kind))
+    reads = image_kind.Processor(image_size=(4, 4), mean=(0.5,) * 3, std=(0.5,) * 3)
+    for index in (0, 1):  # the second by its path beside the file, if files are embedded
+        assert (reads.resized(source[index]["image"], source.where(index)) == 7).all()
+    for index in (2, 3):
+        with pytest.raises(UserError, match=f"{name} record {index}: ") as caught:
+            reads.resized(source[index]["image"], source.where(index))
+        assert caught.value.place == f"{name} record {index}"
+    with pytest.raises(UserError, match=f"{name} record 2: is not a complete image"):
+        image_classify.Task().resolve(source)
+
+
+def test_a_label_is_read_without_its_image(images, monkeypatch):
+    source = opened(images("a.arrow", pa.binary()))
+    monkeypatch.setattr(arrow_files.ArrowFile, "row", lambda *_: pytest.fail("a whole record is read"))
+    assert [source.value(index, "label") for index in range(4)] == [0, 1, 1, 0]
+
+
+def test_a_second_start_checks_no_values(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
+    for name in ("SMALL", "SETTLED"):
+        monkeypatch.setattr(cache, name, -(10**18))
+    content = pa.table({"text": [f"text {number}" for number in range(10)]})
+    paths = [write_arrow(tmp_path / "a.arrow", content), write_parquet(tmp_path / "a.parquet", content)]
+    first = [records(opened(path)) for path in paths]
+    monkeypatch.setattr(cache, "HASHES", {})
+    monkeypatch.setattr(hashlib, "file_digest", lambda stream, name: pytest.fail(f"{stream.name} is read"))
+    monkeypatch.setattr(arrow_files, "check_values", lambda *_: pytest.fail("values are checked"))
+    assert [records(opened(path)) for path in paths] == first
+
+
+def test_large_values_are_rewritten_a_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrow_files, "BYTES", 4000)
+    content = pa.table({"raw": [bytes([number]) * 1000 for number in range(20)]})
+    parquet.write_table(content, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    source = opened(tmp_path / "a.parquet")
+    assert max(batch.num_rows for batch in source.files[0].batches) <= 4 and records(source) == content.to_pylist()
