@@ -82,7 +82,9 @@ class Corpus:
         if self.chosen is None:
             return np.diff(ends, prepend=0)
         first = self.chosen == 0
-        return ends[self.chosen] - np.where(first, 0, ends[self.chosen - ~first])
+        begins: np.ndarray = np.where(first, 0, ends[self.chosen - ~first])
+        counts: np.ndarray = ends[self.chosen] - begins
+        return counts
 
     @functools.cached_property
     def bounds(self) -> np.ndarray:
