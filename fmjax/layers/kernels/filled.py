@@ -53,7 +53,9 @@ def attend_filled(
     # The cache enters the branches in its own layout, [B,G,S,K].
     which = jnp.searchsorted(jnp.array(sizes), filled)
     kept = heads_first(k_BSGK), heads_first(v_BSGK)
-    return jax.lax.switch(which, [prefix(size) for size in sizes], q_BLHK, *kept, mask, bias)
+    branches = [prefix(size) for size in sizes]
+    found: jax.Array = jax.lax.switch(which, branches, q_BLHK, *kept, mask, bias)
+    return found
 
 
 def unchanged(weights: jax.Array) -> jax.Array:
