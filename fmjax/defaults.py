@@ -100,7 +100,7 @@ def data() -> ConfigDict:
             "temperature": 1.0,
             # Step -> weights after that step, {"1000": {"wiki": 0.5}}; other weights do not change.
             "curriculum": open_dict(),
-            "name": placeholder(str),  # name of a TFDS data set, such as glue/sst2
+            "name": placeholder(str),  # of a data set of TFDS or the Hub, such as glue/sst2
             "data_dir": placeholder(str),
             "download": False,  # whether TFDS may download missing data sets
             "record": placeholder(str),  # record of text files: paragraph, line or file

@@ -23,7 +23,7 @@ COMMON = {
     "data.on_error": "what to do at a bad record: fail, or skip:N to skip up to N of them",
     "data.stall_seconds": "seconds without a batch before a warning says what is being read",
     "data.files": "per split: a file, several joined by commas, a glob or a folder",
-    "data.name": "name of a TFDS data set, such as glue/sst2",
+    "data.name": "name of a data set of TFDS (glue/sst2) or of the Hub (nyu-mll/glue/sst2)",
     "data.data_dir": "folder of TFDS data",
     "data.vocab_size": "vocabulary size of a tokenizer trained here",
     "data.batch_size": "examples per training step, over all devices",

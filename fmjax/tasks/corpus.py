@@ -15,7 +15,7 @@ import numpy as np
 
 from fmjax.contracts import Example, Record, Source, Value
 from fmjax.data.kinds.encoding import Encoder, encode, id_type
-from fmjax.data.records import Subset
+from fmjax.data.records import Selected
 from fmjax.data.sources.array_records import ArrayRecords
 from fmjax.data.storage import token_store
 from fmjax.data.storage.token_store import TokenStore, Writer
@@ -242,9 +242,9 @@ class Made:
     def view(self, source: Source) -> tuple[TokenStore, np.ndarray | None]:
         """Returns a store that has the records of a source, and which they are (None: all)."""
         found: list[tuple[Source, np.ndarray | None]] = [(source, None)]
-        while isinstance(source, Subset):
+        while isinstance(source, Selected):
             chosen = found[-1][1]
-            chosen = source.indices if chosen is None else source.indices[chosen]
+            chosen = numbers(source) if chosen is None else numbers(source)[chosen]
             source = source.source
             found.append((source, chosen))
         for base, chosen in found:
@@ -313,10 +313,18 @@ class Shown:
 
 def described(source: Source) -> list[Record | str | int]:
     """Returns what identifies the records of a source, as JSON values."""
-    if isinstance(source, Subset):
-        digest = hashlib.sha256(source.indices.astype("<i8").tobytes()).hexdigest()
+    if isinstance(source, Selected):
+        digest = hashlib.sha256(numbers(source).tobytes()).hexdigest()
         return [*described(source.source), digest]
     return [token_store.identity(source.fingerprint()), len(source)]
+
+
+def numbers(source: Selected) -> np.ndarray:
+    """Returns the numbers of selected records, int64 [N]."""
+    chosen = source.indices
+    if isinstance(chosen, range):
+        return np.arange(chosen.start, chosen.stop, chosen.step)
+    return chosen.astype(np.int64)
 
 
 def folders_of(source: Source) -> list[Path]:

@@ -126,6 +126,19 @@ def windows(count: int, room: int, stride: int) -> np.ndarray:
     return np.stack([begins, np.minimum(begins + room, count)], axis=1)
 
 
+def window_sizes(
+    counts: np.ndarray, room: int | np.ndarray, stride: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the number of `windows` of each text of `counts [N]` tokens, [N], and the sizes of
+    all of them, text after text."""
+    room = np.broadcast_to(room, counts.shape)
+    strides = np.full_like(room, stride) if stride else np.maximum(room // 2, 1)
+    each = 1 - -np.maximum(counts - room, 0) // strides
+    text = np.repeat(np.arange(counts.size), each)
+    number = np.arange(text.size) - np.repeat(np.cumsum(each) - each, each)
+    return each, np.minimum(room[text], counts[text] - number * strides[text])
+
+
 def widest_context(spans: np.ndarray) -> np.ndarray:
     """Returns, for each position covered by windows [windows, 2], the index of the window with the
     most context on the shorter side (as in BERT's run_squad.py); of equal ones, the first."""

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from support.sources import MemoryRecords
 
-from fmjax.data.records import Subset
+from fmjax.data.records import Selected
 from fmjax.data.sources.open import open_source
 from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
@@ -173,7 +173,7 @@ def test_a_prepared_store_is_in_the_order_of_the_shards_and_found_by_training(tm
     texts = [source[index]["text"] for index in range(len(source))]
     assert whole(corpus).tolist() == np.concatenate(tokenizer.encode_batch(texts)).tolist()
     assert corpus.characters == sum(map(len, texts))
-    part = tokenize(Subset(source, np.array([6, 0, 3]), {}), "text", tokenizer)  # few, but the store is there
+    part = tokenize(Selected(source, np.array([6, 0, 3]), {}), "text", tokenizer)  # few, but the store is there
     assert part.documents.folder == store
     assert whole(part).tolist() == np.concatenate(tokenizer.encode_batch([texts[i] for i in (6, 0, 3)])).tolist()
 

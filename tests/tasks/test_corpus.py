@@ -21,7 +21,7 @@ from support.sources import MemoryRecords
 from fmjax.contracts import Record
 from fmjax.data.kinds import encoding
 from fmjax.data.kinds.encoding import Encoder, encode
-from fmjax.data.records import Subset
+from fmjax.data.records import Selected
 from fmjax.data.sources.open import open_source
 from fmjax.data.storage import token_store
 from fmjax.data.stream.tolerance import Tolerance, Watched
@@ -74,7 +74,7 @@ def reference(texts: list[str], before: tuple = (), after: tuple = ()) -> tuple[
 def test_a_view_reads_as_one_array(chosen, around):
     source, texts = records(), TEXTS
     if chosen is not None:
-        source, texts = Subset(source, np.array(chosen), {}), [TEXTS[index] for index in chosen]
+        source, texts = Selected(source, np.array(chosen), {}), [TEXTS[index] for index in chosen]
     corpus = tokenize(source, "text", TOKENIZER)
     assert (corpus.characters, corpus.bytes) == (sum(map(len, texts)), sum(len(text.encode()) for text in texts))
     if any(around):
@@ -128,15 +128,15 @@ def test_another_tokenizer_or_source_is_another_store(tmp_path):
 
 def test_a_small_part_of_a_large_source_has_a_store_of_its_own(tmp_path):
     source = records()
-    few, others = (Subset(source, np.arange(10 * n, 10 * n + 10), {}) for n in range(2))
+    few, others = (Selected(source, np.arange(10 * n, 10 * n + 10), {}) for n in range(2))
     assert whole(tokenize(few, "text", TOKENIZER)) == reference(TEXTS[:10])[0]
     assert whole(tokenize(others, "text", TOKENIZER)) == reference(TEXTS[10:20])[0]
     stores = tmp_path / "cache" / "tokens"
     assert len(list(stores.glob("tokens-*"))) == 2
-    tokenize(Subset(source, np.arange(20), {}), "text", TOKENIZER)  # half of it
+    tokenize(Selected(source, np.arange(20), {}), "text", TOKENIZER)  # half of it
     assert tokenize(few, "text", TOKENIZER).documents is not None
     assert len(list(stores.glob("tokens-*"))) == 3
-    corpus = tokenize(Subset(Subset(source, np.arange(40)[::-1], {}), np.array([1, 39]), {}), "text", TOKENIZER)
+    corpus = tokenize(Selected(Selected(source, np.arange(40)[::-1], {}), np.array([1, 39]), {}), "text", TOKENIZER)
     assert whole(corpus) == reference([TEXTS[38], TEXTS[0]])[0]
     assert len(list(stores.glob("tokens-*"))) == 3
 
