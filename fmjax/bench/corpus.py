@@ -37,7 +37,9 @@ from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import open_source
 from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from fmjax.distributed.hosts import say
+from fmjax.errors import one_of
 
+PARTS = ("build", "first", "second")
 CONFIGS = ("bert_mlm", "gpt_clm")
 KINDS = ("wordpiece", "bpe")
 BARS = {"build": 0.9, "memory": 1.2e9, "seconds": 10, "share": 0.01}
@@ -207,14 +209,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--text", help="a file of text (default: the manual of Python)")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--folder", type=Path, help="where files are kept (default: nowhere)")
-    parts = ("build", "first", "second")
-    parser.add_argument("parts", nargs="*", default=parts, choices=parts)
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (default: all)")
     args = parser.parse_args(argv)
+    for part in args.parts:
+        one_of("PART", part, PARTS)
     folder = args.folder or Path(tempfile.mkdtemp(prefix="fmjax-corpus-"))
     try:
         prepare_files(folder, args.text, int(args.gigabytes * 1e9))
         found = []
-        for row in rows(folder, args.parts):
+        for row in rows(folder, args.parts or PARTS):
             say(": ".join(row[:2]))
             found.append(row)
         print(markdown(("what", "measured", "bar", "met"), found))

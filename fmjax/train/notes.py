@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from fmjax.contracts import Config, Examples, Processors, Source, Task
+from fmjax.contracts import Config, Examples, Processors, Record, Source, Task
 from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle
 from fmjax.data.storage import cache, token_store
@@ -43,7 +43,8 @@ def remembered_overlap(task: Task, train: Source, held: Source, processors: Proc
     It is computed once for the same data: it reads records from everywhere, so that a start would
     read most of a large text."""
     reads = dict(task.reads)
-    facts = [*described(train), *described(held), reads, lifecycle.hashes(processors)]
+    facts: list[Record | str | int] = [*described(train), *described(held), reads]
+    facts.append(lifecycle.hashes(processors))
     name = token_store.digest_of(*facts)
 
     def write(stream: BinaryIO) -> None:
