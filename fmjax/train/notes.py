@@ -34,7 +34,8 @@ def notes_of(
     found = remembered_overlap(task, trained, held, processors)
     if found["warning"]:
         say(found["warning"])
-    return found["facts"] | notes
+    facts: Config = found["facts"]
+    return facts | notes
 
 
 def remembered_overlap(task: Task, train: Source, held: Source, processors: Processors) -> Config:
