@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import fcntl
 import hashlib
 import json
 import os
@@ -80,10 +81,36 @@ def found_or_made(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
         return file
     for parent in (file.parent, mark.parent):
         parent.mkdir(parents=True, exist_ok=True)
-    replace(file, make)
-    content = json.dumps(digest(file, own=True)).encode()
-    replace(mark, lambda stream: stream.write(content))
+    with locked(mark.with_name(f"{file.name}.lock")):
+        if not is_whole(file, mark):  # it may have been made while this process waited
+            replace(file, make)
+            content = json.dumps(digest(file, own=True)).encode()
+            replace(mark, lambda stream: stream.write(content))
     return file
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file of the cache, so that one process of a host makes it and the others
+    wait.
+
+    A lock ends with its process. Where a file system has no locks, each makes the file.
+    """
+    while True:
+        with path.open("ab") as lock:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                # Whoever had the lock has removed it; another may have created it again.
+                if not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    continue
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def is_whole(file: Path, mark: Path) -> bool:
