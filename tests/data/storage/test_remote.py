@@ -6,7 +6,9 @@ import gzip
 import io
 import json
 import os
+import socket
 import sys
+from http.server import ThreadingHTTPServer
 
 import fsspec
 import numpy as np
@@ -238,3 +240,26 @@ def test_the_memory_file_system(monkeypatch, tmp_path):
     monkeypatch.setitem(remote.SCHEMES, "memory", "fsspec")
     (tmp_path / "here").mkdir()
     check_service(fsspec.filesystem("memory"), "memory://bucket/data", tmp_path / "here")
+
+
+@pytest.mark.full
+def test_google_cloud_storage(monkeypatch, tmp_path):
+    """The emulator of the service, and gcsfs."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for name, value in {
+        "FMJAX_CACHE": str(tmp_path / "cache"), "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "GOOGLE_CLOUD_PROJECT": "test",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    pytest.importorskip("gcsfs")  # reads the variables
+    server = pytest.importorskip("gcp_storage_emulator.server")
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon", "endpoint_url": f"http://127.0.0.1:{port}"})
+    monkeypatch.setattr("http.server.HTTPServer", ThreadingHTTPServer)  # it would wait for the end of each connection
+    emulator = server.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    emulator.start()
+    try:
+        (tmp_path / "here").mkdir()
+        check_service(fsspec.filesystem("gs"), "gs://bucket/data", tmp_path / "here")
+    finally:
+        emulator.stop()
