@@ -100,7 +100,7 @@ def data() -> ConfigDict:
             "temperature": 1.0,
             # Step -> weights after that step, {"1000": {"wiki": 0.5}}; other weights do not change.
             "curriculum": open_dict(),
-            "name": placeholder(str),  # name of a TFDS data set, such as glue/sst2
+            "name": placeholder(str),  # of a data set of TFDS or the Hub, such as glue/sst2
             "data_dir": placeholder(str),
             "download": False,  # whether TFDS may download missing data sets
             "record": placeholder(str),  # record of text files: paragraph, line or file
@@ -113,6 +113,9 @@ def data() -> ConfigDict:
             "tokenizer": placeholder(
                 str
             ),  # a folder or file; unset: that of init.weights, or trained on the data
+            # The folder of token stores, such as a local SSD or a folder that all hosts share;
+            # unset: the cache ($FMJAX_CACHE).
+            "store": placeholder(str),
             "tokenizer_kind": "wordpiece",  # or bpe, unigram, t5, word, char, byte
             # Whether a tokenizer trained here lowercases; char and byte never do.
             "lowercase": True,

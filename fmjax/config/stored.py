@@ -19,6 +19,7 @@ SCHEMA = 1  # of config.json; raised when older readers would misread it
 STOPPING = "early_stopping"  # keys of `train`: the end of a run changes no step
 READING = (
     "on_error",
+    "store",
     "verify",
     "workers",
     "prefetch",

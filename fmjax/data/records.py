@@ -129,8 +129,8 @@ def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source
     held = np.isin(groups, np.argsort(scrambled(total), kind="stable")[:count])
     mark = {"hold_out": share} | ({"hold_out_by": by} if by else {})
     return (
-        Subset(source, np.flatnonzero(~held), mark | {"part": "rest"}),
-        Subset(source, np.flatnonzero(held), mark | {"part": "held"}),
+        Selected(source, np.flatnonzero(~held), mark | {"part": "rest"}),
+        Selected(source, np.flatnonzero(held), mark | {"part": "held"}),
     )
 
 
@@ -154,12 +154,18 @@ def scrambled(count: int) -> np.ndarray:
     return np.asarray(state ^ (state >> np.uint64(31)))
 
 
-class Subset(RecordSource):
-    """Some records of a source; `mark` is added to its fingerprint."""
+class Selected(RecordSource):
+    """Some records of a source, in any order.
 
-    def __init__(self, source: Source, indices: np.ndarray, mark: Record):
-        self.source, self.indices, self.mark = source, indices, mark
-        self.columns = source.columns
+    Args:
+      source: the records.
+      indices: those to select [N]; an array is kept in the smallest type, a range as it is.
+      mark: is added to the fingerprint.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray | range, mark: Record):
+        self.source, self.mark, self.columns = source, mark, source.columns
+        self.indices = indices if isinstance(indices, range) else smallest(indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -222,7 +228,7 @@ class ConcatenatedSources(RecordSource):
         ]
         return ConcatenatedSources(
             {
-                name: Subset(part, kept, mark)
+                name: Selected(part, kept, mark)
                 for (name, part), kept in zip(self.parts.items(), own, strict=True)
             }
         )
@@ -239,7 +245,7 @@ def take(source: Source, indices: np.ndarray, mark: Record) -> Source:
     return (
         source.take(indices, mark)
         if isinstance(source, ConcatenatedSources)
-        else Subset(source, indices, mark)
+        else Selected(source, indices, mark)
     )
 
 

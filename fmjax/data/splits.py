@@ -11,7 +11,7 @@ import numpy as np
 from fmjax.contracts import Config, Record, Source
 from fmjax.data.groups import Groups
 from fmjax.data.partitions import KEYS, SPLITS, TRAIN, Partition, Rules, divide
-from fmjax.data.records import Bundle, ConcatenatedSources, Subset, hold_out
+from fmjax.data.records import Bundle, ConcatenatedSources, Selected, hold_out
 from fmjax.data.sources.open import open_source
 from fmjax.data.sources.sections import hold_out_sections, needs_sections
 from fmjax.data.storage import cache
@@ -91,7 +91,7 @@ def divided_train(data: Config, told: bool) -> dict[str, Source]:
 def view(source: Source, partition: Partition, by: str, part: int, mark: Record) -> Source:
     """Returns the records of one part of a source, or of one record per group that has some."""
     if partition.groups is None:
-        return Subset(source, np.flatnonzero(partition.parts == part), mark)
+        return Selected(source, np.flatnonzero(partition.parts == part), mark)
     return Groups(source, by, partition.groups, partition.times, partition.parts, part, mark)
 
 

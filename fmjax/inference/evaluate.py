@@ -16,6 +16,7 @@ from fmjax.contracts import Arrays, Batch, Examples, Processors, PyTree, Task
 from fmjax.data.kinds import text
 from fmjax.data.records import ConcatenatedSources
 from fmjax.data.splits import open_split
+from fmjax.data.storage.token_store import stored_in
 from fmjax.data.stream.batches import eval_batches, groups
 from fmjax.data.stream.buckets import Bucketed, bucketed
 from fmjax.data.stream.examples import build_examples
@@ -153,7 +154,8 @@ def evaluate_run(
     size, length = data["batch_size"], data["max_length"]
     built: dict[str, Examples] = {}
     for name, one in sources.items():
-        examples = build_examples(task, one, loaded.processors, length, False, tolerance)[1]
+        with stored_in(data.get("store")):
+            examples = build_examples(task, one, loaded.processors, length, False, tolerance)[1]
         built[name] = bucketed(examples, data.get("buckets") or (), length, size)
     size, rows, gather = share(size)
     predict = make_predict(loaded.model, task, loaded.processors)

@@ -92,10 +92,14 @@ def find_scheme(labels: Sequence[str], sentences: Iterable[Sequence[str]]) -> st
     usual = usual_scheme(labels)
     if usual == "IOBES":
         return usual
-    found = [(tags, entities(tags)) for tags in sentences]
-    names = (usual, "IOB1") if usual == "IOB2" else (usual,)
-    right = {name: sum(entities(tags, name) == own for tags, own in found) for name in names}
-    if usual == "IOE2" and right[usual] < len(found) / 2:
+    right = dict.fromkeys((usual, "IOB1") if usual == "IOB2" else (usual,), 0)
+    count = 0
+    for tags in sentences:
+        own = entities(tags)
+        count += 1
+        for name in right:
+            right[name] += entities(tags, name) == own
+    if usual == "IOE2" and right[usual] < count / 2:
         raise UserError(
             "task.mode=strict does not support the scheme IOE1, where E- only separates neighbors; "
             "set task.mode=default, or convert the tags to BIO"

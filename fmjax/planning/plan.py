@@ -16,13 +16,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 import jax
-import numpy as np
 
 from fmjax import models, tasks
 from fmjax.config import describe_config
 from fmjax.contracts import Config, PyTree, Value
 from fmjax.data.kinds import lifecycle
-from fmjax.data.records import Bundle, ConcatenatedSources, Source, Subset
+from fmjax.data.records import Bundle, ConcatenatedSources, Selected, Source
 from fmjax.data.splits import open_sources
 from fmjax.data.stream.batches import batch_shapes
 from fmjax.distributed.compiler import compiler_options
@@ -98,7 +97,7 @@ def first_records(source: Source | Bundle) -> PyTree:
     """Returns the first records of a source, or of each part of a bundle."""
     if isinstance(source, Bundle | ConcatenatedSources):
         return type(source)({part: first_records(one) for part, one in source.parts.items()})
-    return Subset(source, np.arange(min(RECORDS, len(source))), {"first": RECORDS})
+    return Selected(source, range(min(RECORDS, len(source))), {"first": RECORDS})
 
 
 def compile_step(step: Step) -> PyTree:

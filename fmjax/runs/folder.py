@@ -24,7 +24,7 @@ import jax
 from fmjax.config import is_run
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config
-from fmjax.data.storage.fingerprints import data_differences
+from fmjax.data.storage.fingerprints import data_differences, hashes_contents
 from fmjax.errors import UserError
 
 CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = (
@@ -146,6 +146,12 @@ def record_end(workdir: Path, seconds: float, examples: dict[str, int]) -> None:
     *before, last = content["starts"]
     starts = [*before, last | {"seconds": round(seconds, 1)}]
     write_json(workdir / PROVENANCE, content | {"starts": starts, "examples": examples})
+
+
+def needs_contents(workdir: Path) -> bool:
+    """Returns whether a run's data can be compared only if folders are read as a whole, since an
+    earlier version of fmjax stored no other digest."""
+    return hashes_contents(read_provenance(workdir).get("data", {}))
 
 
 def check_same_data(workdir: Path, data: Config) -> None:

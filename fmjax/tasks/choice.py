@@ -7,6 +7,7 @@ over the endings."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -32,11 +33,13 @@ from fmjax.contracts import (
     Where,
 )
 from fmjax.data.sources.open import check_columns
+from fmjax.data.storage.tables import Column, Table, Values
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
 from fmjax.tasks.facts import class_fact, length_fact
+from fmjax.tasks.row_tables import Part, id_columns, id_row, id_values, row_key, row_table
 from fmjax.tasks.token_rows import (
     PADDED,
     SHORTEN,
@@ -149,12 +152,22 @@ class Task(contracts.Task):
             resolved = dataclasses.replace(self, **self.resolve(source))
             return resolved.examples(source, processors, max_length, train)
         tokenizer = tokenizer_of(processors)
-        records = [source[index] for index in range(len(source))]
-        targets = [self.target(record, source.where(index)) for index, record in enumerate(records)]
-        read = [self.read(record, source.where(index)) for index, record in enumerate(records)]
-        return Choices(
-            self.rows(read, tokenizer, max_length, source.where), targets, tokenizer, max_length
-        )
+        columns = {
+            **id_columns(tokenizer, pair=True),
+            "sizes": Column("int32", self.choices),
+            "target": Column("int32"),
+        }
+
+        def make(part: Part) -> Values:
+            records = [(part[index], part.where(index)) for index in range(len(part))]
+            targets = [self.target(*record) for record in records]
+            read = [self.read(*record) for record in records]
+            rows = [joined(own) for own in self.rows(read, tokenizer, max_length, part.where)]
+            sizes = [own for *_, own in rows]
+            return {**id_values([row[:2] for row in rows]), "sizes": sizes, "target": targets}
+
+        key = row_key(self, tokenizer, max_length, ("label_smoothing",))
+        return Choices(row_table(source, columns, key, make), tokenizer, max_length)
 
     def facts(
         self,
@@ -193,9 +206,10 @@ class Task(contracts.Task):
                 f"data.max_length={most} leaves no room for two tokens besides {special}; raise it"
             )
         contexts = tokenizer.encode_batch([context for context, _ in read])
+        every = iter(tokenizer.encode_batch([text for _, texts in read for text in texts]))
         rows = []
         for index, (context, (_, texts)) in enumerate(zip(contexts, read, strict=True)):
-            endings = tokenizer.encode_batch(texts)
+            endings = list(itertools.islice(every, len(texts)))
             longest = context.size + max(ending.size for ending in endings)
             if longest > room and self.overlong == "error":
                 problem = f"{longest + most - room} tokens exceed data.max_length={most}"
@@ -318,6 +332,12 @@ def shortened(context: np.ndarray, ending: np.ndarray, most: int) -> tuple[np.nd
     return context[:left], ending[: most - min(left, context.size)]
 
 
+def joined(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the ids and the token types of rows, one row after the other, and their sizes."""
+    ids, types = (np.concatenate(side) for side in zip(*rows, strict=True))
+    return ids, types, np.array([own.size for own, _ in rows])
+
+
 class Choices(contracts.Examples):
     """Contexts with their endings."""
 
@@ -325,27 +345,32 @@ class Choices(contracts.Examples):
 
     sized = PADDED
 
-    def __init__(
-        self, rows: list[list[Row]], targets: list[np.int32], tokenizer: Tokenizer, max_length: int
-    ):
-        self.rows, self.targets = rows, np.array(targets, np.int32)
-        self.labels = self.targets
-        self.tokenizer, self.max_length = tokenizer, max_length
-        sizes = [[ids.size for ids, _ in own] for own in rows]
-        self.lengths = np.array(
-            [max(own) for own in sizes]
-        )  # length of the longest row, to which shorter ones are padded
-        self.filled = np.array([np.mean(own) for own in sizes])
+    def __init__(self, table: Table, tokenizer: Tokenizer, max_length: int):
+        self.table, self.tokenizer, self.max_length = table, tokenizer, max_length
+        self.targets = self.labels = table.numbers("target")
+        sizes = table.numbers("sizes")
+        # The length of the longest row, to which shorter ones are padded.
+        self.lengths = sizes.max(axis=1)
+        self.filled = sizes.mean(axis=1)
+
+    def __reduce__(self) -> tuple[type[Choices], tuple[Table, Tokenizer, int]]:
+        return Choices, (self.table, self.tokenizer, self.max_length)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.table)
+
+    def rows(self, index: int) -> list[Row]:
+        """Returns the (ids, token types) of each ending of an example."""
+        ends = np.cumsum(self.table.value("sizes", index))[:-1]
+        ids, types = (np.split(side, ends) for side in id_row(self.table, index))
+        return list(zip(ids, types, strict=True))
 
     def ending(self, index: int, number: int) -> str:
         """Returns the readable context and ending of an example."""
-        return details.shortened(readable(self.rows[index][number][0], self.tokenizer))
+        return details.shortened(readable(self.rows(index)[number][0], self.tokenizer))
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `token_type_ids`, `attention_mask` [N,L] and `labels`."""
-        return pad_rows(self.rows[index], self.tokenizer.pad_id, self.max_length) | {
+        return pad_rows(self.rows(index), self.tokenizer.pad_id, self.max_length) | {
             "labels": self.targets[index]
         }

@@ -39,6 +39,7 @@ from fmjax.tasks.row_tables import (
     id_row,
     id_values,
     remembered,
+    row_key,
     row_table,
     settings,
 )
@@ -154,7 +155,7 @@ class Task(LabelTask):
             )
             return {**id_values(rows), "target": targets}
 
-        key = settings(self, NOT_OF_ROWS) | {"most": max_length, "tokenizer": tokenizer.sha256}
+        key = row_key(self, tokenizer, max_length, NOT_OF_ROWS)
         table = row_table(source, columns, key, make)
         if not len(table):
             raise UserError(all_blank(source))

@@ -36,7 +36,11 @@ def counted(labels: Sequence[str], counts: np.ndarray, total: int) -> str:
 def class_fact(labels: Sequence[str], classes: np.ndarray, name: str = "labels") -> Fact:
     """Returns the counts of the classes [N] of examples, and the accuracy of always predicting the
     most frequent one."""
-    counts = np.bincount(classes, minlength=len(labels))
+    return count_fact(labels, np.bincount(classes, minlength=len(labels)), name)
+
+
+def count_fact(labels: Sequence[str], counts: np.ndarray, name: str = "labels") -> Fact:
+    """Returns the same for the counts [labels]."""
     top, total = int(counts.argmax()), int(counts.sum())
     baseline = counts[top] / max(total, 1)
     values = {

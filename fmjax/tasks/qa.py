@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -32,14 +33,27 @@ from fmjax.contracts import (
     Where,
 )
 from fmjax.data.sources.open import check_columns
+from fmjax.data.storage.tables import Values
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range
 from fmjax.metrics import answers as answer_metrics
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
-from fmjax.tasks.question_windows import SIZED, Context, Question, Windows, to_rows
+from fmjax.tasks.question_windows import (
+    SIZED,
+    Context,
+    Question,
+    StoredWindows,
+    Windows,
+    columns,
+    to_rows,
+    values_of,
+)
+from fmjax.tasks.row_tables import Part, remembered, row_key, row_table, settings
 from fmjax.tasks.token_rows import pad_rows, tokenizer_of
 
+# Settings on which the rows do not depend.
+NOT_OF_ROWS = ("max_answer", "unanswerable", "null_threshold", "n_best")
 NO_ANSWER = "(no answer)"  # in a report
 NEVER = -1e9  # the score of what cannot be an answer: finite, for sums of two
 
@@ -90,11 +104,20 @@ class Task(contracts.Task):
     def resolve(self, source: Source) -> Config:
         """Returns whether questions of the training data have no answer."""
         check_columns(source, self.columns)
-        none = any(
-            not self.read_answers(source[index], source.where(index))[0]
-            for index in range(len(source))
-        )
-        return {"unanswerable": True} if none else {}
+
+        def find() -> Config:
+            none = any(not self.answers_of(source, index) for index in range(len(source)))
+            return {"unanswerable": True} if none else {}
+
+        return remembered(source, settings(self), find)
+
+    def answers_of(self, source: Source, index: int) -> tuple[str, ...]:
+        """Returns the texts of a record's answers."""
+        return tuple(self.read_answers(source[index], source.where(index))[0])
+
+    def context_of(self, source: Source, index: int) -> str:
+        """Returns a record's context."""
+        return str(source[index][self.context])
 
     def read_answers(self, record: Mapping[str, Value], where: str) -> tuple[list[str], list[int]]:
         """Returns the texts of a record's answers, and where each starts in the context, in
@@ -134,19 +157,36 @@ class Task(contracts.Task):
         """
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
-        records = [source[index] for index in range(len(source))]
-        contexts, questions = self.read(records, tokenizer, source.where)
-        answered = []
-        for index, (question, record) in enumerate(zip(questions, records, strict=True)):
-            texts, starts = self.read_answers(record, source.where(index))
-            found = contexts[question.context]
-            span = found.tokens(starts[0], starts[0] + len(texts[0])) if texts else None
-            if texts and span is None:
-                problem = f"the answer {texts[0]!r:.60} has no token; correct the record"
-                raise RecordError(source.where(index), problem, index)
-            answered.append(question._replace(answers=tuple(texts), span=span))
-        rows = to_rows(contexts, answered, tokenizer, max_length, source.where, self.stride)
-        return Windows(contexts, answered, rows, tokenizer, max_length)
+
+        def make(part: Part) -> Values:
+            records = [part[index] for index in range(len(part))]
+            contexts, questions = self.read(records, tokenizer, part.where)
+            answered = [
+                question._replace(span=self.span(part, index, contexts[question.context]))
+                for index, question in enumerate(questions)
+            ]
+            # Raises for what does not fit.
+            to_rows(contexts, answered, tokenizer, max_length, part.where, self.stride)
+            return values_of(contexts, answered, part.begin)
+
+        key = row_key(self, tokenizer, max_length, NOT_OF_ROWS)
+        return StoredWindows(
+            row_table(source, columns(tokenizer), key, make),
+            tokenizer,
+            max_length,
+            self.stride,
+            partial(self.context_of, source),
+            partial(self.answers_of, source),
+        )
+
+    def span(self, source: Source, index: int, context: Context) -> tuple[int, int] | None:
+        """Returns the first and last token of a record's first answer; None if it has none."""
+        texts, starts = self.read_answers(source[index], source.where(index))
+        span = context.tokens(starts[0], starts[0] + len(texts[0])) if texts else None
+        if texts and span is None:
+            problem = f"the answer {texts[0]!r:.60} has no token; correct the record"
+            raise RecordError(source.where(index), problem, index)
+        return span
 
     def read(
         self, records: Sequence[Mapping[str, Value]], tokenizer: Tokenizer, where: Where
@@ -163,13 +203,13 @@ class Task(contracts.Task):
             if record[self.context] not in contexts:
                 contexts[record[self.context]] = len(encoded)
                 text = record[self.context]
-                encoded.append(Context(text, *tokenizer.encode_with_offsets(text)))
+                encoded.append(Context(*tokenizer.encode_with_offsets(text), partial(str, text)))
                 if not encoded[-1].ids.size:
                     problem = f'column "{self.context}" has no token; correct the record'
                     raise RecordError(where(index), problem, index)
         asked = tokenizer.encode_batch([record[self.question] for record in records])
         questions = [
-            Question(ids[: self.max_question], contexts[record[self.context]], (), None)
+            Question(ids[: self.max_question], contexts[record[self.context]])
             for ids, record in zip(asked, records, strict=True)
         ]
         return encoded, questions
@@ -220,9 +260,9 @@ class Task(contracts.Task):
         """Returns the mean loss of a row, and the official exact match and F1 over questions, 0 to
         100.
         """
-        assert isinstance(examples, Windows)
+        assert isinstance(examples, StoredWindows)
         (lost,) = class_metrics.real_rows(valid, arrays["losses"])
-        references = [question.answers for question in examples.questions]
+        references = examples.references()
         given = self.given_answers(arrays, valid, examples)
         return class_metrics.defined(
             {"loss": lost.mean()} | answer_metrics.answers(given, references)
@@ -239,17 +279,18 @@ class Task(contracts.Task):
         """Returns the questions with the lowest F1, of equal ones with the largest loss: the mean
         over their windows.
         """
-        assert isinstance(examples, Windows)
+        assert isinstance(examples, StoredWindows)
         given, questions = self.given_answers(arrays, valid, examples), examples.questions
-        references = answer_metrics.counted([question.answers for question in questions])
+        answers = examples.references()
+        references = answer_metrics.counted(answers)
         scores = 100 * answer_metrics.each(given, references)[:, 1]
         real = np.flatnonzero(valid)
-        owners = np.array([examples.rows[number].question for number in real])
+        owners = np.array([examples.rows[number].question for number in real.tolist()])
         windows = np.bincount(owners, minlength=len(questions))
         sums = np.bincount(owners, arrays["losses"][real], minlength=len(questions))
 
         def row(index: int) -> Record:
-            expected = " / ".join(dict.fromkeys(questions[index].answers))
+            expected = " / ".join(dict.fromkeys(answers[index]))
             return {
                 "example": index + 1,
                 "question": details.shortened(examples.tokenizer.decode(questions[index].ids)),
@@ -285,7 +326,13 @@ class Task(contracts.Task):
         read = Windows(contexts, questions, rows, tokenizer, 0)
         batch = pad_rows([read.assembled(row) for row in rows], tokenizer.pad_id)
         mask = np.stack([read.context_mask(row, batch["input_ids"].shape[1]) for row in rows])
-        return {**batch, "context_mask": mask, "_windows": read}
+        return {
+            **batch,
+            "context_mask": mask,
+            "_windows": read,
+            "_rows": rows,
+            "_questions": questions,
+        }
 
     def describe(
         self, outputs: HostBatch, batch: Mapping[str, Value], processors: Processors
@@ -299,19 +346,19 @@ class Task(contracts.Task):
         mask = np.pad(mask, ((0, 0), (0, logits.shape[1] - mask.shape[1])))
         best = self.best(jnp.asarray(logits), jnp.asarray(mask), self.n_best)
         scores, first, last = map(np.asarray, best)
-        spans: list[dict[tuple[int, int], float]] = [{} for _ in read.questions]
+        spans: list[dict[tuple[int, int], float]] = [{} for _ in batch["_questions"]]
         null = np.full(len(spans), np.inf)
-        for row, values, *tokens in zip(read.rows, scores, first, last, strict=True):
+        for row, values, *tokens in zip(batch["_rows"], scores, first, last, strict=True):
             own = spans[row.question]
             for score, *place in zip(values.tolist(), *tokens, strict=True):
                 if score > NEVER / 2:
                     span = read.characters(row, *map(int, place))
                     own[span] = max(own.get(span, -np.inf), score)
-        for row, value in zip(read.rows, logits[:, 0].sum(axis=-1), strict=True):
+        for row, value in zip(batch["_rows"], logits[:, 0].sum(axis=-1), strict=True):
             null[row.question] = min(null[row.question], value)
         return [
             self.answer(read.contexts[question.context].text, own, float(none))
-            for question, own, none in zip(read.questions, spans, null, strict=True)
+            for question, own, none in zip(batch["_questions"], spans, null, strict=True)
         ]
 
     def answer(

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from fmjax import contracts
-from fmjax.contracts import Example, HostBatch, Where
+from fmjax.contracts import Example, HostBatch, Value, Where
 from fmjax.data.characters import is_mark
+from fmjax.data.storage.tables import RAGGED, Column, Columns, Table, Values, ids
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError
 from fmjax.tasks import token_rows
-from fmjax.tasks.token_rows import PADDED, pad_rows, windows
+from fmjax.tasks.token_rows import PADDED, pad_rows, window_sizes, windows
 
 SIZED = (*PADDED, "context_mask")
 
 
-class Context(NamedTuple):
-    """A text, its tokens `ids [N]`, and where each begins and ends in it, in characters [N,2]."""
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """A text's tokens `ids [N]`, and where each begins and ends in it, in characters [N,2]; `read`
+    returns the text."""
 
-    text: str
     ids: np.ndarray
     offsets: np.ndarray
+    read: Callable[[], str]
+
+    @property
+    def text(self) -> str:
+        return self.read()
 
     def tokens(self, begin: int, end: int) -> tuple[int, int] | None:
         """Returns the first and the last token of the characters from `begin` to before `end`; None
@@ -39,26 +48,22 @@ class Context(NamedTuple):
         Combining marks that a tokenizer drops, as a lower-cased WordPiece does, belong to the token
         before them.
         """
+        text = self.text
         begin, end = int(self.offsets[first, 0]), int(self.offsets[last, 1])
-        following = (
-            int(self.offsets[last + 1, 0]) if last + 1 < len(self.offsets) else len(self.text)
-        )
-        while end < following and is_mark(self.text[end]):
+        following = int(self.offsets[last + 1, 0]) if last + 1 < len(self.offsets) else len(text)
+        while end < following and is_mark(text[end]):
             end += 1
-        inside = self.text[begin:end]
+        inside = text[begin:end]
         begin += len(inside) - len(inside.lstrip())
         return begin, max(begin, end - (len(inside) - len(inside.rstrip())))
 
 
 class Question(NamedTuple):
-    """A question's tokens, its context's number, the texts of its answers, and the span of the
-    first of them, if any.
-    """
+    """A question's tokens, its context's number, and the span of its first answer, if any."""
 
     ids: np.ndarray
     context: int
-    answers: tuple[str, ...]
-    span: tuple[int, int] | None  # first and last token
+    span: tuple[int, int] | None = None  # first and last token
 
 
 class Row(NamedTuple):
@@ -98,6 +103,17 @@ def to_rows(
     return rows
 
 
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Indexed(Protocol[T_co]):
+    """A list, or what is read from a table as if it were one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> T_co: ...
+
+
 class Windows(contracts.Examples):
     """Questions with windows of their contexts."""
 
@@ -105,9 +121,9 @@ class Windows(contracts.Examples):
 
     def __init__(
         self,
-        contexts: list[Context],
-        questions: list[Question],
-        rows: list[Row],
+        contexts: Indexed[Context],
+        questions: Indexed[Question],
+        rows: Indexed[Row],
         tokenizer: Tokenizer,
         max_length: int,
     ):
@@ -115,10 +131,6 @@ class Windows(contracts.Examples):
         self.tokenizer, self.max_length = tokenizer, max_length
         marked = tokenizer.assemble(np.zeros(0, np.int32), np.array([-1], np.int32))[0]
         self.before = int(np.flatnonzero(marked == -1)[0])  # special tokens before the context
-        special = tokenizer.special_count(pair=True)
-        self.lengths = np.array(
-            [questions[row.question].ids.size + row.end - row.begin + special for row in rows]
-        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -172,7 +184,7 @@ class Windows(contracts.Examples):
         """
         found = [("", (0, 0), -np.inf, np.inf)] * len(self.questions)
         for number in np.flatnonzero(valid):
-            row = self.rows[number]
+            row = self.rows[int(number)]
             text, span, best, null = found[row.question]
             if (score := float(arrays["scores"][number, 0])) > best:
                 span = self.characters(
@@ -184,3 +196,123 @@ class Windows(contracts.Examples):
                 )
             found[row.question] = (text, span, best, min(null, float(arrays["null"][number])))
         return found
+
+
+COLUMNS = {
+    "span": Column("int32", 2),  # the first and last token of the answer, -1 if there is none
+    "size": Column("int32"),  # of the context, in tokens
+    "owner": Column("int64"),  # the row that holds the context, which following questions share
+    "offsets": Column("uint32", RAGGED),
+}
+
+
+def columns(tokenizer: Tokenizer) -> Columns:
+    """Returns the columns of a table of questions."""
+    side = ids(tokenizer.vocab_size)
+    return {**COLUMNS, "question": side, "context": side}
+
+
+def values_of(contexts: Sequence[Context], questions: Sequence[Question], begin: int) -> Values:
+    """Returns the rows of a table of questions, the first of which has the number `begin`."""
+    first: dict[int, int] = {}
+    owners = [first.setdefault(one.context, number) for number, one in enumerate(questions)]
+    read = [contexts[one.context] for one in questions]
+    held = [
+        own if owner == number else None
+        for number, (own, owner) in enumerate(zip(read, owners, strict=True))
+    ]
+    none = np.zeros(0, np.int32)
+    return {
+        "question": [one.ids for one in questions],
+        "context": [none if own is None else own.ids for own in held],
+        "offsets": [none if own is None else own.offsets.reshape(-1) for own in held],
+        "size": np.array([own.ids.size for own in read]),
+        "owner": begin + np.array(owners),
+        "span": np.array([one.span or (-1, -1) for one in questions]),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredContexts:
+    """The contexts of a table, by the rows that hold them; `text` reads that of a record."""
+
+    table: Table
+    text: Callable[[int], str]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Context:
+        own, offsets = (self.table.value(name, index) for name in ("context", "offsets"))
+        return Context(own, offsets.reshape(-1, 2).astype(np.int32), partial(self.text, index))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredQuestions:
+    """The questions of a table."""
+
+    table: Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Question:
+        first, last = self.table.value("span", index).tolist()
+        owner = int(self.table.value("owner", index))
+        return Question(
+            self.table.value("question", index), owner, None if first < 0 else (first, last)
+        )
+
+
+class StoredRows:
+    """The rows in which the questions of a table are read: as `to_rows`, by arithmetic."""
+
+    def __init__(self, table: Table, room: int, stride: int):
+        """`room` is that of a question and its context."""
+        self.rooms, self.sizes = room - table.sizes("question"), table.numbers("size")
+        self.stride = stride
+        counts, filled = window_sizes(self.sizes, self.rooms, stride)
+        self.ends = np.cumsum(counts)  # the number of rows up to the end of each question
+        self.lengths = filled + np.repeat(room - self.rooms, counts)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        question = int(np.searchsorted(self.ends, index, side="right"))
+        room = int(self.rooms[question])
+        number = index - (int(self.ends[question - 1]) if question else 0)
+        begin = number * (self.stride or max(room // 2, 1))
+        return Row(question, begin, min(begin + room, int(self.sizes[question])))
+
+
+class StoredWindows(Windows):
+    """The windows of a table of questions. `text` and `answers` read the context and the answers of
+    a record."""
+
+    def __init__(
+        self,
+        table: Table,
+        tokenizer: Tokenizer,
+        max_length: int,
+        stride: int,
+        text: Callable[[int], str],
+        answers: Callable[[int], tuple[str, ...]],
+    ):
+        special = tokenizer.special_count(pair=True)
+        rows = StoredRows(table, max_length - special, stride)
+        super().__init__(
+            StoredContexts(table, text), StoredQuestions(table), rows, tokenizer, max_length
+        )
+        self.lengths = rows.lengths + special
+        self._given = (table, tokenizer, max_length, stride, text, answers)
+
+    def __reduce__(self) -> tuple[type[StoredWindows], tuple[Value, ...]]:
+        return StoredWindows, self._given
+
+    def references(self) -> list[tuple[str, ...]]:
+        """Returns the texts of the answers to each question."""
+        *_, answers = self._given
+        return [answers(index) for index in range(len(self.questions))]

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fmjax.contracts import Config, Record, Source, Value
-from fmjax.data.records import ConcatenatedSources, RecordSource, Subset
+from fmjax.data.records import ConcatenatedSources, RecordSource, Selected
 from fmjax.data.storage import cache
 from fmjax.data.storage.tables import RAGGED, Column, Columns, Table, Values, ids, write
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -147,12 +147,19 @@ def remembered(source: Source, key: Mapping[str, Value], find: Callable[[], Conf
 
 
 def settings(task: Any, ignored: tuple[str, ...] = ()) -> dict[str, Value]:
-    """Returns a task's name and settings as JSON values, without those that rows do not depend
-    on."""
+    """Returns a task's name and settings as JSON values, without the ignored ones."""
     values = dataclasses.asdict(task)
     return {"task": type(task).__module__} | {
         name: value for name, value in values.items() if name not in ignored
     }
+
+
+def row_key(
+    task: Any, tokenizer: Tokenizer, most: int, ignored: tuple[str, ...] = ()
+) -> dict[str, Value]:
+    """Returns the key of rows of at most `most` tokens, on which the ignored settings have no
+    effect."""
+    return settings(task, ignored) | {"most": most, "tokenizer": tokenizer.sha256}
 
 
 def id_columns(tokenizer: Tokenizer, pair: bool = False) -> Columns:
@@ -184,7 +191,7 @@ def name_of(source: Source, key: Mapping[str, Value]) -> str:
 def identity(source: Source) -> Value | None:
     """Returns JSON values that determine the records of a source; None if its fingerprint has no
     digest."""
-    if isinstance(source, Subset):
+    if isinstance(source, Selected):
         indices = np.ascontiguousarray(source.indices, np.int64)
         own = identity(source.source)
         return None if own is None else [own, hashlib.sha256(indices.tobytes()).hexdigest()]

@@ -41,7 +41,7 @@ from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
 from fmjax.metrics import texts as text_metrics
 from fmjax.tasks.facts import length_fact
-from fmjax.tasks.row_tables import Part, row_table, settings
+from fmjax.tasks.row_tables import Part, row_key, row_table
 from fmjax.tasks.token_rows import (
     BOTH_SIDES,
     TokenTask,
@@ -164,7 +164,7 @@ class Task(TokenTask):
                 ),
             }
 
-        key = settings(self, NOT_OF_ROWS) | {"most": max_length, "tokenizer": tokenizer.sha256}
+        key = row_key(self, tokenizer, max_length, NOT_OF_ROWS)
         table = row_table(source, {"source": side, "target": side}, key, make)
         target = Column(source, self.target)
         pairs = Pairs(table, target, tokenizer, (max_length, self.target_length))

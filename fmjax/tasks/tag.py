@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -39,15 +40,17 @@ from fmjax.contracts import (
 from fmjax.data.characters import split_fields
 from fmjax.data.kinds.label import known_name
 from fmjax.data.sources.open import check_columns
+from fmjax.data.storage.tables import RAGGED, Column, Values, ids
 from fmjax.distributed.hosts import say
-from fmjax.errors import RecordError, UserError, in_range, nearest, one_of
+from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
 from fmjax.metrics import entities as entity_metrics
 from fmjax.metrics.entities import OUTSIDE
-from fmjax.tasks.facts import class_fact, length_fact
-from fmjax.tasks.imbalance import Balance
-from fmjax.tasks.tagged_texts import Sentence, TaggedTexts, places, to_rows
+from fmjax.tasks.facts import count_fact, length_fact
+from fmjax.tasks.imbalance import LOSS, Balance
+from fmjax.tasks.row_tables import Part, remembered, row_key, row_table, settings
+from fmjax.tasks.tagged_texts import Fit, Sentence, TaggedTexts, places, tag_numbers
 from fmjax.tasks.token_rows import PADDED, pad_rows, tokenizer_of
 from fmjax.tasks.words import SPLITS, check_split, join, word_spans
 
@@ -143,14 +146,20 @@ class Task(Balance, contracts.Task):
             say(f"warning: {note}")
         if self.labels and not self.weighs and (self.mode != "strict" or self.scheme):
             return {}
-        sentences = [
-            self.read(source[index], source.where(index))[1] for index in range(len(source))
-        ]
-        counts = Counter(itertools.chain.from_iterable(sentences))
+        return remembered(source, settings(self), partial(self.find, source))
+
+    def find(self, source: Source) -> Config:
+        """Returns the settings that `resolve` finds in the tags of all records."""
+
+        def sentences() -> Iterator[list[str]]:
+            for index in range(len(source)):
+                yield self.read(source[index], source.where(index))[1]
+
+        counts = Counter(itertools.chain.from_iterable(sentences()))
         labels = self.labels or tuple(sorted(counts, key=lambda label: (label != OUTSIDE, label)))
         found: Config = {} if self.labels else {"labels": labels}
         if self.mode == "strict" and not self.scheme and entity_metrics.mark_entities(labels):
-            scheme = entity_metrics.find_scheme(labels, sentences)
+            scheme = entity_metrics.find_scheme(labels, sentences())
             found |= {"scheme": scheme} if scheme != entity_metrics.usual_scheme(labels) else {}
         if self.weighs:
             found |= self.find_weights(labels, np.array([counts[label] for label in labels]))
@@ -195,27 +204,29 @@ class Task(Balance, contracts.Task):
         """
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
-        read = [self.read(source[index], source.where(index)) for index in range(len(source))]
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        targets = []
-        for index, (_, tags) in enumerate(read):
-            for tag in tags:
-                if tag not in numbers:
-                    raise RecordError(
-                        source.where(index),
-                        f'tag "{tag}" is not one of '
-                        f"{', '.join(self.labels[:20])}{nearest(tag, self.labels)}; correct the "
-                        "record, or list all tags in task.labels",
-                        index,
-                    )
-            targets.append(np.array([numbers[tag] for tag in tags], np.int32))
-        encoded = tokenizer.encode_words([words for words, _ in read])
-        sentences = [Sentence(*pair, tags) for pair, tags in zip(encoded, targets, strict=True)]
-        rows = to_rows(sentences, tokenizer, max_length, source.where, self.overlong, self.stride)
+        fits = Fit(tokenizer, max_length, self.overlong, self.stride)
+
+        def make(part: Part) -> Values:
+            read = [self.read(part[index], part.where(index)) for index in range(len(part))]
+            targets = tag_numbers([tags for _, tags in read], self.labels, part.where)
+            encoded = tokenizer.encode_words([words for words, _ in read])
+            for index, (own, _) in enumerate(encoded):
+                fits.spans(own.size, part.where, index)
+            words = {
+                "ids": [own for own, _ in encoded],
+                "begins": [begins for _, begins in encoded],
+            }
+            return {**words, "tags": targets}
+
+        columns = {
+            "ids": ids(tokenizer.vocab_size),
+            "begins": Column("uint32", RAGGED),
+            "tags": Column("uint16", RAGGED),
+        }
+        ignored = (*LOSS, "pieces", "mode", "scheme", "split", "token_dropout")
+        table = row_table(source, columns, row_key(self, tokenizer, max_length, ignored), make)
         dropout = self.token_dropout if train else 0.0
-        return TaggedTexts(
-            self.labels, self.pieces, sentences, rows, tokenizer, max_length, dropout
-        )
+        return TaggedTexts(self.labels, self.pieces, table, fits, dropout)
 
     def facts(
         self,
@@ -225,12 +236,11 @@ class Task(Balance, contracts.Task):
         max_length: int,
     ) -> list[Fact]:
         """Returns the tags with their counts, and how many texts have more tokens than a row."""
-        tagged = [one for one in examples if isinstance(one, TaggedTexts)]
-        sentences = [sentence for one in tagged for sentence in one.sentences]
+        tables = [one.table for one in examples if isinstance(one, TaggedTexts)]
         special = tokenizer_of(processors).special_count()
-        lengths = np.array([sentence.ids.size for sentence in sentences]) + special
-        tags = np.concatenate([sentence.tags for sentence in sentences])
-        return [class_fact(self.labels, tags, "tags"), length_fact(lengths, max_length)]
+        lengths = np.concatenate([table.sizes("ids") for table in tables]) + special
+        counts = np.sum([table.counts("tags", len(self.labels)) for table in tables], axis=0)
+        return [count_fact(self.labels, counts, "tags"), length_fact(lengths, max_length)]
 
     def weights(self, batch: Batch) -> Arrays:
         """Returns the number of tokens that have a tag, or the sum of their class weights."""
@@ -338,7 +348,12 @@ class Task(Balance, contracts.Task):
         sentences = [
             Sentence(*pair, np.zeros(0, np.int32)) for pair in tokenizer.encode_words(words)
         ]
-        rows = to_rows(sentences, tokenizer, max_length, where, self.overlong, self.stride)
+        fits = Fit(tokenizer, max_length, self.overlong, self.stride)
+        rows = [
+            row
+            for index, sentence in enumerate(sentences)
+            for row in fits.rows(index, sentence, where)
+        ]
         batch = pad_rows(
             [tokenizer.assemble(sentences[row.sentence].ids[row.begin : row.end]) for row in rows],
             tokenizer.pad_id,
@@ -356,7 +371,9 @@ class Task(Balance, contracts.Task):
         described = []
         sure = [np.zeros((len(spans), len(self.labels))) for spans in batch["_spans"]]
         for scores, row in zip(probabilities, batch["_rows"], strict=True):
-            sure[row.sentence][row.words] = scores[places(row, batch["_sentences"], tokenizer)]
+            sure[row.sentence][row.words] = scores[
+                places(row, batch["_sentences"][row.sentence], tokenizer)
+            ]
         for text, spans, scores in zip(batch["_texts"], batch["_spans"], sure, strict=True):
             count = int(scores.any(axis=1).sum())  # of the words that were not cut off
             found = []

@@ -15,7 +15,7 @@ import numpy as np
 from fmjax import models, pytree
 from fmjax.contracts import Config, Examples, Fact, Processors, Source, Value
 from fmjax.data.kinds import text
-from fmjax.data.records import Bundle, Subset
+from fmjax.data.records import Bundle, Selected
 from fmjax.data.stream.balance import Resampled
 from fmjax.data.stream.buckets import AUTO, Bucketed, bucketed
 from fmjax.data.stream.examples import PARTS
@@ -130,7 +130,7 @@ def sample_of(source: Source, columns: Sequence[str]) -> Source:
         except RecordError:
             continue
         kept.append(index)
-    return Subset(source, np.array(kept if columns else drawn, np.int64), {})
+    return Selected(source, np.array(kept if columns else drawn, np.int64), {})
 
 
 def strings(record: Mapping[str, Value], columns: Sequence[str]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from fmjax.data.kinds import lifecycle
 from fmjax.data.kinds.choose import choose_processors
 from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
+from fmjax.data.storage.token_store import stored_in
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.examples import check_positions, make_examples, notes_of
 from fmjax.data.stream.tolerance import Tolerance
@@ -84,8 +85,9 @@ def open_data(
     that cannot be read, or that have changed since the run began."""
     task = tasks.make(config["task"])
     tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
+    whole = {"verify": True} if resumed and run_folder.needs_contents(workdir) else {}
     with tolerance.active():
-        sources = open_sources(config["data"], task.splits)
+        sources = open_sources(config["data"] | whole, task.splits)
     facts = {split: source.fingerprint() for split, source in sources.items()}
     checkpoints = CheckpointReader(workdir / run_folder.CHECKPOINTS)
     origin = config.get("init", {}).get("weights")
@@ -114,7 +116,8 @@ def build(data: Data, resumed: bool, layout: Layout) -> Built:
     check_positions(config)
     check_state(config, model, layout)
     sources = dict(data.sources)  # without bad records, once examples are made
-    examples = make_examples(task, sources, data.processors, config, data.tolerance)
+    with stored_in(config["data"].get("store")):
+        examples = make_examples(task, sources, data.processors, config, data.tolerance)
     best.check_evaluated(config, examples)
     train = examples["train"]
     if isinstance(train, Bucketed):

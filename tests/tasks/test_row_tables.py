@@ -11,13 +11,13 @@ import pytest
 from support.processors import using
 from support.sources import MemoryRecords
 
-from fmjax.data.records import ConcatenatedSources, Subset, hold_out
+from fmjax.data.records import ConcatenatedSources, Selected, hold_out
 from fmjax.data.sources.open import open_source
 from fmjax.data.stream.packing import pack_matched
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.errors import RecordError, UserError
-from fmjax.tasks import classify, row_tables, seq2seq
+from fmjax.tasks import choice, classify, qa, row_tables, seq2seq, tag
 from fmjax.tasks.token_rows import packed_pairs, pair
 
 LENGTH = 12
@@ -41,9 +41,17 @@ def files(tmp_path, monkeypatch) -> Path:
 
 def records(count: int = 15) -> list[dict]:
     rng = np.random.default_rng(0)
+    texts = [rng.choice(WORDS, rng.integers(1, 6)).tolist() for _ in range(count)]
     return [
-        {"text": " ".join(rng.choice(WORDS, rng.integers(1, 6))), "other": str(rng.choice(WORDS)), "label": "ab"[number % 2]}
-        for number in range(count)
+        {
+            "text": " ".join(words),
+            "other": str(rng.choice(WORDS)),
+            "label": "ab"[number % 2],
+            "endings": rng.choice(WORDS, 3).tolist(),
+            "answers": {"text": [words[-1]], "answer_start": [len(" ".join(words)) - len(words[-1])]},
+            "tags": ["ab"[len(word) % 2] for word in words],
+        }
+        for number, words in enumerate(texts)
     ]
 
 
@@ -115,8 +123,8 @@ def test_a_table_belongs_to_its_records_and_settings(tmp_path, tokenizer, files)
     assert tables() == 5
     rest, held = hold_out(opened(tmp_path, rows), 0.4)
     assert tables(rest) == 6 and tables(held) == 7
-    assert tables(Subset(opened(tmp_path, rows), np.arange(5), {})) == 8
-    assert tables(Subset(opened(tmp_path, rows), np.arange(1, 6), {})) == 9
+    assert tables(Selected(opened(tmp_path, rows), np.arange(5), {})) == 8
+    assert tables(Selected(opened(tmp_path, rows), np.arange(1, 6), {})) == 9
     assert tables(ConcatenatedSources({"one": rest, "two": held})) == 10
     # Records in memory do not say what they contain.
     assert tables(MemoryRecords(rows)) == 10
@@ -167,7 +175,7 @@ def test_bad_records_of_later_chunks_are_named_and_may_be_skipped(tmp_path, toke
     kept, examples = tolerance.apply(source, lambda own: task.examples(own, using(tokenizer), LENGTH, train=True), 5)
     places = [message.partition(":")[0] for message in tolerance.found]
     assert sorted(places) == ["a.jsonl line 10", "a.jsonl line 14", "a.jsonl line 7"]
-    good = Subset(source, np.array([0, 1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 14]), {})
+    good = Selected(source, np.array([0, 1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 14]), {})
     assert len(kept) == len(examples) == 12 and same(examples, task.examples(good, using(tokenizer), LENGTH, train=True))
 
 
@@ -195,3 +203,31 @@ def test_text_to_text_reads_the_rows_that_were_in_memory(tmp_path, tokenizer, mo
     mute(monkeypatch)
     assert same(expected, task.examples(source, using(tokenizer), LENGTH, train=True))
     assert same(expected, pickle.loads(pickle.dumps(examples)))
+
+
+@pytest.mark.parametrize(
+    ("task", "length"),
+    [
+        (choice.Task(context="text", start="other", label="number", choices=3), LENGTH),
+        (qa.Task(context="text", question="other"), LENGTH),
+        (qa.Task(context="text", question="other", stride=1), 6),
+        (tag.Task(tokens="text", labels=("a", "b")), LENGTH),
+        (tag.Task(tokens="text", labels=("a", "b"), pieces="all", overlong="truncate"), 5),
+        (tag.Task(tokens="text", labels=("a", "b"), overlong="split", stride=2), 5),
+    ],
+)
+def test_chunks_do_not_matter(tmp_path, tokenizer, monkeypatch, files, task, length):
+    rows = [row | {"number": number % 3} for number, row in enumerate(records())]
+    rows[6]["text"], rows[6]["answers"], rows[6]["tags"] = (rows[5][name] for name in ("text", "answers", "tags"))
+    source = opened(tmp_path, rows)
+    examples = task.examples(source, using(tokenizer), length, train=True)
+    assert len(list(files.glob("rows/*"))) == 1
+    masks = np.stack([np.atleast_2d(examples[at]["attention_mask"]) for at in range(len(examples))])
+    assert np.array_equal(examples.lengths, masks.sum(axis=2).max(axis=1))
+    with monkeypatch.context() as together:
+        together.setattr(row_tables, "CHUNK", 100)
+        whole = task.examples(MemoryRecords(rows), using(tokenizer), length, train=True)
+    assert same(whole, examples) and np.array_equal(whole.lengths, examples.lengths)
+    mute(monkeypatch)
+    assert same(whole, task.examples(source, using(tokenizer), length, train=True))
+    assert same(whole, pickle.loads(pickle.dumps(examples)))

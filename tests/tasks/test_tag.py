@@ -26,7 +26,7 @@ from fmjax.metrics import classes as class_metrics
 from fmjax.models import bert
 from fmjax.tasks import make
 from fmjax.tasks.tag import Task
-from fmjax.tasks.tagged_texts import TaggedTexts
+from fmjax.tasks.tagged_texts import Row, TaggedTexts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -91,6 +91,10 @@ def test_words_that_vanish_are_read_as_unknown(tokenizer):
     assert begins.tolist() == [0, 1, 2, 3] and ids.tolist()[1:3] == [tokenizer.unk_id] * 2
 
 
+def rows_of(examples: TaggedTexts) -> list[Row]:
+    return [examples.row(number)[0] for number in range(len(examples))]
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=25), min_size=1, max_size=4),
@@ -103,7 +107,7 @@ def test_every_word_is_read_once(tokenizer, sentences, length, stride):
     examples = task.examples(source, using(tokenizer), length, train=True)
     read: list[list[int]] = [[] for _ in sentences]
     tags = np.zeros((len(examples), length), np.int32)
-    for index, row in enumerate(examples.rows):
+    for index, row in enumerate(rows_of(examples)):
         read[row.sentence] += row.words.tolist()
         example = examples[index]
         assert example["attention_mask"].sum() == row.end - row.begin + 2 <= length
@@ -117,8 +121,8 @@ def test_every_word_is_read_once(tokenizer, sentences, length, stride):
 def test_windows_give_each_word_its_wider_context(tokenizer):
     source = tagged(*[" ".join(f"{'ann' if i % 2 else 'is'}/O" for i in range(12))])
     examples = Task(labels=LABELS, overlong="split", stride=4).examples(source, using(tokenizer), 10, train=False)
-    assert [(row.begin, row.end) for row in examples.rows] == [(0, 8), (4, 12)]
-    assert [row.words.tolist() for row in examples.rows] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert [(row.begin, row.end) for row in rows_of(examples)] == [(0, 8), (4, 12)]
+    assert [row.words.tolist() for row in rows_of(examples)] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
     with pytest.raises(UserError, match=r"task\.stride=9: windows of 8 tokens .* every 1 to 8"):
         Task(labels=LABELS, overlong="split", stride=9).examples(source, using(tokenizer), 10, train=False)
 
@@ -288,7 +292,7 @@ def test_unknown_tags_and_settings_are_refused(tokenizer):
 def test_numbers_stand_for_given_labels_and_strings_for_words(tokenizer):
     source = Records([{"tokens": "ann is", "tags": [2, 0]}, {"tokens": "paris", "tags": "B-LOC"}])
     examples = Task(labels=LABELS).examples(source, using(tokenizer), 5, train=False)
-    assert [sentence.tags.tolist() for sentence in examples.sentences] == [[2, 0], [1]]
+    assert [examples.sentence(number).tags.tolist() for number in range(2)] == [[2, 0], [1]]
 
 
 def logits_for(task: Task, batch: dict, *tags: str) -> np.ndarray:

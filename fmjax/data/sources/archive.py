@@ -1,19 +1,18 @@
-"""Tar archives of texts: WebDataset, where files with the same name belong to one record, and JSON
-lines.
+"""Tar archives of texts, images and audio: WebDataset, where files with the same name belong to one
+record, and JSON lines.
 
-An archive is memory-mapped and read by a table of offsets, 16 bytes per file and 8 per record. A
-compressed one is decompressed once into the cache (`mapped.py`), since compressed files have no
-random access.
+An archive is memory-mapped and read by an index of offsets, which is memory-mapped, too
+(`index.py`). A compressed one is decompressed once into the cache (`mapped.py`), since compressed
+files have no random access.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import tarfile
-from array import array
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -23,14 +22,19 @@ from fmjax.contracts import Record
 from fmjax.data.characters import BLANKS
 from fmjax.data.records import RecordSource, columns_of, fill_columns, json_object, locate
 from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind, first_path
-from fmjax.data.storage.mapped import File
-from fmjax.data.storage.paths import find_files, is_image
-from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS, BROKEN, hidden, members
+from fmjax.data.storage.index import Index, index_of
+from fmjax.data.storage.mapped import File, open_files
+from fmjax.data.storage.paths import IMAGE_EXTENSIONS, find_files, is_image
+from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS, BROKEN, hidden, member_at, members
 from fmjax.errors import RecordError, UserError, nearest
 
+AUDIO = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
+BYTES = ("image", "audio")  # columns whose values are the bytes of a file, which kinds decode
 # The content of a record's files, by extension: a text, an object whose keys become columns, a
-# label.
+# label, an image, a recording.
 PARTS = {"txt": "text", "text": "text", "json": "json", "cls": "label"}
+PARTS |= {extension[1:]: "image" for extension in IMAGE_EXTENSIONS}
+PARTS |= dict.fromkeys(AUDIO, "audio")
 LINES = ("jsonl", "ndjson")
 ENDINGS = (*PARTS, *LINES)
 PEEK = 100  # files that determine the kind of an archive; records whose keys become columns
@@ -49,7 +53,8 @@ class Part(NamedTuple):
 
 class Tar(RecordSource):
     """Records of archives: adjacent files `a.txt`, `a.json` and `a.cls` form one record, with the
-    text as `text`, the object's keys, and the label as `label`. Each line of `a.jsonl` is a record.
+    text as `text`, the object's keys, and the label as `label`; of `a.jpg` and `a.wav` the bytes
+    are `image` and `audio`. Each line of `a.jsonl` is a record.
 
     Raises UserError, naming the archive and the file in it, for an archive that is damaged or
     contains other files, and for a record that lacks a file of the first record.
@@ -57,25 +62,24 @@ class Tar(RecordSource):
 
     def __init__(self, paths: Sequence[Path], split: str):
         self.split = split
-        self.files = [File(path) for path in paths]
+        self.files = open_files(paths)
         self.endings: tuple[str, ...] = ()
-        spans, heads, bounds, width = array("q"), array("q"), [0], 1
+        # Of each archive, [records, 1 + 2 x files of a record]: where the header of a record's
+        # first file begins, and the begin and end of each file.
+        self.places: list[Index] = []
         for file in self.files:
-            for record in self.scan(file):
-                width = len(record)
-                heads.append(record[0].head)
-                for part in record:
-                    spans.extend((part.begin, part.end))
-            bounds.append(len(heads))
-            if bounds[-1] == bounds[-2]:
+            if not self.endings:
+                next(self.scan(file, {}), None)  # finds the endings
+            width = 1 + 2 * len(self.endings)
+            options = {"endings": self.endings}
+            found = index_of(file.local, __name__, options, width, partial(self.scan, file))
+            if not len(found):
                 raise UserError(
                     f"{file.path}: no records for {split}; use an archive that is not empty"
                 )
-        # Begin and end of each file of a record, [records, files, 2], and the number of records
-        # before each archive.
-        self.spans, self.bounds = np.array(spans, np.int64).reshape(-1, width, 2), np.array(bounds)
-        # [records]: where the header of a record's first file begins.
-        self.heads = np.array(heads, np.int64)
+            self.places.append(found)
+        # The number of records before each archive, [archives + 1].
+        self.bounds = np.cumsum([0, *map(len, self.places)])
         self.columns: tuple[str, ...] = ()
         self.columns = columns_of([self.read(0), *self.more_records()])
         self.fingerprint()  # computed now, before the files can change
@@ -88,7 +92,12 @@ class Tar(RecordSource):
             with contextlib.suppress(RecordError):
                 yield self.read(index)
 
-    def scan(self, file: File) -> Iterator[list[Part]]:
+    def scan(self, file: File, facts: Record) -> Iterator[list[int]]:
+        """Yields the row of the index for each record of an archive."""
+        for record in self.records(file):
+            yield [record[0].head, *(place for part in record for place in (part.begin, part.end))]
+
+    def records(self, file: File) -> Iterator[list[Part]]:
         """Yields the files of each record of an archive."""
         gathered: list[Part] = []
         for part in parts(file):
@@ -133,7 +142,7 @@ class Tar(RecordSource):
         return record
 
     def __len__(self) -> int:
-        return len(self.spans)
+        return int(self.bounds[-1])
 
     def __getitem__(self, index: int) -> Record:
         return fill_columns(self.read(index), self.columns)
@@ -143,17 +152,24 @@ class Tar(RecordSource):
 
         Raises RecordError if two have the same column.
         """
-        file = self.files[locate(self.bounds, index)[0]]
+        file, (_, *spans) = self.place(index)
         record: Record = {}
-        for ending, (begin, end) in zip(self.endings, self.spans[index].tolist(), strict=True):
+        for ending, begin, end in zip(self.endings, spans[::2], spans[1::2], strict=True):
+            kind = PARTS.get(ending, "json")
             try:
-                text = file.data[begin:end].decode("utf-8").removeprefix("\ufeff")
+                text = (
+                    ""
+                    if kind in BYTES
+                    else file.data[begin:end].decode("utf-8").removeprefix("\ufeff")
+                )
             except UnicodeDecodeError as error:
                 what = f"is not UTF-8 (byte 0x{error.object[error.start]:02x})"
                 problem = f"its .{ending} {what}; convert it, for example with iconv"
                 raise RecordError(self.where(index), problem, index) from error
             try:
-                found = values_of(text, PARTS.get(ending, "json"))
+                found = (
+                    {kind: bytes(file.data[begin:end])} if kind in BYTES else values_of(text, kind)
+                )
             except ValueError as error:
                 raise RecordError(
                     self.where(index), f"its .{ending} {error}; correct it", index
@@ -165,15 +181,15 @@ class Tar(RecordSource):
             record |= found
         return record
 
+    def place(self, index: int) -> tuple[File, list[int]]:
+        """Returns the archive of a record, and its row of the index."""
+        number, row = locate(self.bounds, index)
+        place: list[int] = self.places[number].rows[row].tolist()
+        return self.files[number], place
+
     def where(self, index: int) -> str:
-        file, head, begin = (
-            self.files[locate(self.bounds, index)[0]],
-            int(self.heads[index]),
-            int(self.spans[index, 0, 0]),
-        )
-        with tarfile.open(fileobj=io.BytesIO(file.data[head:begin]), mode="r:") as archive:
-            member = archive.next()
-        assert member
+        file, (head, begin, *_) = self.place(index)
+        member = member_at(file, head, begin)
         name = f"{file.path.name}: {member.name}"
         if self.endings[0] in LINES:
             return (
@@ -224,12 +240,7 @@ def as_part(member: tarfile.TarInfo, where: str) -> Part:
     stem, _, ending = base.rpartition(".")
     ending = ending.lower()
     if ending not in ENDINGS:
-        if is_image(base):
-            hint = (
-                "images are read from archives of class folders, --config.data.source=class_folders"
-            )
-        else:
-            hint = f"put files of {', '.join(f'.{each}' for each in ENDINGS)} there only"
+        hint = f"put files of {', '.join(f'.{each}' for each in ENDINGS)} there only"
         raise UserError(
             f"{where}: ends in .{ending}{nearest(ending, ENDINGS)}, which is not supported; {hint}"
         )
@@ -239,30 +250,30 @@ def as_part(member: tarfile.TarInfo, where: str) -> Part:
     )
 
 
-def holds_texts(path: Path) -> bool:
-    """Returns whether an archive contains texts: among its first files are texts, but no images (a
-    text beside images may be a readme). False if it cannot be read."""
-    found = False
+def holds_records(path: Path) -> bool:
+    """Returns whether an archive contains records: among its first files are texts or recordings,
+    but no images, unless an image has the name of another file. (A text beside images may be a
+    readme.) False if the archive cannot be read."""
+    images, others = set[str](), set[str]()
     if not path.name.lower().endswith(ARCHIVE_EXTENSIONS):
-        return found
+        return False
     try:
         with tarfile.open(path, "r|*") as archive:
             names = (PurePosixPath(member.name) for member in archive if member.isreg())
             for name in itertools.islice(names, PEEK):
-                if is_image(name.name) and not hidden(name):
-                    return False
-                found = found or (name.suffix[1:].lower() in ENDINGS and not hidden(name))
+                if not hidden(name) and name.suffix[1:].lower() in ENDINGS:
+                    (images if is_image(name.name) else others).add(str(name.with_suffix("")))
     except BROKEN:
         pass
-    return found
+    return bool(images & others if images else others)
 
 
-def is_text_archive(files: Files) -> int:
-    """Returns the certainty that files are archives of texts, judged by the first one."""
+def is_record_archive(files: Files) -> int:
+    """Returns the certainty that files are archives of records, judged by the first one."""
     first = first_path(files)
     if not first.name.lower().endswith(ARCHIVE_EXTENSIONS) or first.is_dir():
         return NO
-    return BY_CONTENT if holds_texts(find_files(files, {})[0]) else NO
+    return BY_CONTENT if holds_records(find_files(files, {})[0]) else NO
 
 
-SOURCES = (SourceKind("tar", Tar, extensions=(".tar",), recognizes=is_text_archive),)
+SOURCES = (SourceKind("tar", Tar, extensions=(".tar",), recognizes=is_record_archive),)

@@ -1,20 +1,22 @@
 """Labeled images in class folders, or in archives of class folders.
 
 A record is `{"image": uint8 [H,W,C], "label": str}`. Archives are memory-mapped (`mapped.py`),
-compressed ones are decompressed once into the cache as a whole; members are not extracted. Memory
-holds the name of each image, its offsets in an archive (16 bytes), and up to MOST_KEPT bytes of
-decoded images, so that small data sets are decoded once. Other images are decoded on each read, so
-a damaged one is found only then.
+compressed ones are decompressed once into the cache as a whole; members are not extracted. Their
+offsets and labels are in an index, which is memory-mapped, too (`index.py`). Of a folder, memory
+holds the names of the images, in one byte string. Up to MOST_KEPT bytes of decoded images are kept,
+so that small data sets are decoded once. Other images are decoded on each read, so a damaged one is
+found only then.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import tarfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 
@@ -23,25 +25,17 @@ from fmjax.data.kinds.pixels import decode
 from fmjax.data.records import RecordSource
 from fmjax.data.sources.idx import MOST_BYTES, is_idx
 from fmjax.data.sources.kinds import BY_NAME, NO, Files, SourceKind, first_path, one_path
+from fmjax.data.storage import cache
+from fmjax.data.storage.index import index_of
 from fmjax.data.storage.mapped import File
 from fmjax.data.storage.paths import IMAGE_EXTENSIONS, is_image
-from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS, hidden, members
+from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS, hidden, left_behind, member_at, members
 from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError
 
 MOST_FILE = 256 * 2**20  # of one file in an archive
 MOST_KEPT = 256 * 2**20  # of the decoded images that a source keeps; CIFAR-10 takes 180 MB
 OVERHEAD = 512  # bytes of an array besides its pixels
-
-
-class Item(NamedTuple):
-    """An image file: its name in the archive or folder, its offsets in the archive, or its bytes in
-    a folder."""
-
-    name: PurePosixPath
-    begin: int = 0
-    end: int = 0
-    data: bytes = b""
 
 
 class Names:
@@ -62,6 +56,134 @@ class Names:
         return self.data[self.ends[index] : self.ends[index + 1]].decode("utf-8", "surrogateescape")
 
 
+class Labels:
+    """Finds the label of an image file, which is the name of its folder; `place` is the folder or
+    archive of class folders, for messages."""
+
+    def __init__(self, place: str):
+        self.place = place
+        self.outer: str | None = None  # the folder of the class folders
+
+    def of(self, name: str) -> str:
+        """Returns the label of a file, such as "cat" of "train/cat/1.png".
+
+        Raises UserError if it is in no folder, or in class folders of another split.
+        """
+        folder = name.rpartition("/")[0]
+        if not folder:
+            raise UserError(
+                f"{self.place}: {name}: is not in a class folder, so it has no label; "
+                "move it into one"
+            )
+        outer, _, label = folder.rpartition("/")
+        self.outer = outer if self.outer is None else self.outer
+        if outer != self.outer:
+            raise UserError(
+                f"{self.place}: {name}: class folders lie in {self.outer or '.'}/ and "
+                f"{outer or '.'}/; make one folder or archive for each split"
+            )
+        return label
+
+
+class Images(Protocol):
+    """The image files of a folder or an archive."""
+
+    @property
+    def mark(self) -> Record:
+        """The name, size and digest of the folder or archive."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Returns the name of a file, with its folders."""
+
+    def label(self, index: int) -> str:
+        """Returns the label of a file."""
+
+    def read(self, index: int) -> bytes:
+        """Returns the bytes of a file. Raises OSError if they cannot be read."""
+
+
+class ArchiveImages:
+    """The images of a tar archive, in its order. The index holds, for each, the number of its
+    label, and the offsets of its header, begin and end."""
+
+    def __init__(self, path: Path):
+        self.file = File(path, most=MOST_BYTES)
+        self.index = index_of(self.file.local, f"{__name__}.ArchiveImages", {}, 4, self.scan)
+        self.mark = self.file.fingerprint
+
+    def scan(self, facts: Record) -> Iterator[tuple[int, int, int, int]]:
+        """Yields the row of each image, and adds the labels to `facts`."""
+        labels, numbers = Labels(self.file.path.name), dict[str, int]()
+        for member in image_members(self.file):
+            label = labels.of(str(PurePosixPath(member.name)))
+            begin = member.offset_data
+            yield numbers.setdefault(label, len(numbers)), member.offset, begin, begin + member.size
+        facts["labels"] = list(numbers)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def name(self, index: int) -> str:
+        _, head, begin, _ = self.index.rows[index].tolist()
+        return str(PurePosixPath(member_at(self.file, head, begin).name))
+
+    def label(self, index: int) -> str:
+        label: str = self.index.facts["labels"][int(self.index.rows[index, 0])]
+        return label
+
+    def read(self, index: int) -> bytes:
+        begin, end = self.index.rows[index, 2:].tolist()
+        return bytes(self.file.data[begin:end])
+
+
+class FolderImages:
+    """The images under a folder, in the order of their names. Their digest is that of the names and
+    sizes, and with `data.verify` also of the contents."""
+
+    def __init__(self, path: Path):
+        self.path, self.names = path, Names()
+        labels, verify = Labels(path.name), cache.is_verifying()
+        of_names, of_contents = hashlib.sha256(), hashlib.sha256()
+        for name, size in image_files(str(path), "", path.name):
+            labels.of(name)
+            self.names.append(name)
+            of_names.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+            if verify:
+                data = self.checked(len(self.names) - 1)
+                head = f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape")
+                of_contents.update(head + data)
+        self.mark: Record = {"name": path.name, "size": len(self.names)}
+        self.mark |= {"names": of_names.hexdigest()}
+        self.mark |= {"sha256": of_contents.hexdigest()} if verify else {}
+
+    def checked(self, index: int) -> bytes:
+        """Returns the bytes of a file.
+
+        Raises RecordError if it cannot be read, unless bad records may be skipped.
+        """
+        try:
+            return self.read(index)
+        except OSError as error:
+            if not tolerates():
+                where = f"{self.path.name}: {self.names[index]}"
+                raise RecordError(where, unreadable(error), index) from None
+            return b""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def label(self, index: int) -> str:
+        return self.names[index].rsplit("/", 2)[-2]
+
+    def read(self, index: int) -> bytes:
+        return (self.path / self.names[index]).read_bytes()
+
+
 class ClassFolders(RecordSource):
     """The images of a folder or tar archive of class folders, whose names are the labels; pickled
     without decoded images.
@@ -74,45 +196,23 @@ class ClassFolders(RecordSource):
     columns = ("image", "label")
 
     def __init__(self, path: Path, split: str):
-        self.path, self.names, self.spans = path, Names(), array("q")
-        self.file = None if path.is_dir() else File(path, most=MOST_BYTES)
+        self.path = path
+        self.images: Images = FolderImages(path) if path.is_dir() else ArchiveImages(path)
         self.kept: dict[int, np.ndarray] = {}  # some of the decoded images, by index
         self.room = MOST_KEPT  # remaining bytes for decoded images
-        outer: dict[PurePosixPath, str] = {}
-        digest = hashlib.sha256()
-        for name, begin, end, data in archive_items(self.file) if self.file else folder_items(path):
-            where = f"{path.name}: {name}"
-            if len(name.parts) < 2:
-                raise UserError(
-                    f"{where}: is not in a class folder, so it has no label; move it into one"
-                )
-            outer.setdefault(name.parent.parent, where)
-            if len(outer) > 1:
-                others = " and ".join(f"{folder}/" for folder in outer)
-                raise UserError(
-                    f"{where}: class folders lie in {others}; "
-                    "make one folder or archive for each split"
-                )
-            self.names.append(str(name))
-            if self.file:
-                self.spans.extend((begin, end))
-            else:
-                digest.update(f"{name}\0{len(data)}\0".encode() + data)
         if not len(self):
             endings = ", ".join(IMAGE_EXTENSIONS[:4])
             raise UserError(
                 f"{path}: no images for {split} ({endings}, ...); use class folders that contain "
                 "some"
             )
-        folder = {"name": path.name, "size": len(self), "sha256": digest.hexdigest()}
-        files = [self.file.fingerprint if self.file else folder]
-        self.mark = {"source": "class_folders", "split": split, "files": files}
+        self.mark = {"source": "class_folders", "split": split, "files": [self.images.mark]}
 
     def __getstate__(self) -> Record:
         return self.__dict__ | {"kept": {}, "room": MOST_KEPT}
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
         index = range(len(self))[index]
@@ -124,7 +224,7 @@ class ClassFolders(RecordSource):
         return self.label(index) if name == "label" else self[index][name]
 
     def label(self, index: int) -> str:
-        return self.names[index].rsplit("/", 2)[-2]
+        return self.images.label(index)
 
     def image(self, index: int) -> np.ndarray:
         """Returns a decoded image and keeps it while there is room. With shuffled epochs, it does
@@ -134,24 +234,19 @@ class ClassFolders(RecordSource):
         """
         image = self.kept.get(index)
         if image is None:
-            image = decode(self.encoded(index), self.where(index))
+            try:
+                data = self.images.read(index)
+            except OSError as error:
+                raise RecordError(self.where(index), unreadable(error), index) from None
+            image = decode(data, self.where(index))
             size = image.nbytes + OVERHEAD
             if size <= self.room:
                 self.room -= size
                 self.kept[index] = image
         return image
 
-    def encoded(self, index: int) -> bytes:
-        """Returns the bytes of an image file."""
-        if self.file:
-            return bytes(self.file.data[self.spans[2 * index] : self.spans[2 * index + 1]])
-        try:
-            return (self.path / self.names[index]).read_bytes()
-        except OSError as error:
-            raise RecordError(self.where(index), unreadable(error), index) from None
-
     def where(self, index: int) -> str:
-        return f"{self.path.name}: {self.names[index]}"
+        return f"{self.path.name}: {self.images.name(range(len(self))[index])}"
 
     def fingerprint(self) -> Record:
         return self.mark
@@ -182,44 +277,47 @@ def unreadable(error: OSError) -> str:
     return f"cannot be read ({error.strerror or error}); fix it, or remove it"
 
 
-def folder_items(path: Path) -> Iterator[Item]:
-    """Yields the images under a folder, in the order of their names.
+def image_files(folder: str, inner: str, place: str) -> Iterator[tuple[str, int]]:
+    """Yields the names, below the outermost folder, and sizes of the images in a folder and its
+    subfolders, in the order of their names. Memory holds the names of one folder at a time.
 
-    Raises RecordError for one that cannot be read; if bad records may be skipped, yields it without
-    bytes.
+    Links to folders are not followed. Raises UserError for a folder that cannot be read, and
+    RecordError for such an image; if bad records may be skipped, yields it with size 0.
     """
-    for file in files_under(path, path.name):
-        name = PurePosixPath(file.relative_to(path).as_posix())
-        if not is_image(file.name) or hidden(name) or file.is_dir():
-            continue
-        data = b""
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            if not tolerates():
-                raise RecordError(f"{path.name}: {name}", unreadable(error)) from None
-        yield Item(name, data=data)
-
-
-def files_under(folder: Path, where: str) -> Iterator[Path]:
-    """Yields the files in a folder and its subfolders, in the order of their names. Memory holds
-    the names of one folder at a time.
-
-    Links to folders are not followed. Raises UserError for a folder that cannot be read.
-    """
+    listed = []
     try:
         with os.scandir(folder) as entries:
-            listed = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+            for entry in entries:
+                if left_behind(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    listed.append((entry.name, -1))
+                elif is_image(entry.name) and not entry.is_dir():
+                    listed.append((entry.name, size_of(entry, f"{place}: {inner}{entry.name}")))
     except OSError as error:
+        where = f"{place}: {inner[:-1]}" if inner else place
         raise UserError(f"{where}: {unreadable(error)}") from None
-    for name, is_folder in listed:
-        if is_folder:
-            yield from files_under(folder / name, f"{where}: {name}")
+    for name, size in sorted(listed):
+        if size < 0:
+            yield from image_files(f"{folder}/{name}", f"{inner}{name}/", place)
         else:
-            yield folder / name
+            yield inner + name, size
 
 
-def archive_items(file: File) -> Iterator[Item]:
+def size_of(entry: os.DirEntry[str], where: str) -> int:
+    """Returns the size of an image file in bytes.
+
+    Raises RecordError if it cannot be read; 0 if bad records may be skipped.
+    """
+    try:
+        return entry.stat().st_size
+    except OSError as error:
+        if not tolerates():
+            raise RecordError(where, unreadable(error)) from None
+        return 0
+
+
+def image_members(file: File) -> Iterator[tarfile.TarInfo]:
     """Yields the images of a tar archive, in its order.
 
     Raises UserError, naming the member, for members that do not belong there.
@@ -240,7 +338,7 @@ def archive_items(file: File) -> Iterator[Item]:
                 f"{where}: is a link, a device or sparse, not a file; replace it with the image "
                 "itself"
             )
-        yield Item(name, member.offset_data, member.offset_data + member.size)
+        yield member
 
 
 SOURCES = (

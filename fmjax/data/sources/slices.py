@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax.contracts import Record, Source
-from fmjax.data.records import RecordSource, Subset
+from fmjax.contracts import Record, Source, Value
+from fmjax.data.records import Selected
 from fmjax.errors import UserError
 
 # Brackets without a colon or a per cent sign are a glob's.
@@ -97,33 +97,29 @@ def split_slice(files: str | Sequence[str]) -> tuple[str | Sequence[str], Slice 
 def part(source: Source, wanted: Slice) -> Source:
     """Returns consecutive records of a source."""
     begin, end = wanted.span(len(source), "records")
-    return Subset(source, np.arange(begin, end), wanted.mark)
+    return Selected(source, range(begin, end), wanted.mark)
 
 
-class Characters(RecordSource):
+class Characters(Selected):
     """Consecutive characters of a source's column `text`, counted through all records; at most two
     records are cut."""
 
     def __init__(self, source: Source, wanted: Slice):
-        self.source, self.mark, self.columns = source, wanted.mark, source.columns
-        lengths = np.array([len(source[index]["text"]) for index in range(len(source))], np.int64)
-        ends = lengths.cumsum()
-        begins = ends - lengths
+        lengths = (len(source.value(index, "text")) for index in range(len(source)))
+        ends = np.fromiter(lengths, np.int64, len(source)).cumsum()
         begin, end = wanted.span(int(ends[-1]), "characters")
-        self.indices = np.flatnonzero((ends > begin) & (begins < end))
-        self.spans = np.stack(
-            [np.maximum(begin - begins, 0), np.minimum(end - begins, lengths)], axis=1
-        )[self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
+        first, last = (int(np.searchsorted(ends, place, "right")) for place in (begin, end - 1))
+        super().__init__(source, range(first, last + 1), wanted.mark)
+        # The characters before the first record, and before the last one.
+        before = [int(ends[number - 1]) if number else 0 for number in (first, last)]
+        self.begin, self.end = begin - before[0], end - before[1]
 
     def __getitem__(self, index: int) -> Record:
-        record = self.source[int(self.indices[index])]
-        return record | {"text": record["text"][slice(*self.spans[index].tolist())]}
+        index = range(len(self))[index]
+        record = super().__getitem__(index)
+        begin = self.begin if index == 0 else 0
+        end = self.end if index == len(self) - 1 else None
+        return record | {"text": record["text"][begin:end]}
 
-    def where(self, index: int) -> str:
-        return self.source.where(int(self.indices[index]))
-
-    def fingerprint(self) -> Record:
-        return self.source.fingerprint() | self.mark
+    def value(self, index: int, name: str) -> Value:
+        return self[index][name]

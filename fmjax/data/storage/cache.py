@@ -146,6 +146,11 @@ def verifying(wanted: bool) -> Iterator[None]:
         _verifying.reset(token)
 
 
+def is_verifying() -> bool:
+    """Returns whether all data are read again, inside `verifying`."""
+    return _verifying.get()
+
+
 def digest(path: Path, own: bool = False) -> Record:
     """Returns the size and SHA-256 of a file, which is read only if they are not remembered.
 

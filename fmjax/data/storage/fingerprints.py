@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from fmjax.contracts import Record, Value
+from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS
 
 LISTED = 5  # number of listed differences
+# The digest of a content; for a folder also that of its files' names and sizes.
+DIGESTS = ("sha256", "names")
 
 
 def data_differences(old: Record, new: Record) -> list[str]:
@@ -45,10 +48,23 @@ def renamed(old: Record, new: Mapping[str, Value]) -> Record:
 
 
 def same_content(one: Value, other: Value) -> bool:
-    """Returns whether two files have a digest, and the same size and digest."""
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping) and "sha256" in one):
+    """Returns whether two files have the same size and digests, of which they need one in
+    common."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
         return False
-    return one["sha256"] == other.get("sha256") and one.get("size") == other.get("size")
+    common = [name for name in DIGESTS if name in one and name in other]
+    return bool(common) and all(one.get(name) == other.get(name) for name in (*common, "size"))
+
+
+def hashes_contents(stored: Mapping[str, Value]) -> bool:
+    """Returns whether a stored fingerprint has a folder of images with a digest of its contents
+    alone, as earlier versions stored it."""
+    if stored.get("source") == "class_folders":
+        return any(
+            "names" not in file and not str(file["name"]).lower().endswith(ARCHIVE_EXTENSIONS)
+            for file in stored["files"]
+        )
+    return any(hashes_contents(value) for value in stored.values() if isinstance(value, Mapping))
 
 
 def leaves(node: Mapping[str, Value], path: str = "") -> Iterator[tuple[str, str]]:
@@ -81,5 +97,5 @@ def files_of(files: Sequence[Record], path: str) -> Iterator[tuple[str, str]]:
         seen[name] = seen.get(name, 0) + 1
         mark = f" ({seen[name]})" if seen[name] > 1 else ""
         known = [f"{file['size']:,} bytes"] if isinstance(file.get("size"), int) else []
-        known += [f"sha256 {str(file['sha256'])[:12]}"] if "sha256" in file else []
+        known += [f"sha256 {str(file[key])[:12]}" for key in DIGESTS if key in file]
         yield f"{path}: {name}{mark}", ", ".join(known) or "there"

@@ -108,6 +108,11 @@ class Table:
         sizes = [np.diff(ends) for _, ends in self._views[name] if ends is not None]
         return np.concatenate([np.zeros(0, np.int64), *sizes])
 
+    def counts(self, name: str, kinds: int) -> np.ndarray:
+        """Returns how often each of the numbers below `kinds` occurs in a column, int64 [kinds]."""
+        each = [np.bincount(values, minlength=kinds) for values, _ in self._views[name]]
+        return np.asarray(np.sum(each, axis=0))
+
 
 def view(array: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the values of a column's batch, and for a ragged column the bounds of its arrays."""

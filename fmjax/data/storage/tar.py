@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import tarfile
 import zlib
+from array import array
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+
+import numpy as np
 
 from fmjax.data.storage.mapped import MEGABYTE, File
 from fmjax.errors import UserError, one_line
@@ -38,16 +42,16 @@ def members(file: File) -> Iterator[tarfile.TarInfo]:
 
     Raises UserError if it is damaged, or has two files with the same name.
     """
-    end, seen = 0, set[str]()
+    # Hashes of the names, since the names themselves would grow with the archive.
+    end, seen = 0, array("q")
     try:
         with tarfile.open(file.local, "r:", tarinfo=Member) as archive:
             while member := archive.next():
                 # They would grow with the archive.
                 archive.members.clear()  # type: ignore[attr-defined]
                 end = archive.offset
-                if member.isreg() and member.name in seen:
-                    raise UserError(f'{file.path}: has two files named "{member.name}"; remove one')
-                seen.add(member.name)
+                if member.isreg():
+                    seen.append(hash(member.name))
                 yield member
     except BROKEN as error:
         extension = next(
@@ -62,6 +66,7 @@ def members(file: File) -> Iterator[tarfile.TarInfo]:
         raise UserError(
             f"{file.path}: is not a complete tar archive ({one_line(error)}); {fix}"
         ) from error
+    check_names(file, np.frombuffer(seen, np.int64))
     # Python treats the first block of zeros as the end of the archive.
     for begin in range(end, len(file.data), MEGABYTE):
         if file.data[begin : begin + MEGABYTE].strip(b"\0"):
@@ -71,6 +76,39 @@ def members(file: File) -> Iterator[tarfile.TarInfo]:
             )
 
 
+def check_names(file: File, hashes: np.ndarray) -> None:
+    """Raises UserError if an archive has two files with the same name.
+
+    `hashes` [files] are those of the names; names are read again only if two hashes are equal.
+    """
+    values, counts = np.unique(hashes, return_counts=True)
+    doubtful = set(values[counts > 1].tolist())
+    seen = set[str]()
+    if doubtful:
+        with tarfile.open(file.local, "r:", tarinfo=Member) as archive:
+            while member := archive.next():
+                archive.members.clear()  # type: ignore[attr-defined]
+                if not member.isreg() or hash(member.name) not in doubtful:
+                    continue
+                if member.name in seen:
+                    raise UserError(f'{file.path}: has two files named "{member.name}"; remove one')
+                seen.add(member.name)
+
+
+def member_at(file: File, head: int, begin: int) -> tarfile.TarInfo:
+    """Returns the member of an archive whose header begins at `head`, and its content at
+    `begin`."""
+    with tarfile.open(fileobj=io.BytesIO(file.data[head:begin]), mode="r:") as archive:
+        member = archive.next()
+    assert member
+    return member
+
+
 def hidden(name: PurePosixPath) -> bool:
-    """Returns whether a file was left behind by an operating system."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
+    """Returns whether a file was left behind by an operating system, or is in such a folder."""
+    return any(map(left_behind, name.parts))
+
+
+def left_behind(name: str) -> bool:
+    """Returns whether an operating system left a file or folder of this name behind."""
+    return name.startswith(".") or name == "__MACOSX"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fmjax.contracts import Example, Examples, Undrawn
+from fmjax.data.records import smallest
 from fmjax.errors import UserError, in_range, one_of
 
 KINDS = ("none", "oversample", "undersample")
@@ -41,7 +42,7 @@ class Resampled(Examples):
     """Examples, some of which occur several times or not at all."""
 
     def __init__(self, examples: Examples, chosen: np.ndarray):
-        self.examples, self.chosen = examples, chosen
+        self.examples, self.chosen = examples, smallest(chosen)
         if examples.lengths is not None:  # for buckets
             self.lengths, self.sized = np.asarray(examples.lengths)[chosen], examples.sized
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from fmjax.contracts import Config, Example, Examples, HostBatch, Order, Undrawn
+from fmjax.contracts import Config, Example, Examples, HostBatch, Undrawn
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.handing import Handed
 from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance, take_skipped
@@ -103,9 +103,8 @@ class TrainBatches:
         self._examples, self._tolerance, self._tell = examples, tolerance or Tolerance(), tell
         self._slots = Slots(reading.workers)
         self._watchdog = Watchdog(reading.stall_seconds, self._stalled)
-        guarded = Guarded(examples, self._tolerance.most > 0, self._slots.note)
         order = examples.order(seed)
-        self._handed = Handed(guarded if order is None else Ordered(guarded, order))
+        self._handed = Handed(Guarded(examples, self._tolerance.most > 0, self._slots.note, order))
         self._stream = stream(self._handed, seed, shuffled=order is None)
         if rows is not None:
             self._stream = grain.MapDataset.source(Rows(self._stream, batch_size, rows))
@@ -208,22 +207,6 @@ def stream(examples: Handed, seed: int, shuffled: bool) -> Any:
     in each epoch or in order."""
     source = grain.MapDataset.source(examples).seed(seed)
     return (source.shuffle().repeat(None) if shuffled else source).random_map(examples.draw)
-
-
-class Ordered:
-    """Examples with their own order."""
-
-    def __init__(self, examples: Guarded, order: Order):
-        self.examples, self.order = examples, order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, at: int) -> Undrawn:
-        return self.examples[self.order[at]]
-
-    def draw(self, example: Undrawn, rng: np.random.Generator) -> Example:
-        return self.examples.draw(example, rng)
 
 
 class Rows:

@@ -18,8 +18,8 @@ from typing import TypeVar, overload
 
 import numpy as np
 
-from fmjax.contracts import Example, Examples, Record, Source, Undrawn, Value
-from fmjax.data.records import Bundle, Subset, take
+from fmjax.contracts import Example, Examples, Order, Record, Source, Undrawn, Value
+from fmjax.data.records import Bundle, Selected, take
 from fmjax.errors import RecordError, UserError, one_line
 
 SKIPPED = "skipped"  # the array of a batch with the bad examples that its rows replace
@@ -114,7 +114,7 @@ class Tolerance:
         """
         if not self.most or isinstance(source, Bundle):
             return source, use(source)
-        kept = np.arange(len(source))
+        kept: np.ndarray | range = range(len(source))
         swept = not chunk
         while True:
             watched = Watched(source, kept)
@@ -130,17 +130,19 @@ class Tolerance:
                     kept, swept = self.sweep(source, kept, use, chunk), True
             else:
                 left_out = len(source) - len(kept)
-                return take(source, kept, {"left_out": left_out}) if left_out else source, result
+                if not left_out:
+                    return source, result
+                return take(source, np.asarray(kept), {"left_out": left_out}), result
 
     def sweep(
-        self, source: Source, kept: np.ndarray, use: Callable[..., object], chunk: int
-    ) -> np.ndarray:
+        self, source: Source, kept: np.ndarray | range, use: Callable[..., object], chunk: int
+    ) -> np.ndarray | range:
         """Returns the records of `kept` without those that are bad when `use` reads them in
         chunks."""
         good = []
         for begin in range(0, len(kept), chunk):
             part = kept[begin : begin + chunk]
-            while part.size:
+            while len(part):
                 watched = Watched(source, part)
                 try:
                     use(watched)
@@ -163,11 +165,16 @@ def tolerates() -> bool:
     return tolerance is not None and tolerance.most > 0
 
 
-class Watched(Subset):
+def current_tolerance() -> Tolerance | None:
+    """Returns the tolerance that is active, if there is one."""
+    return _current.get()
+
+
+class Watched(Selected):
     """Some records of a source; remembers which one could not be read, and whose location was
     requested last."""
 
-    def __init__(self, source: Source, kept: np.ndarray):
+    def __init__(self, source: Source, kept: np.ndarray | range):
         super().__init__(source, kept, {})
         self.last: tuple[int, str] | None = None
         self.failed: int | None = None
@@ -219,22 +226,30 @@ class Guarded:
       skip: whether to continue with the next example; the messages about bad ones are then in the
         batch as `SKIPPED`.
       note: called with the index of the example that is about to be read.
+      order: the indices of the examples to read; None: of all.
     """
 
-    def __init__(self, examples: Examples, skip: bool, note: Callable[[int], None]):
+    def __init__(
+        self,
+        examples: Examples,
+        skip: bool,
+        note: Callable[[int], None],
+        order: Order | None = None,
+    ):
         self.examples, self.skip, self.note = examples, skip, note
+        self.order = range(len(examples)) if order is None else order
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.order)
 
     def __getitem__(self, index: int) -> tuple[int, Undrawn, tuple[str, ...]]:
-        """Returns the index of the first readable example from `index` on, the example, and the
-        errors of the others."""
-        return self.readable(int(index), ())
+        """Returns the index of the first readable example from `order[index]` on, the example, and
+        the errors of the others."""
+        return self.readable(int(self.order[index]), ())
 
     def readable(self, index: int, wrong: tuple[str, ...]) -> tuple[int, Undrawn, tuple[str, ...]]:
         at = index
-        for _ in range(len(self)):
+        for _ in range(len(self.examples)):
             self.note(at)
             try:
                 return at, self.examples[at], wrong
@@ -255,7 +270,7 @@ class Guarded:
         """Returns the example's arrays, drawn, and the messages about bad ones if they are
         tolerated."""
         at, example, wrong = read
-        for _ in range(len(self)):
+        for _ in range(len(self.examples)):
             try:
                 row = self.finite(self.examples.draw(example, rng), at)
                 return (

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 
 import pytest
 
+from fmjax.data.sources import archive
 from fmjax.data.sources.open import open_source
+from fmjax.data.storage import tar
+from fmjax.data.storage.tar import members
 from fmjax.errors import UserError
 
 LONG = "a_long_name/" * 12
@@ -94,7 +98,7 @@ def test_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("1.txt", "x"), ("2.jpg", "x")], "a.tar: 2.jpg: ends in .jpg, which is not supported; images are read from"),
+        ([("1.txt", "x"), ("2.jpg", "x")], "a.tar: 2 has .jpg, but the first record has .txt; every record needs the same files"),
         ([("1.txt", "x"), ("2.npy", "x")], "a.tar: 2.npy: ends in .npy.* put files of .txt"),
         ([("1.txt", "x"), ("2.txt", None)], "a.tar: 2.txt: is a link"),
         ([("1.txt", "x"), ("1.json", "{}"), ("2.txt", "x")], "a.tar: 2 has .txt, but the first record has .json, .txt"),
@@ -155,3 +159,35 @@ def test_archives_of_images_with_a_readme_are_not_taken_for_texts(tmp_path):
     path = write(tmp_path / "a.tar", [("readme.txt", "x"), ("cat/1.png", "x")])
     with pytest.raises(UserError, match="a.tar: cat/1.png: .*image"):
         opened(path)[0]
+
+
+def test_images_and_recordings_are_bytes(tmp_path):
+    members = [(f"{n}.{ending}", f"{ending}{n}") for n in range(3) for ending in ("cls", "jpg", "wav")]
+    source = opened(write(tmp_path / "a.tar", members))
+    assert source[2] == {"label": "cls2", "image": b"jpg2", "audio": b"wav2"} and source.where(1) == "a.tar: 1"
+    # Class folders with a readme, and images alone, are not records.
+    for name in ("b", "c"):
+        with pytest.raises(UserError, match=r"(not in a class folder|not a complete image)"):
+            records(opened(write(tmp_path / f"{name}.tar", [("readme.txt", "x")] * (name == "b") + [("x.jpg", "x")])))
+
+
+def test_an_archive_is_scanned_once(tmp_path, monkeypatch):
+    """The second open reads an index; it is not taken for that of a changed archive."""
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
+    path = write(tmp_path / "a.tar", samples(100))
+    os.utime(path, (1e9, 1e9))
+    first, again = opened(path), opened(path)
+    assert records(again) == records(first) == wanted(100) and again.places[0].path is not None
+    scanned = []
+    monkeypatch.setattr(archive, "members", lambda file: scanned.append(file.path.name) or members(file))
+    assert records(opened(path)) == wanted(100) and len(scanned) == 1, "the first record alone is looked for"
+    assert records(pickle.loads(pickle.dumps(again))) == wanted(100)
+    write(tmp_path / "a.tar", samples(101))
+    assert records(opened(path)) == wanted(101)
+
+
+def test_two_files_with_equal_hashes_are_no_duplicates(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar, "hash", lambda name: 1, raising=False)
+    assert len(opened(write(tmp_path / "a.tar", samples(3)))) == 3
+    with pytest.raises(UserError, match='b.tar: has two files named "d/0001.txt"; remove one'):
+        open_source("tar", write(tmp_path / "b.tar", [("d/0001.txt", "x"), ("d/0002.txt", "x"), ("d/0001.txt", "x")]), "train")

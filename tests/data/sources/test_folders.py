@@ -30,6 +30,7 @@ from fmjax.data.kinds import pixels
 from fmjax.data.sources import folders
 from fmjax.data.sources import idx as idx_source
 from fmjax.data.sources.open import hold_out, open_source
+from fmjax.data.storage import cache
 from fmjax.errors import UserError
 
 
@@ -137,7 +138,11 @@ def test_class_folders(tmp_path):
     assert [source.where(index) for index in range(5)] == [f"train: {name}" for name in CLASSES]
     assert source.fingerprint() == open_source("class_folders", folder, "train").fingerprint()
     assert str(tmp_path) not in json.dumps(source.fingerprint())
-    (tmp_path / "train/dog/1.png").write_bytes(encoded(COLOURS[5]))
+    with cache.verifying(True):
+        whole = open_source("auto", folder, "train").fingerprint()
+        (tmp_path / "train/dog/1.png").write_bytes(encoded(COLOURS[5]))
+        assert whole != open_source("auto", folder, "train").fingerprint()
+    (tmp_path / "train/dog/1.png").write_bytes(encoded(COLOURS[5]) + b"x")
     assert source.fingerprint() != open_source("auto", folder, "train").fingerprint()
 
 

@@ -28,6 +28,8 @@ from support.image_files import (
 from fmjax.data.records import ConcatenatedSources
 from fmjax.data.sources import folders
 from fmjax.data.sources.open import hold_out, open_source
+from fmjax.data.storage import cache
+from fmjax.data.storage.fingerprints import data_differences, hashes_contents
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.errors import UserError
 from fmjax.tasks.image_classify import Task as ImageClassify
@@ -121,7 +123,20 @@ def test_folders_are_read_in_the_order_of_their_names(tmp_path):
     source = open_source("class_folders", str(tmp_path), "train")
     files = [file for file in sorted(tmp_path.rglob("*.png")) if ".hidden" not in file.parts]
     assert [source.where(index) for index in range(8)] == [f"{tmp_path.name}: {file.relative_to(tmp_path)}" for file in files]
-    digest = hashlib.sha256()
+    names, contents = hashlib.sha256(), hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(tmp_path)}\0{len(GOOD)}\0".encode() + GOOD)
-    assert source.fingerprint()["files"] == [{"name": tmp_path.name, "size": 8, "sha256": digest.hexdigest()}]
+        head = f"{file.relative_to(tmp_path)}\0{len(GOOD)}\0".encode()
+        names.update(head)
+        contents.update(head + GOOD)
+    mark = {"name": tmp_path.name, "size": 8, "names": names.hexdigest()}
+    assert source.fingerprint()["files"] == [mark]
+    with cache.verifying(True):
+        verified = open_source("class_folders", str(tmp_path), "train").fingerprint()
+    assert verified["files"] == [mark | {"sha256": contents.hexdigest()}]
+    # As an earlier version stored it; a resumed run then reads the folder as a whole.
+    old = source.fingerprint() | {"files": [{"name": tmp_path.name, "size": 8, "sha256": contents.hexdigest()}]}
+    assert hashes_contents({"train": old}) and not hashes_contents({"train": verified, "text": "x"})
+    assert data_differences({"train": old}, {"train": verified}) == []
+    assert data_differences({"train": verified}, {"train": source.fingerprint()}) == []
+    changed = {"train": source.fingerprint() | {"files": [mark | {"names": "0" * 64}]}}
+    assert "sha256 000000000000" in data_differences({"train": verified}, changed)[0]

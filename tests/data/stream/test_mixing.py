@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.sources import Numbers
 
 from fmjax.config import apply_overrides, to_dict
-from fmjax.data.records import ConcatenatedSources, Subset
+from fmjax.data.records import ConcatenatedSources, Selected
 from fmjax.data.splits import PART_KEYS, open_sources, open_split
 from fmjax.data.stream.batches import Reading, TrainBatches
 from fmjax.data.stream.mixing import ENDLESS, MixedExamples, Schedule, parts_of, shares, stages
@@ -166,7 +166,7 @@ def test_sources_of_a_mixture_open_as_one(data, tmp_path):
         train[18]
     kept = train.take(np.array([1, 12, 17]), {"left_out": 15})
     assert [kept[index]["text"] for index in range(3)] == ["books 1", "wiki 0", "wiki 5"]
-    assert isinstance(kept.parts["books"], Subset)
+    assert isinstance(kept.parts["books"], Selected)
     # Where there is no validation, each source gives its share; a file for all of them takes its place.
     out = open_sources(data | {"hold_out": 0.5}, {})
     assert {name: len(part) for name, part in out["train"].parts.items()} == {"books": 6, "wiki": 6}
