@@ -35,6 +35,7 @@ SETTLED = 2 * 10**9  # nanoseconds after which a change of a file certainly chan
 SMALL = 2**16  # bytes; a smaller file is read as fast as what is remembered of it
 SLOW = 2**30  # bytes to read again at each start that are worth a warning
 THREADS = 8  # files that are read at a time
+TRIES = 1000  # to get a lock that others remove
 FORMAT = 1  # of remembered digests
 VERIFY = "read all data again and compare its digests, instead of trusting those remembered"
 
@@ -94,17 +95,18 @@ def locked(path: Path) -> Iterator[None]:
     """Holds the lock of a file of the cache, so that one process of a host makes it and the others
     wait.
 
-    A lock ends with its process. Where a file system has no locks, each makes the file.
+    A lock ends with its process. Where a file system has no locks, or no inodes to tell files
+    apart, each makes the file.
     """
-    while True:
+    for attempt in range(TRIES):
         with path.open("ab") as lock:
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                # Whoever had the lock has removed it; another may have created it again.
-                if not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                    continue
-            except FileNotFoundError:
+            # Whoever had the lock has removed it; another may have created it again.
+            same = False
+            with contextlib.suppress(FileNotFoundError):
+                same = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+            if not same and attempt < TRIES - 1:
                 continue
             try:
                 yield
