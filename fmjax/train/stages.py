@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from functools import partial
-from pathlib import Path
 
 from fmjax import optim, tasks
 from fmjax.contracts import Config, Examples, Processors, PyTree, Source, Task
@@ -29,6 +28,7 @@ from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
 from fmjax.inference.load import load
 from fmjax.inference.pretrained import Pretrained
+from fmjax.paths import RunPath
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
@@ -78,7 +78,7 @@ class Abstract:
 
 
 def open_data(
-    config: Config, workdir: Path, resumed: bool, overridden: Collection[str] = ()
+    config: Config, workdir: RunPath, resumed: bool, overridden: Collection[str] = ()
 ) -> Data:
     """Opens the data, and finds the processors and the task's settings that follow from them.
 
