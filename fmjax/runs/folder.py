@@ -23,7 +23,7 @@ from fmjax.buckets import BucketPath
 from fmjax.config import is_run
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config
-from fmjax.data.storage.fingerprints import data_differences, hashes_contents
+from fmjax.data.storage.fingerprints import data_differences, hashes_contents, with_digests
 from fmjax.distributed import hosts
 from fmjax.errors import UserError
 from fmjax.paths import RunPath, explained
@@ -128,7 +128,8 @@ def record(workdir: RunPath, data: Config, notes: Config | None = None) -> None:
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     before = read_provenance(workdir)
-    content = before | (notes or {}) | {"data": data, "starts": [*before.get("starts", []), start]}
+    kept = with_digests(data, before.get("data", {}))
+    content = before | (notes or {}) | {"data": kept, "starts": [*before.get("starts", []), start]}
     write_json(workdir / PROVENANCE, content)
 
 

@@ -160,16 +160,14 @@ class Tar(RecordSource):
                 text = (
                     ""
                     if kind in BYTES
-                    else file.data[begin:end].decode("utf-8").removeprefix("\ufeff")
+                    else file.read(begin, end).decode("utf-8").removeprefix("\ufeff")
                 )
             except UnicodeDecodeError as error:
                 what = f"is not UTF-8 (byte 0x{error.object[error.start]:02x})"
                 problem = f"its .{ending} {what}; convert it, for example with iconv"
                 raise RecordError(self.where(index), problem, index) from error
             try:
-                found = (
-                    {kind: bytes(file.data[begin:end])} if kind in BYTES else values_of(text, kind)
-                )
+                found = {kind: file.read(begin, end)} if kind in BYTES else values_of(text, kind)
             except ValueError as error:
                 raise RecordError(
                     self.where(index), f"its .{ending} {error}; correct it", index

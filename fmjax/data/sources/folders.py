@@ -135,7 +135,7 @@ class ArchiveImages:
 
     def read(self, index: int) -> bytes:
         begin, end = self.index.rows[index, 2:].tolist()
-        return bytes(self.file.data[begin:end])
+        return self.file.read(begin, end)
 
 
 class FolderImages:

@@ -131,7 +131,7 @@ class JsonLists(RecordSource):
 
     def parse(self, file: File, begin: int, end: int, index: int) -> Record:
         try:
-            found: Record = parse_json(bytes(file.data[begin:end]))
+            found: Record = parse_json(file.read(begin, end))
         except ValueError as error:
             raise RecordError(
                 self.where(index), f"is not JSON ({error}); correct it", index
@@ -186,7 +186,7 @@ def objects(file: File) -> Iterator[tuple[str, int, int]]:
 def parsed(file: File, name: str, number: int, begin: int, end: int) -> Record:
     """Returns an object of a list. Raises UserError, naming the place, if it is malformed."""
     try:
-        found: Record = parse_json(bytes(file.data[begin:end]))
+        found: Record = parse_json(file.read(begin, end))
     except ValueError as error:
         raise UserError(
             f"{file.path}: {name}[{number}] is not JSON ({one_line(error, 200)}); correct it"

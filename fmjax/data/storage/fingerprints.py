@@ -47,6 +47,24 @@ def renamed(old: Record, new: Mapping[str, Value]) -> Record:
     return found
 
 
+def with_digests(new: Record, old: Mapping[str, Value]) -> Record:
+    """Returns a fingerprint with the digests that an earlier one has of the same files, as of a
+    folder whose contents were read then."""
+    found: Record = {}
+    for key, value in new.items():
+        other = old.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            value = with_digests(dict(value), other)
+        elif key == "files" and isinstance(other, Sequence) and len(other) == len(value):
+            pairs = zip(value, other, strict=True)
+            value = [
+                dict(before) | dict(after) if same_content(before, after) else after
+                for after, before in pairs
+            ]
+        found[key] = value
+    return found
+
+
 def same_content(one: Value, other: Value) -> bool:
     """Returns whether two files have the same size and digests, of which they need one in
     common."""

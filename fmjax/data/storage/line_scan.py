@@ -37,7 +37,7 @@ def line_tables(file: File) -> Iterator[LineTable]:
     while begin < len(file.data):
         end = file.data.rfind(file.line_break, begin, begin + MEGABYTE) + 1
         end = end or file.data.find(file.line_break, begin + MEGABYTE) + 1 or len(file.data)
-        content = bytes(file.data[begin:end])
+        content = file.read(begin, end)
         if not content.isascii():
             check_utf8(file, content)
             content = WIDE.sub(lambda found: b" " * len(found[0]), content)

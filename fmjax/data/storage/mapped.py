@@ -37,6 +37,7 @@ COMPRESSIONS = {
 }
 MEGABYTE = 2**20
 BLOCK = 2**14  # bytes between positions with known line numbers
+HELD = 64 * MEGABYTE  # bytes that are read before the pages of a mapped file are given back
 
 
 class Readable(Protocol):
@@ -129,6 +130,7 @@ class File:
           most: the maximum size after decompression, in bytes.
         """
         self.path = path
+        self._read = 0  # bytes since pages were given back
         try:
             self.local = local or decompressed(path, most)
             with self.local.open("rb") as stream:
@@ -156,12 +158,24 @@ class File:
         cr_alone = self.data.find(b"\n") < 0 <= self.data.find(b"\r")
         return b"\r" if cr_alone else b"\n"
 
+    def read(self, begin: int, end: int) -> bytes:
+        """Returns a part of the file.
+
+        Pages that were read count as memory of this process although they are only mapped, so they
+        are given back from time to time. The operating system still caches them.
+        """
+        self._read += end - begin
+        if self._read > HELD and isinstance(self.data, mmap.mmap):
+            self._read = 0
+            self.data.madvise(mmap.MADV_DONTNEED)
+        return self.data[begin:end]
+
     def text(self, begin: int, end: int, errors: str = "strict") -> str:
         """Returns a part of the file as text in which lines end in line feeds.
 
         Raises UnicodeDecodeError if it is not UTF-8.
         """
-        text = self.data[begin:end].decode("utf-8", errors)
+        text = self.read(begin, end).decode("utf-8", errors)
         return text.replace("\r", "\n") if self.line_break == b"\r" else text
 
     @functools.cached_property
@@ -174,7 +188,7 @@ class File:
         count = 0
         for begin in range(0, len(self.data), BLOCK):
             yield (count,)
-            count += self.data[begin : begin + BLOCK].count(self.line_break)
+            count += self.read(begin, begin + BLOCK).count(self.line_break)
         yield (count,)
 
     def line_at(self, place: int) -> int:

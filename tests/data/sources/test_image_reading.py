@@ -29,7 +29,7 @@ from fmjax.data.records import ConcatenatedSources
 from fmjax.data.sources import folders
 from fmjax.data.sources.open import hold_out, open_source
 from fmjax.data.storage import cache
-from fmjax.data.storage.fingerprints import data_differences, hashes_contents
+from fmjax.data.storage.fingerprints import data_differences, hashes_contents, with_digests
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.errors import UserError
 from fmjax.tasks.image_classify import Task as ImageClassify
@@ -138,5 +138,8 @@ def test_folders_are_read_in_the_order_of_their_names(tmp_path):
     assert hashes_contents({"train": old}) and not hashes_contents({"train": verified, "text": "x"})
     assert data_differences({"train": old}, {"train": verified}) == []
     assert data_differences({"train": verified}, {"train": source.fingerprint()}) == []
+    # A start that reads no contents keeps the digest of an earlier one, and none of other files.
+    assert with_digests({"train": source.fingerprint()}, {"train": verified}) == {"train": verified}
     changed = {"train": source.fingerprint() | {"files": [mark | {"names": "0" * 64}]}}
+    assert with_digests(changed, {"train": verified}) == changed
     assert "sha256 000000000000" in data_differences({"train": verified}, changed)[0]

@@ -15,8 +15,9 @@ from functools import partial
 import pyarrow as pa
 import pytest
 
+from fmjax.bench.corpus import mapped_bytes
 from fmjax.data.sources.open import open_source
-from fmjax.data.storage import cache
+from fmjax.data.storage import cache, mapped
 from fmjax.errors import UserError
 
 TEXT = b"one\ntwo\n" * 1000
@@ -203,3 +204,13 @@ def test_lines_are_numbered_without_counting_from_the_beginning(tmp_path):
     places = [source.where(index) for index in range(count)]
     assert places == [f"a.jsonl line {2 * number + 1}" for number in range(count)]
     assert time.process_time() - begin < 5
+
+
+def test_pages_that_were_read_are_given_back(monkeypatch, folder, tmp_path):
+    """All records are read, but at most a part of the file counts as memory of this process."""
+    monkeypatch.setattr(mapped, "HELD", 2**20)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"x" * 999 + b"\n" + (b"y" * 999 + b"\n") * 2**14)
+    source = opened(path)
+    assert [source[index]["text"][0] for index in range(len(source))] == ["x"] + ["y"] * 2**14
+    assert mapped_bytes(path) < path.stat().st_size / 4
