@@ -110,6 +110,23 @@ def million(path: Path) -> str:
     return write_tar(path, 1_000_000, lambda n: {f"{n:07}.txt": SENTENCE.format(n).encode()})
 
 
+def coco(path: Path) -> str:
+    """200,000 images with 1,000,000 annotations in a JSON file, 1 GB"""
+    polygon = [[float(place) + 0.25 for place in range(100)]]
+    with (path / "a.json").open("w") as stream:
+        stream.write('{"categories": [{"id": 1, "name": "cat"}], "images": [')
+        for number in range(200_000):
+            found = {"id": number, "file_name": f"{number}.jpg", "height": 480, "width": 640}
+            stream.write(", " * (number > 0) + json.dumps(found))
+        stream.write('], "annotations": [')
+        for number in range(1_000_000):
+            found = {"id": number, "image_id": number // 5, "category_id": 1}
+            found |= {"bbox": [1, 2, 3, 4], "segmentation": polygon}
+            stream.write(", " * (number > 0) + json.dumps(found))
+        stream.write("]}")
+    return "a.json"
+
+
 CASES: dict[str, Callable[[Path], str]] = {
     "csv": csv,
     "jsonl": jsonl,
@@ -118,6 +135,7 @@ CASES: dict[str, Callable[[Path], str]] = {
     "folders.tar": archive_folders,
     "tar": webdataset,
     "million.tar": million,
+    "json": coco,
 }
 
 
@@ -142,7 +160,7 @@ def opened(files: str) -> Record:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begun = time.perf_counter()
-    source = open_source("auto", files, "train")
+    source = open_source("json" if files.endswith(".json") else "auto", files, "train")
     source.where(len(source) - 1)
     assert source[len(source) - 1]
     seconds = time.perf_counter() - begun

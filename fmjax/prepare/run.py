@@ -53,14 +53,13 @@ from datatrove.utils import logging
 from fmjax.config.json_files import parse_json
 from fmjax.data.sources.kinds import AUTO, find_kind
 from fmjax.data.sources.lines import RECORDS
-from fmjax.data.sources.open import kind_of_files, named_files
+from fmjax.data.sources.open import downloaded, kind_of_files, named_files
 from fmjax.data.tokenizers.tokenizer import load_tokenizer
 from fmjax.errors import UserError, in_range, one_of
 from fmjax.prepare import report as reports
 from fmjax.prepare.guards import only_one, stoppable
 from fmjax.prepare.report import TALLIES
 from fmjax.prepare.steps import (
-    READERS,
     ArrayRecords,
     Documents,
     Dropped,
@@ -261,24 +260,22 @@ def slurm_options(text: str) -> Settings:
     return options
 
 
-def find_input(text: str, source: str) -> tuple[str, list[str], str, Settings]:
+def find_input(text: str, source: str, executor: str) -> tuple[str, list[str], str, Settings]:
     """Returns the folder that contains all files, their names below it, their kind, and their sizes
     and times of modification.
 
     Raises UserError if there are none, or their kind is not supported.
     """
-    if "://" in text:
-        raise UserError(
-            f"--input={text}: remote files are not supported; mount them, or copy them to this "
-            "machine or a shared file system"
-        )
     chosen = None if source == AUTO else find_kind(source)
-    paths = [path.absolute() for path in named_files(text, chosen)]
-    kind = (chosen or kind_of_files(paths)).name
-    if kind not in READERS:
+    if chosen is not None and chosen.reads != "files":
+        raise UserError(f"--source={source}: reads no files of texts; name the files' kind")
+    if "://" in text and executor != "local":
         raise UserError(
-            f"{paths[0]}: {kind} is not supported, only {', '.join(READERS)}; convert it"
+            f"--input={text}: remote files are fetched into the cache of this machine, which "
+            f"--executor={executor} may not reach; copy them to a shared file system"
         )
+    paths = [path.absolute() for path in named_files(downloaded(text, chosen), chosen)]
+    kind = (chosen or kind_of_files(paths)).name
     root = os.path.commonpath([path.parent for path in paths])
     names = [os.path.relpath(path, root) for path in paths]
     states = {
@@ -293,7 +290,7 @@ def settle(args: Namespace) -> tuple[str, Settings]:
 
     Raises UserError.
     """
-    root, names, kind, states = find_input(args.input, args.source)
+    root, names, kind, states = find_input(args.input, args.source, args.executor)
     in_range("--shards", args.shards, least=0, hint="0 means one per input file")
     in_range("--workers", args.workers, least=1)
     one_of("--record", args.record, RECORDS)

@@ -20,6 +20,7 @@ from datatrove.utils.word_tokenizers import WordTokenizer, simple_span_tokenize
 from fmjax.contracts import Record
 from fmjax.data.characters import is_blank, numbered_lines
 from fmjax.data.records import json_object
+from fmjax.data.sources.open import open_source
 from fmjax.data.tokenizers import stored_ids
 from fmjax.errors import RecordError, UserError
 from fmjax.prepare import report as reports
@@ -107,7 +108,7 @@ class Documents(BaseDiskReader):
     def read_file(self, filepath: str) -> Iterator[Document]:
         place = ""
         try:
-            for place, text in READERS[self.kind](self, filepath):
+            for place, text in READERS.get(self.kind, Documents.read_source)(self, filepath):
                 yield Document(text, place, metadata={"where": place})
         except (EOFError, OSError, UnicodeDecodeError, csv.Error) as error:
             after = f" (after {place})" if place else ""
@@ -176,6 +177,13 @@ class Documents(BaseDiskReader):
                     number += 1
                     yield self.column(record, f"{filepath} record {number}")
 
+    def read_source(self, filepath: str) -> Iterator[tuple[str, str]]:
+        """Yields what `data.source` reads from files of other kinds."""
+        source = open_source(self.kind, [str(Path(self.data_folder.path, filepath))], "train")
+        folder = filepath[: len(filepath) - len(Path(filepath).name)]
+        for index in range(len(source)):
+            yield self.column(source[index], f"{folder}{source.where(index)}")
+
     def column(self, record: Record, place: str) -> tuple[str, str]:
         """Returns the place and the text. Raises UserError if the record has none."""
         if self.text_key not in record:
@@ -190,7 +198,7 @@ class Documents(BaseDiskReader):
         return place, text or ""
 
 
-# Readers of each kind of source.
+# Readers that need no index of their files, which are read once and in order.
 READERS: dict[str, Callable[[Documents, str], Iterator[tuple[str, str]]]] = {
     "text": Documents.read_text,
     "jsonl": Documents.read_jsonl,

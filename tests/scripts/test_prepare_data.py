@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import io
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -371,7 +373,6 @@ def test_wrong_input_is_named(corpus, tmp_path, refused, monkeypatch):
     common = ("--output", out, "--workers", 1)
     assert "choose from gopher_repetition" in refused(main, "--input", folder, *common, "--filters", "gopher")
     assert 'has no "min_words"' in refused(main, "--input", folder, *common, "--filters", '{"gopher_quality": {"min_words": 5}}')
-    assert "mount them, or copy them" in refused(main, "--input", "gs://bucket/a.txt", *common)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "which", lambda name: None)
         assert "sbatch was not found" in refused(main, "--input", folder, *common, "--executor", "slurm")
@@ -420,3 +421,25 @@ def test_words_without_spaces_are_letters():
 
     assert Words().word_tokenize("It's  fine, 中文字 ok") == ["It's", "fine,", "中", "文", "字", "ok"]
     assert Words().sent_tokenize("One. Two! 三。四") == ["One.", "Two!", "三。", "四"]
+
+
+@needs_datatrove
+def test_input_is_read_like_training_data(tmp_path):
+    """Of kinds that need an index, and from afar."""
+    from fmjax.prepare.run import find_input
+    from fmjax.prepare.steps import Documents
+
+    members = [(f"{number}.txt", f"text {number}") for number in range(3)]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content.encode()))
+    root, names, kind, _ = find_input(str(tmp_path / "a.tar"), "auto", "local")
+    reader = Documents(kind, root, "unused", "text", "paragraph", tmp_path)
+    found = [(document.text, document.id) for document in reader.read_file(names[0])]
+    assert found == [(f"text {number}", f"a.tar: {number}") for number in range(3)]
+    with pytest.raises(UserError, match="--source=tfds: reads no files of texts"):
+        find_input("x", "tfds", "local")
+    with pytest.raises(UserError, match="--input=gs://b/x.txt: remote files are fetched into the cache of this machine"):
+        find_input("gs://b/x.txt", "auto", "slurm")
