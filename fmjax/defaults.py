@@ -113,6 +113,9 @@ def data() -> ConfigDict:
             "tokenizer": placeholder(
                 str
             ),  # a folder or file; unset: that of init.weights, or trained on the data
+            # The folder of token stores, such as a local SSD or a folder that all hosts share;
+            # unset: the cache ($FMJAX_CACHE).
+            "store": placeholder(str),
             "tokenizer_kind": "wordpiece",  # or bpe, unigram, t5, word, char, byte
             # Whether a tokenizer trained here lowercases; char and byte never do.
             "lowercase": True,

@@ -13,6 +13,7 @@ if not __package__:  # run as a file: a checkout need not be installed
 
 from fmjax.config import commandline
 from fmjax.inference.convert import convert
+from fmjax.paths import run_path
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,14 +21,14 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--from",
         dest="source",
-        type=Path,
+        type=run_path,
         required=True,
-        help="a run, a Hugging Face folder, or a .bin file of llama2.c",
+        help="a run, also gs://BUCKET/RUN, a Hugging Face folder, or a .bin file of llama2.c",
     )
     flags.add(
         "--to",
         dest="target",
-        type=Path,
+        type=run_path,
         required=True,
         help="the folder to write, in the other format",
     )

@@ -16,11 +16,14 @@ from fmjax.config.json_files import to_line
 from fmjax.data.storage import cache
 from fmjax.distributed import hosts
 from fmjax.inference.evaluate import evaluate_run
+from fmjax.paths import run_path
 
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
-    flags.add("--workdir", type=Path, required=True, help="the run directory")
+    flags.add(
+        "--workdir", type=run_path, required=True, help="the run directory, also gs://BUCKET/RUN"
+    )
     flags.add(
         "--split", default="validation", help="the split to evaluate on (default: validation)"
     )

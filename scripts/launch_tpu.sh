@@ -2,7 +2,7 @@
 # Starts a command of fmjax on every worker of a Cloud TPU VM, and shows the output.
 #
 #   scripts/launch_tpu.sh --tpu NAME --zone ZONE [--project P] [--checkout DIR] [--install] [--dry-run] -- \
-#       python scripts/train.py --config configs/scale.py:bert_large --workdir /mnt/bucket/run --distributed
+#       python scripts/train.py --config configs/scale.py:bert_large --workdir gs://BUCKET/RUN --distributed
 #
 # --checkout is the folder of fmjax on the workers (default: fmjax, in the home folder); --install first copies this checkout
 # there and installs it with its TPU extra. --dry-run prints the commands without running them. The workers find each
@@ -51,7 +51,7 @@ if [ -n "$install" ]; then
   git -C "$here" archive --format=tar.gz -o "$archive" HEAD
   run gcloud compute tpus tpu-vm scp "$archive" "$tpu:fmjax.tar.gz" "${where[@]}"
   run gcloud compute tpus tpu-vm ssh "$tpu" "${where[@]}" --command \
-    "mkdir -p $folder && tar -xzf fmjax.tar.gz -C $folder && cd $folder && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
+    "mkdir -p $folder && tar -xzf fmjax.tar.gz -C $folder && cd $folder && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
 fi
 command="$(printf '%q ' "$@")"
 run gcloud compute tpus tpu-vm ssh "$tpu" "${where[@]}" --command "cd $folder && PATH=\$PWD/.venv/bin:\$PATH $command"

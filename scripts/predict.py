@@ -27,20 +27,21 @@ from fmjax.data.storage import cache
 from fmjax.inference import predicting
 from fmjax.inference.inputs import AUTO, KINDS
 from fmjax.inference.predict import predict_file
+from fmjax.paths import local_path, run_path
 
 
 def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__)
     flags.add(
         "--workdir",
-        type=Path,
+        type=run_path,
         required=True,
-        help="a run, a Hugging Face folder or a .bin of llama2.c",
+        help="a run, also gs://BUCKET/RUN, a Hugging Face folder or a .bin of llama2.c",
     )
     flags.add("--input", type=Path, required=True, help="the file of examples; - is standard input")
     flags.add(
         "--output",
-        type=Path,
+        type=local_path,
         required=True,
         help="the .jsonl file to write, a new one; - is standard output",
     )

@@ -14,6 +14,7 @@ if not __package__:  # run as a file: a checkout need not be installed
 
 from fmjax.config import commandline, overridden_keys
 from fmjax.distributed import hosts
+from fmjax.paths import local_path, run_path
 from fmjax.train import keys
 from fmjax.train.dry_run import dry_run
 from fmjax.train.loop import train
@@ -23,13 +24,13 @@ def main(argv: list[str] | None = None) -> int:
     flags = commandline.Flags(__doc__, config=True, keys=keys.describe)
     flags.add(
         "--workdir",
-        type=Path,
+        type=run_path,
         required=True,
-        help="the run directory: new, or that of a run to continue",
+        help="the run directory, also gs://BUCKET/RUN: new, or that of a run to continue",
     )
     flags.add(
         "--profile",
-        type=Path,
+        type=local_path,
         help="folder for a trace of steps 6 to 10, for TensorBoard or Perfetto",
     )
     flags.add(

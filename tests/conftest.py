@@ -22,6 +22,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import hypothesis
 import jax
 import pytest
+from support import bucket
 
 # No test depends on how fast the machine is.
 hypothesis.settings.register_profile("no_clock", deadline=None)
@@ -48,6 +49,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps what tests unpack out of the user's cache."""
     os.environ["FMJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def bucket_service() -> Iterator[bucket.Service]:
+    """Google Cloud Storage with one bucket; skips the test where the packages are missing."""
+    if name := bucket.missing():
+        pytest.skip(f"{name} is not installed: pip install gcsfs gcp-storage-emulator")
+    with bucket.serving() as service:
+        yield service
 
 
 @pytest.fixture(scope="module", autouse=True)

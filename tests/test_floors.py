@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmjax"
 
 # From the ground up. A name alone is a file of that name or all of a folder; the folders of data have floors of their own.
 ORDER = [
-    "contracts", "errors", "pytree", "randomness", "memory", "hardware", "losses",
+    "contracts", "errors", "pytree", "randomness", "memory", "hardware", "losses", "buckets", "paths",
     "config", "distributed", "optim", "layers",
     "data/characters",
     "data/records", "data/groups", "data/partitions",

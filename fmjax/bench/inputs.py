@@ -55,7 +55,7 @@ def feed(folder: Path, rows: int, length: int, count: int) -> dict[str, float]:
     done = time.perf_counter()
     return {
         "prepare_seconds": prepared - begun,
-        "prepare_tokens": int(examples.corpus.tokens.size),
+        "prepare_tokens": examples.corpus.size,
         "feed_seconds": done - prepared,
         "feed_tokens": tokens,
     }

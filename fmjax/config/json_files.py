@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fmjax.buckets import BucketPath
 from fmjax.errors import UserError
+from fmjax.paths import RunPath
 
 MISSING = "no such file; a Hugging Face model folder has one"
 
@@ -45,7 +47,7 @@ def refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def read_json(path: Path, missing: str = MISSING) -> dict[str, Any]:
+def read_json(path: RunPath, missing: str = MISSING) -> dict[str, Any]:
     """Returns a JSON object.
 
     Raises UserError if the file is missing, saying so, or holds something else.
@@ -88,13 +90,17 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: RunPath, content: str | bytes) -> None:
     """Writes a file as `open_atomically` does, text as UTF-8."""
+    written = content.encode("utf-8") if isinstance(content, str) else content
+    if isinstance(path, BucketPath):  # whose objects appear whole
+        path.write_bytes(written)
+        return
     with open_atomically(path) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.write(written)
 
 
-def write_json(path: Path, content: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
+def write_json(path: RunPath, content: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
     """Writes JSON atomically. Raises OSError if the file cannot be written.
 
     Raises ValueError for NaN and infinity, which JSON does not have.

@@ -16,6 +16,7 @@ COMMON = {
     "data.balance": "resampling of the training classes: none, oversample or undersample",
     "data.balance_power": "strength of the resampling: 0 changes nothing, 1 makes classes equal",
     "data.tokenizer": "a folder or file (none: that of init.weights, or one trained on the data)",
+    "data.store": "folder of token stores, such as a local SSD (none: the cache, $FMJAX_CACHE)",
     "data.tokenizer_kind": "if one is trained: wordpiece, bpe, unigram, t5, word, char or byte",
     "data.lowercase": "whether a tokenizer trained here lowercases text",
     "data.buckets": "batch lengths: auto, 32,64,128, or none for data.max_length only",

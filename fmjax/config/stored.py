@@ -13,12 +13,14 @@ from fmjax.config.files import Config, Keys, leaves, message_of, renamed, to_dic
 from fmjax.config.json_files import parse_json, write_json
 from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
+from fmjax.paths import RunPath
 
 CONFIG = "config.json"
 SCHEMA = 1  # of config.json; raised when older readers would misread it
 STOPPING = "early_stopping"  # keys of `train`: the end of a run changes no step
 READING = (
     "on_error",
+    "store",
     "verify",
     "workers",
     "prefetch",
@@ -32,7 +34,7 @@ WEIGHTS = ("init", "weights")
 LISTED = 10  # number of differences that an error lists
 
 
-def write_config(workdir: Path, config: Config, given: Config | None = None) -> None:
+def write_config(workdir: RunPath, config: Config, given: Config | None = None) -> None:
     """Writes RUN/config.json atomically: the resolved config and, under "fmjax", the config as
     given.
 
@@ -54,7 +56,7 @@ def write_config(workdir: Path, config: Config, given: Config | None = None) -> 
         ) from error
 
 
-def is_run(folder: Path) -> bool:
+def is_run(folder: RunPath) -> bool:
     """Returns whether a folder is a run directory: its `config.json` has the key `fmjax`.
 
     Raises UserError if reading the file is not permitted.
@@ -68,7 +70,7 @@ def is_run(folder: Path) -> bool:
         return False
 
 
-def read_config(workdir: Path) -> dict[str, Value]:
+def read_config(workdir: RunPath) -> dict[str, Value]:
     """Returns the stored config as JSON values; its key "fmjax" has `version`, `schema` and
     `given`.
 
@@ -78,7 +80,8 @@ def read_config(workdir: Path) -> dict[str, Value]:
     try:
         content = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        runs = {found.parent.name for found in workdir.parent.glob(f"*/{CONFIG}")} - {workdir.name}
+        beside = workdir.parent.glob(f"*/{CONFIG}") if isinstance(workdir, Path) else ()
+        runs = {found.parent.name for found in beside} - {workdir.name}
         reason = f"cannot be read, {(error.strerror or 'unknown error').lower()}"
         raise UserError(
             f"{path}: {reason}; name the folder of a run{nearest(workdir.name, runs)}"
@@ -107,7 +110,7 @@ def read_config(workdir: Path) -> dict[str, Value]:
 
 
 def check_resumable(
-    stored: Mapping[str, Value], new: Mapping[str, Value], run: str | Path = "RUN"
+    stored: Mapping[str, Value], new: Mapping[str, Value], run: str | RunPath = "RUN"
 ) -> None:
     """Raises UserError, with the differences, unless they are allowed in a continued run.
 
@@ -133,7 +136,7 @@ def check_resumable(
         )
 
 
-def continued(workdir: Path, given: Mapping[str, Value]) -> dict[str, Value]:
+def continued(workdir: RunPath, given: Mapping[str, Value]) -> dict[str, Value]:
     """Returns the resolved config that a run stores; keys that may change at a restart are taken
     from the given config.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from contextlib import closing
-from pathlib import Path
 
 import jax.numpy as jnp
 
 from fmjax import pytree
+from fmjax.buckets import BucketPath
 from fmjax.config import is_run, to_dict, write_config
 from fmjax.contracts import Processors
 from fmjax.data.kinds import lifecycle
@@ -20,27 +21,34 @@ from fmjax.inference.export import special_type
 from fmjax.inference.folder_task import folder_task
 from fmjax.inference.load import load
 from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params
+from fmjax.paths import RunPath, run_path
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
+from fmjax.runs.lock import locked
 
 
-def convert(source: str | Path, target: str | Path) -> None:
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Writes the model of a run directory, or of a checkpoint of llama2.c, as a Hugging Face
     folder, or a Hugging Face folder as a run at step 0.
 
     Raises UserError if the source cannot be read, the target has other content, or the other format
     has no such model."""
-    source, target = Path(source).expanduser(), Path(target).expanduser()
+    source, target = run_path(source), run_path(target)
     exported = is_run(source) or source.is_file()
+    if exported and isinstance(target, BucketPath):
+        raise UserError(
+            f"--to={target}: a Hugging Face folder is written to a local folder; name one, and "
+            "copy it to the bucket"
+        )
     pretrained = load(source)
     if exported:
-        pretrained.save(target)
+        pretrained.save(str(target))
     else:
         write_run(pretrained, target)
     say(f"{source} is now {'a Hugging Face folder' if exported else 'a run at step 0'} in {target}")
 
 
-def write_run(pretrained: Pretrained, target: Path) -> None:
+def write_run(pretrained: Pretrained, target: RunPath) -> None:
     """Writes a run at step 0 with a model's parameters. Raises UserError if the folder is not empty
     or no task fits.
     """
@@ -61,7 +69,7 @@ def write_run(pretrained: Pretrained, target: Path) -> None:
     if special := special_type(pretrained.config, family):
         config["init"] = config.get("init", {}) | {"model_type": special}
     config["data"]["max_length"] = min(UNLIMITED, token_limit(settings) or UNLIMITED)
-    with run_folder.locked(target):
+    with locked(target):
         needed = {key: pretrained.processors[key] for key in lifecycle.groups(task)}
         lifecycle.store(target, Processors(named=needed))
         held = pytree.names(pretrained.params)

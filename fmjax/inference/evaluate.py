@@ -4,6 +4,7 @@ of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +13,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fmjax.buckets import BucketPath
 from fmjax.contracts import Arrays, Batch, Examples, Processors, PyTree, Task
 from fmjax.data.kinds import text
 from fmjax.data.records import ConcatenatedSources
 from fmjax.data.splits import open_split
+from fmjax.data.storage.token_store import stored_in
 from fmjax.data.stream.batches import eval_batches, groups
 from fmjax.data.stream.buckets import Bucketed, bucketed
 from fmjax.data.stream.examples import build_examples
@@ -28,6 +31,7 @@ from fmjax.distributed.progress import Bar
 from fmjax.inference.load import load_run
 from fmjax.metrics.classes import defined
 from fmjax.models.sizes import with_chunks
+from fmjax.paths import run_path
 
 
 class Collected(NamedTuple):
@@ -125,7 +129,7 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def evaluate_run(
-    workdir: str | Path,
+    workdir: str | os.PathLike[str],
     split: str = "validation",
     files: str | Path | None = None,
     verify: bool = False,
@@ -139,7 +143,9 @@ def evaluate_run(
 
     Raises UserError if the run or the data are not there.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = run_path(workdir)
+    if isinstance(workdir, BucketPath):
+        workdir.check()
     loaded = load_run(workdir)
     config, task = loaded.config, loaded.task
     assert task is not None  # a run has one
@@ -153,7 +159,8 @@ def evaluate_run(
     size, length = data["batch_size"], data["max_length"]
     built: dict[str, Examples] = {}
     for name, one in sources.items():
-        examples = build_examples(task, one, loaded.processors, length, False, tolerance)[1]
+        with stored_in(data.get("store")):
+            examples = build_examples(task, one, loaded.processors, length, False, tolerance)[1]
         built[name] = bucketed(examples, data.get("buckets") or (), length, size)
     size, rows, gather = share(size)
     predict = make_predict(loaded.model, task, loaded.processors)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fmjax import contracts, models, pytree, tasks
+from fmjax import contracts, models, paths, pytree, tasks
+from fmjax.buckets import BucketPath
 from fmjax.config import is_run, read_config
 from fmjax.config.json_files import read_json
 from fmjax.contracts import Processors, PyTree
@@ -21,6 +23,7 @@ from fmjax.hub import families, folders, llama2c
 from fmjax.hub.tensors import check_finite
 from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.layers.kernels.choice import AUTO
+from fmjax.paths import RunPath, run_path
 from fmjax.runs.best import stored_best
 from fmjax.runs.checkpoint import CheckpointReader
 from fmjax.runs.folder import CHECKPOINTS, has_failed_start
@@ -28,13 +31,15 @@ from fmjax.runs.folder import CHECKPOINTS, has_failed_start
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
-def load(path: str | Path) -> Pretrained:
-    """Returns the model of a Hugging Face folder, of a run directory at its best step (the latest,
-    if none is best), or of a checkpoint of llama2.c, a file that ends in .bin.
+def load(path: str | os.PathLike[str]) -> Pretrained:
+    """Returns the model of a Hugging Face folder, of a run directory (also at gs://) at its best
+    step (the latest, if none is best), or of a checkpoint of llama2.c, a file that ends in .bin.
 
     Raises UserError if it is none of these, is incomplete, or holds a model that is not supported.
     """
-    path = Path(path).expanduser()
+    path = run_path(path)
+    if isinstance(path, BucketPath):
+        return load_from_bucket(path)
     if path.is_file() and path.suffix.lower() == ".bin":
         return load_llama2c(path)
     if path.is_file():
@@ -43,6 +48,17 @@ def load(path: str | Path) -> Pretrained:
         )
     with explained():
         return load_run(path) if is_run(path) or has_failed_start(path) else load_reference(path)
+
+
+def load_from_bucket(path: BucketPath) -> Pretrained:
+    """Returns the model of a run in a bucket. Raises UserError if there is no run."""
+    path.check()
+    if is_run(path) or has_failed_start(path):
+        with explained(), paths.explained():
+            return load_run(path)
+    if path.exists():
+        raise UserError(f"{path}: is not a run of fmjax; to load it, copy it to a local folder")
+    raise UserError(f"{path}: there is no such folder; correct the name of the run")
 
 
 def load_llama2c(path: Path) -> Pretrained:
@@ -91,7 +107,7 @@ def reference_processors(folder: Path, inputs: Sequence[str], settings: PyTree) 
     return Processors(*found)
 
 
-def load_run(folder: Path) -> Pretrained:
+def load_run(folder: RunPath) -> Pretrained:
     """Returns the model of a run directory: its moving average where it keeps one."""
     none = f"{folder}: the run has no checkpoint yet; train it first, with the same --workdir"
     if has_failed_start(folder):

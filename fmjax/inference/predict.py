@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from fmjax.buckets import BucketPath
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config, Value
 from fmjax.data.storage.cache import digest
@@ -32,6 +33,7 @@ from fmjax.inference.inputs import (
 from fmjax.inference.load import load
 from fmjax.inference.predicting import Predictor
 from fmjax.inference.pretrained import Pretrained
+from fmjax.paths import RunPath
 
 
 class Output:
@@ -130,7 +132,7 @@ class Output:
 
 
 def predict_file(
-    folder: Path,
+    folder: RunPath,
     source: Path,
     target: Path,
     kind: str = AUTO,
@@ -239,9 +241,9 @@ def json_line(answer: Config) -> bytes:
     return (json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def identity(folder: Path, model: Pretrained) -> Config:
+def identity(folder: RunPath, model: Pretrained) -> Config:
     """Returns an identity of a model's parameters without reading them."""
-    if model.task is not None:
+    if isinstance(folder, BucketPath) or model.task is not None:
         return {"path": str(folder.resolve()), "step": model.step}
     files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
     stats = {

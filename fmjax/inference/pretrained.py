@@ -41,6 +41,7 @@ from fmjax.inference.predicting import (
 )
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
+from fmjax.paths import local_path
 
 UNLIMITED = 512  # tokens of an example, where neither a run nor a position table sets a limit
 FEATURES = {
@@ -283,7 +284,11 @@ class Pretrained:
                 save_prompts(folder, self.task, self.tokenizer)
 
         folders.write_folder(
-            folder, reference, config | {"dtype": "float32"}, pytree.unnames(params), save_beside
+            local_path(folder),
+            reference,
+            config | {"dtype": "float32"},
+            pytree.unnames(params),
+            save_beside,
         )
 
     def exported(self) -> tuple[Reference, Config]:

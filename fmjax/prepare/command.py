@@ -66,7 +66,7 @@ def add_result(flags: Flags) -> None:
     flags.add(
         "--tokenizer",
         type=Path,
-        help="a folder or file; counts tokens and stores their ids with the texts",
+        help="a folder or file; also writes the tokens, so that training need not tokenize",
     )
     flags.add(
         "--shards",

@@ -230,7 +230,7 @@ def added_up(step: str, tallies: Iterable[Counts], twins: Mapping[int, Counts]) 
 
 def place_shards(work: Path, output: Path) -> list[Counts]:
     """Moves non-empty shards to the output folder and renumbers them. Returns their names, records
-    and bytes.
+    and bytes, and their numbers before.
 
     It can be repeated after an interruption. Empty shards, which readers reject, are left out.
     """
@@ -246,7 +246,12 @@ def place_shards(work: Path, output: Path) -> list[Counts]:
         if (work / PARTS / name).exists():
             (work / PARTS / name).replace(target)
         placed.append(
-            {"file": target.name, "records": counts[name], "bytes": target.stat().st_size}
+            {
+                "file": target.name,
+                "records": counts[name],
+                "bytes": target.stat().st_size,
+                "number": int(Path(name).stem),
+            }
         )
     return placed
 

@@ -1,5 +1,5 @@
-"""Turns raw text into a training corpus: filtered, deduplicated, tokenized, in shards of
-ArrayRecord.
+"""Turns raw text into a training corpus: filtered and deduplicated, in shards of ArrayRecord, with
+their tokens in a store.
 
 The engine is datatrove (Penedo et al. 2024), which produced FineWeb: its quality filters, exact and
 MinHash deduplication, and its executors, local, Slurm or Ray. The stages follow its

@@ -21,10 +21,10 @@ from fmjax.contracts import Record
 from fmjax.data.characters import is_blank, numbered_lines
 from fmjax.data.records import json_object
 from fmjax.data.sources.open import open_source
-from fmjax.data.tokenizers import stored_ids
 from fmjax.errors import RecordError, UserError
 from fmjax.prepare import report as reports
 from fmjax.prepare.report import FIRST, LAST, PARTS, TALLIES, Shards, Tally, write_json
+from fmjax.prepare.tokens import FOLDER, TaskTokens, place_tokens
 
 SHOWN = 1000  # number of near-duplicate clusters whose remaining document is stored for the report
 # Scripts without spaces between words: each letter counts as a word.
@@ -218,8 +218,8 @@ class NotBlank(BaseFilter):
 
 
 class ArrayRecords(PipelineStep):
-    """Writes documents as JSON objects {"text": ...} to the task's shards; with a tokenizer,
-    including their ids."""
+    """Writes documents as JSON objects {"text": ...} to the task's shards; with a tokenizer, also
+    their ids to the task's token store."""
 
     name, type = "array_record", "writer"
 
@@ -228,41 +228,29 @@ class ArrayRecords(PipelineStep):
         self.work, self.shards, self.tokenizer = work, shards, tokenizer
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> None:
-        counts: Record = {"documents": 0, "characters": 0, "tokens": 0, "clusters": {}}
+        counts: Record = {"documents": 0, "characters": 0, "clusters": {}}
         began = time.monotonic()
         shards = Shards(self.work / PARTS, rank, world_size, self.shards)
+        tokens = TaskTokens(self.work, rank, self.tokenizer) if self.tokenizer else None
         try:
-            for document, record in self.records(data):
+            for document in data if tokens is None else stored(data, tokens):
                 counts["documents"] += 1
                 counts["characters"] += len(document.text)
-                counts["tokens"] += record.pop("count", 0)
                 if 0 <= (cluster := document.metadata.get("minhash_cluster_id", -1)) < SHOWN:
                     shown = document.text[: reports.LETTERS]
                     counts["clusters"][cluster] = {
                         "where": document.metadata["where"],
                         "text": shown,
                     }
-                shards.write(record)
+                shards.write({"text": document.text})
         except BaseException:
             shards.abandon()
+            if tokens is not None:
+                tokens.abandon()
             raise
+        counts["tokens"] = 0 if tokens is None else tokens.close()
         counts |= {"files": shards.close(), "seconds": time.monotonic() - began}
         write_json(self.work / TALLIES / LAST / f"{rank:05d}.json", counts)
-
-    def records(self, data: Iterable[Document]) -> Iterator[tuple[Document, Record]]:
-        """Yields each document and its record, with the number of its tokens as `count`."""
-        if not self.tokenizer:
-            yield from ((document, {"text": document.text}) for document in data)
-            return
-        # Imported here because few tasks use it.
-        from fmjax.data.tokenizers.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(self.tokenizer)
-        for documents in batches(data, 256):
-            rows = tokenizer.encode_batch([document.text for document in documents])
-            for document, ids in zip(documents, rows, strict=True):
-                tokens = stored_ids.record(ids, tokenizer.sha256) | {"count": ids.size}
-                yield document, {"text": document.text} | tokens
 
 
 class MarkKept(PipelineStep):
@@ -300,9 +288,18 @@ class Report(PipelineStep):
         steps = ["blank", *self.settings["filters"], "c4_blank", *self.settings["dedup"]]
         report = reports.gather(self.work, self.settings, steps)
         report["shards"] = reports.place_shards(self.work, self.output)
+        if self.settings["tokenizer"]:
+            place_tokens(self.work, self.output, self.settings, report["shards"])
         write_json(self.output / reports.REPORT, report)
-        for name in ("kept", "exact", "minhash", PARTS):
+        for name in ("kept", "exact", "minhash", PARTS, FOLDER):
             shutil.rmtree(self.work / name, ignore_errors=True)
+
+
+def stored(data: Iterable[Document], tokens: TaskTokens) -> Iterator[Document]:
+    """Yields documents after storing their tokens."""
+    for documents in batches(data, 256):
+        tokens.add([document.text for document in documents])
+        yield from documents
 
 
 def batches(data: Iterable[Document], size: int) -> Iterator[list[Document]]:

@@ -5,6 +5,9 @@ they are used.
     checkpoints/20/manifest.json              items, data, metrics; SHA-256 and size of every file
     checkpoints/10.damaged/                   set aside, for a person to look at
 
+In a bucket Orbax writes the objects of a step in place, and a file that commits them. The manifest
+has the digests that the bucket gives for its objects, and those of the arrays in memory.
+
 The manifest is written last. Orbax restores files with flipped bits silently and takes an empty
 folder for a step; hence the manifest. A step without one does not exist: it is being written, being
 deleted, or was left by a kill. Items are stored as nested dictionaries by name (`fmjax.pytree`), so
@@ -16,22 +19,24 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
+from fmjax.buckets import BucketPath
 from fmjax.contracts import Config, PyTree
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.runs import orbax_items
+from fmjax.paths import RunPath, remove_tree, rename
+from fmjax.runs import array_digests, orbax_items
 from fmjax.runs.manifest import (
     MANIFEST,
     DamagedError,
     Manifest,
+    check_arrays,
     check_fits,
     describe,
     flat,
@@ -43,6 +48,7 @@ from fmjax.runs.manifest import (
 
 T = TypeVar("T")
 MADE_BY_ORBAX = "_CHECKPOINT_METADATA"
+Digests: TypeAlias = tuple[Sequence[str], PyTree]  # names of arrays, and their digests
 LEFTOVER = re.compile(r"\d+\.(deleted|orbax-checkpoint-tmp.*)")
 
 
@@ -65,7 +71,7 @@ class CheckpointReader:
     on beside a writer.
     """
 
-    def __init__(self, directory: Path, *, best: Best | None = None):
+    def __init__(self, directory: RunPath, *, best: Best | None = None):
         self.directory = directory.absolute()
         self._best = best
         self._verified: set[int] = set()
@@ -127,10 +133,13 @@ class CheckpointReader:
           UserError: there is no such step, it is damaged, or it does not fit `abstract`, with the
             names that differ.
         """
-        check_fits(self._verify(step)["items"], abstract, self._folder(step))
-        return orbax_items.restore(self._folder(step), abstract)
+        manifest = self._verify(step)
+        check_fits(manifest["items"], abstract, self._folder(step))
+        items = orbax_items.restore(self._folder(step), abstract)
+        check_arrays(manifest.get("arrays", {}), items, self._folder(step))
+        return items
 
-    def _folder(self, step: int) -> Path:
+    def _folder(self, step: int) -> RunPath:
         return self.directory / str(step)
 
     def _manifest(self, step: int) -> Manifest:
@@ -182,6 +191,10 @@ class CheckpointReader:
         return sorted(values, key=lambda step: (values[step], step))
 
 
+class NotSaved(UserError):
+    """A checkpoint could not be written."""
+
+
 class Checkpoints(CheckpointReader):
     """The one writer of a run's checkpoints: keeps the newest `keep` and the best. Opening removes
     what a kill left.
@@ -190,8 +203,23 @@ class Checkpoints(CheckpointReader):
     UserError.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, best: Best | None = None):
-        """Raises UserError if the folder cannot be made, or `keep` is below 1."""
+    def __init__(
+        self,
+        directory: RunPath,
+        *,
+        keep: int = 2,
+        best: Best | None = None,
+        before_seal: Callable[[], None] = lambda: None,
+    ):
+        """
+        Args:
+          directory: the folder of the checkpoints.
+          keep: the number of newest steps to keep.
+          best: the metric whose best step is kept as well.
+          before_seal: writes what must be there when a step is; called behind the training.
+
+        Raises UserError if the folder cannot be made, or `keep` is below 1.
+        """
         super().__init__(directory, best=best)
         if keep < 1:
             raise UserError(
@@ -205,7 +233,7 @@ class Checkpoints(CheckpointReader):
             raise UserError(
                 f"{directory}: cannot be made ({error.strerror}); name another --workdir"
             ) from None
-        self._keep = keep
+        self._keep, self._before_seal = keep, before_seal
         self._clean()
         hosts.meet("checkpoints")
         self._orbax = orbax_items.writer()
@@ -229,7 +257,7 @@ class Checkpoints(CheckpointReader):
           metrics: what to choose the best step by.
 
         Raises:
-          UserError: this save could not be started, or the one before has failed.
+          NotSaved: this save could not be started, or the one before has failed.
         """
         self.wait()
         trees = {item: flat(tree) for item, tree in items.items()}
@@ -249,14 +277,15 @@ class Checkpoints(CheckpointReader):
         }
         # As it is now, and as it will be read.
         content = json.loads(json.dumps(content, allow_nan=False))
+        digests = self._start_digests(trees)
         try:
             orbax_items.start(self._orbax, self._folder(step), trees)
         except (OSError, ValueError) as error:
             raise self._failed(step, error) from error
-        self._pending = step, self._thread.submit(self._finish, step, content)
+        self._pending = step, self._thread.submit(self._finish, step, content, digests)
 
     def wait(self) -> None:
-        """Returns when the last save has ended. Raises UserError if it has failed."""
+        """Returns when the last save has ended. Raises NotSaved if it has failed."""
         if self._pending is None:
             return
         step, future = self._pending
@@ -265,7 +294,7 @@ class Checkpoints(CheckpointReader):
             raise self._failed(step, error) from error
 
     def close(self) -> None:
-        """Waits for the last save and ends the threads, also where it raises UserError because that
+        """Waits for the last save and ends the threads, also where it raises NotSaved because that
         save has failed.
         """
         try:
@@ -274,24 +303,46 @@ class Checkpoints(CheckpointReader):
             self._thread.shutdown()
             self._orbax.close()
 
-    def _finish(self, step: int, content: Manifest) -> None:
+    def _start_digests(self, trees: Mapping[str, Mapping[str, PyTree]]) -> dict[str, Digests]:
+        """Starts computing the digests of a step's arrays in a bucket, before they are donated."""
+        if isinstance(self.directory, Path):  # whose files are read again
+            return {}
+        return {
+            item: (list(leaves), array_digests.start(leaves))
+            for item, leaves in trees.items()
+            if leaves
+        }
+
+    def _finish(self, step: int, content: Manifest, digests: Mapping[str, Digests]) -> None:
         """Seals a step when Orbax has written it, on every host."""
         self._orbax.wait_until_finished()
         if not self._first:
             return
         folder = self._folder(step)
+        self._before_seal()
+        if digests:
+            arrays = {item: array_digests.read(*pair) for item, pair in digests.items()}
+            content = content | {"arrays": arrays}
         write_manifest(folder, content | {"files": list_files(folder)})
         kept = {*self.steps()[-self._keep :], *self._ranked()[:1]}
         for old in set(self.steps()) - kept:
             self._delete(old)
 
-    def _failed(self, step: int, error: BaseException) -> UserError:
-        self._clean()
-        found = self.steps()
+    def _failed(self, step: int, error: BaseException) -> NotSaved:
+        try:
+            self._clean()
+            found = self.steps()
+        except (OSError, UserError):  # of a bucket that does not let us in
+            found = []
         # The storage layer puts the cause at the end of its message, after the paths.
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if len(reason) < 120 else f"...{reason[-120:]}"
-        return UserError(
+        if isinstance(self.directory, BucketPath):
+            return NotSaved(
+                f"{self._folder(step)}: the checkpoint could not be written ({reason}); fix the "
+                "permissions of the bucket or the network, then the same command continues"
+            )
+        return NotSaved(
             f"{self._folder(step)}: the checkpoint could not be written ({reason}); free disk "
             "space or fix its permissions, then the same command continues "
             f"{f'from step {found[-1]}' if found else 'from the start'}"
@@ -299,10 +350,12 @@ class Checkpoints(CheckpointReader):
 
     def _delete(self, step: int) -> None:
         (self._folder(step) / MANIFEST).unlink()
+        if isinstance(self.directory, BucketPath):  # where a rename is one copy for each object
+            remove_tree(self._folder(step))
+            return
         # Under this name it is known as a leftover, whichever of its files are still there after a
         # kill.
-        rest = self._folder(step).rename(self.directory / f"{step}.deleted")
-        shutil.rmtree(rest, ignore_errors=True)
+        remove_tree(rename(self._folder(step), self.directory / f"{step}.deleted"))
 
     def _clean(self) -> None:
         """Removes leftovers: temporary folders, and steps of Orbax (or empty ones) that have no
@@ -313,11 +366,11 @@ class Checkpoints(CheckpointReader):
             if LEFTOVER.fullmatch(path.name) or (
                 unfinished and ((path / MADE_BY_ORBAX).exists() or not any(path.iterdir()))
             ):
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path)
 
     def _pass_over(self, step: int, error: DamagedError) -> None:
         aside = self.directory / f"{step}.damaged"
         while aside.exists():
             aside = aside.with_name(f"{aside.name}+")
-        self._folder(step).rename(aside)
+        rename(self._folder(step), aside)
         say(f"warning: {error}; set aside as {aside.name}")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Record
+from fmjax.paths import RunPath
 
 FILE = "validation.json"
 LOSS = "loss"
@@ -47,12 +47,12 @@ def short(value: float) -> str:
     return f"{value:.4f}" if size < 1 else f"{value:.3f}" if size < 100 else f"{value:,.0f}"
 
 
-def write(workdir: Path, evaluation: Evaluation) -> None:
+def write(workdir: RunPath, evaluation: Evaluation) -> None:
     """Stores an evaluation in a run directory, replacing an earlier one."""
     write_json(workdir / FILE, evaluation._asdict())
 
 
-def read(workdir: Path) -> Evaluation | None:
+def read(workdir: RunPath) -> Evaluation | None:
     """Returns the stored evaluation, None if there is none."""
     path = workdir / FILE
     stored: Record = read_json(path) if path.exists() else {}

@@ -1,4 +1,4 @@
-"""The run directory: locking, and the provenance of its contents.
+"""The run directory: what may be one, and the provenance of its contents.
 
 `config.json` (resolved), `provenance.json`, `tokenizer/`, `processors/`, `checkpoints/`,
 `metrics.jsonl`, `tensorboard/`, `report.html`.
@@ -7,25 +7,27 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import jax
 
+from fmjax.buckets import BucketPath
 from fmjax.config import is_run
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config
 from fmjax.data.storage.fingerprints import data_differences, hashes_contents
+from fmjax.distributed import hosts
 from fmjax.errors import UserError
+from fmjax.paths import RunPath, explained
+from fmjax.runs.lock import LOCK, Lock, locked
 
 CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = (
     "config.json",
@@ -34,7 +36,6 @@ CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = (
     "checkpoints",
 )
 PROCESSORS = "processors"
-LOCK = ".lock"
 PACKAGES = (
     "fmjax",
     "jax",
@@ -49,22 +50,20 @@ PACKAGES = (
 )
 
 
-def check_workdir(workdir: Path) -> bool:
+def check_workdir(workdir: RunPath) -> bool:
     """Returns whether the folder has a run to continue. Creates it if it is missing.
 
     Raises UserError if it is not writable, or has content that is not a run.
     """
-    if re.match(r"[a-z0-9]+:/", str(workdir)):
-        raise UserError(
-            f"--workdir={workdir}: is not a folder on this machine; "
-            "mount the bucket on every host (gcsfuse) and name a folder in it"
-        )
+    if isinstance(workdir, BucketPath):
+        workdir.check()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in workdir.iterdir()}
         run = is_run(workdir)
         if run or has_failed_start(workdir) or not found:
-            (workdir / LOCK).touch()
+            if isinstance(workdir, Path):
+                (workdir / LOCK).touch()
             return run
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--workdir={workdir}: is a file, not a folder; name another") from None
@@ -79,7 +78,7 @@ def check_workdir(workdir: Path) -> bool:
     )
 
 
-def has_failed_start(folder: Path) -> bool:
+def has_failed_start(folder: RunPath) -> bool:
     """Returns whether a folder holds only what a run leaves that ended before its config was
     written."""
     own = {LOCK, TOKENIZER, PROCESSORS, PROVENANCE, f"{PROVENANCE}.new", f"{CONFIG}.new"}
@@ -88,40 +87,35 @@ def has_failed_start(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Locks the run directory for this process.
+def entered(workdir: RunPath) -> Iterator[Lock]:
+    """Checks the run directory and, on the first host, locks it for the length of the block.
 
-    Raises UserError if another process is training in it.
+    Raises UserError like `check_workdir` and `locked`, and if a request to a bucket fails.
     """
-    with open(workdir / LOCK, "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"--workdir={workdir}: another process is training in it; wait for it, or name "
-                "another folder"
-            ) from None
-        yield
+    with explained():
+        check_workdir(workdir)
+        with locked(workdir) if hosts.first() else nullcontext(Lock()) as lock:
+            yield lock
 
 
-def read_provenance(workdir: Path) -> Config:
+def read_provenance(workdir: RunPath) -> Config:
     """Returns the content of `provenance.json`; empty if there is none."""
     path = workdir / PROVENANCE
     return read_json(path) if path.exists() else {}
 
 
-def left_out(workdir: Path) -> tuple[str, ...]:
+def left_out(workdir: RunPath) -> tuple[str, ...]:
     """Returns the bad records that the run has skipped so far."""
     return tuple(read_provenance(workdir).get("left_out", ()))
 
 
-def record_left_out(workdir: Path, records: list[str]) -> None:
+def record_left_out(workdir: RunPath, records: list[str]) -> None:
     """Stores the bad records that have been skipped."""
     if records:
         write_json(workdir / PROVENANCE, read_provenance(workdir) | {"left_out": records})
 
 
-def record(workdir: Path, data: Config, notes: Config | None = None) -> None:
+def record(workdir: RunPath, data: Config, notes: Config | None = None) -> None:
     """Writes `provenance.json`: the data's fingerprints and notes about them, and for each start
     the command, versions, device and time.
     """
@@ -138,23 +132,26 @@ def record(workdir: Path, data: Config, notes: Config | None = None) -> None:
     write_json(workdir / PROVENANCE, content)
 
 
-def record_end(workdir: Path, seconds: float, examples: dict[str, int]) -> None:
-    """Stores in `provenance.json` how long the latest start has trained, and on how many
-    examples.
+def record_end(
+    workdir: RunPath, seconds: float, examples: dict[str, int], repeated: int = 0
+) -> None:
+    """Stores in `provenance.json` how long the latest start has trained, on how many examples, and
+    how many requests to a bucket it has repeated.
     """
     content = read_provenance(workdir)
     *before, last = content["starts"]
-    starts = [*before, last | {"seconds": round(seconds, 1)}]
+    ended = {"seconds": round(seconds, 1)} | ({"repeated_requests": repeated} if repeated else {})
+    starts = [*before, last | ended]
     write_json(workdir / PROVENANCE, content | {"starts": starts, "examples": examples})
 
 
-def needs_contents(workdir: Path) -> bool:
+def needs_contents(workdir: RunPath) -> bool:
     """Returns whether a run's data can be compared only if folders are read as a whole, since an
     earlier version of fmjax stored no other digest."""
     return hashes_contents(read_provenance(workdir).get("data", {}))
 
 
-def check_same_data(workdir: Path, data: Config) -> None:
+def check_same_data(workdir: RunPath, data: Config) -> None:
     """Raises UserError, with the differences, if the data has changed since the run started."""
     stored = read_provenance(workdir).get("data", {})
     if PROCESSORS not in stored:  # the run is older than stored processors

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from fmjax.buckets import BucketPath
 from fmjax.config.json_files import to_line, write_atomically
 from fmjax.contracts import Record
+from fmjax.paths import RunPath
+from fmjax.runs.spool import Spool
 
 METRICS = "metrics.jsonl"
 EVALUATION = "eval/validation/"  # prefix of the names of validation metrics
 
 
-def read_metrics(workdir: Path) -> list[Record]:
+def read_metrics(workdir: RunPath) -> list[Record]:
     """Returns the records of `metrics.jsonl`, none if there is no such file.
 
     A line that was truncated by a kill is left out.
@@ -36,8 +38,12 @@ class MetricsLog:
     Opening it truncates both to the step that a run resumes from.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: RunPath, step: int):
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
+        self._spool: Spool | None = None
+        if isinstance(workdir, BucketPath):
+            self._spool = Spool(workdir)
+            workdir = self._spool.folder
         write_atomically(workdir / METRICS, "".join(to_line(record) + "\n" for record in kept))
         # Closed by close().
         self._file = open(workdir / METRICS, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
@@ -50,6 +56,18 @@ class MetricsLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def upload(self) -> None:
+        """Uploads what was written so far, if the run is in a bucket.
+
+        Raises OSError if that fails.
+        """
+        if self._spool:
+            self._board.flush()
+            self._spool.upload()
+
+    def close(self, upload: bool = True) -> None:
+        """Ends the log, in a bucket with all that was written unless told otherwise."""
         self._file.close()
         self._board.close()
+        if self._spool:
+            self._spool.close(upload)

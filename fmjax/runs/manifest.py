@@ -14,14 +14,18 @@ from typing import TypeAlias
 
 import jax
 
+from fmjax.buckets import BucketPath
 from fmjax.config.json_files import write_json
 from fmjax.contracts import PyTree
 from fmjax.errors import UserError
+from fmjax.paths import RunPath
 from fmjax.pytree import grouped, names
+from fmjax.runs import array_digests
 
 MANIFEST = "manifest.json"
 # {"step", "items": {item: {name: "float32[2,3]"}}, "data", "metrics", "files": {path: {"size",
-# "sha256"}}}
+# "sha256"}}}; in a bucket, files have "md5" in place of "sha256", and there is also "arrays":
+# {item: {name: digest}}, see `array_digests`
 Manifest: TypeAlias = dict[str, PyTree]
 Leaf: TypeAlias = jax.Array | jax.ShapeDtypeStruct
 
@@ -41,7 +45,7 @@ def describe(leaf: Leaf) -> str:
 
 
 def check_fits(
-    stored: Mapping[str, Mapping[str, str]], abstract: Mapping[str, PyTree], folder: Path
+    stored: Mapping[str, Mapping[str, str]], abstract: Mapping[str, PyTree], folder: RunPath
 ) -> None:
     """Raises UserError, with the names grouped, if the stored items do not match `abstract`."""
     ours = {
@@ -68,8 +72,15 @@ def check_fits(
         )
 
 
-def list_files(folder: Path) -> Manifest:
-    """Returns the size and SHA-256 of each file in a folder, by relative path."""
+def list_files(folder: RunPath) -> Manifest:
+    """Returns the size and SHA-256 of each file in a folder, by relative path; of objects the MD5
+    that the bucket gives, so that none is read.
+    """
+    if isinstance(folder, BucketPath):
+        return {
+            name: {"size": found.st_size} | ({"md5": found.md5} if found.md5 else {})
+            for name, found in folder.files().items()
+        }
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): {
@@ -80,21 +91,21 @@ def list_files(folder: Path) -> Manifest:
     }
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: Path, kind: str = "sha256") -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def content_digest(content: Manifest) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_manifest(folder: Path, content: Manifest) -> None:
+def write_manifest(folder: RunPath, content: Manifest) -> None:
     """Writes a step's manifest, with its own SHA-256, atomically."""
     write_json(folder / MANIFEST, dict(content) | {"sha256": content_digest(content)})
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: RunPath) -> Manifest:
     """Returns a step's manifest.
 
     Raises DamagedError if it differs from what was written for this step.
@@ -106,7 +117,9 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except PermissionError as error:
         raise UserError(f"{error.filename}: cannot be read; fix its permissions") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        if isinstance(folder, BucketPath) and isinstance(error, OSError):
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
         whole = False
     if not whole:
         raise DamagedError(
@@ -115,12 +128,17 @@ def read_manifest(folder: Path) -> Manifest:
     return content
 
 
-def verify_files(folder: Path, files: Mapping[str, Mapping[str, PyTree]]) -> None:
+def verify_files(folder: RunPath, files: Mapping[str, Mapping[str, PyTree]]) -> None:
     """Raises DamagedError, naming the first file of a step that is missing or has changed."""
+    if isinstance(folder, BucketPath):
+        verify_objects(folder, files)
+        return
     for name, entry in files.items():
         path = folder / name
+        kind = "md5" if "md5" in entry else "sha256"  # it was copied from a bucket
         try:
-            whole = path.stat().st_size == entry["size"] and file_digest(path) == entry["sha256"]
+            same = path.stat().st_size == entry["size"]
+            whole = same and (kind not in entry or file_digest(path, kind) == entry[kind])
         except PermissionError:
             raise UserError(f"{path}: cannot be read; fix its permissions") from None
         except FileNotFoundError:
@@ -131,3 +149,39 @@ def verify_files(folder: Path, files: Mapping[str, Mapping[str, PyTree]]) -> Non
             raise DamagedError(
                 f"{folder}: this checkpoint is damaged: {name} does not match its checksum"
             )
+
+
+def verify_objects(folder: BucketPath, files: Mapping[str, Mapping[str, PyTree]]) -> None:
+    """As `verify_files`, by what the bucket says about the objects.
+
+    They are read only if they were copied from a local run, whose manifest has other digests.
+    """
+    found = folder.files()
+    for name, entry in files.items():
+        if name not in found:
+            raise DamagedError(f"{folder}: this checkpoint is damaged: {name} is missing")
+        whole = found[name].st_size == entry["size"]
+        whole = whole and entry.get("md5", found[name].md5) == found[name].md5
+        if whole and "sha256" in entry:
+            content = (folder / name).read_bytes()
+            whole = hashlib.sha256(content).hexdigest() == entry["sha256"]
+        if not whole:
+            raise DamagedError(
+                f"{folder}: this checkpoint is damaged: {name} does not match its checksum"
+            )
+
+
+def check_arrays(
+    stored: Mapping[str, Mapping[str, str]], items: Mapping[str, PyTree], folder: RunPath
+) -> None:
+    """Raises DamagedError, naming the first array that is not the one that was saved; arrays
+    without a stored digest are not compared.
+    """
+    for item in stored.keys() & items.keys():
+        leaves = flat(items[item])
+        now = array_digests.read(leaves, array_digests.start(leaves))
+        for name, digest in now.items():
+            if stored[item].get(name, digest) != digest:
+                raise DamagedError(
+                    f"{folder}: this checkpoint is damaged: {item}/{name} is not what was saved"
+                )

@@ -12,13 +12,16 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
 from jax.sharding import SingleDeviceSharding
 
+from fmjax.buckets import REQUESTS
 from fmjax.contracts import PyTree
+from fmjax.paths import RunPath
 from fmjax.pytree import names, unnames
 from fmjax.runs.manifest import flat
 
@@ -62,7 +65,7 @@ ocp.type_handlers.register_type_handler(
 )
 
 
-def restore(folder: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
+def restore(folder: RunPath, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Returns items of a step's folder, each in the structure and with the shardings of its
     abstract tree.
 
@@ -74,7 +77,9 @@ def restore(folder: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
     }
     wanted = {item: ocp.args.StandardRestore(target) for item, target in targets.items() if target}
     with closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as orbax:
-        restored = orbax.restore(folder, args=ocp.args.Composite(**wanted)) if wanted else {}
+        restored = (
+            orbax.restore(epath.Path(folder), args=ocp.args.Composite(**wanted)) if wanted else {}
+        )
     items = {}
     for item, tree in abstract.items():
         found = names(restored[item]) if item in wanted else {}
@@ -90,7 +95,7 @@ def writer() -> ocp.AsyncCheckpointer:
 
 
 def start(
-    orbax: ocp.AsyncCheckpointer, folder: Path, items: Mapping[str, Mapping[str, PyTree]]
+    orbax: ocp.AsyncCheckpointer, folder: RunPath, items: Mapping[str, Mapping[str, PyTree]]
 ) -> None:
     """Starts writing a step's items, each its leaves by name, to a new folder.
 
@@ -103,7 +108,14 @@ def start(
         for item, leaves in items.items()
         if leaves
     }
-    orbax.save(folder, args=ocp.args.Composite(**arguments))
+    orbax.save(epath.Path(folder), args=ocp.args.Composite(**arguments))
+
+
+def repeated_requests() -> int:
+    """Returns how many requests to buckets this process has repeated: ours, and those of Orbax."""
+    theirs = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/gcs/retries")
+    values = [value["value"] for metric in theirs for value in metric["values"]]
+    return REQUESTS.repeated + int(sum(values))
 
 
 def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

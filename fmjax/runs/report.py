@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from fmjax.config import read_config
 from fmjax.config.json_files import write_atomically
 from fmjax.contracts import Record, Value
 from fmjax.data.stream import packing
+from fmjax.paths import RunPath
 from fmjax.runs import evaluation as evaluations
 from fmjax.runs import folder as run_folder
 from fmjax.runs.evaluation import LOSS, Evaluation, short
@@ -74,7 +74,7 @@ code { font-size: 0.92em; overflow-wrap: anywhere }
 """
 
 
-def write_report(workdir: Path) -> None:
+def write_report(workdir: RunPath) -> None:
     """Writes the report of a run directory from its config, provenance, metrics and evaluation."""
     config, records = read_config(workdir), read_metrics(workdir)
     provenance, evaluation = run_folder.read_provenance(workdir), evaluations.read(workdir)

@@ -31,15 +31,13 @@ from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
+from fmjax.tasks.corpus import Corpus, cut, tokenize
 from fmjax.tasks.token_rows import (
     NOTHING,
-    Corpus,
     TokenTask,
     check_length,
-    cut,
     given_texts,
     packed_row,
-    tokenize,
     tokenizer_of,
 )
 
@@ -106,11 +104,12 @@ class Task(TokenTask):
         tokenizer = tokenizer_of(processors)
         read = tokenize(source, self.column, tokenizer)
         corpus = read.enclosed(self.before(tokenizer), after(tokenizer))
+        begins, ends = corpus.begins, corpus.bounds
         if self.rows == "offset":
             # The last document may have been cut anywhere, so it has no end token.
-            whole = corpus.tokens.size - after(tokenizer).size
-            corpus = dataclasses.replace(corpus, bounds=np.array([whole]))
-        pieces = cut(corpus.begins, corpus.bounds - 1, max_length)
+            begins, ends = np.array([0]), np.array([corpus.size - after(tokenizer).size])
+        # The last token is only predicted.
+        pieces = cut(begins, ends - 1, max_length)
         if not len(pieces):
             raise UserError(
                 f'column "{self.column}": none of {len(source)} records has two tokens; use '
@@ -197,11 +196,9 @@ class Rows(contracts.Examples):
 
     def row(self, pieces: Sequence[Sequence[int]]) -> Example:
         """Returns the row of some pieces."""
-        tokens = self.corpus.tokens
-        row = packed_row(
-            [tokens[begin:end] for begin, end in pieces], self.max_length, self.fill_id
-        )
-        following = np.concatenate([tokens[begin + 1 : end + 1] for begin, end in pieces])
+        read = [self.corpus.read(begin, end + 1) for begin, end in pieces]
+        row = packed_row([tokens[:-1] for tokens in read], self.max_length, self.fill_id)
+        following = np.concatenate([tokens[1:] for tokens in read])
         labels = np.pad(following, (0, self.max_length - following.size))
         return row | {
             "labels": labels,
@@ -213,6 +210,6 @@ class Offsets(Rows):
     """The same number of rows, each from a random position in the text."""
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        last = int(self.corpus.bounds[-1]) - 1  # the last token is only predicted
+        last = int(self.pieces[-1, 1])
         begin = int(rng.integers(max(last - self.max_length, 0) + 1))
         return self.row([(begin, min(begin + self.max_length, last))])

@@ -25,14 +25,13 @@ from fmjax.data.stream.packing import pack
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range
 from fmjax.tasks import token_rows
+from fmjax.tasks.corpus import Corpus, tokenize
 from fmjax.tasks.token_rows import (
-    Corpus,
     TokenTask,
     check_length,
     given_texts,
     packed_pairs,
     pad_rows,
-    side_by_side,
     tokenizer_of,
 )
 
@@ -86,7 +85,7 @@ class Task(TokenTask):
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
         return Rows(
-            token_rows.tokenize(source, self.column, tokenizer),
+            tokenize(source, self.column, tokenizer),
             Noise(self, tokenizer),
             tokenizer,
             max_length,
@@ -208,7 +207,7 @@ class Rows(contracts.Examples):
 
     def __getitem__(self, index: int) -> Example:
         """Returns the tokens of the row's pieces, and the begin of each piece but the first."""
-        return side_by_side(self.corpus.tokens, self.pieces[self.plan.pieces(index)])
+        return self.corpus.side_by_side(self.pieces[self.plan.pieces(index)])
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         """Returns the corrupted and the original pieces; see `packed_pairs`."""

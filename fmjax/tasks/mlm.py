@@ -36,15 +36,14 @@ from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range
 from fmjax.layers.vocabulary import cross_entropy_sum
 from fmjax.metrics import classes as class_metrics
+from fmjax.tasks.corpus import Corpus, tokenize
 from fmjax.tasks.token_rows import (
     PADDED,
-    Corpus,
     check_length,
     given_texts,
     packed_row,
     pad_rows,
     token_sums,
-    tokenize,
     tokenizer_of,
 )
 
@@ -261,7 +260,7 @@ class Rows(contracts.Examples):
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `segment_ids`, `position_ids` [L], before masking."""
         pieces = [
-            self.corpus.tokens[begin:end]
+            self.corpus.read(begin, end)
             for begin, end in self.pieces[self.plan.pieces(index)].tolist()
         ]
         return packed_row(pieces, self.max_length, self.tokenizer.pad_id, self.before, self.after)
@@ -287,8 +286,8 @@ class Pairs(contracts.Examples):
         empty = tokenizer.assemble(np.zeros(0, np.int32), np.zeros(0, np.int32))[0]
         pieces = corpus.pieces(max_length - empty.size)
         self.pieces = pieces[pieces[:, 1] - pieces[:, 0] >= 2]
-        self.documents = np.searchsorted(corpus.bounds, self.pieces[:, 0], side="right")
-        if len(np.unique(self.documents)) < 2:
+        self.documents = corpus.documents_of(self.pieces)  # in ascending order
+        if not len(self.documents) or self.documents[0] == self.documents[-1]:
             raise UserError(
                 "task.nsp=true needs at least two documents of two tokens; add text, or set "
                 "task.nsp=false"
@@ -305,22 +304,21 @@ class Pairs(contracts.Examples):
         """Returns a piece of another document. A document's pieces are consecutive, so it takes one
         draw.
         """
-        own = self.documents == self.documents[index]
-        first, count = int(own.argmax()), int(own.sum())
+        own = self.documents[index]
+        first = int(np.searchsorted(self.documents, own))
+        count = int(np.searchsorted(self.documents, own, side="right")) - first
         lot = int(rng.integers(len(self.pieces) - count))
         return lot if lot < first else lot + count
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         index = int(example["piece"])
-        begin, end = self.pieces[index]
-        tokens = self.corpus.tokens[begin:end]
+        tokens = self.corpus.read(*self.pieces[index].tolist())
         starts = np.flatnonzero(self.tokenizer.word_starts(tokens)[1:]) + 1
         split = int(rng.choice(starts)) if starts.size else tokens.size // 2
         first, second = tokens[:split], tokens[split:]
         random = rng.random() < 0.5
         if random:
-            begin, end = self.pieces[self.other(index, rng)]
-            other = self.corpus.tokens[begin:end]
+            other = self.corpus.read(*self.pieces[self.other(index, rng)].tolist())
             # Starts from a word inside the piece, since the beginning of a piece would reveal the
             # replacement.
             inside = np.flatnonzero(self.tokenizer.word_starts(other)[1:]) + 1

@@ -31,17 +31,15 @@ from fmjax.data.tokenizers.sentencepieces import sentinel
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, one_of
 from fmjax.tasks import token_rows
+from fmjax.tasks.corpus import Corpus, cut, tokenize
 from fmjax.tasks.denoisers import Denoiser, corrupt, denoiser
 from fmjax.tasks.token_rows import (
-    Corpus,
     TokenTask,
     check_length,
-    cut,
     given_texts,
     packed_pairs,
     pad_rows,
     pair,
-    side_by_side,
     tokenizer_of,
 )
 
@@ -95,10 +93,10 @@ class Task(TokenTask):
         """Tokenizes a source into rows whose inputs are `max_length` tokens."""
         check_columns(source, self.columns)
         tokenizer = tokenizer_of(processors)
-        corpus = token_rows.tokenize(source, self.column, tokenizer)
+        corpus = tokenize(source, self.column, tokenizer)
         corrupter = Corrupter(self, tokenizer, max_length)
         if self.rows == "joined":
-            return Rows(corpus.tokens, corrupter)
+            return Rows(corpus, corrupter)
         return PackedRows(corpus, corrupter)
 
     def mode_prefix(self, mode: str) -> str:
@@ -256,9 +254,9 @@ class Corrupter:
 class Rows(contracts.Examples):
     """A text cut into rows; what is taken out of each is drawn."""
 
-    def __init__(self, tokens: np.ndarray, corrupter: Corrupter):
-        self.tokens, self.corrupter = tokens, corrupter
-        spans = cut(np.array([0]), np.array([tokens.size]), corrupter.length)
+    def __init__(self, corpus: Corpus, corrupter: Corrupter):
+        self.corpus, self.corrupter = corpus, corrupter
+        spans = cut(np.array([0]), np.array([corpus.size]), corrupter.length)
         self.spans = spans[spans[:, 1] - spans[:, 0] >= 2]
         if not len(self.spans):
             raise UserError("the text is a single token; give data with more text")
@@ -268,8 +266,7 @@ class Rows(contracts.Examples):
 
     def __getitem__(self, index: int) -> Example:
         """Returns the row's tokens, of which `draw` takes some out."""
-        begin, end = self.spans[index]
-        return {"tokens": self.tokens[begin:end]}
+        return {"tokens": self.corpus.read(*self.spans[index].tolist())}
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         """Returns `input_ids`, `attention_mask` [S], `labels` and `label_weights` [T]."""
@@ -292,8 +289,8 @@ class PackedRows(contracts.Examples):
         self.corpus, self.corrupter = corpus, corrupter
         pieces = corpus.pieces(corrupter.length)
         size = pieces[:, 1] - pieces[:, 0]
-        first = np.isin(pieces[1:, 0], corpus.begins)  # of a document
-        last = np.flatnonzero((size[1:] == 1) & (size[:-1] > 2) & ~first) + 1
+        same = np.diff(corpus.documents_of(pieces)) == 0  # document as the piece before
+        last = np.flatnonzero((size[1:] == 1) & (size[:-1] > 2) & same) + 1
         pieces[last, 0] -= 1
         pieces[last - 1, 1] -= 1
         self.pieces = pieces[pieces[:, 1] - pieces[:, 0] >= 2]
@@ -325,7 +322,7 @@ class PackedRows(contracts.Examples):
 
     def __getitem__(self, index: int) -> Example:
         """Returns the tokens of the row's pieces, and where all but the first begin among them."""
-        return side_by_side(self.corpus.tokens, self.pieces[self.plan.pieces(index)])
+        return self.corpus.side_by_side(self.pieces[self.plan.pieces(index)])
 
     def draw(self, example: Example, rng: np.random.Generator) -> Example:
         """Returns the pieces without what is taken out, and that; see `packed_pairs`."""

@@ -1,9 +1,8 @@
-"""Rows of tokens for text tasks: a tokenized corpus, pieces packed into rows, rows padded to one
-length, texts for prediction, and the loss of a language-model head."""
+"""Rows of tokens for text tasks: pieces packed into rows, rows padded to one length, texts for
+prediction, and the loss of a language-model head."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeAlias
 
@@ -25,9 +24,7 @@ from fmjax.contracts import (
     Where,
 )
 from fmjax.data.kinds.text import Processor as TextProcessor
-from fmjax.data.kinds.text import texts
 from fmjax.data.sources.open import check_columns
-from fmjax.data.tokenizers import stored_ids
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
 from fmjax.layers.vocabulary import Logits, compare, cross_entropy_sum
@@ -115,55 +112,6 @@ def token_sums(logits: Logits, labels: jax.Array, weights: jax.Array) -> Arrays:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """`tokens [T]` of all documents without special tokens; document i ends before `bounds[i]`."""
-
-    tokens: np.ndarray
-    bounds: np.ndarray
-    characters: int = 0  # characters of the text
-    bytes: int = 0  # UTF-8 bytes of the text
-
-    @property
-    def begins(self) -> np.ndarray:
-        """[documents]: the begin of each."""
-        return np.concatenate([[0], self.bounds[:-1]])
-
-    def pieces(self, most: int) -> np.ndarray:
-        """Returns [pieces, 2]: begin and end of consecutive pieces of at most `most` tokens, none
-        crossing a document.
-
-        Raises UserError if `most` leaves no room for a token.
-        """
-        if most < 1:
-            raise UserError(
-                "data.max_length leaves no room for a token besides the special ones; raise it"
-            )
-        return cut(self.begins, self.bounds, most)
-
-    def enclosed(self, before: np.ndarray, after: np.ndarray) -> Corpus:
-        """Returns the non-empty documents, each between special tokens."""
-        kept = self.bounds > self.begins
-        begins, ends = self.begins[kept], self.bounds[kept]
-        places = np.repeat(
-            np.stack([begins, ends], axis=1), [before.size, after.size], axis=1
-        ).reshape(-1)
-        tokens = np.insert(self.tokens, places, np.tile(np.concatenate([before, after]), len(ends)))
-        bounds = ends + (before.size + after.size) * np.arange(1, len(ends) + 1)
-        return dataclasses.replace(self, tokens=tokens, bounds=bounds)
-
-
-def cut(begins: np.ndarray, ends: np.ndarray, most: int) -> np.ndarray:
-    """Returns [pieces, 2]: begin and end of consecutive pieces of at most `most`, none crossing the
-    border of a span.
-    """
-    spans = [
-        np.stack([starts := np.arange(begin, end, most), np.minimum(starts + most, end)], axis=1)
-        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
-    ]
-    return np.concatenate(spans) if spans else np.zeros((0, 2), np.int64)
-
-
 def windows(count: int, room: int, stride: int) -> np.ndarray:
     """Returns [windows, 2]: begin and end of spans of at most `room` tokens that begin every
     `stride` tokens (0: half of the room) and cover `count`. Raises UserError if tokens between them
@@ -228,61 +176,6 @@ def check_length(size: int, most: int, place: str) -> None:
         raise UserError(
             f"{place}: has {size} tokens, more than the {most} that this model reads; shorten it"
         )
-
-
-def tokenize(source: Source, column: str, tokenizer: Tokenizer, chunk: int = 4096) -> Corpus:
-    """Tokenizes a column of every record, a chunk of records at a time; stored ids from the same
-    tokenizer are read instead.
-
-    Raises UserError if a record's text is not a string or no record has a token.
-    """
-    tokens: list[np.ndarray] = []
-    lengths: list[int] = []
-    characters = size = 0
-    ready = stored_ids.are_of(source, column, tokenizer.sha256)
-    for begin in range(0, len(source), chunk):
-        if ready:
-            read, ids = read_tokens(
-                source, tokenizer, range(begin, min(begin + chunk, len(source)))
-            )
-        else:
-            read = list(texts(source, column, begin, begin + chunk))
-            ids = tokenizer.encode_batch(read)
-        tokens.extend(ids)
-        lengths.extend(map(len, ids))
-        characters += sum(map(len, read))
-        size += sum(len(text.encode()) for text in read)
-    bounds = np.cumsum(np.array(lengths, np.int64))
-    if not len(bounds) or not bounds[-1]:
-        raise UserError(
-            f'column "{column}" has no text in any of {len(source)} records; use data with text'
-        )
-    return Corpus(np.concatenate(tokens).astype(np.int32), bounds, characters, size)
-
-
-def read_tokens(
-    source: Source, tokenizer: Tokenizer, indices: range
-) -> tuple[list[str], list[np.ndarray]]:
-    """Returns the texts and stored ids [N] of records. Raises UserError, naming the record, for
-    damaged ids.
-    """
-    records = [source[index] for index in indices]
-    ids = [
-        stored_ids.read(source, index, record, tokenizer.sha256)
-        for index, record in zip(indices, records, strict=True)
-    ]
-    return [record["text"] for record in records], ids
-
-
-def side_by_side(tokens: np.ndarray, pieces: np.ndarray) -> Example:
-    """Returns the concatenated `tokens` of pieces [N,2] of a text, and the begins of all but the
-    first (`begins`).
-    """
-    parts = [tokens[begin:end] for begin, end in pieces.tolist()]
-    return {
-        "tokens": np.concatenate(parts),
-        "begins": np.cumsum([part.size for part in parts])[:-1],
-    }
 
 
 def packed_row(

@@ -17,6 +17,7 @@ from fmjax.contracts import Config, HostBatch, Task, Value
 from fmjax.data.kinds import text
 from fmjax.data.stream.batches import Reading, TrainBatches
 from fmjax.data.tokenizers.tokenizer import Tokenizer
+from fmjax.paths import RunPath
 from fmjax.train import start
 from fmjax.train.experiment import Experiment, prepare
 
@@ -26,7 +27,7 @@ TARGETS = {"labels": "label_weights", "masked_labels": "masked_weights"}  # and 
 TOKENS = ("input_ids", "decoder_input_ids")  # arrays of token ids
 
 
-def dry_run(given: Config, workdir: Path, overridden: Collection[str] = ()) -> None:
+def dry_run(given: Config, workdir: RunPath, overridden: Collection[str] = ()) -> None:
     """Prints the settings that a config would train with, and its first batch, on stdout.
 
     Creates no folder. `overridden` are the keys that do not come from the config file. Raises

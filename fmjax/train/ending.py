@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from fmjax.paths import RunPath
 from fmjax.runs import evaluation
 from fmjax.runs.report import REPORT
 from fmjax.train.experiment import Experiment
@@ -34,7 +35,7 @@ def done(experiment: Experiment, command: str) -> str:
     return f"done: {result}; report: {workdir / REPORT}; next: {following}"
 
 
-def predicting(workdir: Path, command: str) -> str:
+def predicting(workdir: RunPath, command: str) -> str:
     """Returns how to predict with a run, in the form in which it was started: a script, an
     installed command, or Python.
     """
@@ -46,5 +47,5 @@ def predicting(workdir: Path, command: str) -> str:
     return f'fmjax.load("{workdir}").predict([...])'
 
 
-def quoted(path: Path) -> str:
+def quoted(path: RunPath) -> str:
     return shlex.quote(str(path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from fmjax.contracts import Config, HostBatch, PyTree
 from fmjax.data.stream.batches import batch_shapes, eval_batches
 from fmjax.distributed import hosts
 from fmjax.distributed.layout import lay_out
+from fmjax.paths import RunPath
 from fmjax.runs import folder as run_folder
 from fmjax.train import limits
 from fmjax.train.budget import check_memory
@@ -30,7 +30,7 @@ from fmjax.train.wrappers import main_part, unmixed
 class Experiment:
     """A run that may begin, or continue: the results of all stages."""
 
-    workdir: Path
+    workdir: RunPath
     resumed: bool
     steps_before: int  # that it had when it was last stopped; a new run: that it has
     data: Data
@@ -80,7 +80,7 @@ class Experiment:
         return self.abstract.layout.of_batch({**evaluated, **spec, "valid": valid})
 
 
-def prepare(given: Config, workdir: Path, overridden: Collection[str] = ()) -> Experiment:
+def prepare(given: Config, workdir: RunPath, overridden: Collection[str] = ()) -> Experiment:
     """Returns the experiment that a config describes, or continues, in its run directory.
 
     `overridden` keys do not come from the config's file: a size among them outweighs that of

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from fmjax.config import apply_overrides, load_config, overridden_keys, override_texts, to_dict
 from fmjax.contracts import Value
 from fmjax.data.stream.watch import starts_as_worker
 from fmjax.memory import keep_freed
+from fmjax.paths import run_path
 from fmjax.train.loop import train
 
 
@@ -23,7 +23,7 @@ def fit(
     Args:
       config: "path/to/file.py", "path/to/file.py:argument", or the name of a config that comes with
         fmjax, "bert_mlm:tiny".
-      workdir: the run directory.
+      workdir: the run directory, a local folder or gs://BUCKET/RUN.
       overrides: values by key, such as {"optim.learning_rate": 1e-4}; None unsets a key. A value
         may be text, a path, a number, a list, a group of keys, or a NumPy scalar or array.
 
@@ -47,4 +47,4 @@ def fit(
     described = load_config(os.fspath(config))
     texts = override_texts(overrides or {})
     apply_overrides(described, texts)
-    return train(to_dict(described), Path(workdir).expanduser(), overridden=overridden_keys(texts))
+    return train(to_dict(described), run_path(workdir), overridden=overridden_keys(texts))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from fmjax import optim
 from fmjax.config import read_config
 from fmjax.contracts import Config, Examples, PyTree
 from fmjax.errors import UserError
+from fmjax.paths import RunPath
 
 
 def total_steps(config: Config, examples: int) -> int:
@@ -40,13 +40,13 @@ def checked_steps(config: Config, train: Examples) -> int:
     return steps
 
 
-def steps_before(workdir: Path, train: Examples) -> int:
+def steps_before(workdir: RunPath, train: Examples) -> int:
     """Returns the number of steps in the stored config of a run."""
     return total_steps(read_config(workdir), len(train))
 
 
 def schedule_change(
-    config: Config, params: PyTree, before: int, now: int, begun: int, workdir: Path
+    config: Config, params: PyTree, before: int, now: int, begun: int, workdir: RunPath
 ) -> str | None:
     """Returns a line about the change of a run's learning rate for another length, or None.
 

@@ -62,6 +62,13 @@ def source(key: str, value: Value) -> None:
         one_of(key, value, [kinds.AUTO, *kinds.kinds()])
 
 
+def store(key: str, value: Value) -> None:
+    """Raises UserError unless the value is the name of a folder."""
+    text(key, value)
+    if "://" in value:
+        raise UserError(f"{key}={value}: must be a folder, not an address; mount it")
+
+
 def lengths(key: str, value: Value) -> None:
     """Raises UserError unless the value is a list of lengths, or of a word that finds them."""
     each(either(text, count(1, TOKENS), words="lengths, such as 32,64, or auto"))(key, value)
@@ -119,6 +126,7 @@ DATA: dict[str, Limit] = {
     "balance": choice(balance.KINDS),
     "balance_power": number(least=0, most=1, hint="0 changes nothing, 1 makes the classes equal"),
     "tokenizer": text,
+    "store": store,
     "tokenizer_kind": choice(training.KINDS),
     "lowercase": truth,
     "vocab_size": count(1, 2**24),

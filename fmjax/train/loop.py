@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -15,14 +15,17 @@ from fmjax.distributed.compiler import compiler_options
 from fmjax.distributed.progress import Bar
 from fmjax.errors import UserError
 from fmjax.hardware import explained
+from fmjax.paths import RunPath
 from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
 from fmjax.runs.best import best_step
+from fmjax.runs.lock import Lock
 from fmjax.train import ending, start
 from fmjax.train.experiment import Experiment, prepare
 from fmjax.train.judge import Judge
 from fmjax.train.profile import Profile
 from fmjax.train.recorder import Recorder
+from fmjax.train.rescue import rescuing
 from fmjax.train.saver import Saver, evaluated_params
 from fmjax.train.signals import Signals, interruption
 from fmjax.train.stages import training_step
@@ -31,7 +34,7 @@ from fmjax.train.throughput import Costs
 
 def train(
     given: Config,
-    workdir: Path,
+    workdir: RunPath,
     title: str = "train",
     profile: Path | None = None,
     overridden: Collection[str] = (),
@@ -42,13 +45,13 @@ def train(
     config that do not come from its file. Raises UserError if the config or the data do not fit,
     Interrupted if a signal ended the run after its state was saved.
     """
-    run_folder.check_workdir(workdir)
-    with explained(), run_folder.locked(workdir) if hosts.first() else nullcontext():
+    with explained(), run_folder.entered(workdir) as lock:
         experiment = prepare(given, workdir, overridden)
         start.record(experiment, given)
         with experiment.abstract.layout.active(), ExitStack() as stack:
-            loop = Loop(experiment, title, stack)
-            loop.run(Profile(profile, loop.begun))
+            loop = Loop(experiment, title, stack, lock)
+            with rescuing(loop, given):
+                loop.run(Profile(profile, loop.begun))
         if hosts.first():
             hosts.say(ending.done(experiment, sys.argv[0]))
         return loop.judge.metrics
@@ -57,13 +60,14 @@ def train(
 class Loop:
     """One process's part in a run: takes steps, and evaluates and saves where that is due."""
 
-    def __init__(self, experiment: Experiment, title: str, stack: ExitStack):
+    def __init__(self, experiment: Experiment, title: str, stack: ExitStack, lock: Lock):
         """Restores the newest checkpoint's state, or makes the first; opens what `stack` closes."""
         config, built = experiment.config, experiment.built
-        self.experiment, self.last = experiment, built.steps
+        self.experiment, self.last, self.lock = experiment, built.steps, lock
         self.batches = start.training_batches(experiment)
         stack.callback(self.batches.close)
-        self.saver = Saver(experiment, self.batches, best_step(config, built.task))
+        best = best_step(config, built.task)
+        self.saver = Saver(experiment, self.batches, best, lambda: self.recorder.upload())
         stack.callback(self.saver.close)
         self.state, nonfinite = self.saver.restore()
         self.begun = int(self.state.step)
@@ -80,10 +84,7 @@ class Loop:
         self.take_step = jax.jit(step, donate_argnums=0, compiler_options=options)
 
     def run(self, profile: Profile) -> None:
-        """Takes the steps that are left.
-
-        Raises Interrupted if a signal ended them, once the state is saved.
-        """
+        """Takes the steps left. Raises Interrupted after a signal, once the state is saved."""
         with self.signals.noted(), self.recorder.bar:
             saved = step = self.begun
             while step < self.last and not self.judge.out_of_patience(step):
@@ -139,6 +140,7 @@ class Loop:
             raise
 
     def save(self, step: int) -> None:
+        self.lock.check()
         nonfinite, metrics = self.recorder.nonfinite, self.judge.metrics_at(step)
         self.saver.save(self.state, step, nonfinite, metrics)
 

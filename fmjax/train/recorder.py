@@ -21,6 +21,7 @@ from fmjax.runs import evaluation as evaluations
 from fmjax.runs import folder as run_folder
 from fmjax.runs.evaluation import Evaluation
 from fmjax.runs.logs import MetricsLog, read_metrics
+from fmjax.runs.orbax_items import repeated_requests
 from fmjax.runs.report import write_report
 from fmjax.train.experiment import Experiment
 from fmjax.train.throughput import Clock, Cost
@@ -131,6 +132,17 @@ class Recorder:
         if self.log:
             self.log.write(step, values)
 
+    def upload(self) -> None:
+        """Uploads the log of a run in a bucket. Raises OSError if that fails."""
+        if self.log:
+            self.log.upload()
+
+    def abandon(self) -> None:
+        """Closes the log of a run in a bucket that takes nothing any more."""
+        if self.log:
+            self.log.close(upload=False)
+            self.log = None
+
     def close(self) -> None:
         """Closes the log, stores the skipped bad records and the time, and writes the report."""
         if self.log:
@@ -140,7 +152,10 @@ class Recorder:
             )
             counts = {split: len(part) for split, part in self.experiment.built.examples.items()}
             seconds = time.monotonic() - self.opened
-            run_folder.record_end(self.experiment.workdir, seconds, counts)
+            repeated = repeated_requests()
+            run_folder.record_end(self.experiment.workdir, seconds, counts, repeated)
+            if repeated:
+                self.bar.note(f"{repeated:,} requests to the bucket failed and were repeated")
             write_report(self.experiment.workdir)
 
     def _log(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@ from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fmjax.contracts import PyTree
 from fmjax.data.stream.batches import TrainBatches
@@ -18,12 +18,25 @@ from fmjax.train.state import TrainState
 class Saver:
     """Saves and restores the state of a run, including the position in its batches."""
 
-    def __init__(self, experiment: Experiment, batches: TrainBatches, best: Best | None):
+    def __init__(
+        self,
+        experiment: Experiment,
+        batches: TrainBatches,
+        best: Best | None,
+        before_seal: Callable[[], None] = lambda: None,
+    ):
+        """
+        Args:
+          experiment: the run.
+          batches: the training batches, whose position is saved.
+          best: the metric whose best step is kept.
+          before_seal: writes the log up to a step before the step counts as saved: else a kill
+            would leave a step whose metrics are in no log.
+        """
         keep = int(experiment.config["checkpoint"]["keep"])
-        self.experiment, self.batches = experiment, batches
-        self.checkpoints = Checkpoints(
-            experiment.workdir / run_folder.CHECKPOINTS, keep=keep, best=best
-        )
+        self.experiment, self.batches, self.best = experiment, batches, best
+        folder = experiment.workdir / run_folder.CHECKPOINTS
+        self.checkpoints = Checkpoints(folder, keep=keep, best=best, before_seal=before_seal)
 
     def restore(self) -> tuple[TrainState, Nonfinite]:
         """Returns the state of the newest intact checkpoint, and moves the batches to its position.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from functools import partial
-from pathlib import Path
 
 from fmjax import optim, tasks
 from fmjax.contracts import Config, Examples, Processors, PyTree, Source, Task
@@ -20,6 +19,7 @@ from fmjax.data.kinds import lifecycle
 from fmjax.data.kinds.choose import choose_processors
 from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
+from fmjax.data.storage.token_store import stored_in
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.examples import check_positions, make_examples, notes_of
 from fmjax.data.stream.tolerance import Tolerance
@@ -28,6 +28,7 @@ from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
 from fmjax.inference.load import load
 from fmjax.inference.pretrained import Pretrained
+from fmjax.paths import RunPath
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import CheckpointReader
@@ -76,7 +77,7 @@ class Abstract:
 
 
 def open_data(
-    config: Config, workdir: Path, resumed: bool, overridden: Collection[str] = ()
+    config: Config, workdir: RunPath, resumed: bool, overridden: Collection[str] = ()
 ) -> Data:
     """Opens the data, and finds the processors and the task's settings that follow from them.
 
@@ -115,7 +116,8 @@ def build(data: Data, resumed: bool, layout: Layout) -> Built:
     check_positions(config)
     check_state(config, model, layout)
     sources = dict(data.sources)  # without bad records, once examples are made
-    examples = make_examples(task, sources, data.processors, config, data.tolerance)
+    with stored_in(config["data"].get("store")):
+        examples = make_examples(task, sources, data.processors, config, data.tolerance)
     best.check_evaluated(config, examples)
     train = examples["train"]
     if isinstance(train, Bucketed):

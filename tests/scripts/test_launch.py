@@ -45,7 +45,7 @@ def test_installing_copies_the_checkout_first():
     done = run("launch_tpu.sh", "--tpu", "pod", "--zone", "z", "--checkout", "my dir", "--install", "--dry-run", "--", "true")
     copy, install, command = map(shlex.split, done.stdout.splitlines())
     assert copy[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "scp"] and copy[6] == "pod:fmjax.tar.gz"
-    assert "pip install -q -e '.[tpu]'" in install[-1] and shlex.split(command[-1])[:2] == ["cd", "my dir"]
+    assert "pip install -q -e '.[tpu,gcs]'" in install[-1] and shlex.split(command[-1])[:2] == ["cd", "my dir"]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ def test_slurm_runs_the_training_script(environment, python):
     assert words == ["srun", "--kill-on-bad-exit=1", *started]
 
 
-def test_a_bucket_is_no_folder(capsys):
-    assert train.main(["--config", f"{SCRIPTS.parent / 'configs/bert_mlm.py'}:tiny", "--workdir", "gs://bucket/run"]) == 2
-    assert "mount the bucket" in capsys.readouterr().err
+def test_buckets_of_other_services_are_no_folders(capsys):
+    assert train.main(["--config", f"{SCRIPTS.parent / 'configs/bert_mlm.py'}:tiny", "--workdir", "s3://bucket/run"]) == 2
+    assert "mount it on every host, and name the folder" in capsys.readouterr().err

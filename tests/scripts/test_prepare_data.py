@@ -3,6 +3,7 @@ resumed."""
 
 from __future__ import annotations
 
+import base64
 import gzip
 import importlib.util
 import io
@@ -18,13 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.sources import MemoryRecords
 
+from fmjax.data.records import Selected
 from fmjax.data.sources.open import open_source
-from fmjax.data.tokenizers import stored_ids
 from fmjax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.prepare import report as reports
-from fmjax.tasks.token_rows import tokenize
+from fmjax.prepare.tokens import TaskTokens, place_tokens
+from fmjax.tasks.corpus import Corpus, tokenize
 from scripts import prepare_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,41 +116,68 @@ def test_abandoned_shards_leave_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-class Stored:
-    """Records as prepared ones are."""
+class Stored(MemoryRecords):
+    """Records as prepared ones were before there were token stores."""
 
-    columns = ("text", "ids", "tokenizer")
+    place, first = "record", 0
 
-    def __init__(self, records: list[dict]):
-        self.records = records
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.records[index]
-
-    def where(self, index: int) -> str:
-        return f"record {index}"
+def with_ids(text: str, ids: np.ndarray, sha256: str) -> dict[str, str]:
+    packed = base64.b64encode(ids.astype("<i4").tobytes()).decode()
+    return {"text": text, "ids": packed, "tokenizer": sha256[:16]}
 
 
 def test_stored_ids_are_read_and_not_made_again():
     tokenizer, other = (train_tokenizer([document(number)], "bpe", 300) for number in (1, 2))
     texts = [document(3), "the  sea", ""]
     rows = tokenizer.encode_batch(texts)
-    stored = [{"text": text} | stored_ids.record(ids, tokenizer.sha256) for text, ids in zip(texts, rows, strict=True)]
-    reversed_ids = [record | stored_ids.record(ids[::-1], tokenizer.sha256) for record, ids in zip(stored, rows, strict=True)]
-    plain, read = (tokenize(Stored(records), "text", tokenizer, chunk=2) for records in (stored, reversed_ids))
+    stored = [with_ids(text, ids, tokenizer.sha256) for text, ids in zip(texts, rows, strict=True)]
+    reversed_ids = [with_ids(text, ids[::-1], tokenizer.sha256) for text, ids in zip(texts, rows, strict=True)]
+    plain, read = (tokenize(Stored(records), "text", tokenizer) for records in (stored, reversed_ids))
     assert np.array_equal(plain.bounds, read.bounds) and (plain.characters, plain.bytes) == (read.characters, read.bytes)
-    assert plain.tokens.tolist() == np.concatenate(rows).tolist() and plain.tokens.dtype == np.int32
-    assert read.tokens.tolist() == np.concatenate([ids[::-1] for ids in rows]).tolist()
+    assert whole(plain).tolist() == np.concatenate(rows).tolist() and whole(plain).dtype == np.int32
+    assert whole(read).tolist() == np.concatenate([ids[::-1] for ids in rows]).tolist()
     # Of another tokenizer they are of no use: the texts are tokenised.
-    ours = tokenize(Stored(reversed_ids), "text", other).tokens
+    ours = whole(tokenize(Stored(reversed_ids), "text", other))
     assert ours.tolist() == np.concatenate(other.encode_batch(texts)).tolist()
     with pytest.raises(UserError, match="record 1: its ids are damaged"):
         tokenize(Stored([stored[0], stored[1] | {"ids": "?"}]), "text", tokenizer)
     with pytest.raises(UserError, match="record 1: its ids are from another tokenizer"):
         tokenize(Stored([stored[0], stored[1] | {"tokenizer": "0" * 16}]), "text", tokenizer)
+    unknown = with_ids(texts[1], np.array([tokenizer.vocab_size]), tokenizer.sha256)
+    with pytest.raises(UserError, match="record 1: has ids that are not in the vocabulary"):
+        tokenize(Stored([stored[0], unknown]), "text", tokenizer)
+
+
+def whole(corpus: Corpus) -> np.ndarray:
+    return corpus.read(0, corpus.size)
+
+
+def test_a_prepared_store_is_in_the_order_of_the_shards_and_found_by_training(tmp_path):
+    work, output = tmp_path / "corpus" / "work", tmp_path / "corpus"
+    train_tokenizer([document(1)], "bpe", 300).save(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    for rank in range(2):
+        shards, stored = reports.Shards(work / "parts", rank, 2, 5), TaskTokens(work, rank, str(tmp_path / "tokenizer"))
+        made = [document(10 * rank + number, 20) for number in range(7 if rank == 0 else 1)]
+        for text in made:
+            shards.write({"text": text})
+            stored.add([text])
+        reports.write_json(work / "tallies" / "written" / f"{rank:05d}.json", {"files": shards.close()})
+        assert stored.close() == sum(map(len, tokenizer.encode_batch(made)))
+    settings = {"tokenizer": {"path": str(tmp_path / "tokenizer")}, "tasks": 2, "shards": 5}
+    for _ in range(2):  # it may have been cut off
+        place_tokens(work, output, settings, reports.place_shards(work, output))
+    (store,) = output.glob("tokens-*")
+    source = open_source("auto", str(output), "validation")
+    corpus = tokenize(source, "text", tokenizer)
+    assert corpus.documents.folder == store
+    texts = [source[index]["text"] for index in range(len(source))]
+    assert whole(corpus).tolist() == np.concatenate(tokenizer.encode_batch(texts)).tolist()
+    assert corpus.characters == sum(map(len, texts))
+    part = tokenize(Selected(source, np.array([6, 0, 3]), {}), "text", tokenizer)  # few, but the store is there
+    assert part.documents.folder == store
+    assert whole(part).tolist() == np.concatenate(tokenizer.encode_batch([texts[i] for i in (6, 0, 3)])).tolist()
 
 
 def tallies(work: Path, kept: int = 3) -> None:
@@ -258,11 +288,13 @@ def test_the_whole_of_it(corpus, tmp_path, capsys):
     assert len(told.splitlines()) == 8 and report["read"]["documents"] == 57
     check_texts(written(out), good)
     source = open_source("auto", str(out), "train")
-    assert source.columns == ("text", "ids", "tokenizer")
+    assert source.columns == ("text",)
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
-    ids = [stored_ids.unpack(source[index]["ids"]) for index in range(len(source))]
-    assert [row.tolist() for row in ids] == [tokenizer.encode_batch([source[i]["text"]])[0].tolist() for i in range(len(ids))]
-    assert report["tokens"] == sum(map(len, ids))
+    ids = tokenizer.encode_batch([source[index]["text"] for index in range(len(source))])
+    corpus = tokenize(source, "text", tokenizer)
+    assert corpus.documents.folder.parent == Path(out)
+    assert whole(corpus).tolist() == np.concatenate(ids).tolist()
+    assert report["tokens"] == corpus.size
     near = next(row for row in report["dropped"] if row["step"] == "minhash")
     assert len(near["examples"]) == 3
     for example in near["examples"]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax.data.stream.batches import TrainBatches, eval_batches
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
@@ -25,22 +26,11 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, "bpe", 400, lowercase=False)
 
 
-class Texts:
+class Texts(MemoryRecords):
     """Records of texts."""
 
-    columns = ("text",)
-
     def __init__(self, texts: list[str]):
-        self.texts = texts
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        return {"text": self.texts[index]}
-
-    def where(self, index: int) -> str:
-        return f"record {index}"
+        super().__init__({"text": text} for text in texts)
 
 
 def rows(task: Task, max_length: int = 48, texts: list[str] = TEXTS):

@@ -8,11 +8,13 @@ import functools
 import numpy as np
 import pytest
 from support.processors import using
+from support.sources import MemoryRecords
 
 from fmjax.data.stream.batches import TrainBatches, eval_batches
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fmjax.errors import UserError
 from fmjax.tasks import make
+from fmjax.tasks.corpus import Corpus, MemoryDocuments
 from fmjax.tasks.span_corruption import (
     UL2,
     Corrupter,
@@ -22,7 +24,6 @@ from fmjax.tasks.span_corruption import (
     sentinels,
     written_spans,
 )
-from fmjax.tasks.token_rows import Corpus
 
 TEXTS = [
     f"The {animal} {verb} over number {n}, 你好。" for n in range(40) for animal, verb in (("dog", "jumps"), ("cat", "walks"))
@@ -34,22 +35,11 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, "t5", 450, lowercase=False)
 
 
-class Texts:
+class Texts(MemoryRecords):
     """Records of texts."""
 
-    columns = ("text",)
-
     def __init__(self, texts: list[str]):
-        self.texts = texts
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        return {"text": self.texts[index]}
-
-    def where(self, index: int) -> str:
-        return f"record {index}"
+        super().__init__({"text": text} for text in texts)
 
 
 def rows(task: Task, max_length: int = 32, texts: list[str] = TEXTS):
@@ -125,7 +115,7 @@ def pieces_of(ids: list[int], most: int) -> list[list[int]]:
 def test_no_token_is_lost_where_a_text_ends_behind_a_piece():
     length = Corrupter(Task(), tokenizer(), 32).length
     ids = tokenizer().encode_batch([" ".join(TEXTS[:9])])[0][: 2 * length + 1]
-    corpus = Corpus(np.concatenate([ids, ids[:1], ids[:3]]), np.cumsum([ids.size, 1, 3]))
+    corpus = Corpus(MemoryDocuments(np.concatenate([ids, ids[:1], ids[:3]]), np.cumsum([ids.size, 1, 3])))
     examples = PackedRows(corpus, Corrupter(Task(), tokenizer(), 32))
     assert (examples.pieces[:, 1] - examples.pieces[:, 0]).tolist() == [length, length - 1, 2, 3]
     assert examples.pieces[0, 0] == 0 and examples.pieces[2, 1] == ids.size
@@ -224,7 +214,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="single token"):
         Rows(np.array([5]), rows(Task()).corrupter)
     with pytest.raises(UserError, match="no text has two tokens"):
-        PackedRows(Corpus(np.array([5, 6]), np.array([1, 2])), rows(Task()).corrupter)
+        PackedRows(Corpus(MemoryDocuments(np.array([5, 6]), np.array([1, 2]))), rows(Task()).corrupter)
     with pytest.raises(UserError, match='task.rows="join".*did you mean "joined"'):
         Task(rows="join")
     with pytest.raises(UserError, match="no sentinels"):

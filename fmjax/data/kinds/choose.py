@@ -4,8 +4,6 @@ that it starts from, or fitted ones.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fmjax import contracts
 from fmjax.config import read_config
 from fmjax.contracts import Config, Processors, Source, Task
@@ -13,12 +11,13 @@ from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.paths import RunPath
 
 
 def choose_processors(
     config: Config,
     task: Task,
-    workdir: Path | None,
+    workdir: RunPath | None,
     weights: Processors | None,
     train: Source | Bundle,
 ) -> Processors:
@@ -45,7 +44,7 @@ def choose_processors(
     return Processors(named=found)
 
 
-def restored_processors(config: Config, task: Task, workdir: Path) -> Processors:
+def restored_processors(config: Config, task: Task, workdir: RunPath) -> Processors:
     """Returns the processors stored in a run. Raises UserError if the config now names another
     location that has different ones.
     """

@@ -11,6 +11,7 @@ from fmjax import contracts
 from fmjax.contracts import Column, Config, Processors, Source, Value
 from fmjax.data.kinds import find
 from fmjax.data.records import Bundle
+from fmjax.paths import RunPath, as_local, written_from_local
 
 FOLDER = (
     "processors"  # folder in a run or a model folder, for kinds that have no standard place there
@@ -71,12 +72,12 @@ def from_settings(task: contracts.Task) -> Processors:
     return Processors(named={key: fit(group, {}) for key, group in given.items()})
 
 
-def run_folder(workdir: Path, key: str) -> Path:
+def run_folder(workdir: RunPath, key: str) -> RunPath:
     """Returns the folder of a run in which a processor is stored."""
     return workdir / "tokenizer" if key == "text" else workdir / FOLDER / key
 
 
-def restore(workdir: Path, task: contracts.Task) -> Processors:
+def restore(workdir: RunPath, task: contracts.Task) -> Processors:
     """Returns the processors stored in a run. One that the task's settings determine may be
     missing: old runs did not store it.
 
@@ -86,14 +87,19 @@ def restore(workdir: Path, task: contracts.Task) -> Processors:
     for key, group in groups(task).items():
         folder = run_folder(workdir, key)
         stored = group.settings is None or folder.is_dir()
-        found[key] = group.processor.restore(folder) if stored else fit(group, {})
+        if not stored:
+            found[key] = fit(group, {})
+            continue
+        with as_local(folder) as local:
+            found[key] = group.processor.restore(local)
     return Processors(named=found)
 
 
-def store(workdir: Path, processors: Processors) -> None:
+def store(workdir: RunPath, processors: Processors) -> None:
     """Writes processors into a run."""
     for key, processor in processors.items():
-        processor.save(run_folder(workdir, key))
+        with written_from_local(run_folder(workdir, key)) as local:
+            processor.save(local)
 
 
 def save(folder: Path, processors: Processors) -> None:

@@ -106,7 +106,8 @@ def build_examples(
                 examples[index]
         return examples
 
-    return tolerance.apply(source, use, CHUNK)
+    with tolerance.active():
+        return tolerance.apply(source, use, CHUNK)
 
 
 def balanced(examples: Examples, config: Config) -> Examples:

@@ -10,6 +10,9 @@ Pieces of the same lengths are interchangeable, so the pattern of a row is repea
 pieces remain: the time grows with the number of distinct lengths, and hardly with the number of
 pieces.
 
+Numbers of pieces take four bytes each where that is enough, since there are as many as sentences
+in a corpus.
+
 The pieces of a row complement each other in length and come from anywhere in the data, since pieces
 of the same lengths are shuffled before they are assigned. They stay together in all epochs; each
 epoch shuffles the rows.
@@ -17,6 +20,7 @@ epoch shuffles the rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -55,12 +59,12 @@ def pack(lengths: np.ndarray, most: int | Sequence[int]) -> Plan:
     Raises ValueError if a piece is longer than a row.
     """
     room = np.atleast_1d(np.asarray(most, np.int64))
-    lengths_ND = np.asarray(lengths, np.int64).reshape(-1, room.size)
+    lengths_ND = np.asarray(lengths).astype(np.int32, copy=False).reshape(-1, room.size)
     if (lengths_ND > room).any():
         raise ValueError(f"a piece of {lengths_ND.max(axis=0)} in rows of {room}")
     kinds, shapes, unit = compared(lengths_ND)
     # Pieces of a kind are next to each other, in an order that depends only on their number.
-    dealt = np.random.default_rng(0).permutation(len(lengths_ND))
+    dealt = np.random.default_rng(0).permutation(len(lengths_ND)).astype(number_type(len(kinds)))
     dealt = dealt[np.argsort(kinds[dealt], kind="stable")]
     counts = np.bincount(kinds, minlength=len(shapes))
     begins = np.cumsum(counts) - counts
@@ -80,14 +84,25 @@ def compared(lengths_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     unit = 1
     while True:
         rounded = -(-lengths_ND // unit)
-        sides = tuple(rounded.max(axis=0, initial=0) + 1)
-        keys, kinds = np.unique(np.ravel_multi_index(tuple(rounded.T), sides), return_inverse=True)
+        sides = tuple((rounded.max(axis=0, initial=0) + 1).tolist())
+        keys, kinds = unique(np.ravel_multi_index(tuple(rounded.T), sides), math.prod(sides))
         if keys.size <= SHAPES:
             break
         unit *= 2
     shapes = np.stack(np.unravel_index(keys, sides), axis=1)
     order = np.lexsort((shapes.sum(axis=1), shapes.max(axis=1)))[::-1]
-    return np.argsort(order)[kinds], shapes[order], unit
+    return np.argsort(order).astype(np.int16)[kinds], shapes[order], unit
+
+
+def unique(values: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the unique values in order, and the number of each value [N] among them. Does not
+    sort values whose `limit` is small."""
+    if limit > max(4 * values.size, 2**16):
+        return np.unique(values, return_inverse=True)
+    keys = np.flatnonzero(np.bincount(values, minlength=limit))
+    numbers = np.zeros(limit, number_type(limit))
+    numbers[keys] = np.arange(keys.size)
+    return keys, numbers[values]
 
 
 def patterns(
@@ -129,10 +144,16 @@ def planned(parts: Sequence[np.ndarray], lengths_ND: np.ndarray, room: np.ndarra
     flat = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, np.int64)
     in_order = np.argsort(firsts)
     place = np.argsort(in_order)  # of each row among all
-    order = flat[np.argsort(np.repeat(place, rows), kind="stable")]
+    numbers = np.repeat(place.astype(number_type(len(place))), rows)
+    order = flat[np.argsort(numbers, kind="stable")]
     bounds = np.concatenate([[0], np.cumsum(rows[in_order])]).astype(np.int64)
     fill = lengths_ND.sum(axis=0) / np.maximum(room * len(rows), 1)
-    return Plan(order.astype(np.int64), bounds, tuple(fill.tolist()))
+    return Plan(order, bounds, tuple(fill.tolist()))
+
+
+def number_type(count: int) -> type[np.signedinteger]:
+    """Returns the type of numbers below `count`."""
+    return np.int32 if count < 2**31 else np.int64
 
 
 def pack_matched(lengths: np.ndarray, most: int) -> tuple[Plan, int]:

@@ -165,6 +165,11 @@ def tolerates() -> bool:
     return tolerance is not None and tolerance.most > 0
 
 
+def current_tolerance() -> Tolerance | None:
+    """Returns the tolerance that is active, if there is one."""
+    return _current.get()
+
+
 class Watched(Selected):
     """Some records of a source; remembers which one could not be read, and whose location was
     requested last."""

@@ -1,4 +1,5 @@
-"""Token ids that `scripts/prepare_data.py` stores with a text in a record:
+"""Token ids in a record, beside its text, as `scripts/prepare_data.py` stored them before it wrote
+token stores:
 
 `ids`, and the `tokenizer` that produced them.
 """
@@ -13,15 +14,6 @@ from fmjax.contracts import Record, Source
 from fmjax.errors import RecordError
 
 COLUMNS = ("ids", "tokenizer")
-
-
-def record(ids: np.ndarray, sha256: str) -> dict[str, str]:
-    """Returns the stored form of a text's ids, int32 [N]: their little-endian bytes in base64, and
-    the hash of the tokenizer."""
-    return {
-        "ids": base64.b64encode(ids.astype("<i4").tobytes()).decode("ascii"),
-        "tokenizer": sha256[:16],
-    }
 
 
 def unpack(packed: str) -> np.ndarray:

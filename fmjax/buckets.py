@@ -1,0 +1,305 @@
+"""Paths in a bucket of Google Cloud Storage, `gs://bucket/folder`, for the files of a run.
+
+A bucket holds objects, not folders: a folder exists while an object is below it. An object is
+written whole or not at all, so no write needs a temporary name.
+
+Requests that fail for a passing reason (429, 5xx, broken connections) are repeated, after pauses
+that double and vary at random, and counted. Other errors become the OSError that a local file would
+raise, or a UserError if packages or credentials are missing.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import errno
+import fnmatch
+import functools
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+from fmjax.errors import UserError, one_line
+
+T = TypeVar("T")
+REQUEST = re.compile(r"^(\d{3}) [A-Z]+ \S+: ")  # begins a message: "403 GET https://...: Forbidden"
+SCHEME = "gs://"
+PATIENCE = 300.0  # seconds after which a request that keeps failing is given up
+LONGEST_PAUSE = 32.0
+REPLY = 60.0  # seconds without a byte after which a connection is broken
+THREADS = 8  # objects that are copied or removed at a time; urllib3 keeps 10 connections
+LOGIN = (
+    "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to the key "
+    "of a service account"
+)
+ONCE = {"retry": None, "timeout": REPLY}  # `request` repeats, and counts
+
+
+class Object(NamedTuple):
+    """What a bucket says about an object."""
+
+    st_size: int
+    md5: str  # in hexadecimal; empty if the bucket does not give it
+    generation: int  # a number that each write changes
+    updated: datetime.datetime
+
+
+class Count:
+    """The number of requests that this process has repeated."""
+
+    def __init__(self) -> None:
+        self.repeated = 0
+
+    def add(self, error: Exception) -> None:
+        self.repeated += 1
+
+
+REQUESTS = Count()
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class BucketPath:
+    """An object or a folder of a bucket, with the methods of `pathlib.Path` that runs use.
+
+    Methods raise FileNotFoundError, PermissionError or another OSError, as those of a local path
+    do, and UserError if there are no credentials.
+    """
+
+    bucket: str
+    key: str = ""  # without "/" at its ends
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    def __truediv__(self, name: str) -> BucketPath:
+        return BucketPath(self.bucket, f"{self.key}/{name}".strip("/"))
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2] or self.bucket
+
+    @property
+    def parent(self) -> BucketPath:
+        return BucketPath(self.bucket, self.key.rpartition("/")[0])
+
+    def with_name(self, name: str) -> BucketPath:
+        return self.parent / name
+
+    def resolve(self) -> BucketPath:
+        return self
+
+    def absolute(self) -> BucketPath:
+        return self
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Does nothing: a folder exists with its first object."""
+
+    def is_file(self) -> bool:
+        return bool(self.key) and request(self, lambda: bool(self._blob.exists(**ONCE)))
+
+    def is_dir(self) -> bool:
+        return request(self, lambda: any(True for _ in self._blobs(max_results=1)))
+
+    def exists(self) -> bool:
+        return self.is_file() or self.is_dir()
+
+    def iterdir(self) -> Iterator[BucketPath]:
+        """Yields the objects and the folders in this folder, in order."""
+
+        def names() -> list[str]:
+            listed = self._blobs(delimiter="/")
+            return [blob.name for blob in listed] + list(listed.prefixes)
+
+        # A console marks an empty folder with an object of its name.
+        for name in sorted(request(self, names)):
+            if name != self._prefix:
+                yield BucketPath(self.bucket, name.strip("/"))
+
+    def glob(self, pattern: str) -> Iterator[BucketPath]:
+        """Yields the matches of "*.txt" or "*/file.txt"; only the first part may be a pattern."""
+        first, _, rest = pattern.partition("/")
+        for path in self.iterdir():
+            if fnmatch.fnmatchcase(path.name, first) and (not rest or (path / rest).is_file()):
+                yield path / rest if rest else path
+
+    def read_bytes(self) -> bytes:
+        return request(self, lambda: bytes(self._blob.download_as_bytes(**ONCE)))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, content: bytes, generation: int | None = None) -> int:
+        """Writes an object; returns its generation.
+
+        Raises FileExistsError unless the object has the given generation before (0: it does not
+        exist); the first try of a request may have written it.
+        """
+
+        def write() -> int:
+            blob = self._blob
+            blob.upload_from_string(content, if_generation_match=generation, **ONCE)
+            return int(blob.generation)
+
+        return request(self, write)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        try:
+            request(self, lambda: self._blob.delete(**ONCE))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def stat(self) -> Object:
+        def read() -> Object:
+            blob = self._blob
+            blob.reload(**ONCE)
+            return described(blob)
+
+        return request(self, read)
+
+    def files(self) -> dict[str, Object]:
+        """Returns all objects below this folder, by relative path."""
+
+        def listed() -> dict[str, Object]:
+            found = {blob.name.removeprefix(self._prefix): blob for blob in self._blobs()}
+            return {name: described(blob) for name, blob in found.items() if name}
+
+        return request(self, listed)
+
+    def rename(self, target: BucketPath) -> BucketPath:
+        """Moves all objects below this folder, one by one: a reader may see a part of them."""
+
+        def copy(name: str) -> None:
+            bucket = client().bucket(self.bucket)
+            source, goal = (self / name).key, (target / name).key
+            request(self, lambda: bucket.copy_blob(bucket.blob(source), bucket, goal, **ONCE))
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(copy, self.files()))
+        self.remove_tree()
+        return target
+
+    def remove_tree(self) -> None:
+        """Removes all objects below this folder; those directly in it last, in falling order."""
+        names = sorted(self.files(), reverse=True)
+        with ThreadPoolExecutor(THREADS) as pool:
+            inner = [self / name for name in names if "/" in name]
+            list(pool.map(lambda path: path.unlink(missing_ok=True), inner))
+        for name in names:
+            if "/" not in name:
+                (self / name).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raises UserError if the bucket does not exist, or does not let us in."""
+        try:
+            request(self, lambda: any(True for _ in self._blobs(max_results=1)))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self}: there is no bucket {SCHEME}{self.bucket}; correct its name, or make it: "
+                f"gcloud storage buckets create {SCHEME}{self.bucket}"
+            ) from None
+        except PermissionError as error:
+            raise UserError(f"{self}: cannot be read ({error.strerror}); {LOGIN}") from None
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.key}/" if self.key else ""
+
+    @property
+    def _blob(self) -> Any:
+        return client().bucket(self.bucket).blob(self.key)
+
+    def _blobs(self, **options: Any) -> Any:
+        return client().list_blobs(self.bucket, prefix=self._prefix, **options, **ONCE)
+
+
+def described(blob: Any) -> Object:
+    """Returns the description of an object whose metadata are known."""
+    md5 = base64.b64decode(blob.md5_hash).hex() if blob.md5_hash else ""
+    return Object(int(blob.size), md5, int(blob.generation), blob.updated)
+
+
+@functools.cache
+def client() -> Any:
+    """Returns what sends requests. Raises UserError without the packages or credentials."""
+    try:
+        from google.auth.exceptions import DefaultCredentialsError
+        from google.cloud import storage
+    except ImportError as error:
+        raise UserError(
+            f"{SCHEME} needs a package that is not installed ({error.name}); pip install gcsfs"
+        ) from None
+    try:
+        return storage.Client()
+    except DefaultCredentialsError:
+        raise UserError(f"{SCHEME}: there are no credentials; {LOGIN}") from None
+
+
+def request(path: BucketPath, send: Callable[[], T]) -> T:
+    """Returns what `send` returns, repeating it while it fails for a passing reason.
+
+    Raises OSError as the methods of BucketPath do.
+    """
+    client()  # which says what is missing
+    from google.api_core.retry import Retry
+
+    again = Retry(
+        predicate=passes,
+        initial=1.0,
+        maximum=LONGEST_PAUSE,
+        multiplier=2.0,
+        timeout=PATIENCE,
+        on_error=REQUESTS.add,
+    )
+    with translated(path):
+        result: T = again(send)()
+    return result
+
+
+def passes(error: Exception) -> bool:
+    """Returns whether an error may not come again: 408, 429, 5xx, a broken connection."""
+    from google.api_core.exceptions import GoogleAPICallError
+    from google.auth.exceptions import TransportError
+    from requests import exceptions
+
+    if isinstance(error, GoogleAPICallError):
+        return error.code in (408, 429) or (error.code or 0) >= 500
+    broken = (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError)
+    return isinstance(error, (*broken, TransportError, ConnectionError))
+
+
+@contextmanager
+def translated(path: BucketPath) -> Iterator[None]:
+    """Raises the errors of the service as those of files, with a short reason."""
+    from google.api_core import exceptions as service
+    from google.auth.exceptions import GoogleAuthError
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except service.NotFound:
+        raise FileNotFoundError(errno.ENOENT, "no such object", str(path)) from None
+    except service.PreconditionFailed:
+        raise FileExistsError(errno.EEXIST, "was changed by someone else", str(path)) from None
+    except (service.Forbidden, service.Unauthorized) as error:
+        raise PermissionError(errno.EACCES, reason(error), str(path)) from None
+    except GoogleAuthError as error:
+        raise UserError(
+            f"{path}: the credentials are not valid ({reason(error)}); {LOGIN}"
+        ) from None
+    except service.RetryError as error:
+        cause = error.cause or error
+        raise OSError(errno.EIO, f"{reason(cause)}, for {PATIENCE:.0f} s", str(path)) from None
+    except (service.GoogleAPIError, RequestException) as error:
+        raise OSError(errno.EIO, reason(error), str(path)) from None
+
+
+def reason(error: Exception) -> str:
+    """Returns what the service said, in a few words."""
+    return REQUEST.sub(r"\1 ", one_line(error))[:120] or type(error).__name__

@@ -1,0 +1,162 @@
+"""Paths of run directories: a local folder, or a folder of a bucket, `gs://bucket/run`.
+
+Runs are read and written through `RunPath` alone, which both kinds are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import fsspec.config
+
+from fmjax.buckets import REQUESTS, SCHEME, BucketPath
+from fmjax.errors import UserError
+
+RunPath: TypeAlias = Path | BucketPath
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
+PACKAGES = ("gcsfs", "google.cloud.storage")
+
+
+def run_path(text: str | os.PathLike[str]) -> RunPath:
+    """Returns the path that a text or a path means; "~" is the home folder.
+
+    Raises UserError for the address of another service, and if packages for buckets are missing.
+    """
+    if isinstance(text, BucketPath):
+        return text
+    address = ADDRESS.fullmatch(os.fspath(text))
+    if address is None:
+        return Path(text).expanduser()
+    scheme, place = address.groups()  # `Path` writes gs:/bucket
+    if f"{scheme}://" != SCHEME:
+        raise UserError(
+            f"{scheme}://{place}: runs are kept in local folders and at {SCHEME}; mount it on "
+            "every host, and name the folder"
+        )
+    bucket, _, key = place.partition("/")
+    if not bucket or not key.strip("/"):
+        raise UserError(f"{SCHEME}{place}: names no folder of a bucket; write {SCHEME}BUCKET/RUN")
+    if missing := [name for name in PACKAGES if not installed(name)]:
+        raise UserError(
+            f"{SCHEME}{place}: needs a package that is not installed ({missing[0]}); pip install "
+            "gcsfs"
+        )
+    set_up()
+    return BucketPath(bucket, re.sub("/+", "/", key).strip("/"))
+
+
+def local_path(text: str | os.PathLike[str]) -> Path:
+    """Returns the path of a local file or folder. Raises UserError for an address."""
+    if ADDRESS.fullmatch(os.fspath(text)):
+        raise UserError(f"{text}: must be a local file or folder; name one")
+    return Path(text)
+
+
+def installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def set_up() -> None:
+    """Sets up gcsfs, with which Orbax reads and writes its small files.
+
+    Its listings must not be remembered, as other hosts write as well. A bucket's kind is not asked
+    for: that is a request with a permission of its own. Its messages are not printed, as errors are
+    raised as well, but repeated requests are counted.
+    """
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    for name in ("gs", "gcs"):
+        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
+    logger = logging.getLogger("gcsfs")
+    if count_repeated not in logger.filters:
+        logger.addFilter(count_repeated)
+        logger.setLevel(logging.DEBUG)
+        logging.getLogger("gcsfs.credentials").setLevel(logging.CRITICAL)
+
+
+def count_repeated(record: logging.LogRecord) -> bool:
+    """Counts a message about a repeated request; lets no message through."""
+    if "retrying after exception" in record.getMessage():
+        REQUESTS.repeated += 1
+    return False
+
+
+def remove_tree(path: RunPath) -> None:
+    """Removes a folder, as far as that is possible."""
+    if isinstance(path, BucketPath):
+        path.remove_tree()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def rename(path: RunPath, target: RunPath) -> RunPath:
+    """Renames a folder; both are of the same kind. Returns the new path."""
+    if isinstance(path, BucketPath) and isinstance(target, BucketPath):
+        return path.rename(target)
+    assert isinstance(path, Path) and isinstance(target, Path)
+    return path.rename(target)
+
+
+@contextmanager
+def as_local(path: RunPath) -> Iterator[Path]:
+    """Gives a local folder with the content of a folder of a run, for the length of the block."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="fmjax-") as folder:
+        for name in path.files():
+            copy = Path(folder, path.name, name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes((path / name).read_bytes())
+        local = Path(folder, path.name)
+        try:
+            yield local
+        except UserError as error:
+            raise UserError(str(error).replace(str(local), str(path))) from error
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns an OSError about a bucket in the block into a UserError; any other error propagates."""
+    try:
+        yield
+    except OSError as error:
+        if (message := explanation(error)) is None:
+            raise
+        raise UserError(message) from error
+
+
+def explanation(error: OSError) -> str | None:
+    """Returns a line about an error of a bucket, None for any other error."""
+    if not str(error.filename).startswith(SCHEME):
+        return None
+    return (
+        f"{error.filename}: {error.strerror}; fix the permissions of the bucket or the network, "
+        "and run the same command again"
+    )
+
+
+@contextmanager
+def written_from_local(path: RunPath) -> Iterator[Path]:
+    """Gives a local folder whose files are in a folder of a run when the block succeeds."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="fmjax-") as folder:
+        local = Path(folder, path.name)
+        yield local
+        for file in sorted(local.rglob("*")):
+            if file.is_file():
+                (path / file.relative_to(local).as_posix()).write_bytes(file.read_bytes())

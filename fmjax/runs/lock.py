@@ -1,0 +1,211 @@
+"""One process trains in a run directory: a lock on a file, or an object of a bucket with a
+heartbeat.
+
+The object is only ever written if it is still the one that was read, so of two processes that take
+it, one fails. It says who holds the lock; `{}` is free. It is taken over from a process of this
+machine that has ended, and from any that has not written for a while.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fmjax.buckets import BucketPath
+from fmjax.contracts import Record
+from fmjax.distributed.hosts import say
+from fmjax.errors import UserError
+from fmjax.paths import RunPath
+
+LOCK = ".lock"
+HEARTBEAT = 10.0  # seconds between two writes
+STALE = 60.0  # seconds without one, after which a process counts as dead
+LONG_AGO = datetime.timedelta(minutes=10)  # more than clocks differ by
+LOOK = 1.0  # seconds between two looks at a lock that someone holds
+
+
+class Lock:
+    """A lock that is held. That of a file cannot be lost."""
+
+    def check(self) -> None:
+        """Raises UserError if another process has taken the run over."""
+
+
+class BucketLock(Lock):
+    """The lock of a run in a bucket; a thread writes its heartbeat."""
+
+    def __init__(self, workdir: BucketPath):
+        """Takes the lock. Raises UserError if another process holds it, or it cannot be written."""
+        self.workdir, self.path = workdir, workdir / LOCK
+        self.owner = this_process()
+        self._mutex, self._end = threading.Lock(), threading.Event()
+        self._lost = False
+        holder, self._generation = self._read()
+        if holder:
+            if not has_ended(holder):
+                self._watch(holder)
+            say(f"{workdir}: took the run over from {named(holder)}, which has ended")
+        try:
+            self._write(self.owner)
+        except PermissionError as error:
+            raise UserError(
+                f"--workdir={workdir}: cannot be written to ({error.strerror}); get the role "
+                "Storage Object User for the bucket, or name another"
+            ) from None
+        if self._lost:
+            raise self._held(self._read()[0] or holder)
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        try:
+            self._write(self.owner)
+        except OSError:
+            return  # what is written next says it better
+        if self._lost:
+            raise UserError(
+                f"{self.workdir}: another process has taken the run over, as this one was not "
+                f"heard of for {STALE:.0f} s; this one ends"
+            )
+
+    def release(self) -> None:
+        """Ends the heartbeat and frees the lock."""
+        self._end.set()
+        self._thread.join()
+        try:
+            self._write({})
+        except OSError:
+            say(f"warning: {self.path} could not be freed; it will be stale in {STALE:.0f} s")
+
+    def _beat(self) -> None:
+        while not self._end.wait(HEARTBEAT) and not self._lost:
+            try:
+                self._write(self.owner)
+            except (OSError, UserError):
+                continue  # the next may get through; if not for long, the lock is lost
+
+    def _write(self, owner: Record) -> None:
+        """Writes the lock unless it is lost, and notes whether it is."""
+        with self._mutex:
+            if self._lost:
+                return
+            try:
+                content = json.dumps(owner).encode()
+                self._generation = self.path.write_bytes(content, generation=self._generation)
+            except FileExistsError:
+                # A request whose answer was lost may have written it: then it is ours.
+                found, self._generation = self._read()
+                self._lost = found != owner
+
+    def _read(self) -> tuple[Record, int]:
+        """Returns the holder, {} if there is none, and the generation of the object."""
+        try:
+            generation = self.path.stat().generation
+            holder = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return {}, 0
+        except ValueError:
+            holder = {}
+        return holder if isinstance(holder, dict) else {}, generation
+
+    def _watch(self, holder: Record) -> None:
+        """Returns when the holder counts as dead. Raises UserError when it writes its heartbeat."""
+        if datetime.datetime.now(datetime.UTC) - self.path.stat().updated > LONG_AGO:
+            return
+        say(
+            f"{self.workdir}: {named(holder)} has the lock; waiting up to {STALE:.0f} s to see "
+            "whether it still runs"
+        )
+        begun = time.monotonic()
+        while time.monotonic() - begun < STALE:
+            time.sleep(LOOK)
+            found, generation = self._read()
+            if not found:  # it has just ended
+                self._generation = generation
+                return
+            if generation != self._generation:
+                raise self._held(found)
+
+    def _held(self, holder: Record) -> UserError:
+        return UserError(
+            f"--workdir={self.workdir}: another process is training in it ({named(holder)}); wait "
+            "for it, or name another folder"
+        )
+
+
+@contextmanager
+def locked(workdir: RunPath) -> Iterator[Lock]:
+    """Locks the run directory for this process.
+
+    Raises UserError if another process is training in it, or it cannot be written.
+    """
+    if isinstance(workdir, BucketPath):
+        lock = BucketLock(workdir)
+        try:
+            yield lock
+        finally:
+            lock.release()
+        return
+    with open(workdir / LOCK, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--workdir={workdir}: another process is training in it; wait for it, or name "
+                "another folder"
+            ) from None
+        yield Lock()
+
+
+def this_process() -> Record:
+    """Returns what identifies this process among those of all hosts."""
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "machine": machine(),
+        "started": started(pid),
+        "token": uuid.uuid4().hex,
+    }
+
+
+def named(holder: Record) -> str:
+    return f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown host')}"
+
+
+def has_ended(holder: Record) -> bool:
+    """Returns whether a process ran on this machine and has ended; False if that is unknown."""
+    here = machine()
+    if not here or holder.get("machine") != here or not isinstance(holder.get("pid"), int):
+        return False
+    return started(holder["pid"]) != holder.get("started")
+
+
+def machine() -> str:
+    """Returns what identifies this machine since it was started, and the container in which
+    process numbers count; empty where there is no /proc.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def started(pid: int) -> str:
+    """Returns when a process was started, in ticks since the machine was; empty if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    state, *fields = stat.rpartition(")")[2].split()  # the name before may have spaces
+    return "" if state in "ZX" else fields[18]
