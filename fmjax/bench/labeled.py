@@ -2,16 +2,13 @@
 
 `python -m fmjax.bench.labeled FILE TOKENIZER` reads labelled texts (JSON lines with `text` and
 `label`) and prints the seconds for the pass, or for mapping its table, and batches of 32 per
-second. `PEER_PYTHON fmjax/bench/labeled.py FILE TOKENIZER`, with an interpreter that has torch,
-transformers and `datasets`, prints the same for the peer."""
+second; `peer_labeled.py` prints the same for the peer."""
 
 from __future__ import annotations
 
-import importlib.util
 import resource
 import sys
 import time
-from typing import Any
 
 ROWS, LENGTH, BATCHES = 32, 64, 2000
 
@@ -42,38 +39,12 @@ def ours(file: str, tokenizer: str) -> tuple[float, float]:
     return prepared - begun, done - prepared
 
 
-def peer(file: str, tokenizer: str) -> tuple[float, float]:
-    """Returns the same for the peer."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoTokenizer, DataCollatorWithPadding
-
-    begun = time.perf_counter()
-    reader = AutoTokenizer.from_pretrained(tokenizer)
-    data: Any = Dataset.from_json(file).class_encode_column("label")
-    data = data.map(
-        lambda batch: reader(batch["text"], truncation=True, max_length=LENGTH),
-        batched=True,
-        remove_columns=["text"],
-    )
-    loader = torch.utils.data.DataLoader(
-        data, batch_size=ROWS, shuffle=True, collate_fn=DataCollatorWithPadding(reader)
-    )
-    batches = iter(loader)
-    next(batches)
-    prepared = time.perf_counter()
-    for _ in range(BATCHES):
-        next(batches)
-    return prepared - begun, time.perf_counter() - prepared
-
-
 def main() -> None:
-    other = importlib.util.find_spec("datasets") is not None
-    prepare, feed = (peer if other else ours)(*sys.argv[1:3])
+    prepare, feed = ours(*sys.argv[1:3])
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{'datasets' if other else 'fmjax'}: first batch after {prepare:.1f} s, "
-        f"{BATCHES / feed:,.0f} batches of {ROWS} per second, peak RSS {most:,.0f} MiB"
+        f"first batch after {prepare:.1f} s, {BATCHES / feed:,.0f} batches of {ROWS} per second, "
+        f"peak RSS {most:,.0f} MiB"
     )
 
 
