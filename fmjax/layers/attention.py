@@ -17,6 +17,7 @@ from fmjax.layers.bias import RelativeBias
 from fmjax.layers.dropout import Dropout
 from fmjax.layers.kernels.call import Call, to_save
 from fmjax.layers.kernels.choice import AUTO, choose
+from fmjax.layers.kernels.filled import attend_filled
 from fmjax.layers.kernels.plain import attend, heads_first
 from fmjax.layers.linear import Dense, Initializer, normal
 from fmjax.layers.mask import Mask
@@ -132,9 +133,13 @@ class Attention(nn.Module):
             def weighed(weights: jax.Array) -> jax.Array:
                 return drop(tap(self, "weights", weights))
 
-            added = call.dense_bias()
-            out = attend(by_row(q, rows), k, v, seen, weighed, scale, added).reshape(q.shape)
-            (out,) = to_save(out)
+            own, added = by_row(q, rows), call.dense_bias()
+            if cached and not crosses and seen is not None and not (drops or tapped):
+                filled = context.place + own.shape[1]
+                out = attend_filled(own, k, v, seen, filled, scale, added)
+            else:
+                out = attend(own, k, v, seen, weighed, scale, added)
+            (out,) = to_save(out.reshape(q.shape))
         return self.dense("out", (width,), ("heads", "kv", "embed"))(out)
 
     @nn.compact

@@ -21,7 +21,7 @@ from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
 from fmjax.data.storage.token_store import stored_in
 from fmjax.data.stream.buckets import Bucketed
-from fmjax.data.stream.examples import check_positions, make_examples, notes_of
+from fmjax.data.stream.examples import check_positions, make_examples
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.decoding.settings import check_generation
 from fmjax.distributed.hosts import say
@@ -35,6 +35,7 @@ from fmjax.runs.checkpoint import CheckpointReader
 from fmjax.train.budget import check_state
 from fmjax.train.chunks import for_loss
 from fmjax.train.length import checked_steps
+from fmjax.train.notes import notes_of
 from fmjax.train.resolve import resolve_model
 from fmjax.train.state import BatchSpec, TrainState, abstract_params, abstract_state
 from fmjax.train.step import TrainStep, make_step

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
+import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +22,7 @@ from fmjax.contracts import Record
 from fmjax.data.kinds import encoding
 from fmjax.data.kinds.encoding import Encoder, encode
 from fmjax.data.records import Selected
+from fmjax.data.sources.open import open_source
 from fmjax.data.storage import token_store
 from fmjax.data.stream.tolerance import Tolerance, Watched
 from fmjax.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
@@ -171,6 +177,40 @@ def test_one_bad_record_too_many_ends_the_run(tmp_path):
     with tolerance.active(), pytest.raises(UserError, match="line 5: .*1 bad records were already left out"):
         tolerance.apply(MemoryRecords(BAD), lambda source: tokenize(source, "text", TOKENIZER), 3)
     assert not list((tmp_path / "cache" / "tokens").glob("*tokens-*"))
+
+
+CHILD = """
+import sys
+from fmjax.data.sources.open import open_source
+from fmjax.data.tokenizers.tokenizer import load_tokenizer
+from fmjax.tasks.corpus import tokenize
+source, tokenizer = open_source("text", sys.argv[1], "train"), load_tokenizer(sys.argv[2])
+print("begun", flush=True)
+tokenize(source, "text", tokenizer)
+"""
+
+
+@pytest.mark.full
+def test_killed_at_random_moments_the_next_start_is_whole(tmp_path):
+    texts = [f"{number} {text}" for number in range(2000) for text in TEXTS[1:4]]
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    TOKENIZER.save(tmp_path / "tokenizer")
+    stores = tmp_path / "cache" / "tokens"
+    command = [sys.executable, "-c", CHILD, str(path), str(tmp_path / "tokenizer")]
+    draw = random.Random(0)
+    for _ in range(20):
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None and child.stdout.readline()
+            time.sleep(draw.uniform(0, 0.4))
+            child.kill()
+        for store in stores.glob("tokens-*"):  # whole, or there is none
+            assert len(token_store.TokenStore(store).ends) == len(texts)
+            if draw.random() < 0.5:
+                shutil.rmtree(store)
+    corpus = tokenize(open_source("text", str(path), "train"), "text", TOKENIZER)
+    assert whole(corpus) == reference(texts)[0]
+    assert not list(stores.glob(".tokens-*"))
 
 
 def joined(found) -> tuple[list[int], list[int]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ SETTLED = 2 * 10**9  # nanoseconds after which a change of a file certainly chan
 SMALL = 2**16  # bytes; a smaller file is read as fast as what is remembered of it
 SLOW = 2**30  # bytes to read again at each start that are worth a warning
 THREADS = 8  # files that are read at a time
+TRIES = 1000  # to get a lock that others remove
 FORMAT = 1  # of remembered digests
 VERIFY = "read all data again and compare its digests, instead of trusting those remembered"
 
@@ -80,10 +82,37 @@ def found_or_made(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
         return file
     for parent in (file.parent, mark.parent):
         parent.mkdir(parents=True, exist_ok=True)
-    replace(file, make)
-    content = json.dumps(digest(file, own=True)).encode()
-    replace(mark, lambda stream: stream.write(content))
+    with locked(mark.with_name(f"{file.name}.lock")):
+        if not is_whole(file, mark):  # it may have been made while this process waited
+            replace(file, make)
+            content = json.dumps(digest(file, own=True)).encode()
+            replace(mark, lambda stream: stream.write(content))
     return file
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file of the cache, so that one process of a host makes it and the others
+    wait.
+
+    A lock ends with its process. Where a file system has no locks, or no inodes to tell files
+    apart, each makes the file.
+    """
+    for attempt in range(TRIES):
+        with path.open("ab") as lock:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # Whoever had the lock has removed it; another may have created it again.
+            same = False
+            with contextlib.suppress(FileNotFoundError):
+                same = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+            if not same and attempt < TRIES - 1:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def is_whole(file: Path, mark: Path) -> bool:

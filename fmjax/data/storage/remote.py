@@ -1,9 +1,10 @@
-"""Remote files (`gs://bucket/file`, and any other address that etils.epath reads), downloaded once
-into the cache.
+"""Remote files (`gs://bucket/file`, and others that fsspec reads), downloaded into the cache once
+per host.
 
-A copy is named by the address, in a folder named by a hash of the address, the size and the
-modification time (or the version tag), so a changed file is downloaded again. Only files that the
-user named are downloaded.
+A copy is named by the address, in a folder named by a hash of the address, the size and the version
+(a tag or the modification time), so a changed file is downloaded again. Only files that the user
+named are downloaded. Files are copied as a whole: the reader of ArrayRecord needs a local file, and
+the SHA-256 by which a run knows its data covers all bytes.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import fsspec
-from etils import epath
+from fsspec.spec import AbstractFileSystem
 
+from fmjax.contracts import Value
 from fmjax.data.storage import cache
 from fmjax.data.storage.paths import is_data, is_image
 from fmjax.errors import UserError, nearest, one_line
@@ -29,10 +31,29 @@ SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 IDX = re.compile(r"(images|labels)[-.]idx[13]", re.IGNORECASE)
 # Files in folders that Hugging Face's datasets saved.
 SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
-# Their names for the version tag at S3, Azure and others.
-VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "blob_id", "last_commit")
+# The names of a file's version at Google, S3, Azure, Hugging Face and others.
+VERSIONS = (
+    *("generation", "ETag", "etag", "mtime", "updated"),
+    *("LastModified", "last_modified", "blob_id", "last_commit", "created"),
+)
 BLOCK = 2**23
 THREADS = 8  # files of a folder that are downloaded at a time
+
+
+class RemoteFile(NamedTuple):
+    """A file of a service: its address, and what the service says about it."""
+
+    system: AbstractFileSystem
+    address: str
+    about: Mapping[str, Value]
+
+    @property
+    def name(self) -> str:
+        return self.address.rstrip("/").rpartition("/")[2]
+
+    @property
+    def is_folder(self) -> bool:
+        return bool(self.about["type"] == "directory")
 
 
 def is_remote(name: str) -> bool:
@@ -71,30 +92,27 @@ def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[P
             f"name a local file, or one of {known}"
         )
     try:
-        path = epath.Path(address)
+        system, path = fsspec.core.url_to_fs(address)
+        system.invalidate_cache()  # listings of earlier calls
         if re.search(r"[*?\[]", address):
-            matches = sorted(str(match) for match in globbed(path) if not match.is_dir())
+            found = system.glob(path, detail=True)
+            matches = [file for file in as_files(system, scheme, found) if not file.is_folder]
             if not matches:
                 raise UserError(f"{address}: no file matches; correct the pattern")
-            return fetch_all([epath.Path(match) for match in matches])
-        if path.is_dir():
-            return fetch_folder(path, extensions, kind)
-        if not path.exists():
-            there = (
-                sorted(child.name for child in path.parent.iterdir())
-                if path.parent.exists()
-                else []
-            )
-            listed = f"; the folder has {', '.join(there[:8])}" if there else ""
+            return fetch_all(matches)
+        if system.isdir(path):
+            return fetch_folder(system, scheme, path, extensions, kind)
+        if not system.exists(path):
             raise UserError(
-                f"{address}: no such file{nearest(path.name, there)}{listed}; correct the address"
+                f"{address}: no such file{neighbors(system, path)}; correct the address"
             )
-        if IDX.search(path.name):
+        (file,) = as_files(system, scheme, {path: system.info(path)})
+        if IDX.search(file.name):
             raise UserError(
                 f"{address}: the labels of an idx file of images are in another file; name the "
-                f"folder of both, {path.parent}"
+                f"folder of both, {address.rpartition('/')[0]}"
             )
-        return fetch_all([path])
+        return fetch_all([file])
     except ImportError as error:
         raise UserError(
             f"{address}: cannot be read without a package that is not installed "
@@ -110,37 +128,55 @@ def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[P
         ) from error
 
 
-def globbed(path: epath.Path) -> Iterator[epath.Path]:
-    """Yields the matches of an address with a pattern."""
-    parts = path.parts
-    first = next(number for number, part in enumerate(parts) if re.search(r"[*?\[]", part))
-    yield from type(path)(*parts[:first]).glob("/".join(parts[first:]))
+def as_files(
+    system: AbstractFileSystem, scheme: str, found: Mapping[str, Mapping[str, Value]]
+) -> list[RemoteFile]:
+    """Returns files in the order of their names, from their paths and what is known of them."""
+    return [
+        RemoteFile(system, f"{scheme}://{path.strip('/')}", found[path]) for path in sorted(found)
+    ]
 
 
-def fetch_folder(path: epath.Path, extensions: Mapping[str, str], kind: str) -> list[Path]:
+def listing(system: AbstractFileSystem, path: str) -> dict[str, Mapping[str, Value]]:
+    """Returns what is in a folder. Some services list the folder itself, too."""
+    found = {about["name"].rstrip("/"): about for about in system.ls(path, detail=True)}
+    return {name: about for name, about in found.items() if name != path.rstrip("/")}
+
+
+def neighbors(system: AbstractFileSystem, path: str) -> str:
+    """Returns a hint at what is in the folder of a missing file; empty if there is no folder."""
+    parent, _, name = path.rstrip("/").rpartition("/")
+    if not parent or not system.isdir(parent):
+        return ""
+    there = sorted(child.rpartition("/")[2] for child in listing(system, parent))
+    return f"{nearest(name, there)}; the folder has {', '.join(there[:8])}" if there else ""
+
+
+def fetch_folder(
+    system: AbstractFileSystem, scheme: str, path: str, extensions: Mapping[str, str], kind: str
+) -> list[Path]:
     """Returns the local copies of the data files in a folder, or a copy of the whole tree if they
     form one data set.
 
     These are class folders of images, idx files, and folders that Hugging Face's datasets saved.
     """
-    children = sorted(path.iterdir(), key=str)
+    children = as_files(system, scheme, listing(system, path))
     names = [child.name for child in children]
     data = [child for child in children if is_data(Path(child.name), extensions, kind)]
     together = any(name in SAVED or IDX.search(name) for name in names)
     if data and not together:
-        return fetch_all([child for child in data if not child.is_dir()])
-    wanted = [file for file in walk(path) if belongs(file.name, extensions)]
+        return fetch_all([child for child in data if not child.is_folder])
+    files = as_files(system, scheme, system.find(path, detail=True))
+    wanted = [file for file in files if belongs(file.name, extensions)]
+    address = f"{scheme}://{path.strip('/')}"
     if not wanted:
         listed = f"; it has {', '.join(names[:8])}" if names else ""
         raise UserError(
-            f"{path}: the folder has no file of a supported kind{listed}; name the files"
+            f"{address}: the folder has no file of a supported kind{listed}; name the files"
         )
-    states = [state_of(file) for file in wanted]
-    key = hashed(
-        [str(path), [[str(file), *state] for file, state in zip(wanted, states, strict=True)]]
-    )
+    key = hashed([address, [[file.address, *state_of(file)] for file in wanted]])
     copies = fetch_all(wanted, key)
-    depth = len(PurePosixPath(str(wanted[0]).removeprefix(str(path)).lstrip("/")).parts)
+    depth = len(PurePosixPath(wanted[0].address.removeprefix(address).lstrip("/")).parts)
     return [copies[0].parents[depth - 1]]
 
 
@@ -154,63 +190,50 @@ def belongs(name: str, extensions: Mapping[str, str]) -> bool:
     )
 
 
-def walk(path: epath.Path) -> Iterator[epath.Path]:
-    """Yields the files under a folder, in the order of their names."""
-    for child in sorted(path.iterdir(), key=str):
-        if child.is_dir():
-            yield from walk(child)
-        else:
-            yield child
-
-
-def fetch_all(paths: Sequence[epath.Path], key: str = "") -> list[Path]:
+def fetch_all(files: Sequence[RemoteFile], key: str = "") -> list[Path]:
     """Returns the local copies of files. Files with the same key are stored in one tree."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda path: copied(path, key), paths))
+        return list(pool.map(lambda file: copied(file, key), files))
 
 
-def copied(path: epath.Path, key: str = "") -> Path:
+def copied(file: RemoteFile, key: str = "") -> Path:
     """Returns the local copy of a file.
 
     Raises UserError if it changes during the download, or arrives incomplete.
     """
-    before = state_of(path)
-    address = str(path)
+    before = state_of(file)
     place = PurePosixPath(
-        *[part for part in re.split(r"[:/]+", address) if part not in ("", ".", "..")]
+        *[part for part in re.split(r"[:/]+", file.address) if part not in ("", ".", "..")]
     )
 
     def copy(stream: BinaryIO) -> None:
         count = 0
-        with path.open("rb") as remote:
+        with file.system.open(file.about["name"], "rb") as remote:
             while block := remote.read(BLOCK):
                 count += stream.write(block)
-        if count != before[0] or state_of(path) != before:
+        file.system.invalidate_cache(file.about["name"])
+        if count != before[0] or state_of(file) != before:
             raise UserError(
-                f"{address}: arrived with {count:,} of {before[0]:,} bytes, or changed during the "
-                "download; try again"
+                f"{file.address}: arrived with {count:,} of {before[0]:,} bytes, or changed during "
+                "the download; try again"
             )
 
-    return cache.get_or_make(Path("remote", key or hashed([address, *before]), place), copy)
+    return cache.get_or_make(Path("remote", key or hashed([file.address, *before]), place), copy)
 
 
-def state_of(path: epath.Path) -> tuple[int, str]:
-    """Returns the size of a file, and its time of modification or version tag.
+def state_of(file: RemoteFile) -> tuple[int, str]:
+    """Returns the size of a file, and its version: a tag or the modification time.
 
-    Raises UserError if it has neither.
+    Raises UserError if it has none.
     """
-    stat = path.stat()
-    version = str(stat.mtime or "")
-    if not version:
-        system, inner = fsspec.core.url_to_fs(str(path))
-        about = system.info(inner)
-        version = next((str(about[name]) for name in VERSIONS if about.get(name)), "")
+    about = file.system.info(file.about["name"])  # some services put it otherwise in a listing
+    version = next((str(about[name]) for name in VERSIONS if about.get(name)), "")
     if not version:
         raise UserError(
-            f"{path}: the server gives no version of the file; download it yourself, and name the "
-            "copy"
+            f"{file.address}: the server gives no version of the file; download it yourself, and "
+            "name the copy"
         )
-    return int(stat.length), version
+    return int(about["size"]), version
 
 
 def hashed(content: Sequence[object]) -> str:

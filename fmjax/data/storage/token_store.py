@@ -295,8 +295,12 @@ def locked(folder: Path, key: str) -> Iterator[bool]:
 
 def key_of(*facts: Record | str | int | None) -> str:
     """Returns the name of the store that is made from these JSON values."""
-    digest = hashlib.sha256(json.dumps([FORMAT, *facts], sort_keys=True).encode()).hexdigest()
-    return f"tokens-{digest[:24]}"
+    return f"tokens-{digest_of(FORMAT, *facts)}"
+
+
+def digest_of(*facts: Record | str | int | None) -> str:
+    """Returns a name for JSON values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def identity(fingerprint: Record) -> Record:

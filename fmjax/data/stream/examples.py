@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from fmjax.contracts import Config, Examples, Processors, Task
-from fmjax.data.records import Bundle, ConcatenatedSources
-from fmjax.data.stream import overlap
+from fmjax.data.records import ConcatenatedSources
 from fmjax.data.stream.balance import Resampled, balance
 from fmjax.data.stream.buckets import MULTIPLE, Bucketed, bucketed
 from fmjax.data.stream.mixing import MixedExamples
-from fmjax.data.stream.packing import fill_of
 from fmjax.data.stream.tolerance import CHUNK, Tolerance
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import length_parts
@@ -127,34 +125,6 @@ def balanced(examples: Examples, config: Config) -> Examples:
         )
         say(f"data.balance={kind}: {before} examples per class become {after}")
     return resampled
-
-
-def find_overlap(task: Task, sources: Mapping[str, Any], processors: Processors) -> Config:
-    """Warns about validation records that also occur in the training data. Returns their number for
-    provenance.
-    """
-    train, held = sources["train"], sources.get("validation")
-    if isinstance(train, Bundle):
-        train = next(iter(train.parts.values()))
-    if held is None:
-        return {}
-    found = overlap.find_overlap(train, held, task.reads, processors)
-    if found is None:
-        return {}
-    if found.count:
-        say(found.warning())
-    return {
-        "overlap": {"records": found.count, "validation": found.held, "training": found.trained}
-    }
-
-
-def notes_of(
-    task: Task, sources: Mapping[str, Any], processors: Processors, train: Examples
-) -> Config:
-    """Returns what provenance records of the data of a new run: overlap of splits, and how full
-    rows are."""
-    fill = fill_of(train)
-    return find_overlap(task, sources, processors) | ({"fill": fill} if fill else {})
 
 
 def check_positions(config: Config) -> None:

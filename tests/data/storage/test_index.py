@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,7 +223,32 @@ def test_several_at_once(folder, tmp_path):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(start, range(16))) == [5000] * 16
-    assert not list(folder.rglob("*.part"))
+    assert not [*folder.rglob("*.part"), *folder.rglob("*.lock")]
+
+
+def test_one_makes_a_file_and_the_others_wait(folder):
+    """Threads stand for processes: each opens the lock itself."""
+    made = []
+
+    def make(stream):
+        made.append(len(list((folder / "hashes").glob("*.lock"))))
+        time.sleep(0.05)
+        stream.write(b"content")
+
+    with ThreadPoolExecutor(6) as pool:
+        paths = list(pool.map(lambda _: cache.get_or_make(Path("a"), make), range(12)))
+    assert made == [1] and set(paths) == {folder / "files" / "a"} and paths[0].read_bytes() == b"content"
+    assert not list(folder.rglob("*.lock"))
+
+
+def test_a_lock_is_released_when_making_fails(folder):
+    def fail(stream):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError):
+        cache.get_or_make(Path("a"), fail)
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert cache.get_or_make(Path("a"), lambda stream: None).read_bytes() == b""
 
 
 def test_bad_records_that_were_tolerated_are_an_error_again(folder, tmp_path):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
+import socket
 import sys
+from http.server import ThreadingHTTPServer
 
+import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
-from etils.epath import backend
 from fsspec.spec import AbstractFileSystem
 from PIL import Image
+from pyarrow import parquet
 
 from fmjax.data.sources.open import open_source
 from fmjax.data.storage import remote
@@ -63,16 +68,14 @@ class Service(AbstractFileSystem):
 
 @pytest.fixture
 def service(monkeypatch, tmp_path):
-    """The class of a service that etils.epath finds at gs://, with a cache of its own."""
+    """The class of a service that fsspec finds at gs://, with a cache of its own."""
     monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
     for name in ("gs", "gcs"):
         monkeypatch.setitem(REGISTRY, name, Service)
     monkeypatch.setattr(Service, "objects", {}, raising=False)
     monkeypatch.setattr(Service, "changed", {}, raising=False)
     monkeypatch.setattr(Service, "fetched", [], raising=False)
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    yield Service
-    backend.fsspec_backend._get_filesystem.cache_clear()
+    return Service
 
 
 def put(service, name: str, content: bytes, changed: int = 1) -> None:
@@ -188,9 +191,9 @@ def test_failures_of_the_service_are_one_line(service, monkeypatch):
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.delitem(REGISTRY, "gcs", raising=False)
+    for name in ("gs", "gcs"):
+        monkeypatch.delitem(REGISTRY, name, raising=False)
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    backend.fsspec_backend._get_filesystem.cache_clear()
     with pytest.raises(UserError, match="pip install gcsfs, or fetch the file"):
         texts("gs://b/a.txt")
 
@@ -198,3 +201,65 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
 def test_names_that_are_local_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert remote.local("a.txt,b.txt", {".txt": "text"}) == "a.txt,b.txt" and not os.listdir(tmp_path)
+
+
+def write_formats(folder) -> list[str]:
+    """Writes the same records in files of several formats, and returns their names."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    records = [{"text": f"text {number}", "label": number % 2} for number in range(50)]
+    lines = "".join(f"{json.dumps(record)}\n" for record in records).encode()
+    (folder / "a.jsonl").write_bytes(lines)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (folder / "c.csv").write_text("text,label\n" + "".join(f"{record['text']},{record['label']}\n" for record in records))
+    parquet.write_table(pa.Table.from_pylist(records), folder / "d.parquet")
+    writer = ArrayRecordWriter(str(folder / "e.array_record"), "group_size:1")
+    for line in lines.splitlines():
+        writer.write(line)
+    writer.close()
+    return sorted(path.name for path in folder.iterdir())
+
+
+def check_service(system, root: str, folder) -> None:
+    """Puts files at an address and compares what is read there with what is read here, in the first start and the second."""
+    for name in write_formats(folder):
+        system.pipe_file(f"{root.partition('://')[2]}/{name}", (folder / name).read_bytes())
+        local = open_source("auto", str(folder / name), "train")
+        for _ in range(2):
+            source = open_source("auto", f"{root}/{name}", "train")
+            assert [source[index] for index in range(len(source))] == [local[index] for index in range(50)]
+            assert source.fingerprint() == local.fingerprint() and source.where(49) == local.where(49)
+    assert len(open_source("auto", f"{root}/*.jsonl*", "train")) == 100
+    assert len(open_source("csv", root, "train")) == 50
+    with pytest.raises(UserError, match=r'no such file \(did you mean "c.csv"\?\); the folder has a.jsonl, b.jsonl.gz'):
+        open_source("auto", f"{root}/d.csv", "train")
+
+
+def test_the_memory_file_system(monkeypatch, tmp_path):
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(remote.SCHEMES, "memory", "fsspec")
+    (tmp_path / "here").mkdir()
+    check_service(fsspec.filesystem("memory"), "memory://bucket/data", tmp_path / "here")
+
+
+@pytest.mark.full
+def test_google_cloud_storage(monkeypatch, tmp_path):
+    """The emulator of the service, and gcsfs."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for name, value in {
+        "FMJAX_CACHE": str(tmp_path / "cache"), "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "GOOGLE_CLOUD_PROJECT": "test",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    pytest.importorskip("gcsfs")  # reads the variables
+    server = pytest.importorskip("gcp_storage_emulator.server")
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon", "endpoint_url": f"http://127.0.0.1:{port}"})
+    monkeypatch.setattr("http.server.HTTPServer", ThreadingHTTPServer)  # it would wait for the end of each connection
+    emulator = server.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    emulator.start()
+    try:
+        (tmp_path / "here").mkdir()
+        check_service(fsspec.filesystem("gs"), "gs://bucket/data", tmp_path / "here")
+    finally:
+        emulator.stop()
