@@ -1,8 +1,8 @@
-"""Fine-tuning data of `classify`, against `datasets.map` and DataCollatorWithPadding.
+"""Fine-tuning data of `classify`.
 
 `python -m fmjax.bench.labeled FILE TOKENIZER` reads labelled texts (JSON lines with `text` and
 `label`) and prints the seconds for the pass, or for mapping its table, and batches of 32 per
-second; `peer_labeled.py` prints the same for the peer."""
+second."""
 
 from __future__ import annotations
 
