@@ -26,9 +26,14 @@ from fmjax.contracts import (
 from fmjax.data.augment import images
 from fmjax.data.kinds import image as image_kind
 from fmjax.data.sources.open import check_columns
+from fmjax.data.storage.tables import Table, Values
 from fmjax.errors import UserError, in_range
 from fmjax.tasks.images import ImageTask, processor_of
 from fmjax.tasks.labels import LabelTask
+from fmjax.tasks.row_tables import Part, remembered, row_table, settings
+
+# The settings on which the targets depend.
+OF_TARGETS = ("task", "label", "labels", "label_columns")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,12 @@ class Task(LabelTask, ImageTask):
     def resolve(self, source: Source) -> Config:
         """Returns the image size, channels and label names in the training data, unless they are
         given, and the class weights, if they are inferred from the data."""
-        return self.find_images(source) | self.find_labels(source, range(len(source)))
+        check_columns(source, self.columns)
+
+        def find() -> Config:
+            return self.find_images(source) | self.find_labels(source, range(len(source)))
+
+        return remembered(source, settings(self), find)
 
     def examples(
         self, source: Source, processors: Processors, max_length: int, train: bool
@@ -77,8 +87,13 @@ class Task(LabelTask, ImageTask):
         label.
         """
         check_columns(source, self.columns)
-        targets = self.targets(source, range(len(source)))
-        return LabeledImages(self, source, targets, processor_of(processors), train)
+
+        def make(part: Part) -> Values:
+            return {"target": self.targets(part, range(len(part)))}
+
+        key = {name: it for name, it in settings(self).items() if name in OF_TARGETS}
+        table = row_table(source, {"target": self.target_column}, key, make)
+        return LabeledImages(self, source, table, processor_of(processors), train)
 
     def changed(
         self, image: np.ndarray, processor: image_kind.Processor, rng: np.random.Generator
@@ -138,12 +153,17 @@ class LabeledImages(contracts.Examples):
         self,
         task: Task,
         source: Source,
-        targets: np.ndarray,
+        table: Table,
         processor: image_kind.Processor,
         train: bool,
     ):
         self.task, self.source, self.processor, self.train = task, source, processor, train
-        self.targets = self.classes = self.labels = targets
+        self.table = table
+        self.targets = self.classes = self.labels = table.numbers("target")
+
+    def __reduce__(self) -> tuple[type[LabeledImages], tuple[Value, ...]]:
+        own = (self.task, self.source, self.table, self.processor, self.train)
+        return LabeledImages, own
 
     def __len__(self) -> int:
         return len(self.source)

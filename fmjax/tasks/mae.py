@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ from fmjax.data.sources.open import check_columns
 from fmjax.errors import UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.images import ImageTask, processor_of
+from fmjax.tasks.row_tables import remembered, settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,8 @@ class Task(ImageTask):
 
     def resolve(self, source: Source) -> Config:
         """Returns the image size and channels in the training data, unless they are given."""
-        return self.find_images(source)
+        check_columns(source, self.columns)
+        return remembered(source, settings(self), partial(self.find_images, source))
 
     def examples(
         self, source: Source, processors: Processors, max_length: int, train: bool

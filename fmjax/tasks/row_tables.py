@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ import numpy as np
 from fmjax.contracts import Config, Record, Source, Value
 from fmjax.data.records import ConcatenatedSources, RecordSource, Selected
 from fmjax.data.storage import cache
+from fmjax.data.storage.mapped import forget_pages
 from fmjax.data.storage.tables import RAGGED, Column, Columns, Table, Values, ids, write
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.progress import QUIET_SECONDS, Bar
@@ -35,7 +37,9 @@ from fmjax.errors import RecordError
 from fmjax.tasks.token_rows import Row
 
 FORMAT = 1  # of the tables; raised when records become other rows than before
+DIGEST = re.compile('"[0-9a-f]{64}"')  # of files, or of the names and sizes in a folder
 CHUNK = 4096  # records that are tokenized together
+RELEASED = 16 * CHUNK  # records after which the pages of mapped files are given back
 TYPES = Column("uint8", RAGGED)  # of the tokens of a row
 
 
@@ -123,6 +127,8 @@ def parts(source: Source) -> Iterator[Part]:
             end = min(begin + CHUNK, count)
             yield Part(source, begin, end)
             bar.advance(end)
+            if begin % RELEASED == 0:
+                forget_pages()
             spent = time.monotonic() - begun
             if spent > QUIET_SECONDS:
                 left = spent / end * (count - end)
@@ -199,4 +205,4 @@ def identity(source: Source) -> Value | None:
         own = [identity(part) for part in source.parts.values()]
         return None if None in own else [list(source.columns), own]
     mark = source.fingerprint()
-    return [list(source.columns), mark] if "sha256" in json.dumps(mark) else None
+    return [list(source.columns), mark] if DIGEST.search(json.dumps(mark)) else None

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.processors import using
+from PIL import Image
+from support.processors import images_of, using
 from support.sources import MemoryRecords
 
 from fmjax.data.records import ConcatenatedSources, Selected, hold_out
@@ -17,7 +18,7 @@ from fmjax.data.stream.packing import pack_matched
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from fmjax.errors import RecordError, UserError
-from fmjax.tasks import choice, classify, qa, row_tables, seq2seq, tag
+from fmjax.tasks import choice, classify, image_classify, qa, row_tables, seq2seq, tag
 from fmjax.tasks.token_rows import packed_pairs, pair
 
 LENGTH = 12
@@ -53,6 +54,11 @@ def records(count: int = 15) -> list[dict]:
         }
         for number, words in enumerate(texts)
     ]
+
+
+class Unknown(MemoryRecords):
+    def fingerprint(self) -> dict:
+        return {"records": len(self)}
 
 
 def opened(folder: Path, rows: list[dict], name: str = "a.jsonl"):
@@ -126,8 +132,8 @@ def test_a_table_belongs_to_its_records_and_settings(tmp_path, tokenizer, files)
     assert tables(Selected(opened(tmp_path, rows), np.arange(5), {})) == 8
     assert tables(Selected(opened(tmp_path, rows), np.arange(1, 6), {})) == 9
     assert tables(ConcatenatedSources({"one": rest, "two": held})) == 10
-    # Records in memory do not say what they contain.
-    assert tables(MemoryRecords(rows)) == 10
+    # A source whose fingerprint has no digest does not say what it contains.
+    assert tables(Unknown(rows)) == 10
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
@@ -231,3 +237,21 @@ def test_chunks_do_not_matter(tmp_path, tokenizer, monkeypatch, files, task, len
     mute(monkeypatch)
     assert same(whole, task.examples(source, using(tokenizer), length, train=True))
     assert same(whole, pickle.loads(pickle.dumps(examples)))
+
+
+def test_classes_and_sizes_of_images_are_found_once(tmp_path, monkeypatch, files):
+    for number in range(6):
+        (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = np.full((4, 4, 3), 9 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / "ab"[number % 2] / f"{number}.png")
+    source = open_source("class_folders", str(tmp_path / "images"), "train")
+    found = image_classify.Task().resolve(source)
+    task = image_classify.Task(**found)
+    examples = task.examples(source, images_of(task), 0, train=False)
+    assert found == {"image_size": 4, "channels": 3, "labels": ("a", "b")}
+    assert examples.classes.tolist() == [0, 0, 0, 1, 1, 1] and len(list(files.glob("*/*"))) == 2
+    for name in ("find_images", "find_labels", "target"):
+        monkeypatch.setattr(image_classify.Task, name, None)
+    assert image_classify.Task().resolve(source) == found
+    assert same(examples, task.examples(source, images_of(task), 0, train=False))
+    assert same(examples, pickle.loads(pickle.dumps(examples)))
