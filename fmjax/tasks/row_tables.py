@@ -29,7 +29,6 @@ import numpy as np
 from fmjax.contracts import Config, Record, Source, Value
 from fmjax.data.records import ConcatenatedSources, RecordSource, Selected
 from fmjax.data.storage import cache
-from fmjax.data.storage.mapped import forget_pages
 from fmjax.data.storage.tables import RAGGED, Column, Columns, Table, Values, ids, write
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.progress import QUIET_SECONDS, Bar
@@ -39,7 +38,6 @@ from fmjax.tasks.token_rows import Row
 FORMAT = 1  # of the tables; raised when records become other rows than before
 DIGEST = re.compile('"[0-9a-f]{64}"')  # of files, or of the names and sizes in a folder
 CHUNK = 4096  # records that are tokenized together
-RELEASED = 16 * CHUNK  # records after which the pages of mapped files are given back
 TYPES = Column("uint8", RAGGED)  # of the tokens of a row
 
 
@@ -127,8 +125,6 @@ def parts(source: Source) -> Iterator[Part]:
             end = min(begin + CHUNK, count)
             yield Part(source, begin, end)
             bar.advance(end)
-            if begin % RELEASED == 0:
-                forget_pages()
             spent = time.monotonic() - begun
             if spent > QUIET_SECONDS:
                 left = spent / end * (count - end)

@@ -12,7 +12,6 @@ import functools
 import gzip
 import lzma
 import mmap
-import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,17 +119,6 @@ def read_compressed(path: Path, compressed: Readable) -> bytes:
         ) from error
 
 
-OPENED: weakref.WeakSet[File] = weakref.WeakSet()
-
-
-def forget_pages() -> None:
-    """Takes the pages of all mapped files out of this process's memory; the system keeps them while
-    it has room, and they come back when they are read."""
-    for file in list(OPENED):
-        if isinstance(file.data, mmap.mmap):
-            file.data.madvise(mmap.MADV_DONTNEED)
-
-
 class File:
     """The bytes of a file, pickled by its path. Raises UserError if it cannot be read."""
 
@@ -155,7 +143,6 @@ class File:
             raise UserError(
                 f"{path}: cannot be read ({error.strerror or error}); correct the file"
             ) from error
-        OPENED.add(self)
 
     def __reduce__(self) -> tuple[type[File], tuple[Path, Path]]:
         return File, (self.path, self.local)
