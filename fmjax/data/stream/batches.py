@@ -1,10 +1,10 @@
-"""Makes batches of examples with Grain: batch = f(seed, step), the same for any number of hosts,
-workers and restarts.
+"""Makes batches of examples: batch = f(seed, step), the same for any number of hosts, workers and
+restarts.
 
-A stream of examples has random access, so reading can begin anywhere: the state of `TrainBatches`
-is the number of batches it has returned, and it resumes in constant time. Worker processes are
-Grain's. Grain's `ElasticIterator`, whose three lines are reproduced here, cannot set them up, and
-they must end with the process that started them (`watch.py`).
+A stream of batches has random access, so reading can begin anywhere: the state of `TrainBatches`
+is the number of batches it has returned, and it resumes in constant time. The threads and worker
+processes that read ahead are Grain's; they must end with the process that started them
+(`watch.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from absl import flags
 from fmjax.contracts import Config, Example, Examples, HostBatch, Undrawn
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.handing import Handed
+from fmjax.data.stream.randomness import ENDLESS, Generators, Shuffled
 from fmjax.data.stream.tolerance import SKIPPED, Guarded, Tolerance, take_skipped
 from fmjax.data.stream.watch import (
     Slots,
@@ -98,16 +99,15 @@ class TrainBatches:
           tolerance: what to do about examples that cannot be read; None: an error.
           tell: called with each warning.
         """
-        self._size, self._read = batch_size, batch_size if rows is None else len(rows)
-        self._reading, self._seed = reading, seed
+        self._size, self._reading, self._seed = batch_size, reading, seed
         self._examples, self._tolerance, self._tell = examples, tolerance or Tolerance(), tell
         self._slots = Slots(reading.workers)
         self._watchdog = Watchdog(reading.stall_seconds, self._stalled)
         order = examples.order(seed)
         self._handed = Handed(Guarded(examples, self._tolerance.most > 0, self._slots.note, order))
-        self._stream = stream(self._handed, seed, shuffled=order is None)
-        if rows is not None:
-            self._stream = grain.MapDataset.source(Rows(self._stream, batch_size, rows))
+        stream = Stream(self._handed, seed, shuffled=order is None)
+        each = range(batch_size) if rows is None else rows.tolist()
+        self._batches = grain.MapDataset.source(Batches(stream, batch_size, each))
         self._returned = 0  # batches
         self._iterator: Any = None
 
@@ -140,8 +140,7 @@ class TrainBatches:
         options = grain.ReadOptions(
             num_threads=reading.threads if ahead else 0, prefetch_buffer_size=ahead
         )
-        rows = self._stream[self._returned * self._read :]
-        batches = rows.batch(self._read, drop_remainder=True).to_iter_dataset(options)
+        batches = self._batches[self._returned :].to_iter_dataset(options)
         if not reading.workers:
             return batches
         notice_every_end()
@@ -202,25 +201,40 @@ class TrainBatches:
         self._handed.close()
 
 
-def stream(examples: Handed, seed: int, shuffled: bool) -> Any:
-    """Returns Grain's endless data set of drawn, guarded examples with random access, shuffled anew
-    in each epoch or in order."""
-    source = grain.MapDataset.source(examples).seed(seed)
-    return (source.shuffle().repeat(None) if shuffled else source).random_map(examples.draw)
+class Stream:
+    """The drawn, guarded examples of training: endless, shuffled anew in each epoch, or in order."""
+
+    def __init__(self, examples: Handed, seed: int, shuffled: bool):
+        self.examples = examples
+        self.order = Shuffled(len(examples), seed) if shuffled else None
+        self.generators = Generators(seed, shuffled)
+
+    def __len__(self) -> int:
+        return len(self.examples) if self.order is None else ENDLESS
+
+    def __getitem__(self, at: int) -> Example:
+        read = self.examples[at if self.order is None else self.order[at]]
+        drawn: Example = self.examples.draw(read, self.generators[at])
+        return drawn
 
 
-class Rows:
-    """The rows of a stream of batches that one host reads, batch after batch."""
+class Batches:
+    """The batches of a stream, of each of which this host reads some rows."""
 
-    def __init__(self, stream: Sequence[Undrawn], size: int, rows: np.ndarray):
+    def __init__(self, stream: Stream, size: int, rows: Sequence[int]):
         self.stream, self.size, self.rows = stream, size, rows
 
     def __len__(self) -> int:
-        return len(self.stream) // self.size * len(self.rows)
+        return len(self.stream) // self.size
 
-    def __getitem__(self, index: int) -> Undrawn:
-        batch, row = divmod(index, len(self.rows))
-        return self.stream[batch * self.size + int(self.rows[row])]
+    def __getitem__(self, number: int) -> Example:
+        begin = number * self.size
+        return stacked([self.stream[begin + row] for row in self.rows])
+
+
+def stacked(rows: Sequence[Example]) -> Example:
+    """Returns a batch of examples."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def eval_batches(
@@ -232,16 +246,13 @@ def eval_batches(
     Examples in length buckets come bucket by bucket, each in order, in batches as long as their
     bucket. `rows` are the rows of each batch that this host reads; None: all.
     """
-    drawn = grain.MapDataset.source(examples).seed(seed).random_map(examples.draw)
+    generators = Generators(seed)
     chosen = np.arange(batch_size) if rows is None else rows
     for numbers, trim in groups(examples, batch_size):
         valid = (chosen < len(numbers)).astype(np.float32)
-        read = [
-            drawn[int(numbers[row if real else 0])] for row, real in zip(chosen, valid, strict=True)
-        ]
-        yield trim({name: np.stack([row[name] for row in read]) for name in read[0]}) | {
-            "valid": valid
-        }
+        own = [int(numbers[row if real else 0]) for row, real in zip(chosen, valid, strict=True)]
+        read = [examples.draw(examples[number], generators[number]) for number in own]
+        yield trim(stacked(read)) | {"valid": valid}
 
 
 def batch_spec(batch: HostBatch) -> dict[str, jax.ShapeDtypeStruct]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,9 +23,9 @@ import numpy as np
 
 from fmjax.config.numbers import is_count, is_positive
 from fmjax.contracts import Example, Examples, HostBatch, Undrawn
+from fmjax.data.stream.randomness import ENDLESS
 from fmjax.errors import UserError
 
-ENDLESS = sys.maxsize
 AUTO, NONE = "auto", "none"
 COUNT, MULTIPLE = 4, 8  # "auto" finds at most 4 borders, multiples of 8
 SAVED = (
@@ -68,9 +67,18 @@ class Plan:
             carried = self.counts[-1] % batch_size
             self.batches.append(self.counts[-1] // batch_size)
         self.ends = np.cumsum(self.batches[:-1]).tolist()
+        self._last = ((-1, 0), Place(0, 0, 0))  # the batch that was asked for last, and its place
 
     def place(self, batch: int, seed: int) -> Place:
         """Returns the place of a batch."""
+        asked, found = self._last  # as one value, since threads share it
+        if asked != (batch, seed):
+            found = self.find(batch, seed)
+            self._last = (batch, seed), found
+        return found
+
+    def find(self, batch: int, seed: int) -> Place:
+        """Computes the place of a batch."""
         epoch = -(-(batch + 1) * self.size // self.total) - 1
         begin, end = (at * self.total // self.size for at in (epoch, epoch + 1))
         lot = int(permutation(end - begin, seed, epoch, len(self.members))[batch - begin])

@@ -19,21 +19,19 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from fmjax.config.numbers import is_positive, number_of
 from fmjax.contracts import Config, Example, Examples, Undrawn
 from fmjax.data.stream.balance import Resampled
+from fmjax.data.stream.randomness import ENDLESS, Shuffled
 from fmjax.errors import UserError, in_range, nearest
 
 CYCLE = 100_000  # length of the cycle, in which shares are exact
 OWN = ("weight", "epochs", "cap")  # keys of a source of a mixture besides those of `data`
-ENDLESS = sys.maxsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,17 +277,14 @@ class MixtureOrder:
     def __init__(self, schedule: Schedule, sizes: Sequence[int], seed: int):
         self.schedule, self.offsets = schedule, np.cumsum([0, *sizes]).tolist()
         seeds = np.random.SeedSequence(seed).generate_state(len(sizes))
-        self.own = [
-            grain.MapDataset.range(size).seed(int(own)).shuffle().repeat(None)
-            for size, own in zip(sizes, seeds, strict=True)
-        ]
+        self.own = [Shuffled(size, int(own)) for size, own in zip(sizes, seeds, strict=True)]
 
     def __len__(self) -> int:
         return self.schedule.total
 
     def __getitem__(self, at: int) -> int:
         source, count = self.schedule[at]
-        return int(self.offsets[source]) + int(self.own[source][count])
+        return int(self.offsets[source]) + self.own[source][count]
 
 
 class MixedExamples(Examples):
