@@ -146,10 +146,10 @@ class Ours:
         finally:
             self.batches = batches
 
-    def inputs(self, folder: str, **sizes: int) -> dict[str, float]:
+    def inputs(self, folder: str, **job: Any) -> dict[str, float]:
         from fmjax.bench.inputs import feed
 
-        return feed(Path(folder), **sizes)
+        return feed(Path(folder), **job)
 
     def first(self, folder: str) -> dict[str, float]:
         """Opens a job and takes one step. Returns the seconds of building, of the first step and of

@@ -216,10 +216,10 @@ class Peer:
         with half, kernel:
             return self.model.generate(**self.next(index), **options)
 
-    def inputs(self, folder: str, **sizes: int) -> Result:
+    def inputs(self, folder: str, **job: Any) -> Result:
         from fmjax.bench.peer_inputs import feed
 
-        return feed(Path(folder), **sizes)
+        return feed(Path(folder), **job)
 
     def next(self, index: int) -> Any:
         batch = self.batches[index % len(self.batches)]

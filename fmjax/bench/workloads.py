@@ -261,7 +261,7 @@ WORKLOADS: dict[str, Workload] = {
 }
 # Not measured side by side; see their modules.
 OTHERS = {
-    "data": "input pipeline of BERT pretraining, from text to masked batches",
+    "data": "input pipelines of BERT's pretraining and fine-tuning, from text to batches",
     "cold": (
         "time to the first step of each workload, cold and with the persistent compilation cache"
     ),

@@ -134,10 +134,11 @@ def test_other_tables():
     run = {"prepare_seconds": 1.0, "prepare_tokens": 100, "feed_seconds": 1.0, "feed_tokens": 300}
     rates = inputs.rates([run])
     assert rates == {"prepare": 100, "feed": 300, "epoch": pytest.approx(75)}
-    result = {"sides": {"fmjax": rates}, "length": 10, "bar": 1.5, "training": {"step_seconds": 0.5, "data_wait": 0.001}}
+    tasks = dict.fromkeys(inputs.SIZES, {"sides": {"fmjax": rates}})
+    result = {"tasks": tasks, "bar": 1.5, "training": {"step_seconds": 0.5, "data_wait": 0.001}}
     shown = inputs.table(result)
     assert "not compared with it" in shown and "a step of 500 ms: 0.10% of the time was spent waiting" in shown
-    assert [cell.strip() for cell in shown.splitlines()[-3].split("|")[1:3]] == ["rows per second", "30"]
+    assert [cell.strip() for cell in shown.splitlines()[-3].split("|")[1:3]] == ["both, first epoch", "75"]
 
 
 def test_opening_is_measured(tmp_path):
