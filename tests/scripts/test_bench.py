@@ -134,7 +134,7 @@ def test_other_tables():
     run = {"prepare_seconds": 1.0, "prepare_tokens": 100, "feed_seconds": 1.0, "feed_tokens": 300}
     rates = inputs.rates([run])
     assert rates == {"prepare": 100, "feed": 300, "epoch": pytest.approx(75)}
-    tasks = dict.fromkeys(inputs.SIZES, {"sides": {"fmjax": rates}})
+    tasks = {name: {"sides": {"fmjax": rates}} for name in inputs.SIZES}
     result = {"tasks": tasks, "bar": 1.5, "training": {"step_seconds": 0.5, "data_wait": 0.001}}
     shown = inputs.table(result)
     assert "not compared with it" in shown and "a step of 500 ms: 0.10% of the time was spent waiting" in shown

@@ -202,7 +202,8 @@ class TrainBatches:
 
 
 class Stream:
-    """The drawn, guarded examples of training: endless, shuffled anew in each epoch, or in order."""
+    """The drawn, guarded examples of training: shuffled anew in each epoch, without end, or in
+    order."""
 
     def __init__(self, examples: Handed, seed: int, shuffled: bool):
         self.examples = examples
