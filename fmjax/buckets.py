@@ -149,10 +149,18 @@ class BucketPath:
         return request(self, write)
 
     def unlink(self, missing_ok: bool = False) -> None:
+        tries = 0
+
+        def delete() -> None:
+            nonlocal tries
+            tries += 1
+            self._blob.delete(**ONCE)
+
         try:
-            request(self, lambda: self._blob.delete(**ONCE))
+            request(self, delete)
         except FileNotFoundError:
-            if not missing_ok:
+            # A try whose answer was lost may have removed it.
+            if not missing_ok and tries == 1:
                 raise
 
     def stat(self) -> Object:
@@ -236,7 +244,7 @@ def client() -> Any:
             f"{SCHEME} needs a package that is not installed ({error.name}); pip install gcsfs"
         ) from None
     try:
-        return storage.Client()
+        return storage.Client(project=None)  # a bucket's name is enough
     except DefaultCredentialsError:
         raise UserError(f"{SCHEME}: there are no credentials; {LOGIN}") from None
 
@@ -263,7 +271,8 @@ def request(path: BucketPath, send: Callable[[], T]) -> T:
 
 
 def passes(error: Exception) -> bool:
-    """Returns whether an error may not come again: 408, 429, 5xx, a broken connection."""
+    """Returns whether an error may not come again: 408, 429, 5xx, a broken connection, damage on
+    the way."""
     from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import TransportError
     from requests import exceptions
@@ -271,7 +280,8 @@ def passes(error: Exception) -> bool:
     if isinstance(error, GoogleAPICallError):
         return error.code in (408, 429) or (error.code or 0) >= 500
     broken = (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError)
-    return isinstance(error, (*broken, TransportError, ConnectionError))
+    damaged = type(error).__name__ == "DataCorruption"  # whose module depends on the version
+    return damaged or isinstance(error, (*broken, TransportError, ConnectionError))
 
 
 @contextmanager
@@ -290,9 +300,8 @@ def translated(path: BucketPath) -> Iterator[None]:
     except (service.Forbidden, service.Unauthorized) as error:
         raise PermissionError(errno.EACCES, reason(error), str(path)) from None
     except GoogleAuthError as error:
-        raise UserError(
-            f"{path}: the credentials are not valid ({reason(error)}); {LOGIN}"
-        ) from None
+        why = f"the credentials are not valid, {reason(error)}"
+        raise PermissionError(errno.EACCES, why, str(path)) from None
     except service.RetryError as error:
         cause = error.cause or error
         raise OSError(errno.EIO, f"{reason(cause)}, for {PATIENCE:.0f} s", str(path)) from None

@@ -66,6 +66,10 @@ def test_passing_faults_are_repeated_and_counted(fault, folder, bucket_service, 
         (folder / "a").write_bytes(b"content")
         assert (folder / "a").read_bytes() == b"content" and list(folder.files()) == ["a"]
     assert REQUESTS.repeated - before >= 6
+    turns = itertools.chain([fault], itertools.repeat(None))
+    with bucket_service.faults(lambda method, path: next(turns)):
+        (folder / "a").unlink()  # also where the answer of the first try was lost
+    assert not (folder / "a").exists()
 
 
 def test_lasting_faults(folder, bucket_service, impatient, monkeypatch):
@@ -117,7 +121,7 @@ def test_no_bucket_and_no_credentials(bucket_service, monkeypatch):
     from google.auth import exceptions
     from google.cloud import storage
 
-    def refuse() -> None:
+    def refuse(project: str | None) -> None:
         raise exceptions.DefaultCredentialsError("none")
 
     monkeypatch.setattr(storage, "Client", refuse)
