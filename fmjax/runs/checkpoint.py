@@ -32,6 +32,7 @@ from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.paths import RunPath, remove_tree, rename
 from fmjax.runs import array_digests, orbax_items
+from fmjax.runs.lock import TakenOver
 from fmjax.runs.manifest import (
     MANIFEST,
     DamagedError,
@@ -280,16 +281,23 @@ class Checkpoints(CheckpointReader):
         digests = self._start_digests(trees)
         try:
             orbax_items.start(self._orbax, self._folder(step), trees)
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # The libraries for buckets have errors of many kinds.
+            if isinstance(self.directory, Path) and not isinstance(error, OSError | ValueError):
+                raise
             raise self._failed(step, error) from error
         self._pending = step, self._thread.submit(self._finish, step, content, digests)
 
     def wait(self) -> None:
-        """Returns when the last save has ended. Raises NotSaved if it has failed."""
+        """Returns when the last save has ended. Raises NotSaved if it has failed, and TakenOver if
+        `before_seal` did.
+        """
         if self._pending is None:
             return
         step, future = self._pending
         error, self._pending = future.exception(), None
+        if isinstance(error, TakenOver):  # nothing may be removed
+            raise error
         if error:
             raise self._failed(step, error) from error
 

@@ -33,11 +33,15 @@ LONG_AGO = datetime.timedelta(minutes=10)  # more than clocks differ by
 LOOK = 1.0  # seconds between two looks at a lock that someone holds
 
 
+class TakenOver(UserError):
+    """Another process has the lock now; this one must not write any more."""
+
+
 class Lock:
     """A lock that is held. That of a file cannot be lost."""
 
     def check(self) -> None:
-        """Raises UserError if another process has taken the run over."""
+        """Raises TakenOver if another process has taken the run over."""
 
 
 class BucketLock(Lock):
@@ -69,10 +73,10 @@ class BucketLock(Lock):
     def check(self) -> None:
         try:
             self._write(self.owner)
-        except OSError:
+        except (OSError, UserError):
             return  # what is written next says it better
         if self._lost:
-            raise UserError(
+            raise TakenOver(
                 f"{self.workdir}: another process has taken the run over, as this one was not "
                 f"heard of for {STALE:.0f} s; this one ends"
             )
@@ -83,7 +87,7 @@ class BucketLock(Lock):
         self._thread.join()
         try:
             self._write({})
-        except OSError:
+        except (OSError, UserError):
             say(f"warning: {self.path} could not be freed; it will be stale in {STALE:.0f} s")
 
     def _beat(self) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -64,6 +64,8 @@ def saved_here(running: Running, given: Config) -> str:
     state, recorder, saver = running.state, running.recorder, running.saver
     step = int(state.step)
     recorder.abandon()
+    with suppress(UserError):  # of a save under way, which would replace ours at the end
+        saver.wait()
     try:
         parent = cache.folder() / "rescued"
         parent.mkdir(parents=True, exist_ok=True)

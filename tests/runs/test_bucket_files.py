@@ -19,8 +19,9 @@ from fmjax.buckets import BucketPath
 from fmjax.errors import UserError
 from fmjax.paths import run_path
 from fmjax.runs import array_digests, lock
-from fmjax.runs.lock import LOCK, locked, this_process
+from fmjax.runs.lock import LOCK, TakenOver, locked, this_process
 from fmjax.runs.logs import MetricsLog, read_metrics
+from fmjax.runs.manifest import DamagedError, list_files, verify_files
 
 
 @pytest.fixture
@@ -68,6 +69,30 @@ def test_a_lock_that_was_taken_away(workdir, quick, capsys):
         with pytest.raises(UserError, match="another process has taken the run over"):
             held.check()
     assert json.loads((workdir / LOCK).read_bytes())["host"] == "other"  # it is theirs
+
+
+def test_logs_of_a_run_that_was_taken_over_stay_here(workdir, quick):
+    with locked(workdir) as held:
+        log = MetricsLog(workdir, 0, held.check)
+        log.write(1, {"loss": 2.0})
+        (workdir / LOCK).write_bytes(b'{"host": "other", "pid": 1}')
+        for end in (log.upload, log.close):
+            with pytest.raises(TakenOver):
+                end()
+    assert list(workdir.files()) == [LOCK]
+
+
+def test_objects_without_a_digest_are_read(workdir, monkeypatch):
+    """Those that were uploaded in parts have none."""
+    (workdir / "a").write_bytes(b"content")
+    files, plain = list_files(workdir), BucketPath.files
+    monkeypatch.setattr(
+        BucketPath, "files", lambda path: {name: found._replace(md5="") for name, found in plain(path).items()}
+    )
+    verify_files(workdir, files)
+    (workdir / "a").write_bytes(b"c0ntent")
+    with pytest.raises(DamagedError, match="a does not match its checksum"):
+        verify_files(workdir, files)
 
 
 def test_a_lock_whose_answer_was_lost_is_held(workdir, bucket_service, quick, monkeypatch):

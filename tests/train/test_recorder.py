@@ -12,6 +12,7 @@ import pytest
 
 from fmjax.distributed.progress import Bar
 from fmjax.errors import UserError
+from fmjax.runs.lock import Lock
 from fmjax.train.recorder import Nonfinite, Recorder
 from fmjax.train.throughput import Cost
 
@@ -30,7 +31,7 @@ def recorder(
             optimizer=SimpleNamespace(learning_rate=lambda update: 0.1 * update)
         ),
     )
-    return Recorder(experiment, start, Bar("test", 5, start), nonfinite or Nonfinite())
+    return Recorder(experiment, start, Bar("test", 5, start), nonfinite or Nonfinite(), Lock())
 
 
 def step(made: Recorder, number: int, loss: float = 1.0, nonfinite: bool = False) -> None:
