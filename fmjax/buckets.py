@@ -116,9 +116,8 @@ class BucketPath:
             listed = self._blobs(delimiter="/")
             return [blob.name for blob in listed] + list(listed.prefixes)
 
-        # A console marks an empty folder with an object of its name.
         for name in sorted(request(self, names)):
-            if name != self._prefix:
+            if name != self._prefix:  # the mark of this folder
                 yield BucketPath(self.bucket, name.strip("/"))
 
     def glob(self, pattern: str) -> Iterator[BucketPath]:
@@ -172,11 +171,15 @@ class BucketPath:
         return request(self, read)
 
     def files(self) -> dict[str, Object]:
-        """Returns all objects below this folder, by relative path."""
+        """Returns all objects below this folder, by relative path, without the marks of folders."""
 
         def listed() -> dict[str, Object]:
-            found = {blob.name.removeprefix(self._prefix): blob for blob in self._blobs()}
-            return {name: described(blob) for name, blob in found.items() if name}
+            found = {blob.name: blob for blob in self._blobs()}
+            return {
+                name.removeprefix(self._prefix): described(blob)
+                for name, blob in found.items()
+                if not name.endswith("/")  # as consoles and mounts (gcsfuse) mark folders
+            }
 
         return request(self, listed)
 
@@ -195,13 +198,12 @@ class BucketPath:
 
     def remove_tree(self) -> None:
         """Removes all objects below this folder; those directly in it last, in falling order."""
-        names = sorted(self.files(), reverse=True)
+        keys = request(self, lambda: [str(blob.name) for blob in self._blobs()])
+        inner = [key for key in keys if "/" in key.removeprefix(self._prefix)]
         with ThreadPoolExecutor(THREADS) as pool:
-            inner = [self / name for name in names if "/" in name]
-            list(pool.map(lambda path: path.unlink(missing_ok=True), inner))
-        for name in names:
-            if "/" not in name:
-                (self / name).unlink(missing_ok=True)
+            list(pool.map(lambda key: BucketPath(self.bucket, key).unlink(missing_ok=True), inner))
+        for key in sorted(set(keys) - set(inner), reverse=True):
+            BucketPath(self.bucket, key).unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raises UserError if the bucket does not exist, or does not let us in."""

@@ -44,6 +44,14 @@ def test_files_and_folders(folder):
         (folder / "a.txt").unlink()
     with pytest.raises(FileNotFoundError):
         (folder / "a.txt").read_bytes()
+    (folder / "h" / "c.txt").write_bytes(b"")
+    for mark in ("h/", "h/i/"):  # as gcsfuse leaves them
+        BucketPath(folder.bucket, f"{folder.key}/{mark}").write_bytes(b"")
+    assert [path.name for path in (folder / "h").iterdir()] == ["c.txt", "i"] and list((folder / "h").files()) == ["c.txt"]
+    (folder / "h").rename(folder / "k")
+    with paths.as_local(folder / "k") as local:
+        assert (local / "c.txt").is_file()
+    assert not (folder / "h").exists()
     folder.remove_tree()
     assert not folder.exists()
 
