@@ -136,9 +136,20 @@ class CheckpointReader:
         """
         manifest = self._verify(step)
         check_fits(manifest["items"], abstract, self._folder(step))
-        items = orbax_items.restore(self._folder(step), abstract)
+        items = self._restore(step, abstract)
         check_arrays(manifest.get("arrays", {}), items, self._folder(step))
         return items
+
+    def _restore(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        try:
+            return orbax_items.restore(self._folder(step), abstract)
+        except (OSError, ValueError) as error:
+            if isinstance(self.directory, Path):
+                raise
+            raise UserError(
+                f"{self._folder(step)}: cannot be read ({ending(error)}); fix the permissions of "
+                "the bucket or the network, and run the same command again"
+            ) from error
 
     def _folder(self, step: int) -> RunPath:
         return self.directory / str(step)
@@ -190,6 +201,12 @@ class CheckpointReader:
             if math.isfinite(value):
                 values[step] = -value if self._best.mode == "max" else value
         return sorted(values, key=lambda step: (values[step], step))
+
+
+def ending(error: BaseException) -> str:
+    """Returns the end of a message, where the storage layer puts the cause, after the paths."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 120 else f"...{text[-120:]}"
 
 
 class NotSaved(UserError):
@@ -342,9 +359,7 @@ class Checkpoints(CheckpointReader):
             found = self.steps()
         except (OSError, UserError):  # of a bucket that does not let us in
             found = []
-        # The storage layer puts the cause at the end of its message, after the paths.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        reason = reason if len(reason) < 120 else f"...{reason[-120:]}"
+        reason = ending(error)
         if isinstance(self.directory, BucketPath):
             return NotSaved(
                 f"{self._folder(step)}: the checkpoint could not be written ({reason}); fix the "

@@ -28,8 +28,10 @@ from fmjax.paths import RunPath
 
 LOCK = ".lock"
 HEARTBEAT = 10.0  # seconds between two writes
-STALE = 60.0  # seconds without one, after which a process counts as dead
-LONG_AGO = datetime.timedelta(minutes=10)  # more than clocks differ by
+# Seconds without one, after which a process counts as dead: more than REPLY of `buckets`, after
+# which a write whose connection hangs is repeated.
+STALE = 90.0
+LONG_AGO = datetime.timedelta(days=1)  # more than clocks differ by, also for a wrong time zone
 LOOK = 1.0  # seconds between two looks at a lock that someone holds
 
 
