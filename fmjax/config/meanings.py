@@ -11,7 +11,7 @@ COMMON = {
     "data.hold_out_by": "keep records with the same value in one split; with data.time, see there",
     "data.hold_out_from": "times at which the validation and, if wanted, the test data begin",
     "data.time": "column of times: hold out the latest records (of each data.hold_out_by, if set)",
-    "data.fold": "fold to validate on, such as 0/5 (FOLD/FOLDS); data.hold_out_by keeps groups whole",
+    "data.fold": "fold to validate on, FOLD/FOLDS such as 0/5; data.hold_out_by keeps groups whole",
     "data.group_by": "column of groups, such as users: one record per group, lists in time order",
     "data.balance": "resampling of the training classes: none, oversample or undersample",
     "data.balance_power": "strength of the resampling: 0 changes nothing, 1 makes classes equal",

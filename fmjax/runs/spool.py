@@ -57,7 +57,8 @@ class Spool:
         self._thread.join()
         if upload:
             self.upload()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with self._mutex:  # the thread of checkpoints may be uploading
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _work(self) -> None:
         while not self._end.wait(self._pause):

@@ -142,8 +142,8 @@ class Recorder:
 
         Raises OSError if that fails, and TakenOver if the run is another process's now.
         """
+        self.lock.check()  # also without a log: what follows seals a step
         if self.log:
-            self.lock.check()
             self.log.upload()
 
     def abandon(self) -> None:

@@ -63,9 +63,9 @@ def saved_here(running: Running, given: Config) -> str:
     """Saves a run as a local one, with its newest state; returns where, or why not."""
     state, recorder, saver = running.state, running.recorder, running.saver
     step = int(state.step)
-    recorder.abandon()
     with suppress(UserError):  # of a save under way, which would replace ours at the end
         saver.wait()
+    recorder.abandon()
     try:
         parent = cache.folder() / "rescued"
         parent.mkdir(parents=True, exist_ok=True)
