@@ -3,8 +3,8 @@
 A bucket holds objects, not folders: a folder exists while an object is below it. An object is
 written whole or not at all, so no write needs a temporary name.
 
-Requests that fail for a passing reason (429, 5xx, broken connections) are repeated, after pauses
-that double and vary at random, and counted. Other errors become the OSError that a local file would
+Requests that fail for a temporary reason (429, 5xx, broken connections) are repeated and counted;
+the pauses double and vary at random. Other errors become the OSError that a local file would
 raise, or a UserError if packages or credentials are missing.
 """
 
@@ -206,7 +206,7 @@ class BucketPath:
             BucketPath(self.bucket, key).unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises UserError if the bucket does not exist, or does not let us in."""
+        """Raises UserError if the bucket does not exist or access is denied."""
         try:
             request(self, lambda: any(True for _ in self._blobs(max_results=1)))
         except FileNotFoundError:
@@ -237,7 +237,7 @@ def described(blob: Any) -> Object:
 
 @functools.cache
 def client() -> Any:
-    """Returns what sends requests. Raises UserError without the packages or credentials."""
+    """Returns the client of the service. Raises UserError without the packages or credentials."""
     try:
         from google.auth.exceptions import DefaultCredentialsError
         from google.cloud import storage
@@ -252,7 +252,7 @@ def client() -> Any:
 
 
 def request(path: BucketPath, send: Callable[[], T]) -> T:
-    """Returns what `send` returns, repeating it while it fails for a passing reason.
+    """Returns what `send` returns, repeating it while it fails for a temporary reason.
 
     Raises OSError as the methods of BucketPath do.
     """
@@ -260,7 +260,7 @@ def request(path: BucketPath, send: Callable[[], T]) -> T:
     from google.api_core.retry import Retry
 
     again = Retry(
-        predicate=passes,
+        predicate=is_temporary,
         initial=1.0,
         maximum=LONGEST_PAUSE,
         multiplier=2.0,
@@ -272,9 +272,9 @@ def request(path: BucketPath, send: Callable[[], T]) -> T:
     return result
 
 
-def passes(error: Exception) -> bool:
-    """Returns whether an error may not come again: 408, 429, 5xx, a broken connection, damage on
-    the way."""
+def is_temporary(error: Exception) -> bool:
+    """Returns whether an error is temporary: 408, 429, 5xx, a broken connection, a damaged
+    download."""
     from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import TransportError
     from requests import exceptions

@@ -357,7 +357,7 @@ class Checkpoints(CheckpointReader):
         try:
             self._clean()
             found = self.steps()
-        except (OSError, UserError):  # of a bucket that does not let us in
+        except (OSError, UserError):  # of a bucket that denies access
             found = []
         reason = ending(error)
         if isinstance(self.directory, BucketPath):

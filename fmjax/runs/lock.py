@@ -32,6 +32,7 @@ HEARTBEAT = 10.0  # seconds between two writes
 # which a write whose connection hangs is repeated.
 STALE = 90.0
 LONG_AGO = datetime.timedelta(days=1)  # more than clocks differ by, also for a wrong time zone
+FRESH = 2.0  # after a write, the lock is known to be held; a bucket takes one per second
 LOOK = 1.0  # seconds between two looks at a lock that someone holds
 
 
@@ -54,7 +55,7 @@ class BucketLock(Lock):
         self.workdir, self.path = workdir, workdir / LOCK
         self.owner = this_process()
         self._mutex, self._end = threading.Lock(), threading.Event()
-        self._lost = False
+        self._lost, self._written = False, 0.0
         holder, self._generation = self._read()
         if holder:
             if not has_ended(holder):
@@ -73,10 +74,11 @@ class BucketLock(Lock):
         self._thread.start()
 
     def check(self) -> None:
-        try:
-            self._write(self.owner)
-        except (OSError, UserError):
-            return  # what is written next says it better
+        if time.monotonic() - self._written >= FRESH:
+            try:
+                self._write(self.owner)
+            except (OSError, UserError):
+                return  # what is written next says it better
         if self._lost:
             raise TakenOver(
                 f"{self.workdir}: another process has taken the run over, as this one was not "
@@ -111,6 +113,7 @@ class BucketLock(Lock):
                 # A request whose answer was lost may have written it: then it is ours.
                 found, self._generation = self._read()
                 self._lost = found != owner
+            self._written = time.monotonic()
 
     def _read(self) -> tuple[Record, int]:
         """Returns the holder, {} if there is none, and the generation of the object."""

@@ -147,7 +147,7 @@ class Recorder:
             self.log.upload()
 
     def abandon(self) -> None:
-        """Closes the log of a run in a bucket that takes nothing any more."""
+        """Closes the log of a run in a bucket without uploading the rest."""
         if self.log:
             self.log.close(upload=False)
             self.log = None

@@ -1,4 +1,5 @@
-"""When a bucket takes no more: what was trained since its newest checkpoint is saved here."""
+"""If a bucket rejects further writes, what was trained since the newest checkpoint is saved
+locally."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class Running(Protocol):
 
 @contextmanager
 def rescuing(running: Running, given: Config) -> Iterator[None]:
-    """Saves the state of a run in a bucket as a local run if the bucket takes nothing any more.
+    """Saves the state of a run in a bucket as a local run if the bucket rejects further writes.
 
     Leaves a local run alone, and one of several hosts, none of which has the whole state.
 

@@ -31,7 +31,7 @@ def workdir(bucket_service, request) -> BucketPath:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"HEARTBEAT": 0.02, "STALE": 0.5, "LOOK": 0.05}.items():
+    for name, value in {"HEARTBEAT": 0.02, "STALE": 0.5, "FRESH": 0.0, "LOOK": 0.05}.items():
         monkeypatch.setattr(lock, name, value)
 
 
