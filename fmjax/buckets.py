@@ -45,6 +45,7 @@ class Object(NamedTuple):
     md5: str  # in hexadecimal; empty if the bucket does not give it
     generation: int  # a number that each write changes
     updated: datetime.datetime
+    retained: bool  # whether a retention policy forbids to replace or delete it
 
 
 class Count:
@@ -232,7 +233,8 @@ class BucketPath:
 def described(blob: Any) -> Object:
     """Returns the description of an object whose metadata are known."""
     md5 = base64.b64decode(blob.md5_hash).hex() if blob.md5_hash else ""
-    return Object(int(blob.size), md5, int(blob.generation), blob.updated)
+    retained = blob.retention_expiration_time is not None
+    return Object(int(blob.size), md5, int(blob.generation), blob.updated, retained)
 
 
 @functools.cache

@@ -51,7 +51,10 @@ class BucketLock(Lock):
     """The lock of a run in a bucket; a thread writes its heartbeat."""
 
     def __init__(self, workdir: BucketPath):
-        """Takes the lock. Raises UserError if another process holds it, or it cannot be written."""
+        """Takes the lock.
+
+        Raises UserError if another process holds it, or if it cannot be written or replaced.
+        """
         self.workdir, self.path = workdir, workdir / LOCK
         self.owner = this_process()
         self._mutex, self._end = threading.Lock(), threading.Event()
@@ -70,6 +73,11 @@ class BucketLock(Lock):
             ) from None
         if self._lost:
             raise self._held(self._read()[0] or holder)
+        if self.path.stat().retained:
+            raise UserError(
+                f"--workdir={workdir}: the bucket has a retention policy, but the files of a run "
+                "are replaced as it goes on; name a bucket without one"
+            )
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
         self._thread.start()
 
@@ -81,8 +89,8 @@ class BucketLock(Lock):
                 return  # what is written next says it better
         if self._lost:
             raise TakenOver(
-                f"{self.workdir}: another process has taken the run over, as this one was not "
-                f"heard of for {STALE:.0f} s; this one ends"
+                f"{self.workdir}: another process has taken the run over, since this one had not "
+                f"renewed its lock for {STALE:.0f} s; nothing more is written here"
             )
 
     def release(self) -> None:

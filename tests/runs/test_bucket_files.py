@@ -95,6 +95,13 @@ def test_objects_without_a_digest_are_read(workdir, monkeypatch):
         verify_files(workdir, files)
 
 
+def test_a_bucket_that_retains_objects(workdir, monkeypatch):
+    plain = BucketPath.stat
+    monkeypatch.setattr(BucketPath, "stat", lambda path: plain(path)._replace(retained=True))
+    with pytest.raises(UserError, match="the bucket has a retention policy, but .*; name a bucket without one"), locked(workdir):
+        pass
+
+
 def test_a_lock_whose_answer_was_lost_is_held(workdir, bucket_service, quick, monkeypatch):
     monkeypatch.setattr("fmjax.buckets.LONGEST_PAUSE", 0.01)
     lost = iter(["lose"])
