@@ -1,8 +1,8 @@
 """One process trains in a run directory: a lock on a file, or an object of a bucket with a
 heartbeat.
 
-The object is only ever written if it is still the one that was read, so of two processes that take
-it, one fails. It says who holds the lock; `{}` is free. It is taken over from a process of this
+The object is written only if it is still the one that was read, so if two processes take it, one
+fails. It names the process that holds the lock; `{}` means that none does. It is taken over from a process of this
 machine that has ended, and from any that has not written for a while.
 """
 
