@@ -2,8 +2,8 @@
 heartbeat.
 
 The object is written only if it is still the one that was read, so if two processes take it, one
-fails. It names the process that holds the lock; `{}` means that none does. It is taken over from a process of this
-machine that has ended, and from any that has not written for a while.
+fails. It names the process that holds the lock; `{}` means that none does. It is taken over from a
+process of this machine that has ended, and from any that has not written for a while.
 """
 
 from __future__ import annotations
