@@ -88,6 +88,15 @@ def test_lasting_faults(folder, bucket_service, impatient, monkeypatch):
         (folder / "a").write_bytes(b"")
 
 
+def test_errors_of_the_libraries(folder):
+    from google.auth.exceptions import RefreshError
+    from google.cloud.storage.exceptions import DataCorruption
+
+    assert buckets.is_temporary(DataCorruption(None, "checksum"))
+    with pytest.raises(PermissionError, match="the credentials are not valid, Reauthentication"), buckets.translated(folder):
+        raise RefreshError("Reauthentication is needed")
+
+
 def test_slow_answers(folder, bucket_service):
     with bucket_service.faults(lambda method, path: 0.2):
         (folder / "a").write_bytes(b"1")

@@ -21,7 +21,7 @@ from fmjax.paths import run_path
 from fmjax.runs import array_digests, lock
 from fmjax.runs.lock import LOCK, TakenOver, locked, this_process
 from fmjax.runs.logs import MetricsLog, read_metrics
-from fmjax.runs.manifest import DamagedError, list_files, verify_files
+from fmjax.runs.manifest import DamagedError, check_arrays, list_files, verify_files
 
 
 @pytest.fixture
@@ -129,6 +129,15 @@ def test_logs_are_uploaded_and_cut(workdir, monkeypatch):
     log.write(2, {"loss": 0.5})
     log.close()
     assert read_metrics(workdir) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}]
+
+
+def test_arrays_are_compared_in_the_order_of_the_items(workdir, monkeypatch):
+    """All hosts compute a digest together, so each must come to the same one next."""
+    asked = []
+    monkeypatch.setattr(array_digests, "start", lambda leaves: asked.extend(leaves))
+    monkeypatch.setattr(array_digests, "read", lambda names, found: {})
+    check_arrays({name: {} for name in "abcdefgh"}, {name: {name: 0} for name in "hcfadbeg"}, workdir)
+    assert asked == list("hcfadbeg")
 
 
 def test_digests_do_not_depend_on_the_sharding():
