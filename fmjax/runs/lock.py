@@ -43,6 +43,8 @@ class TakenOver(UserError):
 class Lock:
     """A lock that is held. That of a file cannot be lost."""
 
+    lost = False  # whether another process is known to have taken the run over
+
     def check(self) -> None:
         """Raises TakenOver if another process has taken the run over."""
 
@@ -58,12 +60,10 @@ class BucketLock(Lock):
         self.workdir, self.path = workdir, workdir / LOCK
         self.owner = this_process()
         self._mutex, self._end = threading.Lock(), threading.Event()
-        self._lost, self._written = False, 0.0
+        self.lost, self._written = False, 0.0
         holder, self._generation = self._read()
-        if holder:
-            if not has_ended(holder):
-                self._watch(holder)
-            say(f"{workdir}: took the run over from {named(holder)}, which has ended")
+        if holder and not has_ended(holder):
+            self._watch(holder)
         try:
             self._write(self.owner)
         except PermissionError as error:
@@ -71,8 +71,10 @@ class BucketLock(Lock):
                 f"--workdir={workdir}: cannot be written to ({error.strerror}); get the role "
                 "Storage Object User for the bucket, or name another"
             ) from None
-        if self._lost:
+        if self.lost:
             raise self._held(self._read()[0] or holder)
+        if holder:
+            say(f"{workdir}: took the run over from {named(holder)}, which has ended")
         if self.path.stat().retained:
             raise UserError(
                 f"--workdir={workdir}: the bucket has a retention policy, but the files of a run "
@@ -87,7 +89,7 @@ class BucketLock(Lock):
                 self._write(self.owner)
             except (OSError, UserError):
                 return  # what is written next says it better
-        if self._lost:
+        if self.lost:
             raise TakenOver(
                 f"{self.workdir}: another process has taken the run over, since this one had not "
                 f"renewed its lock for {STALE:.0f} s; nothing more is written here"
@@ -103,7 +105,7 @@ class BucketLock(Lock):
             say(f"warning: {self.path} could not be freed; it will be stale in {STALE:.0f} s")
 
     def _beat(self) -> None:
-        while not self._end.wait(HEARTBEAT) and not self._lost:
+        while not self._end.wait(HEARTBEAT) and not self.lost:
             try:
                 self._write(self.owner)
             except (OSError, UserError):
@@ -112,7 +114,7 @@ class BucketLock(Lock):
     def _write(self, owner: Record) -> None:
         """Writes the lock unless it is lost, and notes whether it is."""
         with self._mutex:
-            if self._lost:
+            if self.lost:
                 return
             try:
                 content = json.dumps(owner).encode()
@@ -120,7 +122,7 @@ class BucketLock(Lock):
             except FileExistsError:
                 # A request whose answer was lost may have written it: then it is ours.
                 found, self._generation = self._read()
-                self._lost = found != owner
+                self.lost = found != owner
             self._written = time.monotonic()
 
     def _read(self) -> tuple[Record, int]:

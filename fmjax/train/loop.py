@@ -104,6 +104,8 @@ class Loop:
 
     def step(self, step: int, profile: Profile) -> None:
         """Takes a step; its metrics are read when the next one is under way."""
+        if self.lock.lost:  # as a heartbeat has noticed
+            self.lock.check()
         profile.before(step)
         recorder = self.recorder
         with recorder.waiting():

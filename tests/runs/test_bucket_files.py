@@ -68,6 +68,7 @@ def test_a_lock_that_was_taken_away(workdir, quick, capsys):
         (workdir / LOCK).write_bytes(b'{"host": "other", "pid": 1}')
         with pytest.raises(UserError, match="another process has taken the run over"):
             held.check()
+        assert held.lost
     assert json.loads((workdir / LOCK).read_bytes())["host"] == "other"  # it is theirs
 
 
