@@ -3,8 +3,8 @@
 A bucket holds objects, not folders: a folder exists while an object is below it. An object is
 written whole or not at all, so no write needs a temporary name.
 
-Requests that fail for a passing reason (429, 5xx, broken connections) are repeated, after pauses
-that double and vary at random, and counted. Other errors become the OSError that a local file would
+Requests that fail for a temporary reason (429, 5xx, broken connections) are repeated and counted;
+the pauses double and vary at random. Other errors become the OSError that a local file would
 raise, or a UserError if packages or credentials are missing.
 """
 
@@ -45,6 +45,7 @@ class Object(NamedTuple):
     md5: str  # in hexadecimal; empty if the bucket does not give it
     generation: int  # a number that each write changes
     updated: datetime.datetime
+    retained: bool  # whether a retention policy forbids to replace or delete it
 
 
 class Count:
@@ -116,9 +117,8 @@ class BucketPath:
             listed = self._blobs(delimiter="/")
             return [blob.name for blob in listed] + list(listed.prefixes)
 
-        # A console marks an empty folder with an object of its name.
         for name in sorted(request(self, names)):
-            if name != self._prefix:
+            if name != self._prefix:  # the mark of this folder
                 yield BucketPath(self.bucket, name.strip("/"))
 
     def glob(self, pattern: str) -> Iterator[BucketPath]:
@@ -149,10 +149,18 @@ class BucketPath:
         return request(self, write)
 
     def unlink(self, missing_ok: bool = False) -> None:
+        tries = 0
+
+        def delete() -> None:
+            nonlocal tries
+            tries += 1
+            self._blob.delete(**ONCE)
+
         try:
-            request(self, lambda: self._blob.delete(**ONCE))
+            request(self, delete)
         except FileNotFoundError:
-            if not missing_ok:
+            # A try whose answer was lost may have removed it.
+            if not missing_ok and tries == 1:
                 raise
 
     def stat(self) -> Object:
@@ -164,11 +172,15 @@ class BucketPath:
         return request(self, read)
 
     def files(self) -> dict[str, Object]:
-        """Returns all objects below this folder, by relative path."""
+        """Returns all objects below this folder, by relative path, without the marks of folders."""
 
         def listed() -> dict[str, Object]:
-            found = {blob.name.removeprefix(self._prefix): blob for blob in self._blobs()}
-            return {name: described(blob) for name, blob in found.items() if name}
+            found = {blob.name: blob for blob in self._blobs()}
+            return {
+                name.removeprefix(self._prefix): described(blob)
+                for name, blob in found.items()
+                if not name.endswith("/")  # as consoles and mounts (gcsfuse) mark folders
+            }
 
         return request(self, listed)
 
@@ -187,16 +199,15 @@ class BucketPath:
 
     def remove_tree(self) -> None:
         """Removes all objects below this folder; those directly in it last, in falling order."""
-        names = sorted(self.files(), reverse=True)
+        keys = request(self, lambda: [str(blob.name) for blob in self._blobs()])
+        inner = [key for key in keys if "/" in key.removeprefix(self._prefix)]
         with ThreadPoolExecutor(THREADS) as pool:
-            inner = [self / name for name in names if "/" in name]
-            list(pool.map(lambda path: path.unlink(missing_ok=True), inner))
-        for name in names:
-            if "/" not in name:
-                (self / name).unlink(missing_ok=True)
+            list(pool.map(lambda key: BucketPath(self.bucket, key).unlink(missing_ok=True), inner))
+        for key in sorted(set(keys) - set(inner), reverse=True):
+            BucketPath(self.bucket, key).unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises UserError if the bucket does not exist, or does not let us in."""
+        """Raises UserError if the bucket does not exist or access is denied."""
         try:
             request(self, lambda: any(True for _ in self._blobs(max_results=1)))
         except FileNotFoundError:
@@ -222,12 +233,13 @@ class BucketPath:
 def described(blob: Any) -> Object:
     """Returns the description of an object whose metadata are known."""
     md5 = base64.b64decode(blob.md5_hash).hex() if blob.md5_hash else ""
-    return Object(int(blob.size), md5, int(blob.generation), blob.updated)
+    retained = blob.retention_expiration_time is not None
+    return Object(int(blob.size), md5, int(blob.generation), blob.updated, retained)
 
 
 @functools.cache
 def client() -> Any:
-    """Returns what sends requests. Raises UserError without the packages or credentials."""
+    """Returns the client of the service. Raises UserError without the packages or credentials."""
     try:
         from google.auth.exceptions import DefaultCredentialsError
         from google.cloud import storage
@@ -236,13 +248,13 @@ def client() -> Any:
             f"{SCHEME} needs a package that is not installed ({error.name}); pip install gcsfs"
         ) from None
     try:
-        return storage.Client()
+        return storage.Client(project=None)  # a bucket's name is enough
     except DefaultCredentialsError:
         raise UserError(f"{SCHEME}: there are no credentials; {LOGIN}") from None
 
 
 def request(path: BucketPath, send: Callable[[], T]) -> T:
-    """Returns what `send` returns, repeating it while it fails for a passing reason.
+    """Returns what `send` returns, repeating it while it fails for a temporary reason.
 
     Raises OSError as the methods of BucketPath do.
     """
@@ -250,7 +262,7 @@ def request(path: BucketPath, send: Callable[[], T]) -> T:
     from google.api_core.retry import Retry
 
     again = Retry(
-        predicate=passes,
+        predicate=is_temporary,
         initial=1.0,
         maximum=LONGEST_PAUSE,
         multiplier=2.0,
@@ -262,8 +274,9 @@ def request(path: BucketPath, send: Callable[[], T]) -> T:
     return result
 
 
-def passes(error: Exception) -> bool:
-    """Returns whether an error may not come again: 408, 429, 5xx, a broken connection."""
+def is_temporary(error: Exception) -> bool:
+    """Returns whether an error is temporary: 408, 429, 5xx, a broken connection, a damaged
+    download."""
     from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import TransportError
     from requests import exceptions
@@ -271,7 +284,8 @@ def passes(error: Exception) -> bool:
     if isinstance(error, GoogleAPICallError):
         return error.code in (408, 429) or (error.code or 0) >= 500
     broken = (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError)
-    return isinstance(error, (*broken, TransportError, ConnectionError))
+    damaged = type(error).__name__ == "DataCorruption"  # whose module depends on the version
+    return damaged or isinstance(error, (*broken, TransportError, ConnectionError))
 
 
 @contextmanager
@@ -290,9 +304,8 @@ def translated(path: BucketPath) -> Iterator[None]:
     except (service.Forbidden, service.Unauthorized) as error:
         raise PermissionError(errno.EACCES, reason(error), str(path)) from None
     except GoogleAuthError as error:
-        raise UserError(
-            f"{path}: the credentials are not valid ({reason(error)}); {LOGIN}"
-        ) from None
+        why = f"the credentials are not valid, {reason(error)}"
+        raise PermissionError(errno.EACCES, why, str(path)) from None
     except service.RetryError as error:
         cause = error.cause or error
         raise OSError(errno.EIO, f"{reason(cause)}, for {PATIENCE:.0f} s", str(path)) from None

@@ -27,7 +27,7 @@ PACKAGES = ("gcsfs", "google.cloud.storage")
 
 
 def run_path(text: str | os.PathLike[str]) -> RunPath:
-    """Returns the path that a text or a path means; "~" is the home folder.
+    """Returns a local or a bucket path for a string or a path, with "~" expanded.
 
     Raises UserError for the address of another service, and if packages for buckets are missing.
     """

@@ -44,6 +44,14 @@ def test_files_and_folders(folder):
         (folder / "a.txt").unlink()
     with pytest.raises(FileNotFoundError):
         (folder / "a.txt").read_bytes()
+    (folder / "h" / "c.txt").write_bytes(b"")
+    for mark in ("h/", "h/i/"):  # as gcsfuse leaves them
+        BucketPath(folder.bucket, f"{folder.key}/{mark}").write_bytes(b"")
+    assert [path.name for path in (folder / "h").iterdir()] == ["c.txt", "i"] and list((folder / "h").files()) == ["c.txt"]
+    (folder / "h").rename(folder / "k")
+    with paths.as_local(folder / "k") as local:
+        assert (local / "c.txt").is_file()
+    assert not (folder / "h").exists()
     folder.remove_tree()
     assert not folder.exists()
 
@@ -66,6 +74,10 @@ def test_passing_faults_are_repeated_and_counted(fault, folder, bucket_service, 
         (folder / "a").write_bytes(b"content")
         assert (folder / "a").read_bytes() == b"content" and list(folder.files()) == ["a"]
     assert REQUESTS.repeated - before >= 6
+    turns = itertools.chain([fault], itertools.repeat(None))
+    with bucket_service.faults(lambda method, path: next(turns)):
+        (folder / "a").unlink()  # also where the answer of the first try was lost
+    assert not (folder / "a").exists()
 
 
 def test_lasting_faults(folder, bucket_service, impatient, monkeypatch):
@@ -74,6 +86,15 @@ def test_lasting_faults(folder, bucket_service, impatient, monkeypatch):
     monkeypatch.setattr(buckets, "PATIENCE", 0.05)
     with bucket_service.faults(lambda method, path: 503), pytest.raises(OSError, match="for 0 s"):
         (folder / "a").write_bytes(b"")
+
+
+def test_errors_of_the_libraries(folder):
+    from google.auth.exceptions import RefreshError
+    from google.cloud.storage.exceptions import DataCorruption
+
+    assert buckets.is_temporary(DataCorruption(None, "checksum"))
+    with pytest.raises(PermissionError, match="the credentials are not valid, Reauthentication"), buckets.translated(folder):
+        raise RefreshError("Reauthentication is needed")
 
 
 def test_slow_answers(folder, bucket_service):
@@ -117,7 +138,7 @@ def test_no_bucket_and_no_credentials(bucket_service, monkeypatch):
     from google.auth import exceptions
     from google.cloud import storage
 
-    def refuse() -> None:
+    def refuse(project: str | None) -> None:
         raise exceptions.DefaultCredentialsError("none")
 
     monkeypatch.setattr(storage, "Client", refuse)

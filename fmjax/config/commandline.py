@@ -35,6 +35,7 @@ from fmjax.config.shipped import listing
 from fmjax.errors import Interrupted, UserError, nearest, one_line
 from fmjax.hardware import explained
 from fmjax.memory import keep_freed
+from fmjax.paths import explained as explained_paths
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
 OVERRIDE = "--config."
@@ -243,7 +244,7 @@ def run(
     words = sys.argv[1:] if argv is None else list(argv)
     keep_freed()
     try:
-        with explained():
+        with explained(), explained_paths():
             main(flags.parse(words))
         sys.stdout.flush()
         return DONE

@@ -1,7 +1,8 @@
 """Columns that divide records: groups, such as users, speakers or patients, and times; and the
 records of each group as one record.
 
-Memory holds integers only, 8 to 24 bytes per record while a column is read.
+Memory holds numbers instead of values: 8 to 24 bytes per record, and about 60 while groups are
+numbered.
 """
 
 from __future__ import annotations

@@ -67,6 +67,11 @@ class Rules:
             raise UserError(
                 "data.hold_out_from and data.fold both choose the validation data; unset one"
             )
+        if rules.hold_out_from and rules.hold_out_by:
+            raise UserError(
+                "data.hold_out_from divides by time alone, which leaves the records of a value of "
+                f"data.hold_out_by={rules.hold_out_by} in several splits; unset one"
+            )
         for name, count in (("hold_out", rules.hold_out), ("hold_out_test", rules.hold_out_test)):
             if count >= 1 and (not rules.time or rules.fold or count != round(count)):
                 raise UserError(
@@ -155,7 +160,8 @@ def last_of_groups(
     groups: np.ndarray, times: np.ndarray, hold_out: float, hold_out_test: float
 ) -> np.ndarray:
     """Returns the split of each record [N]: the last ones of each group are test data, those
-    before them validation data. Amounts below 1 are fractions of a group, rounded down.
+    before them validation data. Amounts below 1 are fractions of a group, rounded down, but for
+    errors of floating-point numbers: 0.29 of 100 are 29.
 
     The first record of a group is always training data: a group with fewer than three records has
     none of them in validation, and one with a single record is only in training.
@@ -164,7 +170,9 @@ def last_of_groups(
     bounds = bounds_of(groups[order])
     sizes = np.diff(bounds)
     taken = [
-        np.full(len(sizes), int(amount)) if amount >= 1 else (amount * sizes).astype(np.int64)
+        np.full(len(sizes), int(amount))
+        if amount >= 1
+        else np.floor(amount * sizes + 1e-9).astype(np.int64)
         for amount in (hold_out_test, hold_out)
     ]
     test = np.minimum(taken[0], sizes - 1)
@@ -251,7 +259,7 @@ def check_parts(parts: np.ndarray, rules: Rules) -> None:
     for split in ("train", *rules.splits):
         if not counts[SPLITS.index(split)]:
             written = ", ".join(
-                f"data.{name}={','.join(value) if isinstance(value, tuple) else value}"
+                f"data.{name}={','.join(value) if isinstance(value, list | tuple) else value}"
                 for name, value in rules.mark.items()
             )
             raise UserError(

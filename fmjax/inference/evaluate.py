@@ -31,7 +31,7 @@ from fmjax.distributed.progress import Bar
 from fmjax.inference.load import load_run
 from fmjax.metrics.classes import defined
 from fmjax.models.sizes import with_chunks
-from fmjax.paths import run_path
+from fmjax.paths import explained, run_path
 
 
 class Collected(NamedTuple):
@@ -144,9 +144,10 @@ def evaluate_run(
     Raises UserError if the run or the data are not there.
     """
     workdir = run_path(workdir)
-    if isinstance(workdir, BucketPath):
-        workdir.check()
-    loaded = load_run(workdir)
+    with explained():
+        if isinstance(workdir, BucketPath):
+            workdir.check()
+        loaded = load_run(workdir)
     config, task = loaded.config, loaded.task
     assert task is not None  # a run has one
     data = config["data"] | ({"files": {split: str(files)}} if files else {})

@@ -1,13 +1,13 @@
 """Digests of arrays, computed on the devices that hold them.
 
-The bytes that Orbax writes to a bucket pass through no code of ours, and reading them back would
-take as long as writing them. So the manifest of a step in a bucket has a digest of each array as it
+Our code does not see the bytes that Orbax writes to a bucket, and reading them back would take as
+long as writing them. So the manifest of a step in a bucket has a digest of each array as it
 was in memory, which is compared when the array has been restored.
 
 A digest is the sum, modulo 2^32, of the elements' bits, each multiplied by an odd number that
 depends on its position; and a second such sum. A sum does not depend on the order or the sharding,
-so hosts and meshes may differ. A change of one element always changes it; that other damage
-leaves both sums as they were has a chance of 2^-64. It finds damage, and is no protection against
+so hosts and meshes may differ. A change of one element always changes it; other damage leaves both
+sums unchanged with a probability of about 2^-64. It finds damage, but does not protect against
 forgery.
 """
 

@@ -32,6 +32,7 @@ from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.paths import RunPath, remove_tree, rename
 from fmjax.runs import array_digests, orbax_items
+from fmjax.runs.lock import TakenOver
 from fmjax.runs.manifest import (
     MANIFEST,
     DamagedError,
@@ -135,9 +136,20 @@ class CheckpointReader:
         """
         manifest = self._verify(step)
         check_fits(manifest["items"], abstract, self._folder(step))
-        items = orbax_items.restore(self._folder(step), abstract)
+        items = self._restore(step, abstract)
         check_arrays(manifest.get("arrays", {}), items, self._folder(step))
         return items
+
+    def _restore(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        try:
+            return orbax_items.restore(self._folder(step), abstract)
+        except (OSError, ValueError) as error:
+            if isinstance(self.directory, Path):
+                raise
+            raise UserError(
+                f"{self._folder(step)}: cannot be read ({ending(error)}); fix the permissions of "
+                "the bucket or the network, and run the same command again"
+            ) from error
 
     def _folder(self, step: int) -> RunPath:
         return self.directory / str(step)
@@ -189,6 +201,12 @@ class CheckpointReader:
             if math.isfinite(value):
                 values[step] = -value if self._best.mode == "max" else value
         return sorted(values, key=lambda step: (values[step], step))
+
+
+def ending(error: BaseException) -> str:
+    """Returns the end of a message, where the storage layer puts the cause, after the paths."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 120 else f"...{text[-120:]}"
 
 
 class NotSaved(UserError):
@@ -280,16 +298,23 @@ class Checkpoints(CheckpointReader):
         digests = self._start_digests(trees)
         try:
             orbax_items.start(self._orbax, self._folder(step), trees)
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # The libraries for buckets have errors of many kinds.
+            if isinstance(self.directory, Path) and not isinstance(error, OSError | ValueError):
+                raise
             raise self._failed(step, error) from error
         self._pending = step, self._thread.submit(self._finish, step, content, digests)
 
     def wait(self) -> None:
-        """Returns when the last save has ended. Raises NotSaved if it has failed."""
+        """Returns when the last save has ended. Raises NotSaved if it has failed, and TakenOver if
+        `before_seal` did.
+        """
         if self._pending is None:
             return
         step, future = self._pending
         error, self._pending = future.exception(), None
+        if isinstance(error, TakenOver):  # nothing may be removed
+            raise error
         if error:
             raise self._failed(step, error) from error
 
@@ -332,11 +357,9 @@ class Checkpoints(CheckpointReader):
         try:
             self._clean()
             found = self.steps()
-        except (OSError, UserError):  # of a bucket that does not let us in
+        except (OSError, UserError):  # of a bucket that denies access
             found = []
-        # The storage layer puts the cause at the end of its message, after the paths.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        reason = reason if len(reason) < 120 else f"...{reason[-120:]}"
+        reason = ending(error)
         if isinstance(self.directory, BucketPath):
             return NotSaved(
                 f"{self._folder(step)}: the checkpoint could not be written ({reason}); fix the "

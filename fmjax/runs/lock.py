@@ -1,9 +1,9 @@
 """One process trains in a run directory: a lock on a file, or an object of a bucket with a
 heartbeat.
 
-The object is only ever written if it is still the one that was read, so of two processes that take
-it, one fails. It says who holds the lock; `{}` is free. It is taken over from a process of this
-machine that has ended, and from any that has not written for a while.
+The object is written only if it is still the one that was read, so if two processes take it, one
+fails. It names the process that holds the lock; `{}` means that none does. It is taken over from a
+process of this machine that has ended, and from any that has not written for a while.
 """
 
 from __future__ import annotations
@@ -28,32 +28,42 @@ from fmjax.paths import RunPath
 
 LOCK = ".lock"
 HEARTBEAT = 10.0  # seconds between two writes
-STALE = 60.0  # seconds without one, after which a process counts as dead
-LONG_AGO = datetime.timedelta(minutes=10)  # more than clocks differ by
+# Seconds without one, after which a process counts as dead: more than REPLY of `buckets`, after
+# which a write whose connection hangs is repeated.
+STALE = 90.0
+LONG_AGO = datetime.timedelta(days=1)  # more than clocks differ by, also for a wrong time zone
+FRESH = 2.0  # after a write, the lock is known to be held; a bucket takes one per second
 LOOK = 1.0  # seconds between two looks at a lock that someone holds
+
+
+class TakenOver(UserError):
+    """Another process has the lock now; this one must not write any more."""
 
 
 class Lock:
     """A lock that is held. That of a file cannot be lost."""
 
+    lost = False  # whether another process is known to have taken the run over
+
     def check(self) -> None:
-        """Raises UserError if another process has taken the run over."""
+        """Raises TakenOver if another process has taken the run over."""
 
 
 class BucketLock(Lock):
     """The lock of a run in a bucket; a thread writes its heartbeat."""
 
     def __init__(self, workdir: BucketPath):
-        """Takes the lock. Raises UserError if another process holds it, or it cannot be written."""
+        """Takes the lock.
+
+        Raises UserError if another process holds it, or if it cannot be written or replaced.
+        """
         self.workdir, self.path = workdir, workdir / LOCK
         self.owner = this_process()
         self._mutex, self._end = threading.Lock(), threading.Event()
-        self._lost = False
+        self.lost, self._written = False, 0.0
         holder, self._generation = self._read()
-        if holder:
-            if not has_ended(holder):
-                self._watch(holder)
-            say(f"{workdir}: took the run over from {named(holder)}, which has ended")
+        if holder and not has_ended(holder):
+            self._watch(holder)
         try:
             self._write(self.owner)
         except PermissionError as error:
@@ -61,20 +71,28 @@ class BucketLock(Lock):
                 f"--workdir={workdir}: cannot be written to ({error.strerror}); get the role "
                 "Storage Object User for the bucket, or name another"
             ) from None
-        if self._lost:
+        if self.lost:
             raise self._held(self._read()[0] or holder)
+        if holder:
+            say(f"{workdir}: took the run over from {named(holder)}, which has ended")
+        if self.path.stat().retained:
+            raise UserError(
+                f"--workdir={workdir}: the bucket has a retention policy, but the files of a run "
+                "are replaced as it goes on; name a bucket without one"
+            )
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        try:
-            self._write(self.owner)
-        except OSError:
-            return  # what is written next says it better
-        if self._lost:
-            raise UserError(
-                f"{self.workdir}: another process has taken the run over, as this one was not "
-                f"heard of for {STALE:.0f} s; this one ends"
+        if time.monotonic() - self._written >= FRESH:
+            try:
+                self._write(self.owner)
+            except (OSError, UserError):
+                return  # what is written next says it better
+        if self.lost:
+            raise TakenOver(
+                f"{self.workdir}: another process has taken the run over, since this one had not "
+                f"renewed its lock for {STALE:.0f} s; nothing more is written here"
             )
 
     def release(self) -> None:
@@ -83,11 +101,11 @@ class BucketLock(Lock):
         self._thread.join()
         try:
             self._write({})
-        except OSError:
+        except (OSError, UserError):
             say(f"warning: {self.path} could not be freed; it will be stale in {STALE:.0f} s")
 
     def _beat(self) -> None:
-        while not self._end.wait(HEARTBEAT) and not self._lost:
+        while not self._end.wait(HEARTBEAT) and not self.lost:
             try:
                 self._write(self.owner)
             except (OSError, UserError):
@@ -96,7 +114,7 @@ class BucketLock(Lock):
     def _write(self, owner: Record) -> None:
         """Writes the lock unless it is lost, and notes whether it is."""
         with self._mutex:
-            if self._lost:
+            if self.lost:
                 return
             try:
                 content = json.dumps(owner).encode()
@@ -104,7 +122,8 @@ class BucketLock(Lock):
             except FileExistsError:
                 # A request whose answer was lost may have written it: then it is ours.
                 found, self._generation = self._read()
-                self._lost = found != owner
+                self.lost = found != owner
+            self._written = time.monotonic()
 
     def _read(self) -> tuple[Record, int]:
         """Returns the holder, {} if there is none, and the generation of the object."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tensorboardX import SummaryWriter
 
@@ -35,14 +35,15 @@ def read_metrics(workdir: RunPath) -> list[Record]:
 class MetricsLog:
     """Writes metrics to `metrics.jsonl` and TensorBoard.
 
-    Opening it truncates both to the step that a run resumes from.
+    Opening it truncates both to the step that a run resumes from. In a bucket, `check` is called
+    before files are uploaded; it raises UserError if that is not allowed any more.
     """
 
-    def __init__(self, workdir: RunPath, step: int):
+    def __init__(self, workdir: RunPath, step: int, check: Callable[[], None] = lambda: None):
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
         self._spool: Spool | None = None
         if isinstance(workdir, BucketPath):
-            self._spool = Spool(workdir)
+            self._spool = Spool(workdir, check)
             workdir = self._spool.folder
         write_atomically(workdir / METRICS, "".join(to_line(record) + "\n" for record in kept))
         # Closed by close().

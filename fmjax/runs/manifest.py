@@ -154,17 +154,20 @@ def verify_files(folder: RunPath, files: Mapping[str, Mapping[str, PyTree]]) -> 
 def verify_objects(folder: BucketPath, files: Mapping[str, Mapping[str, PyTree]]) -> None:
     """As `verify_files`, by what the bucket says about the objects.
 
-    They are read only if they were copied from a local run, whose manifest has other digests.
+    They are read only if the bucket does not have the digest: if they were copied from a local
+    run, whose manifest has others, or were uploaded in parts.
     """
     found = folder.files()
     for name, entry in files.items():
         if name not in found:
             raise DamagedError(f"{folder}: this checkpoint is damaged: {name} is missing")
         whole = found[name].st_size == entry["size"]
-        whole = whole and entry.get("md5", found[name].md5) == found[name].md5
-        if whole and "sha256" in entry:
+        kind = "md5" if "md5" in entry else "sha256"
+        if whole and kind == "md5" and found[name].md5:
+            whole = entry["md5"] == found[name].md5
+        elif whole and kind in entry:
             content = (folder / name).read_bytes()
-            whole = hashlib.sha256(content).hexdigest() == entry["sha256"]
+            whole = hashlib.new(kind, content).hexdigest() == entry[kind]
         if not whole:
             raise DamagedError(
                 f"{folder}: this checkpoint is damaged: {name} does not match its checksum"
@@ -177,8 +180,10 @@ def check_arrays(
     """Raises DamagedError, naming the first array that is not the one that was saved; arrays
     without a stored digest are not compared.
     """
-    for item in stored.keys() & items.keys():
-        leaves = flat(items[item])
+    for item, tree in items.items():  # in the same order on every host
+        if item not in stored:
+            continue
+        leaves = flat(tree)
         now = array_digests.read(leaves, array_digests.start(leaves))
         for name, digest in now.items():
             if stored[item].get(name, digest) != digest:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fmjax.buckets import BucketPath
@@ -19,10 +20,15 @@ SHARE = 20  # of the time between two uploads one may take: large files are uplo
 
 
 class Spool:
-    """A local folder whose files a thread uploads when they have changed."""
+    """A local folder whose files a thread uploads when they have changed.
 
-    def __init__(self, target: BucketPath):
-        self.target = target
+    Args:
+      target: the folder of the bucket.
+      check: is called before files are uploaded; raises UserError if that is not allowed any more.
+    """
+
+    def __init__(self, target: BucketPath, check: Callable[[], None] = lambda: None):
+        self.target, self.check = target, check
         self.folder = Path(tempfile.mkdtemp(prefix="fmjax-logs-"))
         self._uploaded: dict[Path, tuple[int, int]] = {}
         self._mutex, self._end = threading.Lock(), threading.Event()
@@ -31,13 +37,17 @@ class Spool:
         self._thread.start()
 
     def upload(self) -> None:
-        """Uploads the files that have changed. Raises OSError if one cannot be written."""
+        """Uploads the files that have changed.
+
+        Raises OSError if one cannot be written, and UserError as `check` does.
+        """
         with self._mutex:
             for path in sorted(self.folder.rglob("*")):
                 state = path.stat()
                 seen = state.st_size, state.st_mtime_ns
                 if path.is_file() and self._uploaded.get(path) != seen:
                     name = path.relative_to(self.folder).as_posix()
+                    self.check()
                     (self.target / name).write_bytes(path.read_bytes())
                     self._uploaded[path] = seen
 
@@ -47,7 +57,8 @@ class Spool:
         self._thread.join()
         if upload:
             self.upload()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with self._mutex:  # the thread of checkpoints may be uploading
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _work(self) -> None:
         while not self._end.wait(self._pause):

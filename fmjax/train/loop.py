@@ -73,7 +73,7 @@ class Loop:
         self.begun = int(self.state.step)
         start.announce(experiment, self.begun)
         bar = Bar(title, self.last, self.begun)
-        self.recorder = Recorder(experiment, self.begun, bar, nonfinite)
+        self.recorder = Recorder(experiment, self.begun, bar, nonfinite, lock)
         stack.callback(self.recorder.close)
         self.judge, self.signals = Judge(experiment, self.recorder), Signals()
         self.every = int(config["train"].get("eval_every", 0)), int(config["checkpoint"]["every"])
@@ -104,6 +104,8 @@ class Loop:
 
     def step(self, step: int, profile: Profile) -> None:
         """Takes a step; its metrics are read when the next one is under way."""
+        if self.lock.lost:  # as a heartbeat has noticed
+            self.lock.check()
         profile.before(step)
         recorder = self.recorder
         with recorder.waiting():

@@ -20,6 +20,7 @@ from fmjax.errors import UserError
 from fmjax.runs import evaluation as evaluations
 from fmjax.runs import folder as run_folder
 from fmjax.runs.evaluation import Evaluation
+from fmjax.runs.lock import Lock, TakenOver
 from fmjax.runs.logs import MetricsLog, read_metrics
 from fmjax.runs.orbax_items import repeated_requests
 from fmjax.runs.report import write_report
@@ -52,9 +53,12 @@ class Recorder:
     the host.
     """
 
-    def __init__(self, experiment: Experiment, start: int, bar: Bar, nonfinite: Nonfinite):
+    def __init__(
+        self, experiment: Experiment, start: int, bar: Bar, nonfinite: Nonfinite, lock: Lock
+    ):
         train = experiment.config["train"]
         self.experiment, self.bar, self.nonfinite = experiment, bar, nonfinite
+        self.lock = lock
         self.every, self.most_nonfinite = (
             int(train.get("log_every", 0)),
             int(train.get("max_nonfinite", 10)),
@@ -63,7 +67,7 @@ class Recorder:
         self.records: list[dict[str, Any]] = [
             record for record in read_metrics(workdir) if record["step"] <= start
         ]
-        self.log = MetricsLog(workdir, start) if hosts.first() else None
+        self.log = MetricsLog(workdir, start, lock.check) if hosts.first() else None
         self.clock = Clock(experiment.data.processors.unit, max(self.every, WINDOW))
         self.last: Ended | None = None  # not read yet
         self.begun = False
@@ -124,6 +128,7 @@ class Recorder:
     def keep(self, evaluation: Evaluation) -> None:
         """Keeps an evaluation for the report, as that of the best step so far."""
         if self.log:
+            self.lock.check()
             evaluations.write(self.experiment.workdir, evaluation)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -133,19 +138,31 @@ class Recorder:
             self.log.write(step, values)
 
     def upload(self) -> None:
-        """Uploads the log of a run in a bucket. Raises OSError if that fails."""
+        """Uploads the log of a run in a bucket.
+
+        Raises OSError if that fails, and TakenOver if the run is another process's now.
+        """
+        self.lock.check()  # also without a log: what follows seals a step
         if self.log:
             self.log.upload()
 
     def abandon(self) -> None:
-        """Closes the log of a run in a bucket that takes nothing any more."""
+        """Closes the log of a run in a bucket without uploading the rest."""
         if self.log:
             self.log.close(upload=False)
             self.log = None
 
     def close(self) -> None:
-        """Closes the log, stores the skipped bad records and the time, and writes the report."""
+        """Closes the log, stores the skipped bad records and the time, and writes the report.
+
+        Raises TakenOver, and writes nothing, if the run is another process's now.
+        """
         if self.log:
+            try:
+                self.lock.check()
+            except TakenOver:
+                self.abandon()
+                raise
             self.log.close()
             run_folder.record_left_out(
                 self.experiment.workdir, self.experiment.data.tolerance.found

@@ -1,4 +1,5 @@
-"""When a bucket takes no more: what was trained since its newest checkpoint is saved here."""
+"""If a bucket rejects further writes, what was trained since the newest checkpoint is saved
+locally."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import dataclasses
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -37,7 +38,7 @@ class Running(Protocol):
 
 @contextmanager
 def rescuing(running: Running, given: Config) -> Iterator[None]:
-    """Saves the state of a run in a bucket as a local run if the bucket takes nothing any more.
+    """Saves the state of a run in a bucket as a local run if the bucket rejects further writes.
 
     Leaves a local run alone, and one of several hosts, none of which has the whole state.
 
@@ -63,6 +64,8 @@ def saved_here(running: Running, given: Config) -> str:
     """Saves a run as a local one, with its newest state; returns where, or why not."""
     state, recorder, saver = running.state, running.recorder, running.saver
     step = int(state.step)
+    with suppress(UserError):  # of a save under way, which would replace ours at the end
+        saver.wait()
     recorder.abandon()
     try:
         parent = cache.folder() / "rescued"

@@ -19,8 +19,9 @@ from fmjax.buckets import BucketPath
 from fmjax.errors import UserError
 from fmjax.paths import run_path
 from fmjax.runs import array_digests, lock
-from fmjax.runs.lock import LOCK, locked, this_process
+from fmjax.runs.lock import LOCK, TakenOver, locked, this_process
 from fmjax.runs.logs import MetricsLog, read_metrics
+from fmjax.runs.manifest import DamagedError, check_arrays, list_files, verify_files
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def workdir(bucket_service, request) -> BucketPath:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"HEARTBEAT": 0.02, "STALE": 0.5, "LOOK": 0.05}.items():
+    for name, value in {"HEARTBEAT": 0.02, "STALE": 0.5, "FRESH": 0.0, "LOOK": 0.05}.items():
         monkeypatch.setattr(lock, name, value)
 
 
@@ -67,7 +68,39 @@ def test_a_lock_that_was_taken_away(workdir, quick, capsys):
         (workdir / LOCK).write_bytes(b'{"host": "other", "pid": 1}')
         with pytest.raises(UserError, match="another process has taken the run over"):
             held.check()
+        assert held.lost
     assert json.loads((workdir / LOCK).read_bytes())["host"] == "other"  # it is theirs
+
+
+def test_logs_of_a_run_that_was_taken_over_stay_here(workdir, quick):
+    with locked(workdir) as held:
+        log = MetricsLog(workdir, 0, held.check)
+        log.write(1, {"loss": 2.0})
+        (workdir / LOCK).write_bytes(b'{"host": "other", "pid": 1}')
+        for end in (log.upload, log.close):
+            with pytest.raises(TakenOver):
+                end()
+    assert list(workdir.files()) == [LOCK]
+
+
+def test_objects_without_a_digest_are_read(workdir, monkeypatch):
+    """Those that were uploaded in parts have none."""
+    (workdir / "a").write_bytes(b"content")
+    files, plain = list_files(workdir), BucketPath.files
+    monkeypatch.setattr(
+        BucketPath, "files", lambda path: {name: found._replace(md5="") for name, found in plain(path).items()}
+    )
+    verify_files(workdir, files)
+    (workdir / "a").write_bytes(b"c0ntent")
+    with pytest.raises(DamagedError, match="a does not match its checksum"):
+        verify_files(workdir, files)
+
+
+def test_a_bucket_that_retains_objects(workdir, monkeypatch):
+    plain = BucketPath.stat
+    monkeypatch.setattr(BucketPath, "stat", lambda path: plain(path)._replace(retained=True))
+    with pytest.raises(UserError, match="the bucket has a retention policy, but .*; name a bucket without one"), locked(workdir):
+        pass
 
 
 def test_a_lock_whose_answer_was_lost_is_held(workdir, bucket_service, quick, monkeypatch):
@@ -97,6 +130,15 @@ def test_logs_are_uploaded_and_cut(workdir, monkeypatch):
     log.write(2, {"loss": 0.5})
     log.close()
     assert read_metrics(workdir) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}]
+
+
+def test_arrays_are_compared_in_the_order_of_the_items(workdir, monkeypatch):
+    """All hosts compute a digest together, so each must come to the same one next."""
+    asked = []
+    monkeypatch.setattr(array_digests, "start", lambda leaves: asked.extend(leaves))
+    monkeypatch.setattr(array_digests, "read", lambda names, found: {})
+    check_arrays({name: {} for name in "abcdefgh"}, {name: {name: 0} for name in "hcfadbeg"}, workdir)
+    assert asked == list("hcfadbeg")
 
 
 def test_digests_do_not_depend_on_the_sharding():

@@ -80,9 +80,9 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "break":
             return self.hang_up()
         expected = parse_qs(urlsplit(self.path).query).get("ifGenerationMatch")
-        if expected and self.command in ("POST", "PUT"):
+        if self.command in ("POST", "PUT"):
             with service.writes:
-                if self.generation(body) != expected[0]:
+                if expected and self.generation(body) != expected[0]:
                     return self.answer(412, [("Content-Type", "application/json")], b'{"error": {"message": "changed"}}')
                 answer = self.forward(self.command, self.path, body)
         else:

@@ -12,6 +12,7 @@ import pytest
 
 from fmjax.distributed.progress import Bar
 from fmjax.errors import UserError
+from fmjax.runs.lock import Lock, TakenOver
 from fmjax.train.recorder import Nonfinite, Recorder
 from fmjax.train.throughput import Cost
 
@@ -30,7 +31,7 @@ def recorder(
             optimizer=SimpleNamespace(learning_rate=lambda update: 0.1 * update)
         ),
     )
-    return Recorder(experiment, start, Bar("test", 5, start), nonfinite or Nonfinite())
+    return Recorder(experiment, start, Bar("test", 5, start), nonfinite or Nonfinite(), Lock())
 
 
 def step(made: Recorder, number: int, loss: float = 1.0, nonfinite: bool = False) -> None:
@@ -93,3 +94,17 @@ def test_a_restart_forgets_what_was_logged_after_its_step(tmp_path):
     lines = [{"step": number, "loss": 1.0} for number in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert recorder(tmp_path, start=2).records == logged(tmp_path) == lines[:2]
+
+
+def test_nothing_is_written_once_the_run_was_taken_over(tmp_path):
+    class Lost(Lock):
+        def check(self) -> None:
+            raise TakenOver("taken over")
+
+    made = recorder(tmp_path)
+    made.lock = Lost()
+    before = sorted(tmp_path.rglob("*"))
+    for end in (made.upload, lambda: made.keep(None), made.close):
+        with pytest.raises(TakenOver):
+            end()
+    assert sorted(tmp_path.rglob("*")) == before and made.log is None

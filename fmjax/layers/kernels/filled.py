@@ -1,9 +1,9 @@
 """The plain path for a cache: attention to its filled part. Letters as in `linear.py`; G key heads.
 
 A cache has room for the longest generation, and continuations of a row multiply that, so that most
-of it is empty most of the time. On a CPU a product with the whole cache costs as much as its size
-says: with T5-small's beams, attention to 257 places took a third of each step. The filled part is
-rounded up to one of a few lengths, each a branch of the program.
+of it is empty most of the time. On a CPU, a product with the whole cache takes time in proportion
+to its size: with T5-small's beams, attention to 257 places took a third of each step. The filled
+part is rounded up to one of a few lengths, each a branch of the program.
 """
 
 from __future__ import annotations
