@@ -94,9 +94,7 @@ def listed(file: Path, steps: Any) -> Any:
         part: Any = {key: [record[key] for record in records[at : at + 1000]] for key in records[0]}
         for step in steps:
             part = step(part)
-        rows += [
-            {key: part[key][index] for key in part} for index in range(len(part["input_ids"]))
-        ]
+        rows += [{key: part[key][index] for key in part} for index in range(len(part["input_ids"]))]
     return rows
 
 
