@@ -53,6 +53,7 @@ class Rules:
                 f"data.{chosen} divides the training data, but data.files.{given[0]} is set too; "
                 "unset one of them"
             )
+        rules.check()
         by_fraction = not rules.hold_out_from
         validate = by_fraction and not rules.fold and "validation" not in files
         test = by_fraction and "test" not in files
@@ -61,24 +62,34 @@ class Rules:
             hold_out=rules.hold_out if validate else 0.0,
             hold_out_test=rules.hold_out_test if test else 0.0,
         )
-        if rules.hold_out_from and not rules.time:
+        return rules
+
+    def check(self) -> None:
+        """Raises UserError for rules that contradict each other or have no effect."""
+        if self.hold_out_from and not self.time:
             raise UserError("data.hold_out_from needs the column of the times; set data.time")
-        if rules.hold_out_from and rules.fold:
+        if self.hold_out_from and self.fold:
             raise UserError(
                 "data.hold_out_from and data.fold both choose the validation data; unset one"
             )
-        if rules.hold_out_from and rules.hold_out_by:
+        if self.hold_out_from and self.hold_out_by:
             raise UserError(
                 "data.hold_out_from divides by time alone, which leaves the records of a value of "
-                f"data.hold_out_by={rules.hold_out_by} in several splits; unset one"
+                f"data.hold_out_by={self.hold_out_by} in several splits; unset one"
             )
-        for name, count in (("hold_out", rules.hold_out), ("hold_out_test", rules.hold_out_test)):
-            if count >= 1 and (not rules.time or rules.fold or count != round(count)):
+        for name, count in (("hold_out", self.hold_out), ("hold_out_test", self.hold_out_test)):
+            if count >= 1 and (not self.time or self.fold or count != round(count)):
                 raise UserError(
                     f"data.{name}={count:g}: must be a fraction between 0 and 1, or with data.time "
                     "a whole number of last records; correct it"
                 )
-        return rules
+        divides = self.hold_out or self.hold_out_test or self.hold_out_from
+        if self.time and not self.group_by and (self.fold or not divides):
+            other = "data.fold divides at random" if self.fold else "nothing divides the data"
+            raise UserError(
+                f"data.time={self.time} has no effect, since {other}; set data.hold_out or "
+                "data.hold_out_from instead, or unset data.time"
+            )
 
     @property
     def splits(self) -> tuple[str, ...]:

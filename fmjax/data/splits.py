@@ -69,7 +69,8 @@ def whole_split(data: Config, split: str) -> Source:
 
 def held_out(data: Config) -> tuple[str, ...]:
     """Returns the splits that are parts of the training data."""
-    return Rules.of(data).splits if data["files"] and not data.get("mixture") else ()
+    rules = Rules.of(data)
+    return rules.splits if data["files"] and not data.get("mixture") else ()
 
 
 def divided_train(data: Config, told: bool) -> dict[str, Source]:
