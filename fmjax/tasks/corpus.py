@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
-import hashlib
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from fmjax.contracts import Example, Record, Source, Value
+from fmjax.data.identity import identity, numbers
 from fmjax.data.kinds.encoding import Encoder, encode, id_type
 from fmjax.data.records import Selected
 from fmjax.data.sources.array_records import ArrayRecords
@@ -231,8 +233,9 @@ class Made:
     tokenizer: Tokenizer
 
     def key(self, source: Source) -> str:
-        """Returns the name of the store of a source."""
-        return token_store.key_of(*described(source), self.column, self.tokenizer.sha256)
+        """Returns the name of the store of a source; another process has another one if the content
+        is not known."""
+        return token_store.key_of(identity(source, here=True), self.column, self.tokenizer.sha256)
 
     def find(self, source: Source) -> TokenStore | None:
         """Returns the store of a source: in `data.store` or the cache, or where
@@ -278,9 +281,12 @@ class Made:
             shown.finish(writer)
             return {"bad": bad, "column": self.column, "tokenizer": self.tokenizer.sha256}
 
-        return token_store.get_or_build(
+        store = token_store.get_or_build(
             token_store.place(), self.key(source), id_type(self.tokenizer), fill
         )
+        if identity(source) is None:  # no other process finds it
+            atexit.register(shutil.rmtree, store.folder, ignore_errors=True)
+        return store
 
 
 class Shown:
@@ -309,22 +315,6 @@ class Shown:
         if self.bar is not None:
             folder = writer.folder.parent
             say(f"tokenized {self.total:,} records: {writer.tokens:,} tokens in {folder}")
-
-
-def described(source: Source) -> list[Record | str | int]:
-    """Returns what identifies the records of a source, as JSON values."""
-    if isinstance(source, Selected):
-        digest = hashlib.sha256(numbers(source).tobytes()).hexdigest()
-        return [*described(source.source), digest]
-    return [token_store.identity(source.fingerprint()), len(source)]
-
-
-def numbers(source: Selected) -> np.ndarray:
-    """Returns the numbers of selected records, int64 [N]."""
-    chosen = source.indices
-    if isinstance(chosen, range):
-        return np.arange(chosen.start, chosen.stop, chosen.step)
-    return chosen.astype(np.int64)
 
 
 def folders_of(source: Source) -> list[Path]:

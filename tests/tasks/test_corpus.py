@@ -21,7 +21,7 @@ from support.sources import MemoryRecords
 from fmjax.contracts import Record
 from fmjax.data.kinds import encoding
 from fmjax.data.kinds.encoding import Encoder, encode
-from fmjax.data.records import Selected
+from fmjax.data.records import ConcatenatedSources, Selected
 from fmjax.data.sources.open import open_source
 from fmjax.data.storage import token_store
 from fmjax.data.stream.tolerance import Tolerance, Watched
@@ -164,6 +164,30 @@ def test_a_part_of_a_record_is_not_read_from_the_whole(tmp_path):
             open_source("text", f"{path}{part}", "train", record="file"), "text", TOKENIZER
         )
         assert (whole(corpus), corpus.characters) == (reference([expected])[0], len(expected))
+
+
+class Unknown(MemoryRecords):
+    """Records whose fingerprint says nothing about them."""
+
+    def fingerprint(self) -> Record:
+        return {"source": "own"}
+
+
+def test_tokens_of_unknown_content_are_not_taken_for_others():
+    texts = TEXTS[::-1]  # as many
+    for own in (TEXTS, texts):
+        source = Unknown(records(own))
+        assert whole(tokenize(source, "text", TOKENIZER)) == reference(own)[0]
+        assert whole(tokenize(Selected(source, np.arange(1, 40), {}), "text", TOKENIZER)) == reference(own[1:])[0]
+
+
+def test_parts_with_different_records_are_other_stores():
+    parts = {"a": records(), "b": records(TEXTS[:5])}
+    for left_out in (1, 2):  # one each, as bad records
+        kept = np.delete(np.arange(45), left_out)
+        source = ConcatenatedSources(parts).take(kept, {"left_out": 1})
+        expected = [[*TEXTS, *TEXTS[:5]][index] for index in kept]
+        assert whole(tokenize(source, "text", TOKENIZER)) == reference(expected)[0]
 
 
 def test_no_text_at_all():

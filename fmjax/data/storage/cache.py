@@ -60,6 +60,13 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmjax"
 
 
+def is_writable() -> bool:
+    """Returns whether files can be created in the cache folder."""
+    with contextlib.suppress(OSError):
+        folder().mkdir(parents=True, exist_ok=True)
+    return os.access(folder(), os.W_OK)
+
+
 def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
     """Returns a file of the cache; `make` writes it if it is missing or damaged.
 
@@ -73,6 +80,21 @@ def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
             f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); "
             "free disk space, or set the environment variable FMJAX_CACHE to another folder"
         ) from error
+
+
+def remembered(relative: Path, find: Callable[[], Record]) -> Record:
+    """Returns JSON values that `find` finds, or found in an earlier start; they are only found if
+    the cache cannot be written."""
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(json.dumps(find()).encode())
+
+    try:
+        path = found_or_made(relative, write)
+        found: Record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return find()
+    return found
 
 
 def found_or_made(relative: Path, make: Callable[[BinaryIO], None]) -> Path:

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fmjax.config.json_files import write_json
-from fmjax.contracts import Record
+from fmjax.contracts import Record, Value
 from fmjax.data.storage import cache
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
@@ -293,25 +293,11 @@ def locked(folder: Path, key: str) -> Iterator[bool]:
         yield alone
 
 
-def key_of(*facts: Record | str | int | None) -> str:
+def key_of(*facts: Value) -> str:
     """Returns the name of the store that is made from these JSON values."""
     return f"tokens-{digest_of(FORMAT, *facts)}"
 
 
-def digest_of(*facts: Record | str | int | None) -> str:
+def digest_of(*facts: Value) -> str:
     """Returns a name for JSON values."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def identity(fingerprint: Record) -> Record:
-    """Returns what identifies the content of a source: its fingerprint without the names of files
-    that have a digest, and of the split that these are of."""
-    kept = {
-        key: identity(value) if isinstance(value, dict) else value
-        for key, value in fingerprint.items()
-    }
-    files = fingerprint.get("files")
-    if isinstance(files, list) and all(isinstance(one, dict) and "sha256" in one for one in files):
-        kept["files"] = [[one.get("size"), one["sha256"]] for one in files]
-        kept.pop("split", None)
-    return kept
