@@ -205,7 +205,7 @@ def tokenize(source: Source, column: str, tokenizer: Tokenizer) -> Corpus:
     Raises UserError if a record's text is not a string or no record has a token.
     """
     store, chosen = Made(column, tokenizer).view(source)
-    check_records(store.header["bad"], chosen)
+    check_records(source, store.header["bad"], chosen)
     chosen = narrow(chosen, store)
     counted = store.sizes if chosen is None else store.sizes[chosen]
     characters, size = counted.sum(axis=0).tolist() if len(counted) else (0, 0)
@@ -217,12 +217,15 @@ def tokenize(source: Source, column: str, tokenizer: Tokenizer) -> Corpus:
     return corpus
 
 
-def check_records(bad: Sequence[tuple[int, str, str]], chosen: np.ndarray | None) -> None:
-    """Raises RecordError for the first of the chosen records that could not be read."""
-    for index, place, problem in bad:
-        found = [index] if chosen is None else np.flatnonzero(chosen == index).tolist()
+def check_records(
+    source: Source, bad: Sequence[tuple[int, str, str]], chosen: np.ndarray | None
+) -> None:
+    """Raises RecordError for the first of the records of a source, those `chosen` from a store,
+    that could not be read. Its place is where it is now: files may have been renamed."""
+    for stored, _, problem in bad:
+        found = [stored] if chosen is None else np.flatnonzero(chosen == stored).tolist()
         if found:
-            raise RecordError(place, problem, found[0])
+            raise RecordError(source.where(found[0]), problem, found[0])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -230,6 +230,20 @@ def test_bad_records_are_left_out_one_by_one(tmp_path):
     assert raised.value.index == 2
 
 
+class Renamed(MemoryRecords):
+    """The same records in another file."""
+
+    place = "moved.jsonl line"
+
+
+def test_bad_records_of_a_renamed_file_are_left_out_where_they_are_now():
+    for kind, place in (MemoryRecords, "line 3"), (Renamed, "moved.jsonl line 3"):
+        tolerance = Tolerance("skip:2")
+        with tolerance.active():
+            kept, _ = tolerance.apply(kind(BAD), lambda source: tokenize(source, "text", TOKENIZER), 3)
+        assert len(kept) == 4 and tolerance.found[0].startswith(f"{place}: ")
+
+
 def test_one_bad_record_too_many_ends_the_run(tmp_path):
     tolerance = Tolerance("skip:1")
     with (
