@@ -10,8 +10,8 @@ A store is a folder:
 
 All numbers are little-endian. The first two files are as datatrove's `DocumentTokenizer` writes
 them. A store is written beside its final place and renamed, and its sizes are checked whenever it
-is opened, so that a part of one is never taken for the whole. Its name is a hash of what it was
-made from.
+is opened, so that a part of one is never taken for the whole; with `data.verify`, so are its
+digests. Its name is a hash of what it was made from.
 
 Ids are read with `pread`, not mapped: mapped pages count as memory of the process, and a file that
 is truncated while it is mapped kills it.
@@ -103,11 +103,16 @@ def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
 
 
 def read_header(folder: Path) -> Record | None:
-    """Returns the content of a store's `store.json`; None unless the store is complete."""
+    """Returns the content of a store's `store.json`; None unless the store is complete, and with
+    `data.verify` its digests are those of its files."""
     try:
         header: Record = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         whole = header["format"] == FORMAT and all(
-            (folder / name).stat().st_size == file["size"] for name, file in header["files"].items()
+            (folder / name).stat().st_size == file["size"]
+            and (
+                not cache.is_verifying() or cache.digest(folder / name)["sha256"] == file["sha256"]
+            )
+            for name, file in header["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

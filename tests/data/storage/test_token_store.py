@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fmjax.data.identity import without_names
-from fmjax.data.storage import token_store
+from fmjax.data.storage import cache, token_store
 from fmjax.data.storage.token_store import ENDS, HEADER, SIZES, TOKENS, Part, TokenStore, Writer
 from fmjax.errors import UserError
 
@@ -66,6 +66,18 @@ def test_a_damaged_store_is_built_again(tmp_path, name):
     with pytest.raises(UserError, match="is not a complete token store"):
         TokenStore(path.parent)
     assert built(tmp_path).read(0, 6).tolist() == [5, 70_000, 3, 1, 9, 8]
+
+
+def test_a_store_whose_content_was_damaged_is_built_again_if_it_is_verified(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
+    path = built(tmp_path).folder / token_store.TOKENS
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"\1")
+    built(tmp_path)
+    assert path.read_bytes() != whole  # only sizes are compared
+    with cache.verifying(True):
+        built(tmp_path)
+    assert path.read_bytes() == whole
 
 
 def test_a_store_without_a_file_or_of_another_format_is_built_again(tmp_path):
