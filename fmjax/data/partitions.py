@@ -63,6 +63,11 @@ class Rules:
         )
         if rules.hold_out_from and not rules.time:
             raise UserError("data.hold_out_from needs the column of the times; set data.time")
+        if rules.hold_out_from and rules.hold_out_by:
+            raise UserError(
+                f"data.hold_out_from divides by time alone, so records with the same "
+                f"{rules.hold_out_by} (data.hold_out_by) would not stay together; unset one"
+            )
         if rules.hold_out_from and rules.fold:
             raise UserError(
                 "data.hold_out_from and data.fold both choose the validation data; unset one"

@@ -145,6 +145,10 @@ def test_splits_of_a_config(tmp_path):
         ({"hold_out": 2.0}, r"data\.hold_out=2: must be a fraction between 0 and 1, or with data\.time a whole number"),
         ({"hold_out": 1.5, "time": "time"}, r"data\.hold_out=1\.5: must be a fraction between"),
         ({"hold_out_from": ("2013-03-05",)}, r"data\.hold_out_from needs the column of the times; set data\.time"),
+        (
+            {"hold_out_from": ("2013-03-05",), "time": "time", "hold_out_by": "user"},
+            r"by time alone, so records with the same user \(data\.hold_out_by\) would not stay together; unset one",
+        ),
         ({"hold_out_from": ("5",), "time": "time"}, r"data\.hold_out_from=5: must be a date such as .*, as in the column"),
         ({"hold_out_from": ("2013-03-05", "2013-03-04"), "time": "time"}, r"name the time at which the validation data begin"),
         ({"hold_out_from": ("2014-03-05",), "time": "time"}, r"data\.hold_out_from=2014-03-05.*: leaves no validation data"),
