@@ -261,13 +261,30 @@ class Made:
             if not isinstance(base, Watched) and 2 * len(base) < len(larger):
                 break
             base, chosen = larger, those
-        return self.build(base), chosen
+        return self.build(base, chosen), chosen
 
-    def build(self, source: Source) -> TokenStore:
-        """Returns the store of a source, built by this process or another one."""
+    def build(self, source: Source, chosen: np.ndarray | None) -> TokenStore:
+        """Returns the store of a source, built by this process or another one. Only bad records
+        among the `chosen` ones are an error."""
         tolerance = current_tolerance()
         most = 0 if tolerance is None else tolerance.most
-        encoder = Encoder(source, self.column, self.tokenizer, tolerant=most > 0)
+        tolerant = most > 0 or chosen is not None
+        encoder = Encoder(source, self.column, self.tokenizer, tolerant)
+        inside = np.full(len(source), chosen is None)
+        if chosen is not None:
+            inside[chosen] = True
+
+        def check(bad: Sequence[tuple[int, str, str]]) -> None:
+            wrong = [one for one in bad if inside[one[0]]]
+            if len(wrong) <= most:
+                return
+            if tolerance is not None and most:
+                for _, place, problem in wrong:  # ends with an error
+                    tolerance.add(one_line(RecordError(place, problem)))
+            else:
+                index, place, problem = wrong[0]
+                own = index if chosen is None else int(np.flatnonzero(chosen == index)[0])
+                raise RecordError(place, problem, own)
 
         def fill(writer: Writer) -> Record:
             bad: list[tuple[int, str, str]] = []
@@ -275,9 +292,7 @@ class Made:
                 shown = Shown(len(source), stack)
                 for found in encode(encoder):
                     bad += found.bad
-                    if tolerance is not None and len(bad) > most:
-                        for _, place, problem in bad:  # ends with an error
-                            tolerance.add(one_line(RecordError(place, problem)))
+                    check(bad)
                     done = writer.documents + len(found.part.counts)
                     writer.add(found.part, done / len(source))
                     shown.advance(done, writer)

@@ -230,6 +230,20 @@ def test_bad_records_are_left_out_one_by_one(tmp_path):
     assert raised.value.index == 2
 
 
+@pytest.mark.parametrize("on_error", ["fail", "skip:1"])
+def test_bad_records_that_are_not_chosen_are_no_error(on_error):
+    source = Selected(MemoryRecords(BAD), np.array([5, 3, 0, 1]), {})  # more than half: a view on all
+    with Tolerance(on_error).active():
+        assert whole(tokenize(source, "text", TOKENIZER)) == reference([TEXTS[index] for index in (5, 3, 0, 1)])[0]
+
+
+def test_a_bad_record_of_a_view_has_its_number_there():
+    source = Selected(MemoryRecords(BAD), np.array([5, 3, 4, 1]), {})
+    with pytest.raises(RecordError, match="line 5") as raised:
+        tokenize(source, "text", TOKENIZER)
+    assert raised.value.index == 2
+
+
 class Renamed(MemoryRecords):
     """The same records in another file."""
 
