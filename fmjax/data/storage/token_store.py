@@ -21,14 +21,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -38,12 +36,10 @@ import numpy as np
 from fmjax.config.json_files import write_json
 from fmjax.contracts import Record, Value
 from fmjax.data.storage import cache
-from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 
 FORMAT = 1
 TOKENS, ENDS, SIZES, HEADER = "tokens.ds", "tokens.ds.index", "tokens.ds.sizes", "store.json"
-POLL = 0.2  # seconds between two attempts to lock
 
 _place: contextvars.ContextVar[str | None] = contextvars.ContextVar("store", default=None)
 
@@ -272,29 +268,15 @@ def locked(folder: Path, key: str) -> Iterator[bool]:
     """Lets one process at a time build the store of a name; yields False on file systems without
     locks. The system frees the lock of a process that ends."""
     path = folder / "locks" / key
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("ab")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the tokens of the data cannot be stored ({error.strerror or error}); name "
-            "another folder in data.store"
-        ) from error
-    with stream:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = True
-                break
-            except BlockingIOError:
-                if not waiting:
-                    say(f"waiting for another process that tokenizes the same data (lock: {path})")
-                waiting = True
-                time.sleep(POLL)
-            except OSError:
-                alone = False
-                break
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(cache.locked(path))
+        except OSError as error:
+            raise UserError(
+                f"{folder}: the tokens of the data cannot be stored ({error.strerror or error}); "
+                "name another folder in data.store"
+            ) from error
         yield alone
 
 

@@ -180,9 +180,10 @@ def in_threads(tmp_path, slowly) -> list[TokenStore]:
 
 
 def test_of_two_builders_one_waits(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(token_store, "POLL", 0.001)
+    monkeypatch.setattr(cache, "POLL", 0.001)
+    monkeypatch.setattr(cache, "QUIET", 0)
     waiting = threading.Event()
-    monkeypatch.setattr(token_store, "say", lambda text: (waiting.set(), print(text)))
+    monkeypatch.setattr(cache, "tell", lambda text: (waiting.set(), print(text)))
     calls: list[int] = []
 
     def slowly(writer: Writer) -> dict:
@@ -192,7 +193,7 @@ def test_of_two_builders_one_waits(tmp_path, monkeypatch, capsys):
 
     found = in_threads(tmp_path, slowly)
     assert calls == [1] and [store.read(0, 6).tolist() for store in found] == [[5, 70_000, 3, 1, 9, 8]] * 2
-    assert capsys.readouterr().out.count("waiting for another process that tokenizes the same data") == 1
+    assert capsys.readouterr().out.count("waiting for another process that prepares the same data") == 1
 
 
 def test_without_locks_both_build_and_one_store_is_left(tmp_path, monkeypatch):
