@@ -15,7 +15,7 @@ ORDER = [
     "contracts", "errors", "pytree", "randomness", "memory", "hardware", "losses", "buckets", "paths",
     "config", "distributed", "optim", "layers",
     "data/characters",
-    "data/records", "data/groups", "data/partitions",
+    "data/records", "data/identity", "data/groups", "data/partitions",
     "data/tokenizers", "data/stream", "data/storage", "data/kinds", "data/augment", "data/sources", "data/splits",
     "metrics", "models", "hub", "tasks", "decoding", "defaults", "runs", "inference", "train", "planning",
     "prepare", "examples", "bench",

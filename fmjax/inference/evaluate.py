@@ -18,6 +18,7 @@ from fmjax.contracts import Arrays, Batch, Examples, Processors, PyTree, Task
 from fmjax.data.kinds import text
 from fmjax.data.records import ConcatenatedSources
 from fmjax.data.splits import open_split
+from fmjax.data.storage import cache
 from fmjax.data.storage.token_store import stored_in
 from fmjax.data.stream.batches import eval_batches, groups
 from fmjax.data.stream.buckets import Bucketed, bucketed
@@ -160,7 +161,7 @@ def evaluate_run(
     size, length = data["batch_size"], data["max_length"]
     built: dict[str, Examples] = {}
     for name, one in sources.items():
-        with stored_in(data.get("store")):
+        with stored_in(data.get("store")), cache.verifying(bool(data.get("verify"))):
             examples = build_examples(task, one, loaded.processors, length, False, tolerance)[1]
         built[name] = bucketed(examples, data.get("buckets") or (), length, size)
     size, rows, gather = share(size)

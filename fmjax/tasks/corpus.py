@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
-import hashlib
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from fmjax.contracts import Example, Record, Source, Value
+from fmjax.data.identity import identity, numbers
 from fmjax.data.kinds.encoding import Encoder, encode, id_type
 from fmjax.data.records import Selected
 from fmjax.data.sources.array_records import ArrayRecords
@@ -203,7 +205,7 @@ def tokenize(source: Source, column: str, tokenizer: Tokenizer) -> Corpus:
     Raises UserError if a record's text is not a string or no record has a token.
     """
     store, chosen = Made(column, tokenizer).view(source)
-    check_records(store.header["bad"], chosen)
+    check_records(source, store.header["bad"], chosen)
     chosen = narrow(chosen, store)
     counted = store.sizes if chosen is None else store.sizes[chosen]
     characters, size = counted.sum(axis=0).tolist() if len(counted) else (0, 0)
@@ -215,12 +217,15 @@ def tokenize(source: Source, column: str, tokenizer: Tokenizer) -> Corpus:
     return corpus
 
 
-def check_records(bad: Sequence[tuple[int, str, str]], chosen: np.ndarray | None) -> None:
-    """Raises RecordError for the first of the chosen records that could not be read."""
-    for index, place, problem in bad:
-        found = [index] if chosen is None else np.flatnonzero(chosen == index).tolist()
+def check_records(
+    source: Source, bad: Sequence[tuple[int, str, str]], chosen: np.ndarray | None
+) -> None:
+    """Raises RecordError for the first of the records of a source, those `chosen` from a store,
+    that could not be read. Its place is where it is now: files may have been renamed."""
+    for stored, _, problem in bad:
+        found = [stored] if chosen is None else np.flatnonzero(chosen == stored).tolist()
         if found:
-            raise RecordError(place, problem, found[0])
+            raise RecordError(source.where(found[0]), problem, found[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,8 +236,9 @@ class Made:
     tokenizer: Tokenizer
 
     def key(self, source: Source) -> str:
-        """Returns the name of the store of a source."""
-        return token_store.key_of(*described(source), self.column, self.tokenizer.sha256)
+        """Returns the name of the store of a source; another process has another one if the content
+        is not known."""
+        return token_store.key_of(identity(source, here=True), self.column, self.tokenizer.sha256)
 
     def find(self, source: Source) -> TokenStore | None:
         """Returns the store of a source: in `data.store` or the cache, or where
@@ -255,13 +261,30 @@ class Made:
             if not isinstance(base, Watched) and 2 * len(base) < len(larger):
                 break
             base, chosen = larger, those
-        return self.build(base), chosen
+        return self.build(base, chosen), chosen
 
-    def build(self, source: Source) -> TokenStore:
-        """Returns the store of a source, built by this process or another one."""
+    def build(self, source: Source, chosen: np.ndarray | None) -> TokenStore:
+        """Returns the store of a source, built by this process or another one. Only bad records
+        among the `chosen` ones are an error."""
         tolerance = current_tolerance()
         most = 0 if tolerance is None else tolerance.most
-        encoder = Encoder(source, self.column, self.tokenizer, tolerant=most > 0)
+        tolerant = most > 0 or chosen is not None
+        encoder = Encoder(source, self.column, self.tokenizer, tolerant)
+        inside = np.full(len(source), chosen is None)
+        if chosen is not None:
+            inside[chosen] = True
+
+        def check(bad: Sequence[tuple[int, str, str]]) -> None:
+            wrong = [one for one in bad if inside[one[0]]]
+            if len(wrong) <= most:
+                return
+            if tolerance is not None and most:
+                for _, place, problem in wrong:  # ends with an error
+                    tolerance.add(one_line(RecordError(place, problem)))
+            else:
+                index, place, problem = wrong[0]
+                own = index if chosen is None else int(np.flatnonzero(chosen == index)[0])
+                raise RecordError(place, problem, own)
 
         def fill(writer: Writer) -> Record:
             bad: list[tuple[int, str, str]] = []
@@ -269,18 +292,19 @@ class Made:
                 shown = Shown(len(source), stack)
                 for found in encode(encoder):
                     bad += found.bad
-                    if tolerance is not None and len(bad) > most:
-                        for _, place, problem in bad:  # ends with an error
-                            tolerance.add(one_line(RecordError(place, problem)))
+                    check(bad)
                     done = writer.documents + len(found.part.counts)
                     writer.add(found.part, done / len(source))
                     shown.advance(done, writer)
             shown.finish(writer)
             return {"bad": bad, "column": self.column, "tokenizer": self.tokenizer.sha256}
 
-        return token_store.get_or_build(
+        store = token_store.get_or_build(
             token_store.place(), self.key(source), id_type(self.tokenizer), fill
         )
+        if identity(source) is None:  # no other process finds it
+            atexit.register(shutil.rmtree, store.folder, ignore_errors=True)
+        return store
 
 
 class Shown:
@@ -309,22 +333,6 @@ class Shown:
         if self.bar is not None:
             folder = writer.folder.parent
             say(f"tokenized {self.total:,} records: {writer.tokens:,} tokens in {folder}")
-
-
-def described(source: Source) -> list[Record | str | int]:
-    """Returns what identifies the records of a source, as JSON values."""
-    if isinstance(source, Selected):
-        digest = hashlib.sha256(numbers(source).tobytes()).hexdigest()
-        return [*described(source.source), digest]
-    return [token_store.identity(source.fingerprint()), len(source)]
-
-
-def numbers(source: Selected) -> np.ndarray:
-    """Returns the numbers of selected records, int64 [N]."""
-    chosen = source.indices
-    if isinstance(chosen, range):
-        return np.arange(chosen.start, chosen.stop, chosen.step)
-    return chosen.astype(np.int64)
 
 
 def folders_of(source: Source) -> list[Path]:

@@ -30,7 +30,7 @@ from fmjax.data.storage.tables import Table, Values
 from fmjax.errors import UserError, in_range
 from fmjax.tasks.images import ImageTask, processor_of
 from fmjax.tasks.labels import LabelTask
-from fmjax.tasks.row_tables import Part, remembered, row_table, settings
+from fmjax.tasks.row_tables import Part, row_table, settings
 
 # The settings on which the targets depend.
 OF_TARGETS = ("task", "label", "labels", "label_columns")
@@ -73,12 +73,11 @@ class Task(LabelTask, ImageTask):
     def resolve(self, source: Source) -> Config:
         """Returns the image size, channels and label names in the training data, unless they are
         given, and the class weights, if they are inferred from the data."""
-        check_columns(source, self.columns)
 
         def find() -> Config:
             return self.find_images(source) | self.find_labels(source, range(len(source)))
 
-        return remembered(source, settings(self), find)
+        return self.remembered(source, find)
 
     def examples(
         self, source: Source, processors: Processors, max_length: int, train: bool

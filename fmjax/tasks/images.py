@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from fmjax.data.kinds import image as image_kind
 from fmjax.data.kinds.pixels import RESAMPLINGS
 from fmjax.data.sources.open import check_columns
 from fmjax.errors import UserError, in_range, one_of
+from fmjax.tasks.row_tables import remembered, settings
 
 FITS = ("stretch", "shortest")
 
@@ -87,6 +89,14 @@ class ImageTask(contracts.Task):
     def processing(self) -> Mapping[str, Config]:
         names = ("image_size", "resize_size", "fit", "resize", "channels", "mean", "std")
         return {"image": {name: value for name, value in vars(self).items() if name in names}}
+
+    def remembered(self, source: Source, find: Callable[[], Config]) -> Config:
+        """Returns settings that `find` finds in the records, or found in an earlier start, unless
+        the records hold paths: files that they name may change while the records do not."""
+        check_columns(source, self.columns)
+        if isinstance(source.value(0, self.image), str | Path):
+            return find()
+        return remembered(source, settings(self), find)
 
     def find_images(self, source: Source) -> Config:
         """Returns the settings `image_size` and `channels` that are inferred from the data.

@@ -35,7 +35,6 @@ from fmjax.data.sources.open import check_columns
 from fmjax.errors import UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.tasks.images import ImageTask, processor_of
-from fmjax.tasks.row_tables import remembered, settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,8 +88,7 @@ class Task(ImageTask):
 
     def resolve(self, source: Source) -> Config:
         """Returns the image size and channels in the training data, unless they are given."""
-        check_columns(source, self.columns)
-        return remembered(source, settings(self), partial(self.find_images, source))
+        return self.remembered(source, partial(self.find_images, source))
 
     def examples(
         self, source: Source, processors: Processors, max_length: int, train: bool

@@ -16,7 +16,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fmjax.contracts import Config, Record, Source, Value
-from fmjax.data.records import ConcatenatedSources, RecordSource, Selected
+from fmjax.data.identity import identity
+from fmjax.data.records import RecordSource
 from fmjax.data.storage import cache
 from fmjax.data.storage.tables import RAGGED, Column, Columns, Table, Values, ids, write
 from fmjax.data.tokenizers.tokenizer import Tokenizer
@@ -36,7 +36,6 @@ from fmjax.errors import RecordError
 from fmjax.tasks.token_rows import Row
 
 FORMAT = 1  # of the tables; raised when records become other rows than before
-DIGEST = re.compile('"[0-9a-f]{64}"')  # of files, or of the names and sizes in a folder
 CHUNK = 4096  # records that are tokenized together
 TYPES = Column("uint8", RAGGED)  # of the tokens of a row
 
@@ -88,7 +87,7 @@ def row_table(
         passed(held)
         return Table(held.getvalue())
     name = name_of(source, key)
-    if name:
+    if name and cache.is_writable():
         return Table(cache.get_or_make(Path("rows", f"{name}.arrow"), passed))
     handle, path = tempfile.mkstemp(prefix="fmjax-rows-")
     atexit.register(Path(path).unlink, missing_ok=True)
@@ -118,8 +117,12 @@ def made(make: Callable[[Part], Values], part: Part) -> Values:
 
 
 def parts(source: Source) -> Iterator[Part]:
-    """Yields the records in chunks; shows a progress bar, or a line every 10 seconds."""
+    """Yields the records in chunks; if there are several, shows a progress bar, or a line every 10
+    seconds."""
     count, begun = len(source), time.monotonic()
+    if count <= CHUNK:
+        yield Part(source, 0, count)
+        return
     with Bar("read records", count) as bar:
         for begin in range(0, count, CHUNK):
             end = min(begin + CHUNK, count)
@@ -139,12 +142,7 @@ def remembered(source: Source, key: Mapping[str, Value], find: Callable[[], Conf
     name = name_of(source, key) if len(source) > CHUNK else ""
     if not name:
         return find()
-
-    def write_found(stream: BinaryIO) -> None:
-        stream.write(json.dumps(find()).encode())
-
-    path = cache.get_or_make(Path("found", f"{name}.json"), write_found)
-    found = json.loads(path.read_text())
+    found = cache.remembered(Path("found", f"{name}.json"), find)
     return {name: tuple(it) if isinstance(it, list) else it for name, it in found.items()}
 
 
@@ -188,17 +186,3 @@ def name_of(source: Source, key: Mapping[str, Value]) -> str:
     if content is None:
         return ""
     return hashlib.sha256(json.dumps([FORMAT, content, key]).encode()).hexdigest()[:32]
-
-
-def identity(source: Source) -> Value | None:
-    """Returns JSON values that determine the records of a source; None if its fingerprint has no
-    digest."""
-    if isinstance(source, Selected):
-        indices = np.ascontiguousarray(source.indices, np.int64)
-        own = identity(source.source)
-        return None if own is None else [own, hashlib.sha256(indices.tobytes()).hexdigest()]
-    if isinstance(source, ConcatenatedSources):
-        own = [identity(part) for part in source.parts.values()]
-        return None if None in own else [list(source.columns), own]
-    mark = source.fingerprint()
-    return [list(source.columns), mark] if DIGEST.search(json.dumps(mark)) else None

@@ -221,7 +221,7 @@ class Task(Balance, contracts.Task):
         columns = {
             "ids": ids(tokenizer.vocab_size),
             "begins": Column("uint32", RAGGED),
-            "tags": Column("uint16", RAGGED),
+            "tags": ids(len(self.labels)),
         }
         ignored = (*LOSS, "pieces", "mode", "scheme", "split", "token_dropout")
         table = row_table(source, columns, row_key(self, tokenizer, max_length, ignored), make)

@@ -3,19 +3,19 @@ are."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
-from fmjax.contracts import Config, Examples, Processors, Record, Source, Task
+from fmjax.contracts import Config, Examples, Processors, Source, Task
+from fmjax.data.identity import identity
 from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle
 from fmjax.data.storage import cache, token_store
 from fmjax.data.stream import overlap
 from fmjax.data.stream.packing import fill_of
 from fmjax.distributed.hosts import say
-from fmjax.tasks.corpus import described
+
+FORMAT = 1  # raised when the same data have another overlap than before
 
 
 def notes_of(
@@ -44,23 +44,16 @@ def remembered_overlap(task: Task, train: Source, held: Source, processors: Proc
     It is computed once for the same data: it reads records from everywhere, so that a start would
     read most of a large text."""
     reads = dict(task.reads)
-    facts: list[Record | str | int] = [*described(train), *described(held), reads]
-    facts.append(lifecycle.hashes(processors))
-    name = token_store.digest_of(*facts)
 
-    def write(stream: BinaryIO) -> None:
+    def find() -> Config:
         found = overlap.find_overlap(train, held, reads, processors)
-        content: Config = {"warning": "", "facts": {}}
-        if found is not None:
-            counts = {
-                "records": found.count,
-                "validation": found.held,
-                "training": found.trained,
-            }
-            warning = found.warning() if found.count else ""
-            content = {"warning": warning, "facts": {"overlap": counts}}
-        stream.write(json.dumps(content).encode())
+        if found is None:
+            return {"warning": "", "facts": {}}
+        counts = {"records": found.count, "validation": found.held, "training": found.trained}
+        return {"warning": found.warning() if found.count else "", "facts": {"overlap": counts}}
 
-    path = cache.get_or_make(Path("overlap", f"{name}.json"), write)
-    content: Config = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    content = [identity(train), identity(held)]
+    if None in content:
+        return find()
+    name = token_store.digest_of(FORMAT, *content, reads, lifecycle.hashes(processors))
+    return cache.remembered(Path("overlap", f"{name}.json"), find)

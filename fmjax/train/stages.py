@@ -19,6 +19,7 @@ from fmjax.data.kinds import lifecycle
 from fmjax.data.kinds.choose import choose_processors
 from fmjax.data.records import Bundle
 from fmjax.data.splits import open_sources
+from fmjax.data.storage import cache
 from fmjax.data.storage.token_store import stored_in
 from fmjax.data.stream.buckets import Bucketed
 from fmjax.data.stream.examples import check_positions, make_examples
@@ -117,7 +118,8 @@ def build(data: Data, resumed: bool, layout: Layout) -> Built:
     check_positions(config)
     check_state(config, model, layout)
     sources = dict(data.sources)  # without bad records, once examples are made
-    with stored_in(config["data"].get("store")):
+    own = config["data"]
+    with stored_in(own.get("store")), cache.verifying(bool(own.get("verify"))):
         examples = make_examples(task, sources, data.processors, config, data.tolerance)
     best.check_evaluated(config, examples)
     train = examples["train"]

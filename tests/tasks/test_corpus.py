@@ -21,7 +21,7 @@ from support.sources import MemoryRecords
 from fmjax.contracts import Record
 from fmjax.data.kinds import encoding
 from fmjax.data.kinds.encoding import Encoder, encode
-from fmjax.data.records import Selected
+from fmjax.data.records import ConcatenatedSources, Selected
 from fmjax.data.sources.open import open_source
 from fmjax.data.storage import token_store
 from fmjax.data.stream.tolerance import Tolerance, Watched
@@ -59,7 +59,9 @@ def whole(corpus: Corpus) -> list[int]:
     return corpus.read(0, corpus.size).tolist()
 
 
-def reference(texts: list[str], before: tuple = (), after: tuple = ()) -> tuple[list[int], list[int]]:
+def reference(
+    texts: list[str], before: tuple = (), after: tuple = ()
+) -> tuple[list[int], list[int]]:
     """Returns the tokens and the ends of documents, as one array in memory."""
     tokens, ends = [], []
     for ids in TOKENIZER.encode_batch(texts):
@@ -69,14 +71,19 @@ def reference(texts: list[str], before: tuple = (), after: tuple = ()) -> tuple[
     return tokens, ends
 
 
-@pytest.mark.parametrize("chosen", [None, [3, 0, 7, 20, 21, 39], list(range(1, 40)), list(range(40))])
+@pytest.mark.parametrize(
+    "chosen", [None, [3, 0, 7, 20, 21, 39], list(range(1, 40)), list(range(40))]
+)
 @pytest.mark.parametrize("around", [((), ()), ((1,), (2, 3)), ((4, 5), ())])
 def test_a_view_reads_as_one_array(chosen, around):
     source, texts = records(), TEXTS
     if chosen is not None:
         source, texts = Selected(source, np.array(chosen), {}), [TEXTS[index] for index in chosen]
     corpus = tokenize(source, "text", TOKENIZER)
-    assert (corpus.characters, corpus.bytes) == (sum(map(len, texts)), sum(len(text.encode()) for text in texts))
+    assert (corpus.characters, corpus.bytes) == (
+        sum(map(len, texts)),
+        sum(len(text.encode()) for text in texts),
+    )
     if any(around):
         corpus = corpus.enclosed(*(np.array(side, np.int32) for side in around))
     tokens, ends = reference(texts, *around)
@@ -136,9 +143,51 @@ def test_a_small_part_of_a_large_source_has_a_store_of_its_own(tmp_path):
     tokenize(Selected(source, np.arange(20), {}), "text", TOKENIZER)  # half of it
     assert tokenize(few, "text", TOKENIZER).documents is not None
     assert len(list(stores.glob("tokens-*"))) == 3
-    corpus = tokenize(Selected(Selected(source, np.arange(40)[::-1], {}), np.array([1, 39]), {}), "text", TOKENIZER)
+    corpus = tokenize(
+        Selected(Selected(source, np.arange(40)[::-1], {}), np.array([1, 39]), {}),
+        "text",
+        TOKENIZER,
+    )
     assert whole(corpus) == reference([TEXTS[38], TEXTS[0]])[0]
     assert len(list(stores.glob("tokens-*"))) == 3
+
+
+def test_a_part_of_a_record_is_not_read_from_the_whole(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("the dog sleeps " * 20 + "你好 " * 100, encoding="utf-8")
+    for part, expected in (
+        ("", "the dog sleeps " * 20 + "你好 " * 100),
+        ("[:300]", "the dog sleeps " * 20),
+        ("[300:]", "你好 " * 100),
+    ):
+        corpus = tokenize(
+            open_source("text", f"{path}{part}", "train", record="file"), "text", TOKENIZER
+        )
+        assert (whole(corpus), corpus.characters) == (reference([expected])[0], len(expected))
+
+
+class Unknown(MemoryRecords):
+    """Records whose fingerprint says nothing about them."""
+
+    def fingerprint(self) -> Record:
+        return {"source": "own"}
+
+
+def test_tokens_of_unknown_content_are_not_taken_for_others():
+    texts = TEXTS[::-1]  # as many
+    for own in (TEXTS, texts):
+        source = Unknown(records(own))
+        assert whole(tokenize(source, "text", TOKENIZER)) == reference(own)[0]
+        assert whole(tokenize(Selected(source, np.arange(1, 40), {}), "text", TOKENIZER)) == reference(own[1:])[0]
+
+
+def test_parts_with_different_records_are_other_stores():
+    parts = {"a": records(), "b": records(TEXTS[:5])}
+    for left_out in (1, 2):  # one each, as bad records
+        kept = np.delete(np.arange(45), left_out)
+        source = ConcatenatedSources(parts).take(kept, {"left_out": 1})
+        expected = [[*TEXTS, *TEXTS[:5]][index] for index in kept]
+        assert whole(tokenize(source, "text", TOKENIZER)) == reference(expected)[0]
 
 
 def test_no_text_at_all():
@@ -160,10 +209,19 @@ def test_bad_records_are_left_out_one_by_one(tmp_path):
     told: list[str] = []
     tolerance = Tolerance("skip:2", tell=told.append)
     with tolerance.active():
-        kept, corpus = tolerance.apply(MemoryRecords(BAD), lambda source: tokenize(source, "text", TOKENIZER), 3)
-    assert whole(corpus) == reference([TEXTS[index] for index in (0, 1, 3, 5)])[0] and len(kept) == 4
-    assert [line.partition(":")[2].strip().partition(":")[0] for line in told] == ["left out line 3", "left out line 5"]
-    assert len(list((tmp_path / "cache" / "tokens").glob("tokens-*"))) == 1  # however often it was tried
+        kept, corpus = tolerance.apply(
+            MemoryRecords(BAD), lambda source: tokenize(source, "text", TOKENIZER), 3
+        )
+    assert (
+        whole(corpus) == reference([TEXTS[index] for index in (0, 1, 3, 5)])[0] and len(kept) == 4
+    )
+    assert [line.partition(":")[2].strip().partition(":")[0] for line in told] == [
+        "left out line 3",
+        "left out line 5",
+    ]
+    assert (
+        len(list((tmp_path / "cache" / "tokens").glob("tokens-*"))) == 1
+    )  # however often it was tried
     # Now they are errors.
     with pytest.raises(RecordError, match="line 3"):
         tokenize(MemoryRecords(BAD), "text", TOKENIZER)
@@ -172,9 +230,40 @@ def test_bad_records_are_left_out_one_by_one(tmp_path):
     assert raised.value.index == 2
 
 
+@pytest.mark.parametrize("on_error", ["fail", "skip:1"])
+def test_bad_records_that_are_not_chosen_are_no_error(on_error):
+    source = Selected(MemoryRecords(BAD), np.array([5, 3, 0, 1]), {})  # more than half: a view on all
+    with Tolerance(on_error).active():
+        assert whole(tokenize(source, "text", TOKENIZER)) == reference([TEXTS[index] for index in (5, 3, 0, 1)])[0]
+
+
+def test_a_bad_record_of_a_view_has_its_number_there():
+    source = Selected(MemoryRecords(BAD), np.array([5, 3, 4, 1]), {})
+    with pytest.raises(RecordError, match="line 5") as raised:
+        tokenize(source, "text", TOKENIZER)
+    assert raised.value.index == 2
+
+
+class Renamed(MemoryRecords):
+    """The same records in another file."""
+
+    place = "moved.jsonl line"
+
+
+def test_bad_records_of_a_renamed_file_are_left_out_where_they_are_now():
+    for kind, place in (MemoryRecords, "line 3"), (Renamed, "moved.jsonl line 3"):
+        tolerance = Tolerance("skip:2")
+        with tolerance.active():
+            kept, _ = tolerance.apply(kind(BAD), lambda source: tokenize(source, "text", TOKENIZER), 3)
+        assert len(kept) == 4 and tolerance.found[0].startswith(f"{place}: ")
+
+
 def test_one_bad_record_too_many_ends_the_run(tmp_path):
     tolerance = Tolerance("skip:1")
-    with tolerance.active(), pytest.raises(UserError, match="line 5: .*1 bad records were already left out"):
+    with (
+        tolerance.active(),
+        pytest.raises(UserError, match="line 5: .*1 bad records were already left out"),
+    ):
         tolerance.apply(MemoryRecords(BAD), lambda source: tokenize(source, "text", TOKENIZER), 3)
     assert not list((tmp_path / "cache" / "tokens").glob("*tokens-*"))
 
@@ -242,18 +331,24 @@ class Killer(Tokenizer):
 
 def test_a_process_that_dies_ends_the_run():
     killer = Killer(TOKENIZER.pieces, TOKENIZER.settings)
-    with pytest.raises(UserError, match=r"a process that tokenizes the data ended \(exit code -9\)"):
+    with pytest.raises(
+        UserError, match=r"a process that tokenizes the data ended \(exit code -9\)"
+    ):
         list(encode(Encoder(records(), "text", killer), 1))
 
 
 def test_the_other_half_of_a_pair_is_drawn_as_before():
     texts = [" ".join(["dog sleeps"] * (1 + 7 * (number % 3))) for number in range(12)]
-    examples = make({"name": "mlm", "nsp": True}).examples(records(texts), using(TOKENIZER), 16, train=True)
+    examples = make({"name": "mlm", "nsp": True}).examples(
+        records(texts), using(TOKENIZER), 16, train=True
+    )
     for index in range(len(examples)):
         own = examples.documents == examples.documents[index]
         first, count = int(own.argmax()), int(own.sum())
         lot = int(np.random.default_rng(index).integers(len(examples) - count))
-        assert examples.other(index, np.random.default_rng(index)) == (lot if lot < first else lot + count)
+        assert examples.other(index, np.random.default_rng(index)) == (
+            lot if lot < first else lot + count
+        )
 
 
 def test_memory_documents_are_read_as_stores_are():

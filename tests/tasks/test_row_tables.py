@@ -255,3 +255,25 @@ def test_classes_and_sizes_of_images_are_found_once(tmp_path, monkeypatch, files
     assert image_classify.Task().resolve(source) == found
     assert same(examples, task.examples(source, images_of(task), 0, train=False))
     assert same(examples, pickle.loads(pickle.dumps(examples)))
+
+
+def test_images_that_records_name_are_read_again(tmp_path):
+    paths = [str(tmp_path / f"{number}.png") for number in range(6)]
+    source = opened(tmp_path, [{"image": path, "label": "ab"[at % 2]} for at, path in enumerate(paths)])
+    for size in (4, 8):
+        for path in paths:
+            Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(path)
+        assert image_classify.Task().resolve(source)["image_size"] == size
+
+
+def test_without_a_cache_rows_are_made_at_each_start(tmp_path, tokenizer, monkeypatch, files):
+    task, source = seq2seq.Task("text", "other", scores=()), opened(tmp_path, records())
+    expected = task.examples(source, using(tokenizer), LENGTH, train=True)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "file" / "cache"))  # cannot be created
+    found = task.examples(source, using(tokenizer), LENGTH, train=True)
+    assert same(found, expected) and found.table.content.parent != files / "rows"
+    calls: list[int] = []
+    for _ in range(2):
+        assert row_tables.remembered(source, {}, lambda: {"labels": ("a",), "call": calls.append(1)})["labels"] == ("a",)
+    assert calls == [1, 1]

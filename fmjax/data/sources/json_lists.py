@@ -70,7 +70,8 @@ class JsonLists(RecordSource):
             found = index_of(file.local, __name__, {}, 4, partial(self.scan, file))
             if not found.facts["count"]:
                 raise UserError(
-                    f"{file.path}: no records for {split}; use a file that is not empty"
+                    f"{file.path}: no records for {split}: has no list of objects; use a file with "
+                    "one, or, if each line is an object, --config.data.source=jsonl"
                 )
             self.places.append(found)
         # The number of records before each file, [files + 1].
@@ -92,6 +93,8 @@ class JsonLists(RecordSource):
         main, gathered, shared = joined(file, lists)
         records = lists.get(main, Objects())
         order, owners, joins = gather(file, lists, main, gathered)
+        for key, name in shared.items():
+            check_shared(file, lists, key, name)
         facts |= {"count": len(records), "main": main, "gathered": list(gathered)}
         facts["columns"] = [*columns.get(main, ()), *gathered]
         facts["shared"] = {
@@ -257,7 +260,7 @@ def gather(
         lost = np.flatnonzero(ids[by_id[at]] != refers)
         if len(lost):
             raise UserError(
-                f"{file.path}: {name}[{lost[0]}] has a {key} that none of {main} has; correct it"
+                f"{file.path}: {name}[{lost[0]}] has the {key} of none of {main}; correct it"
             )
         numbers.append(np.arange(len(refers)))
         owners.append(by_id[at])
@@ -265,6 +268,25 @@ def gather(
     all_owners = np.concatenate(owners)
     order = np.argsort(all_owners, kind="stable")
     return np.concatenate(numbers)[order], all_owners[order], np.concatenate(joins)[order]
+
+
+def check_shared(file: File, lists: Mapping[str, Objects], key: str, name: str) -> None:
+    """Raises UserError for an id that two objects of the list `name` have, and for a `key` that
+    none has; a key may be null, or left out."""
+    ids = np.frombuffer(lists[name].ids, np.int64)
+    _, first = np.unique(ids, return_index=True)
+    if len(first) < len(ids):
+        again = np.setdiff1d(np.arange(len(ids)), first)[0]
+        raise UserError(
+            f"{file.path}: {name}[{again}] has the id of an earlier one of {name}; correct one"
+        )
+    known = np.append(ids, [0, hash(json.dumps(None))])
+    for other, own in lists.items():
+        lost = np.flatnonzero(~np.isin(np.array(own.refers.get(key, ()), np.int64), known))
+        if len(lost):
+            raise UserError(
+                f"{file.path}: {other}[{lost[0]}] has the {key} of none of {name}; correct it"
+            )
 
 
 SOURCES = (SourceKind("json", JsonLists),)

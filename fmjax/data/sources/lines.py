@@ -39,7 +39,7 @@ class RecordFiles(RecordSource):
     def __init__(self, paths: Sequence[Path], split: str):
         self.split = split
         self.files = open_files(paths)
-        reader = f"{type(self).__module__}.{type(self).__qualname__}"
+        reader = f"{type(self).__module__}.{type(self).__qualname__}.{self.kind}"
         options = {"version": self.version, **self.options()}
         self.places: list[Index] = []  # the begin and end of the records of each file
         for file in self.files:

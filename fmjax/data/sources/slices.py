@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax.contracts import Record, Source, Value
-from fmjax.data.records import Selected
+from fmjax.contracts import Record, Source
+from fmjax.data.records import RecordSource, Selected
 from fmjax.errors import UserError
 
 # Brackets without a colon or a per cent sign are a glob's.
@@ -100,26 +100,33 @@ def part(source: Source, wanted: Slice) -> Source:
     return Selected(source, range(begin, end), wanted.mark)
 
 
-class Characters(Selected):
+class Characters(RecordSource):
     """Consecutive characters of a source's column `text`, counted through all records; at most two
-    records are cut."""
+    records are cut, so these are not records of the source (`Selected`)."""
 
     def __init__(self, source: Source, wanted: Slice):
         lengths = (len(source.value(index, "text")) for index in range(len(source)))
         ends = np.fromiter(lengths, np.int64, len(source)).cumsum()
         begin, end = wanted.span(int(ends[-1]), "characters")
         first, last = (int(np.searchsorted(ends, place, "right")) for place in (begin, end - 1))
-        super().__init__(source, range(first, last + 1), wanted.mark)
+        self.whole = Selected(source, range(first, last + 1), wanted.mark)
+        self.columns = source.columns
         # The characters before the first record, and before the last one.
         before = [int(ends[number - 1]) if number else 0 for number in (first, last)]
         self.begin, self.end = begin - before[0], end - before[1]
 
+    def __len__(self) -> int:
+        return len(self.whole)
+
     def __getitem__(self, index: int) -> Record:
         index = range(len(self))[index]
-        record = super().__getitem__(index)
+        record = self.whole[index]
         begin = self.begin if index == 0 else 0
         end = self.end if index == len(self) - 1 else None
         return record | {"text": record["text"][begin:end]}
 
-    def value(self, index: int, name: str) -> Value:
-        return self[index][name]
+    def where(self, index: int) -> str:
+        return self.whole.where(index)
+
+    def fingerprint(self) -> Record:
+        return self.whole.fingerprint()

@@ -36,6 +36,8 @@ SMALL = 2**16  # bytes; a smaller file is read as fast as what is remembered of 
 SLOW = 2**30  # bytes to read again at each start that are worth a warning
 THREADS = 8  # files that are read at a time
 TRIES = 1000  # to get a lock that others remove
+POLL = 0.05  # seconds between two attempts to lock
+QUIET = 1.0  # seconds of waiting before it is shown
 FORMAT = 1  # of remembered digests
 VERIFY = "read all data again and compare its digests, instead of trusting those remembered"
 
@@ -60,6 +62,13 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmjax"
 
 
+def is_writable() -> bool:
+    """Returns whether files can be created in the cache folder."""
+    with contextlib.suppress(OSError):
+        folder().mkdir(parents=True, exist_ok=True)
+    return os.access(folder(), os.W_OK)
+
+
 def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
     """Returns a file of the cache; `make` writes it if it is missing or damaged.
 
@@ -73,6 +82,21 @@ def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
             f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); "
             "free disk space, or set the environment variable FMJAX_CACHE to another folder"
         ) from error
+
+
+def remembered(relative: Path, find: Callable[[], Record]) -> Record:
+    """Returns JSON values that `find` finds, or found in an earlier start; they are only found if
+    the cache cannot be written."""
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(json.dumps(find()).encode())
+
+    try:
+        path = found_or_made(relative, write)
+        found: Record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return find()
+    return found
 
 
 def found_or_made(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
@@ -91,17 +115,29 @@ def found_or_made(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of a file of the cache, so that one process of a host makes it and the others
-    wait.
+def locked(path: Path) -> Iterator[bool]:
+    """Holds a lock, so that one process makes something and the others wait, after a second with a
+    line that says so. Yields False where the file system has no locks; then each makes it.
 
-    A lock ends with its process. Where a file system has no locks, or no inodes to tell files
-    apart, each makes the file.
+    A lock ends with its process; on a shared file system, other hosts may not see it. Raises
+    OSError if the lock file cannot be created.
     """
+    begun: float | None = time.monotonic()
     for attempt in range(TRIES):
         with path.open("ab") as lock:
-            with contextlib.suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            alone = True
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if begun is not None and time.monotonic() - begun >= QUIET:
+                        tell(f"waiting for another process that prepares the same data ({path})")
+                        begun = None
+                    time.sleep(POLL)
+                except OSError:
+                    alone = False
+                    break
             # Whoever had the lock has removed it; another may have created it again.
             same = False
             with contextlib.suppress(FileNotFoundError):
@@ -109,7 +145,7 @@ def locked(path: Path) -> Iterator[None]:
             if not same and attempt < TRIES - 1:
                 continue
             try:
-                yield
+                yield alone
             finally:
                 path.unlink(missing_ok=True)
             return
@@ -254,5 +290,10 @@ def not_kept(size: int, error: OSError) -> None:
 
 
 def warn(text: str) -> None:
-    """Prints a warning; each host has its own disk."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    """Prints a warning."""
+    tell(f"warning: {text}")
+
+
+def tell(text: str) -> None:
+    """Prints a line on any host: each has its own disk."""
+    print(text, file=sys.stderr, flush=True)

@@ -8,10 +8,12 @@ kB per megabyte. The hash of the compressed file names the copy.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import functools
 import gzip
 import lzma
 import mmap
+import resource
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,6 +39,7 @@ COMPRESSIONS = {
 }
 MEGABYTE = 2**20
 BLOCK = 2**14  # bytes between positions with known line numbers
+DESCRIPTORS = 3  # per mapped file: its own, and those of two indexes
 HELD = 64 * MEGABYTE  # bytes that are read before the pages of a mapped file are given back
 
 
@@ -205,8 +208,19 @@ def open_files(paths: Sequence[Path]) -> list[File]:
 
     Raises UserError if one cannot be read.
     """
+    make_room(DESCRIPTORS * len(paths))
     cache.read_digests(paths)
     return [File(path) for path in paths]
+
+
+def make_room(count: int) -> None:
+    """Lets this process, and those that it starts, open `count` more files, as far as the system
+    allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+    if soft not in (resource.RLIM_INFINITY, wanted):
+        with contextlib.suppress(OSError, ValueError):  # macOS has a limit below the hard one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Line(NamedTuple):

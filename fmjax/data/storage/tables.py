@@ -34,13 +34,23 @@ class Column(NamedTuple):
         return pa.list_(number, self.width) if self.width else number
 
     def array(self, values: Cells) -> pa.Array:
-        """Returns the Arrow array of some rows."""
+        """Returns the Arrow array of some rows. Raises OverflowError if a number does not fit into
+        the column's type."""
         if self.width == RAGGED:
-            ends = np.cumsum([0, *map(len, values)]).astype(np.int32)
-            joined = np.concatenate([np.zeros(0, self.dtype), *values]).astype(self.dtype)
+            ends = fitting(np.cumsum([0, *map(len, values)]), "int32")
+            joined = fitting(np.concatenate([np.zeros(0, self.dtype), *values]), self.dtype)
             return pa.ListArray.from_arrays(pa.array(ends), pa.array(joined))
-        flat = pa.array(np.ascontiguousarray(values, self.dtype).reshape(-1))
+        flat = pa.array(fitting(np.asarray(values), self.dtype).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, self.width) if self.width else flat
+
+
+def fitting(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns numbers as another type, contiguous. Raises OverflowError instead of wrapping."""
+    if np.issubdtype(dtype, np.integer) and values.size:
+        info = np.iinfo(dtype)
+        if not info.min <= values.min() <= values.max() <= info.max:
+            raise OverflowError(f"{values.min()} to {values.max()} do not fit into {dtype}")
+    return np.ascontiguousarray(values, dtype)
 
 
 RAGGED = -1
@@ -48,7 +58,7 @@ Columns: TypeAlias = Mapping[str, Column]
 
 
 def ids(vocab_size: int) -> Column:
-    """Returns the column of the ids of texts, in as few bytes as the vocabulary allows."""
+    """Returns a ragged column of ids, in as few bytes as the vocabulary allows."""
     return Column("uint16" if vocab_size <= 2**16 else "uint32", RAGGED)
 
 

@@ -10,8 +10,8 @@ A store is a folder:
 
 All numbers are little-endian. The first two files are as datatrove's `DocumentTokenizer` writes
 them. A store is written beside its final place and renamed, and its sizes are checked whenever it
-is opened, so that a part of one is never taken for the whole. Its name is a hash of what it was
-made from.
+is opened, so that a part of one is never taken for the whole; with `data.verify`, so are its
+digests. Its name is a hash of what it was made from.
 
 Ids are read with `pread`, not mapped: mapped pages count as memory of the process, and a file that
 is truncated while it is mapped kills it.
@@ -21,14 +21,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -36,14 +34,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fmjax.config.json_files import write_json
-from fmjax.contracts import Record
+from fmjax.contracts import Record, Value
 from fmjax.data.storage import cache
-from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 
 FORMAT = 1
 TOKENS, ENDS, SIZES, HEADER = "tokens.ds", "tokens.ds.index", "tokens.ds.sizes", "store.json"
-POLL = 0.2  # seconds between two attempts to lock
 
 _place: contextvars.ContextVar[str | None] = contextvars.ContextVar("store", default=None)
 
@@ -103,11 +99,16 @@ def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
 
 
 def read_header(folder: Path) -> Record | None:
-    """Returns the content of a store's `store.json`; None unless the store is complete."""
+    """Returns the content of a store's `store.json`; None unless the store is complete, and with
+    `data.verify` its digests are those of its files."""
     try:
         header: Record = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         whole = header["format"] == FORMAT and all(
-            (folder / name).stat().st_size == file["size"] for name, file in header["files"].items()
+            (folder / name).stat().st_size == file["size"]
+            and (
+                not cache.is_verifying() or cache.digest(folder / name)["sha256"] == file["sha256"]
+            )
+            for name, file in header["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -267,51 +268,23 @@ def locked(folder: Path, key: str) -> Iterator[bool]:
     """Lets one process at a time build the store of a name; yields False on file systems without
     locks. The system frees the lock of a process that ends."""
     path = folder / "locks" / key
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("ab")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the tokens of the data cannot be stored ({error.strerror or error}); name "
-            "another folder in data.store"
-        ) from error
-    with stream:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = True
-                break
-            except BlockingIOError:
-                if not waiting:
-                    say(f"waiting for another process that tokenizes the same data (lock: {path})")
-                waiting = True
-                time.sleep(POLL)
-            except OSError:
-                alone = False
-                break
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(cache.locked(path))
+        except OSError as error:
+            raise UserError(
+                f"{folder}: the tokens of the data cannot be stored ({error.strerror or error}); "
+                "name another folder in data.store"
+            ) from error
         yield alone
 
 
-def key_of(*facts: Record | str | int | None) -> str:
+def key_of(*facts: Value) -> str:
     """Returns the name of the store that is made from these JSON values."""
     return f"tokens-{digest_of(FORMAT, *facts)}"
 
 
-def digest_of(*facts: Record | str | int | None) -> str:
+def digest_of(*facts: Value) -> str:
     """Returns a name for JSON values."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def identity(fingerprint: Record) -> Record:
-    """Returns what identifies the content of a source: its fingerprint without the names of files
-    that have a digest, and of the split that these are of."""
-    kept = {
-        key: identity(value) if isinstance(value, dict) else value
-        for key, value in fingerprint.items()
-    }
-    files = fingerprint.get("files")
-    if isinstance(files, list) and all(isinstance(one, dict) and "sha256" in one for one in files):
-        kept["files"] = [[one.get("size"), one["sha256"]] for one in files]
-        kept.pop("split", None)
-    return kept

@@ -31,6 +31,7 @@ from fmjax.data.stream.randomness import ENDLESS, Shuffled
 from fmjax.errors import UserError, in_range, nearest
 
 CYCLE = 100_000  # length of the cycle, in which shares are exact
+HELD = {"validation": "hold_out", "test": "hold_out_test"}  # keys without effect beside files
 OWN = ("weight", "epochs", "cap")  # keys of a source of a mixture besides those of `data`
 
 
@@ -66,7 +67,16 @@ def parts_of(data: Config, keys: Sequence[str]) -> dict[str, Config]:
                 )
         files = settings.get("files", {})
         own = {key: value for key, value in settings.items() if key not in OWN}
-        whole = {"hold_out": None} if "validation" in data["files"] else {}
+        given = [split for split in HELD if split in data["files"]]
+        whole = {HELD[split]: None for split in given}
+        since = own.get("hold_out_from") or data.get("hold_out_from") or ()
+        fold = own.get("fold") or data.get("fold")
+        for key, taken in (("fold", int(bool(fold))), ("hold_out_from", len(since))):
+            if both := [split for split in list(HELD)[:taken] if split in given]:
+                raise UserError(
+                    f"data.{key} divides the training data, but data.files.{both[0]} is set too; "
+                    "unset one of them"
+                )
         parts[name] = (
             {**data, "mixture": {}}
             | whole

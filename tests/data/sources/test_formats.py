@@ -72,3 +72,11 @@ def test_folders_take_files_in_upper_case(tmp_path):
     (tmp_path / "A.TXT").write_text("one")
     (tmp_path / "b.txt").write_text("two")
     assert records(tmp_path) == [{"text": "one"}, {"text": "two"}]
+
+
+def test_what_was_opened_as_csv_can_be_opened_as_tsv(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text\tlabel\n" + "the dog sleeps\tx\n" * 5000)  # large enough for a stored index
+    assert open_source("csv", str(path), "train").columns == ("text\tlabel",)
+    source = open_source("tsv", str(path), "train")
+    assert source[4999] == {"text": "the dog sleeps", "label": "x"}

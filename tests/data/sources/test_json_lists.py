@@ -82,7 +82,10 @@ def change(**lists) -> dict:
         ('[{"a": 1}, {"a" 1}]', r"a.json: \[1\] is not JSON \("),
         ({"a": [{"x": 1}], "b": [{"y": 1}]}, "a.json: has the lists a, b, but no ids that join them"),
         (change(images=[{"id": 9}, {"id": 7}, {"id": 9}]), r"images\[0\] and images\[2\] have the same id; correct one"),
-        (change(images=[*COCO["images"][:1], {"id": 1}, {"id": 2}]), r"annotations\[0\] has a image_id that none of images has"),
+        (change(images=[*COCO["images"][:1], {"id": 1}, {"id": 2}]), r"annotations\[0\] has the image_id of none of images"),
+        (change(categories=COCO["categories"][:1]), r"annotations\[0\] has the category_id of none of categories"),
+        (change(categories=[{"id": 5}, {"id": 1}, {"id": 5}]), r"categories\[2\] has the id of an earlier one"),
+        ('{"text": "a"}\n{"text": "b"}\n', "no list of objects; .*data.source=jsonl"),
     ],
 )
 def test_what_is_malformed(tmp_path, content, message):

@@ -6,7 +6,9 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import pickle
+import resource
 import subprocess
 import sys
 import time
@@ -214,3 +216,18 @@ def test_pages_that_were_read_are_given_back(monkeypatch, folder, tmp_path):
     source = opened(path)
     assert [source[index]["text"][0] for index in range(len(source))] == ["x"] + ["y"] * 2**14
     assert mapped_bytes(path) < path.stat().st_size / 4
+
+
+def test_more_files_than_the_limit_of_open_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
+    for number in range(30):
+        (tmp_path / f"{number:02}.txt").write_text(f"{number} the dog sleeps\n" * 5000)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, before[1]))
+    try:
+        source = open_source("text", f"{tmp_path}/*.txt", "train", record="line")
+        assert [source.where(5000 * number) for number in range(30)] == [f"{number:02}.txt line 1" for number in range(30)]
+        assert len(os.listdir("/proc/self/fd")) > used + 20  # their indexes are mapped, too
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -50,3 +50,8 @@ def test_a_file_that_was_cut_off_is_no_table(tmp_path):
     for size in (0, 8, len(whole) // 2, len(whole) - 1):
         with pytest.raises(ValueError):
             Table(whole[:size])
+
+
+def test_a_number_that_does_not_fit_is_not_wrapped(tmp_path):
+    with (tmp_path / "a.arrow").open("wb") as stream, pytest.raises(OverflowError, match="65536 do not fit into uint16"):
+        write(stream, {"ids": ids(2**16)}, [{"ids": [np.array([1]), np.array([65536])]}])

@@ -11,7 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from fmjax.data.storage import token_store
+from fmjax.data.identity import without_names
+from fmjax.data.storage import cache, token_store
 from fmjax.data.storage.token_store import ENDS, HEADER, SIZES, TOKENS, Part, TokenStore, Writer
 from fmjax.errors import UserError
 
@@ -65,6 +66,18 @@ def test_a_damaged_store_is_built_again(tmp_path, name):
     with pytest.raises(UserError, match="is not a complete token store"):
         TokenStore(path.parent)
     assert built(tmp_path).read(0, 6).tolist() == [5, 70_000, 3, 1, 9, 8]
+
+
+def test_a_store_whose_content_was_damaged_is_built_again_if_it_is_verified(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
+    path = built(tmp_path).folder / token_store.TOKENS
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"\1")
+    built(tmp_path)
+    assert path.read_bytes() != whole  # only sizes are compared
+    with cache.verifying(True):
+        built(tmp_path)
+    assert path.read_bytes() == whole
 
 
 def test_a_store_without_a_file_or_of_another_format_is_built_again(tmp_path):
@@ -167,9 +180,10 @@ def in_threads(tmp_path, slowly) -> list[TokenStore]:
 
 
 def test_of_two_builders_one_waits(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(token_store, "POLL", 0.001)
+    monkeypatch.setattr(cache, "POLL", 0.001)
+    monkeypatch.setattr(cache, "QUIET", 0)
     waiting = threading.Event()
-    monkeypatch.setattr(token_store, "say", lambda text: (waiting.set(), print(text)))
+    monkeypatch.setattr(cache, "tell", lambda text: (waiting.set(), print(text)))
     calls: list[int] = []
 
     def slowly(writer: Writer) -> dict:
@@ -179,7 +193,7 @@ def test_of_two_builders_one_waits(tmp_path, monkeypatch, capsys):
 
     found = in_threads(tmp_path, slowly)
     assert calls == [1] and [store.read(0, 6).tolist() for store in found] == [[5, 70_000, 3, 1, 9, 8]] * 2
-    assert capsys.readouterr().out.count("waiting for another process that tokenizes the same data") == 1
+    assert capsys.readouterr().out.count("waiting for another process that prepares the same data") == 1
 
 
 def test_without_locks_both_build_and_one_store_is_left(tmp_path, monkeypatch):
@@ -216,7 +230,7 @@ def test_a_name_stands_for_the_content_and_not_for_names():
     files = [{"name": "a.txt", "size": 3, "sha256": "1f"}]
     one = {"source": "text", "split": "train", "record": "line", "files": files}
     other = one | {"split": "validation", "files": [files[0] | {"name": "b.txt"}]}
-    key = lambda facts: token_store.key_of(token_store.identity(facts), "text")  # noqa: E731
+    key = lambda facts: token_store.key_of(without_names(facts), "text")  # noqa: E731
     assert key(one) == key(other)
     assert key(one) != key(one | {"record": "file"})
     assert key(one) != key(one | {"files": [files[0] | {"sha256": "20"}]})

@@ -177,6 +177,14 @@ def test_sources_of_a_mixture_open_as_one(data, tmp_path):
     assert open_split(data, "train")[18] == {"text": "comma"}
 
 
+@pytest.mark.parametrize(("key", "value"), [("fold", "0/2"), ("hold_out_from", ("5",))])
+def test_what_divides_a_mixture_beside_files_of_that_split_is_refused(data, tmp_path, key, value):
+    files = {"validation": str(tmp_path / "held.txt")}
+    with pytest.raises(UserError, match=rf"data\.{key} divides the training data, but data\.files\.validation is set"):
+        parts_of(data | {key: value, "files": files}, PART_KEYS)
+    assert parts_of(data | {"fold": "0/2", "files": {"test": "held.txt"}}, PART_KEYS)
+
+
 def test_mistakes_in_the_sources_of_a_mixture(data, tmp_path):
     books = {"files": str(tmp_path / "books.txt")}
     for mixture, message in (
