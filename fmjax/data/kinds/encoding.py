@@ -207,6 +207,8 @@ class Process:
             self.process.stdin.flush()
             answer: Any = pickle.load(self.process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
+            if isinstance(error, pickle.UnpicklingError):  # it may go on
+                self.process.kill()
             raise UserError(
                 "a process that tokenizes the data ended "
                 f"(exit code {self.process.wait()}); check the free memory, and start again"

@@ -27,6 +27,7 @@ import json
 import os
 import shutil
 import socket
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -224,7 +225,7 @@ def get_or_build(
             beside = f".{key}-{socket.gethostname()}-"
             for left in folder.glob(f"{beside}*") if alone else ():  # by a killed process
                 shutil.rmtree(left, ignore_errors=True)
-            build(folder / f"{beside}{os.getpid()}", target, dtype, fill)
+            build(folder / f"{beside}{uuid.uuid4().hex}", target, dtype, fill)
     return TokenStore(target)
 
 

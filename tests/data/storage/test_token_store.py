@@ -202,15 +202,12 @@ def test_without_locks_both_build_and_one_store_is_left(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
     both = threading.Barrier(2)
-    pids = iter([1, 2])  # each process has its own
-    monkeypatch.setattr(os, "getpid", lambda: next(pids))
 
     def slowly(writer: Writer) -> dict:
         content = fill(writer)
         both.wait(60)
         return content
 
-    monkeypatch.setattr(token_store, "write_json", lambda path, values: path.write_text(token_store.json.dumps(values)))
     found = in_threads(tmp_path, slowly)
     assert [store.read(0, 6).tolist() for store in found] == [[5, 70_000, 3, 1, 9, 8]] * 2
     assert names(tmp_path) == ["tokens-1"]
