@@ -18,7 +18,6 @@ from fmjax.hardware import explained
 from fmjax.paths import RunPath
 from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
-from fmjax.runs.best import best_step
 from fmjax.runs.lock import Lock
 from fmjax.train import ending, start
 from fmjax.train.experiment import Experiment, prepare
@@ -66,8 +65,7 @@ class Loop:
         self.experiment, self.last, self.lock = experiment, built.steps, lock
         self.batches = start.training_batches(experiment)
         stack.callback(self.batches.close)
-        best = best_step(config, built.task)
-        self.saver = Saver(experiment, self.batches, best, lambda: self.recorder.upload())
+        self.saver = Saver(experiment, self.batches, lambda: self.recorder.upload())
         stack.callback(self.saver.close)
         self.state, nonfinite = self.saver.restore()
         self.begun = int(self.state.step)

@@ -75,7 +75,7 @@ def saved_here(running: Running, given: Config) -> str:
         local = dataclasses.replace(running.experiment, workdir=folder, resumed=False)
         lines = "".join(to_line(record) + "\n" for record in recorder.records)
         write_atomically(folder / METRICS, lines)
-        with closing(Saver(local, saver.batches, saver.best)) as here:
+        with closing(Saver(local, saver.batches)) as here:
             here.save(state, step, recorder.nonfinite, None)
         start.record(local, given)
     except (OSError, UserError) as error:

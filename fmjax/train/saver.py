@@ -9,7 +9,8 @@ from fmjax.contracts import PyTree
 from fmjax.data.stream.batches import TrainBatches
 from fmjax.distributed import hosts
 from fmjax.runs import folder as run_folder
-from fmjax.runs.checkpoint import Best, Checkpoints
+from fmjax.runs.best import best_step
+from fmjax.runs.checkpoint import Checkpoints
 from fmjax.train.experiment import Experiment
 from fmjax.train.recorder import Nonfinite
 from fmjax.train.state import TrainState
@@ -22,20 +23,18 @@ class Saver:
         self,
         experiment: Experiment,
         batches: TrainBatches,
-        best: Best | None,
         before_seal: Callable[[], None] = lambda: None,
     ):
         """
         Args:
           experiment: the run.
           batches: the training batches, whose position is saved.
-          best: the metric whose best step is kept.
           before_seal: writes the log up to a step before the step counts as saved: else a kill
             would leave a step whose metrics are in no log.
         """
-        keep = int(experiment.config["checkpoint"]["keep"])
-        self.experiment, self.batches, self.best = experiment, batches, best
-        folder = experiment.workdir / run_folder.CHECKPOINTS
+        config, folder = experiment.config, experiment.workdir / run_folder.CHECKPOINTS
+        self.experiment, self.batches = experiment, batches
+        keep, best = int(config["checkpoint"]["keep"]), best_step(config, experiment.built.task)
         self.checkpoints = Checkpoints(folder, keep=keep, best=best, before_seal=before_seal)
 
     def restore(self) -> tuple[TrainState, Nonfinite]:
