@@ -55,7 +55,7 @@ def paragraphs(text: str | None) -> list[str]:
     return list(texts(source, "text"))
 
 
-def write_text(path: Path, real: Sequence[str], size: int) -> None:
+def write_corpus(path: Path, real: Sequence[str], size: int) -> None:
     """Writes the real paragraphs again and again, each with a number, until there are `size`
     bytes."""
     number = 0
@@ -129,7 +129,7 @@ def start(folder: Path, name: str, text: str) -> Record:
 
 def io_read() -> int:
     """Returns the bytes that this process has read by system calls."""
-    found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())
+    found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text(encoding="utf-8"))
     assert found
     return int(found[1])
 
@@ -137,7 +137,7 @@ def io_read() -> int:
 def mapped_bytes(path: Path) -> int:
     """Returns the bytes of a file that are mapped into this process and were touched."""
     total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             inside = line.endswith(str(path))
         elif inside and line.startswith("Rss:"):
@@ -148,7 +148,7 @@ def mapped_bytes(path: Path) -> int:
 def memory() -> Record:
     """Returns the peak memory of this process in bytes, mapped files included, and what it has
     allocated now."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     kinds = {"peak": "VmHWM", "allocated": "RssAnon"}
     return {
         name: 1024 * int(found[1])
@@ -233,7 +233,7 @@ def prepare_files(folder: Path, text: str | None, size: int) -> None:
         return
     real = paragraphs(text)
     for name, most in (("small", 10**6), ("rate", RATE_BYTES), ("large", size)):
-        write_text(folder / f"{name}.txt", real, most)
+        write_corpus(folder / f"{name}.txt", real, most)
     for kind in KINDS:
         train_tokenizer(real, kind, 8000).save(folder / kind)
 

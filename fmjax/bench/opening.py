@@ -36,7 +36,7 @@ def text(number: int, size: int) -> str:
 
 def csv(path: Path) -> str:
     """50,000 rows, 13 MB"""
-    with (path / "a.csv").open("w") as stream:
+    with (path / "a.csv").open("w", encoding="utf-8") as stream:
         stream.write("text,label\n")
         for number in range(50_000):
             quoted = text(number, 200).replace('"', '""')
@@ -46,7 +46,7 @@ def csv(path: Path) -> str:
 
 def jsonl(path: Path) -> str:
     """500,000 records, 1 GB"""
-    with (path / "a.jsonl").open("w") as stream:
+    with (path / "a.jsonl").open("w", encoding="utf-8") as stream:
         for number in range(500_000):
             stream.write(json.dumps({"text": text(number, 1900), "label": number % 5}) + "\n")
     return "a.jsonl"
@@ -54,7 +54,7 @@ def jsonl(path: Path) -> str:
 
 def lines(path: Path) -> str:
     """5,000,000 paragraphs, 1 GB"""
-    with (path / "a.txt").open("w") as stream:
+    with (path / "a.txt").open("w", encoding="utf-8") as stream:
         for number in range(5_000_000):
             stream.write(text(number, 180) + "\n\n")
     return "a.txt"
@@ -113,7 +113,7 @@ def million(path: Path) -> str:
 def coco(path: Path) -> str:
     """200,000 images with 1,000,000 annotations in a JSON file, 1 GB"""
     polygon = [[float(place) + 0.25 for place in range(100)]]
-    with (path / "a.json").open("w") as stream:
+    with (path / "a.json").open("w", encoding="utf-8") as stream:
         stream.write('{"categories": [{"id": 1, "name": "cat"}], "images": [')
         for number in range(200_000):
             found = {"id": number, "file_name": f"{number}.jpg", "height": 480, "width": 640}
@@ -141,7 +141,7 @@ CASES: dict[str, Callable[[Path], str]] = {
 
 def anonymous() -> int:
     """Returns the bytes of memory that this process has allocated."""
-    with open("/proc/self/status") as status:
+    with open("/proc/self/status", encoding="utf-8") as status:
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 
@@ -180,7 +180,9 @@ def measured(name: str) -> Sequence[str]:
         command = [sys.executable, "-m", "fmjax.bench.opening", "--child", str(files)]
         found = []
         for _ in range(2):
-            run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+            run = subprocess.run(
+                command, env=env, capture_output=True, encoding="utf-8", check=True
+            )
             found.append(json.loads(run.stdout))
     finally:
         shutil.rmtree(folder)

@@ -92,9 +92,11 @@ class ImageTask(contracts.Task):
 
     def remembered(self, source: Source, find: Callable[[], Config]) -> Config:
         """Returns settings that `find` finds in the records, or found in an earlier start, unless
-        the records hold paths: files that they name may change while the records do not."""
+        sizes are read from files that the records name: these may change while the records do not.
+        """
         check_columns(source, self.columns)
-        if isinstance(source.value(0, self.image), str | Path):
+        looks = not (self.image_size and self.channels)
+        if looks and isinstance(source.value(0, self.image), str | Path):
             return find()
         return remembered(source, settings(self), find)
 
