@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fmjax.contracts import Record, Value
 from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS
@@ -35,32 +35,28 @@ def renamed(old: Record, new: Mapping[str, Value]) -> Record:
     """Returns a fingerprint with the names of `new` for files with the same content at the same
     position.
     """
-    found: Record = {}
-    for key, value in old.items():
-        other = new.get(key)
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            value = renamed(dict(value), other)
-        elif key == "files" and isinstance(other, Sequence) and len(other) == len(value):
-            pairs = zip(value, other, strict=True)
-            value = [after if same_content(before, after) else before for before, after in pairs]
-        found[key] = value
-    return found
+    return joined(old, new, lambda before, after: after)
 
 
 def with_digests(new: Record, old: Mapping[str, Value]) -> Record:
     """Returns a fingerprint with the digests that an earlier one has of the same files, as of a
     folder whose contents were read then."""
+    return joined(new, old, lambda after, before: {**before, **after})
+
+
+def joined(
+    one: Record, other: Mapping[str, Value], join: Callable[[Value, Value], Value]
+) -> Record:
+    """Returns a fingerprint with `join(file, other's)` for files with the same content at the same
+    position."""
     found: Record = {}
-    for key, value in new.items():
-        other = old.get(key)
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            value = with_digests(dict(value), other)
-        elif key == "files" and isinstance(other, Sequence) and len(other) == len(value):
-            pairs = zip(value, other, strict=True)
-            value = [
-                dict(before) | dict(after) if same_content(before, after) else after
-                for after, before in pairs
-            ]
+    for key, value in one.items():
+        theirs = other.get(key)
+        if isinstance(value, Mapping) and isinstance(theirs, Mapping):
+            value = joined(dict(value), theirs, join)
+        elif key == "files" and isinstance(theirs, Sequence) and len(theirs) == len(value):
+            pairs = zip(value, theirs, strict=True)
+            value = [join(own, its) if same_content(own, its) else own for own, its in pairs]
         found[key] = value
     return found
 

@@ -68,7 +68,7 @@ class Generators:
 
     def __getitem__(self, at: int) -> np.random.Generator:
         """Returns a generator that is valid until this thread asks for another: making a new one
-        takes four times as long."""
+        takes more than twice as long."""
         if "rng" not in vars(self.own):
             self.own.rng = np.random.Generator(np.random.Philox(self.seed))
         rng: np.random.Generator = self.own.rng

@@ -2,7 +2,7 @@
 
 A cache has room for the longest generation, and continuations of a row multiply that, so that most
 of it is empty most of the time. On a CPU, a product with the whole cache takes time in proportion
-to its size: with T5-small's beams, attention to 257 places took a third of each step. The filled
+to its size: with T5-small's beams, attention to 257 places took a third of a layer. The filled
 part is rounded up to one of a few lengths, each a branch of the program.
 """
 
