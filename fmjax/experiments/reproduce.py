@@ -33,6 +33,7 @@ from fmjax.experiments.shrunken import SECTIONS, shrunken_config
 from fmjax.inference.evaluate import evaluate_run
 from fmjax.inference.load import load_run
 from fmjax.runs.folder import commit
+from fmjax.runs.report import REPORT
 from fmjax.train.loop import train
 
 OLDER = "remove it and {folder}, or name another --workdir"
@@ -59,6 +60,7 @@ class Runner:
         self.one, self.claims, self.options = one, claims, options
         self.folder = options.workdir / one.name
         self.places: dict[str, Path] = {}
+        self.folders: dict[str, Path] = {}  # by run, of the first seed
 
     def check(self) -> None:
         """Raises UserError if data or weights are not there, or differ from what was measured."""
@@ -78,7 +80,8 @@ class Runner:
             return folder_of(name, claims.data[name], options.data, prepared)
         weights, place = claims.weights[name], options.workdir / "weights"
         if options.quick:
-            train(shrunken_config(weights.quick, {}, options.samples), place / name, name)
+            if not (place / name / REPORT).exists():
+                train(shrunken_config(weights.quick, {}, options.samples), place / name, name)
             return place / name
         return weights_of(name, weights, place, options.download)
 
@@ -101,10 +104,13 @@ class Runner:
         """Returns the record of a run: evaluated before, or trained and evaluated now."""
         run, label = self.one.runs[name], f"{name}-{seed}"
         path, folder = self.folder / f"{label}.json", self.folder / label
+        self.folders.setdefault(name, folder)
         described = self.settings(run, seed)
         before = stored(path, described, folder)
         if "metrics" in before:
             return before
+        if self.options.quick and (same := self.same_run(name, seed)):
+            return same
         say(f"{self.one.name}: {label}")
         with timed(path, described, before.get("cpu_seconds", 0.0)):
             given, overridden = self.config(run, seed)
@@ -117,12 +123,23 @@ class Runner:
         write_json(path, record | origin())
         return record | origin()
 
+    def same_run(self, name: str, seed: int) -> Record:
+        """Returns the record of an earlier shrunken run with the same config, empty if there is
+        none."""
+        config = self.config(self.one.runs[name], seed)
+        for other in self.folders:
+            if other != name and self.config(self.one.runs[other], seed) == config:
+                self.folders[name] = self.folders[other]
+                found: Record = read_json(self.folders[other].with_suffix(".json"))
+                return found if found["metrics"] else {}
+        return {}
+
     def floor(self, name: str, floor: str) -> Record:
         """Returns the record of a floor on the data of a run's first seed."""
         one_of("floor", floor, floors.FLOORS)
         run, path = self.one.runs[name], self.folder / f"{name}-{floor}.json"
         seed = run.seeds[0]
-        folder, described = self.folder / f"{name}-{seed}", self.settings(run, seed)
+        folder, described = self.folders[name], self.settings(run, seed)
         if before := stored(path, described, folder):
             return before
         say(f"{self.one.name}: {floors.FLOORS[floor][0]}")

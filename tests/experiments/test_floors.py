@@ -51,7 +51,7 @@ def test_tags():
     def row(*pairs):
         return {"tokens": [token for token, _ in pairs], "tags": [tag for _, tag in pairs]}
 
-    train = [row(("Ada", "B-PER"), ("sings", "O")), row(("Ada", "B-PER"), ("in", "O"))]
+    train = [row(("Ada", "B-PER"), ("sings", "O"), ("on", "O")), row(("Ada", "B-PER"), ("in", "O"))]
     test = [row(("Ada", "B-PER"), ("meets", "O"), ("Bob", "B-PER"))]
     found = measured("frequent_tags", "tag", train, test, split="words")
     assert found["precision"] == 1.0 and found["recall"] == 0.5
