@@ -128,10 +128,12 @@ class Runner:
         none."""
         config = self.config(self.one.runs[name], seed)
         for other in self.folders:
-            if other != name and self.config(self.one.runs[other], seed) == config:
+            if other == name or self.config(self.one.runs[other], seed) != config:
+                continue
+            found: Record = read_json(self.folders[other].with_suffix(".json"))
+            if found["metrics"]:
                 self.folders[name] = self.folders[other]
-                found: Record = read_json(self.folders[other].with_suffix(".json"))
-                return found if found["metrics"] else {}
+                return found
         return {}
 
     def floor(self, name: str, floor: str) -> Record:
