@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from fmjax.distributed.hosts import say
 from fmjax.errors import UserError, one_of
 from fmjax.experiments import floors
 from fmjax.experiments.datasets import folder_of, weights_of
-from fmjax.experiments.entries import PLACE, Claims, Experiment, Measured, Run
+from fmjax.experiments.entries import PLACE, Claim, Claims, Experiment, Measured, Run
 from fmjax.experiments.shrunken import SECTIONS, shrunken_config
 from fmjax.inference.evaluate import evaluate_run
 from fmjax.inference.load import load_run
@@ -94,10 +94,10 @@ class Runner:
             found[name] = [self.finished(name, seed) for seed in seeds]
         rows: dict[str, Measured] = {}
         for claim in self.one.claims:
-            rows[claim.run] = measured(found[claim.run], claim.metrics)
+            rows[claim.run] = self.row(found[claim.run], claim)
             name = self.one.data_run(claim.run)
             for floor in claim.floors:
-                rows[f"{name}/{floor}"] = measured([self.floor(name, floor)], claim.metrics)
+                rows[f"{name}/{floor}"] = self.row([self.floor(name, floor)], claim)
         return rows
 
     def finished(self, name: str, seed: int) -> Record:
@@ -156,6 +156,13 @@ class Runner:
         }
         write_json(path, record | origin())
         return record | origin()
+
+    def row(self, records: list[Record], claim: Claim) -> Measured:
+        """Returns what was measured of a claim. A shrunken run is of another task, which need not
+        have its metrics."""
+        known = records[0]["metrics"]
+        wanted = [name for name in claim.metrics if name in known or not self.options.quick]
+        return measured(records, wanted)
 
     def judged_on(self, run: Run, seed: int) -> tuple[str, str]:
         """Returns the split that a run is evaluated on, and its files if the config does not name
@@ -247,7 +254,7 @@ def origin() -> Record:
     return {"commit": commit(), "date": today, "machine": kind}
 
 
-def measured(records: list[Record], metrics: tuple[str, ...]) -> Measured:
+def measured(records: list[Record], metrics: Sequence[str]) -> Measured:
     """Returns what was measured by several seeds.
 
     Raises UserError if a run does not have a metric that is claimed.
@@ -255,7 +262,7 @@ def measured(records: list[Record], metrics: tuple[str, ...]) -> Measured:
     values: dict[str, tuple[float, ...]] = {}
     for metric in metrics:
         found = [record["metrics"].get(metric) for record in records]
-        if any(value is None for value in found):
+        if None in found:
             names = ", ".join(
                 name for name, one in records[0]["metrics"].items() if isinstance(one, float)
             )

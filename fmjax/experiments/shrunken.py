@@ -24,7 +24,8 @@ STEPS = {
     "train.eval_every": "0",
     "train.log_every": "1",
 }
-RECORDS = {"train": 200, "validation": 20}
+RECORDS = {"train": 300, "validation": 20}
+SIZES = ("size", "width", "layers", "attention_heads", "mlp_width", "positions")
 IMAGES = "digits"  # a source that is small already
 
 
@@ -33,6 +34,8 @@ def shrunken_config(spec: str, overrides: Mapping[str, str], folder: Path) -> Co
     name, _, given = spec.partition(":")
     words = [word for word in given.split(",") if word and word != "tiny"]
     config = load_config(f"{name}:{','.join([*words, 'tiny'])}")
+    if "init.weights" in overrides:  # they say what size the model has
+        config.model.update({key: None for key in SIZES if key in config.model})
     apply_overrides(config, [*STEPS.items(), *overrides.items()])
     source = config.data.source if config.data.source != "auto" else "python_docs"
     if source != IMAGES:
@@ -44,12 +47,14 @@ def shrunken_config(spec: str, overrides: Mapping[str, str], folder: Path) -> Co
 
 
 def few(source: str, split: str, folder: Path) -> Path:
-    """Returns the path of the first records of a source that needs no files, written once."""
+    """Returns the path of some records of a source that needs no files, evenly spread over it and
+    written once."""
     path = folder / f"{source}-{split}.jsonl"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         whole = open_split({"source": source, "files": {}}, split)
-        rows = (whole[index] for index in range(min(RECORDS[split], len(whole))))
+        count = min(RECORDS[split], len(whole))
+        rows = (whole[index * len(whole) // count] for index in range(count))
         write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows))
     return path
 

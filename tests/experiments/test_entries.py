@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fmjax import tasks
 from fmjax.errors import UserError
 from fmjax.experiments import pages
 from fmjax.experiments.entries import claims_file, read_claims
@@ -104,9 +105,12 @@ def test_pages_say_what_the_claims_say(page):
 
 @pytest.mark.parametrize("name", CLAIMS.experiments)
 def test_overrides_are_of_the_configs(name):
-    for run in CLAIMS.experiments[name].runs.values():
+    one = CLAIMS.experiments[name]
+    for label, run in one.runs.items():
         config = full_config(run, {key: str(value) for key, value in run.set.items()}, seed=7)
         assert config["train"]["seed"] == 7
+        claimed = {metric for claim in one.claims if claim.run == label for metric in claim.metrics}
+        assert claimed <= set(tasks.make(config["task"]).measures)
 
 
 def test_recording_keeps_the_claims(read, tmp_path):
