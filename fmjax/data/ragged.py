@@ -25,4 +25,5 @@ def spread(begins: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Returns the numbers from each of `begins` [N] on, `sizes` [N] of them, one after the other,
     int64."""
     ends = np.cumsum(sizes)
-    return np.arange(int(ends[-1]) if ends.size else 0) + np.repeat(begins - ends + sizes, sizes)
+    count = int(ends[-1]) if ends.size else 0
+    return np.asarray(np.arange(count) + np.repeat(begins - ends + sizes, sizes))

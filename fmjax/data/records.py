@@ -188,6 +188,13 @@ def scrambled(count: int) -> np.ndarray:
     return np.asarray(state ^ (state >> np.uint64(31)))
 
 
+def chosen_of(selected: np.ndarray | range, indices: np.ndarray) -> np.ndarray:
+    """Returns some of the selected numbers, int64 [N]."""
+    if isinstance(selected, range):
+        return np.asarray(selected.start + selected.step * indices)
+    return selected[indices].astype(np.int64)
+
+
 class Selected(RecordSource):
     """Some records of a source, in any order.
 
@@ -211,9 +218,7 @@ class Selected(RecordSource):
         return self.source.value(int(self.indices[index]), name)
 
     def block(self, indices: np.ndarray) -> list[Record] | None:
-        own = self.indices
-        whole = isinstance(own, range)
-        chosen = own.start + own.step * indices if whole else own[indices].astype(np.int64)
+        chosen = chosen_of(self.indices, indices)
         return block_of(self.source, chosen) if (np.diff(chosen) > 0).all() else None
 
     def where(self, index: int) -> str:

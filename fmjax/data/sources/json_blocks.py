@@ -45,7 +45,7 @@ def objects(content: bytes) -> np.ndarray | None:
     inside = bounds[filled]
     if not ((letters[inside[:, 0]] == OPENS) & (letters[stops[filled] - 1] == CLOSES)).all():
         return None
-    return inside
+    return np.asarray(inside)
 
 
 def table(content: bytes, lines: np.ndarray, types: Types) -> pa.Table | None:

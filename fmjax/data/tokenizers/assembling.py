@@ -36,7 +36,7 @@ def assembled(layout: Sequence[Part], texts: Sequence[Sequence[np.ndarray]]) -> 
         np.full(count, len(part.ids)) if part.text is None else sides[part.text].sizes
         for part in layout
     ]
-    sizes = np.sum(each, axis=0, dtype=np.int64)
+    sizes = np.asarray(np.sum(each, axis=0, dtype=np.int64))
     ids, types = np.zeros((2, int(sizes.sum())), np.int32)
     begins = np.cumsum(sizes) - sizes
     for part, own in zip(layout, each, strict=True):
