@@ -192,7 +192,7 @@ def chosen_of(selected: np.ndarray | range, indices: np.ndarray) -> np.ndarray:
     """Returns some of the selected numbers, int64 [N]."""
     if isinstance(selected, range):
         return np.asarray(selected.start + selected.step * indices)
-    return selected[indices].astype(np.int64)
+    return np.asarray(selected[indices], np.int64)
 
 
 class Selected(RecordSource):
