@@ -53,7 +53,7 @@ def run_path(text: str | os.PathLike[str]) -> RunPath:
         raise UserError(f"{SCHEME}{place}: names no folder of a bucket; write {SCHEME}BUCKET/RUN")
     if {".", ".."} & set(place.split("/")):
         raise UserError(f'{SCHEME}{place}: has "." or ".." as a folder; write the path without it')
-    if wrong := sorted({letter for letter in place if letter in "#?*[]" or letter < " "}):
+    if wrong := sorted({letter for letter in place if letter in "#?*[];" or letter < " "}):
         raise UserError(
             f"{SCHEME}{place}: a run in a bucket cannot have {wrong[0]!r} in its "
             "name; choose another name"

@@ -177,7 +177,7 @@ def test_what_a_run_may_be_named(bucket_service, tmp_path, monkeypatch):
     for part in ("..", "."):
         with pytest.raises(UserError, match='has "." or ".." as a folder'):
             run_path(f"gs://b/{part}/run")
-    for letter in "#?*[]\n":  # some libraries take them for the end of a name, or for patterns
+    for letter in "#?*[];\n":  # some libraries take them for the end of a name, or for patterns
         with pytest.raises(UserError, match="cannot have .* in its name; choose another name"):
             run_path(f"gs://b/a{letter}c/run")
     for address in ("gs://b", "gs://b/", "gs://b//"):

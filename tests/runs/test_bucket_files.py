@@ -260,7 +260,7 @@ def saved(folder: BucketPath, *steps: int, **options) -> Checkpoints:
 
 def test_checkpoints_of_a_run_with_a_strange_name(bucket_service):
     """Each library quotes it in its own way."""
-    workdir = run_path(f"gs://{BUCKET}/names/a b%20c+d&e=f;g\N{GREEK SMALL LETTER ALPHA}/run/")
+    workdir = run_path(f"gs://{BUCKET}/names/a b%20c+d&e=f\N{GREEK SMALL LETTER ALPHA}/run/")
     saved(workdir, 1).close()
     reader = CheckpointReader(workdir)
     assert reader.latest() == 1 and reader.data(1) == {"position": 1}
