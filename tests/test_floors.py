@@ -15,7 +15,7 @@ ORDER = [
     "contracts", "errors", "pytree", "randomness", "memory", "hardware", "losses",
     "patience", "patient_gcsfs", "scratch", "buckets", "paths",
     "config", "distributed", "optim", "layers",
-    "data/characters",
+    "data/characters", "data/ragged",
     "data/records", "data/identity", "data/groups", "data/partitions",
     "data/tokenizers", "data/stream", "data/storage", "data/kinds", "data/augment", "data/sources", "data/splits",
     "metrics", "models", "hub", "tasks", "decoding", "defaults", "runs", "inference", "train", "planning",
