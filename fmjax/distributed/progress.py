@@ -28,6 +28,7 @@ class Bar:
 
     def __init__(self, title: str, total: int, done: int = 0):
         self.title, self.total, self.done = title, total, done
+        self._note = ""  # that of the last `advance`
         self.terminal = sys.stderr.isatty() and hosts.first()
         self.notebook = NotebookLine() if in_notebook() and hosts.first() else None
         columns = (
@@ -52,23 +53,28 @@ class Bar:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # otherwise it keeps showing what was going on
+            self._show(self._note)
         self._progress.stop()
         if self.notebook:
             self.notebook.close()
 
     def advance(self, done: int, note: str = "") -> None:
         """Moves the bar to `done`, with a note beside it."""
-        self.done = done
-        self._progress.update(self._task, completed=done, note=note)
+        self.done, self._note = done, note
+        self._show(note)
+
+    def _show(self, note: str) -> None:
+        self._progress.update(self._task, completed=self.done, note=note)
         if self.notebook:
-            self.notebook.show(f"{self.title} {drawn(done, self.total)} {note}".rstrip())
+            self.notebook.show(f"{self.title} {drawn(self.done, self.total)} {note}".rstrip())
 
     def busy(self, note: str, line: str = "") -> None:
         """Shows beside the bar what takes longer than a step, such as "compiling ..."; without a
         bar, prints a line.
         """
-        self.advance(self.done, note)
+        self._show(note)
         if line and not self.visible:
             say(line)
 
