@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 import flax.linen as nn
@@ -13,7 +13,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fmjax import pytree
 from fmjax.contracts import PyTree
+from fmjax.distributed.compiler import options_once
 from fmjax.distributed.sharding import Rules, kept_axes, parameter_shardings, with_sharding
 from fmjax.optim import map_params
 from fmjax.randomness import seeded_key
@@ -80,9 +82,33 @@ def create_state(
         params = nn.meta.unbox(init_params(model, spec, key))
         return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
 
+    return _drawn(create, abstract, seed)
+
+
+def create_params(
+    model: nn.Module, spec: BatchSpec, params: PyTree, seed: int, wanted: Collection[str]
+) -> dict[str, jax.Array]:
+    """Returns those of the parameters that are wanted, by slash-joined name, with the values that
+    `create_state` gives them. The others are neither computed nor stored.
+    """
+
+    def create(key: jax.Array) -> PyTree:
+        return only(nn.meta.unbox(init_params(model, spec, key)))
+
+    def only(tree: PyTree) -> PyTree:
+        return {name: leaf for name, leaf in pytree.names(tree).items() if name in wanted}
+
+    return _drawn(create, only(params), seed) if wanted else {}
+
+
+def _drawn(create: Callable[[jax.Array], PyTree], abstract: PyTree, seed: int) -> PyTree:
+    """Returns what a function makes of the seed's key, sharded like `abstract`."""
+    leaves = jax.tree.leaves(abstract)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state: TrainState = jax.jit(create, out_shardings=shardings)(seeded_key(seed, "train.seed"))
-    return state
+    run = jax.jit(
+        create, out_shardings=shardings, compiler_options=options_once(leaves[0].sharding.mesh)
+    )
+    return run(seeded_key(seed, "train.seed"))
 
 
 def with_params(params: PyTree, transform: Transform, abstract: TrainState) -> TrainState:
