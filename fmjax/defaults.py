@@ -113,8 +113,8 @@ def data() -> ConfigDict:
             "tokenizer": placeholder(
                 str
             ),  # a folder or file; unset: that of init.weights, or trained on the data
-            # The folder of token stores, such as a local SSD or a folder that all hosts share;
-            # unset: the cache ($FMJAX_CACHE).
+            # The folder of token stores, such as a local SSD or a folder that all hosts share, or
+            # an address, where stores are read but not built; unset: the cache ($FMJAX_CACHE).
             "store": placeholder(str),
             "tokenizer_kind": "wordpiece",  # or bpe, unigram, t5, word, char, byte
             # Whether a tokenizer trained here lowercases; char and byte never do.
