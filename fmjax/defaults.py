@@ -103,7 +103,8 @@ def data() -> ConfigDict:
             "name": placeholder(str),  # of a data set of TFDS or the Hub, such as glue/sst2
             "data_dir": placeholder(str),
             "download": False,  # whether TFDS may download missing data sets
-            "record": placeholder(str),  # record of text files: paragraph, line or file
+            # The record of text files: paragraph, line or file; of json, the list of the records.
+            "record": placeholder(str),
             # Column names of csv and tsv files without a header, and of parallel files; for Parquet
             # and Arrow, the columns to read.
             "columns": placeholder(tuple),

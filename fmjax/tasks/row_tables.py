@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import hashlib
 import io
-import json
-import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +30,7 @@ from fmjax.data.storage import cache
 from fmjax.data.storage.tables import RAGGED, Column, Columns, Table, Values, ids, write
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.progress import QUIET_SECONDS, Bar
-from fmjax.errors import RecordError
+from fmjax.errors import RecordError, UserError
 from fmjax.tasks.token_rows import Row
 
 FORMAT = 1  # of the tables; raised when records become other rows than before
@@ -89,11 +87,19 @@ def row_table(
     name = name_of(source, key)
     if name and cache.is_writable():
         return Table(cache.get_or_make(Path("rows", f"{name}.arrow"), passed))
-    handle, path = tempfile.mkstemp(prefix="fmjax-rows-")
-    atexit.register(Path(path).unlink, missing_ok=True)
-    with os.fdopen(handle, "wb") as file:
-        passed(file)
-    return Table(Path(path))
+    folder = Path(tempfile.mkdtemp(prefix="fmjax-rows-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "rows.arrow"
+    try:
+        cache.replace(path, passed, durable=False)
+    except cache.CannotWrite as error:
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"{folder}: the rows of {len(source):,} records cannot be stored "
+            f"({error.strerror or error}; {free:,} bytes are free); free disk space, or set the "
+            "environment variable TMPDIR to another folder"
+        ) from error
+    return Table(path)
 
 
 def write_rows(
@@ -185,4 +191,4 @@ def name_of(source: Source, key: Mapping[str, Value]) -> str:
     content = identity(source)
     if content is None:
         return ""
-    return hashlib.sha256(json.dumps([FORMAT, content, key]).encode()).hexdigest()[:32]
+    return cache.name_for([FORMAT, content, key])

@@ -59,7 +59,8 @@ def open_source(source: str, files: Files | None, split: str, **options: Value) 
     records = kind.open(found, split, **given)
     if wanted is None:
         return records
-    return Characters(records, wanted) if given.get("record") == "file" else part(records, wanted)
+    whole_files = kind.name == "text" and given.get("record") == "file"
+    return Characters(records, wanted) if whole_files else part(records, wanted)
 
 
 def located(kind: SourceKind, files: Files | None, split: str) -> Files | Sequence[Path] | None:

@@ -7,8 +7,6 @@ read.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -90,13 +88,13 @@ def opened(path: Path, columns: tuple[str, ...], is_parquet: bool) -> ArrowFile:
     """Returns an Arrow file, checked; a Parquet file or a compressed Arrow file is rewritten into
     the cache."""
     if not is_parquet:
-        file = ArrowFile(path, decompressed(path), columns)
+        local = decompressed(path)
+        state = cache.state_of(local)
+        file = ArrowFile(path, local, columns)
         if file.is_mapped():
-            index_of(file.local, "arrow", columns, 1, file.check)  # checked once
+            index_of(file.local, "arrow", columns, 1, file.check, state)  # checked once
             return file
-    key = hashlib.sha256(json.dumps([cache.digest(path)["sha256"], columns]).encode()).hexdigest()[
-        :32
-    ]
+    key = cache.name_for([cache.digest(path)["sha256"], columns])
     local = cache.get_or_make(
         Path("arrow", key, f"{path.stem}.arrow"), partial(rewrite, path, columns, is_parquet)
     )

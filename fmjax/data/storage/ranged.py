@@ -13,10 +13,9 @@ import base64
 import dataclasses
 import hashlib
 import io
-import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -81,7 +80,7 @@ class RangedFile:
     @property
     def key(self) -> str:
         """A name for the content."""
-        return hashed([self.size, *self.marks])
+        return cache.name_for([self.size, *self.marks])
 
     def read(self, begin: int, end: int) -> bytes:
         """Returns the bytes from `begin` to before `end`.
@@ -188,7 +187,7 @@ def ranged(system: AbstractFileSystem, path: str, address: str) -> RangedFile:
     system.invalidate_cache(path)
     about = system.info(path)
     size, version = int(about["size"]), version_of(about, address)
-    marks = marks_of(about) or {"version": hashed([address, size, version])}
+    marks = marks_of(about) or {"version": cache.name_for([address, size, version])}
     generation = str(about.get("generation") or "")
     return RangedFile(address, size, version, generation, tuple(marks.items()))
 
@@ -290,8 +289,3 @@ class Stream(io.RawIOBase):
         data = self.file.read(self.place, min(end, self.file.size))
         self.place += len(data)
         return data
-
-
-def hashed(content: Sequence[object]) -> str:
-    """Returns a short name for a list of JSON values."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

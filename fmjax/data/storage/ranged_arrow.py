@@ -34,7 +34,7 @@ from fmjax.data.storage.arrow_files import (
     write_batches,
 )
 from fmjax.data.storage.mapped import make_room
-from fmjax.data.storage.ranged import RangedFile, Stream, hashed
+from fmjax.data.storage.ranged import RangedFile, Stream
 from fmjax.errors import UserError, one_line
 
 HEADER = 2**12  # bytes that are read of a message at first: most headers are shorter
@@ -75,7 +75,7 @@ class RangedArrowFile:
         number, own = locate(self.bounds, index)
         file = self.opened.get(number)
         if file is None:
-            name = Path("ranged", hashed([self.path.key, *self.columns]), f"{number}.arrow")
+            name = Path("ranged", cache.name_for([self.path.key, *self.columns]), f"{number}.arrow")
             local = cache.get_or_make(name, partial(self.write, number))
             file = self.opened[number] = ArrowFile(Path(self.path.name), local, self.columns)
         return file, own

@@ -23,7 +23,7 @@ from fmjax.contracts import Value
 from fmjax.data.storage import cache
 from fmjax.data.storage.mapped import compression
 from fmjax.data.storage.paths import is_data, is_image, kind_of
-from fmjax.data.storage.ranged import BLOCK, RangedFile, hashed, ranged, state_of
+from fmjax.data.storage.ranged import BLOCK, RangedFile, ranged, state_of
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.paths import set_up
 
@@ -195,7 +195,9 @@ def fetch(address: str, found: Found) -> list[Path]:
     with explained(address):
         if not found.tree:
             return fetch_all(found.files)
-        key = hashed([found.tree, [[file.address, *state(file)] for file in found.files]])[:16]
+        key = cache.name_for([found.tree, [[file.address, *state(file)] for file in found.files]])[
+            :16
+        ]
         copies = fetch_all(found.files, key)
         inner = found.files[0].address.removeprefix(found.tree).lstrip("/")
         return [copies[0].parents[len(PurePosixPath(inner).parts) - 1]]
@@ -287,7 +289,7 @@ def copied(file: RemoteFile, key: str = "") -> Path:
             )
 
     return cache.get_or_make(
-        Path("remote", key or hashed([file.address, *before])[:16], place), copy
+        Path("remote", key or cache.name_for([file.address, *before])[:16], place), copy
     )
 
 

@@ -65,6 +65,7 @@ class TokenStore:
         header = read_header(folder)
         if header is None:
             raise UserError(f"{folder}: is not a complete token store; start the run again")
+        cache.touch(folder / HEADER)
         self.header = header
         self.dtype = np.dtype(header["dtype"])
         self.stream = (folder / TOKENS).open("rb", buffering=0)
@@ -297,4 +298,4 @@ def key_of(*facts: Value) -> str:
 
 def digest_of(*facts: Value) -> str:
     """Returns a name for JSON values."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    return cache.name_for(facts)[:24]
