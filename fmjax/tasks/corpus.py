@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import dataclasses
 import functools
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -25,11 +23,10 @@ from fmjax.data.storage.token_store import TokenStore, Writer
 from fmjax.data.stream.tolerance import Watched, current_tolerance
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.hosts import say
-from fmjax.distributed.progress import Bar
+from fmjax.distributed.progress import RecordProgress
 from fmjax.errors import RecordError, UserError, one_line
 from fmjax.tasks.token_rows import NOTHING
 
-QUIET = 1.0  # seconds of tokenizing before its progress is shown
 BLOCK = 2**18  # documents that are cut at a time
 
 
@@ -307,15 +304,16 @@ class Made:
 
         def fill(writer: Writer) -> Record:
             bad: list[tuple[int, str, str]] = []
-            with contextlib.ExitStack() as stack:
-                shown = Shown(len(source), stack)
+            with RecordProgress("tokenize", len(source)) as progress:
                 for found in encode(encoder):
                     bad += found.bad
                     check(bad)
                     done = writer.documents + len(found.part.counts)
                     writer.add(found.part, done / len(source))
-                    shown.advance(done, writer)
-            shown.finish(writer)
+                    progress.advance(done, writer.tokens, "tokens")
+            if progress.bar is not None:
+                folder = writer.folder.parent
+                say(f"tokenized {len(source):,} records: {writer.tokens:,} tokens in {folder}")
             return {"bad": bad, "column": self.column, "tokenizer": self.tokenizer.sha256}
 
         if place := token_store.remote_place():
@@ -329,34 +327,6 @@ class Made:
         if identity(source) is None:  # no other process finds it
             atexit.register(shutil.rmtree, store.folder, ignore_errors=True)
         return store
-
-
-class Shown:
-    """The progress of tokenizing, if it takes more than a second."""
-
-    def __init__(self, total: int, stack: contextlib.ExitStack):
-        self.total, self.stack, self.begun = total, stack, time.monotonic()
-        self.bar: Bar | None = None
-
-    def advance(self, done: int, writer: Writer) -> None:
-        """Shows how many records are done."""
-        took = time.monotonic() - self.begun
-        if took < QUIET:
-            return
-        if self.bar is None:
-            self.bar = self.stack.enter_context(Bar("tokenize", self.total))
-        rate, left = writer.tokens / took, round(took / done * (self.total - done))
-        self.bar.advance(done, f"{rate:,.0f} tokens/s")
-        self.bar.progress(
-            f"tokenizing: {done / self.total:.0%} of {self.total:,} records, "
-            f"{rate:,.0f} tokens/s, {left // 60}:{left % 60:02} left"
-        )
-
-    def finish(self, writer: Writer) -> None:
-        """Prints what was stored."""
-        if self.bar is not None:
-            folder = writer.folder.parent
-            say(f"tokenized {self.total:,} records: {writer.tokens:,} tokens in {folder}")
 
 
 def folders_of(source: Source) -> list[Path]:

@@ -15,7 +15,6 @@ import dataclasses
 import io
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from fmjax.data.records import RecordSource
 from fmjax.data.storage import cache
 from fmjax.data.storage.tables import RAGGED, Column, Columns, Table, Values, ids, write
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.distributed.progress import QUIET_SECONDS, Bar
+from fmjax.distributed.progress import RecordProgress
 from fmjax.errors import RecordError, UserError
 from fmjax.tasks.token_rows import Row
 
@@ -123,21 +122,13 @@ def made(make: Callable[[Part], Values], part: Part) -> Values:
 
 
 def parts(source: Source) -> Iterator[Part]:
-    """Yields the records in chunks; if there are several, shows a progress bar, or a line every 10
-    seconds."""
-    count, begun = len(source), time.monotonic()
-    if count <= CHUNK:
-        yield Part(source, 0, count)
-        return
-    with Bar("read records", count) as bar:
-        for begin in range(0, count, CHUNK):
+    """Yields the records in chunks, and shows the progress if that takes long."""
+    count = len(source)
+    with RecordProgress("read records", count) as progress:
+        for begin in range(0, max(count, 1), CHUNK):
             end = min(begin + CHUNK, count)
             yield Part(source, begin, end)
-            bar.advance(end)
-            spent = time.monotonic() - begun
-            if spent > QUIET_SECONDS:
-                left = spent / end * (count - end)
-                bar.progress(f"read {end:,} of {count:,} records, {left:.0f} s left")
+            progress.advance(end)
 
 
 def remembered(source: Source, key: Mapping[str, Value], find: Callable[[], Config]) -> Config:
