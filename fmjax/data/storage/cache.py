@@ -117,15 +117,18 @@ def found_or_made(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
     """Returns a file of the cache like `get_or_make`; raises CannotWrite if it cannot be
     written."""
     file, mark = folder() / "files" / relative, folder() / "hashes" / f"{relative}.json"
-    if is_whole(file, mark):
-        return file
+    with writing():
+        if is_whole(file, mark):
+            return file
     with contextlib.ExitStack() as stack:
         with writing():
             for parent in (file.parent, mark.parent):
                 parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(mark.with_name(f"{file.name}.lock")))
-        if not is_whole(file, mark):  # it may have been made while this process waited
-            replace(file, make)
+            if is_whole(file, mark):  # it was made while this process waited
+                return file
+        replace(file, make)
+        with writing():
             content = json.dumps(digest(file, own=True)).encode()
             replace(mark, lambda stream: stream.write(content))
     return file

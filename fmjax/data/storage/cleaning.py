@@ -7,6 +7,7 @@ that is mapped stays readable after it is removed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -96,11 +97,12 @@ def remove(days: float) -> tuple[int, int, int]:
     """Removes the entries that have not been used for some days, except those in use. Returns how
     many were removed, their bytes, and how many were kept because they are in use."""
     held, before = open_files(), time.time() - days * cache.DAY
+    held |= {path.parent for path in held}  # token stores
     count = size = kept = 0
     for entry in entries():
         if entry.used >= before:
             continue
-        if any(path in held or path in parents(held) for path in entry.paths):
+        if not held.isdisjoint(path.resolve() for path in entry.paths):
             kept += 1
         elif removed(entry, before):
             count, size = count + 1, size + entry.size
@@ -121,21 +123,17 @@ def removed(entry: Entry, before: float) -> bool:
     return True
 
 
-def parents(paths: set[Path]) -> set[Path]:
-    return {path.parent for path in paths}
-
-
 def open_files() -> set[Path]:
     """Returns the files of the cache that processes map or have open, as far as this user may see
     them; none where there is no /proc."""
     root, found = str(cache.folder().resolve()), set[Path]()
     for process in Path("/proc").glob("[0-9]*"):
         names = set[str]()
-        try:
+        with contextlib.suppress(OSError):  # another user's process, or one that has just ended
             lines = (process / "maps").read_text(encoding="utf-8", errors="surrogateescape")
             names |= {line.split(maxsplit=5)[-1] for line in lines.splitlines()}
-            names |= {os.readlink(link) for link in (process / "fd").iterdir()}
-        except OSError:  # another user's process, or one that has just ended
-            pass
+            for link in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    names.add(os.readlink(link))
         found |= {Path(name) for name in names if name.startswith(root)}
     return found
