@@ -86,6 +86,11 @@ def index_of(
     except cache.CannotWrite as error:
         cache.not_kept(size, error)
         return in_memory(scan, width, kept)
+    except OSError as error:
+        raise UserError(
+            f"{local}: cannot be read ({error.strerror or error}); check the disk, or copy the "
+            "file again"
+        ) from error
 
 
 def check_state(local: Path, state: tuple[int, ...]) -> None:
