@@ -296,8 +296,9 @@ def is_class_folders(files: Files) -> int:
 def is_text(name: str) -> bool:
     """Returns whether a file in a class folder is a text."""
     stem, dot, ending = name.rpartition(".")
-    plain = not dot and not name.upper().startswith(("LICENSE", "README"))
-    return plain or (bool(stem) and f".{ending.lower()}" in TEXT_EXTENSIONS)
+    if name.upper().startswith(("LICENSE", "README")):
+        return False
+    return not dot or (bool(stem) and f".{ending.lower()}" in TEXT_EXTENSIONS)
 
 
 def open_class_folders(files: Files, split: str) -> ClassFolders:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import fcntl
 import hashlib
 import io
@@ -39,6 +40,7 @@ SETTLED = 2 * 10**9  # nanoseconds after which a change of a file certainly chan
 DAY = 86_400.0  # seconds
 SMALL = 2**16  # bytes; a smaller file is read as fast as what is remembered of it
 SLOW = 2**30  # bytes to read again at each start that are worth a warning
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that reading does not cause
 THREADS = 8  # files that are read at a time
 TRIES = 1000  # to get a lock that others remove
 POLL = 0.05  # seconds between two attempts to lock
@@ -86,12 +88,12 @@ def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
     """
     try:
         return found_or_made(relative, make)
-    except CannotWrite as error:
-        raise UserError(
-            f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); "
-            "free disk space, or set the environment variable FMJAX_CACHE to another folder"
-        ) from error
     except OSError as error:
+        if isinstance(error, CannotWrite) or error.errno in FULL:
+            raise UserError(
+                f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); "
+                "free disk space, or set the environment variable FMJAX_CACHE to another folder"
+            ) from error
         raise UserError(
             f"{error.filename or relative.name}: the data cannot be read "
             f"({error.strerror or error}); check the disk, or copy the file again"
