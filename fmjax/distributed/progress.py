@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import console, say
 
+AT_ONCE = 1.0  # seconds of a pass over records before its progress is shown
 QUIET_SECONDS = 10.0  # seconds between two progress lines in a log file
 T = TypeVar("T")
 
@@ -99,6 +100,42 @@ class Bar:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             say(text)
+
+
+class RecordProgress:
+    """The progress of a pass over records, shown once it has taken a second: a bar, or a line every
+    10 seconds.
+
+    Args:
+      title: what is done with them, such as "tokenize".
+      total: the number of records.
+    """
+
+    def __init__(self, title: str, total: int):
+        self.title, self.total, self.begun = title, total, time.monotonic()
+        self.bar: Bar | None = None
+
+    def __enter__(self) -> RecordProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(*error)
+
+    def advance(self, done: int, count: int = 0, unit: str = "") -> None:
+        """Shows how many records are done, and the `count` of something per second."""
+        took = time.monotonic() - self.begun
+        if took < AT_ONCE:
+            return
+        if self.bar is None:
+            self.bar = Bar(self.title, self.total).__enter__()
+        rate = f"{count / took:,.0f} {unit}/s" if unit else ""
+        left = round(took / max(done, 1) * (self.total - done))
+        self.bar.advance(done, rate)
+        self.bar.progress(
+            f"{self.title}: {done / self.total:.0%} of {self.total:,} records, "
+            f"{rate + ', ' if rate else ''}{left // 60}:{left % 60:02} left"
+        )
 
 
 class NotebookLine:

@@ -87,7 +87,8 @@ def open_data(
     that cannot be read, or that have changed since the run began."""
     task = tasks.make(config["task"])
     tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
-    whole = {"verify": True} if resumed and run_folder.needs_contents(workdir) else {}
+    verify = resumed and run_folder.needs_contents(workdir, config["data"])
+    whole = {"verify": True} if verify else {}
     with tolerance.active():
         sources = open_sources(config["data"] | whole, task.splits)
     facts = {split: source.fingerprint() for split, source in sources.items()}
