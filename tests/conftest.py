@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib.metadata
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ hypothesis.settings.register_profile("no_clock", deadline=None)
 hypothesis.settings.load_profile("no_clock")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+LARGE = 1.2e9  # bytes; the next file takes up to half as many again
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -62,10 +64,27 @@ def bucket_service() -> Iterator[bucket.Service]:
 
 @pytest.fixture(scope="module", autouse=True)
 def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles as users do in a file that is marked `optimized`, and frees what a file has compiled at its end."""
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
+    """Compiles as users do in a file that is marked `optimized`; frees compiled programs once they take much memory."""
+    optimized = request.node.get_closest_marker("optimized") is not None
+    if optimized:
+        free()
+        jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+    if optimized or resident() > LARGE:
+        free()
+
+
+def resident() -> float:
+    """Returns the bytes of memory that this process holds; infinity where only Linux could tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return math.inf
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def free() -> None:
     jax.clear_caches()
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's; otherwise it keeps what was freed

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import corpus
 
 from fmjax import models, tasks
 from fmjax.config import apply_overrides, load_config, to_dict
-from fmjax.data.sources import prepositions, python_docs
 from fmjax.errors import UserError
 from fmjax.train.experiment import prepare
 from fmjax.train.loop import train
@@ -56,21 +56,9 @@ def test_an_unknown_argument_is_refused(path):
 
 
 @pytest.fixture
-def small_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of the embedded corpus: reading all of it takes seconds."""
-    texts = list(small_texts())
-    monkeypatch.setattr(python_docs, "texts", lambda: iter(texts))
-    monkeypatch.setattr(prepositions, "preposition_splits", functools.partial(prepositions.preposition_splits, 40, 20, 20))
-    python_docs.documents.cache_clear()
-    yield
-    python_docs.documents.cache_clear()
-
-
-@functools.cache
-def small_texts() -> tuple[tuple[str, str], ...]:
-    from pydoc_data import topics
-
-    return tuple((f"topics/{name}", text) for name, text in sorted(topics.topics.items()))
+def small_corpus() -> Iterator[None]:
+    with corpus.small():
+        yield
 
 
 QUICK = {"bert_mlm.py:tiny", "gpt_clm.py:tiny", "t5_span.py:tiny", "bert_classify.py:tiny"}

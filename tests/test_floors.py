@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmjax"
 ORDER = [
     "contracts", "errors", "pytree", "randomness", "memory", "hardware", "losses", "buckets", "paths",
     "config", "distributed", "optim", "layers",
-    "data/characters",
+    "data/characters", "data/ragged",
     "data/records", "data/identity", "data/groups", "data/partitions",
     "data/tokenizers", "data/stream", "data/storage", "data/kinds", "data/augment", "data/sources", "data/splits",
     "metrics", "models", "hub", "tasks", "decoding", "defaults", "runs", "inference", "train", "planning",

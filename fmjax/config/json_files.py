@@ -30,6 +30,8 @@ def parse_json(text: str | bytes | bytearray) -> Any:
 
     Raises DuplicateKey, a ValueError, if an object has a key twice. Raises ValueError for anything
     else that is not JSON, such as NaN and Infinity, which Python accepts."""
+    if isinstance(text, str) and not text.startswith("\ufeff"):
+        return STRICT.decode(text)  # `json.loads` would make a decoder for each call
     return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
 
 
@@ -45,6 +47,9 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def refuse_constant(name: str) -> Any:
     """Raises ValueError: JSON has no NaN and no Infinity."""
     raise ValueError(f"{name} is not JSON")
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=unique, parse_constant=refuse_constant)
 
 
 def read_json(path: RunPath, missing: str = MISSING) -> dict[str, Any]:

@@ -76,6 +76,11 @@ class Examples:
         drawn: Example = example
         return drawn
 
+    def drawn(self, indices: np.ndarray) -> Example | None:
+        """Returns examples as one batch, [N, ...] each, as if each had been read, drawn and
+        stacked; None if they have to be, because drawing is random or as fast one by one."""
+        return None
+
     def where(self, index: int) -> str:
         """Returns where an example comes from, for messages: the location of its record, if it has
         one.

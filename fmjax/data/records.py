@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import bisect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from fmjax.contracts import Record as Record
 from fmjax.contracts import Source as Source
 from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
+
+BLOCK = 4096  # records that are read at once
 
 
 class RecordSource:
@@ -36,6 +38,14 @@ class RecordSource:
         """Returns one value of a record."""
         return self[index][name]
 
+    def block(self, indices: np.ndarray) -> list[Record] | None:
+        """Returns some records, read at once; None if they have to be read one by one, because that
+        is as fast, or because one of them may be bad.
+
+        `indices` are ascending.
+        """
+        return None
+
     def where(self, index: int) -> str:
         """Returns where a record is, for messages: "reviews.tsv line 12"."""
         raise NotImplementedError
@@ -44,6 +54,30 @@ class RecordSource:
         """Returns the identity of the data as JSON values: names, sizes and hashes, but no
         folders."""
         raise NotImplementedError
+
+
+def records_of(source: Source, indices: Sequence[int] | np.ndarray) -> Iterator[Record]:
+    """Yields some records, many read at once if the source can. `indices` are ascending."""
+    for begin in range(0, len(indices), BLOCK):
+        own = np.asarray(indices[begin : begin + BLOCK])
+        yield from block_of(source, own) or map(source.__getitem__, own.tolist())
+
+
+def values_of(source: Source, name: str, indices: Sequence[int] | np.ndarray) -> Iterator[Value]:
+    """Yields one value of some records, as `records_of` does; of a source that reads records one by
+    one, only that value."""
+    for begin in range(0, len(indices), BLOCK):
+        own = np.asarray(indices[begin : begin + BLOCK])
+        found = block_of(source, own)
+        if found:
+            yield from (record[name] for record in found)
+        else:
+            yield from (source.value(index, name) for index in own.tolist())
+
+
+def block_of(source: Source, indices: np.ndarray) -> list[Record] | None:
+    """Returns `RecordSource.block` of any source."""
+    return source.block(indices) if isinstance(source, RecordSource) else None
 
 
 def check_columns(source: Source, wanted: Iterable[str]) -> None:
@@ -154,6 +188,13 @@ def scrambled(count: int) -> np.ndarray:
     return np.asarray(state ^ (state >> np.uint64(31)))
 
 
+def chosen_of(selected: np.ndarray | range, indices: np.ndarray) -> np.ndarray:
+    """Returns some of the selected numbers, int64 [N]."""
+    if isinstance(selected, range):
+        return np.asarray(selected.start + selected.step * indices)
+    return np.asarray(selected[indices], np.int64)
+
+
 class Selected(RecordSource):
     """Some records of a source, in any order.
 
@@ -175,6 +216,10 @@ class Selected(RecordSource):
 
     def value(self, index: int, name: str) -> Value:
         return self.source.value(int(self.indices[index]), name)
+
+    def block(self, indices: np.ndarray) -> list[Record] | None:
+        chosen = chosen_of(self.indices, indices)
+        return block_of(self.source, chosen) if (np.diff(chosen) > 0).all() else None
 
     def where(self, index: int) -> str:
         return self.source.where(int(self.indices[index]))

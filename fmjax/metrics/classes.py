@@ -9,6 +9,9 @@ A metric that is undefined for the data (the AUC of a class that never occurs, t
 a constant) is left out, so every value is a finite number and metrics.jsonl is valid JSON. As in
 scikit-learn, precision, recall, F1 and MCC are 0 when dividing by zero.
 
+Functions import SciPy and scikit-learn when they are called: every command imports this module, and
+those two take longer to import than JAX.
+
 Letters: N examples, C classes, K columns.
 """
 
@@ -18,9 +21,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import log_softmax
-from scipy.stats import rankdata
-from sklearn import metrics as sk
 
 from fmjax.contracts import Measures
 from fmjax.errors import UserError
@@ -50,13 +50,16 @@ def classification(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray) ->
     otherwise the mean over all classes that occur, each against the rest. With two classes, also
     precision, recall and f1 of class 1.
     """
+    from scipy.special import log_softmax
+    from sklearn.metrics import matthews_corrcoef
+
     logits, labels = real_rows(valid, logits, labels)
     predicted = logits.argmax(axis=1)
     occurring = np.union1d(labels, predicted)
     values = {
         "accuracy": np.mean(predicted == labels),
         # scikit-learn also returns 0 for a single class, with a warning.
-        "mcc": sk.matthews_corrcoef(labels, predicted) if occurring.size > 1 else 0.0,
+        "mcc": matthews_corrcoef(labels, predicted) if occurring.size > 1 else 0.0,
     }
     values |= averaged(labels, predicted, occurring)
     if logits.shape[1] != 2:
@@ -97,7 +100,9 @@ def of_classes(
     labels: np.ndarray, predicted: np.ndarray, classes: Sequence[int] | np.ndarray, average: str
 ) -> dict[str, float]:
     """Returns precision, recall and F1 over some classes, with one kind of average."""
-    scores = sk.precision_recall_fscore_support(
+    from sklearn.metrics import precision_recall_fscore_support
+
+    scores = precision_recall_fscore_support(
         labels, predicted, labels=classes, average=average, zero_division=0
     )
     return dict(zip(TWO_CLASSES, scores, strict=False))
@@ -110,6 +115,8 @@ def areas(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     precision (no interpolation). A column without both values has no curve and is left out. Without
     any curve, the keys are left out.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     columns = [
         column for column in range(truth.shape[1]) if 0 < truth[:, column].sum() < len(truth)
     ]
@@ -117,14 +124,16 @@ def areas(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         return {}
     pairs = [(truth[:, column], scores[:, column]) for column in columns]
     return {
-        "roc_auc": float(np.mean([sk.roc_auc_score(*pair) for pair in pairs])),
-        "pr_auc": float(np.mean([sk.average_precision_score(*pair) for pair in pairs])),
+        "roc_auc": float(np.mean([roc_auc_score(*pair) for pair in pairs])),
+        "pr_auc": float(np.mean([average_precision_score(*pair) for pair in pairs])),
     }
 
 
 def regression(predictions: np.ndarray, targets: np.ndarray, valid: np.ndarray) -> dict[str, float]:
     """Returns mse, mae, pearson and spearman (ties get their mean rank) of predictions [N] and
     targets [N]."""
+    from scipy.stats import rankdata
+
     predictions, targets = real_rows(valid, predictions, targets)
     values = {
         "mse": np.mean((predictions - targets) ** 2),

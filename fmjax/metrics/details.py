@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
 
 from fmjax.contracts import Record
 
@@ -45,6 +44,9 @@ def class_table(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) 
       predicted: [N,C], whether it is predicted.
       names: of the C classes.
     """
+    # Imported here because the import takes a moment; see fmjax/metrics/classes.py.
+    from sklearn.metrics import precision_recall_fscore_support
+
     # An extra empty column keeps scikit-learn from reading a single column as two classes.
     padded = [np.pad(array, ((0, 0), (0, 1))) for array in (truth, predicted)]
     measures = precision_recall_fscore_support(

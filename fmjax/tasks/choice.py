@@ -34,18 +34,18 @@ from fmjax.contracts import (
 )
 from fmjax.data.sources.open import check_columns
 from fmjax.data.storage.tables import Column, Table, Values
+from fmjax.data.tokenizers.assembling import Assembled
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
 from fmjax.tasks.facts import class_fact, length_fact
-from fmjax.tasks.row_tables import Part, id_columns, id_row, id_values, row_key, row_table
+from fmjax.tasks.row_tables import Part, id_columns, id_rows, id_values, row_key, row_table
 from fmjax.tasks.token_rows import (
     PADDED,
     SHORTEN,
     TOO_LONG,
-    Row,
-    pad_rows,
+    padded,
     readable,
     tokenizer_of,
 )
@@ -162,9 +162,10 @@ class Task(contracts.Task):
             records = [(part[index], part.where(index)) for index in range(len(part))]
             targets = [self.target(*record) for record in records]
             read = [self.read(*record) for record in records]
-            rows = [joined(own) for own in self.rows(read, tokenizer, max_length, part.where)]
-            sizes = [own for *_, own in rows]
-            return {**id_values([row[:2] for row in rows]), "sizes": sizes, "target": targets}
+            rows = self.rows(read, tokenizer, max_length, part.where)
+            sizes = rows.sizes.reshape(len(read), -1)
+            together = rows._replace(sizes=sizes.sum(axis=1))
+            return {**id_values(together), "sizes": sizes, "target": np.array(targets)}
 
         key = row_key(self, tokenizer, max_length, ("label_smoothing",))
         return Choices(row_table(source, columns, key, make), tokenizer, max_length)
@@ -195,8 +196,8 @@ class Task(contracts.Task):
         most: int,
         where: Where,
         advice: str = TOO_LONG,
-    ) -> list[list[Row]]:
-        """Returns the (ids, token types) of each ending of each example, in at most `most` tokens;
+    ) -> Assembled:
+        """Returns the ids and token types of each ending of each example, in at most `most` tokens;
         the longer part of longer ones is truncated. Raises UserError, naming the example and with
         the advice, if truncation is not allowed."""
         room = most - tokenizer.special_count(pair=True)
@@ -207,17 +208,16 @@ class Task(contracts.Task):
             )
         contexts = tokenizer.encode_batch([context for context, _ in read])
         every = iter(tokenizer.encode_batch([text for _, texts in read for text in texts]))
-        rows = []
+        pairs = []
         for index, (context, (_, texts)) in enumerate(zip(contexts, read, strict=True)):
             endings = list(itertools.islice(every, len(texts)))
             longest = context.size + max(ending.size for ending in endings)
             if longest > room and self.overlong == "error":
                 problem = f"{longest + most - room} tokens exceed data.max_length={most}"
                 raise RecordError(where(index), f"{problem}; {advice}", index)
-            rows.append(
-                [tokenizer.assemble(*shortened(context, ending, room)) for ending in endings]
-            )
-        return rows
+            pairs += [shortened(context, ending, room) for ending in endings]
+        first, second = zip(*pairs, strict=True)
+        return tokenizer.assemble_batch(first, second)
 
     def weights(self, batch: Batch) -> Arrays:
         """Returns the number of examples."""
@@ -298,10 +298,9 @@ class Task(contracts.Task):
                     f"{len(read[0][1])}; use the same number"
                 )
         rows = self.rows(read, tokenizer, max_length, where, SHORTEN)
-        flat = [row for own in rows for row in own]
         batch = {
             name: array.reshape(len(read), -1, array.shape[-1])
-            for name, array in pad_rows(flat, tokenizer.pad_id).items()
+            for name, array in padded(rows, tokenizer.pad_id).items()
         }
         return {**batch, "_endings": [endings for _, endings in read]}
 
@@ -332,12 +331,6 @@ def shortened(context: np.ndarray, ending: np.ndarray, most: int) -> tuple[np.nd
     return context[:left], ending[: most - min(left, context.size)]
 
 
-def joined(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the ids and the token types of rows, one row after the other, and their sizes."""
-    ids, types = (np.concatenate(side) for side in zip(*rows, strict=True))
-    return ids, types, np.array([own.size for own, _ in rows])
-
-
 class Choices(contracts.Examples):
     """Contexts with their endings."""
 
@@ -348,10 +341,10 @@ class Choices(contracts.Examples):
     def __init__(self, table: Table, tokenizer: Tokenizer, max_length: int):
         self.table, self.tokenizer, self.max_length = table, tokenizer, max_length
         self.targets = self.labels = table.numbers("target")
-        sizes = table.numbers("sizes")
+        self.sizes = table.numbers("sizes")
         # The length of the longest row, to which shorter ones are padded.
-        self.lengths = sizes.max(axis=1)
-        self.filled = sizes.mean(axis=1)
+        self.lengths = self.sizes.max(axis=1)
+        self.filled = self.sizes.mean(axis=1)
 
     def __reduce__(self) -> tuple[type[Choices], tuple[Table, Tokenizer, int]]:
         return Choices, (self.table, self.tokenizer, self.max_length)
@@ -359,18 +352,22 @@ class Choices(contracts.Examples):
     def __len__(self) -> int:
         return len(self.table)
 
-    def rows(self, index: int) -> list[Row]:
-        """Returns the (ids, token types) of each ending of an example."""
-        ends = np.cumsum(self.table.value("sizes", index))[:-1]
-        ids, types = (np.split(side, ends) for side in id_row(self.table, index))
-        return list(zip(ids, types, strict=True))
-
     def ending(self, index: int, number: int) -> str:
         """Returns the readable context and ending of an example."""
-        return details.shortened(readable(self.rows(index)[number][0], self.tokenizer))
+        ends = np.cumsum(self.sizes[index])[:-1]
+        ids = np.split(self.table.value("ids", index), ends)[number]
+        return details.shortened(readable(ids, self.tokenizer))
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `token_type_ids`, `attention_mask` [N,L] and `labels`."""
-        return pad_rows(self.rows(index), self.tokenizer.pad_id, self.max_length) | {
-            "labels": self.targets[index]
+        return {name: array[0] for name, array in self.drawn(np.array([index])).items()}
+
+    def drawn(self, indices: np.ndarray) -> Example:
+        """Returns examples as one batch."""
+        sizes = self.sizes[indices]
+        rows = id_rows(self.table, indices)._replace(sizes=sizes.reshape(-1))
+        batch = padded(rows, self.tokenizer.pad_id, self.max_length)
+        shape = (*sizes.shape, self.max_length)
+        return {name: array.reshape(shape) for name, array in batch.items()} | {
+            "labels": self.targets[indices]
         }

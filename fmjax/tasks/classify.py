@@ -26,8 +26,10 @@ from fmjax.contracts import (
     Where,
 )
 from fmjax.data.augment.texts import Augmentation, drop_tokens, mask_span
+from fmjax.data.records import records_of
 from fmjax.data.sources.open import check_columns
 from fmjax.data.storage.tables import Table, Values
+from fmjax.data.tokenizers.assembling import Assembled
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import RecordError, UserError, in_range, one_of
 from fmjax.tasks.facts import length_fact
@@ -36,7 +38,7 @@ from fmjax.tasks.labels import LabelTask
 from fmjax.tasks.row_tables import (
     Part,
     id_columns,
-    id_row,
+    id_rows,
     id_values,
     remembered,
     row_key,
@@ -47,9 +49,8 @@ from fmjax.tasks.token_rows import (
     PADDED,
     SHORTEN,
     TOO_LONG,
-    Row,
     keys_of,
-    pad_rows,
+    padded,
     readable,
     tokenizer_of,
 )
@@ -148,7 +149,7 @@ class Task(LabelTask):
 
         def make(part: Part) -> Values:
             kept = self.kept(part)
-            targets = [self.target(part, index) for index in kept]
+            targets = self.targets(part, kept)
             records = [part[index] for index in kept]
             rows = self.rows(
                 records, tokenizer, max_length, lambda number: part.where(kept[number])
@@ -200,7 +201,9 @@ class Task(LabelTask):
         """Returns the indices of the records that are kept."""
         if self.blank == "error":
             return range(len(source))
-        return [index for index in range(len(source)) if not self.is_blank(source[index])]
+        every = range(len(source))
+        read = zip(every, records_of(source, every), strict=True)
+        return [index for index, record in read if not self.is_blank(record)]
 
     def is_blank(self, record: Mapping[str, Value]) -> bool:
         """Returns whether all of a record's texts are empty or white space."""
@@ -215,8 +218,8 @@ class Task(LabelTask):
         most: int,
         where: Where,
         advice: str = TOO_LONG,
-    ) -> list[Row]:
-        """Returns (ids, token types) of each record, in at most `most` tokens.
+    ) -> Assembled:
+        """Returns the ids and token types of each record, in at most `most` tokens.
 
         Raises UserError, naming the record, if a text is not a string, is too long and may not be
         truncated (with the advice), or lacks the mask token that the classifier reads."""
@@ -241,20 +244,22 @@ class Task(LabelTask):
         parts = [
             tokenizer.encode_batch([record[column] for record in records]) for column in self.texts
         ]
-        rows = []
-        for index, ids in enumerate(zip(*parts, strict=True)):
-            row = tokenizer.assemble(*ids)
-            if row[0].size > most:
+        sizes = special + np.sum([[ids.size for ids in part] for part in parts], axis=0)
+        masked = self.pool == "mask"
+        for index in range(len(records)) if masked else np.flatnonzero(sizes > most).tolist():
+            own = [part[index] for part in parts]
+            if sizes[index] > most:
                 if self.overlong == "error":
-                    problem = f"{row[0].size} tokens exceed data.max_length={most}"
+                    problem = f"{sizes[index]} tokens exceed data.max_length={most}"
                     raise RecordError(where(index), f"{problem}; {advice}", index)
-                row = tokenizer.assemble(*self.truncate(ids, most - special, tokenizer))
-            if self.pool == "mask" and not (row[0] == tokenizer.mask_id).any():
+                own = self.truncate(own, most - special, tokenizer)
+                for part, ids in zip(parts, own, strict=True):
+                    part[index] = ids
+            if masked and not (tokenizer.assemble(*own)[0] == tokenizer.mask_id).any():
                 mask = tokenizer.token(tokenizer.mask_id)
                 problem = f"the text has no {mask}; task.pool=mask needs one"
                 raise RecordError(where(index), problem, index)
-            rows.append(row)
-        return rows
+        return tokenizer.assemble_batch(*parts)
 
     def truncate(
         self, parts: Sequence[np.ndarray], most: int, tokenizer: Tokenizer
@@ -308,7 +313,7 @@ class Task(LabelTask):
                 )
             records.append(example)
         rows = self.rows(records, tokenizer, max_length, where, SHORTEN)
-        batch: dict[str, Value] = dict(pad_rows(rows, tokenizer.pad_id))
+        batch: dict[str, Value] = dict(padded(rows, tokenizer.pad_id))
         return (
             batch
             if self.pool == "first"
@@ -357,10 +362,18 @@ class LabeledTexts(contracts.Examples):
         """Returns `input_ids`, `token_type_ids`, `attention_mask` [L] and `labels`, and
         `pool_weights [L]` if pooled.
         """
-        row = pad_rows([id_row(self.table, index)], self.tokenizer.pad_id, self.max_length)
+        return {name: array[0] for name, array in self.batch(np.array([index])).items()}
+
+    def batch(self, indices: np.ndarray) -> Example:
+        """Returns examples as one batch, before they are drawn."""
+        rows = id_rows(self.table, indices)
+        batch = padded(rows, self.tokenizer.pad_id, self.max_length)
         if self.task.pool != "first":
-            row["pool_weights"] = self.task.pool_weights(row["input_ids"], self.tokenizer)
-        return {name: array[0] for name, array in row.items()} | {"labels": self.targets[index]}
+            batch["pool_weights"] = self.task.pool_weights(batch["input_ids"], self.tokenizer)
+        return batch | {"labels": self.targets[indices]}
+
+    def drawn(self, indices: np.ndarray) -> Example | None:
+        return None if self.augmentations else self.batch(indices)
 
     def text(self, index: int) -> str:
         return readable(self.table.value("ids", index), self.tokenizer)

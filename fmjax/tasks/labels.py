@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,15 @@ from fmjax.contracts import (
 )
 from fmjax.data.kinds import label as label_kind
 from fmjax.data.kinds import separators
+from fmjax.data.records import values_of
 from fmjax.data.storage.tables import Column
 from fmjax.errors import RecordError, UserError, nearest
 from fmjax.metrics import classes as class_metrics
 from fmjax.metrics import details
 from fmjax.tasks import facts
 from fmjax.tasks.imbalance import Balance
+
+KNOWN = 2**16  # values of labels that are remembered while records are read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,8 +126,7 @@ class LabelTask(Balance, contracts.Task):
             return found
         first: dict[str, int] = {}
         counts: Counter[str] = Counter()
-        for index in indices:
-            names = task.label_names(source, index)
+        for index, names in zip(indices, task.names_of(source, indices), strict=True):
             counts.update(set(names))
             for name in names:
                 first.setdefault(name, index)
@@ -138,12 +140,27 @@ class LabelTask(Balance, contracts.Task):
     def find_separator(self, source: Source, indices: Sequence[int]) -> Config:
         """Returns the setting `separator`, if it is another one than "|"."""
         first: dict[str, int] = {}
-        for index in indices:
-            value = source.value(index, self.label)
+        for index, value in zip(indices, values_of(source, self.label, indices), strict=True):
             if isinstance(value, str) and not isinstance(value, label_kind.ClassName):
                 first.setdefault(value, index)
         found = separators.find(first, source.where, self.label, self.labels)
         return {} if found == separators.DEFAULT else {"separator": found}
+
+    def names_of(self, source: Source, indices: Sequence[int]) -> Iterator[list[str]]:
+        """Yields the label names of each of some records, as `label_names` returns them. Each
+        string or number is judged once."""
+        if self.label_columns:
+            yield from (self.label_names(source, index) for index in indices)
+            return
+        known: dict[tuple[type, Value], list[str]] = {}
+        for index, value in zip(indices, values_of(source, self.label, indices), strict=True):
+            key = type(value), value
+            if key[0] not in (str, int):  # such as `ClassName`, which is not only its text
+                yield self.label_names(source, index)
+                continue
+            if key not in known and len(known) < KNOWN:
+                known[key] = self.label_names(source, index)
+            yield known[key] if key in known else self.label_names(source, index)
 
     def label_names(self, source: Source, index: int) -> list[str]:
         """Returns the label names of a record. Raises UserError, naming it, if there is none or it
@@ -166,37 +183,47 @@ class LabelTask(Balance, contracts.Task):
             return Column("int32")
         return Column("float32", len(self.labels) if self.kind == "multi" else 0)
 
-    def targets(self, source: Source, indices: Iterable[int]) -> np.ndarray:
-        """Returns the targets of records [N, ...]; see `target`."""
-        return np.stack([self.target(source, index) for index in indices])
-
-    def target(self, source: Source, index: int) -> np.generic | np.ndarray:
-        """Returns a record's target: int32 class, float32 [C] of 0 and 1, or float32 number.
+    def targets(self, source: Source, indices: Sequence[int]) -> np.ndarray:
+        """Returns the targets of records: int32 classes [N], float32 [N, C] of 0 and 1, or float32
+        numbers [N].
 
         Raises UserError, naming the record, for a label that is not among `labels` or a value that
         is not a number.
         """
         if self.kind == "regression":
-            value = source.value(index, self.label)
-            value = value.number if isinstance(value, label_kind.ClassName) else value
-            try:
-                return np.float32(number_of(value))
-            except ValueError:
-                problem = f'column "{self.label}" holds {value!r}, not a number; correct the record'
-                raise RecordError(source.where(index), problem, index) from None
-        names = self.label_names(source, index)
-        for name in names:
-            if name not in self.labels:
-                raise RecordError(
-                    source.where(index),
-                    f'label "{name}" is out of range{nearest(name, self.labels)}; the labels are '
-                    f"{', '.join(self.labels)}; correct the record, or list all labels in "
-                    "task.labels",
-                    index,
-                )
+            return np.array([self.number(source, index) for index in indices], np.float32)
+        numbers: dict[str, list[int]] = {}
+        for number, name in enumerate(self.labels):
+            numbers.setdefault(name, []).append(number)
+        found = []
+        for index, names in zip(indices, self.names_of(source, indices), strict=True):
+            for name in names:
+                if name not in numbers:
+                    raise RecordError(source.where(index), self.out_of_range(name), index)
+            found.append([number for name in names for number in numbers[name]])
         if self.kind == "single":
-            return np.int32(self.labels.index(names[0]))
-        return np.isin(self.labels, names).astype(np.float32)
+            return np.array([own[0] for own in found], np.int32)
+        targets = np.zeros((len(found), len(self.labels)), np.float32)
+        for row, own in zip(targets, found, strict=True):
+            row[own] = 1
+        return targets
+
+    def out_of_range(self, name: str) -> str:
+        """Returns what is wrong with a label that is not among `labels`."""
+        return (
+            f'label "{name}" is out of range{nearest(name, self.labels)}; the labels are '
+            f"{', '.join(self.labels)}; correct the record, or list all labels in task.labels"
+        )
+
+    def number(self, source: Source, index: int) -> np.float32:
+        """Returns the target of a regression."""
+        value = source.value(index, self.label)
+        value = value.number if isinstance(value, label_kind.ClassName) else value
+        try:
+            return np.float32(number_of(value))
+        except ValueError:
+            problem = f'column "{self.label}" holds {value!r}, not a number; correct the record'
+            raise RecordError(source.where(index), problem, index) from None
 
     def facts(
         self,

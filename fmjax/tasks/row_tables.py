@@ -18,7 +18,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,13 +27,14 @@ import numpy as np
 
 from fmjax.contracts import Config, Record, Source, Value
 from fmjax.data.identity import identity
-from fmjax.data.records import RecordSource
+from fmjax.data.ragged import Ragged
+from fmjax.data.records import RecordSource, block_of
 from fmjax.data.storage import cache
 from fmjax.data.storage.tables import RAGGED, Column, Columns, Table, Values, ids, write
+from fmjax.data.tokenizers.assembling import Assembled
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.progress import QUIET_SECONDS, Bar
 from fmjax.errors import RecordError
-from fmjax.tasks.token_rows import Row
 
 FORMAT = 1  # of the tables; raised when records become other rows than before
 CHUNK = 4096  # records that are tokenized together
@@ -41,12 +42,12 @@ TYPES = Column("uint8", RAGGED)  # of the tokens of a row
 
 
 class Part(RecordSource):
-    """Consecutive records of a source, each read once."""
+    """Consecutive records of a source, each read once, at once if the source can."""
 
     def __init__(self, source: Source, begin: int, end: int):
         self.source, self.begin, self.end = source, begin, end
         self.columns = source.columns
-        self.read: dict[int, Record] = {}
+        self.read = dict(enumerate(block_of(source, np.arange(begin, end)) or ()))
 
     def __len__(self) -> int:
         return self.end - self.begin
@@ -169,15 +170,16 @@ def id_columns(tokenizer: Tokenizer, pair: bool = False) -> Columns:
     return {"ids": ids(tokenizer.vocab_size)} | ({"types": TYPES} if types.any() else {})
 
 
-def id_values(rows: Sequence[Row]) -> Values:
+def id_values(rows: Assembled) -> Values:
     """Returns the values of the columns of assembled texts."""
-    return {"ids": [own for own, _ in rows], "types": [types for _, types in rows]}
+    return {"ids": Ragged(rows.ids, rows.sizes), "types": Ragged(rows.types, rows.sizes)}
 
 
-def id_row(table: Table, index: int) -> Row:
-    """Returns an assembled text of a table: ids and token types [L]."""
-    own = table.value("ids", index)
-    return own, table.value("types", index) if "types" in table else np.zeros(own.size, np.int32)
+def id_rows(table: Table, indices: np.ndarray) -> Assembled:
+    """Returns assembled texts of a table."""
+    own, sizes = table.rows("ids", indices)
+    types = table.rows("types", indices).values if "types" in table else np.zeros_like(own)
+    return Assembled(own, types, sizes)
 
 
 def name_of(source: Source, key: Mapping[str, Value]) -> str:

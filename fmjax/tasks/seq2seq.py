@@ -31,9 +31,11 @@ from fmjax.contracts import (
     Where,
 )
 from fmjax.data.kinds.text import texts
+from fmjax.data.ragged import Ragged
 from fmjax.data.sources.open import check_columns
 from fmjax.data.storage.tables import Table, Values, ids
 from fmjax.data.stream.packing import pack, pack_matched
+from fmjax.data.tokenizers.assembling import Assembled
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError, in_range, one_of
 from fmjax.layers.vocabulary import cross_entropy_sum
@@ -44,12 +46,12 @@ from fmjax.tasks.facts import length_fact
 from fmjax.tasks.row_tables import Part, row_key, row_table
 from fmjax.tasks.token_rows import (
     BOTH_SIDES,
+    NOTHING,
     TokenTask,
     enclosed,
     given_texts,
     packed_pairs,
-    pad_rows,
-    pair,
+    padded,
     readable,
     tokenizer_of,
 )
@@ -157,11 +159,11 @@ class Task(TokenTask):
         def make(part: Part) -> Values:
             references = list(texts(part, self.target))
             given = [f"{self.prefix}{text}" for text in texts(part, self.source)]
+            source = self.cut(given, tokenizer, max_length, part.where)
+            target = self.cut(references, tokenizer, self.target_length, part.where, target=True)
             return {
-                "source": self.cut(given, tokenizer, max_length, part.where),
-                "target": self.cut(
-                    references, tokenizer, self.target_length, part.where, target=True
-                ),
+                "source": Ragged(source.ids, source.sizes),
+                "target": Ragged(target.ids, target.sizes),
             }
 
         key = row_key(self, tokenizer, max_length, NOT_OF_ROWS)
@@ -202,7 +204,7 @@ class Task(TokenTask):
         most: int,
         where: Where,
         target: bool = False,
-    ) -> list[np.ndarray]:
+    ) -> Assembled:
         """Returns the ids of each source, or target, between special tokens, in at most `most`
         tokens; a target has an end token.
         """
@@ -266,7 +268,7 @@ class Task(TokenTask):
         tokenizer = tokenizer_of(processors)
         sources = [f"{self.prefix}{text}" for text in given_texts(examples, self.source, where)]
         rows = self.cut(sources, tokenizer, max_length, where)
-        batch = pad_rows([(ids, np.zeros_like(ids)) for ids in rows], tokenizer.fill_id)
+        batch = padded(rows, tokenizer.fill_id)
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def describe(
@@ -303,8 +305,24 @@ class Pairs(contracts.Examples):
 
     def __getitem__(self, index: int) -> Example:
         """Returns `input_ids`, `attention_mask` [S] and `labels`, `label_weights` [T]."""
-        source, target = (self.table.value(side, index) for side in ("source", "target"))
-        return pair(source, target, self.row_lengths, self.tokenizer.fill_id)
+        return {name: array[0] for name, array in self.drawn(np.array([index])).items()}
+
+    def drawn(self, indices: np.ndarray) -> Example:
+        """Returns examples as one batch."""
+        source, target = (
+            padded(Assembled(ids, NOTHING, sizes), self.tokenizer.fill_id, length)
+            for (ids, sizes), length in zip(
+                (self.table.rows(side, indices) for side in ("source", "target")),
+                self.row_lengths,
+                strict=True,
+            )
+        )
+        return {
+            "input_ids": source["input_ids"],
+            "attention_mask": source["attention_mask"],
+            "labels": target["input_ids"],
+            "label_weights": target["attention_mask"].astype(np.float32),
+        }
 
     def references(self, begin: int = 0, end: int | None = None) -> list[str]:
         """Returns the target texts from `begin` to before `end`."""

@@ -25,6 +25,7 @@ from fmjax.contracts import (
 )
 from fmjax.data.kinds.text import Processor as TextProcessor
 from fmjax.data.sources.open import check_columns
+from fmjax.data.tokenizers.assembling import Assembled
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.errors import UserError
 from fmjax.layers.vocabulary import Logits, compare, cross_entropy_sum
@@ -238,16 +239,26 @@ def pad_rows(rows: Sequence[Row], pad_id: int, length: int = 0) -> Example:
     """Returns a batch [rows, length] from (ids, token types) of several lengths; `length` is by
     default that of the longest row.
     """
-    length = length or max(ids.size for ids, _ in rows)
+    return padded(assembled(rows), pad_id, length)
+
+
+def assembled(rows: Sequence[Row]) -> Assembled:
+    """Returns rows as one."""
+    ids, types = (np.concatenate([NOTHING, *side]) for side in zip(*rows, strict=True))
+    return Assembled(ids, types, np.array([own.size for own, _ in rows]))
+
+
+def padded(rows: Assembled, pad_id: int, length: int = 0) -> Example:
+    """Returns the same as `pad_rows`."""
+    real = np.arange(length or rows.sizes.max()) < rows.sizes[:, None]
     batch = {
-        "input_ids": np.full((len(rows), length), pad_id, np.int32),
-        "token_type_ids": np.zeros((len(rows), length), np.int32),
-        "attention_mask": np.zeros((len(rows), length), np.int32),
+        "input_ids": np.full(real.shape, pad_id, np.int32),
+        "token_type_ids": np.zeros(real.shape, np.int32),
+        "attention_mask": real.astype(np.int32),
     }
-    for row, (ids, types) in enumerate(rows):
-        batch["input_ids"][row, : ids.size] = ids
-        batch["token_type_ids"][row, : ids.size] = types
-        batch["attention_mask"][row, : ids.size] = 1
+    batch["input_ids"][real] = rows.ids
+    if rows.types.any():
+        batch["token_type_ids"][real] = rows.types
     return batch
 
 
@@ -259,7 +270,7 @@ def enclosed(
     where: Where,
     limit: str,
     ending: Sequence[int] = (),
-) -> list[np.ndarray]:
+) -> Assembled:
     """Returns the ids of texts with the special tokens around them, followed by `ending`, in at
     most `most` tokens, truncated if allowed.
 
@@ -276,7 +287,4 @@ def enclosed(
             raise UserError(
                 f"{where(number)}: {ids.size + special} tokens exceed {limit}={most}; {TOO_LONG}"
             )
-    return [
-        np.append(tokenizer.assemble(ids[: most - special])[0], ending).astype(np.int32)
-        for ids in rows
-    ]
+    return tokenizer.assemble_batch([ids[: most - special] for ids in rows], ending=ending)

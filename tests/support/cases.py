@@ -18,6 +18,7 @@ from fmjax.distributed.layout import Layout
 from fmjax.train.experiment import prepare
 from fmjax.train.stages import describe, training_step
 from fmjax.train.state import create_state
+from support import corpus
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STEPS = 10
@@ -52,9 +53,10 @@ def case(family: str, folder: Path) -> Case:
     loaded = load_config(f"{CONFIGS / name}")
     apply_overrides(loaded, list(changes.items()))
     config = to_dict(loaded)
-    experiment = prepare(config, folder / family)
-    batches = TrainBatches(experiment.built.examples["train"], batch_size=experiment.batch_size, seed=0)
-    return Case(experiment.config, experiment, list(itertools.islice(batches, STEPS)))
+    with corpus.small():
+        experiment = prepare(config, folder / family)
+        batches = TrainBatches(experiment.built.examples["train"], batch_size=experiment.batch_size, seed=0)
+        return Case(experiment.config, experiment, list(itertools.islice(batches, STEPS)))
 
 
 def one_device() -> jax.sharding.Mesh:

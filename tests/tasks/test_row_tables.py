@@ -250,7 +250,7 @@ def test_classes_and_sizes_of_images_are_found_once(tmp_path, monkeypatch, files
     examples = task.examples(source, images_of(task), 0, train=False)
     assert found == {"image_size": 4, "channels": 3, "labels": ("a", "b")}
     assert examples.classes.tolist() == [0, 0, 0, 1, 1, 1] and len(list(files.glob("*/*"))) == 2
-    for name in ("find_images", "find_labels", "target"):
+    for name in ("find_images", "find_labels", "targets"):
         monkeypatch.setattr(image_classify.Task, name, None)
     assert image_classify.Task().resolve(source) == found
     assert same(examples, task.examples(source, images_of(task), 0, train=False))

@@ -6,7 +6,7 @@ records are kept in an index (`storage/index.py`), which is memory-mapped, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +15,15 @@ import numpy as np
 from fmjax.contracts import Record
 from fmjax.data.characters import is_blank
 from fmjax.data.records import RecordSource, fill_columns, json_object, locate
+from fmjax.data.sources import json_blocks
 from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage.index import Index, Rows, index_of
 from fmjax.data.storage.line_scan import filled_lines, paragraphs
-from fmjax.data.storage.mapped import File, lines, not_utf8, open_files
+from fmjax.data.storage.mapped import BOM, MEGABYTE, File, Line, lines, not_utf8, open_files
 from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError, one_of
 
+HELD = 32 * MEGABYTE  # of text that is parsed at once, at most
 RECORDS = ("paragraph", "line", "file")
 ONE_A_LINE = "write one record per line"
 
@@ -87,6 +89,30 @@ class RecordFiles(RecordSource):
         begin, end = self.places[number].rows[row].tolist()
         return self.files[number], begin, end
 
+    def block(self, indices: np.ndarray) -> list[Record] | None:
+        """Returns some records; None if they are few of those around them, too large to be in
+        memory together, or one of them may be bad."""
+        found: list[Record] = []
+        owner = np.searchsorted(self.bounds, indices, side="right") - 1
+        for number in np.unique(owner).tolist():
+            own = indices[owner == number] - self.bounds[number]
+            first, last = int(own[0]), int(own[-1]) + 1
+            places = self.places[number].rows[first:last].astype(np.int64)
+            if len(places) > 2 * len(own) or places[-1, 1] - places[0, 0] > HELD:
+                return None
+            read = self.parse_block(self.files[number], places)
+            if read is None:
+                return None
+            found += read if len(read) == len(own) else map(read.__getitem__, own - first)
+        return found
+
+    def parse_block(self, file: File, places: np.ndarray) -> list[Record] | None:
+        """Returns consecutive records of a file, `places [N, 2]`; None if one may be bad."""
+        try:
+            return [self.parse(text, 0) for text in block_texts(file, places)]
+        except (UnicodeDecodeError, RecordError):
+            return None
+
     def where(self, index: int) -> str:
         file, begin, _ = self.place(index)
         return f"{file.path.name} line {file.line_at(begin)}"
@@ -94,6 +120,17 @@ class RecordFiles(RecordSource):
     def fingerprint(self) -> Record:
         files = [file.fingerprint for file in self.files]
         return {"source": self.kind, "split": self.split, **self.options(), "files": files}
+
+
+def block_texts(file: File, places: np.ndarray) -> list[str]:
+    """Returns consecutive records of a file as text. Raises UnicodeDecodeError if one is not
+    UTF-8."""
+    first = int(places[0, 0])
+    content = file.read(first, int(places[-1, 1]))
+    if content.isascii():  # so that bytes are characters
+        whole = file.as_text(content)
+        return [whole[begin:end] for begin, end in (places - first).tolist()]
+    return [file.as_text(content[begin:end]) for begin, end in (places - first).tolist()]
 
 
 class Text(RecordFiles):
@@ -142,21 +179,47 @@ class JsonLines(RecordFiles):
 
     def scan(self, file: File, facts: Record) -> Iterator[Rows]:
         known: Record = {}
-        for line in lines(file):
-            if is_blank(line.text):
+        types: json_blocks.Types = {}
+        last = Line(0, len(BOM) if file.data[: len(BOM)] == BOM else 0, 0, "")
+        while last.end < len(file.data):
+            begin = last.end
+            end = file.data.find(file.line_break, begin + MEGABYTE) + 1 or len(file.data)
+            content = file.read(begin, end)
+            found = json_blocks.objects(content)
+            if found is None or json_blocks.table(content, found, types) is None:
+                for line in lines(file, last):
+                    last = line
+                    if not is_blank(line.text):
+                        known |= dict.fromkeys(self.keys(file, line))
+                        yield line.begin, line.end
+                    if line.end >= end:
+                        break
                 continue
-            try:
-                known |= dict.fromkeys(json_object(line.text))
-            except ValueError as error:
-                if not tolerates():
-                    raise RecordError(
-                        f"{file.path} line {line.number}", f"{error}; {ONE_A_LINE}"
-                    ) from error
-            yield line.begin, line.end
+            known |= dict.fromkeys(types)
+            last = Line(begin, end, last.number + content.count(b"\n"), "")
+            yield found + begin
         facts["columns"] = list(known)
+
+    def keys(self, file: File, line: Line) -> Iterable[str]:
+        """Returns the keys of an object. Raises RecordError if the line has none, and that is an
+        error."""
+        try:
+            return json_object(line.text)
+        except ValueError as error:
+            if tolerates():
+                return ()
+            place = f"{file.path} line {line.number}"
+            raise RecordError(place, f"{error}; {ONE_A_LINE}") from error
 
     def use(self, file: File, facts: Record) -> None:
         self.columns = tuple(dict.fromkeys((*self.columns, *facts["columns"])))
+
+    def parse_block(self, file: File, places: np.ndarray) -> list[Record] | None:
+        first = int(places[0, 0])
+        content = file.read(first, int(places[-1, 1]))
+        return json_blocks.records(content, len(places), self.columns) or super().parse_block(
+            file, places
+        )
 
     def parse(self, text: str, index: int) -> Record:
         try:

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from fmjax.contracts import Record
 from fmjax.data.sources.kinds import SourceKind
-from fmjax.data.sources.lines import RecordFiles
+from fmjax.data.sources.lines import RecordFiles, block_texts
 from fmjax.data.storage.mapped import File, Line, lines
 from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError
@@ -165,6 +167,19 @@ class Table(RecordFiles):
         if self.kind == "tsv":
             return text.rstrip("\r\n").split("\t")
         return next(csv.reader([text], strict=True))
+
+    def parse_block(self, file: File, places: np.ndarray) -> list[Record] | None:
+        if self.kind == "tsv":
+            return super().parse_block(file, places)
+        try:
+            texts = block_texts(file, places)
+            rows = list(csv.reader(texts, strict=True))
+        except (UnicodeDecodeError, csv.Error):
+            return None
+        # A row with an open quote would have swallowed the next.
+        if len(rows) != len(texts) or not all(map(self.fits, rows)):
+            return None
+        return [dict(zip(self.columns, row, strict=not self.open_end)) for row in rows]
 
     def parse(self, text: str, index: int) -> Record:
         try:

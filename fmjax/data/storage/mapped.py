@@ -178,7 +178,11 @@ class File:
 
         Raises UnicodeDecodeError if it is not UTF-8.
         """
-        text = self.read(begin, end).decode("utf-8", errors)
+        return self.as_text(self.read(begin, end), errors)
+
+    def as_text(self, content: bytes, errors: str = "strict") -> str:
+        """Returns a part of the file, which was read, as `text` does."""
+        text = content.decode("utf-8", errors)
         return text.replace("\r", "\n") if self.line_break == b"\r" else text
 
     @functools.cached_property

@@ -7,7 +7,6 @@ file that was cut off is not taken for whole.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
@@ -15,7 +14,10 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-Cells: TypeAlias = np.ndarray | Sequence[np.ndarray | np.generic]  # of a column, in some rows
+from fmjax.data.ragged import Ragged, ragged, spread
+
+# Of a column, in some rows.
+Cells: TypeAlias = np.ndarray | Sequence[np.ndarray | np.generic] | Ragged
 Values: TypeAlias = Mapping[str, Cells]
 
 
@@ -37,8 +39,9 @@ class Column(NamedTuple):
         """Returns the Arrow array of some rows. Raises OverflowError if a number does not fit into
         the column's type."""
         if self.width == RAGGED:
-            ends = fitting(np.cumsum([0, *map(len, values)]), "int32")
-            joined = fitting(np.concatenate([np.zeros(0, self.dtype), *values]), self.dtype)
+            rows = values if isinstance(values, Ragged) else ragged(values)
+            ends = fitting(np.concatenate([[0], np.cumsum(rows.sizes)]), "int32")
+            joined = fitting(rows.values, self.dtype)
             return pa.ListArray.from_arrays(pa.array(ends), pa.array(joined))
         flat = pa.array(fitting(np.asarray(values), self.dtype).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, self.width) if self.width else flat
@@ -83,9 +86,16 @@ class Table:
         )
         reader = pa.ipc.open_file(buffer)
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        self._begins = np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist()
+        self._begins = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self._views = {
             name: [view(batch.column(name)) for batch in batches] for name in reader.schema.names
+        }
+        # Of ragged columns, where the values and the bounds of each batch stand in the file.
+        self._bytes = np.frombuffer(buffer, np.uint8)
+        self._places = {
+            name: places(views, self._bytes)
+            for name, views in self._views.items()
+            if all(bounds is not None for _, bounds in views)
         }
 
     def __reduce__(self) -> tuple[type[Table], tuple[Path | bytes]]:
@@ -104,10 +114,26 @@ class Table:
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
-        batch = bisect.bisect_right(self._begins, index) - 1
-        row = index - self._begins[batch]
+        batch = int(np.searchsorted(self._begins, index, side="right")) - 1
+        row = index - int(self._begins[batch])
         values, ends = self._views[name][batch]
         return np.asarray(values[row] if ends is None else values[ends[row] : ends[row + 1]])
+
+    def rows(self, name: str, indices: np.ndarray) -> Ragged:
+        """Returns some rows of a ragged column. Raises IndexError beyond the last row."""
+        if not ((indices >= 0) & (indices < len(self))).all():
+            raise IndexError(indices)
+        batch = np.searchsorted(self._begins, indices, side="right") - 1
+        values, bounds = self._places[name][:, batch]
+        at = bounds + indices - self._begins[batch]
+        begins, ends = (self._numbers(np.dtype(np.int32))[at + side] for side in (0, 1))
+        sizes = (ends - begins).astype(np.int64)
+        own = self._numbers(self._views[name][0][0].dtype)
+        return Ragged(own[spread(values + begins, sizes)], sizes)
+
+    def _numbers(self, dtype: np.dtype) -> np.ndarray:
+        """Returns the bytes of the file as numbers of a type."""
+        return self._bytes[: self._bytes.size // dtype.itemsize * dtype.itemsize].view(dtype)
 
     def numbers(self, name: str) -> np.ndarray:
         """Returns a column of numbers [N] or vectors [N, C], in memory."""
@@ -131,3 +157,20 @@ def view(array: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     if pa.types.is_fixed_size_list(array.type):
         return array.values.to_numpy().reshape(len(array), array.type.list_size), None
     return array.to_numpy(), None
+
+
+def places(views: Sequence[tuple[np.ndarray, np.ndarray | None]], file: np.ndarray) -> np.ndarray:
+    """Returns where the values and the bounds of each batch of a ragged column stand in the bytes
+    of a file, in numbers of their types, int64 [2, batches]."""
+    return np.array(
+        [
+            [(address(own) - address(file)) // own.itemsize for own in side if own is not None]
+            for side in zip(*views, strict=True)
+        ],
+        np.int64,
+    ).reshape(2, -1)
+
+
+def address(array: np.ndarray) -> int:
+    """Returns where the values of an array stand in memory."""
+    return int(array.__array_interface__["data"][0])

@@ -55,6 +55,9 @@ class Resampled(Examples):
     def draw(self, example: Undrawn, rng: np.random.Generator) -> Example:
         return self.examples.draw(example, rng)
 
+    def drawn(self, indices: np.ndarray) -> Example | None:
+        return self.examples.drawn(self.chosen[indices].astype(np.int64))
+
     def where(self, index: int) -> str:
         return self.examples.where(int(self.chosen[index]))
 

@@ -47,6 +47,8 @@ class Drawable(Protocol):
 
     def draw(self, example: Undrawn, rng: np.random.Generator, /) -> Example: ...
 
+    def drawn(self, indices: np.ndarray, /) -> Example | None: ...
+
 
 def to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
@@ -218,6 +220,11 @@ class Stream:
         drawn: Example = self.examples.draw(read, self.generators[at])
         return drawn
 
+    def batch(self, places: Sequence[int]) -> Example:
+        """Returns the examples at some places as one batch, drawn together if possible."""
+        numbers = places if self.order is None else [self.order[at] for at in places]
+        return self.examples.drawn(np.array(numbers)) or stacked([self[at] for at in places])
+
 
 class Batches:
     """The batches of a stream, of each of which this host reads some rows."""
@@ -230,7 +237,7 @@ class Batches:
 
     def __getitem__(self, number: int) -> Example:
         begin = number * self.size
-        return stacked([self.stream[begin + row] for row in self.rows])
+        return self.stream.batch([begin + row for row in self.rows])
 
 
 def stacked(rows: Sequence[Example]) -> Example:
@@ -252,8 +259,11 @@ def eval_batches(
     for numbers, trim in groups(examples, batch_size):
         valid = (chosen < len(numbers)).astype(np.float32)
         own = [int(numbers[row if real else 0]) for row, real in zip(chosen, valid, strict=True)]
-        read = [examples.draw(examples[number], generators[number]) for number in own]
-        yield trim(stacked(read)) | {"valid": valid}
+        batch = examples.drawn(np.array(own))
+        if batch is None:
+            read = [examples.draw(examples[number], generators[number]) for number in own]
+            batch = stacked(read)
+        yield trim(batch) | {"valid": valid}
 
 
 def batch_spec(batch: HostBatch) -> dict[str, jax.ShapeDtypeStruct]:

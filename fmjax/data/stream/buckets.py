@@ -171,6 +171,9 @@ class Bucketed(Examples):
     def draw(self, example: Undrawn, rng: np.random.Generator) -> Example:
         return self.examples.draw(example, rng)
 
+    def drawn(self, indices: np.ndarray) -> Example | None:
+        return self.examples.drawn(indices)
+
     def where(self, index: int) -> str:
         return self.examples.where(index)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
+import numpy as np
 
 
 class Handed:
@@ -29,6 +30,9 @@ class Handed:
 
     def draw(self, *drawn: Any) -> Any:
         return self.value.draw(*drawn)
+
+    def drawn(self, numbers: np.ndarray) -> Any:
+        return self.value.drawn(numbers)
 
     def __reduce__(self) -> tuple[Callable[[str], Handed], tuple[str]]:
         if not self.path:

@@ -24,6 +24,7 @@ from fmjax.errors import RecordError, UserError, one_line
 
 SKIPPED = "skipped"  # the array of a batch with the bad examples that its rows replace
 LETTERS = 300  # characters of the message about a bad record
+SHOWN = f"U{2 * LETTERS}"
 CHUNK = 1000  # records that are prepared together to find the bad ones among them
 T = TypeVar("T")
 
@@ -247,6 +248,19 @@ class Guarded:
         the errors of the others."""
         return self.readable(int(self.order[index]), ())
 
+    def drawn(self, numbers: np.ndarray) -> Example | None:
+        """Returns the drawn examples `order[number]` as one batch; None if they have to be drawn
+        one by one, which is also how a bad one is found."""
+        indices = np.array([self.order[number] for number in numbers.tolist()])
+        self.note(int(indices[0]))
+        try:
+            batch = self.examples.drawn(indices)
+        except UserError:
+            return None
+        if batch is None or not all(map(is_finite, batch.values())):
+            return None
+        return batch | {SKIPPED: np.zeros(len(indices), SHOWN)} if self.skip else batch
+
     def readable(self, index: int, wrong: tuple[str, ...]) -> tuple[int, Undrawn, tuple[str, ...]]:
         at = index
         for _ in range(len(self.examples)):
@@ -273,11 +287,7 @@ class Guarded:
         for _ in range(len(self.examples)):
             try:
                 row = self.finite(self.examples.draw(example, rng), at)
-                return (
-                    row | {SKIPPED: np.array("\n".join(wrong), f"U{2 * LETTERS}")}
-                    if self.skip
-                    else row
-                )
+                return row | {SKIPPED: np.array("\n".join(wrong), SHOWN)} if self.skip else row
             except UserError as error:
                 wrong = self.after(error, wrong)
                 at, example, wrong = self.readable(self.examples.stand_in(at), wrong)
@@ -286,13 +296,18 @@ class Guarded:
     def finite(self, row: Example, at: int) -> Example:
         """Returns an example. Raises RecordError if one of its numbers is not finite."""
         for name, value in row.items():
-            array = np.asarray(value)
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if not is_finite(value):
                 raise RecordError(
                     self.examples.where(at),
                     f"has a value in {name} that is not finite; correct the record",
                 )
         return row
+
+
+def is_finite(value: Value) -> bool:
+    """Returns whether no number of an array is infinite or NaN."""
+    array = np.asarray(value)
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def take_skipped(batch: Example) -> list[str]:

@@ -14,25 +14,16 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
 from fmjax.data.tokenizers import reading, training
+from fmjax.data.tokenizers.assembling import Assembled, Part, assembled
 from fmjax.data.tokenizers.marian import MarianPieces
 from fmjax.data.tokenizers.reading import ENDS, ROLES, Pieces, Settings
 from fmjax.data.tokenizers.sentencepieces import SentencePieces
 from fmjax.errors import UserError
-
-
-class Part(NamedTuple):
-    """A part of an assembled row: special tokens, or the first or second text (`text` 0 or 1), and
-    its token type."""
-
-    ids: tuple[int, ...]
-    text: int | None
-    type_id: int
 
 
 class Tokenizer:
@@ -242,6 +233,11 @@ class Tokenizer:
             ids.append(piece)
             types.append(np.full(len(piece), part.type_id, np.int32))  # type: ignore[arg-type]
         return np.concatenate(ids).astype(np.int32), np.concatenate(types)  # type: ignore[arg-type]
+
+    def assemble_batch(self, *texts: Sequence[np.ndarray], ending: Sequence[int] = ()) -> Assembled:
+        """Returns the ids of many texts, or of pairs of a first and a second text, as `assemble`
+        does, each followed by `ending`."""
+        return assembled((*self._layout(len(texts) == 2), Part(tuple(ending), None, 0)), texts)
 
     def special_count(self, pair: bool = False) -> int:
         """Returns how many special tokens `assemble` adds to one text, or to two."""

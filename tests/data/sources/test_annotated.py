@@ -6,11 +6,12 @@ import gzip
 import json
 import pickle
 import tracemalloc
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from support import corpus
 
-from fmjax.data.sources import python_docs
 from fmjax.data.sources.open import hold_out, open_source
 from fmjax.data.sources.python_names import tagged
 from fmjax.data.sources.python_questions import question
@@ -155,19 +156,9 @@ def test_questions_take_words_out():
 
 
 @pytest.fixture
-def manual(monkeypatch: pytest.MonkeyPatch):
-    """The manual alone: reading all of the embedded corpus takes seconds."""
-    from pydoc_data import topics
-
-    from fmjax.data.sources import python_names, python_questions
-
-    monkeypatch.setattr(python_docs, "texts", lambda: iter([(f"topics/{name}", text) for name, text in topics.topics.items()]))
-    caches = (python_docs.documents, python_names.sentences, python_questions.questions)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
+def manual() -> Iterator[None]:
+    with corpus.small():
+        yield
 
 
 @pytest.mark.parametrize("kind", ["python_names", "python_questions"])

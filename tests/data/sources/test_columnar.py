@@ -255,10 +255,10 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
 def test_numbers_that_are_none_are_named_where_they_are_read(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", pa.table({"text": ["x", "y", "z"], "label": [0.5, float("nan"), None]}))
     source, task = opened(path), Task(kind="regression")
-    assert task.target(source, 0) == np.float32(0.5)
+    assert task.targets(source, [0])[0] == np.float32(0.5)
     for index, shown in ((1, "nan"), (2, "None")):
         with pytest.raises(UserError, match=f'a.parquet record {index}: column "label" holds {shown}, not a number'):
-            task.target(source, index)
+            task.targets(source, [index])
 
 
 def test_columns_that_cannot_be_read_are_refused_unless_left_out(tmp_path):
