@@ -54,8 +54,8 @@ def experiment(model: str, task: str, *more: str) -> ConfigDict:
     config.checkpoint = ConfigDict(
         {"every": 1000, "keep": 2, "best": placeholder(str), "mode": placeholder(str)}
     )
-    # The rules are dp, fsdp, fsdp_tp or fsdp_context; or your own `table` of logical axes, {"mlp":
-    # "tensor", ...}.
+    # The rules are dp, fsdp, fsdp_tp, fsdp_context or fsdp_expert; or your own `table` of logical
+    # axes, {"mlp": "tensor", ...}.
     config.mesh = ConfigDict({"axes": open_dict(data=-1), "rules": "dp", "table": open_dict()})
     # A run directory or a Hugging Face folder; `from` is the old name of `weights`.
     config.init = ConfigDict({"weights": placeholder(str), "from": placeholder(str)})

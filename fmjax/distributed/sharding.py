@@ -1,9 +1,10 @@
 """Sharding: the mesh, logical axis names, and the rules that map them to mesh axes.
 
-Parameters name their axes where they are defined (`vocab embed heads kv mlp layers`), activations
-where they are constrained (`act_batch act_length act_embed act_heads act_mlp`). A table of RULES
-maps those names to mesh axes, and `jax.jit` with `NamedSharding` (formerly `pjit`) does the rest,
-as in T5X and GSPMD (Xu et al. 2021).
+Parameters name their axes where they are defined (`vocab embed heads kv mlp expert layers`),
+activations where they are constrained (`act_batch act_length act_embed act_heads act_mlp`; inside a
+layer of experts `act_expert act_expert_rows`). A table of RULES maps those names to mesh axes, and
+`jax.jit` with `NamedSharding` (formerly `pjit`) does the rest, as in T5X and GSPMD (Xu et al.
+2021).
 """
 
 from __future__ import annotations
@@ -48,11 +49,25 @@ RULES: dict[str, Rules] = {
         "act_length": "context",
         "embed": "fsdp",
     },
+    # For models with experts, kernels [E,D,F]: outside of them, batches are divided over the
+    # experts' axis, too.
+    "fsdp_expert": {
+        "act_batch": (SLICE, "data", "fsdp", "expert"),
+        "act_expert": "expert",
+        "act_expert_rows": (SLICE, "data", "fsdp"),
+        "embed": "fsdp",
+        "expert": "expert",
+    },
 }
-PARAMETERS = ("vocab", "embed", "heads", "kv", "mlp", "layers")
-ACTIVATIONS = ("act_batch", "act_length", "act_embed", "act_heads", "act_mlp")
+PARAMETERS = ("vocab", "embed", "heads", "kv", "mlp", "expert", "layers")
+ACTIVATIONS = (
+    *("act_batch", "act_length", "act_embed", "act_heads", "act_mlp"),
+    *("act_expert", "act_expert_rows"),
+)
 # Size in bytes from which an unsharded parameter is an error if rules shard others.
 LARGE = 2**24
+# Number of elements below which a sum of gradients is not worth dividing.
+SMALL = 2**16
 
 
 def resolve_rules(name: str, table: Mapping[str, str | Sequence[str]] | None = None) -> Rules:
@@ -256,6 +271,17 @@ def axes_in_force(logical: str | None, size: int) -> tuple[str, ...]:
     return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
+def constrain_last(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Divides the last axis of x over mesh axes, and no other; does nothing without any, or if they
+    do not divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not axes or x.shape[-1] % math.prod(mesh.shape[axis] for axis in axes):
+        return x
+    spec = PartitionSpec(*[None] * (x.ndim - 1), axes)
+    constrained: jax.Array = jax.lax.with_sharding_constraint(x, spec)
+    return constrained
+
+
 def spec_sharding(
     name: str, shape: tuple[int, ...], logical: tuple[str | None, ...], rules: Rules, mesh: Mesh
 ) -> NamedSharding:
@@ -296,9 +322,10 @@ def parameter_shardings(boxed: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
     """Returns the tree of shardings of a tree of abstract parameters that carry their logical
     names.
 
-    Raises UserError if an axis does not divide, and for a large parameter that no rule shards while
-    rules shard others.
+    Raises UserError if an axis does not divide, for a large parameter that no rule shards while
+    rules shard others, and for a mesh that divides experts if there are none.
     """
+    check_experts(boxed, rules, mesh)
     sharded = any(
         mesh.shape[axis] > 1 for logical in PARAMETERS for axis in mesh_axes(logical, rules, mesh)
     )
@@ -322,6 +349,18 @@ def parameter_shardings(boxed: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
     )
+
+
+def check_experts(boxed: PyTree, rules: Rules, mesh: Mesh) -> None:
+    """Raises UserError if the mesh divides experts and no parameter has them, since devices along
+    that axis would hold the same parameters."""
+    axes = [axis for axis in mesh_axes("expert", rules, mesh) if mesh.shape[axis] > 1]
+    leaves = jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    if axes and not any("expert" in named_axes(leaf)[1] for leaf in leaves):
+        raise UserError(
+            f"mesh.axes: {axes[0]}={mesh.shape[axes[0]]} divides experts, and no parameter of the "
+            'model has an axis "expert"; leave it out'
+        )
 
 
 def named_axes(leaf: PyTree) -> tuple[PyTree, tuple[str | None, ...]]:
@@ -366,3 +405,24 @@ def kept_axes(param: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> NamedShard
     sizes = zip(spec, shape, param.shape, strict=True)
     kept = [axes if size == whole else None for axes, size, whole in sizes]
     return NamedSharding(param.sharding.mesh, PartitionSpec(*kept))
+
+
+def divided_sum(param: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
+    """Returns the sharding of the sum of a parameter's gradients over the parts of a batch.
+
+    It also divides the last axis that the parameter's sharding leaves whole, over those mesh `axes`
+    of the batch that it does not use, so that each device keeps a part of the sum instead of all of
+    it (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054). Small parameters, and those that do not
+    divide, keep their own sharding.
+    """
+    sharding: NamedSharding = param.sharding
+    spec = [*sharding.spec, *[None] * (len(param.shape) - len(sharding.spec))]
+    used = {axis for part in spec if part for axis in written(part)}
+    free = tuple(axis for axis in axes if axis not in used and sharding.mesh.shape[axis] > 1)
+    ways = math.prod(sharding.mesh.shape[axis] for axis in free)
+    if ways > 1 and math.prod(param.shape) >= SMALL:
+        for axis in reversed(range(len(spec))):
+            if spec[axis] is None and param.shape[axis] % ways == 0:
+                spec[axis] = free
+                return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return sharding

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fmjax import contracts
-from fmjax.distributed.sharding import shard_embedded
+from fmjax.distributed.sharding import axes_in_force, constrain_last, shard_embedded
 from fmjax.layers.dropout import Dropout
 from fmjax.layers.linear import Dense, Initializer, barrier, normal, parameter
 from fmjax.layers.norm import LayerNorm
@@ -237,10 +237,16 @@ class Lm(nn.Module):
         if later := in_chunks(self.chunk, x, table_VE, kernel, bias, gathered):
             return later
         rows = x.reshape(-1, width)
+        # Where the table's width is divided, each device multiplies its own part for all of a few
+        # rows: adding up their logits moves less than gathering the table.
+        divided = axes_in_force("embed", width) if self.chunk is None and len(rows) < width else ()
+        rows = constrain_last(rows, divided)
         if kernel is None:
             logits = project_to_vocabulary(rows, table_VE.astype(self.dtype))
         else:
             logits = jnp.dot(rows, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        if divided:
+            logits = constrain_last(logits, (*axes_in_force("vocab", vocabulary), *divided))
         if bias is not None:
             logits = logits + bias[None]
         return logits.reshape(*x.shape[:-1], vocabulary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,25 @@ def whole(loss: Loss, weigh: Weigh) -> Gradients:
     return gradients
 
 
-def accumulated(loss: Loss, weigh: Weigh, parts: int) -> Gradients:
+class SumShardings(NamedTuple):
+    """Where the sum of the gradients of a batch's parts is kept: trees like the parameters."""
+
+    during: PyTree  # while the parts are added
+    after: PyTree  # of the result
+
+
+def accumulated(
+    loss: Loss, weigh: Weigh, parts: int, shardings: SumShardings | None = None
+) -> Gradients:
     """Returns the gradient of a batch part by part, each with its own dropout key.
 
-    Weights are those of the whole batch, so the parts add up to the same loss.
+    Weights are those of the whole batch, so the parts add up to the same loss. `shardings` divide
+    the sum over devices; without them, the compiler chooses.
     """
+    during, after = shardings or SumShardings(None, None)
+
+    def placed(grads: PyTree, where: PyTree) -> PyTree:
+        return grads if where is None else jax.lax.with_sharding_constraint(grads, where)
 
     def gradients(params: PyTree, batch: Batch, key: Key) -> tuple[PyTree, Arrays]:
         weights = weigh(batch)
@@ -45,13 +59,13 @@ def accumulated(loss: Loss, weigh: Weigh, parts: int) -> Gradients:
 
         def add(total: PyTree, indexed: tuple[jax.Array, Batch]) -> tuple[PyTree, None]:
             index, part = indexed
-            return jax.tree.map(
-                jnp.add, total, grad(params, part, weights, jax.random.fold_in(key, index))
-            ), None
+            grads, terms = grad(params, part, weights, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, (placed(grads, during), terms)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (params, {name: jnp.float32(0) for name in weights}))
-        found: tuple[PyTree, Arrays] = jax.lax.scan(add, zeros, (jnp.arange(parts), stacked))[0]
-        return found
+        zeros = placed(jax.tree.map(jnp.zeros_like, params), during)
+        begun = zeros, {name: jnp.float32(0) for name in weights}
+        total, terms = jax.lax.scan(add, begun, (jnp.arange(parts), stacked))[0]
+        return placed(total, after), terms
 
     return gradients
 
