@@ -1,4 +1,4 @@
-"""A second peer of the decoding workloads: CTranslate2, in fp32. The only file here that imports it.
+"""A second peer of the decoding workloads: CTranslate2, in fp32. Only this file imports it.
 
     python -m fmjax.bench.peer_ctranslate2 THREADS
 

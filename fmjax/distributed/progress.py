@@ -118,9 +118,9 @@ class RecordProgress:
     def __enter__(self) -> RecordProgress:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.bar is not None:
-            self.bar.__exit__(*error)
+            self.bar.__exit__(kind)
 
     def advance(self, done: int, count: int = 0, unit: str = "") -> None:
         """Shows how many records are done, and the `count` of something per second."""

@@ -66,8 +66,6 @@ ACTIVATIONS = (
 )
 # Size in bytes from which an unsharded parameter is an error if rules shard others.
 LARGE = 2**24
-# Number of elements below which a sum of gradients is not worth dividing.
-SMALL = 2**16
 
 
 def resolve_rules(name: str, table: Mapping[str, str | Sequence[str]] | None = None) -> Rules:
@@ -405,24 +403,3 @@ def kept_axes(param: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> NamedShard
     sizes = zip(spec, shape, param.shape, strict=True)
     kept = [axes if size == whole else None for axes, size, whole in sizes]
     return NamedSharding(param.sharding.mesh, PartitionSpec(*kept))
-
-
-def divided_sum(param: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
-    """Returns the sharding of the sum of a parameter's gradients over the parts of a batch.
-
-    It also divides the last axis that the parameter's sharding leaves whole, over those mesh `axes`
-    of the batch that it does not use, so that each device keeps a part of the sum instead of all of
-    it (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054). Small parameters, and those that do not
-    divide, keep their own sharding.
-    """
-    sharding: NamedSharding = param.sharding
-    spec = [*sharding.spec, *[None] * (len(param.shape) - len(sharding.spec))]
-    used = {axis for part in spec if part for axis in written(part)}
-    free = tuple(axis for axis in axes if axis not in used and sharding.mesh.shape[axis] > 1)
-    ways = math.prod(sharding.mesh.shape[axis] for axis in free)
-    if ways > 1 and math.prod(param.shape) >= SMALL:
-        for axis in reversed(range(len(spec))):
-            if spec[axis] is None and param.shape[axis] % ways == 0:
-                spec[axis] = free
-                return NamedSharding(sharding.mesh, PartitionSpec(*spec))
-    return sharding

@@ -20,9 +20,10 @@ from fmjax.paths import RunPath
 from fmjax.runs import folder as run_folder
 from fmjax.train import limits
 from fmjax.train.budget import check_memory
+from fmjax.train.initial import create_params, create_state, with_params
 from fmjax.train.length import steps_before
 from fmjax.train.stages import Abstract, Built, Data, build, describe, open_data
-from fmjax.train.state import TrainState, create_params, create_state, with_params
+from fmjax.train.state import TrainState
 from fmjax.train.warm_start import completed, starting_weights
 from fmjax.train.wrappers import main_part, unmixed
 

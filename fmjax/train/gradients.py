@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax.contracts import Arrays, Batch, PyTree
+from fmjax.distributed.layout import Layout
+from fmjax.distributed.sharding import mesh_axes, written
 
 Key: TypeAlias = jax.Array
 # Maps parameters, a batch or a part of one, the weights of the loss terms, and the dropout key to
@@ -30,6 +34,10 @@ def whole(loss: Loss, weigh: Weigh) -> Gradients:
         return found
 
     return gradients
+
+
+# Number of elements below which a sum of gradients is not worth dividing.
+SMALL = 2**16
 
 
 class SumShardings(NamedTuple):
@@ -68,6 +76,38 @@ def accumulated(
         return placed(total, after), terms
 
     return gradients
+
+
+def sum_shardings(params: PyTree, layout: Layout) -> SumShardings | None:
+    """Returns where the sum of the gradients of a batch's parts is kept, if the layout divides it
+    further than the parameters. CPUs share their memory, so there the sum is not divided."""
+    if layout.platform == "cpu":
+        return None
+    axes = mesh_axes("act_batch", layout.rules, layout.mesh)
+    during = jax.tree.map(lambda param: divided_sum(param, axes), params)
+    after = jax.tree.map(lambda param: param.sharding, params)
+    return None if during == after else SumShardings(during, after)
+
+
+def divided_sum(param: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
+    """Returns the sharding of the sum of a parameter's gradients over the parts of a batch.
+
+    It also divides the last axis that the parameter's sharding leaves whole, over those mesh `axes`
+    of the batch that it does not use, so that each device keeps a part of the sum instead of all of
+    it (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054). Small parameters, and those that do not
+    divide, keep their own sharding.
+    """
+    sharding: NamedSharding = param.sharding
+    spec = [*sharding.spec, *[None] * (len(param.shape) - len(sharding.spec))]
+    used = {axis for part in spec if part for axis in written(part)}
+    free = tuple(axis for axis in axes if axis not in used and sharding.mesh.shape[axis] > 1)
+    ways = math.prod(sharding.mesh.shape[axis] for axis in free)
+    if ways > 1 and math.prod(param.shape) >= SMALL:
+        for axis in reversed(range(len(spec))):
+            if spec[axis] is None and param.shape[axis] % ways == 0:
+                spec[axis] = free
+                return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return sharding
 
 
 def clipped(loss: Loss, weigh: Weigh, norm: float, trainable: PyTree) -> Gradients:

@@ -13,8 +13,6 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from functools import partial
 
-import jax
-
 from fmjax import optim, tasks
 from fmjax.contracts import Config, Examples, Processors, PyTree, Source, Task
 from fmjax.data.kinds import lifecycle
@@ -29,7 +27,6 @@ from fmjax.data.stream.tolerance import Tolerance
 from fmjax.decoding.settings import check_generation
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
-from fmjax.distributed.sharding import divided_sum, mesh_axes
 from fmjax.inference.load import load
 from fmjax.inference.pretrained import Pretrained
 from fmjax.paths import RunPath
@@ -38,7 +35,7 @@ from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint_reader import CheckpointReader
 from fmjax.train.budget import check_state
 from fmjax.train.chunks import for_loss
-from fmjax.train.gradients import SumShardings, accumulated
+from fmjax.train.gradients import accumulated, sum_shardings
 from fmjax.train.length import checked_steps
 from fmjax.train.notes import notes_of
 from fmjax.train.resolve import resolve_model
@@ -162,14 +159,3 @@ def training_step(config: Config, model: PyTree, task: Task, abstract: Abstract)
     return make_step(
         for_loss(model, task), task, update, trained, make_gradients=make if parts > 1 else None
     )
-
-
-def sum_shardings(params: PyTree, layout: Layout) -> SumShardings | None:
-    """Returns where the sum of the gradients of a batch's parts is kept, if the layout divides it
-    further than the parameters. CPUs share their memory, so there the sum is not divided."""
-    if layout.platform == "cpu":
-        return None
-    axes = mesh_axes("act_batch", layout.rules, layout.mesh)
-    during = jax.tree.map(lambda param: divided_sum(param, axes), params)
-    after = jax.tree.map(lambda param: param.sharding, params)
-    return None if during == after else SumShardings(during, after)

@@ -1,24 +1,20 @@
-"""The training state: described abstractly first, and created already sharded."""
+"""The training state, and its shapes and shardings, which are described before it exists."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmjax import pytree
 from fmjax.contracts import PyTree
-from fmjax.distributed.compiler import options_once
 from fmjax.distributed.sharding import Rules, kept_axes, parameter_shardings, with_sharding
 from fmjax.optim import map_params
-from fmjax.randomness import seeded_key
 
 BatchSpec: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
 Transform: TypeAlias = optax.GradientTransformation
@@ -71,50 +67,3 @@ def abstract_state(params: PyTree, transform: Transform, mesh: Mesh) -> TrainSta
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     return TrainState(step=step, params=params, opt_state=opt_state)
-
-
-def create_state(
-    model: nn.Module, transform: Transform, spec: BatchSpec, abstract: TrainState, seed: int
-) -> TrainState:
-    """Returns a new state. No array is ever unsharded on a device unless its sharding says so."""
-
-    def create(key: jax.Array) -> TrainState:
-        params = nn.meta.unbox(init_params(model, spec, key))
-        return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
-
-    return _drawn(create, abstract, seed)
-
-
-def create_params(
-    model: nn.Module, spec: BatchSpec, params: PyTree, seed: int, wanted: Collection[str]
-) -> dict[str, jax.Array]:
-    """Returns those of the parameters that are wanted, by slash-joined name, with the values that
-    `create_state` gives them. The others are neither computed nor stored.
-    """
-
-    def create(key: jax.Array) -> PyTree:
-        return only(nn.meta.unbox(init_params(model, spec, key)))
-
-    def only(tree: PyTree) -> PyTree:
-        return {name: leaf for name, leaf in pytree.names(tree).items() if name in wanted}
-
-    return _drawn(create, only(params), seed) if wanted else {}
-
-
-def _drawn(create: Callable[[jax.Array], PyTree], abstract: PyTree, seed: int) -> PyTree:
-    """Returns what a function makes of the seed's key, sharded like `abstract`."""
-    leaves = jax.tree.leaves(abstract)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    run = jax.jit(
-        create, out_shardings=shardings, compiler_options=options_once(leaves[0].sharding.mesh)
-    )
-    return run(seeded_key(seed, "train.seed"))
-
-
-def with_params(params: PyTree, transform: Transform, abstract: TrainState) -> TrainState:
-    """Returns the state at step 0 that starts from given parameters."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    on_devices = jax.tree.map(jax.device_put, params, shardings.params)
-    opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(on_devices)
-    step = jax.device_put(np.int32(0), shardings.step)
-    return TrainState(step=step, params=on_devices, opt_state=opt_state)

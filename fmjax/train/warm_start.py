@@ -139,7 +139,7 @@ def completed(
     origin = origin_of(config)
     params, kept, unused = pytree.merge(abstract, weights, FRESH, origin)
     say(f"{origin}: fresh {', '.join(kept) or 'none'}; not used {', '.join(unused) or 'none'}")
-    return pytree.unnames(pytree.names(params) | fresh(kept))
+    return pytree.unnames({**pytree.names(params), **fresh(kept)})
 
 
 def fit_heads(

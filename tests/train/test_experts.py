@@ -17,7 +17,8 @@ from fmjax.errors import UserError
 from fmjax.layers.linear import normal, parameter
 from fmjax.planning import report
 from fmjax.planning.topology import read_topology
-from fmjax.train.state import abstract_params, abstract_state, create_state
+from fmjax.train.initial import create_state
+from fmjax.train.state import abstract_params, abstract_state
 from fmjax.train.step import make_step
 
 ROWS, WIDTH, HIDDEN, EXPERTS = 16, 8, 12, 4

@@ -21,9 +21,9 @@ from fmjax.layers.linear import embedding, normal
 from fmjax.layers.mlp import Mlp, gelu
 from fmjax.models import bert
 from fmjax.tasks.mlm import Task
-from fmjax.train.gradients import accumulated, clipped
-from fmjax.train.stages import sum_shardings
-from fmjax.train.state import abstract_params, abstract_state, create_state, with_params
+from fmjax.train.gradients import accumulated, clipped, sum_shardings
+from fmjax.train.initial import create_state, with_params
+from fmjax.train.state import abstract_params, abstract_state
 from fmjax.train.step import make_step
 
 ROWS, LENGTH, MASKS, VOCABULARY = 8, 8, 3, 32

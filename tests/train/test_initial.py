@@ -9,7 +9,8 @@ import pytest
 
 from fmjax import optim, pytree
 from fmjax.distributed import compiler
-from fmjax.train.state import abstract_params, abstract_state, create_params, create_state
+from fmjax.train.initial import create_params, create_state
+from fmjax.train.state import abstract_params, abstract_state
 
 pytestmark = pytest.mark.optimized
 SPEC = {"x": jax.ShapeDtypeStruct((2, 5), np.float32)}
