@@ -1,5 +1,5 @@
-"""Shrunken runs, for `--quick`: two steps of a config's tiny model on a few records of the text
-that ships with Python, or on the digits that ship with scikit-learn."""
+"""Shrunken runs, for `--quick`: two steps of a tiny model on a few records of the text that ships
+with Python, or on the digits that ship with scikit-learn."""
 
 from __future__ import annotations
 
