@@ -3,39 +3,38 @@
 A bucket holds objects, not folders: a folder exists while an object is below it. An object is
 written whole or not at all, so no write needs a temporary name.
 
-Requests that fail for a temporary reason (429, 5xx, broken connections) are repeated and counted;
-the pauses double and vary at random. Other errors become the OSError that a local file would
-raise, or a UserError if packages or credentials are missing.
+Requests that fail for a temporary reason are repeated and counted (`patience`). Other errors become
+the OSError that a local file would raise, or a UserError if packages or credentials are missing.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-import datetime
 import errno
 import fnmatch
 import functools
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
+from fmjax import patience
 from fmjax.errors import UserError, one_line
+from fmjax.patience import CONNECT, OUTAGE, REPLY, repeating
 
 T = TypeVar("T")
 REQUEST = re.compile(r"^(\d{3}) [A-Z]+ \S+: ")  # begins a message: "403 GET https://...: Forbidden"
 SCHEME = "gs://"
-PATIENCE = 300.0  # seconds after which a request that keeps failing is given up
-LONGEST_PAUSE = 32.0
-REPLY = 60.0  # seconds without a byte after which a connection is broken
+BLOCK = 2**23  # bytes that are read at a time to compute a digest
 THREADS = 8  # objects that are copied or removed at a time; urllib3 keeps 10 connections
 LOGIN = (
     "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to the key "
     "of a service account"
 )
-ONCE = {"retry": None, "timeout": REPLY}  # `request` repeats, and counts
+ONCE = {"retry": None, "timeout": (CONNECT, REPLY)}  # `request` repeats, and counts
 
 
 class Object(NamedTuple):
@@ -44,21 +43,7 @@ class Object(NamedTuple):
     st_size: int
     md5: str  # in hexadecimal; empty if the bucket does not give it
     generation: int  # a number that each write changes
-    updated: datetime.datetime
     retained: bool  # whether a retention policy forbids to replace or delete it
-
-
-class Count:
-    """The number of requests that this process has repeated."""
-
-    def __init__(self) -> None:
-        self.repeated = 0
-
-    def add(self, error: Exception) -> None:
-        self.repeated += 1
-
-
-REQUESTS = Count()
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -129,7 +114,25 @@ class BucketPath:
                 yield path / rest if rest else path
 
     def read_bytes(self) -> bytes:
-        return request(self, lambda: bytes(self._blob.download_as_bytes(**ONCE)))
+        return self.read_version()[0]
+
+    def read_version(self) -> tuple[bytes, int]:
+        """Returns the content of an object and its generation, by one request."""
+
+        def download() -> tuple[bytes, int]:
+            blob = self._blob
+            return bytes(blob.download_as_bytes(**ONCE)), int(blob.generation)
+
+        return request(self, download)
+
+    def digest(self, kind: str, size: int) -> str:
+        """Returns the digest of an object of `size` bytes, which is read a block at a time."""
+        found = hashlib.new(kind)
+        for begin in range(0, size, BLOCK):
+            span = {"start": begin, "end": min(begin + BLOCK, size) - 1, "checksum": None}
+            download = functools.partial(self._blob.download_as_bytes, **span, **ONCE)
+            found.update(request(self, download))
+        return found.hexdigest()
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -234,7 +237,7 @@ def described(blob: Any) -> Object:
     """Returns the description of an object whose metadata are known."""
     md5 = base64.b64decode(blob.md5_hash).hex() if blob.md5_hash else ""
     retained = blob.retention_expiration_time is not None
-    return Object(int(blob.size), md5, int(blob.generation), blob.updated, retained)
+    return Object(int(blob.size), md5, int(blob.generation), retained)
 
 
 @functools.cache
@@ -261,31 +264,10 @@ def request(path: BucketPath, send: Callable[[], T]) -> T:
     client()  # which says what is missing
     from google.api_core.retry import Retry
 
-    again = Retry(
-        predicate=is_temporary,
-        initial=1.0,
-        maximum=LONGEST_PAUSE,
-        multiplier=2.0,
-        timeout=PATIENCE,
-        on_error=REQUESTS.add,
-    )
     with translated(path):
-        result: T = again(send)()
+        result: T = Retry(**repeating())(send)()
+        OUTAGE.answered()
     return result
-
-
-def is_temporary(error: Exception) -> bool:
-    """Returns whether an error is temporary: 408, 429, 5xx, a broken connection, a damaged
-    download."""
-    from google.api_core.exceptions import GoogleAPICallError
-    from google.auth.exceptions import TransportError
-    from requests import exceptions
-
-    if isinstance(error, GoogleAPICallError):
-        return error.code in (408, 429) or (error.code or 0) >= 500
-    broken = (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError)
-    damaged = type(error).__name__ == "DataCorruption"  # whose module depends on the version
-    return damaged or isinstance(error, (*broken, TransportError, ConnectionError))
 
 
 @contextmanager
@@ -306,11 +288,13 @@ def translated(path: BucketPath) -> Iterator[None]:
     except GoogleAuthError as error:
         why = f"the credentials are not valid, {reason(error)}"
         raise PermissionError(errno.EACCES, why, str(path)) from None
-    except service.RetryError as error:
-        cause = error.cause or error
-        raise OSError(errno.EIO, f"{reason(cause)}, for {PATIENCE:.0f} s", str(path)) from None
-    except (service.GoogleAPIError, RequestException) as error:
-        raise OSError(errno.EIO, reason(error), str(path)) from None
+    except Exception as error:
+        cause = (error.cause if isinstance(error, service.RetryError) else None) or error
+        temporary = patience.is_temporary(cause)
+        if not temporary and not isinstance(error, (service.GoogleAPIError, RequestException)):
+            raise
+        lasted = f", for {patience.PATIENCE:.0f} s" if temporary else ""
+        raise OSError(errno.EIO, f"{reason(cause)}{lasted}", str(path)) from None
 
 
 def reason(error: Exception) -> str:

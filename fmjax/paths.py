@@ -10,33 +10,39 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+import fsspec
 import fsspec.config
 
-from fmjax.buckets import REQUESTS, SCHEME, BucketPath
+from fmjax import patience, scratch
+from fmjax.buckets import SCHEME, BucketPath
 from fmjax.errors import UserError
 
 RunPath: TypeAlias = Path | BucketPath
-ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://+(.*)", re.DOTALL)
+# `Path` writes gs://bucket as gs:/bucket; other names with a colon are those of local folders.
+SHORTENED = re.compile(r"(gs|gcs|s3|az|abfs|hdfs|hf|https?):/([^/].*)", re.DOTALL)
 PACKAGES = ("gcsfs", "google.cloud.storage")
 
 
 def run_path(text: str | os.PathLike[str]) -> RunPath:
     """Returns a local or a bucket path for a string or a path, with "~" expanded.
 
-    Raises UserError for the address of another service, and if packages for buckets are missing.
+    Raises UserError for the address of another service, for a name that not all libraries for
+    buckets take, and if packages for buckets are missing.
     """
     if isinstance(text, BucketPath):
         return text
-    address = ADDRESS.fullmatch(os.fspath(text))
+    address = parts_of(text)
     if address is None:
         return Path(text).expanduser()
-    scheme, place = address.groups()  # `Path` writes gs:/bucket
+    scheme, place = address
+    if scheme == "gcs":
+        raise UserError(f"{scheme}://{place}: write {SCHEME}{place}")
     if f"{scheme}://" != SCHEME:
         raise UserError(
             f"{scheme}://{place}: runs are kept in local folders and at {SCHEME}; mount it on "
@@ -45,6 +51,13 @@ def run_path(text: str | os.PathLike[str]) -> RunPath:
     bucket, _, key = place.partition("/")
     if not bucket or not key.strip("/"):
         raise UserError(f"{SCHEME}{place}: names no folder of a bucket; write {SCHEME}BUCKET/RUN")
+    if {".", ".."} & set(place.split("/")):
+        raise UserError(f'{SCHEME}{place}: has "." or ".." as a folder; write the path without it')
+    if wrong := sorted({letter for letter in place if letter in "#?*[];" or letter < " "}):
+        raise UserError(
+            f"{SCHEME}{place}: a run in a bucket cannot have {wrong[0]!r} in its "
+            "name; choose another name"
+        )
     if missing := [name for name in PACKAGES if not installed(name)]:
         raise UserError(
             f"{SCHEME}{place}: needs a package that is not installed ({missing[0]}); pip install "
@@ -56,9 +69,16 @@ def run_path(text: str | os.PathLike[str]) -> RunPath:
 
 def local_path(text: str | os.PathLike[str]) -> Path:
     """Returns the path of a local file or folder. Raises UserError for an address."""
-    if ADDRESS.fullmatch(os.fspath(text)):
+    if parts_of(text):
         raise UserError(f"{text}: must be a local file or folder; name one")
     return Path(text)
+
+
+def parts_of(text: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """Returns the scheme of an address, and the rest; None for a local path."""
+    name = os.fspath(text)
+    address = ADDRESS.fullmatch(name) or SHORTENED.fullmatch(name)
+    return (address[1], address[2]) if address else None
 
 
 def installed(module: str) -> bool:
@@ -69,28 +89,22 @@ def installed(module: str) -> bool:
 
 
 def set_up() -> None:
-    """Sets up gcsfs, with which Orbax reads and writes its small files.
+    """Sets up the libraries with which Orbax reads and writes a bucket: gcsfs for small files,
+    TensorStore for arrays.
 
-    Its listings must not be remembered, as other hosts write as well. A bucket's kind is not asked
-    for: that is a request with a permission of its own. Its messages are not printed, as errors are
-    raised as well, but repeated requests are counted.
+    Listings must not be remembered, as other hosts write as well. A bucket's kind is not asked for:
+    that is a request with a permission of its own. Messages are not printed, as errors are raised
+    as well.
     """
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     os.environ.setdefault("EPATH_USE_TF", "false")
+    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", f"{patience.CONNECT:.0f}")
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", f"{patience.REPLY:.0f}")
     for name in ("gs", "gcs"):
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
-    logger = logging.getLogger("gcsfs")
-    if count_repeated not in logger.filters:
-        logger.addFilter(count_repeated)
-        logger.setLevel(logging.DEBUG)
-        logging.getLogger("gcsfs.credentials").setLevel(logging.CRITICAL)
-
-
-def count_repeated(record: logging.LogRecord) -> bool:
-    """Counts a message about a repeated request; lets no message through."""
-    if "retrying after exception" in record.getMessage():
-        REQUESTS.repeated += 1
-    return False
+        fsspec.register_implementation(name, "fmjax.patient_gcsfs.PatientFileSystem", clobber=True)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def remove_tree(path: RunPath) -> None:
@@ -115,7 +129,7 @@ def as_local(path: RunPath) -> Iterator[Path]:
     if isinstance(path, Path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="fmjax-") as folder:
+    with scratch.folder("copy") as folder:
         for name in path.files():
             copy = Path(folder, path.name, name)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +168,7 @@ def written_from_local(path: RunPath) -> Iterator[Path]:
     if isinstance(path, Path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="fmjax-") as folder:
+    with scratch.folder("copy") as folder:
         local = Path(folder, path.name)
         yield local
         for file in sorted(local.rglob("*")):

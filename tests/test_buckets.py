@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from pathlib import Path
 
 import pytest
+from etils import epath
 from support.bucket import BUCKET
 
-from fmjax import buckets, paths
-from fmjax.buckets import REQUESTS, BucketPath
+from fmjax import buckets, paths, patience
+from fmjax.buckets import BucketPath
 from fmjax.errors import UserError
 from fmjax.paths import run_path
+from fmjax.patience import OUTAGE
 
 
 @pytest.fixture
 def folder(bucket_service, request) -> BucketPath:
-    return run_path(f"gs://{BUCKET}/{request.node.name}/run")
+    return run_path(f"gs://{BUCKET}/{re.sub(r'[^a-z0-9]+', '-', request.node.name)}/run")
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between tries are too short to notice."""
-    monkeypatch.setattr(buckets, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.01)
 
 
 def test_files_and_folders(folder):
@@ -69,11 +72,11 @@ def test_an_object_is_created_once(folder):
 
 @pytest.mark.parametrize("fault", [429, 500, 503, "break", "lose"])
 def test_passing_faults_are_repeated_and_counted(fault, folder, bucket_service, impatient):
-    before, turns = REQUESTS.repeated, itertools.cycle([fault, fault, None])
+    before, turns = OUTAGE.repeated, itertools.cycle([fault, fault, None])
     with bucket_service.faults(lambda method, path: next(turns)):
         (folder / "a").write_bytes(b"content")
         assert (folder / "a").read_bytes() == b"content" and list(folder.files()) == ["a"]
-    assert REQUESTS.repeated - before >= 6
+    assert OUTAGE.repeated - before >= 6
     turns = itertools.chain([fault], itertools.repeat(None))
     with bucket_service.faults(lambda method, path: next(turns)):
         (folder / "a").unlink()  # also where the answer of the first try was lost
@@ -83,16 +86,60 @@ def test_passing_faults_are_repeated_and_counted(fault, folder, bucket_service, 
 def test_lasting_faults(folder, bucket_service, impatient, monkeypatch):
     with bucket_service.faults(lambda method, path: 403), pytest.raises(PermissionError, match="injected"):
         (folder / "a").read_bytes()
-    monkeypatch.setattr(buckets, "PATIENCE", 0.05)
+    monkeypatch.setattr(patience, "PATIENCE", 0.05)
     with bucket_service.faults(lambda method, path: 503), pytest.raises(OSError, match="for 0 s"):
         (folder / "a").write_bytes(b"")
+    assert not folder.exists()  # which was answered
+
+
+def test_an_outage_is_one_deadline_for_all_requests(folder, bucket_service, impatient, monkeypatch, capsys):
+    """Requests that follow a request that was given up are tried once, until one is answered."""
+    monkeypatch.setattr(patience, "PATIENCE", 0.2)
+    monkeypatch.setattr(patience, "SPEAK", 0.0)
+    small = epath.Path(folder / "b")
+    assert not small.exists()  # gcsfs asks for credentials at first
+    with bucket_service.faults(lambda method, path: 503):
+        with pytest.raises(OSError, match="503 .*, for 0 s"):
+            folder.files()
+        before = bucket_service.count
+        for send in (folder.files, (folder / "a").read_bytes, (folder / "a").stat):
+            with pytest.raises(OSError, match="for 0 s"):
+                send()
+        with pytest.raises(Exception, match="503|injected"):  # gcsfs has the same patience
+            small.write_text("1")
+        assert bucket_service.count - before == 4 and patience.OUTAGE.lasts()
+    (folder / "a").write_bytes(b"1")
+    small.write_text("1")
+    assert not patience.OUTAGE.lasts() and sorted(folder.files()) == ["a", "b"]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("the bucket")]
+    assert [re.split(r"[,(]", line)[0] for line in said] == ["the bucket does not answer ", "the bucket answers again"]
+
+
+def test_gcsfs_repeats_as_long_as_we_do(folder, bucket_service, impatient):
+    turns = itertools.chain([503, 429, "break", 500, 502, 408, "lose", 503, 503], itertools.repeat(None))
+    before = patience.OUTAGE.repeated
+    with bucket_service.faults(lambda method, path: next(turns)):
+        epath.Path(folder / "b").write_text("1")
+    assert patience.OUTAGE.repeated - before == 9 and (folder / "b").read_bytes() == b"1"
+
+
+def test_tensorstore_gives_up_after_about_the_same_time():
+    from orbax.checkpoint import type_handlers
+
+    from fmjax.runs import orbax_items
+
+    pauses = [min(2**turn, 32) for turn in range(orbax_items.TRIES["max_retries"])]
+    assert 0.8 * patience.PATIENCE < sum(pauses) < 1.2 * patience.PATIENCE
+    for use_ocdbt in (False, True):
+        context = type_handlers.get_ts_context(use_ocdbt=use_ocdbt)
+        assert context["gcs_request_retries"].to_json() == {"max_retries": 10}
 
 
 def test_errors_of_the_libraries(folder):
     from google.auth.exceptions import RefreshError
     from google.cloud.storage.exceptions import DataCorruption
 
-    assert buckets.is_temporary(DataCorruption(None, "checksum"))
+    assert patience.is_temporary(DataCorruption(None, "checksum"))
     with pytest.raises(PermissionError, match="the credentials are not valid, Reauthentication"), buckets.translated(folder):
         raise RefreshError("Reauthentication is needed")
 
@@ -120,6 +167,19 @@ def test_what_a_run_may_be_named(bucket_service, tmp_path, monkeypatch):
     for address in ("s3://b/run", "hdfs://b/run", "az://b/run", "https://b/run"):
         with pytest.raises(UserError, match=f"^{address}: runs are kept in local folders and at gs://; mount it on every host"):
             run_path(address)
+    for address in (Path("s3://b/run"), "s3:/b/run"):
+        with pytest.raises(UserError, match="^s3://b/run: runs are kept in local folders"):
+            run_path(address)
+    for name in ("glue:/x", "C:/x", "data:1/x", "name:/x"):  # local folders
+        assert run_path(name) == paths.local_path(name) == Path(name)
+    with pytest.raises(UserError, match="^gcs://b/run: write gs://b/run$"):
+        run_path("gcs://b/run")
+    for part in ("..", "."):
+        with pytest.raises(UserError, match='has "." or ".." as a folder'):
+            run_path(f"gs://b/{part}/run")
+    for letter in "#?*[];\n":  # some libraries take them for the end of a name, or for patterns
+        with pytest.raises(UserError, match="cannot have .* in its name; choose another name"):
+            run_path(f"gs://b/a{letter}c/run")
     for address in ("gs://b", "gs://b/", "gs://b//"):
         with pytest.raises(UserError, match="write gs://BUCKET/RUN"):
             run_path(address)

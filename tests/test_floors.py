@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmjax"
 
 # From the ground up. A name alone is a file of that name or all of a folder; the folders of data have floors of their own.
 ORDER = [
-    "contracts", "errors", "pytree", "randomness", "memory", "hardware", "losses", "buckets", "paths",
+    "contracts", "errors", "pytree", "randomness", "memory", "hardware", "losses",
+    "patience", "patient_gcsfs", "scratch", "buckets", "paths",
     "config", "distributed", "optim", "layers",
     "data/characters", "data/ragged",
     "data/records", "data/identity", "data/groups", "data/partitions",

@@ -55,7 +55,8 @@ STRICT = json.JSONDecoder(object_pairs_hook=unique, parse_constant=refuse_consta
 def read_json(path: RunPath, missing: str = MISSING) -> dict[str, Any]:
     """Returns a JSON object.
 
-    Raises UserError if the file is missing, saying so, or holds something else.
+    Raises UserError if the file is missing, saying so, or holds something else, and OSError if a
+    bucket does not answer.
     """
     try:
         # Not `parse_json`: files of other programs may have NaN in keys that are not read.
@@ -67,6 +68,8 @@ def read_json(path: RunPath, missing: str = MISSING) -> dict[str, Any]:
     except DuplicateKey as error:
         raise UserError(f"{path}: {error}; remove one") from None
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(path, BucketPath) and isinstance(error, OSError):
+            raise
         raise UserError(f"{path}: is not JSON ({error}); download the file again") from None
     if not isinstance(content, dict):
         raise UserError(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fmjax import __version__
+from fmjax.buckets import BucketPath
 from fmjax.config.files import Config, Keys, leaves, message_of, renamed, to_dict
 from fmjax.config.json_files import parse_json, write_json
 from fmjax.contracts import Value
@@ -59,14 +60,18 @@ def write_config(workdir: RunPath, config: Config, given: Config | None = None) 
 def is_run(folder: RunPath) -> bool:
     """Returns whether a folder is a run directory: its `config.json` has the key `fmjax`.
 
-    Raises UserError if reading the file is not permitted.
+    Raises UserError if reading the file is not permitted, and OSError if a bucket does not answer.
     """
     path = folder / CONFIG
     try:
         return "fmjax" in json.loads(path.read_text(encoding="utf-8-sig"))
     except PermissionError:
         raise UserError(f"{path}: cannot be read; fix its permissions") from None
-    except (OSError, ValueError, TypeError):
+    except OSError as error:
+        if isinstance(path, BucketPath) and not isinstance(error, FileNotFoundError):
+            raise
+        return False
+    except (ValueError, TypeError):
         return False
 
 
@@ -74,12 +79,15 @@ def read_config(workdir: RunPath) -> dict[str, Value]:
     """Returns the stored config as JSON values; its key "fmjax" has `version`, `schema` and
     `given`.
 
-    Raises UserError if there is none, or it does not belong to a run.
+    Raises UserError if there is none, or it does not belong to a run, and OSError if a bucket does
+    not answer.
     """
     path = workdir / CONFIG
     try:
         content = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
+        if isinstance(path, BucketPath) and not isinstance(error, FileNotFoundError):
+            raise
         beside = workdir.parent.glob(f"*/{CONFIG}") if isinstance(workdir, Path) else ()
         runs = {found.parent.name for found in beside} - {workdir.name}
         reason = f"cannot be read, {(error.strerror or 'unknown error').lower()}"

@@ -21,7 +21,7 @@ from fmjax.inference.export import special_type
 from fmjax.inference.folder_task import folder_task
 from fmjax.inference.load import load
 from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params
-from fmjax.paths import RunPath, run_path
+from fmjax.paths import RunPath, explained, run_path
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 from fmjax.runs.lock import locked
@@ -33,7 +33,12 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
 
     Raises UserError if the source cannot be read, the target has other content, or the other format
     has no such model."""
-    source, target = run_path(source), run_path(target)
+    with explained():
+        convert_path(run_path(source), run_path(target))
+
+
+def convert_path(source: RunPath, target: RunPath) -> None:
+    """Converts as `convert`. Raises OSError if a bucket does not answer."""
     exported = is_run(source) or source.is_file()
     if exported and isinstance(target, BucketPath):
         raise UserError(

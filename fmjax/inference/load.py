@@ -25,7 +25,7 @@ from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.layers.kernels.choice import AUTO
 from fmjax.paths import RunPath, run_path
 from fmjax.runs.best import stored_best
-from fmjax.runs.checkpoint import CheckpointReader
+from fmjax.runs.checkpoint_reader import CheckpointReader
 from fmjax.runs.folder import CHECKPOINTS, has_failed_start
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -51,13 +51,16 @@ def load(path: str | os.PathLike[str]) -> Pretrained:
 
 
 def load_from_bucket(path: BucketPath) -> Pretrained:
-    """Returns the model of a run in a bucket. Raises UserError if there is no run."""
-    path.check()
-    if is_run(path) or has_failed_start(path):
-        with explained(), paths.explained():
+    """Returns the model of a run in a bucket.
+
+    Raises UserError if there is no run, or if a request fails.
+    """
+    with explained(), paths.explained():
+        path.check()
+        if is_run(path) or has_failed_start(path):
             return load_run(path)
-    if path.exists():
-        raise UserError(f"{path}: is not a run of fmjax; to load it, copy it to a local folder")
+        if path.exists():
+            raise UserError(f"{path}: is not a run of fmjax; to load it, copy it to a local folder")
     raise UserError(f"{path}: there is no such folder; correct the name of the run")
 
 

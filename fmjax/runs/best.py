@@ -9,7 +9,7 @@ from collections.abc import Collection
 from fmjax.contracts import Config, Task
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError, nearest, one_of
-from fmjax.runs.checkpoint import Best
+from fmjax.runs.checkpoint_reader import Best
 
 MODES = ("max", "min")
 

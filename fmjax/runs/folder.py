@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import jax
@@ -27,6 +27,7 @@ from fmjax.data.sources.kinds import kinds
 from fmjax.data.storage import fingerprints
 from fmjax.data.storage.fingerprints import data_differences, with_digests
 from fmjax.distributed import hosts
+from fmjax.distributed.alarm import ending_together
 from fmjax.errors import UserError
 from fmjax.paths import RunPath, explained
 from fmjax.runs.lock import LOCK, Lock, locked
@@ -55,7 +56,8 @@ PACKAGES = (
 def check_workdir(workdir: RunPath) -> bool:
     """Returns whether the folder has a run to continue. Creates it if it is missing.
 
-    Raises UserError if it is not writable, or has content that is not a run.
+    Raises UserError if it is not writable, or has content that is not a run, and OSError if a
+    bucket does not answer.
     """
     if isinstance(workdir, BucketPath):
         workdir.check()
@@ -70,6 +72,8 @@ def check_workdir(workdir: RunPath) -> bool:
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--workdir={workdir}: is a file, not a folder; name another") from None
     except OSError as error:
+        if isinstance(workdir, BucketPath):
+            raise
         raise UserError(
             f"--workdir={workdir}: cannot be written to ({error.strerror}); name another"
         ) from None
@@ -90,14 +94,14 @@ def has_failed_start(folder: RunPath) -> bool:
 
 @contextmanager
 def entered(workdir: RunPath) -> Iterator[Lock]:
-    """Checks the run directory and, on the first host, locks it for the length of the block.
+    """Checks the run directory and, on the first host, locks it for the length of the block. If a
+    host leaves the block with an error, all hosts end.
 
     Raises UserError like `check_workdir` and `locked`, and if a request to a bucket fails.
     """
-    with explained():
+    with ExitStack() as stack, ending_together(stack.close), explained():
         check_workdir(workdir)
-        with locked(workdir) if hosts.first() else nullcontext(Lock()) as lock:
-            yield lock
+        yield stack.enter_context(locked(workdir) if hosts.first() else nullcontext(Lock()))
 
 
 def read_provenance(workdir: RunPath) -> Config:

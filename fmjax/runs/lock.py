@@ -8,7 +8,6 @@ process of this machine that has ended, and from any that has not written for a 
 
 from __future__ import annotations
 
-import datetime
 import fcntl
 import json
 import os
@@ -18,21 +17,22 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from fmjax.buckets import BucketPath
 from fmjax.contracts import Record
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
 from fmjax.paths import RunPath
+from fmjax.scratch import machine, started
 
 LOCK = ".lock"
 HEARTBEAT = 10.0  # seconds between two writes
-# Seconds without one, after which a process counts as dead: more than REPLY of `buckets`, after
-# which a write whose connection hangs is repeated.
+# Seconds without one, after which a process counts as dead: more than REPLY of `patience`, after
+# which a write whose connection hangs is repeated. The waiting process measures them; no clocks are
+# compared.
 STALE = 90.0
-LONG_AGO = datetime.timedelta(days=1)  # more than clocks differ by, also for a wrong time zone
 FRESH = 2.0  # after a write, the lock is known to be held; a bucket takes one per second
+UNKNOWN: Record = {"host": "an unknown host"}
 LOOK = 1.0  # seconds between two looks at a lock that someone holds
 
 
@@ -45,8 +45,14 @@ class Lock:
 
     lost = False  # whether another process is known to have taken the run over
 
-    def check(self) -> None:
-        """Raises TakenOver if another process has taken the run over."""
+    def check(self, now: bool = False) -> None:
+        """Raises TakenOver if another process has taken the run over.
+
+        Unless asked for `now`, believes what was found up to FRESH seconds ago.
+        """
+
+    def release(self) -> None:
+        """Frees the lock."""
 
 
 class BucketLock(Lock):
@@ -83,11 +89,14 @@ class BucketLock(Lock):
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
-        if time.monotonic() - self._written >= FRESH:
+    def check(self, now: bool = False) -> None:
+        """As `Lock.check`. Raises OSError if the lock may be lost and that cannot be found out."""
+        if now or time.monotonic() - self._written >= FRESH:
             try:
                 self._write(self.owner)
             except (OSError, UserError):
+                if time.monotonic() - self._written >= STALE:
+                    raise
                 return  # what is written next says it better
         if self.lost:
             raise TakenOver(
@@ -126,20 +135,23 @@ class BucketLock(Lock):
             self._written = time.monotonic()
 
     def _read(self) -> tuple[Record, int]:
-        """Returns the holder, {} if there is none, and the generation of the object."""
+        """Returns the holder, {} if there is none, and the generation of the object.
+
+        An empty object was copied with a local run. Any other that is no lock of ours may be held
+        by another version of fmjax: its holder is unknown.
+        """
         try:
-            generation = self.path.stat().generation
-            holder = json.loads(self.path.read_bytes())
+            content, generation = self.path.read_version()
         except FileNotFoundError:
             return {}, 0
+        try:
+            holder = json.loads(content or b"{}")
         except ValueError:
-            holder = {}
-        return holder if isinstance(holder, dict) else {}, generation
+            holder = None
+        return holder if isinstance(holder, dict) else UNKNOWN, generation
 
     def _watch(self, holder: Record) -> None:
         """Returns when the holder counts as dead. Raises UserError when it writes its heartbeat."""
-        if datetime.datetime.now(datetime.UTC) - self.path.stat().updated > LONG_AGO:
-            return
         say(
             f"{self.workdir}: {named(holder)} has the lock; waiting up to {STALE:.0f} s to see "
             "whether it still runs"
@@ -207,24 +219,3 @@ def has_ended(holder: Record) -> bool:
     if not here or holder.get("machine") != here or not isinstance(holder.get("pid"), int):
         return False
     return started(holder["pid"]) != holder.get("started")
-
-
-def machine() -> str:
-    """Returns what identifies this machine since it was started, and the container in which
-    process numbers count; empty where there is no /proc.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def started(pid: int) -> str:
-    """Returns when a process was started, in ticks since the machine was; empty if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    state, *fields = stat.rpartition(")")[2].split()  # the name before may have spaces
-    return "" if state in "ZX" else fields[18]

@@ -25,7 +25,7 @@ from fmjax.runs import array_digests
 MANIFEST = "manifest.json"
 # {"step", "items": {item: {name: "float32[2,3]"}}, "data", "metrics", "files": {path: {"size",
 # "sha256"}}}; in a bucket, files have "md5" in place of "sha256", and there is also "arrays":
-# {item: {name: digest}}, see `array_digests`
+# {item: {name: digest}}, see `array_digests`, and "attempt", the folder that `files` are in
 Manifest: TypeAlias = dict[str, PyTree]
 Leaf: TypeAlias = jax.Array | jax.ShapeDtypeStruct
 
@@ -100,15 +100,23 @@ def content_digest(content: Manifest) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_manifest(folder: RunPath, content: Manifest) -> None:
-    """Writes a step's manifest, with its own SHA-256, atomically."""
-    write_json(folder / MANIFEST, dict(content) | {"sha256": content_digest(content)})
+def write_manifest(folder: RunPath, content: Manifest, new: bool = False) -> None:
+    """Writes a step's manifest, with its own SHA-256, atomically.
+
+    Raises FileExistsError if it is to be `new`, and is in the bucket already.
+    """
+    sealed = dict(content) | {"sha256": content_digest(content)}
+    if new and isinstance(folder, BucketPath):
+        (folder / MANIFEST).write_bytes(json.dumps(sealed, indent=1).encode(), generation=0)
+    else:
+        write_json(folder / MANIFEST, sealed)
 
 
 def read_manifest(folder: RunPath) -> Manifest:
     """Returns a step's manifest.
 
-    Raises DamagedError if it differs from what was written for this step.
+    Raises DamagedError if it differs from what was written for this step, and OSError if a bucket
+    does not answer.
     """
     try:
         content: Manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -119,7 +127,7 @@ def read_manifest(folder: RunPath) -> Manifest:
         raise UserError(f"{error.filename}: cannot be read; fix its permissions") from None
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         if isinstance(folder, BucketPath) and isinstance(error, OSError):
-            raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+            raise
         whole = False
     if not whole:
         raise DamagedError(
@@ -166,8 +174,7 @@ def verify_objects(folder: BucketPath, files: Mapping[str, Mapping[str, PyTree]]
         if whole and kind == "md5" and found[name].md5:
             whole = entry["md5"] == found[name].md5
         elif whole and kind in entry:
-            content = (folder / name).read_bytes()
-            whole = hashlib.new(kind, content).hexdigest() == entry[kind]
+            whole = (folder / name).digest(kind, entry["size"]) == entry[kind]
         if not whole:
             raise DamagedError(
                 f"{folder}: this checkpoint is damaged: {name} does not match its checksum"

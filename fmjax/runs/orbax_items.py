@@ -18,10 +18,11 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from fmjax.buckets import REQUESTS
 from fmjax.contracts import PyTree
 from fmjax.paths import RunPath
+from fmjax.patience import OUTAGE
 from fmjax.pytree import names, unnames
 from fmjax.runs.manifest import flat
 
@@ -31,6 +32,9 @@ LONGEST_SAVE = 6 * 3600
 # compiles a program for each shape and device, which on eight devices took longer than all the rest
 # of a small model's first save.
 LEAST_SLICE = 2**20
+# Tries of a request of TensorStore, whose pauses add up to `patience.PATIENCE`: by default it tries
+# 32 times, for a quarter of an hour.
+TRIES = {"max_retries": 10, "initial_delay": "1s", "max_delay": "32s"}
 
 
 def quiet_orbax() -> None:
@@ -57,7 +61,14 @@ def quiet_orbax() -> None:
     sys.unraisablehook = hook
 
 
+def limit_tries() -> None:
+    """Sets how often TensorStore repeats a request, for which Orbax has no setting."""
+    for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
+        vars(tensorstore_utils).get(name, {})["gcs_request_retries"] = TRIES
+
+
 quiet_orbax()
+limit_tries()
 ocp.type_handlers.register_type_handler(
     jax.Array,
     ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE),
@@ -115,7 +126,7 @@ def repeated_requests() -> int:
     """Returns how many requests to buckets this process has repeated: ours, and those of Orbax."""
     theirs = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/gcs/retries")
     values = [value["value"] for metric in theirs for value in metric["values"]]
-    return REQUESTS.repeated + int(sum(values))
+    return OUTAGE.repeated + int(sum(values))
 
 
 def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

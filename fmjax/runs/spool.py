@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from fmjax import scratch
 from fmjax.buckets import BucketPath
 from fmjax.errors import UserError
 
@@ -29,7 +30,7 @@ class Spool:
 
     def __init__(self, target: BucketPath, check: Callable[[], None] = lambda: None):
         self.target, self.check = target, check
-        self.folder = Path(tempfile.mkdtemp(prefix="fmjax-logs-"))
+        self.folder = scratch.make("logs")
         self._uploaded: dict[Path, tuple[int, int]] = {}
         self._mutex, self._end = threading.Lock(), threading.Event()
         self._pause = EVERY
@@ -52,12 +53,14 @@ class Spool:
                     self._uploaded[path] = seen
 
     def close(self, upload: bool = True) -> None:
-        """Uploads what is left, unless told otherwise, and removes the local folder."""
+        """Uploads what is left, and removes the local folder; unless told to upload, waits for
+        nothing, as the bucket may not answer.
+        """
         self._end.set()
-        self._thread.join()
         if upload:
+            self._thread.join()
             self.upload()
-        with self._mutex:  # the thread of checkpoints may be uploading
+        with self._mutex if upload else nullcontext():  # the thread of checkpoints may be uploading
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _work(self) -> None:

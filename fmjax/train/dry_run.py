@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fmjax import pytree
+from fmjax.buckets import BucketPath
 from fmjax.config import is_run
 from fmjax.contracts import Config, HostBatch, Task, Value
 from fmjax.data.kinds import text
@@ -31,8 +32,10 @@ def dry_run(given: Config, workdir: RunPath, overridden: Collection[str] = ()) -
     """Prints the settings that a config would train with, and its first batch, on stdout.
 
     Creates no folder. `overridden` are the keys that do not come from the config file. Raises
-    UserError if the config or the data do not fit.
+    UserError if the config or the data do not fit, or there is no such bucket.
     """
+    if isinstance(workdir, BucketPath):
+        workdir.check()
     if is_run(workdir):
         show(prepare(given, workdir, overridden))
         return

@@ -10,7 +10,7 @@ from fmjax.data.stream.examples import PARTS
 from fmjax.distributed import hosts
 from fmjax.inference.evaluate import Collected, collect, make_predict
 from fmjax.runs.best import best_step, stopped_by
-from fmjax.runs.checkpoint import Best
+from fmjax.runs.checkpoint_reader import Best
 from fmjax.runs.evaluation import Evaluation, listed
 from fmjax.runs.logs import EVALUATION
 from fmjax.train.experiment import Experiment

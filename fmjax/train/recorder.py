@@ -142,7 +142,7 @@ class Recorder:
 
         Raises OSError if that fails, and TakenOver if the run is another process's now.
         """
-        self.lock.check()  # also without a log: what follows seals a step
+        self.lock.check(now=True)  # also without a log: what follows seals a step
         if self.log:
             self.log.upload()
 

@@ -40,13 +40,14 @@ class Running(Protocol):
 def rescuing(running: Running, given: Config) -> Iterator[None]:
     """Saves the state of a run in a bucket as a local run if the bucket rejects further writes.
 
-    Leaves a local run alone, and one of several hosts, none of which has the whole state.
+    Leaves a local run alone. Of several hosts none has the whole state, so that the steps since the
+    newest checkpoint are lost.
 
     Args:
       running: the loop that the block runs.
       given: the config of the run as it was given.
 
-    Raises UserError, naming the local run.
+    Raises UserError, naming the local run or what is lost.
     """
     try:
         yield
@@ -55,8 +56,14 @@ def rescuing(running: Running, given: Config) -> Iterator[None]:
     except (NotSaved, OSError) as error:
         line = explanation(error) if isinstance(error, OSError) else str(error)
         local = isinstance(running.experiment.workdir, Path)
-        if local or line is None or hosts.several():
+        if local or line is None:
             raise
+        if hosts.several():
+            running.recorder.abandon()
+            raise UserError(
+                f"{line}; the steps since the newest checkpoint are lost, as no host has the whole "
+                "state"
+            ) from error
         raise UserError(f"{line}; {saved_here(running, given)}") from error
 
 

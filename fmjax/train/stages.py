@@ -32,7 +32,7 @@ from fmjax.inference.pretrained import Pretrained
 from fmjax.paths import RunPath
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
-from fmjax.runs.checkpoint import CheckpointReader
+from fmjax.runs.checkpoint_reader import CheckpointReader
 from fmjax.train.budget import check_state
 from fmjax.train.chunks import for_loss
 from fmjax.train.length import checked_steps

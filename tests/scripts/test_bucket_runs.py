@@ -12,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,8 +75,10 @@ def test_every_script_on_a_run_in_a_bucket(workdir, local, run, data, refused, t
     assert "written to a local folder" in refused(convert.main, "--from", workdir, "--to", f"{workdir}-hf")
 
 
-def test_what_is_refused_on_a_bucket(workdir, run, refused, bucket_service):
-    assert "there is no bucket gs://none" in refused("gs://none/run")
+def test_what_is_refused_on_a_bucket(workdir, data, refused, bucket_service):
+    for words in ((), ("--dry-run",), ("--dry_run",)):
+        words = ("--config", f"{data / 'config.py'}", "--workdir", "gs://none/run", *words)
+        assert "there is no bucket gs://none" in refused(train.main, *words)
     assert "runs are kept in local folders and at gs://" in refused("s3://bucket/run")
     (workdir / "notes.txt").write_bytes(b"mine")
     assert "is not empty (notes.txt) and does not contain a run" in refused(workdir)
@@ -115,7 +119,7 @@ def test_faults_on_the_way(workdir, local, run, bucket_service, tmp_path, monkey
         # The emulator, unlike the service, forgets an upload in parts that has ended.
         return "break" if fault == "lose" and "upload_id" in path else fault
 
-    monkeypatch.setattr("fmjax.buckets.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("fmjax.patience.LONGEST_PAUSE", 0.1)
     with bucket_service.faults(rule):
         for steps in (6, 10):
             assert run(workdir, *OFTEN, f"train.steps={steps}") == 0
@@ -176,7 +180,7 @@ def test_kills_at_random_moments(workdir, local, start, run, bucket_service, tmp
 
 @pytest.mark.full
 def test_two_hosts_write_one_run(workdir, data, bucket_service, tmp_path):
-    def together(folder: object, steps: int) -> None:
+    def together(folder: object, steps: int, meanwhile: Callable[[], None] = lambda: None) -> list[tuple[int, str]]:
         with socket.socket() as found:
             found.bind(("localhost", 0))
             port = found.getsockname()[1]
@@ -188,12 +192,23 @@ def test_two_hosts_write_one_run(workdir, data, bucket_service, tmp_path):
             environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
             command = [sys.executable, "-c", SCRIPT, *words]
             begun.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
-        for process in begun:
-            _, err = process.communicate(timeout=300)
-            assert process.returncode == 0, err[-3000:]
+        meanwhile()
+        ended = [process.communicate(timeout=300)[1] for process in begun]
+        return [(process.returncode, err) for process, err in zip(begun, ended, strict=True)]
 
-    for folder in (workdir, tmp_path / "local"):
-        for steps in (4, 6):
-            together(folder, steps)
+    for folder, steps in ((workdir, 4), (workdir, 6), (tmp_path / "local", 6)):
+        for code, err in together(folder, steps):
+            assert code == 0, err[-3000:]
     equal(download(workdir, tmp_path / "copy"), tmp_path / "local")
     assert CheckpointReader(workdir / "checkpoints").steps() == [4, 6]
+
+    def take_over() -> None:
+        while 8 not in CheckpointReader(workdir / "checkpoints").steps():
+            time.sleep(0.2)
+        (workdir / ".lock").write_bytes(b'{"host": "other", "pid": 1}')
+
+    first, second = together(workdir, 100_000, take_over)
+    assert first[0] == second[0] == 2 and "Traceback" not in first[1] + second[1]
+    for _, err in (first, second):  # one line each
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert "another process has taken the run over" in line
