@@ -151,8 +151,8 @@ class ArchiveImages:
 
 
 class FolderImages:
-    """The wanted files under a folder, in the order of their names. Their digest is that of the names and
-    sizes, and with `data.verify` also of the contents."""
+    """The wanted files under a folder, in the order of their names. Their digest is that of the
+    names and sizes, and with `data.verify` also of the contents."""
 
     def __init__(self, path: Path, wanted: Wanted):
         self.path, self.names = path, Names()
@@ -314,8 +314,8 @@ def unreadable(error: OSError) -> str:
 
 
 def wanted_files(folder: str, inner: str, place: str, wanted: Wanted) -> Iterator[tuple[str, int]]:
-    """Yields the names, below the outermost folder, and sizes of the wanted files in a folder and its
-    subfolders, in the order of their names. Memory holds the names of one folder at a time.
+    """Yields the names, below the outermost folder, and sizes of the wanted files in a folder and
+    its subfolders, in the order of their names. Memory holds the names of one folder at a time.
 
     Links to folders are not followed. Raises UserError for a folder that cannot be read, and
     RecordError for such a file; if bad records may be skipped, yields it with size 0.

@@ -63,8 +63,8 @@ def index_of(
       state: that of the file when it was opened, if `scan` reads an open file: another may have
         taken its name since (`cache.state_of`).
 
-    Raises UserError if the file changes meanwhile or cannot be read, and any exception of `scan`; then there is no
-    index.
+    Raises UserError if the file changes meanwhile or cannot be read, and any exception of `scan`;
+    then there is no index.
     """
     state = state or cache.state_of(local)
     check_state(local, state)
