@@ -19,7 +19,7 @@ ORDER = [
     "data/records", "data/identity", "data/groups", "data/partitions",
     "data/tokenizers", "data/stream", "data/storage", "data/kinds", "data/augment", "data/sources", "data/splits",
     "metrics", "models", "hub", "tasks", "decoding", "defaults", "runs", "inference", "train", "planning",
-    "prepare", "examples", "bench",
+    "prepare", "examples", "bench", "experiments",
 ]  # fmt: skip
 FLOORS = {name: floor for floor, name in enumerate(ORDER)}
 # Neither may know the other.

@@ -1,0 +1,78 @@
+"""Shrunken runs, for `--quick`: two steps of a tiny model on a few records of the text that ships
+with Python, or on the digits that ship with scikit-learn."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+
+from fmjax.config import apply_overrides, load_config, to_dict
+from fmjax.config.json_files import write_atomically
+from fmjax.contracts import Config
+from fmjax.data.splits import open_split
+
+# What is kept of an experiment's overrides; the other sections are those of the tiny config.
+SECTIONS = ("task", "optim", "init")
+STEPS = {
+    "train.steps": "2",
+    "train.epochs": "none",
+    "train.eval_every": "0",
+    "train.log_every": "1",
+}
+RECORDS = {"train": 300, "validation": 20}
+SIZES = ("size", "width", "layers", "attention_heads", "mlp_width", "positions")
+IMAGES = "digits"  # a source that is small already
+
+
+def shrunken_config(spec: str, overrides: Mapping[str, str], folder: Path) -> Config:
+    """Returns a config for two steps of a tiny model, on records that are written to a folder."""
+    name, _, given = spec.partition(":")
+    words = [word for word in given.split(",") if word and word != "tiny"]
+    config = load_config(f"{name}:{','.join([*words, 'tiny'])}")
+    if "init.weights" in overrides:  # they say what size the model has
+        config.model.update({key: None for key in SIZES if key in config.model})
+    apply_overrides(config, [*STEPS.items(), *overrides.items()])
+    source = config.data.source if config.data.source != "auto" else "python_docs"
+    if source != IMAGES:
+        files = {split: str(few(source, split, folder)) for split in RECORDS}
+        changes = {"files": json.dumps(files), "source": "jsonl", "record": "none"}
+        changes |= {"hold_out": "none", "hold_out_by": "none", "columns": "none"}
+        apply_overrides(config, [(f"data.{key}", text) for key, text in changes.items()])
+    return to_dict(config)
+
+
+def few(source: str, split: str, folder: Path) -> Path:
+    """Returns the path of some records of a source that needs no files, evenly spread over it and
+    written once."""
+    path = folder / f"{source}-{split}.jsonl"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        whole = open_split({"source": source, "files": {}}, split)
+        count = min(RECORDS[split], len(whole))
+        rows = (whole[index * len(whole) // count] for index in range(count))
+        write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@contextmanager
+def compiled_once() -> Iterator[None]:
+    """Compiles each program once in the block, as many shrunken runs have the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        values = {
+            "jax_compilation_cache_dir": folder,
+            "jax_persistent_cache_min_compile_time_secs": 0,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        before = {name: getattr(jax.config, name) for name in values}
+        try:
+            for name, value in values.items():
+                jax.config.update(name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
