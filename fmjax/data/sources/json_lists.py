@@ -5,8 +5,8 @@ In `{"images": [{"id": 7, ...}], "annotations": [{"image_id": 7, "category_id": 
 "categories": [{"id": 1, ...}]}`, a key such as `image_id` refers to the list `images`. A record is
 an object of one list that others refer to, with all objects that refer to it:
 `{"id": 7, ..., "annotations": [{"category": {"id": 1, ...}, ...}]}`. `data.record` names this list;
-otherwise it is one of MAIN, or the largest. A file may also be one list of objects, or have only
-one list.
+otherwise it is one of MAIN, or the largest. A file may also be one list of objects, or have one
+list only.
 
 A file is memory-mapped and parsed one object at a time. An index (`index.py`) holds the begin and
 end of each.
