@@ -92,6 +92,7 @@ def pair(tmp_path_factory, texts) -> tuple[Path, dict[str, float]]:
     return workdir, numbers(train(workdir, texts, 4, 2, 4))
 
 
+@pytest.mark.full
 def test_two_hosts_train_and_evaluate_as_one(pair, texts, tmp_path):
     workdir, found = pair
     expected = numbers(train(tmp_path / "run", texts, 4, 1, 8))

@@ -279,7 +279,7 @@ def test_flops_follow_the_patches_that_are_seen():
 
 def masked_vit(**changes):
     """Returns a small ViT with random parameters, and the function of a batch."""
-    size = {"width": 8, "layers": 2, "attention_heads": 2, "mlp_width": 12, "image_size": 8, "patch_size": 2}
+    size = {"width": 8, "layers": 2, "attention_heads": 2, "mlp_width": 12, "image_size": 8, "patch_size": 2, "scan_layers": True}
     decoder = {"decoder_width": 8, "decoder_layers": 1, "decoder_heads": 2, "decoder_mlp_width": 12}
     model = models.family("vit").build(**{"heads": {"classify": {}}, **size, **decoder, **changes})
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from support import corpus
 
 from fmjax.config import apply_overrides, load_config, to_dict
 from fmjax.errors import UserError
@@ -64,7 +65,8 @@ def test_other_topologies_are_refused(text):
 
 def test_a_plan_holds_the_bytes_that_training_does(tmp_path):
     given = config("bert_mlm.py:tiny", **FSDP)
-    experiment = prepare(given, tmp_path / "run")
+    with corpus.small():
+        experiment = prepare(given, tmp_path / "run")
     state = experiment.initial_state()
     on_first = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state))]
     vocabulary = {"model.vocab_size": str(experiment.data.processors.sizes()["vocab_size"])}
