@@ -269,17 +269,6 @@ def axes_in_force(logical: str | None, size: int) -> tuple[str, ...]:
     return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
-def constrain_last(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Divides the last axis of x over mesh axes, and no other; does nothing without any, or if they
-    do not divide it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not axes or x.shape[-1] % math.prod(mesh.shape[axis] for axis in axes):
-        return x
-    spec = PartitionSpec(*[None] * (x.ndim - 1), axes)
-    constrained: jax.Array = jax.lax.with_sharding_constraint(x, spec)
-    return constrained
-
-
 def spec_sharding(
     name: str, shape: tuple[int, ...], logical: tuple[str | None, ...], rules: Rules, mesh: Mesh
 ) -> NamedSharding:

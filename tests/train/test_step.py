@@ -21,6 +21,7 @@ from fmjax.layers.linear import embedding, normal
 from fmjax.layers.mlp import Mlp, gelu
 from fmjax.models import bert
 from fmjax.tasks.mlm import Task
+from fmjax.train import gradients
 from fmjax.train.gradients import accumulated, clipped, sum_shardings
 from fmjax.train.initial import create_state, with_params
 from fmjax.train.state import abstract_params, abstract_state
@@ -122,7 +123,7 @@ def test_accumulated_parts_are_the_whole_batch():
 
 def test_a_divided_sum_of_parts_is_that_of_one_device(monkeypatch):
     """Each device keeps a part of the sum of gradients, while the parts of the batch are added."""
-    monkeypatch.setattr(sharding, "SMALL", 1)
+    monkeypatch.setattr(gradients, "SMALL", 1)
     expected, metrics = run(Small(), small(), 1, accumulate=2)
     model, table, mesh = Small(), sharding.RULES["fsdp"], sharding.make_mesh(CUBE)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.in_force(table, mesh)):
