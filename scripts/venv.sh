@@ -2,8 +2,8 @@
 # PYTHON names the interpreter to make it from, VENV another folder for it.
 VENV="${VENV:-$PWD/.venv}"
 
-# The newest Python that is tested comes first: JAX 0.12 has no wheels for 3.11, and in paired runs it is as fast as 0.10.2
-# or up to 1.3 times as fast (fmjax/bench/README.md). A Python without venv and pip, as Debian divides it, is passed over.
+# The newest Python that is tested comes first: JAX 0.12 has no wheels for 3.11. Beside the same peer, no measured row is
+# slower on it than on 0.10.2 (fmjax/bench/README.md). A Python without venv and pip, as Debian divides it, is passed over.
 find_python() {
   local candidate
   for candidate in ${PYTHON:-python3.13 python3.12 python3 python3.11}; do
