@@ -91,7 +91,7 @@ def compiled_programs() -> Iterator[None]:
     with JAX's compilation cache, in a temporary folder unless the user has named one.
     """
     with contextlib.ExitStack() as stack:
-        if not jax.config.jax_compilation_cache_dir:
+        if not jax.config.read("jax_compilation_cache_dir"):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fmjax-compiled-"))
             jax.config.update("jax_compilation_cache_dir", folder)
             stack.callback(jax.config.update, "jax_compilation_cache_dir", None)
