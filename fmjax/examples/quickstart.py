@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from fmjax.config import apply_overrides, load_config, to_dict
 from fmjax.config.shipped import shipped_folder
@@ -91,10 +92,12 @@ def compiled_programs() -> Iterator[None]:
     with JAX's compilation cache, in a temporary folder unless the user has named one.
     """
     with contextlib.ExitStack() as stack:
-        if not jax.config.read("jax_compilation_cache_dir"):
+        if not jax.config.values["jax_compilation_cache_dir"]:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fmjax-compiled-"))
             jax.config.update("jax_compilation_cache_dir", folder)
+            stack.callback(compilation_cache.reset_cache)
             stack.callback(jax.config.update, "jax_compilation_cache_dir", None)
+            compilation_cache.reset_cache()  # JAX reads the folder only once
         yield
 
 
