@@ -39,6 +39,8 @@ def finetune():
     config.task.overlong = "truncate"
     config.data.source = "prepositions"
     config.data.buckets = ("none",)  # one length to compile: the texts are windows of 18 words
+    # Said here, since weights bring their own dropout: the pretrained ones that of pretraining, none.
+    config.model.dropout = config.model.embedding_dropout = config.model.attention_dropout = 0.1
     config.optim.learning_rate = 7e-4
     config.optim.warmup_ratio = 0.1
     config.train.epochs = 5.0

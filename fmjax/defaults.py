@@ -54,8 +54,8 @@ def experiment(model: str, task: str, *more: str) -> ConfigDict:
     config.checkpoint = ConfigDict(
         {"every": 1000, "keep": 2, "best": placeholder(str), "mode": placeholder(str)}
     )
-    # The rules are dp, fsdp, fsdp_tp or fsdp_context; or your own `table` of logical axes, {"mlp":
-    # "tensor", ...}.
+    # The rules are dp, fsdp, fsdp_tp, fsdp_context or fsdp_expert; or your own `table` of logical
+    # axes, {"mlp": "tensor", ...}.
     config.mesh = ConfigDict({"axes": open_dict(data=-1), "rules": "dp", "table": open_dict()})
     # A run directory or a Hugging Face folder; `from` is the old name of `weights`.
     config.init = ConfigDict({"weights": placeholder(str), "from": placeholder(str)})
@@ -103,7 +103,8 @@ def data() -> ConfigDict:
             "name": placeholder(str),  # of a data set of TFDS or the Hub, such as glue/sst2
             "data_dir": placeholder(str),
             "download": False,  # whether TFDS may download missing data sets
-            "record": placeholder(str),  # record of text files: paragraph, line or file
+            # The record of text files: paragraph, line or file; of json, the list of the records.
+            "record": placeholder(str),
             # Column names of csv and tsv files without a header, and of parallel files; for Parquet
             # and Arrow, the columns to read.
             "columns": placeholder(tuple),
@@ -113,8 +114,8 @@ def data() -> ConfigDict:
             "tokenizer": placeholder(
                 str
             ),  # a folder or file; unset: that of init.weights, or trained on the data
-            # The folder of token stores, such as a local SSD or a folder that all hosts share;
-            # unset: the cache ($FMJAX_CACHE).
+            # The folder of token stores, such as a local SSD or a folder that all hosts share, or
+            # an address, where stores are read but not built; unset: the cache ($FMJAX_CACHE).
             "store": placeholder(str),
             "tokenizer_kind": "wordpiece",  # or bpe, unigram, t5, word, char, byte
             # Whether a tokenizer trained here lowercases; char and byte never do.

@@ -82,8 +82,8 @@ class Ours:
         from fmjax.distributed.compiler import compiler_options
         from fmjax.distributed.layout import Layout
         from fmjax.randomness import dropout_key
+        from fmjax.train.initial import with_params
         from fmjax.train.stages import describe, training_step
-        from fmjax.train.state import with_params
 
         model, task = self.pretrained.model, tasks.make(self.job["task"])
         devices = self.jax.devices()[: self.job["devices"]]

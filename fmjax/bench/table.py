@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from fmjax.bench import timing
 from fmjax.bench.workloads import Facts
 
 HEAD = ("workload", "fmjax", "peer's best", "times faster", "bar", "met")
@@ -62,10 +63,22 @@ def side_by_side(results: Sequence[Facts]) -> str:
                     f"parity of {result['workload']} over {result['parity']['steps']} steps, "
                     f"{what}: {said}"
                 )
+        if timing.SECOND in result["sides"]:
+            lines.append(beside_second(result))
         lines += [
             f"failed in {result['workload']}: {message}" for message in result["failed"].values()
         ]
     return "\n".join(lines)
+
+
+def beside_second(result: Facts) -> str:
+    """Returns a line that compares a workload with the second peer."""
+    took = milliseconds(result["sides"][timing.SECOND])
+    said = f"{result['workload']} beside {timing.SECOND} (fp32), {took}"
+    if "second" not in result:
+        return f"{said}: not compared, since the tokens differ"
+    low, high = result["second"]["ratio_range"]
+    return f"{said}: {result['second']['ratio']:.2f} times as fast ({low:.2f}-{high:.2f})"
 
 
 def where(machine: Facts) -> str:

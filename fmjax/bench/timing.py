@@ -28,6 +28,9 @@ PEER_ABSENT = (
 )
 
 
+SECOND = "ctranslate2"  # a second peer of decoding, with which the target has nothing to do
+
+
 class SideError(UserError):
     """A side failed; its message names the log."""
 
@@ -91,24 +94,27 @@ def ours(folder: Path, threads: int, env: Mapping[str, str] | None = None) -> Si
 
 
 def peer(folder: Path, threads: int, variant: str, python: str, device: str) -> Side:
-    """Starts the peer in one of its variants."""
+    """Starts the peer in one of its variants, or the second peer."""
     env = {"TORCHINDUCTOR_CACHE_DIR": str(folder.parent.resolve() / "inductor")}
     log = folder / f"peer_{variant.replace('/', '_')}.log"
-    return Side(
-        variant, [python, "-m", "fmjax.bench.peer", str(threads), variant, device], log, env
-    )
+    module = ["fmjax.bench.peer_ctranslate2", str(threads)]
+    if variant != SECOND:
+        module = ["fmjax.bench.peer", str(threads), variant, device]
+    return Side(variant, [python, "-m", *module], log, env)
 
 
 def peer_versions(python: str) -> dict[str, str]:
-    """Returns the versions of torch and transformers in an interpreter, {} if it lacks one.
+    """Returns the versions of torch and transformers in an interpreter, {} if it lacks one, and of
+    CTranslate2 where it is there, too.
 
     Raises UserError if it cannot be run.
     """
     code = (
         "import importlib.metadata as m, importlib.util as u, json\n"
         "names = ('torch', 'transformers')\n"
-        "print(json.dumps({n: m.version(n) for n in names} if all(map(u.find_spec, names)) else "
-        "{}))"
+        "more = [n for n in ('ctranslate2',) if u.find_spec(n)]\n"
+        "print(json.dumps({n: m.version(n) for n in (*names, *more)} if all(map(u.find_spec, "
+        "names)) else {}))"
     )
     try:
         found = subprocess.run(
@@ -123,16 +129,18 @@ def peer_versions(python: str) -> dict[str, str]:
         ) from None
 
 
-def variants(kind: str, device: str, compiled: bool) -> list[str]:
-    """Returns the variants of the peer to try."""
-    if not compiled:
-        return ["eager"]
+def variants(kind: str, device: str, compiled: bool, second: bool = False) -> list[str]:
+    """Returns the variants of the peer to try, and the `second` peer, if it is there, for decoding
+    on a CPU."""
+    others = [SECOND] if second and kind == "generate" and device == "cpu" else []
+    if not compiled or (device == "cpu" and kind == "generate"):
+        return ["eager", *others]
     if device == "gpu":
         return [
             "eager",
             *(f"compiled/{kernel}" for kernel in ("flash", "efficient", "cudnn", "math")),
         ]
-    return ["eager"] if kind == "generate" else ["eager", "compiled"]
+    return ["eager", "compiled"]
 
 
 def difference(own: Sequence[Any], other: Sequence[Any], kind: str) -> float:

@@ -66,7 +66,7 @@ COMMON = {
     "checkpoint.every": "steps between checkpoints (0: only at the end)",
     "checkpoint.keep": "how many of the newest checkpoints to keep",
     "checkpoint.mode": "max or min; only needed if the metric `best` does not imply it",
-    "mesh.rules": "how parameters are sharded: dp, fsdp, fsdp_tp or fsdp_context",
+    "mesh.rules": "how parameters are sharded: dp, fsdp, fsdp_tp, fsdp_context or fsdp_expert",
     "mesh.axes": "number of devices along each mesh axis; -1: all that are left; the axis slice is "
     "added where devices are in several slices",
     "mesh.table": "your own rules, from logical axes to mesh axes",

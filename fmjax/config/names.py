@@ -22,11 +22,16 @@ def choices(package: str, attribute: str) -> tuple[str, ...]:
     """Returns the modules of a package of fmjax that have the attribute, sorted. Other modules
     contain shared code.
     """
-    path = importlib.import_module(package).__path__
-    names = sorted(module.name for module in pkgutil.iter_modules(path))
+    names = names_in(package)
     return tuple(
         name for name in names if hasattr(importlib.import_module(f"{package}.{name}"), attribute)
     )
+
+
+def names_in(package: str) -> list[str]:
+    """Returns the names of the modules of a package of fmjax, sorted."""
+    path = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(path))
 
 
 def find(package: str, name: str, attribute: str, key: str, what: str) -> ModuleType:
@@ -37,13 +42,15 @@ def find(package: str, name: str, attribute: str, key: str, what: str) -> Module
     not allowed."""
     if "." in name:
         return extension(name, attribute, key)
+    # Others are only imported for a message: what some of them import takes seconds.
+    if name in names_in(package):
+        module = importlib.import_module(f"{package}.{name}")
+        if hasattr(module, attribute):
+            return module
     known = choices(package, attribute)
-    if name not in known:
-        raise UserError(
-            f'{key}="{name}": no such {what}{nearest(name, known)}; choose one of '
-            f"{', '.join(known)}"
-        )
-    return importlib.import_module(f"{package}.{name}")
+    raise UserError(
+        f'{key}="{name}": no such {what}{nearest(name, known)}; choose one of {", ".join(known)}'
+    )
 
 
 def extension(name: str, attribute: str, key: str) -> ModuleType:

@@ -15,6 +15,8 @@ from fmjax.data.records import ConcatenatedSources, Selected
 
 # Of files, of the names and sizes in a folder, or of a commit.
 DIGEST = re.compile('"([0-9a-f]{64}|[0-9a-f]{40})"')
+# What a store says about the content of a remote file (`storage/ranged.py`).
+MARKS = ("md5", "crc32c", "etag", "git", "version")
 PROCESS = uuid.uuid4().hex
 _unknown: dict[int, Source] = {}  # kept, so that no other source gets the same id
 
@@ -46,10 +48,20 @@ def without_names(fingerprint: Record) -> Record:
         for key, value in fingerprint.items()
     }
     files = fingerprint.get("files")
-    if isinstance(files, list) and all(isinstance(one, dict) and "sha256" in one for one in files):
-        kept["files"] = [[one.get("size"), one["sha256"]] for one in files]
+    if isinstance(files, list) and all(isinstance(one, dict) and digest_of(one) for one in files):
+        kept["files"] = [[one.get("size"), digest_of(one)] for one in files]
         kept.pop("split", None)
     return kept
+
+
+def digest_of(file: Record) -> str:
+    """Returns the digest of a file that is always known: the first one, as others are only there
+    with `data.verify`. What a store says about a remote file is hashed. Empty if there is none."""
+    first = next((key for key in file if key in ("sha256", *MARKS)), "sha256")
+    if first == "sha256":
+        return str(file.get(first, ""))
+    marks = [[name, value] for name, value in file.items() if name in MARKS]
+    return hashlib.sha256(json.dumps(marks).encode()).hexdigest()
 
 
 def numbers(source: Selected) -> np.ndarray:

@@ -77,6 +77,12 @@ class Rules:
                 "data.hold_out_from divides by time alone, which leaves the records of a value of "
                 f"data.hold_out_by={self.hold_out_by} in several splits; unset one"
             )
+        if self.hold_out_from and self.hold_out_test:
+            raise UserError(
+                f"data.hold_out_test={self.hold_out_test:g} has no effect beside "
+                "data.hold_out_from, which takes the time at which the test data begin as a second "
+                "one; unset data.hold_out_test"
+            )
         for name, count in (("hold_out", self.hold_out), ("hold_out_test", self.hold_out_test)):
             if count >= 1 and (not self.time or self.fold or count != round(count)):
                 raise UserError(
@@ -97,6 +103,15 @@ class Rules:
         validation = self.hold_out or self.hold_out_from or self.fold
         test = self.hold_out_test or len(self.hold_out_from) > 1
         return ("validation",) * bool(validation) + ("test",) * bool(test)
+
+    @property
+    def mixes_times(self) -> bool:
+        """Whether records of a group are held out at random, so that some of those that stay in
+        the training data may be later ones."""
+        at_random = bool(self.fold or not self.time) and not self.hold_out_from
+        return bool(self.group_by and self.splits and at_random) and (
+            self.hold_out_by != self.group_by
+        )
 
     @property
     def mark(self) -> Record:

@@ -160,7 +160,8 @@ def hold_out(source: Source, share: float, by: str = "") -> tuple[Source, Source
             f"data.hold_out={share} of {total} {what} leaves one side empty; "
             f"{fix}data.files.validation"
         )
-    held = np.isin(groups, np.argsort(scrambled(total), kind="stable")[:count])
+    hashes = scrambled(total)  # no two are the same
+    held = (hashes <= np.partition(hashes, count - 1)[count - 1])[groups]
     mark = {"hold_out": share} | ({"hold_out_by": by} if by else {})
     return (
         Selected(source, np.flatnonzero(~held), mark | {"part": "rest"}),

@@ -83,6 +83,12 @@ def divided_train(data: Config, told: bool) -> dict[str, Source]:
         parts = hold_out_parts(whole, rules.hold_out, rules.hold_out_by, told)
         return dict(zip(("train", "validation"), parts, strict=True))
     partition, by = divide(whole, rules), rules.group_by
+    if told and rules.mixes_times:
+        say(
+            f"warning: the held-out records are chosen at random, so their histories "
+            f"(data.group_by={by}) may have later records; to hold out the last ones, set "
+            "data.time and data.hold_out, without data.fold"
+        )
     return {
         split: view(whole, partition, by, SPLITS.index(split), rules.mark | {"part": split})
         for split in ("train", *rules.splits)

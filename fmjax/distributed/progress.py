@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import console, say
 
+AT_ONCE = 1.0  # seconds of a pass over records before its progress is shown
 QUIET_SECONDS = 10.0  # seconds between two progress lines in a log file
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class Bar:
 
     def __init__(self, title: str, total: int, done: int = 0):
         self.title, self.total, self.done = title, total, done
+        self._note = ""  # that of the last `advance`
         self.terminal = sys.stderr.isatty() and hosts.first()
         self.notebook = NotebookLine() if in_notebook() and hosts.first() else None
         columns = (
@@ -52,23 +54,28 @@ class Bar:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # otherwise it keeps showing what was going on
+            self._show(self._note)
         self._progress.stop()
         if self.notebook:
             self.notebook.close()
 
     def advance(self, done: int, note: str = "") -> None:
         """Moves the bar to `done`, with a note beside it."""
-        self.done = done
-        self._progress.update(self._task, completed=done, note=note)
+        self.done, self._note = done, note
+        self._show(note)
+
+    def _show(self, note: str) -> None:
+        self._progress.update(self._task, completed=self.done, note=note)
         if self.notebook:
-            self.notebook.show(f"{self.title} {drawn(done, self.total)} {note}".rstrip())
+            self.notebook.show(f"{self.title} {drawn(self.done, self.total)} {note}".rstrip())
 
     def busy(self, note: str, line: str = "") -> None:
         """Shows beside the bar what takes longer than a step, such as "compiling ..."; without a
         bar, prints a line.
         """
-        self.advance(self.done, note)
+        self._show(note)
         if line and not self.visible:
             say(line)
 
@@ -93,6 +100,42 @@ class Bar:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             say(text)
+
+
+class RecordProgress:
+    """The progress of a pass over records, shown once it has taken a second: a bar, or a line every
+    10 seconds.
+
+    Args:
+      title: what is done with them, such as "tokenize".
+      total: the number of records.
+    """
+
+    def __init__(self, title: str, total: int):
+        self.title, self.total, self.begun = title, total, time.monotonic()
+        self.bar: Bar | None = None
+
+    def __enter__(self) -> RecordProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(kind)
+
+    def advance(self, done: int, count: int = 0, unit: str = "") -> None:
+        """Shows how many records are done, and the `count` of something per second."""
+        took = time.monotonic() - self.begun
+        if took < AT_ONCE:
+            return
+        if self.bar is None:
+            self.bar = Bar(self.title, self.total).__enter__()
+        rate = f"{count / took:,.0f} {unit}/s" if unit else ""
+        left = round(took / max(done, 1) * (self.total - done))
+        self.bar.advance(done, rate)
+        self.bar.progress(
+            f"{self.title}: {done / self.total:.0%} of {self.total:,} records, "
+            f"{rate + ', ' if rate else ''}{left // 60}:{left % 60:02} left"
+        )
 
 
 class NotebookLine:

@@ -1,9 +1,10 @@
 """Sharding: the mesh, logical axis names, and the rules that map them to mesh axes.
 
-Parameters name their axes where they are defined (`vocab embed heads kv mlp layers`), activations
-where they are constrained (`act_batch act_length act_embed act_heads act_mlp`). A table of RULES
-maps those names to mesh axes, and `jax.jit` with `NamedSharding` (formerly `pjit`) does the rest,
-as in T5X and GSPMD (Xu et al. 2021).
+Parameters name their axes where they are defined (`vocab embed heads kv mlp expert layers`),
+activations where they are constrained (`act_batch act_length act_embed act_heads act_mlp`; inside a
+layer of experts `act_expert act_expert_rows`). A table of RULES maps those names to mesh axes, and
+`jax.jit` with `NamedSharding` (formerly `pjit`) does the rest, as in T5X and GSPMD (Xu et al.
+2021).
 """
 
 from __future__ import annotations
@@ -48,9 +49,21 @@ RULES: dict[str, Rules] = {
         "act_length": "context",
         "embed": "fsdp",
     },
+    # For models with experts, kernels [E,D,F]: outside of them, batches are divided over the
+    # experts' axis, too.
+    "fsdp_expert": {
+        "act_batch": (SLICE, "data", "fsdp", "expert"),
+        "act_expert": "expert",
+        "act_expert_rows": (SLICE, "data", "fsdp"),
+        "embed": "fsdp",
+        "expert": "expert",
+    },
 }
-PARAMETERS = ("vocab", "embed", "heads", "kv", "mlp", "layers")
-ACTIVATIONS = ("act_batch", "act_length", "act_embed", "act_heads", "act_mlp")
+PARAMETERS = ("vocab", "embed", "heads", "kv", "mlp", "expert", "layers")
+ACTIVATIONS = (
+    *("act_batch", "act_length", "act_embed", "act_heads", "act_mlp"),
+    *("act_expert", "act_expert_rows"),
+)
 # Size in bytes from which an unsharded parameter is an error if rules shard others.
 LARGE = 2**24
 
@@ -296,9 +309,10 @@ def parameter_shardings(boxed: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
     """Returns the tree of shardings of a tree of abstract parameters that carry their logical
     names.
 
-    Raises UserError if an axis does not divide, and for a large parameter that no rule shards while
-    rules shard others.
+    Raises UserError if an axis does not divide, for a large parameter that no rule shards while
+    rules shard others, and for a mesh that divides experts if there are none.
     """
+    check_experts(boxed, rules, mesh)
     sharded = any(
         mesh.shape[axis] > 1 for logical in PARAMETERS for axis in mesh_axes(logical, rules, mesh)
     )
@@ -322,6 +336,18 @@ def parameter_shardings(boxed: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
     )
+
+
+def check_experts(boxed: PyTree, rules: Rules, mesh: Mesh) -> None:
+    """Raises UserError if the mesh divides experts and no parameter has them, since devices along
+    that axis would hold the same parameters."""
+    axes = [axis for axis in mesh_axes("expert", rules, mesh) if mesh.shape[axis] > 1]
+    leaves = jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    if axes and not any("expert" in named_axes(leaf)[1] for leaf in leaves):
+        raise UserError(
+            f"mesh.axes: {axes[0]}={mesh.shape[axes[0]]} divides experts, and no parameter of the "
+            'model has an axis "expert"; leave it out'
+        )
 
 
 def named_axes(leaf: PyTree) -> tuple[PyTree, tuple[str | None, ...]]:

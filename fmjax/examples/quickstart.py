@@ -4,11 +4,16 @@ with and without pretraining.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from fmjax.config import apply_overrides, load_config, to_dict
 from fmjax.config.shipped import shipped_folder
@@ -55,10 +60,22 @@ def quickstart(workdir: Path, full: bool = False, seeds: int = 0, tiny: bool = F
     for name, measure in simple_models(splits):
         table.add(name, [measure()])
     base = workdir / "pretrain"
-    train(config("pretrain", *modes), base, "pretrain")
+    with compiled_programs():
+        train(config("pretrain", *modes), base, "pretrain")
+        finetune(workdir, base, table, modes, seeds or (FULL_SEEDS if full else 1))
+    table.show_all()
+    gain = 100 * (table.accuracy(PRETRAINED) - table.accuracy(SCRATCH))
+    print(f"Pretraining changes accuracy by {gain:+.1f} points.")
+    print(ending(workdir, time.perf_counter() - begin, full))
+    print(workdir / "pretrained-0" / REPORT)
+
+
+def finetune(workdir: Path, base: Path, table: Table, modes: Sequence[str], seeds: int) -> None:
+    """Fine-tunes from random and from pretrained weights, with each seed, and adds both to the
+    table."""
     for name, label, origin in (("scratch", SCRATCH, None), ("pretrained", PRETRAINED, base)):
         results: list[Metrics] = []
-        for seed in range(seeds or (FULL_SEEDS if full else 1)):
+        for seed in range(seeds):
             run = workdir / f"{name}-{seed}"
             train(
                 config("finetune", *modes, seed=seed, origin=origin, tokenizer=base / "tokenizer"),
@@ -67,11 +84,21 @@ def quickstart(workdir: Path, full: bool = False, seeds: int = 0, tiny: bool = F
             )
             results.append(evaluate_run(run, "test"))
         table.add(label, results)
-    table.show_all()
-    gain = 100 * (table.accuracy(PRETRAINED) - table.accuracy(SCRATCH))
-    print(f"Pretraining changes accuracy by {gain:+.1f} points.")
-    print(ending(workdir, time.perf_counter() - begin, full))
-    print(workdir / "pretrained-0" / REPORT)
+
+
+@contextlib.contextmanager
+def compiled_programs() -> Iterator[None]:
+    """Compiles a program that several runs share, such as the step of fine-tuning, only once:
+    with JAX's compilation cache, in a temporary folder unless the user has named one.
+    """
+    with contextlib.ExitStack() as stack:
+        if not jax.config.values["jax_compilation_cache_dir"]:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fmjax-compiled-"))
+            jax.config.update("jax_compilation_cache_dir", folder)
+            stack.callback(compilation_cache.reset_cache)
+            stack.callback(jax.config.update, "jax_compilation_cache_dir", None)
+            compilation_cache.reset_cache()  # JAX reads the folder only once
+        yield
 
 
 def config(

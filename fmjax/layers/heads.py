@@ -6,6 +6,7 @@ then.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -13,10 +14,11 @@ from typing import Any, ClassVar, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from fmjax import contracts
-from fmjax.distributed.sharding import shard_embedded
+from fmjax.distributed.sharding import axes_in_force, shard_embedded
 from fmjax.layers.dropout import Dropout
 from fmjax.layers.linear import Dense, Initializer, barrier, normal, parameter
 from fmjax.layers.norm import LayerNorm
@@ -237,13 +239,30 @@ class Lm(nn.Module):
         if later := in_chunks(self.chunk, x, table_VE, kernel, bias, gathered):
             return later
         rows = x.reshape(-1, width)
+        # Where the table's width is divided, each device multiplies its own part for all of a few
+        # rows: adding up their logits moves less than gathering the table.
+        divided = axes_in_force("embed", width) if self.chunk is None and len(rows) < width else ()
+        rows = constrain_last(rows, divided)
         if kernel is None:
             logits = project_to_vocabulary(rows, table_VE.astype(self.dtype))
         else:
             logits = jnp.dot(rows, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        if divided:
+            logits = constrain_last(logits, (*axes_in_force("vocab", vocabulary), *divided))
         if bias is not None:
             logits = logits + bias[None]
         return logits.reshape(*x.shape[:-1], vocabulary)
+
+
+def constrain_last(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Divides the last axis of x over mesh axes, and no other; does nothing without any, or if they
+    do not divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not axes or x.shape[-1] % math.prod(mesh.shape[axis] for axis in axes):
+        return x
+    spec = PartitionSpec(*[None] * (x.ndim - 1), axes)
+    constrained: jax.Array = jax.lax.with_sharding_constraint(x, spec)
+    return constrained
 
 
 class Heads(nn.Module):

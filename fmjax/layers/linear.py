@@ -164,13 +164,16 @@ class Dense(nn.Module):
 
 class Table(nn.Embed):
     """An embedding table that is gathered before the lookup; otherwise the result would inherit its
-    sharding."""
+    sharding. For the one id per row of a decoding step, the few vectors found are gathered instead.
+    """
 
     axis: str | None = None
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps ids [...] to [..., width] in `dtype`."""
-        table = constrain(self.embedding.astype(self.dtype or jnp.float32), self.axis, None)
+        table = self.embedding.astype(self.dtype or jnp.float32)
+        if inputs.shape[-1] != 1:
+            table = constrain(table, self.axis, None)
         return jnp.take(table, inputs, axis=0)
 
 

@@ -3,16 +3,16 @@
 BLEU and chrF (sacreBLEU, Post 2018, arXiv:1804.08771) run from 0 to 100, as sacreBLEU prints them;
 ROUGE (rouge-score, with stemming), word and character error rates (jiwer) and exact match are
 fractions. Every text has one reference.
+
+These libraries are imported where they are used, since importing them takes two seconds, and all
+tasks are imported at the start of a run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import jiwer
 import numpy as np
-import sacrebleu
-from rouge_score import rouge_scorer
 
 from fmjax.contracts import Measures
 from fmjax.errors import UserError, nearest
@@ -25,12 +25,16 @@ TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 
 def bleu(hypotheses: Texts, references: Texts, tokenize: str = "13a") -> dict[str, float]:
     """Returns the corpus BLEU (Papineni et al. 2002), 0 to 100."""
+    import sacrebleu
+
     return {"bleu": sacrebleu.BLEU(tokenize=tokenize).corpus_score(hypotheses, [references]).score}
 
 
 def chrf(hypotheses: Texts, references: Texts) -> dict[str, float]:
     """Returns the corpus chrF2 (Popović 2015), 0 to 100. It uses character n-grams, so it works for
     any language."""
+    import sacrebleu
+
     return {"chrf": sacrebleu.CHRF().corpus_score(hypotheses, [references]).score}
 
 
@@ -39,6 +43,8 @@ def rouge(hypotheses: Texts, references: Texts) -> dict[str, float]:
 
     Raises UserError if no reference has a word of Latin letters or digits; ROUGE counts no others.
     """
+    from rouge_score import rouge_scorer
+
     if not any(letter.isascii() and letter.isalnum() for text in references for letter in text):
         raise UserError(
             "rouge only counts words of the letters a to z, and the references have none; use chrf"
@@ -54,6 +60,8 @@ def error_rates(hypotheses: Texts, references: Texts) -> dict[str, float]:
 
     Raises UserError if a reference is blank, since the rates are then undefined.
     """
+    import jiwer
+
     check_references("wer and cer", references)
     return {
         "wer": float(jiwer.wer(list(references), list(hypotheses))),
@@ -112,6 +120,8 @@ def texts(
 def signatures(names: Iterable[str], tokenize: str = "13a") -> dict[str, str]:
     """Returns how each score is computed, for reproducibility: sacreBLEU's signatures, versions,
     options."""
+    import sacrebleu
+
     found = {}
     for name in names:
         if name in ("bleu", "chrf"):

@@ -16,6 +16,7 @@ from fmjax.contracts import Config, Record
 from fmjax.data.kinds.encoding import id_type, part_of
 from fmjax.data.sources.open import open_source
 from fmjax.data.storage import token_store
+from fmjax.data.storage.ranged import checksums
 from fmjax.data.storage.token_store import Part, TokenStore, Writer
 from fmjax.data.tokenizers.tokenizer import load_tokenizer
 from fmjax.tasks.corpus import Made
@@ -69,7 +70,10 @@ def place_tokens(work: Path, output: Path, settings: Config, shards: Sequence[Re
     def fill(writer: Writer) -> Record:
         for part in parts_in_order(work, settings, [shard["number"] for shard in shards]):
             writer.add(part, (writer.documents + len(part.counts)) / len(source))
-        return {"bad": [], "column": "text", "tokenizer": tokenizer.sha256}
+        # In a bucket, the shards are known by what it says about them.
+        files = [output / shard["file"] for shard in shards]
+        sums = [{"size": file.stat().st_size} | checksums(file) for file in files]
+        return {"bad": [], "column": "text", "tokenizer": tokenizer.sha256, "shards": sums}
 
     target = output / Made("text", tokenizer).key(source)
     if token_store.read_header(target) is None:

@@ -23,7 +23,9 @@ from fmjax.buckets import BucketPath
 from fmjax.config import is_run
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config
-from fmjax.data.storage.fingerprints import data_differences, hashes_contents, with_digests
+from fmjax.data.sources.kinds import kinds
+from fmjax.data.storage import fingerprints
+from fmjax.data.storage.fingerprints import data_differences, with_digests
 from fmjax.distributed import hosts
 from fmjax.distributed.alarm import ending_together
 from fmjax.errors import UserError
@@ -150,10 +152,14 @@ def record_end(
     write_json(workdir / PROVENANCE, content | {"starts": starts, "examples": examples})
 
 
-def needs_contents(workdir: RunPath) -> bool:
-    """Returns whether a run's data can be compared only if folders are read as a whole, since an
-    earlier version of fmjax stored no other digest."""
-    return hashes_contents(read_provenance(workdir).get("data", {}))
+def needs_contents(workdir: RunPath, data: Config) -> bool:
+    """Returns whether a run's data can be compared only if they are read as a whole, since the run
+    has stored other digests than those that are known of them anyway. `data` is the config's
+    section."""
+    named = json.dumps([data.get("files"), data.get("mixture")], default=str)
+    by_range = [kind.name for kind in kinds().values() if kind.ranged]
+    stored = read_provenance(workdir).get("data", {})
+    return fingerprints.needs_contents(stored, by_range, "://" in named)
 
 
 def check_same_data(workdir: RunPath, data: Config) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import dataclasses
 import functools
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -19,16 +17,16 @@ from fmjax.data.identity import identity, numbers
 from fmjax.data.kinds.encoding import Encoder, encode, id_type
 from fmjax.data.records import Selected
 from fmjax.data.sources.array_records import ArrayRecords
-from fmjax.data.storage import token_store
+from fmjax.data.storage import ranged_store, token_store
+from fmjax.data.storage.ranged import RangedFile
 from fmjax.data.storage.token_store import TokenStore, Writer
 from fmjax.data.stream.tolerance import Watched, current_tolerance
 from fmjax.data.tokenizers.tokenizer import Tokenizer
 from fmjax.distributed.hosts import say
-from fmjax.distributed.progress import Bar
+from fmjax.distributed.progress import RecordProgress
 from fmjax.errors import RecordError, UserError, one_line
 from fmjax.tasks.token_rows import NOTHING
 
-QUIET = 1.0  # seconds of tokenizing before its progress is shown
 BLOCK = 2**18  # documents that are cut at a time
 
 
@@ -207,8 +205,9 @@ def tokenize(source: Source, column: str, tokenizer: Tokenizer) -> Corpus:
     store, chosen = Made(column, tokenizer).view(source)
     check_records(source, store.header["bad"], chosen)
     chosen = narrow(chosen, store)
-    counted = store.sizes if chosen is None else store.sizes[chosen]
-    characters, size = counted.sum(axis=0).tolist() if len(counted) else (0, 0)
+    characters, size = store.header["characters"], store.header["bytes"]
+    if chosen is not None:
+        characters, size = store.sizes[chosen].sum(axis=0).tolist() if len(chosen) else (0, 0)
     corpus = Corpus(store, chosen, characters=characters, bytes=size)
     if not corpus.size:
         raise UserError(
@@ -243,7 +242,24 @@ class Made:
     def find(self, source: Source) -> TokenStore | None:
         """Returns the store of a source: in `data.store` or the cache, or where
         `scripts/prepare_data.py` has written it; None if there is none."""
-        return token_store.find(self.key(source), [token_store.place(), *folders_of(source)])
+        key = self.key(source)
+        found = token_store.find(key, [token_store.place(), *folders_of(source)])
+        return found or self.find_remote(source, key)
+
+    def find_remote(self, source: Source, key: str) -> TokenStore | None:
+        """Returns the store of a source in a bucket: in `data.store`, or beside its files."""
+        if place := token_store.remote_place():
+            return ranged_store.find(place, lambda name, header: name == key)
+        files = ranged_files_of(source)
+        if not files or len({file.folder for file in files}) > 1:
+            return None
+        marks = [file.fingerprint() for file in files]
+        return ranged_store.find(
+            files[0].folder,
+            lambda name, header: ranged_store.holds(
+                header, self.column, self.tokenizer.sha256, marks
+            ),
+        )
 
     def view(self, source: Source) -> tuple[TokenStore, np.ndarray | None]:
         """Returns a store that has the records of a source, and which they are (None: all)."""
@@ -288,17 +304,23 @@ class Made:
 
         def fill(writer: Writer) -> Record:
             bad: list[tuple[int, str, str]] = []
-            with contextlib.ExitStack() as stack:
-                shown = Shown(len(source), stack)
+            with RecordProgress("tokenize", len(source)) as progress:
                 for found in encode(encoder):
                     bad += found.bad
                     check(bad)
                     done = writer.documents + len(found.part.counts)
                     writer.add(found.part, done / len(source))
-                    shown.advance(done, writer)
-            shown.finish(writer)
+                    progress.advance(done, writer.tokens, "tokens")
+            if progress.bar is not None:
+                folder = writer.folder.parent
+                say(f"tokenized {len(source):,} records: {writer.tokens:,} tokens in {folder}")
             return {"bad": bad, "column": self.column, "tokenizer": self.tokenizer.sha256}
 
+        if place := token_store.remote_place():
+            say(
+                f"data.store={place} has no tokens of these data; they are stored in "
+                f"{token_store.place() / self.key(source)}, which you may copy there"
+            )
         store = token_store.get_or_build(
             token_store.place(), self.key(source), id_type(self.tokenizer), fill
         )
@@ -307,36 +329,15 @@ class Made:
         return store
 
 
-class Shown:
-    """The progress of tokenizing, if it takes more than a second."""
-
-    def __init__(self, total: int, stack: contextlib.ExitStack):
-        self.total, self.stack, self.begun = total, stack, time.monotonic()
-        self.bar: Bar | None = None
-
-    def advance(self, done: int, writer: Writer) -> None:
-        """Shows how many records are done."""
-        took = time.monotonic() - self.begun
-        if took < QUIET:
-            return
-        if self.bar is None:
-            self.bar = self.stack.enter_context(Bar("tokenize", self.total))
-        rate, left = writer.tokens / took, round(took / done * (self.total - done))
-        self.bar.advance(done, f"{rate:,.0f} tokens/s")
-        self.bar.progress(
-            f"tokenizing: {done / self.total:.0%} of {self.total:,} records, "
-            f"{rate:,.0f} tokens/s, {left // 60}:{left % 60:02} left"
-        )
-
-    def finish(self, writer: Writer) -> None:
-        """Prints what was stored."""
-        if self.bar is not None:
-            folder = writer.folder.parent
-            say(f"tokenized {self.total:,} records: {writer.tokens:,} tokens in {folder}")
-
-
 def folders_of(source: Source) -> list[Path]:
     """Returns the folders of prepared files, where their store is."""
     if not isinstance(source, ArrayRecords):
         return []
-    return list(dict.fromkeys(file.path.parent for file in source.files))
+    paths = (file.path for file in source.files)
+    return list(dict.fromkeys(path.parent for path in paths if isinstance(path, Path)))
+
+
+def ranged_files_of(source: Source) -> list[RangedFile]:
+    """Returns the prepared files of a source if they are read by range."""
+    paths = [file.path for file in source.files] if isinstance(source, ArrayRecords) else []
+    return [path for path in paths if isinstance(path, RangedFile)]

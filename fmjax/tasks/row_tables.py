@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import hashlib
 import io
-import json
-import os
+import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,8 +30,8 @@ from fmjax.data.storage import cache
 from fmjax.data.storage.tables import RAGGED, Column, Columns, Table, Values, ids, write
 from fmjax.data.tokenizers.assembling import Assembled
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.distributed.progress import QUIET_SECONDS, Bar
-from fmjax.errors import RecordError
+from fmjax.distributed.progress import RecordProgress
+from fmjax.errors import RecordError, UserError
 
 FORMAT = 1  # of the tables; raised when records become other rows than before
 CHUNK = 4096  # records that are tokenized together
@@ -90,11 +87,19 @@ def row_table(
     name = name_of(source, key)
     if name and cache.is_writable():
         return Table(cache.get_or_make(Path("rows", f"{name}.arrow"), passed))
-    handle, path = tempfile.mkstemp(prefix="fmjax-rows-")
-    atexit.register(Path(path).unlink, missing_ok=True)
-    with os.fdopen(handle, "wb") as file:
-        passed(file)
-    return Table(Path(path))
+    folder = Path(tempfile.mkdtemp(prefix="fmjax-rows-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "rows.arrow"
+    try:
+        cache.replace(path, passed, durable=False)
+    except cache.CannotWrite as error:
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"{folder}: the rows of {len(source):,} records cannot be stored "
+            f"({error.strerror or error}; {free:,} bytes are free); free disk space, or set the "
+            "environment variable TMPDIR to another folder"
+        ) from error
+    return Table(path)
 
 
 def write_rows(
@@ -118,21 +123,13 @@ def made(make: Callable[[Part], Values], part: Part) -> Values:
 
 
 def parts(source: Source) -> Iterator[Part]:
-    """Yields the records in chunks; if there are several, shows a progress bar, or a line every 10
-    seconds."""
-    count, begun = len(source), time.monotonic()
-    if count <= CHUNK:
-        yield Part(source, 0, count)
-        return
-    with Bar("read records", count) as bar:
-        for begin in range(0, count, CHUNK):
+    """Yields the records in chunks, and shows the progress if that takes long."""
+    count = len(source)
+    with RecordProgress("read records", count) as progress:
+        for begin in range(0, max(count, 1), CHUNK):
             end = min(begin + CHUNK, count)
             yield Part(source, begin, end)
-            bar.advance(end)
-            spent = time.monotonic() - begun
-            if spent > QUIET_SECONDS:
-                left = spent / end * (count - end)
-                bar.progress(f"read {end:,} of {count:,} records, {left:.0f} s left")
+            progress.advance(end)
 
 
 def remembered(source: Source, key: Mapping[str, Value], find: Callable[[], Config]) -> Config:
@@ -187,4 +184,4 @@ def name_of(source: Source, key: Mapping[str, Value]) -> str:
     content = identity(source)
     if content is None:
         return ""
-    return hashlib.sha256(json.dumps([FORMAT, content, key]).encode()).hexdigest()[:32]
+    return cache.name_for([FORMAT, content, key])

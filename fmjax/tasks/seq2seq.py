@@ -295,6 +295,7 @@ class Pairs(contracts.Examples):
             zip(("input_ids", "labels"), zip(sizes, row_lengths, strict=True), strict=True)
         )
         self.lengths = np.maximum(*sizes)
+        self.kept: list[str] = []  # all target texts, once an evaluation has read them
         self.fill = {name: float(np.mean(own)) / most for name, (own, most) in self.sides.items()}
 
     def __reduce__(self) -> tuple[type[Pairs], tuple[Value, ...]]:
@@ -326,7 +327,9 @@ class Pairs(contracts.Examples):
 
     def references(self, begin: int = 0, end: int | None = None) -> list[str]:
         """Returns the target texts from `begin` to before `end`."""
-        return list(texts(self.target.source, self.target.name, begin, end))
+        if (begin, end) == (0, None):
+            self.kept = self.kept or list(texts(self.target.source, self.target.name))
+        return self.kept[begin:end] or list(texts(self.target.source, self.target.name, begin, end))
 
 
 class PackedPairs(contracts.Examples):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Collection, Iterator
+from functools import partial
 
 import jax
 import numpy as np
@@ -19,10 +20,11 @@ from fmjax.paths import RunPath
 from fmjax.runs import folder as run_folder
 from fmjax.train import limits
 from fmjax.train.budget import check_memory
+from fmjax.train.initial import create_params, create_state, with_params
 from fmjax.train.length import steps_before
 from fmjax.train.stages import Abstract, Built, Data, build, describe, open_data
-from fmjax.train.state import TrainState, create_state, with_params
-from fmjax.train.warm_start import replaced, starting_weights
+from fmjax.train.state import TrainState
+from fmjax.train.warm_start import completed, starting_weights
 from fmjax.train.wrappers import main_part, unmixed
 
 
@@ -58,10 +60,12 @@ class Experiment:
     def initial_state(self) -> TrainState:
         """Returns the state of step 0, with the parameters of `init.weights` if they are given."""
         transform, abstract = self.abstract.optimizer.transform, self.abstract.state
-        state = create_state(self.built.model, transform, self.abstract.spec, abstract, self.seed)
+        model, spec = self.built.model, self.abstract.spec
         if self.weights is None:
-            return state
-        return with_params(replaced(self.config, state.params, self.weights), transform, abstract)
+            return create_state(model, transform, spec, abstract, self.seed)
+        fresh = partial(create_params, model, spec, abstract.params, self.seed)
+        params = completed(self.config, abstract.params, self.weights, fresh)
+        return with_params(params, transform, abstract)
 
     def eval_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
         """Returns the batches of a split, every example once."""

@@ -27,8 +27,8 @@ from fmjax.config.limits import (
 from fmjax.contracts import Config, Value
 from fmjax.data.partitions import Rules, fold_of
 from fmjax.data.sources import kinds
-from fmjax.data.sources.lines import RECORDS
 from fmjax.data.splits import PART_KEYS
+from fmjax.data.storage.remote import check_scheme, is_remote
 from fmjax.data.stream import balance, mixing
 from fmjax.data.stream.buckets import check_words
 from fmjax.data.tokenizers import training
@@ -63,10 +63,10 @@ def source(key: str, value: Value) -> None:
 
 
 def store(key: str, value: Value) -> None:
-    """Raises UserError unless the value is the name of a folder."""
+    """Raises UserError unless the value is the name of a folder, or the address of one."""
     text(key, value)
-    if "://" in value:
-        raise UserError(f"{key}={value}: must be a folder, not an address; mount it")
+    if is_remote(value):
+        check_scheme(value)
 
 
 def lengths(key: str, value: Value) -> None:
@@ -114,7 +114,7 @@ DATA: dict[str, Limit] = {
     "name": text,
     "data_dir": text,
     "download": truth,
-    "record": choice(RECORDS),
+    "record": text,  # each source checks it
     "columns": unique_texts,
     "hold_out": number(above=0, most=2**16, hint=HELD),
     "hold_out_test": number(above=0, most=2**16, hint=HELD),

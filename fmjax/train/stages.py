@@ -35,6 +35,7 @@ from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint_reader import CheckpointReader
 from fmjax.train.budget import check_state
 from fmjax.train.chunks import for_loss
+from fmjax.train.gradients import accumulated, sum_shardings
 from fmjax.train.length import checked_steps
 from fmjax.train.notes import notes_of
 from fmjax.train.resolve import resolve_model
@@ -87,7 +88,8 @@ def open_data(
     that cannot be read, or that have changed since the run began."""
     task = tasks.make(config["task"])
     tolerance = Tolerance(config["data"].get("on_error", "fail"), run_folder.left_out(workdir), say)
-    whole = {"verify": True} if resumed and run_folder.needs_contents(workdir) else {}
+    verify = resumed and run_folder.needs_contents(workdir, config["data"])
+    whole = {"verify": True} if verify else {}
     with tolerance.active():
         sources = open_sources(config["data"] | whole, task.splits)
     facts = {split: source.fingerprint() for split, source in sources.items()}
@@ -150,6 +152,10 @@ def describe(
 
 def training_step(config: Config, model: PyTree, task: Task, abstract: Abstract) -> TrainStep:
     """Returns the step, to be compiled."""
-    trained = optim.trainable(abstract.state.params, config["optim"].get("freeze", ()))
+    params = abstract.state.params
+    trained = optim.trainable(params, config["optim"].get("freeze", ()))
     update, parts = abstract.optimizer.transform, accumulation(config)
-    return make_step(for_loss(model, task), task, update, trained, parts)
+    make = partial(accumulated, parts=parts, shardings=sum_shardings(params, abstract.layout))
+    return make_step(
+        for_loss(model, task), task, update, trained, make_gradients=make if parts > 1 else None
+    )

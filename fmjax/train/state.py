@@ -1,4 +1,4 @@
-"""The training state: described abstractly first, and created already sharded."""
+"""The training state, and its shapes and shardings, which are described before it exists."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.contracts import PyTree
 from fmjax.distributed.sharding import Rules, kept_axes, parameter_shardings, with_sharding
 from fmjax.optim import map_params
-from fmjax.randomness import seeded_key
 
 BatchSpec: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
 Transform: TypeAlias = optax.GradientTransformation
@@ -69,26 +67,3 @@ def abstract_state(params: PyTree, transform: Transform, mesh: Mesh) -> TrainSta
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     return TrainState(step=step, params=params, opt_state=opt_state)
-
-
-def create_state(
-    model: nn.Module, transform: Transform, spec: BatchSpec, abstract: TrainState, seed: int
-) -> TrainState:
-    """Returns a new state. No array is ever unsharded on a device unless its sharding says so."""
-
-    def create(key: jax.Array) -> TrainState:
-        params = nn.meta.unbox(init_params(model, spec, key))
-        return TrainState(step=jnp.int32(0), params=params, opt_state=transform.init(params))
-
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state: TrainState = jax.jit(create, out_shardings=shardings)(seeded_key(seed, "train.seed"))
-    return state
-
-
-def with_params(params: PyTree, transform: Transform, abstract: TrainState) -> TrainState:
-    """Returns the state at step 0 that starts from given parameters."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    on_devices = jax.tree.map(jax.device_put, params, shardings.params)
-    opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(on_devices)
-    step = jax.device_put(np.int32(0), shardings.step)
-    return TrainState(step=step, params=on_devices, opt_state=opt_state)

@@ -4,7 +4,7 @@ labels."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -121,12 +121,25 @@ def starting_weights(
     return params
 
 
-def replaced(config: Config, fresh: PyTree, weights: PyTree) -> PyTree:
-    """Returns fresh parameters with those of the weights in their place; says which stay fresh."""
+def completed(
+    config: Config,
+    abstract: PyTree,
+    weights: PyTree,
+    fresh: Callable[[Collection[str]], Mapping[str, PyTree]],
+) -> PyTree:
+    """Returns all parameters of a run: those of the weights, and fresh ones where there are none;
+    says which.
+
+    Args:
+      config: the run's.
+      abstract: the run's parameters, or their shapes.
+      weights: the parameters to start from.
+      fresh: returns the newly initialized parameters of the given names.
+    """
     origin = origin_of(config)
-    params, kept, unused = pytree.merge(fresh, weights, FRESH, origin)
+    params, kept, unused = pytree.merge(abstract, weights, FRESH, origin)
     say(f"{origin}: fresh {', '.join(kept) or 'none'}; not used {', '.join(unused) or 'none'}")
-    return params
+    return pytree.unnames({**pytree.names(params), **fresh(kept)})
 
 
 def fit_heads(

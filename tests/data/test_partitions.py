@@ -149,6 +149,7 @@ def test_splits_of_a_config(tmp_path):
         ({"hold_out": 1.5, "time": "time"}, r"data\.hold_out=1\.5: must be a fraction between"),
         ({"hold_out_from": ("2013-03-05",)}, r"data\.hold_out_from needs the column of the times; set data\.time"),
         ({"hold_out_from": ("2013-03-05",), "time": "time", "hold_out_by": "user"}, r"data\.hold_out_by=user in several splits"),
+        ({"hold_out_from": ("2013-03-05",), "time": "time", "hold_out_test": 0.1}, r"data\.hold_out_test=0\.1 has no effect"),
         ({"hold_out_from": ("5",), "time": "time"}, r"data\.hold_out_from=5: must be a date such as .*, as in the column"),
         ({"hold_out_from": ("2013-03-05", "2013-03-04"), "time": "time"}, r"name the time at which the validation data begin"),
         ({"hold_out_from": ["2014-03-05"], "time": "time"}, r"data\.hold_out_from=2014-03-05, data\.time=time: leaves no val"),
@@ -186,3 +187,17 @@ def test_real_events_and_speakers(shared_data):
     assert sum(len(views["train"].value(i, "item")) for i in range(200)) > 200
     users = len({views["train"].value(i, "user") for i in range(len(views["train"]))})
     assert users == len(views["train"]) >= len(views["validation"]) and len(views["test"]) >= len(views["validation"])
+
+
+@pytest.mark.parametrize(
+    ("rules", "mixed"),
+    [
+        ({"hold_out": 0.5, "group_by": "user"}, True),
+        ({"fold": "0/2", "time": "time", "group_by": "user"}, True),
+        ({"hold_out": 0.5, "group_by": "user", "time": "time"}, False),
+        ({"hold_out": 0.5, "group_by": "user", "hold_out_by": "user"}, False),
+        ({"hold_out": 0.5}, False),
+    ],
+)
+def test_histories_with_later_records_are_announced(rules, mixed):
+    assert Rules(**rules).mixes_times == mixed

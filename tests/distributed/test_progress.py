@@ -56,6 +56,7 @@ def test_a_notebook_has_one_line_that_changes(monkeypatch, capsys):
             clock.now += 1 if step == 3 else 0.001
             bar.advance(step, f"loss {step}")
             bar.progress(f"step {step}")
+        bar.busy("evaluating ...")
     assert shown == [
         [
             f"train {drawn(0, 4)} compiling ...",

@@ -110,7 +110,21 @@ def test_ratio_bar_and_parity():
     assert "| 2.25 (1.50-3.00) | >= 2.5 | no " in shown and "1.0e-07" in shown and "it broke" in shown
     differing = compared(sides, runs, {"holds": False})
     assert differing["ratio"] is None and "results differ" in table.side_by_side([result | differing])
+    runs["ctranslate2"] = [{"seconds": 0.5, "cpu": 1.0}, {"seconds": 1.0, "cpu": 1.0}]
+    sides = {name: timing.summary(made, job) for name, made in runs.items()}
+    for parted, said in [(0, "ms (500-1e+03): 0.50 times as fast (0.50-0.50)"), (0.5, "not compared, since the tokens differ")]:
+        parity = {"holds": True, "tolerance": 1e-3, "difference": {"ctranslate2": parted}}
+        again = compared(sides, runs, parity)
+        assert {name: value for name, value in again.items() if name != "second"} == found
+        assert said in table.side_by_side([result | {"sides": sides} | again])
     assert "1 x cpu; Python 3.11, jax 1; commit 0123456789ab; load 0.5" in table.where(MACHINE)
+
+
+def test_variants_of_the_peer():
+    assert timing.variants("generate", "cpu", True, second=True) == ["eager", "ctranslate2"]
+    assert timing.variants("generate", "cpu", True) == timing.variants("train", "cpu", False, second=True) == ["eager"]
+    assert timing.variants("train", "cpu", True, second=True) == ["eager", "compiled"]
+    assert len(timing.variants("generate", "gpu", True, second=True)) == 5
 
 
 def test_difference():

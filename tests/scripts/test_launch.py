@@ -32,6 +32,20 @@ def test_scripts_are_sound(script):
     subprocess.run(["bash", "-n", str(SCRIPTS / script)], check=True)
 
 
+@pytest.mark.parametrize(("there", "taken"), [(["3", "3.12", "3.13"], "python3.13"), (["3", "3.11"], "python3")])
+def test_the_newest_python_makes_the_environment(tmp_path, there, taken):
+    """One that fails, as one without venv does or the shim of a version that is not installed, is passed over."""
+    for version in ("3", "3.11", "3.12", "3.13"):
+        file = tmp_path / f"python{version}"
+        file.write_text(f"#!/bin/sh\nexit {0 if version in there else 1}\n", encoding="utf-8")
+        file.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    command = ["bash", "-c", f"source {shlex.quote(str(SCRIPTS / 'venv.sh'))}; find_python"]
+    done = subprocess.run(command, capture_output=True, text=True, env=inherited | {"PATH": path}, timeout=60)
+    assert done.stdout.split() == [taken]
+
+
 def test_a_command_reaches_every_worker_as_it_was_written():
     done = run("launch_tpu.sh", "--tpu", "pod", "--zone", "eu-west4-b", "--project", "p", "--dry-run", "--", *COMMAND)
     (line,) = done.stdout.splitlines()

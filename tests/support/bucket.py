@@ -1,7 +1,7 @@
 """Google Cloud Storage in this process: gcp-storage-emulator behind a proxy, which injects faults and keeps preconditions.
 
-The emulator ignores ifGenerationMatch, and names no generation in downloads; the proxy compares it, for uploads one at a time,
-and adds it.
+The emulator ignores ifGenerationMatch and the generation of a download, and names none in downloads; the proxy compares them, for
+uploads one at a time, and adds it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 NEEDED = ("gcsfs", "gcp_storage_emulator", "google.cloud.storage")
 BUCKET = "runs"
 # What happens to a request, by its method and path: nothing, an HTTP status, seconds of delay, or a connection that breaks off
-# before ("break") or after ("lose") the request was carried out.
+# before ("break") or after ("lose") the request was carried out, or in the middle of the answer ("cut").
 Fault = int | float | str | None
 Rule = Callable[[str, str], Fault]
 
@@ -91,8 +91,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.hang_up()
         status, headers, content = answer
         if self.command == "GET" and status in (200, 206) and "alt=media" in self.path:
-            headers = [*headers, ("x-goog-generation", self.generation(b""))]
-        self.answer(status, headers, content)
+            generation = self.generation(b"")
+            if parse_qs(urlsplit(self.path).query).get("generation", [generation]) != [generation]:
+                return self.answer(404, [("Content-Type", "application/json")], b'{"error": {"message": "no such generation"}}')
+            headers = [*headers, ("x-goog-generation", generation)]
+        self.answer(status, headers, content, len(content) // 2 if fault == "cut" else None)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = carry_out
 
@@ -123,14 +126,16 @@ class Handler(BaseHTTPRequestHandler):
         connection.close()
         return answer.status, [pair for pair in answer.getheaders() if pair[0].lower() not in DROPPED], content
 
-    def answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+    def answer(self, status: int, headers: list[tuple[str, str]], content: bytes, sent: int | None = None) -> None:
         self.send_response(status)
         for name, value in headers:
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[:sent])
+        if sent is not None:
+            self.hang_up()
 
     def hang_up(self) -> None:
         self.close_connection = True

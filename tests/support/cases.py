@@ -16,8 +16,8 @@ from fmjax.data.stream.batches import TrainBatches, batch_shapes
 from fmjax.distributed import sharding
 from fmjax.distributed.layout import Layout
 from fmjax.train.experiment import prepare
+from fmjax.train.initial import create_state
 from fmjax.train.stages import describe, training_step
-from fmjax.train.state import create_state
 from support import corpus
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -277,3 +277,17 @@ def test_without_a_cache_rows_are_made_at_each_start(tmp_path, tokenizer, monkey
     for _ in range(2):
         assert row_tables.remembered(source, {}, lambda: {"labels": ("a",), "call": calls.append(1)})["labels"] == ("a",)
     assert calls == [1, 1]
+
+
+def test_a_full_disk_is_named(monkeypatch, tmp_path):
+    """Sources without a digest have their table in the folder for temporary files."""
+    monkeypatch.setattr(row_tables, "name_of", lambda source, key: "")
+    monkeypatch.setattr(row_tables.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    full = row_tables.cache.opened_to_write(Path("/dev/full"))
+    monkeypatch.setattr(row_tables.cache, "opened_to_write", lambda path: full)
+    source, columns = MemoryRecords({"n": number} for number in range(9)), {"n": row_tables.Column("int64", 4096)}
+    make = lambda part: {"n": np.zeros((len(part), 4096))}  # noqa: E731
+    message = r"the rows of 9 records cannot be stored \(No space left on device; .* bytes are free\)"
+    with pytest.raises(UserError, match=message) as caught:
+        row_tables.row_table(source, columns, {}, make)
+    assert "\n" not in str(caught.value)

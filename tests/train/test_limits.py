@@ -22,7 +22,7 @@ GROUPS = ("files", "mixture", "curriculum", "multipliers", "axes", "table", "ear
 # The keys whose text names something that is looked for where it is used: a column, a metric, a file, a folder.
 NAMES = (
     *("data.name", "data.data_dir", "data.hold_out_by", "data.tokenizer", "data.store", "init.weights", "init.from"),
-    *("data.time", "data.group_by", "checkpoint.best", "train.early_stopping.metric"),
+    *("data.time", "data.group_by", "data.record", "checkpoint.best", "train.early_stopping.metric"),
 )
 # The absurd values that a number may have, as they mean something.
 MEANINGFUL: dict[str, tuple[object, ...]] = {

@@ -15,13 +15,16 @@ from jax.sharding import AxisType
 from fmjax import optim, pytree
 from fmjax.data.stream.batches import batch_spec
 from fmjax.distributed import sharding
+from fmjax.distributed.layout import Layout
 from fmjax.layers.heads import Classify, Heads, MaskedLm
 from fmjax.layers.linear import embedding, normal
 from fmjax.layers.mlp import Mlp, gelu
 from fmjax.models import bert
 from fmjax.tasks.mlm import Task
-from fmjax.train.gradients import clipped
-from fmjax.train.state import abstract_params, abstract_state, create_state, with_params
+from fmjax.train import gradients
+from fmjax.train.gradients import accumulated, clipped, sum_shardings
+from fmjax.train.initial import create_state, with_params
+from fmjax.train.state import abstract_params, abstract_state
 from fmjax.train.step import make_step
 
 ROWS, LENGTH, MASKS, VOCABULARY = 8, 8, 3, 32
@@ -116,6 +119,27 @@ def test_accumulated_parts_are_the_whole_batch():
         state, other = run(model, start, 2, parts)
         close(whole.params, state.params, 1e-6)
         close(metrics, other, 1e-5)
+
+
+def test_a_divided_sum_of_parts_is_that_of_one_device(monkeypatch):
+    """Each device keeps a part of the sum of gradients, while the parts of the batch are added."""
+    monkeypatch.setattr(gradients, "SMALL", 1)
+    expected, metrics = run(Small(), small(), 1, accumulate=2)
+    model, table, mesh = Small(), sharding.RULES["fsdp"], sharding.make_mesh(CUBE)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.in_force(table, mesh)):
+        state, transform, trainable = begin(model, table, mesh)
+        layout, params = Layout(mesh, table), abstract_params(model, batch_spec(batch()), mesh, table)
+        assert sum_shardings(params, layout) is None  # on a CPU
+        monkeypatch.setattr(Layout, "platform", "tpu")
+        places = sum_shardings(params, layout)
+        word = places.during["embed"]["embedding"], places.after["embed"]["embedding"]
+        assert [place.shard_shape((VOCABULARY, 8)) for place in word] == [(VOCABULARY // 2, 4), (VOCABULARY, 4)]
+        make = partial(accumulated, parts=2, shardings=places)
+        step = jax.jit(make_step(model, TASK, transform, trainable, make_gradients=make))
+        place = sharding.batch_shardings(batch(), table, mesh)
+        state, other = step(state, jax.device_put(batch(), place), jax.random.key(1))
+    close(expected.params, state.params, 1e-5)
+    close(metrics, other, 1e-5)
 
 
 def test_the_loss_is_of_sums_over_weights():

@@ -60,6 +60,17 @@ class Encoder:
 
         Raises RecordError for one that cannot be read.
         """
+        read, given, bad = self.records(begin, end)
+        rows = given if self.stored else self.tokenizer.encode_batch(read)
+        return Encoded(part_of(read, rows, id_type(self.tokenizer)), bad)
+
+    def records(
+        self, begin: int, end: int
+    ) -> tuple[list[str], list[np.ndarray], list[tuple[int, str, str]]]:
+        """Returns the texts of records, their stored ids, and which of them are bad."""
+        if not self.stored:
+            with contextlib.suppress(RecordError):  # found again below
+                return list(texts(self.source, self.column, begin, end)), [], []
         read: list[str] = []
         given: list[np.ndarray] = []
         bad: list[tuple[int, str, str]] = []
@@ -73,8 +84,7 @@ class Encoder:
                 text, ids = "", np.zeros(0, np.int32)
             read.append(text)
             given.append(ids)
-        rows = given if self.stored else self.tokenizer.encode_batch(read)
-        return Encoded(part_of(read, rows, id_type(self.tokenizer)), bad)
+        return read, given, bad
 
     def record(self, index: int) -> tuple[str, np.ndarray]:
         """Returns the text of a record, and its stored ids, of which there may be none."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from fmjax import contracts
 from fmjax.contracts import Column, Config, HostBatch, Source, Value
+from fmjax.data.records import values_of
 from fmjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from fmjax.errors import RecordError
 
@@ -114,8 +115,8 @@ def texts(source: Source, column: str, begin: int = 0, end: int | None = None) -
 
     Raises RecordError for a value that is neither a string nor several.
     """
-    for index in range(len(source))[begin:end]:
-        value = source[index][column]
+    indices = range(len(source))[begin:end]
+    for index, value in zip(indices, values_of(source, column, indices), strict=True):
         text = joined(value)
         if text is None:
             problem = f'column "{column}" holds {value!r:.60}, not text; correct the record'

@@ -22,7 +22,7 @@ from fmjax.contracts import Record
 from fmjax.data.characters import BLANKS
 from fmjax.data.records import RecordSource, columns_of, fill_columns, json_object, locate
 from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind, first_path
-from fmjax.data.storage.index import Index, index_of
+from fmjax.data.storage.index import Index
 from fmjax.data.storage.mapped import File, open_files
 from fmjax.data.storage.paths import IMAGE_EXTENSIONS, find_files, is_image
 from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS, BROKEN, hidden, member_at, members
@@ -72,7 +72,7 @@ class Tar(RecordSource):
                 next(self.scan(file, {}), None)  # finds the endings
             width = 1 + 2 * len(self.endings)
             options = {"endings": self.endings}
-            found = index_of(file.local, __name__, options, width, partial(self.scan, file))
+            found = file.index(__name__, options, width, partial(self.scan, file))
             if not len(found):
                 raise UserError(
                     f"{file.path}: no records for {split}; use an archive that is not empty"

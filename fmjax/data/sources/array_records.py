@@ -1,15 +1,18 @@
 """ArrayRecord files whose records are JSON objects or texts in UTF-8, as `scripts/prepare_data.py`
 writes them.
 
-Records are read by index; only the index of a file is in memory. To read data sets that TFDS stores
-in such files, use `data.source=tfds`.
+Records are read by index; only the index of a file is in memory. Remote files are read by range
+(`storage/record_ranges.py`). To read data sets that TFDS stores in such files, use
+`data.source=tfds`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,8 +21,10 @@ from fmjax.data.records import RecordSource, columns_of, fill_columns, json_obje
 from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage import cache
 from fmjax.data.storage.mapped import decompressed
+from fmjax.data.storage.ranged import RangedFile, fingerprint_of
 from fmjax.errors import RecordError, UserError, one_line
 
+THREADS = 8  # files that are opened at a time
 PEEK = 100  # records whose keys become columns
 # characters that do not occur in text
 CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")
@@ -57,21 +62,54 @@ class ArrayRecordFile:
             return one_line(error, 200)
         return "no index"
 
-    def text(self, index: int) -> str:
-        """Returns a record as text. Raises RecordError if it is damaged or not UTF-8."""
-        place = f"{self.path} record {index}"
-        try:
-            return bytes(self.reader.read([index])[0]).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RecordError(
-                place,
-                f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); records must be JSON "
-                "objects or text; to read a TFDS data set, use --config.data.source=tfds",
-            ) from error
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise RecordError(
-                place, f"cannot be read ({one_line(error, 200)}); fetch the file again"
-            ) from error
+    def read(self, index: int) -> bytes:
+        return bytes(self.reader.read([index])[0])
+
+
+class RangedRecordFile:
+    """The records of a remote file as bytes, read by range; pickled by the file.
+
+    Raises UserError if the file is not whole.
+    """
+
+    def __init__(self, path: RangedFile):
+        # Imported here because importing pyarrow takes a moment.
+        from fmjax.data.storage.record_ranges import RangedRecords
+
+        self.path, self.records = path, RangedRecords(path)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, index: int) -> bytes:
+        return self.records.read(index)
+
+
+RecordFile: TypeAlias = ArrayRecordFile | RangedRecordFile
+
+
+def opened(path: Path | RangedFile) -> RecordFile:
+    """Returns the records of a file as bytes. Raises UserError if the file is not whole."""
+    if isinstance(path, RangedFile):
+        return RangedRecordFile(path)
+    return ArrayRecordFile(path, decompressed(path))
+
+
+def text_of(file: RecordFile, index: int) -> str:
+    """Returns a record as text. Raises RecordError if it is damaged or not UTF-8."""
+    place = f"{file.path} record {index}"
+    try:
+        return file.read(index).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            place,
+            f"is not UTF-8 (byte 0x{error.object[error.start]:02x}); records must be JSON "
+            "objects or text; to read a TFDS data set, use --config.data.source=tfds",
+        ) from error
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise RecordError(
+            place, f"cannot be read ({one_line(error, 200)}); fetch the file again"
+        ) from error
 
 
 class ArrayRecords(RecordSource):
@@ -82,17 +120,18 @@ class ArrayRecords(RecordSource):
     cannot be read.
     """
 
-    def __init__(self, paths: Sequence[Path], split: str):
+    def __init__(self, paths: Sequence[Path | RangedFile], split: str):
         self.split = split
-        cache.read_digests(paths)
-        self.files = [ArrayRecordFile(path, decompressed(path)) for path in paths]
+        cache.read_digests([path for path in paths if isinstance(path, Path)])
+        with ThreadPoolExecutor(THREADS) as pool:
+            self.files = list(pool.map(opened, paths))
         for file in self.files:
             if not len(file):
                 raise UserError(
                     f"{file.path}: no records for {split}; use a file that is not empty"
                 )
         self.bounds = np.concatenate([[0], np.cumsum([len(file) for file in self.files])])
-        first = self.files[0].text(0)
+        first = text_of(self.files[0], 0)
         self.holds = "json" if is_json(first) else "text"
         self.columns = columns_of(self.first_objects()) if self.holds == "json" else ("text",)
         if self.holds == "text" and CONTROL & set(map(ord, first)):
@@ -109,14 +148,14 @@ class ArrayRecords(RecordSource):
         for index in range(min(len(self), PEEK)):
             number, row = locate(self.bounds, index)
             with contextlib.suppress(ValueError, RecordError):
-                yield json_object(self.files[number].text(row))
+                yield json_object(text_of(self.files[number], row))
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
 
     def __getitem__(self, index: int) -> Record:
         number, row = locate(self.bounds, index)
-        text = self.files[number].text(row)
+        text = text_of(self.files[number], row)
         if self.holds == "text":
             return {"text": text}
         try:
@@ -132,7 +171,7 @@ class ArrayRecords(RecordSource):
         return f"{self.files[number].path.name} record {row}"
 
     def fingerprint(self) -> Record:
-        files = [{"name": file.path.name} | cache.digest(file.path) for file in self.files]
+        files = [fingerprint_of(file.path) for file in self.files]
         return {"source": "array_record", "split": self.split, "files": files}
 
 
@@ -145,4 +184,4 @@ def is_json(text: str) -> bool:
     return True
 
 
-SOURCES = (SourceKind("array_record", ArrayRecords, extensions=(".array_record",)),)
+SOURCES = (SourceKind("array_record", ArrayRecords, extensions=(".array_record",), ranged=True),)

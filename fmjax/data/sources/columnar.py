@@ -1,6 +1,7 @@
 """Tables in columns:
 
-Arrow files, Parquet files, and folders that Hugging Face's `datasets` saved.
+Arrow files, Parquet files, and folders that Hugging Face's `datasets` saved. Remote files are read
+by range (`storage/ranged_arrow.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fmjax.data.records import RecordSource, locate
 from fmjax.data.sources.features import decode, features_of, has_labels
 from fmjax.data.sources.kinds import BY_CONTENT, NO, Files, SourceKind, first_path
 from fmjax.data.storage import cache
+from fmjax.data.storage.ranged import RangedFile, fingerprint_of
 from fmjax.errors import RecordError, UserError, nearest, one_line
 
 
@@ -39,19 +41,24 @@ class Columnar(RecordSource):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Path | RangedFile],
         split: str,
         kind: str,
         columns: Sequence[str] = (),
         features: Record | None = None,
     ):
-        from fmjax.data.storage import (
-            arrow_files,
-        )  # imported here because importing pyarrow takes a moment
+        # Imported here because importing pyarrow takes a moment.
+        from fmjax.data.storage import arrow_files, ranged_arrow
 
         self.split, self.kind, self.named = split, kind, tuple(columns)
-        cache.read_digests(paths)
-        schemas = [arrow_files.schema_of(path, kind == "parquet") for path in paths]
+        is_parquet = kind == "parquet"
+        cache.read_digests([path for path in paths if isinstance(path, Path)])
+        schemas = [
+            arrow_files.schema_of(path, is_parquet)
+            if isinstance(path, Path)
+            else ranged_arrow.schema_of(path, is_parquet)
+            for path in paths
+        ]
         self.columns = arrow_files.readable_columns(paths[0], schemas[0], self.named)
         for path, schema in zip(paths, schemas, strict=True):
             arrow_files.check_same(path, schema, paths[0], schemas[0], self.columns)
@@ -62,7 +69,12 @@ class Columnar(RecordSource):
             for name in self.columns
             if arrow_files.is_embedded_file(schemas[0].field(name).type)
         )
-        self.files = [arrow_files.opened(path, self.columns, kind == "parquet") for path in paths]
+        self.files = [
+            arrow_files.opened(path, self.columns, is_parquet)
+            if isinstance(path, Path)
+            else ranged_arrow.RangedArrowFile(path, self.columns, is_parquet)
+            for path in paths
+        ]
         for file in self.files:
             if not len(file):
                 raise UserError(
@@ -97,8 +109,9 @@ class Columnar(RecordSource):
             return value
         if value["bytes"] is not None or value["path"] is None:
             return value["bytes"]
-        beside = self.files[locate(self.bounds, index)[0]].path.parent / value["path"]
-        return str(beside) if beside.is_file() else value["path"]
+        path = self.files[locate(self.bounds, index)[0]].path
+        beside = path.parent / value["path"] if isinstance(path, Path) else None
+        return str(beside) if beside and beside.is_file() else value["path"]
 
     def where(self, index: int) -> str:
         number, row = locate(self.bounds, index)
@@ -109,7 +122,7 @@ class Columnar(RecordSource):
         if self.labels:
             content = json.dumps([self.features[name] for name in self.labels], sort_keys=True)
             options["labels"] = hashlib.sha256(content.encode()).hexdigest()
-        files = [{"name": file.path.name} | cache.digest(file.path) for file in self.files]
+        files = [fingerprint_of(file.path) for file in self.files]
         return {"source": self.kind, "split": self.split, **options, "files": files}
 
 
@@ -188,10 +201,18 @@ def is_saved_folder(files: Files) -> int:
 
 SOURCES = (
     SourceKind(
-        "parquet", partial(Columnar, kind="parquet"), options=("columns",), extensions=(".parquet",)
+        "parquet",
+        partial(Columnar, kind="parquet"),
+        options=("columns",),
+        extensions=(".parquet",),
+        ranged=True,
     ),
     SourceKind(
-        "arrow", partial(Columnar, kind="arrow"), options=("columns",), extensions=(".arrow",)
+        "arrow",
+        partial(Columnar, kind="arrow"),
+        options=("columns",),
+        extensions=(".arrow",),
+        ranged=True,
     ),
     SourceKind(
         "huggingface",

@@ -1,6 +1,8 @@
-"""Labeled images in class folders, or in archives of class folders.
+"""Labeled images or texts in class folders, or in archives of class folders.
 
-A record is `{"image": uint8 [H,W,C], "label": str}`. Archives are memory-mapped (`mapped.py`),
+A record is `{"image": uint8 [H,W,C], "label": str}` or `{"text": str, "label": str}`. Texts end in
+.txt or .text, or have no extension, as in 20 Newsgroups. If there are images, other files are left
+out. Archives are memory-mapped (`mapped.py`),
 compressed ones are decompressed once into the cache as a whole; members are not extracted. Their
 offsets and labels are in an index, which is memory-mapped, too (`index.py`). Of a folder, memory
 holds the names of the images, in one byte string. Up to MOST_KEPT bytes of decoded images are kept,
@@ -14,9 +16,9 @@ import hashlib
 import os
 import tarfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -24,17 +26,26 @@ from fmjax.contracts import Record, Value
 from fmjax.data.kinds.pixels import decode
 from fmjax.data.records import RecordSource
 from fmjax.data.sources.idx import MOST_BYTES, is_idx
-from fmjax.data.sources.kinds import BY_NAME, NO, Files, SourceKind, first_path, one_path
+from fmjax.data.sources.kinds import (
+    BY_NAME,
+    NO,
+    Files,
+    SourceKind,
+    extensions,
+    first_path,
+    one_path,
+)
 from fmjax.data.storage import cache
-from fmjax.data.storage.index import index_of
-from fmjax.data.storage.mapped import File
-from fmjax.data.storage.paths import IMAGE_EXTENSIONS, is_image
+from fmjax.data.storage.mapped import File, not_utf8
+from fmjax.data.storage.paths import IMAGE_EXTENSIONS, is_image, kind_of
 from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS, hidden, left_behind, member_at, members
 from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError
 
 MOST_FILE = 256 * 2**20  # of one file in an archive
 MOST_KEPT = 256 * 2**20  # of the decoded images that a source keeps; CIFAR-10 takes 180 MB
+TEXT_EXTENSIONS = (".txt", ".text")
+Wanted: TypeAlias = Callable[[str], bool]  # whether a file of a name is read
 OVERHEAD = 512  # bytes of an array besides its pixels
 
 
@@ -86,7 +97,7 @@ class Labels:
 
 
 class Images(Protocol):
-    """The image files of a folder or an archive."""
+    """The image or text files of a folder or an archive."""
 
     @property
     def mark(self) -> Record:
@@ -105,18 +116,19 @@ class Images(Protocol):
 
 
 class ArchiveImages:
-    """The images of a tar archive, in its order. The index holds, for each, the number of its
+    """The wanted files of a tar archive, in its order. The index holds, for each, the number of its
     label, and the offsets of its header, begin and end."""
 
-    def __init__(self, path: Path):
-        self.file = File(path, most=MOST_BYTES)
-        self.index = index_of(self.file.local, f"{__name__}.ArchiveImages", {}, 4, self.scan)
+    def __init__(self, path: Path, wanted: Wanted):
+        self.file, self.wanted = File(path, most=MOST_BYTES), wanted
+        options = {} if wanted is is_image else {"wanted": wanted.__name__}
+        self.index = self.file.index(f"{__name__}.ArchiveImages", options, 4, self.scan)
         self.mark = self.file.fingerprint
 
     def scan(self, facts: Record) -> Iterator[tuple[int, int, int, int]]:
         """Yields the row of each image, and adds the labels to `facts`."""
         labels, numbers = Labels(self.file.path.name), dict[str, int]()
-        for member in image_members(self.file):
+        for member in wanted_members(self.file, self.wanted):
             label = labels.of(str(PurePosixPath(member.name)))
             begin = member.offset_data
             yield numbers.setdefault(label, len(numbers)), member.offset, begin, begin + member.size
@@ -139,14 +151,14 @@ class ArchiveImages:
 
 
 class FolderImages:
-    """The images under a folder, in the order of their names. Their digest is that of the names and
-    sizes, and with `data.verify` also of the contents."""
+    """The wanted files under a folder, in the order of their names. Their digest is that of the
+    names and sizes, and with `data.verify` also of the contents."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, wanted: Wanted):
         self.path, self.names = path, Names()
         labels, verify = Labels(path.name), cache.is_verifying()
         of_names, of_contents = hashlib.sha256(), hashlib.sha256()
-        for name, size in image_files(str(path), "", path.name):
+        for name, size in wanted_files(str(path), "", path.name, wanted):
             labels.of(name)
             self.names.append(name)
             of_names.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
@@ -185,26 +197,29 @@ class FolderImages:
 
 
 class ClassFolders(RecordSource):
-    """The images of a folder or tar archive of class folders, whose names are the labels; pickled
-    without decoded images.
+    """The images, or else the texts, of a folder or tar archive of class folders, whose names are
+    the labels; pickled without decoded images.
 
     Raises UserError, naming the member, that is in no folder or outside the archive, is a link or
     larger than MOST_FILE, and for class folders of several splits. A damaged member is an error
     when it is read.
     """
 
-    columns = ("image", "label")
-
     def __init__(self, path: Path, split: str):
         self.path = path
-        self.images: Images = FolderImages(path) if path.is_dir() else ArchiveImages(path)
+        found = FolderImages if path.is_dir() else ArchiveImages
+        self.images: Images = found(path, is_image)
+        self.holds = "image"
+        if not len(self):
+            self.images, self.holds = found(path, is_text), "text"
+        self.columns = (self.holds, "label")
         self.kept: dict[int, np.ndarray] = {}  # some of the decoded images, by index
         self.room = MOST_KEPT  # remaining bytes for decoded images
         if not len(self):
             endings = ", ".join(IMAGE_EXTENSIONS[:4])
             raise UserError(
-                f"{path}: no images for {split} ({endings}, ...); use class folders that contain "
-                "some"
+                f"{path}: no images for {split} ({endings}, ...) and no texts "
+                f"({', '.join(TEXT_EXTENSIONS)}); use class folders that contain some"
             )
         self.mark = {"source": "class_folders", "split": split, "files": [self.images.mark]}
 
@@ -216,7 +231,8 @@ class ClassFolders(RecordSource):
 
     def __getitem__(self, index: int) -> Record:
         index = range(len(self))[index]
-        return {"image": self.image(index), "label": self.label(index)}
+        value = self.text(index) if self.holds == "text" else self.image(index)
+        return {self.holds: value, "label": self.label(index)}
 
     def value(self, index: int, name: str) -> Value:
         """Returns one value of a record: the label without decoding the image."""
@@ -226,6 +242,21 @@ class ClassFolders(RecordSource):
     def label(self, index: int) -> str:
         return self.images.label(index)
 
+    def read(self, index: int) -> bytes:
+        """Returns the bytes of a file. Raises RecordError if it cannot be read."""
+        try:
+            return self.images.read(index)
+        except OSError as error:
+            raise RecordError(self.where(index), unreadable(error), index) from None
+
+    def text(self, index: int) -> str:
+        """Returns a text, with line feeds. Raises RecordError if it is not UTF-8."""
+        try:
+            text = self.read(index).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise RecordError(self.where(index), not_utf8(error), index) from error
+        return text.replace("\r\n", "\n")
+
     def image(self, index: int) -> np.ndarray:
         """Returns a decoded image and keeps it while there is room. With shuffled epochs, it does
         not matter which images are kept.
@@ -234,11 +265,7 @@ class ClassFolders(RecordSource):
         """
         image = self.kept.get(index)
         if image is None:
-            try:
-                data = self.images.read(index)
-            except OSError as error:
-                raise RecordError(self.where(index), unreadable(error), index) from None
-            image = decode(data, self.where(index))
+            image = decode(self.read(index), self.where(index))
             size = image.nbytes + OVERHEAD
             if size <= self.room:
                 self.room -= size
@@ -259,10 +286,19 @@ def is_class_folders(files: Files) -> int:
         return BY_NAME
     if not first.is_dir() or is_idx(files):
         return NO
-    inside = (
-        path for folder in sorted(first.iterdir()) if folder.is_dir() for path in folder.iterdir()
-    )
-    return BY_NAME if any(is_image(path.name) for path in inside) else NO
+    there = sorted(first.iterdir())
+    inside = [path.name for folder in there if folder.is_dir() for path in folder.iterdir()]
+    texts = not any(path.is_file() and kind_of(path, extensions()) for path in there)
+    found = any(is_image(name) or (texts and is_text(name)) for name in inside)
+    return BY_NAME if found else NO
+
+
+def is_text(name: str) -> bool:
+    """Returns whether a file in a class folder is a text."""
+    stem, dot, ending = name.rpartition(".")
+    if name.upper().startswith(("LICENSE", "README")):
+        return False
+    return not dot or (bool(stem) and f".{ending.lower()}" in TEXT_EXTENSIONS)
 
 
 def open_class_folders(files: Files, split: str) -> ClassFolders:
@@ -277,12 +313,12 @@ def unreadable(error: OSError) -> str:
     return f"cannot be read ({error.strerror or error}); fix it, or remove it"
 
 
-def image_files(folder: str, inner: str, place: str) -> Iterator[tuple[str, int]]:
-    """Yields the names, below the outermost folder, and sizes of the images in a folder and its
-    subfolders, in the order of their names. Memory holds the names of one folder at a time.
+def wanted_files(folder: str, inner: str, place: str, wanted: Wanted) -> Iterator[tuple[str, int]]:
+    """Yields the names, below the outermost folder, and sizes of the wanted files in a folder and
+    its subfolders, in the order of their names. Memory holds the names of one folder at a time.
 
     Links to folders are not followed. Raises UserError for a folder that cannot be read, and
-    RecordError for such an image; if bad records may be skipped, yields it with size 0.
+    RecordError for such a file; if bad records may be skipped, yields it with size 0.
     """
     listed = []
     try:
@@ -292,14 +328,14 @@ def image_files(folder: str, inner: str, place: str) -> Iterator[tuple[str, int]
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     listed.append((entry.name, -1))
-                elif is_image(entry.name) and not entry.is_dir():
+                elif wanted(entry.name) and not entry.is_dir():
                     listed.append((entry.name, size_of(entry, f"{place}: {inner}{entry.name}")))
     except OSError as error:
         where = f"{place}: {inner[:-1]}" if inner else place
         raise UserError(f"{where}: {unreadable(error)}") from None
     for name, size in sorted(listed):
         if size < 0:
-            yield from image_files(f"{folder}/{name}", f"{inner}{name}/", place)
+            yield from wanted_files(f"{folder}/{name}", f"{inner}{name}/", place, wanted)
         else:
             yield inner + name, size
 
@@ -317,8 +353,8 @@ def size_of(entry: os.DirEntry[str], where: str) -> int:
         return 0
 
 
-def image_members(file: File) -> Iterator[tarfile.TarInfo]:
-    """Yields the images of a tar archive, in its order.
+def wanted_members(file: File, wanted: Wanted) -> Iterator[tarfile.TarInfo]:
+    """Yields the wanted files of a tar archive, in its order.
 
     Raises UserError, naming the member, for members that do not belong there.
     """
@@ -331,11 +367,11 @@ def image_members(file: File) -> Iterator[tarfile.TarInfo]:
             )
         if member.size > MOST_FILE:
             raise UserError(f"{where}: takes more than {MOST_FILE:,} bytes; remove it")
-        if not is_image(name.name) or hidden(name) or member.isdir():
+        if not wanted(name.name) or hidden(name) or member.isdir():
             continue
         if not member.isreg() or member.issparse():
             raise UserError(
-                f"{where}: is a link, a device or sparse, not a file; replace it with the image "
+                f"{where}: is a link, a device or sparse, not a file; replace it with the file "
                 "itself"
             )
         yield member

@@ -3,9 +3,10 @@ images (Lin et al. 2014, arXiv:1405.0312).
 
 In `{"images": [{"id": 7, ...}], "annotations": [{"image_id": 7, "category_id": 1, ...}],
 "categories": [{"id": 1, ...}]}`, a key such as `image_id` refers to the list `images`. A record is
-an object of the largest list that others refer to, with all objects that refer to it:
-`{"id": 7, ..., "annotations": [{"category": {"id": 1, ...}, ...}]}`. A file may also be one list of
-objects, or have one list only.
+an object of one list that others refer to, with all objects that refer to it:
+`{"id": 7, ..., "annotations": [{"category": {"id": 1, ...}, ...}]}`. `data.record` names this list;
+otherwise it is one of MAIN, or the largest. A file may also be one list of objects, or have one
+list only.
 
 A file is memory-mapped and parsed one object at a time. An index (`index.py`) holds the begin and
 end of each.
@@ -26,11 +27,13 @@ from fmjax.config.json_files import parse_json
 from fmjax.contracts import Record, Value
 from fmjax.data.records import RecordSource, fill_columns, locate
 from fmjax.data.sources.kinds import SourceKind
-from fmjax.data.storage.index import Index, index_of
+from fmjax.data.storage.index import Index
 from fmjax.data.storage.mapped import File, open_files
-from fmjax.errors import RecordError, UserError, one_line
+from fmjax.distributed.hosts import say
+from fmjax.errors import RecordError, UserError, one_line, one_of
 
 TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+MAIN = ("images", "videos")  # lists of records, even if a subset has more categories
 MOST_SHARED = 100_000  # objects of a list like COCO's categories, which are kept in memory
 
 
@@ -63,17 +66,25 @@ class JsonLists(RecordSource):
     twice or not at all, and for lists that no ids join.
     """
 
-    def __init__(self, paths: Sequence[Path], split: str):
-        self.split, self.files = split, open_files(paths)
+    def __init__(self, paths: Sequence[Path], split: str, record: str = ""):
+        self.split, self.files, self.record = split, open_files(paths), record
         self.places: list[Index] = []
         for file in self.files:
-            found = index_of(file.local, __name__, {}, 4, partial(self.scan, file))
+            found = file.index(
+                __name__, {"version": 2, "record": record}, 4, partial(self.scan, file)
+            )
             if not found.facts["count"]:
                 raise UserError(
                     f"{file.path}: no records for {split}: has no list of objects; use a file with "
                     "one, or, if each line is an object, --config.data.source=jsonl"
                 )
             self.places.append(found)
+        others = self.places[0].facts["others"]
+        if others and not record:
+            say(
+                f"{self.files[0].path.name}: each of {self.places[0].facts['main']} is a record; "
+                f"data.record={others[0]} would make one of each of {others[0]}"
+            )
         # The number of records before each file, [files + 1].
         self.bounds = np.cumsum([0, *(place.facts["count"] for place in self.places)])
         self.columns = tuple(
@@ -90,12 +101,13 @@ class JsonLists(RecordSource):
             found = parsed(file, name, len(lists.get(name, ())), begin, end)
             lists.setdefault(name, Objects()).add(begin, end, found)
             columns.setdefault(name, {}).update(dict.fromkeys(found))
-        main, gathered, shared = joined(file, lists)
+        main, gathered, shared, others = joined(file, lists, self.record)
         records = lists.get(main, Objects())
         order, owners, joins = gather(file, lists, main, gathered)
         for key, name in shared.items():
             check_shared(file, lists, key, name)
         facts |= {"count": len(records), "main": main, "gathered": list(gathered)}
+        facts["others"] = others
         facts["columns"] = [*columns.get(main, ()), *gathered]
         facts["shared"] = {
             key: {
@@ -147,7 +159,8 @@ class JsonLists(RecordSource):
 
     def fingerprint(self) -> Record:
         files = [file.fingerprint for file in self.files]
-        return {"source": "json", "split": self.split, "files": files}
+        options = {"record": self.record} if self.record else {}
+        return {"source": "json", "split": self.split, **options, "files": files}
 
 
 def with_shared(found: Record, shared: Mapping[str, Mapping[str, Value]]) -> Record:
@@ -202,12 +215,17 @@ def singulars(name: str) -> tuple[str, ...]:
     return name, name.removesuffix("s"), name.removesuffix("ies") + "y"
 
 
-def joined(file: File, lists: Mapping[str, Objects]) -> tuple[str, dict[str, str], dict[str, str]]:
-    """Returns the list of the records; the lists that refer to it, each with the key; and by key,
-    the lists that objects refer to otherwise.
+def joined(
+    file: File, lists: Mapping[str, Objects], record: str
+) -> tuple[str, dict[str, str], dict[str, str], list[str]]:
+    """Returns the list of the records, `record` if it is set; the lists that refer to it, each with
+    the key; by key, the lists that objects refer to otherwise; and other lists that could be those
+    of the records.
 
-    Raises UserError if several lists are not joined.
+    Raises UserError if several lists are not joined, or there is no list `record`.
     """
+    if record:
+        one_of("data.record", record, lists)
     links = {
         (name, key): other
         for name, own in lists.items()
@@ -221,8 +239,11 @@ def joined(file: File, lists: Mapping[str, Objects]) -> tuple[str, dict[str, str
                 f"{file.path}: has the lists {', '.join(lists)}, but no ids that join them, such "
                 "as image_id for images; keep one list, or convert the file to JSON lines"
             )
-        return next(iter(lists), ""), {}, {}
-    main = max(dict.fromkeys(links.values()), key=lambda name: len(lists[name]))
+        return next(iter(lists), ""), {}, {}, []
+    largest = sorted(dict.fromkeys(links.values()), key=lambda name: -len(lists[name]))
+    usual = next((name for name in MAIN if name in largest), largest[0])
+    main = record or usual
+    others = [name for name in largest if name != main]
     gathered = {name: key for (name, key), other in links.items() if other == main}
     shared = {key: other for (_, key), other in links.items() if other != main}
     for key, name in shared.items():
@@ -231,7 +252,7 @@ def joined(file: File, lists: Mapping[str, Objects]) -> tuple[str, dict[str, str
                 f"{file.path}: {key} refers to {len(lists[name]):,} {name}, more than "
                 f"{MOST_SHARED:,}; convert the file to JSON lines"
             )
-    return main, gathered, shared
+    return main, gathered, shared, others
 
 
 def gather(
@@ -289,4 +310,4 @@ def check_shared(file: File, lists: Mapping[str, Objects], key: str, name: str) 
             )
 
 
-SOURCES = (SourceKind("json", JsonLists),)
+SOURCES = (SourceKind("json", JsonLists, options=("record",)),)

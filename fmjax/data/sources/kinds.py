@@ -45,6 +45,7 @@ class SourceKind:
       extensions: its file extensions, such as ".csv"; they determine the kind of a file, and which
         files of a folder are read.
       any_extension: whether it reads the files of a folder that have the extensions of other kinds.
+      ranged: whether remote files are read by range: `open` then may also receive `RangedFile`s.
       recognizes: returns the certainty that files are of the kind, if their extension does not
         determine it; the first file exists.
     """
@@ -55,6 +56,7 @@ class SourceKind:
     options: tuple[str, ...] = ()
     extensions: tuple[str, ...] = ()
     any_extension: bool = False
+    ranged: bool = False
     recognizes: Callable[[Files], int] = unrecognized
 
 

@@ -17,7 +17,7 @@ from fmjax.data.characters import is_blank
 from fmjax.data.records import RecordSource, fill_columns, json_object, locate
 from fmjax.data.sources import json_blocks
 from fmjax.data.sources.kinds import SourceKind
-from fmjax.data.storage.index import Index, Rows, index_of
+from fmjax.data.storage.index import Index, Rows
 from fmjax.data.storage.line_scan import filled_lines, paragraphs
 from fmjax.data.storage.mapped import BOM, MEGABYTE, File, Line, lines, not_utf8, open_files
 from fmjax.data.stream.tolerance import tolerates
@@ -45,7 +45,7 @@ class RecordFiles(RecordSource):
         options = {"version": self.version, **self.options()}
         self.places: list[Index] = []  # the begin and end of the records of each file
         for file in self.files:
-            found = index_of(file.local, reader, options, 2, partial(self.scan, file))
+            found = file.index(reader, options, 2, partial(self.scan, file))
             self.use(file, found.facts)
             if not len(found):
                 raise UserError(

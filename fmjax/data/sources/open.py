@@ -19,6 +19,7 @@ from fmjax.data.sources.kinds import (
 )
 from fmjax.data.sources.slices import Characters, Slice, part, split_slice
 from fmjax.data.storage.paths import MAY_FOLLOW, find_files, kind_of
+from fmjax.data.storage.ranged import RangedFile
 from fmjax.errors import UserError
 
 __all__ = ["Source", "check_columns", "hold_out", "kind_of_files", "named_files", "open_source"]
@@ -33,8 +34,8 @@ def open_source(source: str, files: Files | None, split: str, **options: Value) 
       source: the name of a kind of source, or "auto": inferred from the file extensions, or the
         embedded corpus if no files are given.
       files: a path, several joined by commas, a glob or a folder, or a part of these, such as
-        "input.txt[:90%]". Remote files (gs:// and others) are downloaded into the cache first. For
-        TFDS, the name of its split, such as "train[:90%]"; by default `split`.
+        "input.txt[:90%]". Remote files (gs:// and others) are read by range, or downloaded into the
+        cache first. For TFDS, the name of its split, such as "train[:90%]"; by default `split`.
       split: the name of the split.
       options: `record` of text files (paragraph, line, file); `columns` of CSV and TSV files
         without a header and of parallel files, and the columns to read from Parquet and Arrow;
@@ -44,18 +45,22 @@ def open_source(source: str, files: Files | None, split: str, **options: Value) 
     """
     kind = None if source == AUTO else find_kind(source)
     wanted: Slice | None = None
+    ranged: list[RangedFile] = []
     if files and not (kind and kind.reads == "split"):
         files, wanted = split_slice(files)
-        files = downloaded(files, kind)
+        files, ranged = located_remotely(files, kind)
+        if ranged:
+            kind = kind or kind_of_files([Path(file.name) for file in ranged])
         kind = kind or recognize(files) or kind_of_files(named_files(files))
     kind = kind or find_kind(EMBEDDED)
     given = {name: value for name, value in options.items() if value}
-    found = located(kind, files, split)
+    found = ranged or located(kind, files, split)
     check_options(kind, given)
     records = kind.open(found, split, **given)
     if wanted is None:
         return records
-    return Characters(records, wanted) if given.get("record") == "file" else part(records, wanted)
+    whole_files = kind.name == "text" and given.get("record") == "file"
+    return Characters(records, wanted) if whole_files else part(records, wanted)
 
 
 def located(kind: SourceKind, files: Files | None, split: str) -> Files | Sequence[Path] | None:
@@ -105,12 +110,25 @@ def check_options(kind: SourceKind, given: Iterable[str]) -> None:
 
 def downloaded(files: Files, kind: SourceKind | None) -> Files:
     """Returns names, with remote files replaced by their local copies."""
-    addresses = [files] if isinstance(files, str) else files
-    if not any("://" in name for name in addresses):
+    if not any("://" in name for name in ([files] if isinstance(files, str) else files)):
         return files
     from fmjax.data.storage import remote  # imported here because few runs use it
 
-    return remote.local(files, extensions(), wanted_name(kind))
+    return remote.local(files, extensions(), wanted_name(kind))[0]
+
+
+def located_remotely(files: Files, kind: SourceKind | None) -> tuple[Files, list[RangedFile]]:
+    """Returns names, with remote files replaced by their local copies, and the remote files that
+    are read by range instead."""
+    addresses = [files] if isinstance(files, str) else files
+    if not any("://" in name for name in addresses):
+        return files, []
+    from fmjax.data.storage import remote  # imported here because few runs use it
+
+    by_range = {one.name for one in kinds().values() if one.ranged}
+    if kind is not None:
+        by_range &= {kind.name}
+    return remote.local(files, extensions(), wanted_name(kind), by_range)
 
 
 def kind_of_files(paths: Sequence[Path]) -> SourceKind:

@@ -11,7 +11,6 @@ import numpy as np
 from fmjax.contracts import Record
 from fmjax.data.records import RecordSource
 from fmjax.data.sources.kinds import SourceKind
-from fmjax.data.storage.index import index_of
 from fmjax.data.storage.line_scan import line_tables
 from fmjax.data.storage.mapped import File, open_files, plain_name
 from fmjax.errors import UserError
@@ -31,9 +30,7 @@ class Parallel(RecordSource):
         self.columns = named(paths, columns)
         self.files = open_files(paths)
         # The begin and end of each line of each file, and whether it is not blank.
-        self.places = [
-            index_of(file.local, "parallel", None, 3, partial(scan, file)) for file in self.files
-        ]
+        self.places = [file.index("parallel", None, 3, partial(scan, file)) for file in self.files]
         counts = ", ".join(
             f"{len(found)} in {path.name}" for found, path in zip(self.places, paths, strict=True)
         )

@@ -7,9 +7,7 @@ read.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +21,7 @@ from fmjax.data.records import locate
 from fmjax.data.storage import cache
 from fmjax.data.storage.index import index_of
 from fmjax.data.storage.mapped import decompressed
+from fmjax.data.storage.ranged import RangedFile
 from fmjax.errors import UserError, nearest, one_line
 
 BATCH = 1024  # records per batch of a rewritten file, at most
@@ -89,13 +88,13 @@ def opened(path: Path, columns: tuple[str, ...], is_parquet: bool) -> ArrowFile:
     """Returns an Arrow file, checked; a Parquet file or a compressed Arrow file is rewritten into
     the cache."""
     if not is_parquet:
-        file = ArrowFile(path, decompressed(path), columns)
+        local = decompressed(path)
+        state = cache.state_of(local)
+        file = ArrowFile(path, local, columns)
         if file.is_mapped():
-            index_of(file.local, "arrow", columns, 1, file.check)  # checked once
+            index_of(file.local, "arrow", columns, 1, file.check, state)  # checked once
             return file
-    key = hashlib.sha256(json.dumps([cache.digest(path)["sha256"], columns]).encode()).hexdigest()[
-        :32
-    ]
+    key = cache.name_for([cache.digest(path)["sha256"], columns])
     local = cache.get_or_make(
         Path("arrow", key, f"{path.stem}.arrow"), partial(rewrite, path, columns, is_parquet)
     )
@@ -105,14 +104,25 @@ def opened(path: Path, columns: tuple[str, ...], is_parquet: bool) -> ArrowFile:
 def rewrite(path: Path, columns: tuple[str, ...], is_parquet: bool, stream: BinaryIO) -> None:
     """Writes the columns of a file as a stream of small batches that can be mapped, and checks each
     batch."""
-    source = schema_of(path, is_parquet)
-    schema = pa.schema([(name, decoded(source.field(name).type)) for name in columns])
     parts = (
         row_groups(path, columns)
         if is_parquet
         else ((batch, "") for batch in batches(path, decompressed(path)))
     )
-    done = 0
+    write_batches(f"{path}", schema_of(path, is_parquet), columns, parts, stream)
+
+
+def write_batches(
+    path: str,
+    source: pa.Schema,
+    columns: tuple[str, ...],
+    parts: Iterable[tuple[pa.RecordBatch, str]],
+    stream: BinaryIO,
+    done: int = 0,
+) -> None:
+    """Writes the columns of batches, each with its place in the file, as a stream of small batches
+    that can be mapped, and checks each batch. `done` records come before."""
+    schema = pa.schema([(name, decoded(source.field(name).type)) for name in columns])
     with pa.ipc.new_stream(stream, schema) as writer:
         for batch, place in parts:
             batch = batch.select(list(columns))
@@ -132,20 +142,30 @@ def row_groups(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[pa.Record
     """
     file = parquet.ParquetFile(decompressed(path), memory_map=True, page_checksum_verification=True)
     for group in range(file.num_row_groups):
-        place = f" row group {group}"
-        about = file.metadata.row_group(group)
-        rows = max(1, min(BATCH, BYTES * about.num_rows // max(about.total_byte_size, 1)))
-        read = file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
-        while True:
-            try:
-                batch = next(read, None)
-            except BROKEN as error:
-                raise UserError(
-                    f"{path}{place}: cannot be read ({one_line(error, 200)}); fetch the file again"
-                ) from error
-            if batch is None:
-                break
-            yield batch, place
+        yield from row_group(f"{path}", file, group, columns)
+
+
+def row_group(
+    path: str, file: parquet.ParquetFile, group: int, columns: tuple[str, ...]
+) -> Iterator[tuple[pa.RecordBatch, str]]:
+    """Yields batches of the records of a row group, each with its row group for messages.
+
+    Raises UserError, naming the row group, if it cannot be read.
+    """
+    place = f" row group {group}"
+    about = file.metadata.row_group(group)
+    rows = max(1, min(BATCH, BYTES * about.num_rows // max(about.total_byte_size, 1)))
+    read = file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
+    while True:
+        try:
+            batch = next(read, None)
+        except BROKEN as error:
+            raise UserError(
+                f"{path}{place}: cannot be read ({one_line(error, 200)}); fetch the file again"
+            ) from error
+        if batch is None:
+            break
+        yield batch, place
 
 
 def batches(path: Path, local: Path, whole: pa.Buffer | None = None) -> Iterator[pa.RecordBatch]:
@@ -192,7 +212,9 @@ def schema_of(path: Path, is_parquet: bool) -> pa.Schema:
         ) from error
 
 
-def readable_columns(path: Path, schema: pa.Schema, named: tuple[str, ...]) -> tuple[str, ...]:
+def readable_columns(
+    path: Path | RangedFile, schema: pa.Schema, named: tuple[str, ...]
+) -> tuple[str, ...]:
     """Returns the columns to be read.
 
     Raises UserError if one is missing, occurs twice, or has an unsupported type.
@@ -257,7 +279,11 @@ def decoded(kind: pa.DataType) -> pa.DataType:
 
 
 def check_same(
-    path: Path, schema: pa.Schema, first: Path, expected: pa.Schema, columns: Sequence[str]
+    path: Path | RangedFile,
+    schema: pa.Schema,
+    first: Path | RangedFile,
+    expected: pa.Schema,
+    columns: Sequence[str],
 ) -> None:
     """Raises UserError unless a file has the columns of the first one."""
     for name in columns:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import sys
@@ -26,20 +28,29 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from fmjax.contracts import Record
+from fmjax.contracts import Record, Value
 from fmjax.errors import UserError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # of collections.abc from Python 3.12 on
+
 SETTLED = 2 * 10**9  # nanoseconds after which a change of a file certainly changes its timestamps
+DAY = 86_400.0  # seconds
 SMALL = 2**16  # bytes; a smaller file is read as fast as what is remembered of it
 SLOW = 2**30  # bytes to read again at each start that are worth a warning
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that reading does not cause
 THREADS = 8  # files that are read at a time
 TRIES = 1000  # to get a lock that others remove
 POLL = 0.05  # seconds between two attempts to lock
 QUIET = 1.0  # seconds of waiting before it is shown
 FORMAT = 1  # of remembered digests
 VERIFY = "read all data again and compare its digests, instead of trusting those remembered"
+
+
+class CannotWrite(OSError):
+    """A file cannot be written, as opposed to the data that go into it, which cannot be read."""
 
 
 class Known(NamedTuple):
@@ -72,15 +83,20 @@ def is_writable() -> bool:
 def get_or_make(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
     """Returns a file of the cache; `make` writes it if it is missing or damaged.
 
-    Raises UserError if the cache cannot be written, and any exception of `make`; then nothing is
-    left behind.
+    Raises UserError if the cache cannot be written, or `make` cannot read its data, and any other
+    exception of `make`; then nothing is left behind.
     """
     try:
         return found_or_made(relative, make)
     except OSError as error:
+        if isinstance(error, CannotWrite) or error.errno in FULL:
+            raise UserError(
+                f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); "
+                "free disk space, or set the environment variable FMJAX_CACHE to another folder"
+            ) from error
         raise UserError(
-            f"{folder()}: the cache cannot hold {relative.name} ({error.strerror or error}); "
-            "free disk space, or set the environment variable FMJAX_CACHE to another folder"
+            f"{error.filename or relative.name}: the data cannot be read "
+            f"({error.strerror or error}); check the disk, or copy the file again"
         ) from error
 
 
@@ -93,22 +109,28 @@ def remembered(relative: Path, find: Callable[[], Record]) -> Record:
 
     try:
         path = found_or_made(relative, write)
-        found: Record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    except CannotWrite:
         return find()
+    found: Record = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
 def found_or_made(relative: Path, make: Callable[[BinaryIO], None]) -> Path:
-    """Returns a file of the cache like `get_or_make`; raises OSError if it cannot be written."""
+    """Returns a file of the cache like `get_or_make`; raises CannotWrite if it cannot be
+    written."""
     file, mark = folder() / "files" / relative, folder() / "hashes" / f"{relative}.json"
-    if is_whole(file, mark):
-        return file
-    for parent in (file.parent, mark.parent):
-        parent.mkdir(parents=True, exist_ok=True)
-    with locked(mark.with_name(f"{file.name}.lock")):
-        if not is_whole(file, mark):  # it may have been made while this process waited
-            replace(file, make)
+    with writing():
+        if is_whole(file, mark):
+            return file
+    with contextlib.ExitStack() as stack:
+        with writing():
+            for parent in (file.parent, mark.parent):
+                parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(mark.with_name(f"{file.name}.lock")))
+            if is_whole(file, mark):  # it was made while this process waited
+                return file
+        replace(file, make)
+        with writing():
             content = json.dumps(digest(file, own=True)).encode()
             replace(mark, lambda stream: stream.write(content))
     return file
@@ -154,9 +176,18 @@ def locked(path: Path) -> Iterator[bool]:
 def is_whole(file: Path, mark: Path) -> bool:
     """Returns whether a cached file exists and has not changed since it was created."""
     try:
-        return bool(digest(file) == json.loads(mark.read_text(encoding="utf-8")))
+        whole = bool(digest(file) == json.loads(mark.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
         return False
+    touch(mark)
+    return whole
+
+
+def touch(path: Path) -> None:
+    """Notes that an entry is used, for `cleaning`, at most once a day."""
+    with contextlib.suppress(OSError):
+        if time.time() - path.stat().st_mtime > DAY:
+            os.utime(path)
 
 
 def replace(file: Path, make: Callable[[BinaryIO], object], durable: bool = True) -> None:
@@ -164,14 +195,42 @@ def replace(file: Path, make: Callable[[BinaryIO], object], durable: bool = True
     `durable`, not even after a crash of the machine."""
     part = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        with part.open("wb") as stream:
+        with opened_to_write(part) as stream:
             make(stream)
-            if durable:
+            with writing():
                 stream.flush()
-                os.fsync(stream.fileno())
-        part.replace(file)
+                if durable:
+                    os.fsync(stream.fileno())
+        with writing():
+            part.replace(file)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Turns an OSError inside into CannotWrite."""
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except OSError as error:
+        raise CannotWrite(error.errno, error.strerror or str(error), error.filename) from error
+
+
+class Written(io.FileIO):
+    """A file whose errors of writing are CannotWrite."""
+
+    def write(self, data: Buffer, /) -> int:
+        with writing():
+            return super().write(data) or 0
+
+
+def opened_to_write(path: Path) -> BinaryIO:
+    """Returns a new file. Raises CannotWrite if it cannot be created; so do its methods if it
+    cannot be written."""
+    with writing():
+        return io.BufferedWriter(Written(path, "w"))
 
 
 @contextlib.contextmanager
@@ -236,8 +295,18 @@ def _digest(path: Path, own: bool, verify: bool) -> Record:
 
 def state_of(path: Path) -> tuple[int, int, int, int]:
     """Returns what changes when a file changes: size, times of modification and change, inode."""
-    stat = path.stat()
+    return state_in(path.stat())
+
+
+def state_in(stat: os.stat_result) -> tuple[int, int, int, int]:
+    """Returns the state of a file from what the system says about it."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def name_for(content: Value) -> str:
+    """Returns a name for JSON values: 32 hexadecimal digits."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def note_of(path: Path) -> Path:
@@ -252,6 +321,7 @@ def recall(path: Path, state: tuple[int, ...]) -> Known | None:
     try:
         note = json.loads(note_of(path).read_text(encoding="utf-8"))
         found = Known(tuple(note["state"]), note["sha256"], False)
+        touch(note_of(path))
         return found if note == as_note(path, found) and found.state == state else None
     except (OSError, ValueError, TypeError, KeyError):
         return None

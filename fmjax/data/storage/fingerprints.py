@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from fmjax.contracts import Record, Value
+from fmjax.data.identity import MARKS
 from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS
 
 LISTED = 5  # number of listed differences
-# The digest of a content; for a folder also that of its files' names and sizes.
-DIGESTS = ("sha256", "names")
+# The digest of a content; for a folder also that of its files' names and sizes; and what a store
+# says about a remote file (`ranged.marks_of`).
+DIGESTS = ("sha256", "names", *MARKS)
 
 
 def data_differences(old: Record, new: Record) -> list[str]:
@@ -70,15 +72,30 @@ def same_content(one: Value, other: Value) -> bool:
     return bool(common) and all(one.get(name) == other.get(name) for name in (*common, "size"))
 
 
-def hashes_contents(stored: Mapping[str, Value]) -> bool:
-    """Returns whether a stored fingerprint has a folder of images with a digest of its contents
-    alone, as earlier versions stored it."""
-    if stored.get("source") == "class_folders":
+def needs_contents(stored: Mapping[str, Value], by_range: Collection[str], remote: bool) -> bool:
+    """Returns whether data can be compared with a stored fingerprint only if they are read as a
+    whole, since it has other digests than those that are known of the data anyway.
+
+    These are folders of images of earlier versions of fmjax, which stored a digest of the contents
+    alone; and files of the kinds `by_range`, which a run knows by their SHA-256 if they were local
+    or copied, and by what a store says if they are read by range. `remote` says whether data are
+    remote now.
+    """
+    source, files = stored.get("source"), stored.get("files")
+    if isinstance(files, Sequence) and source == "class_folders":
         return any(
             "names" not in file and not str(file["name"]).lower().endswith(ARCHIVE_EXTENSIONS)
-            for file in stored["files"]
+            for file in files
         )
-    return any(hashes_contents(value) for value in stored.values() if isinstance(value, Mapping))
+    if isinstance(files, Sequence) and source in by_range:
+        marks = [any(name in file for name in MARKS) for file in files]
+        hashed = ["sha256" in file for file in files]
+        return not all(marks if remote else hashed)
+    return any(
+        needs_contents(value, by_range, remote)
+        for value in stored.values()
+        if isinstance(value, Mapping)
+    )
 
 
 def leaves(node: Mapping[str, Value], path: str = "") -> Iterator[tuple[str, str]]:
@@ -111,5 +128,9 @@ def files_of(files: Sequence[Record], path: str) -> Iterator[tuple[str, str]]:
         seen[name] = seen.get(name, 0) + 1
         mark = f" ({seen[name]})" if seen[name] > 1 else ""
         known = [f"{file['size']:,} bytes"] if isinstance(file.get("size"), int) else []
-        known += [f"sha256 {str(file[key])[:12]}" for key in DIGESTS if key in file]
+        known += [
+            f"{'sha256' if key == 'names' else key} {str(file[key])[:12]}"
+            for key in DIGESTS
+            if key in file
+        ]
         yield f"{path}: {name}{mark}", ", ".join(known) or "there"

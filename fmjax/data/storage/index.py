@@ -9,7 +9,6 @@ files if the cache cannot be written, are in memory alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from array import array
@@ -45,7 +44,14 @@ class Index:
         return (Index, (self.rows, self.facts)) if self.path is None else (mapped, (self.path,))
 
 
-def index_of(local: Path, kind: str, options: Value, width: int, scan: Scan) -> Index:
+def index_of(
+    local: Path,
+    kind: str,
+    options: Value,
+    width: int,
+    scan: Scan,
+    state: tuple[int, ...] | None = None,
+) -> Index:
     """Returns the index of a file, by reading it only if there is none.
 
     Args:
@@ -54,30 +60,43 @@ def index_of(local: Path, kind: str, options: Value, width: int, scan: Scan) -> 
       options: JSON values on which the result depends.
       width: numbers per row.
       scan: reads the file. The numbers are from 0 to the file's size. May be called twice.
+      state: that of the file when it was opened, if `scan` reads an open file: another may have
+        taken its name since (`cache.state_of`).
 
-    Raises UserError if the file changes meanwhile, and any exception of `scan`; then there is no
-    index.
+    Raises UserError if the file changes meanwhile or cannot be read, and any exception of `scan`;
+    then there is no index.
     """
-    state = cache.state_of(local)
+    state = state or cache.state_of(local)
+    check_state(local, state)
     size = state[0]
     kept = np.min_scalar_type(size).newbyteorder("<")
     if size < cache.SMALL:
         return in_memory(scan, width, kept)
     # Records that are skipped if bad ones are tolerated are an error otherwise.
     content = [VERSION, kind, options, cache.digest(local)["sha256"], tolerates()]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    key = cache.name_for(content)
     place = Path("index", key[:2], key)
 
     def make(stream: BinaryIO) -> None:
         write(scan, width, kept, stream)
-        if cache.state_of(local) != state:
-            raise UserError(f"{local}: changed while it was read; start again when it is complete")
+        check_state(local, state)
 
     try:
         return mapped(cache.found_or_made(place, make))
-    except OSError as error:
+    except cache.CannotWrite as error:
         cache.not_kept(size, error)
         return in_memory(scan, width, kept)
+    except OSError as error:
+        raise UserError(
+            f"{local}: cannot be read ({error.strerror or error}); check the disk, or copy the "
+            "file again"
+        ) from error
+
+
+def check_state(local: Path, state: tuple[int, ...]) -> None:
+    """Raises UserError if a file has changed since it had this state."""
+    if cache.state_of(local) != state:
+        raise UserError(f"{local}: changed while it was read; start again when it is complete")
 
 
 def in_memory(scan: Scan, width: int, kept: np.dtype) -> Index:

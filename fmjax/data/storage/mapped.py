@@ -13,6 +13,7 @@ import functools
 import gzip
 import lzma
 import mmap
+import os
 import resource
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,9 +22,9 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
 import numpy as np
 
-from fmjax.contracts import Record
+from fmjax.contracts import Record, Value
 from fmjax.data.storage import cache
-from fmjax.data.storage.index import index_of
+from fmjax.data.storage.index import Index, Scan, check_state, index_of
 from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError, one_line
 
@@ -137,8 +138,8 @@ class File:
         try:
             self.local = local or decompressed(path, most)
             with self.local.open("rb") as stream:
-                # An empty file cannot be mapped.
-                empty = not self.local.stat().st_size
+                self.state = cache.state_in(os.fstat(stream.fileno()))
+                empty = not self.state[0]  # and cannot be mapped
                 self.data: bytes | mmap.mmap = (
                     b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
                 )
@@ -152,7 +153,15 @@ class File:
 
     @functools.cached_property
     def fingerprint(self) -> Record:
-        return {"name": self.path.name} | cache.digest(self.path)
+        """The name, size and SHA-256. Raises UserError if another file has taken the name."""
+        found = {"name": self.path.name} | cache.digest(self.path)
+        check_state(self.local, self.state)
+        return found
+
+    def index(self, kind: str, options: Value, width: int, scan: Scan) -> Index:
+        """Returns what `scan` finds in the file, which is read only if there is no index
+        (`index_of`)."""
+        return index_of(self.local, kind, options, width, scan, self.state)
 
     @functools.cached_property
     def line_break(self) -> bytes:
@@ -188,7 +197,7 @@ class File:
     @functools.cached_property
     def breaks(self) -> np.ndarray:
         """The number of line breaks before each block of the file, [blocks + 1]."""
-        return index_of(self.local, "breaks", BLOCK, 1, self.count_breaks).rows[:, 0]
+        return self.index("breaks", BLOCK, 1, self.count_breaks).rows[:, 0]
 
     def count_breaks(self, facts: Record) -> Iterator[tuple[int]]:
         """Yields the number of line breaks before each block, and that of all."""

@@ -1,19 +1,18 @@
-"""Remote files (`gs://bucket/file`, and others that fsspec reads), downloaded into the cache once
-per host.
+"""Remote files (`gs://bucket/file`, and others that fsspec reads): read by range, or downloaded
+into the cache once per host.
 
-A copy is named by the address, in a folder named by a hash of the address, the size and the version
-(a tag or the modification time), so a changed file is downloaded again. Only files that the user
-named are downloaded. Files are copied as a whole: the reader of ArrayRecord needs a local file, and
-the SHA-256 by which a run knows its data covers all bytes.
+Files of formats with random access (`SourceKind.ranged`) are read by range (`ranged.py`), if all of
+them take more than COPIED bytes. Others are copied as a whole. A copy is named by the address, in a
+folder named by a hash of the address, the size and the version (a tag or the modification time), so
+a changed file is downloaded again. Only files that the user named are downloaded.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -22,8 +21,11 @@ from fsspec.spec import AbstractFileSystem
 
 from fmjax.contracts import Value
 from fmjax.data.storage import cache
-from fmjax.data.storage.paths import is_data, is_image
+from fmjax.data.storage.mapped import compression
+from fmjax.data.storage.paths import is_data, is_image, kind_of
+from fmjax.data.storage.ranged import BLOCK, RangedFile, ranged, state_of
 from fmjax.errors import UserError, nearest, one_line
+from fmjax.paths import set_up
 
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
 # The packages that read each scheme.
@@ -31,12 +33,7 @@ SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 IDX = re.compile(r"(images|labels)[-.]idx[13]", re.IGNORECASE)
 # Files in folders that Hugging Face's datasets saved.
 SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
-# The names of a file's version at Google, S3, Azure, Hugging Face and others.
-VERSIONS = (
-    *("generation", "ETag", "etag", "mtime", "updated"),
-    *("LastModified", "last_modified", "blob_id", "last_commit", "created"),
-)
-BLOCK = 2**23
+COPIED = 2**26  # bytes of files that are copied although they could be read by range
 THREADS = 8  # files of a folder that are downloaded at a time
 
 
@@ -56,63 +53,83 @@ class RemoteFile(NamedTuple):
         return bool(self.about["type"] == "directory")
 
 
+class Found(NamedTuple):
+    """The files at an address; `tree` is their folder if they form one data set."""
+
+    files: list[RemoteFile]
+    tree: str = ""
+
+
 def is_remote(name: str) -> bool:
     """Returns whether a name is an address."""
     return ADDRESS.match(name) is not None
 
 
 def local(
-    files: str | Sequence[str], extensions: Mapping[str, str], kind: str = ""
-) -> str | Sequence[str]:
-    """Returns names, with each address replaced by the files that were downloaded.
+    files: str | Sequence[str],
+    extensions: Mapping[str, str],
+    kind: str = "",
+    by_range: Set[str] = frozenset(),
+) -> tuple[str | Sequence[str], list[RangedFile]]:
+    """Returns names, with each address replaced by the files that were downloaded; or none, and the
+    files to read by range.
 
     Args:
       files: names and addresses.
       extensions: known file extensions, and the kind of source that each stands for.
       kind: the kind of the files to take from a folder; empty for any.
+      by_range: the kinds that read files by range.
 
-    Raises UserError for a file that cannot be downloaded.
+    Raises UserError for a file that cannot be found or downloaded.
     """
     names = [name.strip() for name in files.split(",")] if isinstance(files, str) else list(files)
     if not any(map(is_remote, names)):
-        return files
-    copies: list[str] = []
-    for name in names:
-        copies += map(str, fetch(name, extensions, kind)) if is_remote(name) else [name]
-    return copies
-
-
-def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[Path]:
-    """Returns the local copies of a file, of the files of a glob, or of a folder."""
-    scheme = address.partition("://")[0]
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise UserError(
-            f"{address}: {scheme}:// is not supported{nearest(scheme, SCHEMES)}; "
-            f"name a local file, or one of {known}"
+        return files, []
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(
+            pool.map(lambda name: find(name, extensions, kind) if is_remote(name) else None, names)
         )
+    if by_range and (large := ranged_files(found, extensions, kind, by_range)):
+        return [], large
+    copies: list[str] = []
+    for name, own in zip(names, found, strict=True):
+        copies += [name] if own is None else map(str, fetch(name, own))
+    return copies, []
+
+
+def ranged_files(
+    found: Sequence[Found | None],
+    extensions: Mapping[str, str],
+    kind: str,
+    by_range: Set[str],
+) -> list[RangedFile]:
+    """Returns the files to read by range; none unless all of them are remote, of a kind that is
+    read so, not compressed, and large."""
+    files = [file for own in found if own for file in own.files]
+    kinds = {kind or kind_of(Path(file.name), extensions) for file in files}
+    if (
+        any(own is None or own.tree for own in found)
+        or len(kinds) != 1
+        or not kinds <= by_range
+        or any(compression(Path(file.name)) for file in files)
+        or sum(int(file.about["size"]) for file in files) <= COPIED
+    ):
+        return []
+
+    def opened(file: RemoteFile) -> RangedFile:
+        with explained(file.address):
+            return ranged(file.system, file.about["name"], file.address)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(opened, files))
+
+
+@contextmanager
+def explained(address: str) -> Iterator[None]:
+    """Turns the errors of a service, and of a package that is missing, into a UserError."""
+    scheme = address.partition("://")[0]
     try:
-        system, path = fsspec.core.url_to_fs(address)
-        system.invalidate_cache()  # listings of earlier calls
-        if re.search(r"[*?\[]", address):
-            found = system.glob(path, detail=True)
-            matches = [file for file in as_files(system, scheme, found) if not file.is_folder]
-            if not matches:
-                raise UserError(f"{address}: no file matches; correct the pattern")
-            return fetch_all(matches)
-        if system.isdir(path):
-            return fetch_folder(system, scheme, path, extensions, kind)
-        if not system.exists(path):
-            raise UserError(
-                f"{address}: no such file{neighbors(system, path)}; correct the address"
-            )
-        (file,) = as_files(system, scheme, {path: system.info(path)})
-        if IDX.search(file.name):
-            raise UserError(
-                f"{address}: the labels of an idx file of images are in another file; name the "
-                f"folder of both, {address.rpartition('/')[0]}"
-            )
-        return fetch_all([file])
+        yield
     except ImportError as error:
         raise UserError(
             f"{address}: cannot be read without a package that is not installed "
@@ -126,6 +143,64 @@ def fetch(address: str, extensions: Mapping[str, str], kind: str = "") -> list[P
             f"{address}: cannot be fetched ({what}); correct the address, or your credentials for "
             "it"
         ) from error
+
+
+def check_scheme(address: str) -> str:
+    """Returns the scheme of an address. Raises UserError if it is not supported."""
+    scheme = address.partition("://")[0]
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise UserError(
+            f"{address}: {scheme}:// is not supported{nearest(scheme, SCHEMES)}; "
+            f"name a local file, or one of {known}"
+        )
+    if scheme == "gs":
+        set_up()
+    return scheme
+
+
+def find(address: str, extensions: Mapping[str, str], kind: str = "") -> Found:
+    """Returns a file, the files of a glob, or those of a folder.
+
+    Raises UserError if there are none, or they cannot be found.
+    """
+    scheme = check_scheme(address)
+    with explained(address):
+        system, path = fsspec.core.url_to_fs(address)
+        system.invalidate_cache()  # listings of earlier calls
+        if re.search(r"[*?\[]", address):
+            there = system.glob(path, detail=True)
+            matches = [file for file in as_files(system, scheme, there) if not file.is_folder]
+            if not matches:
+                raise UserError(f"{address}: no file matches; correct the pattern")
+            return Found(matches)
+        if system.isdir(path):
+            return files_in(system, scheme, path, extensions, kind)
+        if not system.exists(path):
+            raise UserError(
+                f"{address}: no such file{neighbors(system, path)}; correct the address"
+            )
+        (file,) = as_files(system, scheme, {path: system.info(path)})
+        if IDX.search(file.name):
+            raise UserError(
+                f"{address}: the labels of an idx file of images are in another file; name the "
+                f"folder of both, {address.rpartition('/')[0]}"
+            )
+        return Found([file])
+
+
+def fetch(address: str, found: Found) -> list[Path]:
+    """Returns the local copies of the files at an address, or of the whole tree if they form one
+    data set."""
+    with explained(address):
+        if not found.tree:
+            return fetch_all(found.files)
+        key = cache.name_for([found.tree, [[file.address, *state(file)] for file in found.files]])[
+            :16
+        ]
+        copies = fetch_all(found.files, key)
+        inner = found.files[0].address.removeprefix(found.tree).lstrip("/")
+        return [copies[0].parents[len(PurePosixPath(inner).parts) - 1]]
 
 
 def as_files(
@@ -152,11 +227,10 @@ def neighbors(system: AbstractFileSystem, path: str) -> str:
     return f"{nearest(name, there)}; the folder has {', '.join(there[:8])}" if there else ""
 
 
-def fetch_folder(
+def files_in(
     system: AbstractFileSystem, scheme: str, path: str, extensions: Mapping[str, str], kind: str
-) -> list[Path]:
-    """Returns the local copies of the data files in a folder, or a copy of the whole tree if they
-    form one data set.
+) -> Found:
+    """Returns the data files in a folder, or the whole tree if they form one data set.
 
     These are class folders of images, idx files, and folders that Hugging Face's datasets saved.
     """
@@ -165,7 +239,7 @@ def fetch_folder(
     data = [child for child in children if is_data(Path(child.name), extensions, kind)]
     together = any(name in SAVED or IDX.search(name) for name in names)
     if data and not together:
-        return fetch_all([child for child in data if not child.is_folder])
+        return Found([child for child in data if not child.is_folder])
     files = as_files(system, scheme, system.find(path, detail=True))
     wanted = [file for file in files if belongs(file.name, extensions)]
     address = f"{scheme}://{path.strip('/')}"
@@ -174,10 +248,7 @@ def fetch_folder(
         raise UserError(
             f"{address}: the folder has no file of a supported kind{listed}; name the files"
         )
-    key = hashed([address, [[file.address, *state_of(file)] for file in wanted]])
-    copies = fetch_all(wanted, key)
-    depth = len(PurePosixPath(wanted[0].address.removeprefix(address).lstrip("/")).parts)
-    return [copies[0].parents[depth - 1]]
+    return Found(wanted, address)
 
 
 def belongs(name: str, extensions: Mapping[str, str]) -> bool:
@@ -201,7 +272,7 @@ def copied(file: RemoteFile, key: str = "") -> Path:
 
     Raises UserError if it changes during the download, or arrives incomplete.
     """
-    before = state_of(file)
+    before = state(file)
     place = PurePosixPath(
         *[part for part in re.split(r"[:/]+", file.address) if part not in ("", ".", "..")]
     )
@@ -211,31 +282,17 @@ def copied(file: RemoteFile, key: str = "") -> Path:
         with file.system.open(file.about["name"], "rb") as remote:
             while block := remote.read(BLOCK):
                 count += stream.write(block)
-        file.system.invalidate_cache(file.about["name"])
-        if count != before[0] or state_of(file) != before:
+        if count != before[0] or state(file) != before:
             raise UserError(
                 f"{file.address}: arrived with {count:,} of {before[0]:,} bytes, or changed during "
                 "the download; try again"
             )
 
-    return cache.get_or_make(Path("remote", key or hashed([file.address, *before]), place), copy)
+    return cache.get_or_make(
+        Path("remote", key or cache.name_for([file.address, *before])[:16], place), copy
+    )
 
 
-def state_of(file: RemoteFile) -> tuple[int, str]:
-    """Returns the size of a file, and its version: a tag or the modification time.
-
-    Raises UserError if it has none.
-    """
-    about = file.system.info(file.about["name"])  # some services put it otherwise in a listing
-    version = next((str(about[name]) for name in VERSIONS if about.get(name)), "")
-    if not version:
-        raise UserError(
-            f"{file.address}: the server gives no version of the file; download it yourself, and "
-            "name the copy"
-        )
-    return int(about["size"]), version
-
-
-def hashed(content: Sequence[object]) -> str:
-    """Returns a short name for a list of JSON values."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+def state(file: RemoteFile) -> tuple[int, str]:
+    """Returns the size and the version of a file as they are now."""
+    return state_of(file.system, file.about["name"], file.address)

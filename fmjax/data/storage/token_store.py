@@ -65,11 +65,12 @@ class TokenStore:
         header = read_header(folder)
         if header is None:
             raise UserError(f"{folder}: is not a complete token store; start the run again")
+        cache.touch(folder / HEADER)
         self.header = header
         self.dtype = np.dtype(header["dtype"])
         self.stream = (folder / TOKENS).open("rb", buffering=0)
 
-    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[TokenStore], tuple[Value, ...]]:
         return TokenStore, (self.folder,)
 
     @functools.cached_property
@@ -196,9 +197,18 @@ def stored_in(folder: str | None) -> Iterator[None]:
 
 
 def place() -> Path:
-    """Returns the folder of stores, `data.store` or the cache."""
+    """Returns the folder where stores are built: `data.store`, unless it is remote, or the
+    cache."""
     chosen = _place.get()
-    return Path(chosen).expanduser().absolute() if chosen else cache.folder() / "tokens"
+    if not chosen or remote_place():
+        return cache.folder() / "tokens"
+    return Path(chosen).expanduser().absolute()
+
+
+def remote_place() -> str:
+    """Returns `data.store` if it is an address, whose stores are read by range; otherwise ""."""
+    chosen = _place.get() or ""
+    return chosen.rstrip("/") if "://" in chosen else ""
 
 
 def find(key: str, folders: list[Path]) -> TokenStore | None:
@@ -288,4 +298,4 @@ def key_of(*facts: Value) -> str:
 
 def digest_of(*facts: Value) -> str:
     """Returns a name for JSON values."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    return cache.name_for(facts)[:24]

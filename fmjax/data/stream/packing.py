@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fmjax.contracts import Examples
+from fmjax.data.ragged import spread
 
 # Maximum number of distinct lengths; with more, lengths are compared in coarser units.
 SHAPES = 4096
@@ -142,10 +143,11 @@ def planned(parts: Sequence[np.ndarray], lengths_ND: np.ndarray, room: np.ndarra
     )
     firsts = np.concatenate([part[:, 0] for part in parts]) if parts else np.zeros(0, np.int64)
     flat = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, np.int64)
-    in_order = np.argsort(firsts)
-    place = np.argsort(in_order)  # of each row among all
-    numbers = np.repeat(place.astype(number_type(len(place))), rows)
-    order = flat[np.argsort(numbers, kind="stable")]
+    # Rows in the order of their first pieces, without sorting: no two are the same.
+    owner = np.full(len(lengths_ND), -1, number_type(len(rows)))
+    owner[firsts] = np.arange(len(rows))
+    in_order = owner[owner >= 0]
+    order = flat[spread((np.cumsum(rows) - rows)[in_order], rows[in_order])]
     bounds = np.concatenate([[0], np.cumsum(rows[in_order])]).astype(np.int64)
     fill = lengths_ND.sum(axis=0) / np.maximum(room * len(rows), 1)
     return Plan(order, bounds, tuple(fill.tolist()))

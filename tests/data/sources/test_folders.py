@@ -299,3 +299,34 @@ def test_cifar(shared_data):
     source = open_source("auto", str(shared_data / "img_cifar10_jpeg" / "test_10k.tar.xz"), "test")
     assert len(source) == 10_000 and sorted(Counter(map(source.label, range(10_000))).values()) == [1000] * 10
     assert source[0]["image"].shape == (32, 32, 3)
+
+
+def test_texts_in_class_folders(tmp_path):
+    """As in the movie reviews of IMDB, and without extensions as in 20 Newsgroups."""
+    files = {"neg/0_2.txt": b"\xef\xbb\xbfbad\r\nfilm", "pos/1_9.txt": "schön".encode(), "pos/12": b"good"}
+    files |= {"pos/.hidden.txt": b"x", "pos/README": b"x"}
+    for name, content in files.items():
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(content)
+    source = open_source("auto", str(tmp_path / "train"), "train")
+    expected = [{"text": "bad\nfilm", "label": "neg"}, {"text": "good", "label": "pos"}, {"text": "schön", "label": "pos"}]
+    key = lambda record: record["text"]  # noqa: E731
+    assert sorted(read(source), key=key) == expected and source.columns == ("text", "label")
+    assert source.value(0, "label") == "neg" and source.where(0) == "train: neg/0_2.txt"
+    with tarfile.open(tmp_path / "train.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "train", "train")
+    packed = open_source("class_folders", str(tmp_path / "train.tar.gz"), "train")
+    assert sorted(read(pickle.loads(pickle.dumps(packed))), key=key) == expected
+    (tmp_path / "train" / "pos" / "1_9.txt").write_bytes(b"sch\xf6n")
+    refused("auto", str(tmp_path / "train"), "train", r"train: pos/1_9.txt: is not UTF-8 \(byte 0xf6\)")
+    (tmp_path / "train" / "list.txt").write_text("a file of texts")
+    assert read(open_source("auto", str(tmp_path / "train"), "train")) == [{"text": "a file of texts"}]
+    refused("class_folders", str(tmp_path / "train"), "train", "list.txt: is not in a class folder")
+
+
+def test_tokens_of_datatrove_are_refused(tmp_path):
+    for name in ("0.ds", "0.ds.index"):
+        (tmp_path / name).write_bytes(bytes(8))
+    refused("auto", str(tmp_path), "train", "0.ds: has tokens that datatrove wrote, without .* --tokenizer TOKENIZER --output")
+    (tmp_path / "0.ds.metadata").write_text("gpt2|2\n4\n4 T")
+    refused("auto", str(tmp_path / "0.ds"), "train", "that datatrove wrote by gpt2, .* --tokenizer gpt2 --output FOLDER")

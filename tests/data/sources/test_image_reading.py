@@ -29,7 +29,7 @@ from fmjax.data.records import ConcatenatedSources
 from fmjax.data.sources import folders
 from fmjax.data.sources.open import hold_out, open_source
 from fmjax.data.storage import cache
-from fmjax.data.storage.fingerprints import data_differences, hashes_contents, with_digests
+from fmjax.data.storage.fingerprints import data_differences, needs_contents, with_digests
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.errors import UserError
 from fmjax.tasks.image_classify import Task as ImageClassify
@@ -136,7 +136,7 @@ def test_folders_are_read_in_the_order_of_their_names(tmp_path):
     assert verified["files"] == [mark | {"sha256": contents.hexdigest()}]
     # As an earlier version stored it; a resumed run then reads the folder as a whole.
     old = source.fingerprint() | {"files": [{"name": tmp_path.name, "size": 8, "sha256": contents.hexdigest()}]}
-    assert hashes_contents({"train": old}) and not hashes_contents({"train": verified, "text": "x"})
+    assert needs_contents({"train": old}, (), False) and not needs_contents({"train": verified, "text": "x"}, (), False)
     assert data_differences({"train": old}, {"train": verified}) == []
     assert data_differences({"train": verified}, {"train": source.fingerprint()}) == []
     # A start that reads no contents keeps the digest of an earlier one, and none of other files.

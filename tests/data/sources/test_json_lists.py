@@ -111,3 +111,16 @@ def test_a_file_is_not_parsed_as_a_whole(tmp_path, monkeypatch):
         tracemalloc.stop()
     assert peak < size / 4 and len(source) == 2000
     assert [one["id"] for one in source[1999]["annotations"]] == [3998, 3999]
+
+
+def test_a_subset_with_more_categories_than_images(tmp_path, capsys):
+    subset = COCO | {"categories": [*COCO["categories"], *({"id": number} for number in range(20, 30))]}
+    source = opened(tmp_path, subset)
+    assert len(source) == 3 and source.where(0) == "a.json: images[0]"
+    assert "a.json: each of images is a record; data.record=categories would make one of each" in capsys.readouterr().err
+    other = open_source("json", str(tmp_path / "a.json"), "train", record="categories")
+    assert len(other) == 12 and other.fingerprint()["record"] == "categories"
+    assert [one["id"] for one in other[1]["annotations"]] == [1]
+    assert other[1]["annotations"][0]["image"]["id"] == 7 and not capsys.readouterr().err
+    with pytest.raises(UserError, match='data.record="image"'):
+        open_source("json", str(tmp_path / "a.json"), "train", record="image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -16,7 +17,7 @@ import pytest
 
 from fmjax.data.sources.open import open_source
 from fmjax.data.splits import open_split
-from fmjax.data.storage import cache, index
+from fmjax.data.storage import cache, index, mapped
 from fmjax.data.stream.tolerance import Tolerance
 from fmjax.errors import UserError
 
@@ -287,3 +288,28 @@ def test_a_note_is_readable(folder, tmp_path):
     cache.digest(tmp_path / "ä\udce4.txt")
     note = json.loads(cache.note_of(tmp_path / "ä\udce4.txt").read_text())
     assert note["path"].endswith("ä\ufffd.txt") and note["state"][0] == 4
+
+
+def test_a_file_that_takes_the_name_of_an_open_one_is_not_taken_for_it(folder, tmp_path):
+    path, new = tmp_path / "a.txt", tmp_path / "new"
+    path.write_bytes(b"one\n\ntwo\n")
+    new.write_bytes(b"one\ntwo\n\nthree\n")
+    file = mapped.File(path)
+    new.replace(path)
+    for read in (lambda: file.fingerprint, lambda: file.line_at(3)):
+        with pytest.raises(UserError, match=f"{path}: changed while it was read"):
+            read()
+    assert len(opened(path)) == 2 and opened(path)[1] == {"text": "three"}
+
+
+def test_data_that_cannot_be_read_are_not_the_fault_of_the_cache(folder, monkeypatch):
+    def make(stream):
+        raise OSError(5, "Input/output error", "/data/a.gz")
+
+    with pytest.raises(UserError, match=r"^/data/a.gz: the data cannot be read \(Input/output error\); check the disk"):
+        cache.get_or_make(Path("x", "a"), make)
+    assert not list(folder.rglob("*.part"))
+    full = cache.opened_to_write(Path("/dev/full"))
+    monkeypatch.setattr(cache, "opened_to_write", lambda path: full)
+    with pytest.raises(UserError, match="the cache cannot hold b .No space left"), contextlib.suppress(cache.CannotWrite):
+        cache.get_or_make(Path("x", "b"), lambda stream: stream.write(b"x" * 100_000))

@@ -200,7 +200,7 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
 
 def test_names_that_are_local_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert remote.local("a.txt,b.txt", {".txt": "text"}) == "a.txt,b.txt" and not os.listdir(tmp_path)
+    assert remote.local("a.txt,b.txt", {".txt": "text"}) == ("a.txt,b.txt", []) and not os.listdir(tmp_path)
 
 
 def write_formats(folder) -> list[str]:

@@ -6,6 +6,9 @@ import errno
 import fcntl
 import os
 import pickle
+import select
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -234,3 +237,41 @@ def test_a_name_stands_for_the_content_and_not_for_names():
     tfds = {"source": "tfds", "split": "train[:1%]", "version": "1.0.0"}
     assert key(tfds) != key(tfds | {"split": "train"})
     assert key({"books": one}) == key({"books": other})
+
+
+HOST = """
+import socket, sys
+import numpy as np
+name, folder = sys.argv[1:]
+socket.gethostname = lambda: name
+from fmjax.data.storage import token_store
+from fmjax.data.storage.token_store import Part
+
+def fill(writer):
+    print("builds", flush=True)
+    sys.stdin.readline()
+    writer.add(Part(np.arange(3), np.array([3]), np.array([[3, 3]])))
+    return {}
+
+store = token_store.get_or_build(token_store.Path(folder), "tokens-1", np.dtype("<u2"), fill)
+print(store.read(0, 3).tolist(), flush=True)
+"""
+
+
+def test_one_of_two_hosts_builds_for_both(tmp_path):
+    """Two processes with caches and names of their own, and a shared folder on a disk whose locks both see."""
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, name, str(tmp_path / "shared")],
+            env=os.environ | {"FMJAX_CACHE": str(tmp_path / name), "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    (ready, *_), _, _ = select.select([host.stdout for host in hosts], [], [])
+    builder, other = sorted(hosts, key=lambda host: host.stdout is not ready)
+    assert builder.stdout.readline() == "builds\n"
+    assert "waiting for another process that prepares the same data" in other.stderr.readline()
+    answers = [host.communicate("go\n")[0] for host in (builder, other)]
+    assert answers == ["[0, 1, 2]\n"] * 2 and [host.returncode for host in hosts] == [0, 0]
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == ["locks", "tokens-1"]
