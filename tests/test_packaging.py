@@ -26,8 +26,9 @@ def sources() -> dict[str, Path]:
     """Returns the files of the checkout that are installed, by their name in the wheel."""
     found = {}
     for folder, installed in FOLDERS.items():
-        for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("py.typed")]:
-            found[f"{installed}/{path.relative_to(ROOT / folder).as_posix()}"] = path
+        for pattern in ("*.py", "*.toml", "py.typed"):
+            for path in (ROOT / folder).rglob(pattern):
+                found[f"{installed}/{path.relative_to(ROOT / folder).as_posix()}"] = path
     return found
 
 
