@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ def test_every_file_is_listed():
     packages = {package.replace(".", "/") for package in tool["packages"]}
     assert {name.rpartition("/")[0] for name in sources()} == packages
     for name, path in sources().items():
-        assert path.suffix == ".py" or path.name in tool["package-data"]["fmjax"], name
+        patterns = tool["package-data"].get(name.rpartition("/")[0].replace("/", "."), ())
+        assert path.suffix == ".py" or any(fnmatch(path.name, pattern) for pattern in patterns), name
     # Whatever else is read at run time would be missing.
     others = [path for path in (ROOT / "fmjax").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert {path.suffix for path in others} <= {".py", ".md", ".typed"}
