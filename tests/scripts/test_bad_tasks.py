@@ -85,7 +85,7 @@ FILES = {
     "grey/cat/1.png": png(8, 8),
     "grey/cat/2.png": png(8, 8, 1),
     "flat/1.png": png(8, 8),
-    "texts/cat/1.txt": b"no image",
+    "texts/cat/1.bin": b"no image",
     "outside.tar": tar("../cat/2.png"),
     "cut.tar": tar("cat/2.png")[:1300],
     "magic/train-images-idx3-ubyte": b"\0\0\x0d\x03" + bytes(12),
