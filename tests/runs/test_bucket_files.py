@@ -386,6 +386,7 @@ def test_a_save_is_given_up_when_the_bucket_does_not_answer(workdir, monkeypatch
         writer.wait()
     writer.close()  # waits for nothing
     held.set()
+    writer._thread.shutdown()  # else Orbax would wait for a service that has ended with the tests
 
 
 def test_failing_requests_of_small_files_are_one_line(workdir, bucket_service, monkeypatch):
