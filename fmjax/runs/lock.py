@@ -90,8 +90,8 @@ class BucketLock(Lock):
         self._thread.start()
 
     def check(self, now: bool = False) -> None:
-        """As `Lock.check`; also raises TakenOver if this process has freed the lock, as it does when
-        it ends because of another host.
+        """As `Lock.check`; also raises TakenOver if this process has freed the lock, as it does
+        when it ends because of another host.
 
         Raises OSError if the lock may be lost and that cannot be found out.
         """
