@@ -285,12 +285,12 @@ def translated(path: BucketPath) -> Iterator[None]:
         raise FileExistsError(errno.EEXIST, "was changed by someone else", str(path)) from None
     except (service.Forbidden, service.Unauthorized) as error:
         raise PermissionError(errno.EACCES, reason(error), str(path)) from None
-    except GoogleAuthError as error:
-        why = f"the credentials are not valid, {reason(error)}"
-        raise PermissionError(errno.EACCES, why, str(path)) from None
     except Exception as error:
         cause = (error.cause if isinstance(error, service.RetryError) else None) or error
         temporary = patience.is_temporary(cause)
+        if isinstance(cause, GoogleAuthError) and not temporary:
+            why = f"the credentials are not valid, {reason(cause)}"
+            raise PermissionError(errno.EACCES, why, str(path)) from None
         if not temporary and not isinstance(error, (service.GoogleAPIError, RequestException)):
             raise
         lasted = f", for {patience.PATIENCE:.0f} s" if temporary else ""

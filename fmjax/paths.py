@@ -104,6 +104,10 @@ def set_up() -> None:
     for name in ("gs", "gcs"):
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
         fsspec.register_implementation(name, "fmjax.patient_gcsfs.PatientFileSystem", clobber=True)
+        if name in fsspec.registry:  # loaded already, as by pandas: the name of a class comes late
+            from fmjax.patient_gcsfs import PatientFileSystem
+
+            fsspec.register_implementation(name, PatientFileSystem, clobber=True)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 

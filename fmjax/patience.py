@@ -21,6 +21,7 @@ LONGEST_PAUSE = 32.0
 CONNECT = 10.0  # seconds for a connection
 REPLY = 60.0  # seconds without a byte after which a connection is broken
 SPEAK = 20.0  # seconds of silence after which it is reported
+FORGOTTEN = 2 * PATIENCE  # seconds after the last failure of an outage when it is forgotten
 
 
 class Outage:
@@ -33,12 +34,16 @@ class Outage:
         self.repeated = 0
         self._tell, self._mutex = tell, threading.Lock()
         self._begun, self._told = 0.0, False  # 0: the last request was answered
+        self._failed = 0.0  # time of the last failure
 
     def failed(self, error: Exception) -> None:
         """Notes that a request failed for a temporary reason."""
         with self._mutex:
-            self._begun = self._begun or time.monotonic()
-            tells = not self._told and time.monotonic() - self._begun >= SPEAK
+            now = time.monotonic()
+            if not self._begun or now - self._failed >= FORGOTTEN:
+                self._begun, self._told = now, False
+            self._failed = now
+            tells = not self._told and now - self._begun >= SPEAK
             self._told = self._told or tells
         if tells:
             self._tell(
@@ -58,8 +63,10 @@ class Outage:
         """Returns the seconds for which requests are still repeated; 0 if the outage is over
         PATIENCE seconds old.
         """
-        begun = self._begun
-        return max(0.0, begun + PATIENCE - time.monotonic()) if begun else PATIENCE
+        begun, now = self._begun, time.monotonic()
+        if not begun or now - self._failed >= FORGOTTEN:
+            return PATIENCE
+        return max(0.0, begun + PATIENCE - now)
 
     def lasts(self) -> bool:
         """Returns whether the service has not answered for PATIENCE seconds."""
@@ -78,17 +85,21 @@ OUTAGE = Outage(speak)
 
 def is_temporary(error: BaseException) -> bool:
     """Returns whether an error is temporary: 408, 429, 5xx, a broken connection, a damaged
-    download."""
+    download, a token that cannot be renewed just now."""
     from google.api_core.exceptions import GoogleAPICallError
-    from google.auth.exceptions import TransportError
+    from google.auth.exceptions import GoogleAuthError, TransportError
     from requests import exceptions
 
     if isinstance(error, GoogleAPICallError):
         return is_temporary_status(error.code or 0)
+    if isinstance(error, GoogleAuthError) and error.retryable:
+        return True
     broken = (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError)
     damaged = type(error).__name__ == "DataCorruption"  # whose module depends on the version
     lost = (*broken, TransportError, ConnectionError, TimeoutError)
-    return damaged or isinstance(error, lost)
+    # The service of tokens of a virtual machine: a RefreshError because of a TransportError.
+    unreachable = isinstance(error, GoogleAuthError) and isinstance(error.__cause__, TransportError)
+    return damaged or unreachable or isinstance(error, lost)
 
 
 def is_temporary_status(code: int) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
@@ -98,16 +99,18 @@ def test_an_outage_is_one_deadline_for_all_requests(folder, bucket_service, impa
     monkeypatch.setattr(patience, "SPEAK", 0.0)
     small = epath.Path(folder / "b")
     assert not small.exists()  # gcsfs asks for credentials at first
-    with bucket_service.faults(lambda method, path: 503):
+    sent: list[str] = []
+    with bucket_service.faults(lambda method, path: sent.append(path) or 503):
         with pytest.raises(OSError, match="503 .*, for 0 s"):
             folder.files()
-        before = bucket_service.count
+        sent.clear()
         for send in (folder.files, (folder / "a").read_bytes, (folder / "a").stat):
             with pytest.raises(OSError, match="for 0 s"):
                 send()
         with pytest.raises(Exception, match="503|injected"):  # gcsfs has the same patience
             small.write_text("1")
-        assert bucket_service.count - before == 4 and patience.OUTAGE.lasts()
+        # google.cloud.storage asks for the bucket itself at times.
+        assert len([path for path in sent if f"/b/{BUCKET}/o" in path]) == 4 and patience.OUTAGE.lasts()
     (folder / "a").write_bytes(b"1")
     small.write_text("1")
     assert not patience.OUTAGE.lasts() and sorted(folder.files()) == ["a", "b"]
@@ -123,13 +126,65 @@ def test_gcsfs_repeats_as_long_as_we_do(folder, bucket_service, impatient):
     assert patience.OUTAGE.repeated - before == 9 and (folder / "b").read_bytes() == b"1"
 
 
+def test_an_outage_of_long_ago_is_forgotten(monkeypatch):
+    now, said = [1000.0], []
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    outage = patience.Outage(said.append)
+    for now[0] in (1000.0, 1100.0, 1190.0):
+        outage.failed(OSError())
+    assert outage.lasts() and len(said) == 1
+    now[0] = 5000.0
+    assert not outage.lasts()
+    outage.failed(OSError())
+    assert outage.left() == patience.PATIENCE
+    now[0] = 5100.0
+    outage.failed(OSError())
+    assert outage.left() == patience.PATIENCE - 100 and len(said) == 2
+
+
+def test_gcsfs_that_was_used_before_is_patient_too(bucket_service, monkeypatch):
+    import fsspec
+    import gcsfs
+
+    from fmjax.patient_gcsfs import PatientFileSystem
+
+    fsspec.register_implementation("gs", gcsfs.core.GCSFileSystem, clobber=True)
+    run_path("gs://b/c")
+    assert fsspec.get_filesystem_class("gs") is PatientFileSystem
+
+
+def test_errors_of_tokens_in_gcsfs():
+    from gcsfs.retry import HttpError
+    from google.auth.exceptions import RefreshError, TransportError
+
+    from fmjax.patient_gcsfs import is_temporary, temporary
+
+    def raised(error, cause=None):
+        error.__cause__ = cause
+        return error
+
+    invalid = {"code": 401, "message": "Invalid Credentials"}
+    for cause, expected in [
+        (raised(RefreshError("no metadata"), TransportError("no metadata")), True),
+        (RefreshError("internal_failure", retryable=True), True),
+        (RefreshError("invalid_grant"), False),
+    ]:
+        assert patience.is_temporary(cause) == is_temporary(raised(HttpError(invalid), cause)) == expected
+    refused = temporary()
+    assert [refused(HttpError(invalid)) for _ in range(3)] == [True, True, False]
+    assert not temporary()(HttpError({"code": 401, "message": "injected"}))
+
+
 def test_tensorstore_gives_up_after_about_the_same_time():
     from orbax.checkpoint import type_handlers
+    from orbax.checkpoint._src.serialization import tensorstore_utils
 
     from fmjax.runs import orbax_items
 
     pauses = [min(2**turn, 32) for turn in range(orbax_items.TRIES["max_retries"])]
     assert 0.8 * patience.PATIENCE < sum(pauses) < 1.2 * patience.PATIENCE
+    for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):  # which are private to Orbax
+        assert vars(tensorstore_utils)[name]["gcs_request_retries"] == orbax_items.TRIES
     for use_ocdbt in (False, True):
         context = type_handlers.get_ts_context(use_ocdbt=use_ocdbt)
         assert context["gcs_request_retries"].to_json() == {"max_retries": 10}
@@ -142,6 +197,8 @@ def test_errors_of_the_libraries(folder):
     assert patience.is_temporary(DataCorruption(None, "checksum"))
     with pytest.raises(PermissionError, match="the credentials are not valid, Reauthentication"), buckets.translated(folder):
         raise RefreshError("Reauthentication is needed")
+    with pytest.raises(OSError, match="metadata, for 180 s"), buckets.translated(folder):
+        raise RefreshError("no metadata", retryable=True)
 
 
 def test_slow_answers(folder, bucket_service):

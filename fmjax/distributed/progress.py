@@ -133,7 +133,7 @@ class RecordProgress:
         left = round(took / max(done, 1) * (self.total - done))
         self.bar.advance(done, rate)
         self.bar.progress(
-            f"{self.title}: {done / self.total:.0%} of {self.total:,} records, "
+            f"{self.title}: {done / max(self.total, 1):.0%} of {self.total:,} records, "
             f"{rate + ', ' if rate else ''}{left // 60}:{left % 60:02} left"
         )
 

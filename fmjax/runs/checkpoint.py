@@ -47,6 +47,7 @@ from fmjax.runs.manifest import (
     describe,
     flat,
     list_files,
+    read_manifest,
     write_manifest,
 )
 
@@ -210,17 +211,21 @@ class Checkpoints(CheckpointReader):
         except FileExistsError:  # that of a process whose run was taken over, or ours
             self._before_seal()
             write_manifest(folder, content)
-        kept = {*self.steps()[-self._keep :], *self._ranked()[:1]}
-        for old in set(self.steps()) - kept:
-            self._delete(old)
+        try:
+            kept = {*self.steps()[-self._keep :], *self._ranked()[:1]}
+            for old in set(self.steps()) - kept:
+                self._delete(old)
+        except (OSError, UserError) as error:  # this step is saved all the same
+            say(
+                f"warning: {self.directory}: old checkpoints could not be removed ({ending(error)})"
+            )
 
     def _failed(self, step: int, error: BaseException) -> NotSaved:
         reason = ending(error)
         if isinstance(self.directory, BucketPath):
-            if not OUTAGE.lasts():
+            if self._first and not OUTAGE.lasts():
                 with suppress(OSError, UserError):  # of a bucket that denies access
-                    # Nothing else: the run may be another process's by now.
-                    remove_tree(self._folder(step) / self._attempt)
+                    self._remove_attempt(step)
             return NotSaved(
                 f"{self._folder(step)}: the checkpoint could not be written ({reason}); fix the "
                 "permissions of the bucket or the network, then the same command continues"
@@ -235,8 +240,17 @@ class Checkpoints(CheckpointReader):
             f"{f'from step {found[-1]}' if found else 'from the start'}"
         )
 
+    def _remove_attempt(self, step: int) -> None:
+        """Removes what this process wrote of a step, unless the step is sealed with it."""
+        folder, sealed = self._folder(step), {}
+        with suppress(FileNotFoundError):
+            sealed = read_manifest(folder)
+        if sealed.get("attempt") != self._attempt:
+            # Nothing else: the run may be another process's by now.
+            remove_tree(folder / self._attempt)
+
     def _delete(self, step: int) -> None:
-        (self._folder(step) / MANIFEST).unlink()
+        (self._folder(step) / MANIFEST).unlink(missing_ok=True)
         if isinstance(self.directory, BucketPath):  # where a rename is one copy for each object
             remove_tree(self._folder(step))
             return

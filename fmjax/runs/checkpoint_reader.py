@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -136,13 +137,13 @@ class CheckpointReader:
         return folder / manifest["attempt"] if manifest.get("attempt") else folder
 
     def _manifest(self, step: int) -> Manifest:
-        if not (self._folder(step) / MANIFEST).exists():
-            known = ", ".join(map(str, self.steps())) or "none"
-            raise UserError(
-                f"{self.directory}: has no checkpoint of step {step}; choose one of its steps: "
-                f"{known}"
-            )
-        return read_manifest(self._folder(step))
+        with suppress(FileNotFoundError):  # a trainer may delete it meanwhile
+            if (self._folder(step) / MANIFEST).exists():
+                return read_manifest(self._folder(step))
+        known = ", ".join(map(str, self.steps())) or "none"
+        raise UserError(
+            f"{self.directory}: has no checkpoint of step {step}; choose one of its steps: {known}"
+        )
 
     def _verify(self, step: int) -> Manifest:
         manifest = self._manifest(step)
@@ -158,7 +159,7 @@ class CheckpointReader:
         """Returns what `read` does, or None if the step is gone or, with a warning, damaged."""
         try:
             return read(step)
-        except UserError as error:
+        except (UserError, FileNotFoundError) as error:
             # A step that is deleted loses its manifest before its files: without one it is gone,
             # not damaged.
             if (self._folder(step) / MANIFEST).exists():

@@ -66,7 +66,7 @@ class BucketLock(Lock):
         self.workdir, self.path = workdir, workdir / LOCK
         self.owner = this_process()
         self._mutex, self._end = threading.Lock(), threading.Event()
-        self.lost, self._written = False, 0.0
+        self.lost, self._released, self._written = False, False, 0.0
         holder, self._generation = self._read()
         if holder and not has_ended(holder):
             self._watch(holder)
@@ -90,7 +90,11 @@ class BucketLock(Lock):
         self._thread.start()
 
     def check(self, now: bool = False) -> None:
-        """As `Lock.check`. Raises OSError if the lock may be lost and that cannot be found out."""
+        """As `Lock.check`; also raises TakenOver if this process has freed the lock, as it does
+        when it ends because of another host.
+
+        Raises OSError if the lock may be lost and that cannot be found out.
+        """
         if now or time.monotonic() - self._written >= FRESH:
             try:
                 self._write(self.owner)
@@ -98,6 +102,8 @@ class BucketLock(Lock):
                 if time.monotonic() - self._written >= STALE:
                     raise
                 return  # what is written next says it better
+        if self._released:
+            raise TakenOver(f"{self.workdir}: this process has freed the run; it writes no more")
         if self.lost:
             raise TakenOver(
                 f"{self.workdir}: another process has taken the run over, since this one had not "
@@ -108,6 +114,8 @@ class BucketLock(Lock):
         """Ends the heartbeat and frees the lock."""
         self._end.set()
         self._thread.join()
+        with self._mutex:
+            self._released = True
         try:
             self._write({})
         except (OSError, UserError):
@@ -121,9 +129,11 @@ class BucketLock(Lock):
                 continue  # the next may get through; if not for long, the lock is lost
 
     def _write(self, owner: Record) -> None:
-        """Writes the lock unless it is lost, and notes whether it is."""
+        """Writes the lock unless it is lost, and notes whether it is. A lock that was freed is not
+        taken again.
+        """
         with self._mutex:
-            if self.lost:
+            if self.lost or (self._released and owner):
                 return
             try:
                 content = json.dumps(owner).encode()

@@ -11,14 +11,13 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 
 import jax
 import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 from jax.sharding import SingleDeviceSharding
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from fmjax.contracts import PyTree
 from fmjax.paths import RunPath
@@ -63,8 +62,11 @@ def quiet_orbax() -> None:
 
 def limit_tries() -> None:
     """Sets how often TensorStore repeats a request, for which Orbax has no setting."""
-    for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
-        vars(tensorstore_utils).get(name, {})["gcs_request_retries"] = TRIES
+    with suppress(ImportError):  # a private module: without it, TensorStore is more patient
+        from orbax.checkpoint._src.serialization import tensorstore_utils
+
+        for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
+            vars(tensorstore_utils).get(name, {})["gcs_request_retries"] = TRIES
 
 
 quiet_orbax()

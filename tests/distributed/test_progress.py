@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from fmjax.distributed import progress
-from fmjax.distributed.progress import Bar, drawn
+from fmjax.distributed.progress import Bar, RecordProgress, drawn
 
 
 class Clock:
@@ -33,6 +33,14 @@ def test_a_log_file_has_at_most_a_line_of_progress_every_10_seconds(monkeypatch,
         "step 21",
         "step 30 validation: loss 1.0",
     ]
+
+
+def test_a_pass_over_no_records(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    with RecordProgress("tokenize", 0) as shown:
+        clock.now += 5
+        shown.advance(0)
+    assert capsys.readouterr().err == "tokenize: 0% of 0 records, 0:00 left\n"
 
 
 def test_a_notebook_has_one_line_that_changes(monkeypatch, capsys):

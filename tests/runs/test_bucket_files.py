@@ -32,7 +32,14 @@ from fmjax.runs.checkpoint_reader import CheckpointReader
 from fmjax.runs.folder import check_workdir
 from fmjax.runs.lock import LOCK, TakenOver, locked, this_process
 from fmjax.runs.logs import MetricsLog, read_metrics
-from fmjax.runs.manifest import DamagedError, check_arrays, list_files, read_manifest, verify_files
+from fmjax.runs.manifest import (
+    MANIFEST,
+    DamagedError,
+    check_arrays,
+    list_files,
+    read_manifest,
+    verify_files,
+)
 
 
 @pytest.fixture
@@ -112,6 +119,15 @@ def test_a_lock_that_cannot_be_renewed_may_be_lost(workdir, quick, bucket_servic
             monkeypatch.setattr(lock, "STALE", 0.0)
             with pytest.raises(PermissionError):
                 held.check()
+
+
+def test_a_lock_that_was_freed_is_not_taken_again(workdir, quick):
+    with locked(workdir) as held:
+        held.check()
+    for now in (False, True):
+        with pytest.raises(TakenOver, match="this process has freed the run"):
+            held.check(now)
+    assert json.loads((workdir / LOCK).read_bytes()) == {}
 
 
 def test_a_dead_lock_is_taken_over(workdir, quick, capsys):
@@ -307,6 +323,43 @@ def test_a_manifest_whose_answer_was_lost_is_ours(workdir, bucket_service, monke
     assert CheckpointReader(workdir).latest() == 1 and next(lost, None) is None
 
 
+def test_a_sealed_step_survives_what_fails_later(workdir, bucket_service, capsys):
+    """Old steps that cannot be deleted, a save of the same step, an error after sealing."""
+    writer = saved(workdir, 1, keep=1)
+    with bucket_service.faults(lambda method, path: 403 if method == "DELETE" else None):
+        writer.save(2, ITEMS, {"position": 2})
+        writer.wait()
+    assert "warning: " in (said := capsys.readouterr().err) and "old checkpoints could not be removed" in said
+    with pytest.raises(NotSaved):
+        writer.save(2, ITEMS, {"position": 3})
+    writer._failed(2, OSError("lost"))
+    reader = CheckpointReader(workdir)
+    assert reader.latest() == 2 and reader.data(2) == {"position": 2}
+    assert (reader.restore(2, ABSTRACT)["params"]["b"] == 1).all()
+    (workdir / "2" / MANIFEST).unlink()
+    writer._failed(2, OSError("lost"))
+    assert not (workdir / "2").files()
+    writer.close()
+
+
+def test_a_step_that_is_deleted_while_it_is_read_is_gone(workdir, monkeypatch, capsys):
+    writer = saved(workdir, 1, 2)
+    plain, gone = BucketPath.exists, []
+
+    def exists(path: BucketPath) -> bool:
+        found = plain(path)
+        if path == workdir / "2" / MANIFEST and not gone:  # the trainer is quicker
+            gone.append(writer._delete(2))
+        return found
+
+    monkeypatch.setattr(BucketPath, "exists", exists)
+    assert CheckpointReader(workdir).latest() == 1 and gone
+    with pytest.raises(UserError, match="has no checkpoint of step 2; choose one of its steps: 1$"):
+        CheckpointReader(workdir).data(2)
+    assert "damaged" not in capsys.readouterr().err
+    writer.close()
+
+
 def test_a_restore_that_fails_is_one_line(workdir, bucket_service, monkeypatch):
     saved(workdir, 1).close()
     monkeypatch.setattr("fmjax.patience.PATIENCE", 0.05)
@@ -333,6 +386,7 @@ def test_a_save_is_given_up_when_the_bucket_does_not_answer(workdir, monkeypatch
         writer.wait()
     writer.close()  # waits for nothing
     held.set()
+    writer._thread.shutdown()  # else Orbax would wait for a service that has ended with the tests
 
 
 def test_failing_requests_of_small_files_are_one_line(workdir, bucket_service, monkeypatch):
