@@ -80,7 +80,7 @@ def entries() -> Iterator[Entry]:
     for mark in sorted(hashes.rglob("*.json")):
         name = mark.relative_to(hashes)
         file = files / name.with_name(name.name.removesuffix(".json"))
-        if is_mark(read_json(mark)) and not file.is_dir():
+        if is_mark(read_json(mark)) and not os.path.isdir(file):
             yield Entry(name.parts[0], (mark, file), size_of(file))
     for header in sorted(tokens.glob(f"tokens-*/{HEADER}")):
         if read_header(header.parent) is not None:
@@ -90,7 +90,7 @@ def entries() -> Iterator[Entry]:
             yield Entry("digests", (note,), size_of(note))
     for folder in (files, hashes, root / "digests"):
         for path in sorted(folder.rglob(".*.part")):
-            if PART.fullmatch(path.name) and path.is_file():
+            if PART.fullmatch(path.name) and os.path.isfile(path):
                 yield Entry("unfinished", (path,), size_of(path))
     for path in sorted(tokens.glob(".*")):
         if FOLDER.fullmatch(path.name):
