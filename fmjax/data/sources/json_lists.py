@@ -29,7 +29,6 @@ from fmjax.data.records import RecordSource, fill_columns, locate
 from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage.index import Index
 from fmjax.data.storage.mapped import File, open_files
-from fmjax.distributed.hosts import say
 from fmjax.errors import RecordError, UserError, one_line, one_of
 
 TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
@@ -81,6 +80,8 @@ class JsonLists(RecordSource):
             self.places.append(found)
         others = self.places[0].facts["others"]
         if others and not record:
+            from fmjax.distributed.hosts import say  # imported here because it imports jax
+
             say(
                 f"{self.files[0].path.name}: each of {self.places[0].facts['main']} is a record; "
                 f"data.record={others[0]} would make one of each of {others[0]}"
