@@ -146,8 +146,8 @@ def parts_of(path: RangedFile, is_parquet: bool) -> Record:
     """
     if not is_parquet:
         found = cache.remembered(Path("ranged", f"{path.key}.json"), partial(messages, path))
-        if largest := [end - begin for begin, end in found["spans"] if end - begin > MOST]:
-            raise CannotRange(f"{path}: has a record batch of {largest[0]:,} bytes; download it")
+        if (size := max((end - begin for begin, end in found["spans"]), default=0)) > MOST:
+            raise CannotRange(f"{path}: has a record batch of {size:,} bytes; download it")
         return found
     about = metadata_of(path)
     return {"rows": [about.row_group(number).num_rows for number in range(about.num_row_groups)]}
