@@ -20,10 +20,11 @@ from fmjax.errors import in_range
 def clean(args: Namespace) -> None:
     """Removes old entries if asked to, and prints what is there."""
     if args.older_than is not None:
-        in_range("--older_than", args.older_than, least=0, most=36_500)
-        count, size, kept = cleaning.remove(args.older_than)
-        note = f"; {kept:,} are in use and stay" if kept else ""
-        print(f"removed {count:,} entries, {size / 1e6:,.1f} MB{note}")
+        in_range("--older_than", args.older_than, least=cleaning.LEAST, most=36_500)
+        done = cleaning.remove(args.older_than)
+        note = f"; {done.kept:,} are in use and stay" if done.kept else ""
+        note += f"; {done.failed:,} could not be removed" if done.failed else ""
+        print(f"removed {done.count:,} entries, {done.size / 1e6:,.1f} MB{note}")
     print(cleaning.table())
 
 

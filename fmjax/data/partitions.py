@@ -77,12 +77,6 @@ class Rules:
                 "data.hold_out_from divides by time alone, which leaves the records of a value of "
                 f"data.hold_out_by={self.hold_out_by} in several splits; unset one"
             )
-        if self.hold_out_from and self.hold_out_test:
-            raise UserError(
-                f"data.hold_out_test={self.hold_out_test:g} has no effect beside "
-                "data.hold_out_from, which takes the time at which the test data begin as a second "
-                "one; unset data.hold_out_test"
-            )
         for name, count in (("hold_out", self.hold_out), ("hold_out_test", self.hold_out_test)):
             if count >= 1 and (not self.time or self.fold or count != round(count)):
                 raise UserError(

@@ -77,6 +77,11 @@ def divided_train(data: Config, told: bool) -> dict[str, Source]:
     """Returns the training data, and the splits that are parts of them. If `told`, prints how texts
     were cut."""
     rules, whole = Rules.of(data), whole_split(data, "train")
+    if told and rules.hold_out_from and data.get("hold_out_test"):
+        say(
+            f"warning: data.hold_out_test={data['hold_out_test']:g} has no effect beside "
+            "data.hold_out_from, which takes the time at which the test data begin as a second one"
+        )
     if not rules.splits and not rules.group_by:
         return {"train": whole}
     if dataclasses.replace(rules, hold_out=0.0, hold_out_by="") == Rules():

@@ -92,7 +92,8 @@ def open_data(
     whole = {"verify": True} if verify else {}
     with tolerance.active():
         sources = open_sources(config["data"] | whole, task.splits)
-    facts = {split: source.fingerprint() for split, source in sources.items()}
+    with cache.verifying(verify):
+        facts = {split: source.fingerprint() for split, source in sources.items()}
     checkpoints = CheckpointReader(workdir / run_folder.CHECKPOINTS)
     origin = config.get("init", {}).get("weights")
     # A run that was stopped before its first checkpoint starts from the same weights again.

@@ -15,7 +15,8 @@ from support.sources import MemoryRecords
 
 from fmjax.data.groups import Groups, group_numbers, times_of
 from fmjax.data.partitions import TEST, TRAIN, VALIDATION, Rules, divide
-from fmjax.data.splits import has_split, open_sources, open_split, open_splits
+from fmjax.data.splits import PART_KEYS, has_split, open_sources, open_split, open_splits
+from fmjax.data.stream.mixing import parts_of
 from fmjax.errors import UserError
 
 EVENTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=60)
@@ -109,7 +110,7 @@ def items(source) -> list[str]:
     return [source[index]["item"] for index in range(len(source))]
 
 
-def test_splits_of_a_config(tmp_path):
+def test_splits_of_a_config(tmp_path, capsys):
     data = write_events(tmp_path)
     last = data | {"time": "time", "hold_out_by": "user", "hold_out": 1.0, "hold_out_test": 1.0}
     splits = open_splits(last, ("train", "validation", "test"))
@@ -122,6 +123,12 @@ def test_splits_of_a_config(tmp_path):
     since = data | {"time": "time", "hold_out_from": ("2013-03-05", "2013-03-07T00:00:00+00:00")}
     assert [len(source) for source in open_splits(since, ("train", "validation", "test")).values()] == [4, 2, 3]
     assert items(open_split(since, "validation")) == ["i4", "i5"]
+    both = open_splits(since | {"hold_out_test": 0.1}, ("train", "test"))
+    assert len(both["test"]) == 3 and "data.hold_out_test=0.1 has no effect beside" in capsys.readouterr().err
+    mixture = {"a": {"files": data["files"]}, "b": since | {"weight": 1.0}}
+    mixture["b"].pop("source")
+    own = parts_of(data | {"files": {}, "hold_out_test": 0.5, "mixture": mixture}, PART_KEYS)
+    assert own["a"]["hold_out_test"] == 0.5 and own["b"]["hold_out_test"] is None
     # A fold takes the place of the fraction that a config sets.
     fold = open_splits(data | {"fold": "2/3", "hold_out": 0.1, "hold_out_by": "user"}, ("train", "validation"))
     assert len(fold["validation"]) == 3 and len(set(items(fold["validation"])) | set(items(fold["train"]))) == 9
@@ -149,7 +156,6 @@ def test_splits_of_a_config(tmp_path):
         ({"hold_out": 1.5, "time": "time"}, r"data\.hold_out=1\.5: must be a fraction between"),
         ({"hold_out_from": ("2013-03-05",)}, r"data\.hold_out_from needs the column of the times; set data\.time"),
         ({"hold_out_from": ("2013-03-05",), "time": "time", "hold_out_by": "user"}, r"data\.hold_out_by=user in several splits"),
-        ({"hold_out_from": ("2013-03-05",), "time": "time", "hold_out_test": 0.1}, r"data\.hold_out_test=0\.1 has no effect"),
         ({"hold_out_from": ("5",), "time": "time"}, r"data\.hold_out_from=5: must be a date such as .*, as in the column"),
         ({"hold_out_from": ("2013-03-05", "2013-03-04"), "time": "time"}, r"name the time at which the validation data begin"),
         ({"hold_out_from": ["2014-03-05"], "time": "time"}, r"data\.hold_out_from=2014-03-05, data\.time=time: leaves no val"),

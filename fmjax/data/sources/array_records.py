@@ -69,7 +69,7 @@ class ArrayRecordFile:
 class RangedRecordFile:
     """The records of a remote file as bytes, read by range; pickled by the file.
 
-    Raises UserError if the file is not whole.
+    Raises UserError if the file is not whole, and CannotRange if its records are transposed.
     """
 
     def __init__(self, path: RangedFile):
@@ -77,6 +77,7 @@ class RangedRecordFile:
         from fmjax.data.storage.record_ranges import RangedRecords
 
         self.path, self.records = path, RangedRecords(path)
+        self.records.check()
 
     def __len__(self) -> int:
         return len(self.records)

@@ -37,14 +37,19 @@ from fmjax.data.sources.kinds import (
 )
 from fmjax.data.storage import cache
 from fmjax.data.storage.mapped import File, not_utf8
-from fmjax.data.storage.paths import IMAGE_EXTENSIONS, is_image, kind_of
+from fmjax.data.storage.paths import (
+    IMAGE_EXTENSIONS,
+    TEXT_EXTENSIONS,
+    is_image,
+    is_text,
+    kind_of,
+)
 from fmjax.data.storage.tar import ARCHIVE_EXTENSIONS, hidden, left_behind, member_at, members
 from fmjax.data.stream.tolerance import tolerates
 from fmjax.errors import RecordError, UserError
 
 MOST_FILE = 256 * 2**20  # of one file in an archive
 MOST_KEPT = 256 * 2**20  # of the decoded images that a source keeps; CIFAR-10 takes 180 MB
-TEXT_EXTENSIONS = (".txt", ".text")
 Wanted: TypeAlias = Callable[[str], bool]  # whether a file of a name is read
 OVERHEAD = 512  # bytes of an array besides its pixels
 
@@ -286,19 +291,17 @@ def is_class_folders(files: Files) -> int:
         return BY_NAME
     if not first.is_dir() or is_idx(files):
         return NO
-    there = sorted(first.iterdir())
-    inside = [path.name for folder in there if folder.is_dir() for path in folder.iterdir()]
+    there = sorted(path for path in first.iterdir() if not left_behind(path.name))
     texts = not any(path.is_file() and kind_of(path, extensions()) for path in there)
+    inside = (name for folder in there if folder.is_dir() for name in names_in(folder))
     found = any(is_image(name) or (texts and is_text(name)) for name in inside)
     return BY_NAME if found else NO
 
 
-def is_text(name: str) -> bool:
-    """Returns whether a file in a class folder is a text."""
-    stem, dot, ending = name.rpartition(".")
-    if name.upper().startswith(("LICENSE", "README")):
-        return False
-    return not dot or (bool(stem) and f".{ending.lower()}" in TEXT_EXTENSIONS)
+def names_in(folder: Path) -> Iterator[str]:
+    """Yields the names in a folder, one after the other, except those that are left out."""
+    with os.scandir(folder) as entries:
+        yield from (entry.name for entry in entries if not left_behind(entry.name))
 
 
 def open_class_folders(files: Files, split: str) -> ClassFolders:

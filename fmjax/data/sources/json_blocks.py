@@ -10,17 +10,19 @@ return None, and the records have to be parsed one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.json
 
 from fmjax.contracts import Record
 from fmjax.data.records import json_object
 
-TYPES = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TYPES = {str: "string", int: "int64", bool: "bool"}  # Arrow's names
 OPENS, CLOSES, FEED, RETURN = b"{}\n\r"
-Types = dict[str, pa.DataType]
+Types = dict[str, str]
 
 
 def objects(content: bytes) -> np.ndarray | None:
@@ -53,6 +55,10 @@ def table(content: bytes, lines: np.ndarray, types: Types) -> pa.Table | None:
     each. The keys of the first that are not in `types` are added to them, unless the result is
     None.
     """
+    # Imported here because importing pyarrow takes a moment.
+    import pyarrow as pa
+    import pyarrow.json
+
     own = dict(types)
     try:
         begin, end = lines[0]

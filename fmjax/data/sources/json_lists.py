@@ -29,7 +29,6 @@ from fmjax.data.records import RecordSource, fill_columns, locate
 from fmjax.data.sources.kinds import SourceKind
 from fmjax.data.storage.index import Index
 from fmjax.data.storage.mapped import File, open_files
-from fmjax.distributed.hosts import say
 from fmjax.errors import RecordError, UserError, one_line, one_of
 
 TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
@@ -71,7 +70,7 @@ class JsonLists(RecordSource):
         self.places: list[Index] = []
         for file in self.files:
             found = file.index(
-                __name__, {"version": 2, "record": record}, 4, partial(self.scan, file)
+                __name__, {"version": 3, "record": record}, 4, partial(self.scan, file)
             )
             if not found.facts["count"]:
                 raise UserError(
@@ -81,6 +80,8 @@ class JsonLists(RecordSource):
             self.places.append(found)
         others = self.places[0].facts["others"]
         if others and not record:
+            from fmjax.distributed.hosts import say  # imported here because it imports jax
+
             say(
                 f"{self.files[0].path.name}: each of {self.places[0].facts['main']} is a record; "
                 f"data.record={others[0]} would make one of each of {others[0]}"
@@ -97,17 +98,24 @@ class JsonLists(RecordSource):
         the objects that refer to it; then a row for each of these: its begin and end, and the
         number of its list."""
         lists, columns = dict[str, Objects](), dict[str, dict[str, None]]()
-        for name, begin, end in objects(file):
+        named = dict[str, None]()  # all lists
+        for name, begin, end in objects(file, named):
             found = parsed(file, name, len(lists.get(name, ())), begin, end)
             lists.setdefault(name, Objects()).add(begin, end, found)
             columns.setdefault(name, {}).update(dict.fromkeys(found))
-        main, gathered, shared, others = joined(file, lists, self.record)
+        if lists and self.record not in lists and self.record in named:
+            raise UserError(
+                f"{file.path}: data.record={self.record}: this list has no objects; name another "
+                f"one ({', '.join(lists)}), or add some"
+            )
+        main, gathered, shared, largest = joined(file, lists, self.record)
         records = lists.get(main, Objects())
         order, owners, joins = gather(file, lists, main, gathered)
         for key, name in shared.items():
             check_shared(file, lists, key, name)
         facts |= {"count": len(records), "main": main, "gathered": list(gathered)}
-        facts["others"] = others
+        facts["others"] = [name for name in largest if name != main]
+        facts["largest"] = next(iter(largest), main)
         facts["columns"] = [*columns.get(main, ()), *gathered]
         facts["shared"] = {
             key: {
@@ -159,7 +167,11 @@ class JsonLists(RecordSource):
 
     def fingerprint(self) -> Record:
         files = [file.fingerprint for file in self.files]
-        options = {"record": self.record} if self.record else {}
+        # Earlier versions took the largest list.
+        facts = [place.facts for place in self.places]
+        chosen = dict.fromkeys(own["main"] for own in facts if own["main"] != own["largest"])
+        record = self.record or ",".join(chosen)
+        options = {"record": record} if record else {}
         return {"source": "json", "split": self.split, **options, "files": files}
 
 
@@ -171,9 +183,9 @@ def with_shared(found: Record, shared: Mapping[str, Mapping[str, Value]]) -> Rec
     return found
 
 
-def objects(file: File) -> Iterator[tuple[str, int, int]]:
-    """Yields the list, begin and end of each object in the lists of a file, in order. If the file
-    is a list, its name is "".
+def objects(file: File, names: dict[str, None]) -> Iterator[tuple[str, int, int]]:
+    """Yields the list, begin and end of each object in the lists of a file, in order, and adds the
+    names of all lists to `names`. If the file is a list, its name is "".
 
     Raises UserError if brackets do not match.
     """
@@ -185,6 +197,8 @@ def objects(file: File) -> Iterator[tuple[str, int, int]]:
             opened.append(token)
             if token == b"{" and opened[:-1] in ([b"["], [b"{", b"["]):
                 begin = match.start()
+            elif opened == [b"{", b"["]:
+                names[key] = None
         elif token in (b"}", b"]"):
             if not opened or opened.pop() != (b"{" if token == b"}" else b"["):
                 raise UserError(
@@ -219,12 +233,14 @@ def joined(
     file: File, lists: Mapping[str, Objects], record: str
 ) -> tuple[str, dict[str, str], dict[str, str], list[str]]:
     """Returns the list of the records, `record` if it is set; the lists that refer to it, each with
-    the key; by key, the lists that objects refer to otherwise; and other lists that could be those
-    of the records.
+    the key; by key, the lists that objects refer to otherwise; and the lists that could be those
+    of the records, the largest first.
 
     Raises UserError if several lists are not joined, or there is no list `record`.
     """
-    if record:
+    if record and "" in lists:
+        raise UserError(f"{file.path}: is one list, which has no name; unset data.record")
+    if record and lists:
         one_of("data.record", record, lists)
     links = {
         (name, key): other
@@ -234,16 +250,16 @@ def joined(
         if other != name and key.removesuffix("_id") in singulars(other)
     }
     if not links:
-        if len(lists) > 1:
-            raise UserError(
-                f"{file.path}: has the lists {', '.join(lists)}, but no ids that join them, such "
-                "as image_id for images; keep one list, or convert the file to JSON lines"
-            )
-        return next(iter(lists), ""), {}, {}, []
+        if record or len(lists) < 2:
+            return record or next(iter(lists), ""), {}, {}, []
+        raise UserError(
+            f"{file.path}: has the lists {', '.join(lists)}, but no ids that join them, such as "
+            "image_id for images; name one with --config.data.record, or convert the file to JSON "
+            "lines"
+        )
     largest = sorted(dict.fromkeys(links.values()), key=lambda name: -len(lists[name]))
     usual = next((name for name in MAIN if name in largest), largest[0])
     main = record or usual
-    others = [name for name in largest if name != main]
     gathered = {name: key for (name, key), other in links.items() if other == main}
     shared = {key: other for (_, key), other in links.items() if other != main}
     for key, name in shared.items():
@@ -252,7 +268,7 @@ def joined(
                 f"{file.path}: {key} refers to {len(lists[name]):,} {name}, more than "
                 f"{MOST_SHARED:,}; convert the file to JSON lines"
             )
-    return main, gathered, shared, others
+    return main, gathered, shared, largest
 
 
 def gather(

@@ -19,7 +19,7 @@ from fmjax.data.sources.kinds import (
 )
 from fmjax.data.sources.slices import Characters, Slice, part, split_slice
 from fmjax.data.storage.paths import MAY_FOLLOW, find_files, kind_of
-from fmjax.data.storage.ranged import RangedFile
+from fmjax.data.storage.ranged import CannotRange, RangedFile
 from fmjax.errors import UserError
 
 __all__ = ["Source", "check_columns", "hold_out", "kind_of_files", "named_files", "open_source"]
@@ -45,9 +45,11 @@ def open_source(source: str, files: Files | None, split: str, **options: Value) 
     """
     kind = None if source == AUTO else find_kind(source)
     wanted: Slice | None = None
+    named: Files = ()
     ranged: list[RangedFile] = []
     if files and not (kind and kind.reads == "split"):
         files, wanted = split_slice(files)
+        named = files
         files, ranged = located_remotely(files, kind)
         if ranged:
             kind = kind or kind_of_files([Path(file.name) for file in ranged])
@@ -56,7 +58,11 @@ def open_source(source: str, files: Files | None, split: str, **options: Value) 
     given = {name: value for name, value in options.items() if value}
     found = ranged or located(kind, files, split)
     check_options(kind, given)
-    records = kind.open(found, split, **given)
+    try:
+        records = kind.open(found, split, **given)
+    except CannotRange:
+        copies = located(kind, downloaded(named, kind), split)
+        records = kind.open(copies, split, **given)
     if wanted is None:
         return records
     whole_files = kind.name == "text" and given.get("record") == "file"

@@ -62,6 +62,7 @@ class Known(NamedTuple):
 
 
 HASHES: dict[Path, Known] = {}  # by absolute path; also serves if the cache cannot be written
+HELD: dict[Path, int] = {}  # the file descriptors of trees that this process reads
 _verifying = contextvars.ContextVar("verifying", default=False)
 _forgotten: dict[Path, int] = {}  # bytes read in vain, by the cache that could not keep the result
 
@@ -181,6 +182,23 @@ def is_whole(file: Path, mark: Path) -> bool:
         return False
     touch(mark)
     return whole
+
+
+def tree_of(file: Path) -> Path | None:
+    """Returns the folder of the remote data set to which a file of the cache belongs, or None."""
+    remote = folder() / "files" / "remote"
+    inner = file.relative_to(remote).parts if file.is_relative_to(remote) else ()
+    return remote / inner[0] if len(inner) > 1 else None
+
+
+def hold(tree: Path) -> None:
+    """Keeps `cleaning` from a tree until this process ends. Its files are opened one at a time, so
+    they are not seen to be in use."""
+    with contextlib.suppress(OSError):
+        tree.mkdir(parents=True, exist_ok=True)
+        if tree not in HELD:
+            HELD[tree] = os.open(tree, os.O_RDONLY)
+            fcntl.flock(HELD[tree], fcntl.LOCK_SH)
 
 
 def touch(path: Path) -> None:

@@ -28,6 +28,7 @@ IMAGE_EXTENSIONS = (
     ".tif",
     ".tiff",
 )
+TEXT_EXTENSIONS = (".txt", ".text")
 
 
 def kind_of(path: Path, extensions: Mapping[str, str]) -> str | None:
@@ -101,3 +102,11 @@ def is_data(file: Path, extensions: Mapping[str, str], kind: str = "") -> bool:
 def is_image(name: str) -> bool:
     """Returns whether a file's extension is that of an image."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def is_text(name: str) -> bool:
+    """Returns whether a file in a class folder is a text."""
+    stem, dot, ending = name.rpartition(".")
+    if name.upper().startswith(("LICENSE", "README")):
+        return False
+    return not dot or (bool(stem) and f".{ending.lower()}" in TEXT_EXTENSIONS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import inspect
 import io
 import random
 import time
@@ -35,6 +36,10 @@ TRIES, PAUSE = 5, 1.0  # requests for a range, and seconds before the second, wh
 AHEAD = 2**23  # bytes that are read ahead, at most
 LEAST = 2**16  # of them, at first
 BLOCK = 2**23  # bytes per request where a file is read as a whole
+
+
+class CannotRange(UserError):
+    """A remote file cannot be read by range, and must be copied."""
 
 
 class Traffic:
@@ -114,7 +119,9 @@ class RangedFile:
         """Returns a range. Raises OSError if fewer bytes arrive, UserError if the file has
         changed, and any error of the store's package."""
         system, path = fsspec.core.url_to_fs(self.address)
-        pinned = {"generation": self.generation} if self.generation else {}
+        # Old versions of gcsfs accept a generation, but do not send it.
+        sends = self.generation and "generation" in inspect.signature(system.url).parameters
+        pinned = {"generation": self.generation} if sends else {}
         data = bytes(system.cat_file(path, start=begin, end=end, **pinned))
         if not pinned and state_of(system, path, self.address) != (self.size, self.version):
             raise self.changed()

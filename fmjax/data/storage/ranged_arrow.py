@@ -27,17 +27,17 @@ from fmjax.data.records import locate
 from fmjax.data.storage import cache
 from fmjax.data.storage.arrow_files import (
     BROKEN,
-    END,
     FILE_MAGIC,
     ArrowFile,
     row_group,
     write_batches,
 )
 from fmjax.data.storage.mapped import make_room
-from fmjax.data.storage.ranged import RangedFile, Stream
+from fmjax.data.storage.ranged import CannotRange, RangedFile, Stream
 from fmjax.errors import UserError, one_line
 
 HEADER = 2**12  # bytes that are read of a message at first: most headers are shorter
+MOST = 2**28  # bytes of a record batch, which is in memory while it is decoded
 CONTINUES = b"\xff\xff\xff\xff"  # begins a message
 SCHEMA, DICTIONARY, BATCH = 1, 2, 3  # kinds of messages
 
@@ -82,7 +82,7 @@ class RangedArrowFile:
 
     def write(self, number: int, stream: BinaryIO) -> None:
         """Writes a part into the cache, as a stream of small batches; checks its values."""
-        begin = int(self.bounds[number])
+        begin, schema = int(self.bounds[number]), schema_of(self.path, self.is_parquet)
         if self.is_parquet:
             with explained(self.path, "Parquet"):
                 file = parquet.ParquetFile(
@@ -93,16 +93,15 @@ class RangedArrowFile:
                 )
             batches = row_group(f"{self.path}", file, number, self.columns)
         else:
-            batches = self.batches(number)
-        schema = schema_of(self.path, self.is_parquet)
+            batches = self.batches(number, schema)
         write_batches(f"{self.path}", schema, self.columns, batches, stream, begin)
 
-    def batches(self, number: int) -> Iterator[tuple[pa.RecordBatch, str]]:
+    def batches(self, number: int, schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, str]]:
         """Yields the one batch of a part of an Arrow file."""
         begin, end = self.parts["spans"][number]
-        data = self.path.read(*self.parts["schema"]) + self.path.read(begin, end)
+        data = pa.py_buffer(self.path.read(begin, end))
         with explained(self.path, "Arrow"):
-            batch = pa.ipc.open_stream(data + END).read_next_batch()
+            batch = pa.ipc.read_record_batch(data, schema)
         yield batch, ""
 
 
@@ -143,10 +142,13 @@ def parts_of(path: RangedFile, is_parquet: bool) -> Record:
     """Returns the number of `rows` of each part; of an Arrow file also the place of the `schema`,
     and the `spans` of the batches, which are remembered in the cache.
 
-    Raises UserError if the file is damaged.
+    Raises UserError if the file is damaged, and CannotRange for dictionaries and large batches.
     """
     if not is_parquet:
-        return cache.remembered(Path("ranged", f"{path.key}.json"), partial(messages, path))
+        found = cache.remembered(Path("ranged", f"{path.key}.json"), partial(messages, path))
+        if (size := max((end - begin for begin, end in found["spans"]), default=0)) > MOST:
+            raise CannotRange(f"{path}: has a record batch of {size:,} bytes; download it")
+        return found
     about = metadata_of(path)
     return {"rows": [about.row_group(number).num_rows for number in range(about.num_row_groups)]}
 
@@ -171,10 +173,7 @@ def messages(path: RangedFile) -> Record:
             if end > path.size:
                 raise ValueError(f"ends in the message at byte {place:,}")
             if kind == DICTIONARY:
-                raise UserError(
-                    f"{path}: has dictionaries, and such a file cannot be read by range; download "
-                    "it, or write the columns without dictionary encoding"
-                )
+                raise CannotRange(f"{path}: has dictionaries; download it")
             if kind == SCHEMA:
                 found["schema"] = [place, end]
             else:

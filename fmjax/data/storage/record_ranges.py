@@ -18,11 +18,12 @@ import struct
 import numpy as np
 import pyarrow as pa
 
-from fmjax.data.storage.ranged import Ahead, RangedFile
+from fmjax.data.storage.ranged import Ahead, CannotRange, RangedFile
 from fmjax.errors import UserError, one_line
 
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 2**16, 24, 40
 TAIL = 2**18  # bytes at the end of a file, which often have the whole footer
+KIND = 24  # the place of a chunk's type in its header
 SIMPLE = ord("r")
 CODECS = {ord("z"): "zstd", ord("b"): "brotli", ord("s"): "snappy"}
 POSTSCRIPT = 0x71930E704FDAE05E  # the second number of the postscript
@@ -51,6 +52,16 @@ class RangedRecords:
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
+
+    def check(self) -> None:
+        """Raises CannotRange if records are transposed, as the head of the first chunk says."""
+        if not len(self):
+            return
+        begin = int(self.begins[0])
+        end = min(begin + BLOCK_HEADER + CHUNK_HEADER, self.file.size)
+        head = without_headers(self.file.read(begin, end), begin)
+        if len(head) > KIND and head[KIND] != SIMPLE:
+            raise CannotRange(f"{self.file}: has transposed records; download it")
 
     def read(self, index: int) -> bytes:
         """Returns a record. Raises ValueError if it is damaged."""
@@ -97,7 +108,7 @@ def records_of(data: bytes, begin: int) -> list[bytes]:
     data = without_headers(data, begin)
     size, kind, count = (
         struct.unpack_from("<Q", data, 8)[0],
-        data[24],
+        data[KIND],
         int.from_bytes(data[25:32], "little"),
     )
     data = data[CHUNK_HEADER : CHUNK_HEADER + size]

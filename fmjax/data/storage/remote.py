@@ -22,8 +22,9 @@ from fsspec.spec import AbstractFileSystem
 from fmjax.contracts import Value
 from fmjax.data.storage import cache
 from fmjax.data.storage.mapped import compression
-from fmjax.data.storage.paths import is_data, is_image, kind_of
+from fmjax.data.storage.paths import is_data, is_image, is_text, kind_of
 from fmjax.data.storage.ranged import BLOCK, RangedFile, ranged, state_of
+from fmjax.data.storage.tar import hidden
 from fmjax.errors import UserError, nearest, one_line
 from fmjax.paths import set_up
 
@@ -33,6 +34,7 @@ SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 IDX = re.compile(r"(images|labels)[-.]idx[13]", re.IGNORECASE)
 # Files in folders that Hugging Face's datasets saved.
 SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
+CLASSES = "class_folders"  # the kind of source that reads texts without an extension
 COPIED = 2**26  # bytes of files that are copied although they could be read by range
 THREADS = 8  # files of a folder that are downloaded at a time
 
@@ -198,6 +200,7 @@ def fetch(address: str, found: Found) -> list[Path]:
         key = cache.name_for([found.tree, [[file.address, *state(file)] for file in found.files]])[
             :16
         ]
+        cache.hold(cache.folder() / "files" / "remote" / key)
         copies = fetch_all(found.files, key)
         inner = found.files[0].address.removeprefix(found.tree).lstrip("/")
         return [copies[0].parents[len(PurePosixPath(inner).parts) - 1]]
@@ -243,12 +246,22 @@ def files_in(
     files = as_files(system, scheme, system.find(path, detail=True))
     wanted = [file for file in files if belongs(file.name, extensions)]
     address = f"{scheme}://{path.strip('/')}"
+    if kind in ("", CLASSES) and not together and not any(is_image(file.name) for file in wanted):
+        wanted = [
+            file for file in files if belongs(file.name, extensions) or is_class_text(file, address)
+        ]
     if not wanted:
         listed = f"; it has {', '.join(names[:8])}" if names else ""
         raise UserError(
             f"{address}: the folder has no file of a supported kind{listed}; name the files"
         )
     return Found(wanted, address)
+
+
+def is_class_text(file: RemoteFile, folder: str) -> bool:
+    """Returns whether a file is a text in a class folder, perhaps without an extension."""
+    inner = PurePosixPath(file.address.removeprefix(folder).lstrip("/"))
+    return len(inner.parts) > 1 and is_text(file.name) and not hidden(inner)
 
 
 def belongs(name: str, extensions: Mapping[str, str]) -> bool:

@@ -77,9 +77,12 @@ def parts_of(data: Config, keys: Sequence[str]) -> dict[str, Config]:
                     f"data.{key} divides the training data, but data.files.{both[0]} is set too; "
                     "unset one of them"
                 )
+        # A source that is divided by its own times does not inherit a fraction of test data.
+        by_time = {"hold_out_test": None} if own.get("hold_out_from") else {}
         parts[name] = (
             {**data, "mixture": {}}
             | whole
+            | by_time
             | own
             | {"files": files if isinstance(files, Mapping) else {"train": files}}
         )

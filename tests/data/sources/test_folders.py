@@ -31,6 +31,7 @@ from fmjax.data.sources import folders
 from fmjax.data.sources import idx as idx_source
 from fmjax.data.sources.open import hold_out, open_source
 from fmjax.data.storage import cache
+from fmjax.data.storage.paths import is_image
 from fmjax.errors import UserError
 
 
@@ -322,6 +323,18 @@ def test_texts_in_class_folders(tmp_path):
     (tmp_path / "train" / "list.txt").write_text("a file of texts")
     assert read(open_source("auto", str(tmp_path / "train"), "train")) == [{"text": "a file of texts"}]
     refused("class_folders", str(tmp_path / "train"), "train", "list.txt: is not in a class folder")
+
+
+def test_class_folders_are_recognized_by_their_first_file(tmp_path, monkeypatch):
+    for name in (".git/HEAD", "__MACOSX/a.png", "train/.hidden.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert not folders.is_class_folders(str(tmp_path))
+    for number in range(3):
+        (tmp_path / "train" / f"{number}.png").write_bytes(b"x")
+    asked = []
+    monkeypatch.setattr(folders, "is_image", lambda name: asked.append(name) or is_image(name))
+    assert folders.is_class_folders(str(tmp_path)) and len(asked) == 1
 
 
 def test_tokens_of_datatrove_are_refused(tmp_path):

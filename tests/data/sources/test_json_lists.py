@@ -26,6 +26,7 @@ COCO = {
 
 
 def opened(tmp_path, content):
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "a.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=1))
     return open_source("json", str(path), "train")
@@ -122,5 +123,23 @@ def test_a_subset_with_more_categories_than_images(tmp_path, capsys):
     assert len(other) == 12 and other.fingerprint()["record"] == "categories"
     assert [one["id"] for one in other[1]["annotations"]] == [1]
     assert other[1]["annotations"][0]["image"]["id"] == 7 and not capsys.readouterr().err
+    assert source.fingerprint()["record"] == "images"  # earlier versions took the largest list
+    assert "record" not in opened(tmp_path / "b", COCO).fingerprint()
     with pytest.raises(UserError, match='data.record="image"'):
         open_source("json", str(tmp_path / "a.json"), "train", record="image")
+
+
+def test_the_list_that_is_named(tmp_path):
+    opened(tmp_path, [{"x": 1}])
+    loose = {"a": [{"x": 1}], "b": [{"y": 1}, {"y": 2}], "none": []}
+    for content, record, message in [
+        ([{"x": 1}], "images", "a.json: is one list, which has no name; unset data.record"),
+        ({"x": 1}, "images", "a.json: no records for train: has no list of objects"),
+        (loose, "none", r"data.record=none: this list has no objects; name another one \(a, b\)"),
+        (loose, "c", 'data.record="c".* a, b'),
+    ]:
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            open_source("json", str(tmp_path / "a.json"), "train", record=record)
+    (tmp_path / "a.json").write_text(json.dumps(loose))
+    assert records(open_source("json", str(tmp_path / "a.json"), "train", record="b")) == [{"y": 1}, {"y": 2}]

@@ -86,7 +86,7 @@ def test_what_a_source_outside_of_fmjax_may_not_do(toys, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             open_source(*arguments, "train")
-    with pytest.raises(UserError, match="data.record is an option of text, not of my_sources.toy; leave it out"):
+    with pytest.raises(UserError, match="data.record is an option of json, text, not of my_sources.toy; leave it out"):
         open_source("my_sources.toy", str(toys), "train", record="line")
     monkeypatch.delenv("FMJAX_EXTENSIONS")
     with pytest.raises(UserError, match="if you trust it, allow its package: export FMJAX_EXTENSIONS=my_sources"):

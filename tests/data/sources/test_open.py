@@ -92,7 +92,7 @@ def test_kinds_of_files_are_not_guessed_or_mixed(tmp_path):
         texts(write(tmp_path, "a.raw", "x"))
     with pytest.raises(UserError, match=r'data.source="tekst" \(did you mean "text"\?\)'):
         open_source("tekst", str(tmp_path), "train")
-    with pytest.raises(UserError, match="data.record is an option of text, not of csv"):
+    with pytest.raises(UserError, match="data.record is an option of json, text, not of csv"):
         open_source("auto", f"{tmp_path}/a.csv", "train", record="line")
     with pytest.raises(UserError, match="set --config.data.files.validation=FILE"):
         open_source("text", None, "validation")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+from types import SimpleNamespace
 
 import fsspec
 import pyarrow as pa
@@ -14,7 +15,7 @@ from pyarrow import parquet
 
 from fmjax.data.identity import identity
 from fmjax.data.sources.open import open_source
-from fmjax.data.storage import cache, ranged, remote
+from fmjax.data.storage import cache, ranged, ranged_arrow, remote
 from fmjax.data.storage.fingerprints import data_differences, needs_contents, with_digests
 from fmjax.data.storage.ranged import TRAFFIC
 from fmjax.data.storage.token_store import stored_in
@@ -22,6 +23,7 @@ from fmjax.data.tokenizers.tokenizer import load_tokenizer
 from fmjax.errors import UserError
 from fmjax.paths import set_up
 from fmjax.tasks import corpus
+from fmjax.train import stages
 
 KINDS = ("array_record", "parquet", "arrow")
 draw = random.Random(0)
@@ -109,21 +111,26 @@ def test_reading_in_order_takes_few_requests(memory, tmp_path):
 
 
 def test_what_is_refused(memory, tmp_path):
-    path = write_records(tmp_path / "a.array_record", ROWS[:50], "group_size:4,transpose:true")
-    source = put(memory, path)
-    with pytest.raises(UserError, match="record 0: cannot be read .has transposed records, .*; download it"):
-        open_source("auto", source, "train")
     for name in ("cut.array_record", "cut.parquet", "cut.arrow", "file.arrow"):
         content = write(tmp_path / name, ROWS[:200]).read_bytes()
         memory.pipe_file(f"/b/{name}", content[: len(content) // 2])
         with pytest.raises(UserError, match=f"memory://b/{name}: is not a complete .* file") as caught:
             open_source("auto", f"memory://b/{name}", "train")
         assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_by_range_are_copied(memory, tmp_path, monkeypatch):
+    """Transposed records, dictionaries, and batches that would take much memory."""
+    write_records(tmp_path / "a.array_record", ROWS[:50], "group_size:4,transpose:true")
     table = pa.table({"text": pa.array(["a", "b"]).dictionary_encode()})
     with pa.ipc.new_stream(str(tmp_path / "d.arrow"), table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(UserError, match="memory://b/d.arrow: has dictionaries"):
-        open_source("auto", put(memory, tmp_path / "d.arrow"), "train")
+    write(tmp_path / "large.arrow", ROWS[:200])
+    monkeypatch.setattr(ranged_arrow, "MOST", 2**12)
+    for name, first in (("a.array_record", ROWS[0]), ("d.arrow", {"text": "a"}), ("large.arrow", ROWS[0])):
+        source = open_source("auto", put(memory, tmp_path / name), "train")
+        assert source[0] == first and "sha256" in source.fingerprint()["files"][0]
+    assert [record["text"] for record in open_source("auto", "memory://b/d.arrow[50%:]", "train")] == ["b"]
 
 
 def test_small_and_other_files_are_copied(memory, tmp_path, monkeypatch):
@@ -213,6 +220,41 @@ def test_a_run_knows_its_data_from_a_bucket_and_from_a_copy(memory, tmp_path, mo
     monkeypatch.setattr(ranged, "checksums", lambda path: {"md5": MD5})
     with cache.verifying(True):
         assert not data_differences(new, {"train": local.fingerprint()})
+
+
+def test_a_run_is_resumed_where_its_data_were_copied_before(memory, tmp_path, monkeypatch):
+    path = write_records(tmp_path / "a.array_record", ROWS[:9])
+    monkeypatch.setattr(stages.tasks, "make", lambda settings: SimpleNamespace(splits={}, resolve=lambda source: {}))
+    monkeypatch.setattr(stages, "choose_processors", lambda *given: None)
+    monkeypatch.setattr(stages.lifecycle, "hashes", lambda processors: {})
+    monkeypatch.setattr(stages.best, "check_metrics", lambda config, task: None)
+    real = type(memory).info
+    monkeypatch.setattr(type(memory), "info", lambda self, name: real(self, name) | {"md5Hash": ranged.checksums(path)["md5"]})
+    monkeypatch.setattr(ranged, "marks_of", lambda about: {"md5": about["md5Hash"]})
+    names = [str(path), put(memory, path)]
+    for before, after in (names, names[::-1]):
+        config = {"task": {}, "data": {"source": "auto", "files": {"train": before}}}
+        first = stages.open_data(config, tmp_path, resumed=False)
+        (tmp_path / "provenance.json").write_text(json.dumps({"data": first.fingerprints}))
+        config["data"]["files"] = {"train": after}
+        assert len(stages.open_data(config, tmp_path, resumed=True).sources["train"]) == 9
+    put(memory, write_records(tmp_path / "a.array_record", ROWS[1:10]))
+    with pytest.raises(UserError, match="the data has changed since the run started"):
+        stages.open_data(config, tmp_path, resumed=True)
+
+
+def test_versions_are_compared_where_requests_do_not_name_them(memory, tmp_path, monkeypatch):
+    """As with versions of gcsfs that ignore the generation."""
+    real = type(memory).info
+    with_generation = lambda about: about | {"generation": str(about.get("created"))}  # noqa: E731
+    monkeypatch.setattr(type(memory), "info", lambda self, name: with_generation(real(self, name)))
+    monkeypatch.setattr(type(memory), "url", lambda self, path: path, raising=False)
+    path = write_records(tmp_path / "a.array_record")
+    source = open_source("auto", put(memory, path), "train")
+    assert source[0] == ROWS[0]
+    put(memory, path)
+    with pytest.raises(UserError, match="was replaced or removed"):
+        source[2000]
 
 
 def test_the_token_store_beside_shards(memory, tmp_path):

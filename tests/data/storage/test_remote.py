@@ -127,6 +127,12 @@ def test_a_folder_that_is_one_data_set_is_fetched_as_a_tree(service):
         put(service, f"b/pets/{label}/1.png", stream.getvalue())
     source = open_source("auto", "gs://b/pets", "train")
     assert [(record["label"], int(record["image"][0, 0, 0])) for record in source] == [("cat", 10), ("dog", 200)]
+    put(service, "b/news/sci/1234", b"space")
+    put(service, "b/news/rec/77.txt", b"hockey")
+    for name in ("sci/README", ".git/HEAD"):
+        put(service, f"b/news/{name}", b"x")
+    news = [{"text": "hockey", "label": "rec"}, {"text": "space", "label": "sci"}]
+    assert list(open_source("auto", "gs://b/news", "train")) == news
     put(service, "b/saved/state.json", b'{"_data_files": []}')
     put(service, "b/saved/dataset_info.json", b"{}")
     with pytest.raises(UserError, match="no records for train"):
