@@ -164,11 +164,11 @@ class Runner:
         """Returns the record of a floor on the data of a run's first seed."""
         run, path = self.one.runs[name], self.folder / f"{name}-{floor}.json"
         seed = run.seeds[0]
-        folder, described, begun = self.folders[name], self.settings(name, seed), origin()
+        folder, described = self.folders[name], self.settings(name, seed)
         if before := stored(path, described, folder):
             return before
         say(f"{self.one.name}: {floors.FLOORS[floor][0]}")
-        before_cpu, loaded = cpu_seconds(), load_run(folder)
+        begun, before_cpu, loaded = origin(), cpu_seconds(), load_run(folder)
         data, (split, files) = loaded.config["data"], self.judged_on(run, seed)
         test = open_split(data | ({"files": {split: files}} if files else {}), split)
         found = floors.FLOORS[floor][1](floors.Sight(loaded, open_split(data, "train"), test))

@@ -67,7 +67,7 @@ def verdict(one: Experiment, claim: Claim, claimed: Rows, found: Rows) -> Verdic
 
 
 def judgment(claim: Claim, value: float, before: float | None) -> tuple[bool | None, str]:
-    """Returns whether a claim holds, and words on that; None if there is nothing to compare with."""
+    """Returns whether a claim holds (None: there is nothing to compare with), and words on that."""
     if not math.isfinite(value):
         return False, f"{claim.metric} is not finite: the run diverged"
     aim = claim.published if before is None else before
