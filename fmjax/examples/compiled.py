@@ -10,7 +10,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 FOLDER = "jax_compilation_cache_dir"
-ALL = {
+ALL: dict[str, object] = {
     "jax_persistent_cache_min_compile_time_secs": 0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
@@ -28,7 +28,9 @@ def compiled_programs(small: bool = False) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="fmjax-compiled-") as folder:
-        values = {FOLDER: folder, **(ALL if small else {})}
+        values: dict[str, object] = {FOLDER: folder}
+        if small:
+            values |= ALL
         before = {name: jax.config.values[name] for name in values}
         try:
             change(values)

@@ -131,8 +131,8 @@ def run_all(
         if record and failing and not worse:
             print(f"{one.name}: not recorded, since a claim fails; --record-worse records it")
         elif record:
-            recording.record(record, one.name, found)
-            write(read_claims(record))
+            with recording.locked(record):
+                write(recording.record(record, one.name, found))
         jax.clear_caches()
     return failed
 

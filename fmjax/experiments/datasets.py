@@ -27,7 +27,15 @@ from fmjax.experiments.entries import DataSet, Weights
 
 VARIABLE = "FMJAX_DATA"
 CHUNK = 1 << 20
-DAMAGED = (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
+DAMAGED = (
+    OSError,
+    EOFError,
+    RuntimeError,  # zipfile: a password, or another kind of compression
+    tarfile.TarError,
+    lzma.LZMAError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 def folder_of(name: str, data: DataSet, root: Path | None, prepared: Path) -> Path:
@@ -84,7 +92,7 @@ def digest(path: Path) -> str:
                 return sha256(unpacked)
         with open(path, "rb") as file:
             return sha256(file)
-    except (*DAMAGED, RuntimeError) as error:  # zipfile raises that for a password
+    except DAMAGED as error:
         raise UserError(f"{path}: cannot be read ({error}); replace it") from None
 
 

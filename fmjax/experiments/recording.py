@@ -6,33 +6,43 @@ import fcntl
 import json
 import math
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from fmjax.config.json_files import write_atomically
 from fmjax.errors import UserError
-from fmjax.experiments.entries import Measured, Written, read_claims
+from fmjax.experiments.entries import Claims, Measured, Written, read_claims
 from fmjax.experiments.verdicts import Rows
 
 MARK = "# --- measured"
 
 
-def record(path: Path, name: str, rows: Rows) -> None:
-    """Replaces what was measured of one experiment; the rest of the file stays as it is.
-
-    Several processes may record at the same time. Raises UserError if the file lacks the line that
-    begins with MARK, or is not correct.
-    """
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Locks the folder of the file, so that several processes record one after the other."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # a moment: each process only reads and writes the file
-        claims = read_claims(path)  # again, since others may have recorded results since
-        known = {**claims.measured, name: rows}
-        parts = [head(path)]
-        for one in claims.experiments:
-            parts += [lines(one, label, row) for label, row in known.get(one, {}).items()]
-        write_atomically(path, "".join(parts))
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(folder)
+
+
+def record(path: Path, name: str, rows: Rows) -> Claims:
+    """Replaces what was measured of one experiment; the rest of the file stays as it is.
+
+    Returns what the file then says. Reads it anew, since other processes may have recorded results;
+    call it while the file is `locked`. Raises UserError if the file lacks the line that begins with
+    MARK, or is not correct.
+    """
+    claims = read_claims(path)
+    known = {**claims.measured, name: rows}
+    parts = [head(path)]
+    for one in claims.experiments:
+        parts += [lines(one, label, row) for label, row in known.get(one, {}).items()]
+    write_atomically(path, "".join(parts))
+    return read_claims(path)
 
 
 def head(path: Path) -> str:
@@ -45,6 +55,7 @@ def head(path: Path) -> str:
 
 def lines(name: str, label: str, row: Measured) -> str:
     """Returns a row as TOML."""
+    groups: tuple[tuple[str, Mapping[str, float | tuple[float, ...]]], ...]
     groups = (("values", row.values), ("deviation", row.deviation))
     plain = {key: one for key, one in vars(row).items() if one and not isinstance(one, dict)}
     return "".join(

@@ -320,12 +320,15 @@ def measured(records: list[Record], metrics: Sequence[str]) -> Measured:
         found = (record["metrics"][metric] for record in records)
         values[metric] = tuple(math.nan if value is None else float(value) for value in found)
     seconds = sum(record["cpu_seconds"] for record in records)
+    commits, dates, machines = (
+        ", ".join(dict.fromkeys(record[key] for record in records))
+        for key in ("commit", "date", "machine")
+    )
     return Measured(
         values,
         examples=int(records[0]["metrics"].get("examples", 0)),
         cpu_minutes=round(seconds / 60 / len(records), 2),
-        **{
-            key: ", ".join(dict.fromkeys(record[key] for record in records))
-            for key in ("commit", "date", "machine")
-        },
+        commit=commits,
+        date=dates,
+        machine=machines,
     )

@@ -44,6 +44,8 @@ def verdict(one: Experiment, claim: Claim, claimed: Rows, found: Rows) -> Verdic
     """Returns the verdict on a claim: it holds if the mean over seeds is at most `tolerance` worse
     than the claimed one or, if there is none, than the published value."""
     label, before = one.runs[claim.run].label, mean_of(claimed.get(claim.run), claim.metric)
+    if before is not None and not math.isfinite(before):
+        before = None  # that run diverged
     now = found.get(claim.run)
     value, floor = mean_of(now, claim.metric), best_floor(one, claim, found)
     words: list[str] = []

@@ -40,6 +40,7 @@ PUBLISHED = {"published": 0.9, "source": "someone"}
         (True, "better than the published value", {"value": 0.95, "claimed": 0.8, **PUBLISHED}),
         (None, "first measurement; worse than its floor", {"value": 0.5, "floor": 0.6, "floors": ("tfidf",)}),
         (True, "better than its floor", {"value": 0.7, "claimed": 0.7, "floor": 0.6, "floors": ("tfidf",)}),
+        (None, "first measurement", {"value": 0.5, "claimed": math.nan}),
         (False, "accuracy is not finite: the run diverged", {"value": math.nan, "claimed": 0.7, **PUBLISHED}),
     ],
 )
