@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--quick",
         action="store_true",
-        help="run two steps of tiny models, to check that everything works",
+        help="run two steps of tiny models, from the start, to check that everything works",
     )
     flags.add(
         "--data",
