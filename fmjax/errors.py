@@ -30,6 +30,10 @@ class RecordError(UserError):
         return RecordError, (self.place, self.problem, self.index, self.shown)
 
 
+class Diverged(UserError):
+    """The loss or the gradient of a run is not finite in too many steps."""
+
+
 class Interrupted(Exception):
     """A signal stopped the run after its state was saved. The same command continues it.
 

