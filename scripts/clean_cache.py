@@ -24,7 +24,7 @@ def clean(args: Namespace) -> None:
         done = cleaning.remove(args.older_than)
         note = f"; {done.kept:,} are in use and stay" if done.kept else ""
         note += f"; {done.failed:,} could not be removed" if done.failed else ""
-        print(f"removed {done.count:,} entries, {done.size / 1e6:,.1f} MB{note}")
+        print(f"removed {done.entries:,} entries, {done.size / 1e6:,.1f} MB{note}")
     print(cleaning.table())
 
 

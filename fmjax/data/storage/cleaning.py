@@ -67,7 +67,7 @@ class Removed(NamedTuple):
     """How many entries were removed, their bytes, how many were kept because they are in use, and
     how many could not be removed."""
 
-    count: int
+    entries: int
     size: int
     kept: int
     failed: int
