@@ -104,7 +104,9 @@ def set_up() -> None:
     for name in ("gs", "gcs"):
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
         fsspec.register_implementation(name, "fmjax.patient_gcsfs.PatientFileSystem", clobber=True)
-        if name in fsspec.registry:  # loaded already, as by pandas: the name of a class comes late
+        used = fsspec.registry.get(name)
+        # Loaded already, as by pandas: the name of a class comes late.
+        if used is not None and used.__module__.partition(".")[0] == "gcsfs":
             from fmjax.patient_gcsfs import PatientFileSystem
 
             fsspec.register_implementation(name, PatientFileSystem, clobber=True)

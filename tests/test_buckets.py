@@ -157,7 +157,8 @@ def test_gcsfs_that_was_used_before_is_patient_too(bucket_service, monkeypatch):
 
 
 def test_errors_of_tokens_in_gcsfs():
-    from gcsfs.retry import HttpError
+    retry = pytest.importorskip("gcsfs.retry", reason="gcsfs is not installed")
+    HttpError = retry.HttpError
     from google.auth.exceptions import RefreshError, TransportError
 
     from fmjax.patient_gcsfs import is_temporary, temporary

@@ -98,7 +98,7 @@ def test_a_restart_forgets_what_was_logged_after_its_step(tmp_path):
 
 def test_nothing_is_written_once_the_run_was_taken_over(tmp_path):
     class Lost(Lock):
-        def check(self) -> None:
+        def check(self, now: bool = False) -> None:
             raise TakenOver("taken over")
 
     made = recorder(tmp_path)
