@@ -7,7 +7,7 @@ import pickle
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fmjax.data.sources.open import open_source
@@ -58,7 +58,6 @@ def test_one_list(tmp_path):
 VALUES = st.recursive(st.integers() | st.text(), st.lists, max_leaves=5)
 
 
-@settings(max_examples=40)  # each opens a file and writes its index
 @given(st.lists(st.dictionaries(st.text(max_size=5), VALUES, min_size=1)))
 def test_objects_are_found_in_any_json(tmp_path_factory, items):
     source_of = {"a": "[{", "rows": items, "b": {"c": [{"d": 1}]}}
