@@ -12,8 +12,8 @@ if not __package__:  # run as a file: a checkout need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmjax.config import commandline
+from fmjax.filesystems.paths import run_path
 from fmjax.inference.convert import convert
-from fmjax.paths import run_path
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,8 +15,8 @@ from fmjax.config import commandline
 from fmjax.config.json_files import to_line
 from fmjax.data.storage import cache
 from fmjax.distributed import hosts
+from fmjax.filesystems.paths import run_path
 from fmjax.inference.evaluate import evaluate_run
-from fmjax.paths import run_path
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,10 +24,10 @@ if not __package__:  # run as a file: a checkout need not be installed
 
 from fmjax.config import commandline
 from fmjax.data.storage import cache
+from fmjax.filesystems.paths import local_path, run_path
 from fmjax.inference import predicting
 from fmjax.inference.inputs import AUTO, KINDS
 from fmjax.inference.predict import predict_file
-from fmjax.paths import local_path, run_path
 
 
 def main(argv: list[str] | None = None) -> int:

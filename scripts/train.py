@@ -14,7 +14,7 @@ if not __package__:  # run as a file: a checkout need not be installed
 
 from fmjax.config import commandline, overridden_keys
 from fmjax.distributed import hosts
-from fmjax.paths import local_path, run_path
+from fmjax.filesystems.paths import local_path, run_path
 from fmjax.train import keys
 from fmjax.train.dry_run import dry_run
 from fmjax.train.loop import train

@@ -13,8 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmjax"
 # From the ground up. A name alone is a file of that name or all of a folder; the folders of data have floors of their own.
 ORDER = [
     "contracts", "errors", "pytree", "randomness", "memory", "hardware", "losses",
-    "patience", "patient_gcsfs", "scratch", "buckets", "paths",
-    "config", "distributed", "optim", "layers",
+    "filesystems", "config", "distributed", "optim", "layers",
     "data/characters", "data/ragged",
     "data/records", "data/identity", "data/groups", "data/partitions",
     "data/tokenizers", "data/stream", "data/storage", "data/kinds", "data/augment", "data/sources", "data/splits",

@@ -33,9 +33,9 @@ from fmjax.config import apply_overrides, load_config, to_dict
 from fmjax.config.numbers import real, whole
 from fmjax.config.shipped import listing
 from fmjax.errors import Interrupted, UserError, nearest, one_line
+from fmjax.filesystems.paths import explained as explained_paths
 from fmjax.hardware import explained
 from fmjax.memory import keep_freed
-from fmjax.paths import explained as explained_paths
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 75
 OVERRIDE = "--config."

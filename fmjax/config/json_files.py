@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fmjax.buckets import BucketPath
 from fmjax.errors import UserError
-from fmjax.paths import RunPath
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath
 
 MISSING = "no such file; a Hugging Face model folder has one"
 

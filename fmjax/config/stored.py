@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fmjax import __version__
-from fmjax.buckets import BucketPath
 from fmjax.config.files import Config, Keys, leaves, message_of, renamed, to_dict
 from fmjax.config.json_files import parse_json, write_json
 from fmjax.contracts import Value
 from fmjax.errors import UserError, nearest
-from fmjax.paths import RunPath
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath
 
 CONFIG = "config.json"
 SCHEMA = 1  # of config.json; raised when older readers would misread it

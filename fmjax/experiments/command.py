@@ -18,7 +18,7 @@ from fmjax.experiments import pages, recording
 from fmjax.experiments.entries import Claims, Experiment, claims_file, data_of, read_claims
 from fmjax.experiments.reproduce import Options, Runner
 from fmjax.experiments.verdicts import NOT_RUN, Rows, Verdict, number, verdicts
-from fmjax.paths import local_path
+from fmjax.filesystems.paths import local_path
 
 FULL, SHRUNKEN = "runs/reproduce", "runs/reproduce-quick"
 

@@ -9,7 +9,6 @@ from contextlib import closing
 import jax.numpy as jnp
 
 from fmjax import pytree
-from fmjax.buckets import BucketPath
 from fmjax.config import is_run, to_dict, write_config
 from fmjax.contracts import Processors
 from fmjax.data.kinds import lifecycle
@@ -17,11 +16,12 @@ from fmjax.decoding.settings import token_limit
 from fmjax.defaults import experiment
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath, explained, run_path
 from fmjax.inference.export import special_type
 from fmjax.inference.folder_task import folder_task
 from fmjax.inference.load import load
 from fmjax.inference.pretrained import UNLIMITED, Pretrained, abstract_params
-from fmjax.paths import RunPath, explained, run_path
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint import Checkpoints
 from fmjax.runs.lock import locked

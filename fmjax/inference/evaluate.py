@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fmjax.buckets import BucketPath
 from fmjax.contracts import Arrays, Batch, Examples, Processors, PyTree, Task
 from fmjax.data.kinds import text
 from fmjax.data.records import ConcatenatedSources
@@ -29,10 +28,11 @@ from fmjax.decoding.settings import settings_for
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.distributed.progress import Bar
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import explained, run_path
 from fmjax.inference.load import load_run
 from fmjax.metrics.classes import defined
 from fmjax.models.sizes import with_chunks
-from fmjax.paths import explained, run_path
 
 
 class Collected(NamedTuple):

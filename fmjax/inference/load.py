@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmjax import contracts, models, paths, pytree, tasks
-from fmjax.buckets import BucketPath
+from fmjax import contracts, models, pytree, tasks
 from fmjax.config import is_run, read_config
 from fmjax.config.json_files import read_json
 from fmjax.contracts import Processors, PyTree
@@ -18,12 +17,14 @@ from fmjax.data.tokenizers.tokenizer import load_tokenizer
 from fmjax.decoding.settings import GENERATION, from_config
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
+from fmjax.filesystems import paths
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath, run_path
 from fmjax.hardware import explained
 from fmjax.hub import families, folders, llama2c
 from fmjax.hub.tensors import check_finite
 from fmjax.inference.pretrained import Pretrained, abstract_params
 from fmjax.layers.kernels.choice import AUTO
-from fmjax.paths import RunPath, run_path
 from fmjax.runs.best import stored_best
 from fmjax.runs.checkpoint_reader import CheckpointReader
 from fmjax.runs.folder import CHECKPOINTS, has_failed_start

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fmjax.buckets import BucketPath
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config, Value
 from fmjax.data.storage.cache import digest
 from fmjax.distributed.hosts import say
 from fmjax.distributed.progress import Bar
 from fmjax.errors import Interrupted, UserError, one_line
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath
 from fmjax.inference.inputs import (
     AUTO,
     STANDARD,
@@ -33,7 +34,6 @@ from fmjax.inference.inputs import (
 from fmjax.inference.load import load
 from fmjax.inference.predicting import Predictor
 from fmjax.inference.pretrained import Pretrained
-from fmjax.paths import RunPath
 
 
 class Output:

@@ -27,6 +27,7 @@ from fmjax.decoding.settings import (
     token_limit,
 )
 from fmjax.errors import UserError
+from fmjax.filesystems.paths import local_path
 from fmjax.hub import families, folders
 from fmjax.hub.reference import Outputs, Reference, plain_outputs
 from fmjax.inference.export import save_prompts, written_config, written_generation
@@ -41,7 +42,6 @@ from fmjax.inference.predicting import (
 )
 from fmjax.models import Family
 from fmjax.models.inputs import checked_inputs
-from fmjax.paths import local_path
 
 UNLIMITED = 512  # tokens of an example, where neither a run nor a position table sets a limit
 FEATURES = {

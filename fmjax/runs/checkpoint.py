@@ -30,13 +30,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from fmjax.buckets import BucketPath
 from fmjax.contracts import Config, PyTree
 from fmjax.distributed import hosts
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.paths import RunPath, remove_tree, rename
-from fmjax.patience import OUTAGE, PATIENCE
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath, remove_tree, rename
+from fmjax.filesystems.patience import OUTAGE, PATIENCE
 from fmjax.runs import array_digests, orbax_items
 from fmjax.runs.checkpoint_reader import Best, CheckpointReader, ending
 from fmjax.runs.lock import TakenOver

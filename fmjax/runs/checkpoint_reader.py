@@ -14,7 +14,7 @@ from fmjax import hardware
 from fmjax.contracts import Config, PyTree
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.paths import RunPath
+from fmjax.filesystems.paths import RunPath
 from fmjax.runs import orbax_items
 from fmjax.runs.manifest import (
     MANIFEST,

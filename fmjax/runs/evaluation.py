@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Record
-from fmjax.paths import RunPath
+from fmjax.filesystems.paths import RunPath
 
 FILE = "validation.json"
 LOSS = "loss"

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import jax
 
-from fmjax.buckets import BucketPath
 from fmjax.config import is_run
 from fmjax.config.json_files import read_json, write_json
 from fmjax.contracts import Config
@@ -29,7 +28,8 @@ from fmjax.data.storage.fingerprints import data_differences, with_digests
 from fmjax.distributed import hosts
 from fmjax.distributed.alarm import ending_together
 from fmjax.errors import UserError
-from fmjax.paths import RunPath, explained
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath, explained
 from fmjax.runs.lock import LOCK, Lock, locked
 
 CONFIG, PROVENANCE, TOKENIZER, CHECKPOINTS = (

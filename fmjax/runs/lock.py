@@ -18,12 +18,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fmjax.buckets import BucketPath
 from fmjax.contracts import Record
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.paths import RunPath
-from fmjax.scratch import machine, started
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath
+from fmjax.filesystems.scratch import machine, started
 
 LOCK = ".lock"
 HEARTBEAT = 10.0  # seconds between two writes

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 from tensorboardX import SummaryWriter
 
-from fmjax.buckets import BucketPath
 from fmjax.config.json_files import to_line, write_atomically
 from fmjax.contracts import Record
-from fmjax.paths import RunPath
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath
 from fmjax.runs.spool import Spool
 
 METRICS = "metrics.jsonl"

@@ -14,11 +14,11 @@ from typing import TypeAlias
 
 import jax
 
-from fmjax.buckets import BucketPath
 from fmjax.config.json_files import write_json
 from fmjax.contracts import PyTree
 from fmjax.errors import UserError
-from fmjax.paths import RunPath
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath
 from fmjax.pytree import grouped, names
 from fmjax.runs import array_digests
 

@@ -20,8 +20,8 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from fmjax.contracts import PyTree
-from fmjax.paths import RunPath
-from fmjax.patience import OUTAGE
+from fmjax.filesystems.paths import RunPath
+from fmjax.filesystems.patience import OUTAGE
 from fmjax.pytree import names, unnames
 from fmjax.runs.manifest import flat
 

@@ -13,7 +13,7 @@ from fmjax.config import read_config
 from fmjax.config.json_files import write_atomically
 from fmjax.contracts import Record, Value
 from fmjax.data.stream import packing
-from fmjax.paths import RunPath
+from fmjax.filesystems.paths import RunPath
 from fmjax.runs import evaluation as evaluations
 from fmjax.runs import folder as run_folder
 from fmjax.runs.evaluation import LOSS, Evaluation, short

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from fmjax import scratch
-from fmjax.buckets import BucketPath
 from fmjax.errors import UserError
+from fmjax.filesystems import scratch
+from fmjax.filesystems.buckets import BucketPath
 
 EVERY = 5.0  # seconds between two uploads
 SHARE = 20  # of the time between two uploads one may take: large files are uploaded less often

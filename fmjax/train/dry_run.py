@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from fmjax import pytree
-from fmjax.buckets import BucketPath
 from fmjax.config import is_run
 from fmjax.contracts import Config, HostBatch, Task, Value
 from fmjax.data.kinds import text
 from fmjax.data.stream.batches import Reading, TrainBatches
 from fmjax.data.tokenizers.tokenizer import Tokenizer
-from fmjax.paths import RunPath
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import RunPath
 from fmjax.train import start
 from fmjax.train.experiment import Experiment, prepare
 

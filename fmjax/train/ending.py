@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from fmjax.paths import RunPath
+from fmjax.filesystems.paths import RunPath
 from fmjax.runs import evaluation
 from fmjax.runs.report import REPORT
 from fmjax.train.experiment import Experiment

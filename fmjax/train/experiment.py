@@ -16,7 +16,7 @@ from fmjax.contracts import Config, HostBatch, PyTree
 from fmjax.data.stream.batches import batch_shapes, eval_batches
 from fmjax.distributed import hosts
 from fmjax.distributed.layout import lay_out
-from fmjax.paths import RunPath
+from fmjax.filesystems.paths import RunPath
 from fmjax.runs import folder as run_folder
 from fmjax.train import limits
 from fmjax.train.budget import check_memory

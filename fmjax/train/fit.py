@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from fmjax.config import apply_overrides, load_config, overridden_keys, override_texts, to_dict
 from fmjax.contracts import Value
 from fmjax.data.stream.watch import starts_as_worker
+from fmjax.filesystems.paths import run_path
 from fmjax.memory import keep_freed
-from fmjax.paths import run_path
 from fmjax.train.loop import train
 
 

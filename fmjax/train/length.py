@@ -8,7 +8,7 @@ from fmjax import optim
 from fmjax.config import read_config
 from fmjax.contracts import Config, Examples, PyTree
 from fmjax.errors import UserError
-from fmjax.paths import RunPath
+from fmjax.filesystems.paths import RunPath
 
 
 def total_steps(config: Config, examples: int) -> int:

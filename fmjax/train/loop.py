@@ -14,8 +14,8 @@ from fmjax.distributed import hosts
 from fmjax.distributed.compiler import compiler_options
 from fmjax.distributed.progress import Bar
 from fmjax.errors import UserError
+from fmjax.filesystems.paths import RunPath
 from fmjax.hardware import explained
-from fmjax.paths import RunPath
 from fmjax.randomness import dropout_key
 from fmjax.runs import folder as run_folder
 from fmjax.runs.lock import Lock

@@ -11,13 +11,13 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from fmjax.buckets import BucketPath
 from fmjax.config.json_files import to_line, write_atomically
 from fmjax.contracts import Config
 from fmjax.data.storage import cache
 from fmjax.distributed import hosts
 from fmjax.errors import UserError, one_line
-from fmjax.paths import explanation
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import explanation
 from fmjax.runs.checkpoint import NotSaved
 from fmjax.runs.logs import METRICS
 from fmjax.train import start

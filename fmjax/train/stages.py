@@ -27,9 +27,9 @@ from fmjax.data.stream.tolerance import Tolerance
 from fmjax.decoding.settings import check_generation
 from fmjax.distributed.hosts import say
 from fmjax.distributed.layout import Layout, accumulation
+from fmjax.filesystems.paths import RunPath
 from fmjax.inference.load import load
 from fmjax.inference.pretrained import Pretrained
-from fmjax.paths import RunPath
 from fmjax.runs import best
 from fmjax.runs import folder as run_folder
 from fmjax.runs.checkpoint_reader import CheckpointReader

@@ -19,13 +19,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from support.bucket import BUCKET
 
 import fmjax
-from fmjax import buckets, paths, scratch
-from fmjax.buckets import BucketPath
 from fmjax.config import is_run, read_config
 from fmjax.config.json_files import read_json
 from fmjax.errors import UserError
-from fmjax.paths import run_path
-from fmjax.patience import OUTAGE
+from fmjax.filesystems import buckets, paths, scratch
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import run_path
+from fmjax.filesystems.patience import OUTAGE
 from fmjax.runs import array_digests, lock
 from fmjax.runs.checkpoint import Checkpoints, NotSaved
 from fmjax.runs.checkpoint_reader import CheckpointReader
@@ -191,7 +191,7 @@ def test_a_bucket_that_retains_objects(workdir, monkeypatch):
 
 
 def test_a_lock_whose_answer_was_lost_is_held(workdir, bucket_service, quick, monkeypatch):
-    monkeypatch.setattr("fmjax.patience.LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("fmjax.filesystems.patience.LONGEST_PAUSE", 0.01)
     lost = iter(["lose"])
     with (
         bucket_service.faults(lambda method, path: next(lost, None) if method == "POST" else None),
@@ -221,7 +221,8 @@ def test_logs_are_uploaded_and_cut(workdir, monkeypatch):
 
 def test_folders_of_killed_processes_are_removed(workdir, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    make = f"import tempfile; tempfile.tempdir={str(tmp_path)!r}; from fmjax import scratch; print(scratch.make('logs')); "
+    where = f"import tempfile; tempfile.tempdir={str(tmp_path)!r}"
+    make = f"{where}; from fmjax.filesystems import scratch; print(scratch.make('logs')); "
     ended = subprocess.run([sys.executable, "-c", f"{make} import os; os.abort()"], capture_output=True, text=True)
     left = Path(ended.stdout.strip())
     other = tmp_path / left.name.replace(scratch.machine_digest(), "0" * 12)
@@ -315,7 +316,7 @@ def test_a_step_of_the_new_owner_is_out_of_reach(workdir):
 
 
 def test_a_manifest_whose_answer_was_lost_is_ours(workdir, bucket_service, monkeypatch):
-    monkeypatch.setattr("fmjax.patience.LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("fmjax.filesystems.patience.LONGEST_PAUSE", 0.01)
     lost = iter(["lose"])
     seals = lambda method, path: method in ("POST", "PUT") and "ifGenerationMatch=0" in path  # noqa: E731
     with bucket_service.faults(lambda method, path: next(lost, None) if seals(method, path) else None):
@@ -362,8 +363,8 @@ def test_a_step_that_is_deleted_while_it_is_read_is_gone(workdir, monkeypatch, c
 
 def test_a_restore_that_fails_is_one_line(workdir, bucket_service, monkeypatch):
     saved(workdir, 1).close()
-    monkeypatch.setattr("fmjax.patience.PATIENCE", 0.05)
-    monkeypatch.setattr("fmjax.patience.LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("fmjax.filesystems.patience.PATIENCE", 0.05)
+    monkeypatch.setattr("fmjax.filesystems.patience.LONGEST_PAUSE", 0.01)
     reader = CheckpointReader(workdir)
     assert reader.latest() == 1
     for status in (400, 401, 403, 503):
@@ -392,7 +393,7 @@ def test_a_save_is_given_up_when_the_bucket_does_not_answer(workdir, monkeypatch
 def test_failing_requests_of_small_files_are_one_line(workdir, bucket_service, monkeypatch):
     """A bucket that does not answer is not taken for a folder without a run, or for a damaged file."""
     (workdir / "config.json").write_bytes(b'{"fmjax": {}}')
-    monkeypatch.setattr("fmjax.patience.PATIENCE", 0.0)
+    monkeypatch.setattr("fmjax.filesystems.patience.PATIENCE", 0.0)
     advice = "fix the permissions of the bucket or the network"
     calls = [is_run, read_config, check_workdir, read_metrics, lambda path: read_json(path / "config.json"), read_manifest]
     with bucket_service.faults(lambda method, path: 503):

@@ -21,9 +21,9 @@ from support.bucket import BUCKET, Rule, download
 from support.run_results import equal, items
 
 import fmjax
-from fmjax.buckets import BucketPath
 from fmjax.errors import UserError
-from fmjax.paths import run_path
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import run_path
 from fmjax.runs.checkpoint import CheckpointReader
 from scripts import convert, evaluate, predict, train
 
@@ -119,7 +119,7 @@ def test_faults_on_the_way(workdir, local, run, bucket_service, tmp_path, monkey
         # The emulator, unlike the service, forgets an upload in parts that has ended.
         return "break" if fault == "lose" and "upload_id" in path else fault
 
-    monkeypatch.setattr("fmjax.patience.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("fmjax.filesystems.patience.LONGEST_PAUSE", 0.1)
     with bucket_service.faults(rule):
         for steps in (6, 10):
             assert run(workdir, *OFTEN, f"train.steps={steps}") == 0

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fmjax.buckets import BucketPath
 from fmjax.distributed import hosts
 from fmjax.errors import UserError
+from fmjax.filesystems.buckets import BucketPath
 from fmjax.runs.checkpoint import NotSaved
 from fmjax.train.rescue import rescuing
 

@@ -11,7 +11,7 @@ from fmjax.data.kinds import lifecycle
 from fmjax.data.records import Bundle
 from fmjax.distributed.hosts import say
 from fmjax.errors import UserError
-from fmjax.paths import RunPath
+from fmjax.filesystems.paths import RunPath
 
 
 def choose_processors(

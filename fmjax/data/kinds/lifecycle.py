@@ -11,7 +11,7 @@ from fmjax import contracts
 from fmjax.contracts import Column, Config, Processors, Source, Value
 from fmjax.data.kinds import find
 from fmjax.data.records import Bundle
-from fmjax.paths import RunPath, as_local, written_from_local
+from fmjax.filesystems.paths import RunPath, as_local, written_from_local
 
 FOLDER = (
     "processors"  # folder in a run or a model folder, for kinds that have no standard place there

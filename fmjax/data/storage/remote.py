@@ -26,7 +26,7 @@ from fmjax.data.storage.paths import is_data, is_image, is_text, kind_of
 from fmjax.data.storage.ranged import BLOCK, RangedFile, ranged, state_of
 from fmjax.data.storage.tar import hidden
 from fmjax.errors import UserError, nearest, one_line
-from fmjax.paths import set_up
+from fmjax.filesystems.paths import set_up
 
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
 # The packages that read each scheme.

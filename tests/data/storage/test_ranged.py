@@ -21,7 +21,7 @@ from fmjax.data.storage.ranged import TRAFFIC
 from fmjax.data.storage.token_store import stored_in
 from fmjax.data.tokenizers.tokenizer import load_tokenizer
 from fmjax.errors import UserError
-from fmjax.paths import set_up
+from fmjax.filesystems.paths import set_up
 from fmjax.tasks import corpus
 from fmjax.train import stages
 

@@ -200,7 +200,7 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
     for name in ("gs", "gcs"):
         monkeypatch.delitem(REGISTRY, name, raising=False)
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    monkeypatch.delitem(sys.modules, "fmjax.patient_gcsfs", raising=False)
+    monkeypatch.delitem(sys.modules, "fmjax.filesystems.patient_gcsfs", raising=False)
     with pytest.raises(UserError, match="pip install gcsfs, or fetch the file"):
         texts("gs://b/a.txt")
 

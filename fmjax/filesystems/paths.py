@@ -18,9 +18,9 @@ from typing import TypeAlias
 import fsspec
 import fsspec.config
 
-from fmjax import patience, scratch
-from fmjax.buckets import SCHEME, BucketPath
 from fmjax.errors import UserError
+from fmjax.filesystems import patience, scratch
+from fmjax.filesystems.buckets import SCHEME, BucketPath
 
 RunPath: TypeAlias = Path | BucketPath
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://+(.*)", re.DOTALL)
@@ -103,11 +103,13 @@ def set_up() -> None:
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", f"{patience.REPLY:.0f}")
     for name in ("gs", "gcs"):
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
-        fsspec.register_implementation(name, "fmjax.patient_gcsfs.PatientFileSystem", clobber=True)
+        fsspec.register_implementation(
+            name, "fmjax.filesystems.patient_gcsfs.PatientFileSystem", clobber=True
+        )
         used = fsspec.registry.get(name)
         # Loaded already, as by pandas: the name of a class comes late.
         if used is not None and used.__module__.partition(".")[0] == "gcsfs":
-            from fmjax.patient_gcsfs import PatientFileSystem
+            from fmjax.filesystems.patient_gcsfs import PatientFileSystem
 
             fsspec.register_implementation(name, PatientFileSystem, clobber=True)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)

@@ -21,9 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from fmjax import patience
 from fmjax.errors import UserError, one_line
-from fmjax.patience import CONNECT, OUTAGE, REPLY, repeating
+from fmjax.filesystems import patience
+from fmjax.filesystems.patience import CONNECT, OUTAGE, REPLY, repeating
 
 T = TypeVar("T")
 REQUEST = re.compile(r"^(\d{3}) [A-Z]+ \S+: ")  # begins a message: "403 GET https://...: Forbidden"

@@ -12,11 +12,11 @@ import pytest
 from etils import epath
 from support.bucket import BUCKET
 
-from fmjax import buckets, paths, patience
-from fmjax.buckets import BucketPath
 from fmjax.errors import UserError
-from fmjax.paths import run_path
-from fmjax.patience import OUTAGE
+from fmjax.filesystems import buckets, paths, patience
+from fmjax.filesystems.buckets import BucketPath
+from fmjax.filesystems.paths import run_path
+from fmjax.filesystems.patience import OUTAGE
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_gcsfs_that_was_used_before_is_patient_too(bucket_service, monkeypatch):
     import fsspec
     import gcsfs
 
-    from fmjax.patient_gcsfs import PatientFileSystem
+    from fmjax.filesystems.patient_gcsfs import PatientFileSystem
 
     fsspec.register_implementation("gs", gcsfs.core.GCSFileSystem, clobber=True)
     run_path("gs://b/c")
@@ -161,7 +161,7 @@ def test_errors_of_tokens_in_gcsfs():
     HttpError = retry.HttpError
     from google.auth.exceptions import RefreshError, TransportError
 
-    from fmjax.patient_gcsfs import is_temporary, temporary
+    from fmjax.filesystems.patient_gcsfs import is_temporary, temporary
 
     def raised(error, cause=None):
         error.__cause__ = cause

@@ -17,7 +17,7 @@ import gcsfs.retry
 from google.api_core.retry import AsyncRetry
 from google.auth.exceptions import GoogleAuthError
 
-from fmjax import patience
+from fmjax.filesystems import patience
 
 SEND = inspect.unwrap(gcsfs.GCSFileSystem._request)  # a single try
 REFUSED = 3  # tries of a request whose token the service refuses
